@@ -1,0 +1,87 @@
+"""The port: `pass_sampling.reference` in PyTorch, for batches, on a CPU or a GPU.
+
+Names, leading parameters, fields and errors are those of the reference, where each is explained at more length. What
+differs: arrays are tensors with a batch axis B in front, and `generate_batch` runs its prompts side by side. Names are
+imported when first used, so importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import load_model, read_config, read_generation_config, read_weights
+    from .config import ModelConfig, RopeScaling, SamplingConfig
+    from .ending import Ending
+    from .generate import generate, generate_batch
+    from .lookahead import LookAhead
+    from .methods import Autoregressive, LanguageModel, Method, PaSS
+    from .record import Choice, Generation, Record
+    from .sampling import probs_from_logits
+    from .table import TableModel
+    from .tape import tape
+    from .transformer import Transformer
+    from .weights import Weights
+
+_HOMES = {
+    "checkpoint": ["load_model", "read_config", "read_generation_config", "read_weights"],
+    "config": ["ModelConfig", "RopeScaling", "SamplingConfig"],
+    "ending": ["Ending"],
+    "generate": ["generate", "generate_batch"],
+    "lookahead": ["LookAhead"],
+    "methods": ["Autoregressive", "LanguageModel", "Method", "PaSS"],
+    "record": ["Choice", "Generation", "Record"],
+    "sampling": ["probs_from_logits"],
+    "table": ["TableModel"],
+    "tape": ["tape"],
+    "transformer": ["Transformer"],
+    "weights": ["Weights"],
+}
+
+__all__ = [
+    "Autoregressive",
+    "Choice",
+    "Ending",
+    "Generation",
+    "LanguageModel",
+    "LookAhead",
+    "Method",
+    "ModelConfig",
+    "PaSS",
+    "Record",
+    "RopeScaling",
+    "SamplingConfig",
+    "TableModel",
+    "Transformer",
+    "Weights",
+    "generate",
+    "generate_batch",
+    "load_model",
+    "probs_from_logits",
+    "read_config",
+    "read_generation_config",
+    "read_weights",
+    "tape",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    for module, names in _HOMES.items():
+        if name in names:
+            try:
+                return getattr(import_module(f"{__name__}.{module}"), name)
+            except ModuleNotFoundError as error:
+                if error.name != "torch":
+                    raise
+                raise ModuleNotFoundError(
+                    "pass_sampling.gpu: found no torch, expected it installed: pip install 'pass-sampling[gpu]'",
+                    name="torch",
+                ) from error
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

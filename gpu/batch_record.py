@@ -1,0 +1,98 @@
+"""What one cycle did to a batch, as tensors, and how the host reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .record import Choice, Record
+
+_Value = TypeVar("_Value")
+SOURCES = ("exact", "accepted", "correction", "bonus")
+EXACT, ACCEPTED, CORRECTION, BONUS = range(len(SOURCES))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One random choice in every row of a batch; rows that did not make it are not `active`."""
+
+    slot: int
+    edges: Tensor  # [B, outcomes]
+    outcome: Tensor  # [B]
+    active: Tensor  # [B]
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """One cycle of a batch: a `Record` per row, in tensors, padded to W tokens and K drafts.
+
+    Of each row's tokens the first `count` are committed, of its drafts the first `num_draft` were made.
+    """
+
+    tokens: Tensor  # [B, W]
+    sources: Tensor  # [B, W] index into SOURCES
+    log_probs: Tensor  # [B, W]
+    count: Tensor  # [B]
+    draft_tokens: Tensor  # [B, K]
+    draft_token_probs: Tensor  # [B, K]
+    target_token_probs: Tensor  # [B, K]
+    accept_probs: Tensor  # [B, K]
+    num_draft: Tensor  # [B]
+    num_accepted: Tensor  # [B]
+    final_token: Tensor  # [B], or -1 where nothing was verified
+    num_forward_passes: Tensor  # [B]
+    num_positions: Tensor  # [B]
+    choices: tuple[Choices, ...] | None = None
+
+    def rows(self) -> list[Record]:
+        """Read the record of every row, with one transfer of integers and one of floats."""
+        counters = [self.count, self.num_draft, self.num_accepted, self.final_token]
+        counters += [self.num_forward_passes, self.num_positions]
+        integers = torch.cat([torch.stack(counters, dim=1), self.tokens, self.sources, self.draft_tokens], dim=1)
+        per_draft = [self.draft_token_probs, self.target_token_probs, self.accept_probs]
+        floats = torch.cat([self.log_probs, *per_draft], dim=1)
+        width, depth = self.tokens.shape[1], self.draft_tokens.shape[1]
+        records = []
+        for b, (ids, values) in enumerate(zip(integers.tolist(), floats.tolist(), strict=True)):
+            count, num_draft, num_accepted, final_token, num_passes, num_positions = ids[: len(counters)]
+            tokens, sources, drafts = _split(ids[len(counters) :], width, width, depth)
+            log_probs, draft_probs, target_probs, accept_probs = _split(values, width, depth, depth, depth)
+            records.append(
+                Record(
+                    tokens=tuple(tokens[:count]),
+                    sources=tuple(SOURCES[source] for source in sources[:count]),
+                    log_probs=tuple(log_probs[:count]),
+                    draft_tokens=tuple(drafts[:num_draft]),
+                    draft_token_probs=tuple(draft_probs[:num_draft]),
+                    target_token_probs=tuple(target_probs[:num_draft]),
+                    accept_probs=tuple(accept_probs[:num_draft]),
+                    num_accepted=num_accepted,
+                    final_token=None if final_token < 0 else final_token,
+                    num_forward_passes=num_passes,
+                    num_positions=num_positions,
+                    choices=self._choices(b),
+                )
+            )
+        return records
+
+    def _choices(self, b: int) -> tuple[Choice, ...] | None:
+        """Return the choices that one row made."""
+        if self.choices is None:
+            return None
+        return tuple(
+            Choice(choice.slot, choice.edges[b].cpu().numpy(), int(choice.outcome[b]))
+            for choice in self.choices
+            if bool(choice.active[b])
+        )
+
+
+def _split(values: list[_Value], *lengths: int) -> list[list[_Value]]:
+    """Cut a list into pieces of the given lengths."""
+    pieces, start = [], 0
+    for length in lengths:
+        pieces.append(values[start : start + length])
+        start += length
+    return pieces

@@ -1,0 +1,142 @@
+"""The key/value cache of a batch: what earlier passes computed, and how rejected drafts leave it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values of the first `lengths[b]` positions of each row b, in arrays of fixed size.
+
+    Slot s holds position s. Slots at and beyond a row's length are scratch: a pass writes there, and what is kept of
+    it is decided afterwards by `truncate` or `keep`. Scratch is masked, not absent, so it must stay finite: it starts
+    as zeros. `extent` is a bound on all lengths that the host knows, so that a pass need not read unused slots;
+    `level` says that the host knows all lengths to be equal to it.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        capacity: int = 16,
+        batch_size: int = 1,
+        device: torch.device | str = "cpu",
+    ):
+        """Reserve zeroed room for `capacity` positions per row."""
+        shape = (num_layers, batch_size, num_kv_heads, capacity, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, B, G, capacity, E]
+        self.values = torch.zeros(shape, dtype=dtype, device=device)  # [layers, B, G, capacity, E]
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
+        self.extent = 0
+        self.level = True
+        self._rows = torch.arange(batch_size, device=device).unsqueeze(1)  # [B, 1]
+
+    @property
+    def capacity(self) -> int:
+        """Number of positions per row."""
+        return self.keys.shape[3]
+
+    def slots(self, num_rows: int) -> Tensor:  # [B, T]
+        """Return where the rows of the next pass will be written.
+
+        Raises:
+            ValueError: a row would run past the capacity.
+        """
+        if self.extent + num_rows > self.capacity:
+            raise ValueError(f"capacity: found {self.capacity}, expected at least {self.extent + num_rows}")
+        return self.lengths.unsqueeze(1) + torch.arange(num_rows, device=self.lengths.device)
+
+    def write(
+        self,
+        layer: int,
+        keys: Tensor,  # [B, G, T, E]
+        values: Tensor,  # [B, G, T, E]
+        slots: Tensor,  # [B, T]
+    ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
+        """Write one layer's rows of a pass and return every slot that some row of the batch can see."""
+        end = self.extent + keys.shape[2]
+        self.keys[layer].transpose(1, 2)[self._rows, slots] = keys.transpose(1, 2)
+        self.values[layer].transpose(1, 2)[self._rows, slots] = values.transpose(1, 2)
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, num_rows: int) -> None:
+        """Count the rows that every layer has just written as cached."""
+        self.lengths = self.lengths + num_rows
+        self.extent += num_rows
+
+    def truncate(
+        self,
+        length: Tensor,  # [B]
+    ) -> None:
+        """Drop every position at or beyond each row's `length`: rejected drafts, look-ahead rows, padding.
+
+        Raises:
+            ValueError: a length is negative or more than what is cached; checked on the CPU alone, where asking
+                costs no synchronisation.
+        """
+        if length.device.type == "cpu":
+            if bool(((length < 0) | (length > self.lengths)).any()):
+                raise ValueError(
+                    f"length: found {length.tolist()}, expected 0 to {self.lengths.tolist()}, the number of cached "
+                    "positions"
+                )
+            self.extent = int(length.max())
+            self.level = bool((length == self.extent).all())
+        else:
+            self.level = False
+        self.lengths = length
+
+    def keep(
+        self,
+        rows: Tensor,  # [B, N]
+    ) -> None:
+        """Keep only the given slots of each row, in the given increasing order: the rollback of a tree of drafts.
+
+        Raises:
+            ValueError: the slots do not increase, or are not all cached; checked on the CPU alone.
+        """
+        if rows.device.type == "cpu" and rows.shape[1]:
+            sound = (rows[:, 0] >= 0) & (rows[:, -1] < self.lengths) & (rows.diff(dim=1) > 0).all(dim=1)
+            if not bool(sound.all()):
+                raise ValueError(
+                    f"rows: found {rows.tolist()}, expected increasing slots below {self.lengths.tolist()}"
+                )
+        count = rows.shape[1]
+        index = rows[None, :, None, :, None].expand(*self.keys.shape[:3], count, self.keys.shape[4])
+        self.keys[:, :, :, :count] = self.keys.gather(3, index)
+        self.values[:, :, :, :count] = self.values.gather(3, index)
+        self.lengths = torch.full_like(self.lengths, count)
+        self.extent, self.level = count, True
+
+    def select(
+        self,
+        rows: Tensor,  # [N]
+    ) -> KVCache:
+        """Return an independent cache of the given rows of the batch."""
+        return self._twin(self.keys[:, rows], self.values[:, rows], self.lengths[rows], self.extent, self.level)
+
+    def copy(self) -> KVCache:
+        """Return an independent cache with the same contents."""
+        return self._twin(self.keys.clone(), self.values.clone(), self.lengths.clone(), self.extent, self.level)
+
+    @staticmethod
+    def stack(caches: list[KVCache]) -> KVCache:
+        """Return an independent cache whose rows are those of caches of equal capacity, one after the other."""
+        extent = max(cache.extent for cache in caches)
+        return KVCache._twin(
+            torch.cat([cache.keys for cache in caches], dim=1),
+            torch.cat([cache.values for cache in caches], dim=1),
+            torch.cat([cache.lengths for cache in caches]),
+            extent,
+            all(cache.level and cache.extent == extent for cache in caches),
+        )
+
+    @staticmethod
+    def _twin(keys: Tensor, values: Tensor, lengths: Tensor, extent: int, level: bool) -> KVCache:
+        twin = object.__new__(KVCache)
+        twin.keys, twin.values, twin.lengths, twin.extent, twin.level = keys, values, lengths, extent, level
+        twin._rows = torch.arange(lengths.shape[0], device=lengths.device).unsqueeze(1)
+        return twin

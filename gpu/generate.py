@@ -1,0 +1,117 @@
+"""The loop: repeat a method's step until every text has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .ending import Decode, Ending
+from .methods.base import Method
+from .record import Generation, Record
+from .tape import tape
+
+Callback = Callable[[int, tuple[int, ...]], None]
+"""Called as `callback(request, tokens)` with the tokens of one request that a cycle has committed."""
+
+
+def generate(
+    method: Method,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int] | None = None,
+    stop_strings: Sequence[str] = (),
+    decode: Decode | None = None,
+    seed: int = 0,
+    request: int = 0,
+    trace: bool = False,
+    callback: Callback | None = None,
+) -> Generation:
+    """Continue a prompt until it ends: exactly at a length, an end-of-sequence token or a stop string.
+
+    The same seed and request number give the same text, whatever else is generated beside it.
+
+    Args:
+        method: how to decode, over which model, with which sampling settings.
+        prompt: token ids, at least one.
+        max_new_tokens: tokens to generate at most.
+        eos_token_ids: tokens that end the text; default: the model's own.
+        stop_strings: strings that end the text once they stand in the decoded new tokens.
+        decode: turns new tokens into text; needed for stop strings.
+        seed: picks the tape of uniforms.
+        request: number of this request; requests of one seed share no uniform.
+        trace: keep in every record the laws that the uniforms were compared with.
+        callback: called after every cycle with what it committed.
+
+    Raises:
+        ValueError: an argument is out of range, or the model's logits are not finite.
+    """
+    ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
+    return _generate(method, [prompt], [request], ending, seed, trace, callback)[0]
+
+
+def generate_batch(
+    method: Method,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int] | None = None,
+    stop_strings: Sequence[str] = (),
+    decode: Decode | None = None,
+    seed: int = 0,
+    trace: bool = False,
+    callback: Callback | None = None,
+) -> list[Generation]:
+    """Continue many prompts side by side, each at its own pace; prompt i is request i, see `generate`."""
+    ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
+    if not prompts:
+        return []
+    return _generate(method, prompts, list(range(len(prompts))), ending, seed, trace, callback)
+
+
+def _ending(
+    method: Method,
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int] | None,
+    stop_strings: Sequence[str],
+    decode: Decode | None,
+) -> Ending:
+    eos = method.model.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids)
+    return Ending(max_new_tokens, eos, tuple(stop_strings), decode)
+
+
+@torch.inference_mode()
+def _generate(
+    method: Method,
+    prompts: Sequence[Sequence[int]],
+    requests: list[int],
+    ending: Ending,
+    seed: int,
+    trace: bool,
+    callback: Callback | None,
+) -> list[Generation]:
+    """Step all rows together; a row that has ended leaves the batch."""
+    state = method.start_batch(prompts, ending)
+    records: list[list[Record]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # the prompt behind each row of the state
+    cycle = 0
+    while rows:
+        uniforms = tape(seed, [requests[row] for row in rows], cycle, method.num_slots, device=method.model.device)
+        state, batch = method.step(state, uniforms, trace)
+        state.raise_fault()
+        for row, record in zip(rows, batch.rows(), strict=True):
+            records[row].append(record)
+            if callback is not None:
+                callback(requests[row], record.tokens)
+        going = [place for place, ended in enumerate(state.ended.tolist()) if not ended]
+        if 0 < len(going) < len(rows):
+            state = state.select(torch.tensor(going, device=method.model.device))
+        rows = [rows[place] for place in going]
+        cycle += 1
+    return [_generation(prompt, record, ending) for prompt, record in zip(prompts, records, strict=True)]
+
+
+def _generation(prompt: Sequence[int], records: list[Record], ending: Ending) -> Generation:
+    tokens = tuple(token for record in records for token in record.tokens)
+    end = ending.reason(tokens)
+    assert end is not None
+    return Generation(tuple(map(int, prompt)), tokens, end, tuple(records), ending.text(tokens))

@@ -1,0 +1,46 @@
+"""Plain decoding: one token per pass. The baseline, and the definition of the target law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..batch_record import BatchRecord
+from ..config import SamplingConfig
+from ..sampling import Processor
+from ..state import State
+from ..tape import Draws, Slots
+from .base import LanguageModel, Method, exact_record
+
+
+@dataclass(frozen=True)
+class Autoregressive(Method):
+    """Draw each token from the model's own law behind the prefix."""
+
+    model: LanguageModel
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    processor: Processor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings against the model."""
+        self.sampling.check(self.model.vocab_size)
+
+    @property
+    def slots(self) -> Slots:
+        """One draw per cycle."""
+        return {"exact": 1}
+
+    def step(
+        self,
+        state: State,
+        uniforms: Tensor,  # [B, 1]
+        trace: bool = False,
+    ) -> tuple[State, BatchRecord]:
+        """Feed what the model has not seen, and draw the next token."""
+        draws = Draws(uniforms, self.slots, trace)
+        pending, active = state.pending, ~state.ended
+        hidden = self.feed_pending(state)
+        probs, state = self.law(state, self.model.logits(hidden), active)
+        token = draws.token("exact", probs[:, 0], active=active)
+        return state.commit(exact_record(probs[:, 0], token, pending, active, draws))

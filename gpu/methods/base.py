@@ -1,0 +1,287 @@
+"""What every decoding method has in common: a model, the settings of the target law, a start and a step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..batch_record import ACCEPTED, BONUS, CORRECTION, EXACT, BatchRecord
+from ..cache import KVCache
+from ..config import SamplingConfig
+from ..ending import Ending
+from ..record import Record
+from ..sampling import Probs, Processor, largest_logits, probs_from_logits
+from ..state import State
+from ..tape import Draws, Slots
+from ..verify import Tokens, Verification
+
+
+class LanguageModel(Protocol):
+    """What a method needs of a model: `Transformer` and `TableModel` both are one."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the length of an input vector."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest sequence the model can read."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text by default."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which checkpoint the weights came from, if any."""
+
+    @property
+    def name(self) -> str:
+        """What people call the checkpoint."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+
+    def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
+        """Return an empty cache."""
+
+    def embed(
+        self,
+        tokens: Tensor | Sequence[Sequence[int]],  # [B, T]
+    ) -> Tensor:  # [B, T, D]
+        """Return the input vectors of tokens."""
+
+    def hidden(
+        self,
+        inputs: Tensor,  # [B, T, D]
+        cache: KVCache,
+        positions: Tensor | None = None,  # [B, T]
+        visible: Tensor | None = None,  # [T, T]
+    ) -> Tensor:  # [B, T, D']
+        """Run one pass behind the cache."""
+
+    def logits(
+        self,
+        hidden: Tensor,  # [..., D']
+    ) -> Tensor:  # [..., V]
+        """Project hidden states to logits."""
+
+
+class Method(ABC):
+    """A decoding method. Its `step` is one cycle: a pure function of a state and rows of uniforms."""
+
+    model: LanguageModel
+    sampling: SamplingConfig
+    processor: Processor | None
+
+    @property
+    @abstractmethod
+    def slots(self) -> Slots:
+        """The named uniforms of one cycle, in order."""
+
+    @abstractmethod
+    def step(
+        self,
+        state: State,
+        uniforms: Tensor,  # [B, num_slots]
+        trace: bool = False,
+    ) -> tuple[State, BatchRecord]:
+        """Run one cycle; with `trace`, the record keeps every law that a uniform was compared with."""
+
+    @property
+    def num_slots(self) -> int:
+        """Uniforms that one cycle is given."""
+        return sum(self.slots.values())
+
+    @property
+    def scratch(self) -> int:
+        """Cache slots that a pass may need beyond the longest text."""
+        return 1
+
+    def start(self, prompt: Sequence[int], ending: Ending) -> State:
+        """Return the state of one row before the first cycle; see `start_batch`."""
+        return self.start_batch([prompt], ending)
+
+    def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
+        """Return the state before the first cycle. No pass has been run.
+
+        Raises:
+            ValueError: a prompt is empty, holds something that is no token of the model, or leaves no room for
+                the new tokens in the model's context.
+        """
+        for prompt in prompts:
+            check_prompt(prompt, self.model.vocab_size)
+            check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
+        capacity = max(map(len, prompts)) + ending.max_new_tokens + self.scratch
+        return State.begin(prompts, ending, self.model.new_cache(capacity, len(prompts)))
+
+    def run(self, states: Sequence[State], uniforms: Any) -> list[tuple[State, Record]]:
+        """Step copies of many states of one row each side by side, each with its own row of uniforms, with trace.
+
+        What the law is made from; `uniforms` is an array [len(states), num_slots].
+        """
+        rows = torch.as_tensor(uniforms, device=self.model.device)
+        state, record = self.step(State.stack(states), rows, trace=True)
+        state.raise_fault()
+        places = torch.arange(len(states), device=self.model.device)
+        return [(state.select(places[b : b + 1]), row) for b, row in enumerate(record.rows())]
+
+    def law(
+        self,
+        state: State,
+        logits: Tensor,  # [B, N, V]
+        active: Tensor,  # [B]
+        more: Tokens | None = None,  # [B, ...] tokens behind the committed prefix
+        num_more: int = 0,
+        num_used: Tensor | None = None,  # [B]
+        sampling: SamplingConfig | None = None,
+    ) -> tuple[Probs, State]:  # [B, N, V]
+        """Return the laws behind the committed prefix and its continuations: processor, then settings.
+
+        Row i stands behind the prefix and `num_more` + i of the tokens `more`. Of an active row's laws the first
+        `num_used` (default: all) will be used; where one of those does not exist, the state comes back with a fault.
+        The settings are the target's by default.
+        """
+        order = torch.arange(logits.shape[1], device=logits.device)
+        used = active.unsqueeze(1) & (order < (num_used.unsqueeze(1) if num_used is not None else len(order)))
+        if self.processor is not None:
+            logits = self._process(state, logits, used, more, num_more)
+        state = state.note_fault(largest_logits(logits), state.lengths.unsqueeze(1) + num_more + order - 1, used)
+        return probs_from_logits(logits, sampling or self.sampling), state
+
+    def feed_pending(
+        self,
+        state: State,
+        vectors: Tensor | None = None,  # [K, D]
+    ) -> Tensor:  # [B, K+1, D']
+        """Run one pass over what the model has not seen of each row, with the same vectors behind every row's end.
+
+        Returned are the hidden states of each row's last token and of the vectors, which then leave the cache. Rows
+        with less to feed than others are padded behind the vectors, where nothing looks.
+        """
+        cache, pending, depth = state.cache, state.pending.unsqueeze(1), 0 if vectors is None else len(vectors)
+        tokens = state.tokens.gather(1, cache.slots(state.max_pending + depth))
+        inputs = self.model.embed(tokens)
+        rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+        behind = torch.arange(depth + 1, device=tokens.device)
+        if vectors is not None:
+            inputs[rows, pending + behind[:depth]] = vectors
+        hidden = self.model.hidden(inputs, cache)
+        cache.truncate(state.lengths)
+        return hidden if state.max_pending == 1 else hidden[rows, pending - 1 + behind]
+
+    def _process(
+        self,
+        state: State,
+        logits: Tensor,  # [B, N, V]
+        used: Tensor,  # [B, N]
+        more: Tokens | None,  # [B, ...]
+        num_more: int,
+    ) -> Tensor:  # [B, N, V]
+        """Apply the processor row by row, on the host: it is anybody's Python."""
+        assert self.processor is not None
+        continuations = [[]] * len(logits) if more is None else more.tolist()
+        processed = logits.clone()
+        for b, (tokens, length) in enumerate(zip(state.tokens.tolist(), state.lengths.tolist(), strict=True)):
+            for i in range(logits.shape[1]):
+                if used[b, i]:
+                    prefix = (*tokens[:length], *continuations[b][: num_more + i])
+                    processed[b, i] = self.processor(prefix, logits[b, i].clone())
+        return processed
+
+
+def exact_record(
+    probs: Probs,  # [B, V]
+    token: Tensor,  # [B]
+    num_positions: Tensor,  # [B]
+    active: Tensor,  # [B]
+    draws: Draws,
+) -> BatchRecord:
+    """Record one token drawn from a row of the target, before any verification; inactive rows commit nothing."""
+    none, no_tokens, no_probs = torch.zeros_like(token), token[:, None][:, :0], probs[:, :0]
+    return BatchRecord(
+        tokens=token.unsqueeze(1),
+        sources=torch.full_like(token, EXACT).unsqueeze(1),
+        log_probs=probs.gather(1, token.unsqueeze(1)).log(),
+        count=active.long(),
+        draft_tokens=no_tokens,
+        draft_token_probs=no_probs,
+        target_token_probs=no_probs,
+        accept_probs=no_probs,
+        num_draft=none,
+        num_accepted=none,
+        final_token=none - 1,
+        num_forward_passes=active.long(),
+        num_positions=num_positions * active,
+        choices=draws.choices,
+    )
+
+
+def verified_record(
+    record: BatchRecord,
+    target_probs: Probs,  # [B, K+1, V]
+    draft_probs: Probs,  # [B, K, V]
+    draft_tokens: Tokens,  # [B, K]
+    verdict: Verification,
+    draws: Draws,
+    num_draft: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> BatchRecord:
+    """Add one verification pass to the record of a cycle, in the active rows."""
+    depth = draft_tokens.shape[1]
+    num_accepted = verdict.num_accepted * active
+    final = num_accepted.unsqueeze(1)
+    block = torch.nn.functional.pad(draft_tokens, (0, 1)).scatter(1, final, verdict.final_token.unsqueeze(1))
+    final_source = torch.where(num_accepted == num_draft, BONUS, CORRECTION).unsqueeze(1)
+    drafts = draft_tokens.unsqueeze(-1)
+    log_probs = target_probs.gather(-1, block.unsqueeze(-1)).squeeze(-1).log()
+    return BatchRecord(
+        tokens=torch.cat([record.tokens, block], dim=1),
+        sources=torch.cat([record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)], dim=1),
+        log_probs=torch.cat([record.log_probs, log_probs], dim=1),
+        count=record.count + (num_accepted + 1) * active,
+        draft_tokens=draft_tokens,
+        draft_token_probs=draft_probs.gather(-1, drafts).squeeze(-1),
+        target_token_probs=target_probs[:, :depth].gather(-1, drafts).squeeze(-1),
+        accept_probs=verdict.accept_probs,
+        num_draft=num_draft * active,
+        num_accepted=num_accepted,
+        final_token=torch.where(active, verdict.final_token, -1),
+        num_forward_passes=record.num_forward_passes + active,
+        num_positions=record.num_positions + (num_draft + 1) * active,
+        choices=draws.choices,
+    )
+
+
+def check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
+    """Raise ValueError unless the prompt is a non-empty sequence of the model's tokens."""
+    if len(prompt) == 0:
+        raise ValueError("prompt: found no tokens, expected at least one")
+    for place, token in enumerate(prompt):
+        if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < vocab_size:
+            raise ValueError(
+                f"prompt: found {token!r} at place {place}, expected a token id from 0 to {vocab_size - 1}"
+            )
+
+
+def check_context(prompt_length: int, max_new_tokens: int, max_positions: int) -> None:
+    """Raise ValueError unless prompt and new tokens fit into the model's context."""
+    if prompt_length + max_new_tokens > max_positions:
+        raise ValueError(
+            f"max_new_tokens: found a prompt of {prompt_length} tokens and {max_new_tokens} new ones, expected at most "
+            f"{max_positions} together, the model's max_position_embeddings"
+        )

@@ -1,0 +1,110 @@
+"""From logits to probability laws, and from laws and uniforms to tokens. All of it in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .config import SamplingConfig
+
+Probs = Tensor
+Processor = Callable[[tuple[int, ...], Tensor], Tensor]
+"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature."""
+
+
+def probs_from_logits(
+    logits: Tensor,  # [..., V]
+    sampling: SamplingConfig,
+) -> Probs:  # [..., V]
+    """Return the laws that the settings make of rows of logits, in the order temperature, top-k, top-p.
+
+    probs = softmax(logits / temperature), restricted to top-k, renormalised, restricted to top-p, renormalised
+
+    Temperature 0 is the one-hot law at the largest logit, the lowest id among equals. Top-k keeps every token whose
+    logit is at least the k-th largest, so ties survive together. -inf is a mask. Rows that are not finite in the sense
+    of `largest_logits` have no law; what comes out for them must not be used.
+    """
+    if sampling.temperature == 0:
+        return one_hot(logits.argmax(dim=-1), logits.shape[-1])
+    scaled = logits.double()
+    if sampling.temperature != 1:
+        scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth_largest = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(logits < kth_largest, float("-inf"))
+    probs = scaled.softmax(dim=-1)
+    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, sampling.top_p)
+
+
+def largest_logits(
+    logits: Tensor,  # [..., V]
+) -> Tensor:  # [...]
+    """Return each row's largest logit: finite iff the row has a law (NaN and +inf are faults, all -inf is one too)."""
+    return logits.amax(dim=-1)
+
+
+def _restrict_to_top_p(
+    probs: Probs,  # [..., V]
+    top_p: float,
+) -> Probs:  # [..., V]
+    """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p.
+
+    Two summation orders of V numbers differ by at most V 2^-52, so a mass that close below top_p has reached it:
+    sets that are equal on paper stay equal in floating point, and in every implementation.
+
+    Source: Holtzman et al. 2020 (arXiv 1904.09751), Sec. 3.1.
+    """
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    mass_before = torch.nn.functional.pad(ordered.cumsum(dim=-1)[..., :-1], (1, 0))
+    dropped = mass_before >= max(top_p - probs.shape[-1] * 2.0**-52, 2.0**-53)
+    restricted = torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(dropped, 0.0))
+    return restricted / restricted.sum(dim=-1, keepdim=True)
+
+
+def one_hot(
+    token: Tensor,  # [...]
+    vocab_size: int,
+) -> Probs:  # [..., V]
+    """Return the law that gives one token probability 1."""
+    probs = torch.zeros((*token.shape, vocab_size), dtype=torch.float64, device=token.device)
+    return probs.scatter(-1, token.unsqueeze(-1), 1.0)
+
+
+def cell_edges(
+    probs: Probs,  # [..., V]
+) -> Probs:  # [..., V]
+    """Return the upper edge of each token's cell in [0, 1), in token-id order.
+
+    edge[i] = probs[0] + ... + probs[i], and exactly 1 from the last token on whose cell is not empty
+
+    Token i is drawn by the uniforms in [edge[i-1], edge[i]): a token of probability 0 has no cell, and every uniform
+    below 1 falls into one, however the sum was rounded.
+    """
+    edges = _running_sum(probs)
+    last = torch.searchsorted(edges, edges[..., -1:].contiguous())
+    beyond = torch.arange(probs.shape[-1], device=probs.device) >= last
+    return edges.masked_fill(beyond, 1.0).clamp(max=1.0)
+
+
+def draw(
+    probs: Probs,  # [..., V]
+    uniform: Tensor,  # [...]
+) -> Tensor:  # [...]
+    """Draw tokens by inverting the cumulative distribution: the cell that holds `uniform`, half-open.
+
+    The same tokens as a search of `cell_edges`, without building them.
+    """
+    sums = _running_sum(probs)
+    found = torch.searchsorted(sums, uniform.unsqueeze(-1).contiguous(), right=True)
+    last = torch.searchsorted(sums, sums[..., -1:].contiguous())
+    return torch.minimum(found, last).squeeze(-1).clamp(max=probs.shape[-1] - 1)
+
+
+def _running_sum(
+    probs: Probs,  # [..., V]
+) -> Probs:  # [..., V]
+    """Sum up a law token by token. Parallel sums may step back by an ulp, which would make cells overlap: not here."""
+    sums = probs.cumsum(dim=-1)
+    return sums if sums.device.type == "cpu" else sums.cummax(dim=-1).values

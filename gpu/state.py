@@ -1,0 +1,182 @@
+"""The state of a batch of sequences between two cycles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .batch_record import BatchRecord
+from .cache import KVCache
+from .ending import Ending
+
+
+@dataclass(frozen=True)
+class State:
+    """A committed prefix per row, and the cache of all of it but its last tokens, which the next pass feeds.
+
+    Everything that a step needs is in tensors of fixed shape, so that it runs without asking the host. A step never
+    changes what is below a row's `cache.lengths`, so it is a pure function of state and uniforms; since both its
+    results and its scratch live in one cache, `copy` a state before continuing it twice.
+    """
+
+    tokens: Tensor  # [B, capacity] prompt, new tokens, then scratch
+    lengths: Tensor  # [B] how many are committed
+    prompt_lengths: Tensor  # [B]
+    limits: Tensor  # [B] length at which a row ends
+    eos: Tensor  # [number of end-of-sequence tokens]
+    ended: Tensor  # [B]
+    fault: Tensor  # [B] the first largest logit that was not finite, else 0
+    fault_position: Tensor  # [B] the last position of the prefix it stands behind
+    cache: KVCache
+    ending: Ending
+    max_pending: int  # most tokens of a row that no pass has seen yet: the prompts at first, one token later
+
+    @staticmethod
+    def begin(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache) -> State:
+        """Return the state before the first cycle."""
+        device = cache.keys.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        tokens = torch.zeros((len(prompts), cache.capacity), dtype=torch.int64, device=device)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[: len(prompt)] = torch.as_tensor([int(token) for token in prompt], device=device)
+        return State(
+            tokens=tokens,
+            lengths=lengths,
+            prompt_lengths=lengths,
+            limits=lengths + ending.max_new_tokens,
+            eos=torch.tensor(ending.eos_token_ids, dtype=torch.int64, device=device),
+            ended=torch.zeros_like(lengths, dtype=torch.bool),
+            fault=torch.zeros_like(lengths, dtype=torch.float64),
+            fault_position=torch.zeros_like(lengths),
+            cache=cache,
+            ending=ending,
+            max_pending=max(map(len, prompts)),
+        )
+
+    @property
+    def new_tokens(self) -> tuple[int, ...]:
+        """The committed tokens behind the prompt, of a state of one row."""
+        (row,), (start,), (end,) = self.tokens, self.prompt_lengths.tolist(), self.lengths.tolist()
+        return tuple(row[start:end].tolist())
+
+    @property
+    def end(self) -> str | None:
+        """Why the text has ended, of a state of one row; see `Ending.reason`."""
+        return self.ending.reason(self.new_tokens)
+
+    @property
+    def pending(self) -> Tensor:  # [B]
+        """How many committed tokens no pass has seen yet."""
+        return self.lengths - self.cache.lengths
+
+    @property
+    def remaining(self) -> Tensor:  # [B]
+        """How many tokens may still be committed."""
+        return self.limits - self.lengths
+
+    def ends_with(
+        self,
+        token: Tensor,  # [B]
+    ) -> Tensor:  # [B]
+        """Say for which rows one more token would end the text."""
+        return self._kept(token.unsqueeze(1), torch.ones_like(self.lengths))[1]
+
+    def commit(self, record: BatchRecord) -> tuple[State, BatchRecord]:
+        """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
+
+        The cache, which may hold rows of dropped tokens, is cut to the committed prefix, and the record with it.
+        """
+        count, ended = self._kept(record.tokens, record.count)
+        places = self.lengths.unsqueeze(1) + torch.arange(record.tokens.shape[1], device=self.lengths.device)
+        tokens = self.tokens.scatter(1, places, record.tokens)  # what lies behind the committed ones is scratch
+        lengths = self.lengths + count
+        self.cache.truncate(torch.minimum(self.cache.lengths, lengths))
+        state = replace(self, tokens=tokens, lengths=lengths, ended=self.ended | ended, max_pending=1)
+        return state, replace(record, count=count)
+
+    def note_fault(
+        self,
+        largest: Tensor,  # [B, N]
+        position: Tensor,  # [B, N]
+        used: Tensor,  # [B, N]
+    ) -> State:
+        """Remember the first row of logits that has no law, among those that are used."""
+        faulty = used & ~largest.isfinite()
+        first = faulty.long().argmax(dim=1, keepdim=True)
+        new = faulty.any(dim=1) & (self.fault == 0)
+        return replace(
+            self,
+            fault=torch.where(new, largest.gather(1, first).squeeze(1).double(), self.fault),
+            fault_position=torch.where(new, position.gather(1, first).squeeze(1), self.fault_position),
+        )
+
+    def raise_fault(self) -> None:
+        """Raise ValueError if some row's logits had no law: the host asks once per cycle."""
+        for fault, position in zip(self.fault.tolist(), self.fault_position.tolist(), strict=True):
+            if fault != 0:
+                raise ValueError(
+                    f"logits behind position {position}: the largest logit is {fault}, expected a finite number"
+                )
+
+    def select(
+        self,
+        rows: Tensor,  # [N]
+    ) -> State:
+        """Return an independent state of the given rows."""
+        return self._with({name: getattr(self, name)[rows] for name in _PER_ROW}, self.cache.select(rows))
+
+    def copy(self) -> State:
+        """Return a state that can be continued independently of this one."""
+        return self._with({name: getattr(self, name).clone() for name in _PER_ROW}, self.cache.copy())
+
+    @staticmethod
+    def stack(states: Sequence[State]) -> State:
+        """Return an independent state whose rows are those of states of one capacity and ending, in turn."""
+        tensors = {name: torch.cat([getattr(state, name) for state in states]) for name in _PER_ROW}
+        stacked = states[0]._with(tensors, KVCache.stack([state.cache for state in states]))
+        return replace(stacked, max_pending=max(state.max_pending for state in states))
+
+    def _with(self, tensors: dict[str, Tensor], cache: KVCache) -> State:
+        return replace(self, cache=cache, **tensors)  # type: ignore[arg-type]  # all of them are tensor fields
+
+    def _kept(
+        self,
+        tokens: Tensor,  # [B, W]
+        count: Tensor,  # [B]
+    ) -> tuple[Tensor, Tensor]:  # [B], [B]
+        """Return how many of each row's next tokens to keep, and whether the text ends there.
+
+        Ends of sequence and lengths are found on the device. Stop strings need the decoded text: they are asked of
+        `Ending`, on the host.
+        """
+        width = tokens.shape[1]
+        order = torch.arange(width, device=tokens.device)
+        is_end = torch.isin(tokens, self.eos) | (order + 1 >= self.remaining.unsqueeze(1))
+        first = torch.where(is_end, order, width).amin(dim=1)
+        kept = torch.minimum(count, first + 1)
+        ended = (first < count) & (count > 0)
+        if not self.ending.stop_strings:
+            return kept, ended
+        return self._kept_by_host(tokens, count)
+
+    def _kept_by_host(
+        self,
+        tokens: Tensor,  # [B, W]
+        count: Tensor,  # [B]
+    ) -> tuple[Tensor, Tensor]:  # [B], [B]
+        before = [row[start:end] for row, start, end in zip(*self._lists(), strict=True)]
+        kept = [
+            self.ending.first(old, new[:some])
+            for old, new, some in zip(before, tokens.tolist(), count.tolist(), strict=True)
+        ]
+        counts = torch.tensor([number for number, _ in kept], device=count.device)
+        return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
+
+    def _lists(self) -> tuple[list[list[int]], list[int], list[int]]:
+        return self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist()
+
+
+_PER_ROW = ("tokens", "lengths", "prompt_lengths", "limits", "ended", "fault", "fault_position")

@@ -1,0 +1,134 @@
+"""The uniforms: the only place where randomness enters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch_record import Choices
+from .sampling import Probs, cell_edges, draw
+
+Slots = Mapping[str, int]
+"""A cycle's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
+
+
+def tape(
+    seed: int,
+    request: int | Sequence[int],
+    cycle: int,
+    num_slots: int,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:  # [num_slots], or [B, num_slots] for B requests
+    """Return the uniforms of one cycle of one request or of several, in [0, 1), multiples of 2^-53.
+
+    They depend on nothing else, so a request's text does not depend on what it was batched with, and no two cycles,
+    requests or seeds share a number. A longer row begins with the shorter one.
+
+    Raises:
+        ValueError: a number is negative or does not fit in 64 bits.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
+    with the cycle in the counter's second word, which the draws of one cycle never reach.
+    """
+    requests = [request] if isinstance(request, int) else list(request)
+    for name, value in (("seed", seed), *(("request", value) for value in requests), ("cycle", cycle)):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"{name}: found {value}, expected an integer from 0 to 2**64 - 1")
+    rows = [
+        np.random.Generator(np.random.Philox(counter=[0, cycle, 0, 0], key=[seed, each])).random(num_slots)
+        for each in requests
+    ]
+    return torch.from_numpy(rows[0] if isinstance(request, int) else np.stack(rows)).to(device)
+
+
+class Draws:
+    """One cycle's uniforms of a batch, handed out by slot name; each uniform serves one decision."""
+
+    def __init__(
+        self,
+        uniforms: Tensor,  # [B, num_slots]
+        slots: Slots,
+        trace: bool = False,
+    ):
+        """Lay the slots over the rows; with `trace`, keep what every uniform was compared with.
+
+        Raises:
+            ValueError: the rows have another length than the slots together.
+        """
+        num_slots = sum(slots.values())
+        if uniforms.shape[1:] != (num_slots,):
+            raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_slots,)}")
+        starts = np.cumsum([0, *slots.values()])[:-1]
+        self._uniforms = uniforms
+        self._start = dict(zip(slots, map(int, starts), strict=True))
+        self._used: set[int] = set()
+        self._choices: list[Choices] | None = [] if trace else None
+
+    @property
+    def choices(self) -> tuple[Choices, ...] | None:
+        """The choices made so far, in order, where they are traced."""
+        return None if self._choices is None else tuple(self._choices)
+
+    def token(
+        self,
+        slot: str,
+        probs: Probs,  # [B, V]
+        index: int = 0,
+        active: Tensor | None = None,  # [B]
+    ) -> Tensor:  # [B]
+        """Draw a token from a law with the uniform `slot[index]`, in each row; only active rows are traced."""
+        return self.tokens(slot, probs.unsqueeze(1), index, None if active is None else active.unsqueeze(1)).squeeze(1)
+
+    def tokens(
+        self,
+        slot: str,
+        probs: Probs,  # [B, K, V]
+        index: int = 0,
+        active: Tensor | None = None,  # [B, K]
+    ) -> Tensor:  # [B, K]
+        """Draw K tokens from K laws, with the uniforms from `slot[index]` on."""
+        columns = self._take(slot, index, probs.shape[1])
+        outcomes = draw(probs, self._uniforms[:, columns])
+        if self._choices is not None:
+            self._trace(columns, cell_edges(probs), outcomes, active)
+        return outcomes
+
+    def accept(
+        self,
+        slot: str,
+        accept_prob: Probs,  # [B, K]
+        index: int = 0,
+    ) -> Tensor:  # [B, K]
+        """Accept with the given probabilities: iff the uniform, from `slot[index]` on, is strictly below.
+
+        The draws of a row are traced up to its first rejection and among the probabilities that are not NaN, which
+        stands for "not asked".
+        """
+        columns = self._take(slot, index, accept_prob.shape[1])
+        accepted = self._uniforms[:, columns] < accept_prob
+        if self._choices is not None:
+            asked = torch.cat([torch.ones_like(accepted[:, :1]), accepted[:, :-1]], dim=1).cumprod(dim=1).bool()
+            edges = torch.stack([accept_prob, torch.ones_like(accept_prob)], dim=-1)
+            self._trace(columns, edges, (~accepted).long(), asked & ~accept_prob.isnan())
+        return accepted
+
+    def _take(self, slot: str, index: int, count: int) -> slice:
+        start = self._start[slot] + index
+        columns = range(start, start + count)
+        if not self._used.isdisjoint(columns):
+            raise RuntimeError(f"uniform {slot}[{index}] would serve two decisions")
+        self._used.update(columns)
+        return slice(start, start + count)
+
+    def _trace(self, columns: slice, edges: Tensor, outcomes: Tensor, active: Tensor | None) -> None:
+        """Keep K choices of a batch: edges [B, K, outcomes], outcomes [B, K], active [B, K]."""
+        if self._choices is None:
+            return
+        if active is None:
+            active = torch.ones_like(outcomes, dtype=torch.bool)
+        for place, column in enumerate(range(columns.start, columns.stop)):
+            self._choices.append(Choices(column, edges[:, place], outcomes[:, place], active[:, place]))

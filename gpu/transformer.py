@@ -1,0 +1,204 @@
+"""A Llama-family transformer over a batch: embeddings in, logits out, a cache beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .cache import KVCache
+from .config import ModelConfig
+from .layers import attention, rms_norm, rope, rope_frequencies, rope_tables, swiglu
+from .weights import LayerWeights, Weights
+
+Inputs = Tensor | Sequence[Sequence[int]]
+
+
+class Transformer:
+    """A frozen language model. One pass: `logits(hidden(embed(tokens), cache))`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        eos_token_ids: tuple[int, ...] = (),
+        fingerprint: str | None = None,
+        name: str = "",
+    ):
+        """Hold the weights; `fingerprint` and `name` say which checkpoint they came from."""
+        self.config = config
+        self.weights = weights
+        self.eos_token_ids = eos_token_ids
+        self.fingerprint = fingerprint
+        self.name = name
+        self._frequencies = rope_frequencies(config).to(self.device)
+        self._tables = self._rope_tables(0)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the length of an input vector."""
+        return self.config.hidden_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest sequence the model can read."""
+        return self.config.max_position_embeddings
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.weights.embedding.dtype
+
+    def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
+        """Return an empty cache of this model's shape."""
+        config = self.config
+        if capacity > len(self._tables[0]):
+            self._tables = self._rope_tables(capacity)
+        return KVCache(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            self.dtype,
+            capacity,
+            batch_size,
+            self.device,
+        )
+
+    def embed(
+        self,
+        tokens: Tensor | Sequence[Sequence[int]],  # [B, T]
+    ) -> Tensor:  # [B, T, D]
+        """Look up the input vector of each token."""
+        return functional.embedding(torch.as_tensor(tokens, device=self.device), self.weights.embedding)
+
+    def hidden(
+        self,
+        inputs: Tensor,  # [B, T, D]
+        cache: KVCache,
+        positions: Tensor | None = None,  # [B, T]
+        visible: Tensor | None = None,  # [T, T]
+    ) -> Tensor:  # [B, T, D]
+        """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
+
+        Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
+        before it). `positions` are the rotary positions (default: those following the cache). A layer with a sliding
+        window w further hides keys w or more positions back. The pass's rows are appended to the cache.
+
+        Cost: one read of the weights, plus a read of the cache.
+        """
+        slots = cache.slots(inputs.shape[1])
+        if positions is None:
+            positions = slots
+        masks = _Masks(cache, slots, positions, visible, inputs.dtype)
+        cos, sin = (table[positions].unsqueeze(1) for table in self._tables)
+
+        x, eps = inputs, self.config.rms_norm_eps
+        for i, layer in enumerate(self.weights.layers):
+            normed = rms_norm(x, layer.attention_norm, eps)
+            queries, keys, values = self._project(normed, layer, cos, sin)
+            keys, values = cache.write(i, keys, values, slots)
+            mixed = attention(queries, keys, values, masks.additive(self.config.window(i)))
+            x = x + functional.linear(mixed, layer.output, layer.output_bias)
+            normed = rms_norm(x, layer.mlp_norm, eps)
+            gate, up = functional.linear(normed, layer.gate_up).chunk(2, dim=-1)
+            x = x + functional.linear(swiglu(gate, up), layer.down)
+        cache.advance(inputs.shape[1])
+        return rms_norm(x, self.weights.norm, eps)
+
+    def logits(
+        self,
+        hidden: Tensor,  # [..., D]
+    ) -> Tensor:  # [..., V]
+        """Project hidden states to one logit per token."""
+        return functional.linear(hidden, self.weights.output)
+
+    def forward(
+        self,
+        inputs: Inputs,  # [B, T] tokens or [B, T, D] embeddings
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,  # [B, T]
+        visible: Tensor | None = None,  # [T, T]
+    ) -> Tensor:  # [B, T, V]
+        """Return the logits behind every row of a pass over tokens, or over embeddings."""
+        rows = torch.as_tensor(inputs, device=self.device)
+        if rows.ndim == 2:
+            rows = self.embed(rows)
+        if cache is None:
+            cache = self.new_cache(rows.shape[1], rows.shape[0])
+        return self.logits(self.hidden(rows, cache, positions, visible))
+
+    def _project(
+        self,
+        normed: Tensor,  # [B, T, D]
+        layer: LayerWeights,
+        cos: Tensor,  # [B, 1, T, E/2]
+        sin: Tensor,  # [B, 1, T, E/2]
+    ) -> tuple[Tensor, Tensor, Tensor]:  # [B, H, T, E], [B, G, T, E], [B, G, T, E]
+        """Make rotated queries and keys, and values, by one projection."""
+        config = self.config
+        num_heads, num_groups = config.num_attention_heads, config.num_key_value_heads
+        heads = functional.linear(normed, layer.query_key_value, layer.query_key_value_bias)
+        heads = heads.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+        rotated, values = heads.split([num_heads + num_groups, num_groups], dim=1)
+        if layer.query_key_norm is not None:
+            rotated = functional.rms_norm(rotated, (config.head_dim,), None, config.rms_norm_eps)
+            rotated = rotated * layer.query_key_norm.unsqueeze(1)
+        queries, keys = rope(rotated, cos, sin).split([num_heads, num_groups], dim=1)
+        return queries, keys, values
+
+    def _rope_tables(self, capacity: int) -> tuple[Tensor, Tensor]:  # [capacity, E/2], [capacity, E/2]
+        """Tabulate cosine and sine for positions below a capacity, rounded once to the model's dtype."""
+        positions = torch.arange(capacity, device=self.device)
+        cos, sin = rope_tables(self._frequencies, positions)
+        return cos.to(self.dtype), sin.to(self.dtype)
+
+
+class _Masks:
+    """Who sees whom in one pass, as the additive masks of full and of windowed layers, each built once."""
+
+    def __init__(
+        self,
+        cache: KVCache,
+        slots: Tensor,  # [B, T]
+        positions: Tensor,  # [B, T]
+        visible: Tensor | None,  # [T, T]
+        dtype: torch.dtype,
+    ):
+        batch_size, num_rows = slots.shape
+        self._dtype = dtype
+        self._positions = positions
+        self._built: dict[int | None, Tensor | None] = {}
+        places = torch.arange(cache.extent + num_rows, device=slots.device)  # [S]
+        if visible is None:
+            self._in_sight = places <= slots.unsqueeze(2)  # [B, T, S]
+        else:
+            row = places - cache.lengths.unsqueeze(1)  # [B, S]: which row of the pass a slot holds
+            inside = (row >= 0) & (row < num_rows)
+            seen = visible[:, row.clamp(0, num_rows - 1)].transpose(0, 1)  # [B, T, S]
+            self._in_sight = (row < 0).unsqueeze(1) | (inside.unsqueeze(1) & seen)
+        self._places = places.expand(batch_size, -1).scatter(1, slots, positions)  # [B, S]
+        self._all_seen = visible is None and num_rows == 1 and cache.level
+
+    def additive(self, window: int | None) -> Tensor | None:  # [B, 1, T, S]
+        """Return 0 where a row sees a slot and -inf where not, or None where every row sees every slot."""
+        if window is None and self._all_seen:
+            return None
+        if window not in self._built:
+            in_sight = self._in_sight
+            if window is not None:
+                in_sight = in_sight & (self._positions.unsqueeze(2) - self._places.unsqueeze(1) < window)
+            mask = torch.zeros(in_sight.shape, dtype=self._dtype, device=in_sight.device)
+            self._built[window] = mask.masked_fill(~in_sight, float("-inf")).unsqueeze(1)
+        return self._built[window]

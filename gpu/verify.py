@@ -1,0 +1,142 @@
+"""The heart: how many drafted tokens survive, and which token follows them, so that the target's law is kept.
+
+Every rule takes the drafts `x_1 .. x_K`, the laws they were drawn from, and the target's laws behind the prefix and
+behind each draft, and returns a run of accepted drafts and one final token. Whatever the draft laws are, the tokens
+emitted are distributed as if each had been drawn from the target.
+
+Rows of a batch may have drafted fewer than K tokens: `num_draft` says how many; what stands behind them is ignored.
+
+Glossary of shapes: B batch, K drafts, V vocabulary. Row i of `target_probs` is the law of the token after i drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .sampling import Probs
+from .tape import Draws
+
+Tokens = Tensor
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of one verification; `final_token` is a bonus when all drafts were accepted."""
+
+    num_accepted: Tensor  # [B]
+    final_token: Tensor  # [B]
+    accept_probs: Probs  # [B, K]
+
+
+def accept_probs(
+    target_probs: Probs,  # [B, K+1, V]
+    draft_probs: Probs,  # [B, K, V]
+    draft_tokens: Tokens,  # [B, K]
+) -> Probs:  # [B, K]
+    """Return the probability with which each draft token is accepted, should it be reached.
+
+    accept[i] = min(1, target_probs[i, x_i] / draft_probs[i, x_i])
+
+    Source: Chen et al. 2023 (arXiv 2302.01318), Algorithm 2; Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1.
+    """
+    drafts = draft_tokens.unsqueeze(-1)
+    target = target_probs[:, : draft_tokens.shape[1]].gather(-1, drafts).squeeze(-1)
+    return (target / draft_probs.gather(-1, drafts).squeeze(-1)).clamp(max=1.0)
+
+
+def residual_probs(
+    target_probs: Probs,  # [..., V]
+    draft_probs: Probs,  # [..., V]
+) -> Probs:  # [..., V]
+    """Return the law of the token that replaces a rejected draft.
+
+    residual = max(0, target_probs - draft_probs) / sum(max(0, target_probs - draft_probs))
+
+    Laws that differ by rounding alone may leave nothing; a rejection is then itself a rounding event, of probability
+    near 2^-53, and the target's row stands in.
+
+    Source: Chen et al. 2023, Eq. 2; Leviathan et al. 2023, Sec. 2.3.
+    """
+    residual = (target_probs - draft_probs).clamp(min=0.0)
+    total = residual.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, residual / total, target_probs)
+
+
+def verify_token(
+    target_probs: Probs,  # [B, K+1, V]
+    draft_probs: Probs,  # [B, K, V]
+    draft_tokens: Tokens,  # [B, K]
+    draws: Draws,
+    num_draft: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> Verification:
+    """Accept drafts one by one until the first rejection, and replace that one from the residual law.
+
+    Source: Chen et al. 2023, Algorithm 2; Leviathan et al. 2023, Algorithm 1.
+    """
+    accept = accept_probs(target_probs, draft_probs, draft_tokens)
+    asked = drafted(draft_tokens, num_draft) & active.unsqueeze(1)
+    accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")))
+    num_accepted = accepted.cumprod(dim=1).sum(dim=1)
+    final_probs = row(target_probs, num_accepted)
+    if draft_tokens.shape[1]:
+        rejected_probs = row(draft_probs, num_accepted.clamp(max=draft_tokens.shape[1] - 1))
+        is_correction = (num_accepted < num_draft).unsqueeze(1)
+        final_probs = torch.where(is_correction, residual_probs(final_probs, rejected_probs), final_probs)
+    return Verification(num_accepted, draws.token("final", final_probs, active=active), accept)
+
+
+def verify_match(
+    target_probs: Probs,  # [B, K+1, V]
+    draft_probs: Probs,  # [B, K, V]
+    draft_tokens: Tokens,  # [B, K]
+    draws: Draws,
+    num_draft: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> Verification:
+    """Draw each token from the target and go on while the draw equals the draft.
+
+    accept[i] = target_probs[i, x_i]
+
+    Every token emitted is the target's own draw, so the law is kept for any draft; the drafts only decide how many
+    rows of the pass are used. The acceptance is never above the token rule's, whose draft law it does not need: the
+    control that a cleverer rule must beat.
+    """
+    num_tokens = draft_tokens.shape[1]
+    accept = target_probs[:, :num_tokens].gather(-1, draft_tokens.unsqueeze(-1)).squeeze(-1)
+    going = active
+    num_accepted = torch.zeros_like(num_draft)
+    final_token = torch.zeros_like(num_draft)
+    for i in range(num_tokens):
+        asked = going & (i < num_draft)
+        token = draws.token("accept", target_probs[:, i], i, active=asked)
+        matched = token == draft_tokens[:, i]
+        final_token = torch.where(asked & ~matched, token, final_token)
+        num_accepted = num_accepted + (asked & matched)
+        going = going & (matched | (i >= num_draft))
+    bonus_token = draws.token("final", row(target_probs, num_draft), active=going)
+    return Verification(num_accepted, torch.where(going, bonus_token, final_token), accept)
+
+
+def drafted(
+    draft_tokens: Tokens,  # [B, K]
+    num_draft: Tensor,  # [B]
+) -> Tensor:  # [B, K]
+    """Say which places of a padded block of drafts hold a draft."""
+    return torch.arange(draft_tokens.shape[1], device=draft_tokens.device) < num_draft.unsqueeze(1)
+
+
+def row(
+    rows: Tensor,  # [B, N, V]
+    index: Tensor,  # [B]
+) -> Tensor:  # [B, V]
+    """Return one row of each batch entry."""
+    return rows.gather(1, index[:, None, None].expand(-1, 1, rows.shape[2])).squeeze(1)
+
+
+VerifyRule = Callable[[Probs, Probs, Tokens, Draws, Tensor, Tensor], Verification]
+RULES: dict[str, VerifyRule] = {"token": verify_token, "match": verify_match}

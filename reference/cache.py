@@ -1,0 +1,80 @@
+"""The key/value cache: what earlier passes computed, and how a rejected draft leaves it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .layers import Array
+
+
+class KVCache:
+    """Keys and values of the first `length` positions, one pair of arrays per layer.
+
+    Slot s holds position s. Slots at and beyond `length` are scratch: a pass writes there, and what is kept of it is
+    decided afterwards by `truncate` or `keep`. A slot below `length` never changes, so states may be continued from
+    it; two continuations of one state share the scratch, so all but one need a `copy`.
+    """
+
+    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: npt.DTypeLike, capacity: int = 16):
+        """Reserve room for `capacity` positions; the room doubles when it runs out."""
+        shape = (num_layers, num_kv_heads, capacity, head_dim)
+        self.keys = np.zeros(shape, dtype)  # [layers, G, capacity, E]
+        self.values = np.zeros(shape, dtype)  # [layers, G, capacity, E]
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """Number of positions that fit before the arrays grow."""
+        return self.keys.shape[2]
+
+    def write(
+        self,
+        layer: int,
+        keys: Array,  # [G, T, E]
+        values: Array,  # [G, T, E]
+    ) -> tuple[Array, Array]:  # [G, S, E], [G, S, E]
+        """Write one layer's rows of a pass behind the cached ones and return everything the pass can see."""
+        end = self.length + keys.shape[1]
+        if end > self.capacity:
+            self._grow(end)
+        self.keys[layer, :, self.length : end] = keys
+        self.values[layer, :, self.length : end] = values
+        return self.keys[layer, :, :end], self.values[layer, :, :end]
+
+    def advance(self, num_rows: int) -> None:
+        """Count the rows that every layer has just written as cached."""
+        self.length += num_rows
+
+    def truncate(self, length: int) -> None:
+        """Drop every position at or beyond `length`: the rollback of rejected drafts and of look-ahead rows.
+
+        Raises:
+            ValueError: `length` is negative or more than what is cached.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length: found {length}, expected 0 to {self.length}, the number of cached positions")
+        self.length = length
+
+    def keep(self, rows: npt.NDArray[np.integer]) -> None:
+        """Keep only the given slots, in the given increasing order: the rollback of a tree of drafts.
+
+        Raises:
+            ValueError: the slots do not increase, or are not all cached.
+        """
+        if rows.size and (rows[0] < 0 or rows[-1] >= self.length or np.any(np.diff(rows) <= 0)):
+            raise ValueError(f"rows: found {rows.tolist()}, expected increasing slots below {self.length}")
+        self.keys[:, :, : rows.size] = self.keys[:, :, rows]
+        self.values[:, :, : rows.size] = self.values[:, :, rows]
+        self.length = rows.size
+
+    def copy(self) -> KVCache:
+        """Return an independent cache with the same contents."""
+        twin = object.__new__(KVCache)
+        twin.keys, twin.values, twin.length = self.keys.copy(), self.values.copy(), self.length
+        return twin
+
+    def _grow(self, needed: int) -> None:
+        extra = max(needed, 2 * self.capacity) - self.capacity
+        padding = ((0, 0), (0, 0), (0, extra), (0, 0))
+        self.keys, self.values = np.pad(self.keys, padding), np.pad(self.values, padding)

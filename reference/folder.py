@@ -1,0 +1,155 @@
+"""Read a folder from disk without trusting it: plain file names, complete JSON, safetensors headers.
+
+Nothing here allocates memory for a tensor; that comes after every check.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["StoredTensor", "file_in", "open_folder", "read_header", "read_json", "stored_tensors"]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MAX_JSON_BYTES = 64 * 2**20
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies and what its header says."""
+
+    path: Path
+    dtype: str  # safetensors' name, such as "BF16"
+    shape: tuple[int, ...]
+
+
+def open_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder's path.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder, expected one with config.json and {SINGLE}")
+    return path
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """Return the path of a file that lies in the folder itself.
+
+    A link may not lead out of it, with one exception: the hub cache, where `snapshots/<revision>/<name>` is a
+    link into the `blobs` folder beside `snapshots`.
+
+    Raises:
+        ValueError: the name is not a plain one, or the link leads elsewhere.
+        FileNotFoundError: there is no such file.
+    """
+    if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
+        raise ValueError(f"{folder}: the file name {name!r:.80} is not plain, expected a name without a path")
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, expected a file")
+    home, real = folder.resolve(), path.resolve()
+    roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(real.is_relative_to(root) for root in roots):
+        raise ValueError(f"{path} is a link that leads to {real}, expected a file in the folder")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        ValueError: the file is too large, half-written, names a key twice or holds no object.
+    """
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {size} bytes, expected a JSON file of at most {MAX_JSON_BYTES}")
+    return _parse(path, path.read_bytes())
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of a checkpoint by name, from one safetensors file or all that the index lists.
+
+    Raises:
+        FileNotFoundError: there are no weights, or a shard is missing.
+        ValueError: the weights are pickled, a file is damaged, or index and shards disagree.
+    """
+    if (folder / SINGLE).exists():
+        return read_header(file_in(folder, SINGLE))
+    if not (folder / INDEX).exists():
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+        if pickled:
+            raise ValueError(
+                f"{folder} holds its weights pickled ({pickled[0]}), which may run code when opened; expected {SINGLE}"
+            )
+        raise FileNotFoundError(f"{folder} holds no weights, expected {SINGLE} or {INDEX}")
+    index = file_in(folder, INDEX)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} has no weight_map, expected one from tensor names to file names")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not shard.endswith(".safetensors"):
+            raise ValueError(f"{index} names the file {shard!r:.80}, expected only .safetensors files")
+        for name, tensor in read_header(file_in(folder, shard)).items():
+            if weight_map.get(name) != shard:
+                raise ValueError(
+                    f"{tensor.path} holds the tensor {name}, expected it only where {INDEX} says: "
+                    f"{weight_map.get(name)}"
+                )
+            tensors[name] = tensor
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise ValueError(f"{folder / shard} lacks the tensor {name}, expected it there as {INDEX} says")
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return what a safetensors file holds.
+
+    Its library checks sizes and offsets; that names are unique is checked here.
+
+    Raises:
+        ValueError: the file is damaged, half-written or names a tensor twice.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            tensors = {
+                name: StoredTensor(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        reason = str(error).strip()
+        raise ValueError(f"{path} is damaged or half-written ({reason}), expected a safetensors file") from None
+    with open(path, "rb") as stream:
+        _parse(path, stream.read(int.from_bytes(stream.read(8), "little")))
+    return tensors
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in keys:
+                twice.append(key)
+            keys[key] = value
+        return keys
+
+    try:
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or half-written ({error}), expected a JSON object") from None
+    if twice:
+        raise ValueError(f"{path} has the key {twice[0]!r:.80} twice, expected every key once")
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path} holds a {type(parsed).__name__}, expected a JSON object")
+    return parsed

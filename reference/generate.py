@@ -1,0 +1,75 @@
+"""The loop: repeat a method's step until the text ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .ending import Decode, Ending
+from .methods.base import Method
+from .record import Generation, Record
+from .tape import tape
+
+Callback = Callable[[int, tuple[int, ...]], None]
+"""Called as `callback(request, tokens)` with the tokens of one request that a cycle has committed."""
+
+
+def generate(
+    method: Method,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int] | None = None,
+    stop_strings: Sequence[str] = (),
+    decode: Decode | None = None,
+    seed: int = 0,
+    request: int = 0,
+    trace: bool = False,
+    callback: Callback | None = None,
+) -> Generation:
+    """Continue a prompt until it ends: exactly at a length, an end-of-sequence token or a stop string.
+
+    The same seed and request number give the same text, whatever else is generated beside it.
+
+    Args:
+        method: how to decode, over which model, with which sampling settings.
+        prompt: token ids, at least one.
+        max_new_tokens: tokens to generate at most.
+        eos_token_ids: tokens that end the text; default: the model's own.
+        stop_strings: strings that end the text once they stand in the decoded new tokens.
+        decode: turns new tokens into text; needed for stop strings.
+        seed: picks the tape of uniforms.
+        request: number of this request; requests of one seed share no uniform.
+        trace: keep in every record the laws that the uniforms were compared with.
+        callback: called after every cycle with what it committed.
+
+    Raises:
+        ValueError: an argument is out of range, or the model's logits are not finite.
+    """
+    eos = method.model.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids)
+    state = method.start(prompt, Ending(max_new_tokens, eos, tuple(stop_strings), decode))
+    records: list[Record] = []
+    while state.end is None:
+        uniforms = tape(seed, request, len(records), method.num_slots)
+        state, record = method.step(state, uniforms, trace)
+        records.append(record)
+        if callback is not None:
+            callback(request, record.tokens)
+    text = state.ending.text(state.new_tokens)
+    return Generation(tuple(map(int, prompt)), state.new_tokens, state.end, tuple(records), text)
+
+
+def generate_batch(
+    method: Method,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int] | None = None,
+    stop_strings: Sequence[str] = (),
+    decode: Decode | None = None,
+    seed: int = 0,
+    trace: bool = False,
+    callback: Callback | None = None,
+) -> list[Generation]:
+    """Continue many prompts; prompt i is request i, see `generate`."""
+    return [
+        generate(method, prompt, max_new_tokens, eos_token_ids, stop_strings, decode, seed, i, trace, callback)
+        for i, prompt in enumerate(prompts)
+    ]

@@ -1,0 +1,136 @@
+"""The look-ahead vectors: what PaSS trains, and the folder that keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import SamplingConfig, check_integer
+from .folder import file_in, open_folder, read_json
+from .lookahead_folder import CONFIG, FIXED, TENSOR, VECTORS, may_replace, read_details, read_vectors
+from .saving import replace_folder
+
+if TYPE_CHECKING:
+    from .methods.base import LanguageModel
+
+__all__ = ["LookAhead"]
+
+
+@dataclass(frozen=True, eq=False)
+class LookAhead:
+    """Look-ahead vectors in the space of `inputs_embeds`, and the model that they were trained for."""
+
+    vectors: npt.NDArray[np.float32]  # [L, D]
+    base_model: str = ""  # the name of the model they were trained for
+    base_shapes: Mapping[str, int] = field(default_factory=dict)  # its sizes, under config.json's names
+    fingerprint: str | None = None  # its fingerprint; None: not known, so not checked
+    sampling: SamplingConfig | None = None  # the sampling they were trained for
+    training: Mapping[str, Any] = field(default_factory=dict)  # how they were trained, free of form
+
+    def __post_init__(self) -> None:
+        """Hold the vectors in float32, the dtype they are stored in."""
+        with np.errstate(over="ignore"):
+            vectors = np.asarray(self.vectors, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] == 0:
+            raise ValueError(f"vectors has shape {list(vectors.shape)}, expected [num_lookahead, hidden_size]")
+        if not np.isfinite(vectors).all():
+            raise ValueError("vectors holds NaN or infinity, expected finite numbers")
+        object.__setattr__(self, "vectors", vectors)
+
+    @property
+    def num_lookahead(self) -> int:
+        """Return how many vectors there are, L."""
+        return int(self.vectors.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """Return the width of a vector, D."""
+        return int(self.vectors.shape[1])
+
+    @classmethod
+    def random(cls, num_lookahead: int, hidden_size: int, seed: int) -> LookAhead:
+        """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
+        check_integer("num_lookahead", num_lookahead, 0, 2**16)
+        check_integer("hidden_size", hidden_size, 1, 2**20)
+        check_integer("seed", seed, 0, 2**64 - 1)
+        numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
+        return cls(numbers.astype(np.float32))
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model that the vectors were not trained for.
+
+        Vectors without a fingerprint fit every model of their width.
+
+        Raises:
+            ValueError: the widths differ, or the fingerprints.
+        """
+        if self.hidden_size != model.hidden_size:
+            raise ValueError(
+                f"the look-ahead vectors have hidden_size {self.hidden_size}, "
+                f"expected {model.hidden_size} as in the model {model.name!r}"
+            )
+        if self.fingerprint is not None and model.fingerprint not in (None, self.fingerprint):
+            raise ValueError(
+                f"the look-ahead vectors were trained for the model {self.base_model!r} "
+                f"({self.fingerprint[:12]}), this is {model.name!r} ({str(model.fingerprint)[:12]}), "
+                f"expected the same; wrong vectors keep the text exact but make it slow, and "
+                f"dataclasses.replace(lookahead, fingerprint=None) uses them all the same"
+            )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a look-ahead folder, whole or not at all; one that is there already is replaced.
+
+        Raises:
+            ValueError: the path holds something else, or `training` is no plain JSON.
+        """
+        from safetensors.numpy import save
+
+        path = Path(folder)
+        if path.exists() and not may_replace(path):
+            raise ValueError(f"{path} holds something else, expected a new path or a look-ahead folder")
+        settings = FIXED | {
+            "num_lookahead": self.num_lookahead,
+            "hidden_size": self.hidden_size,
+            "sampling": None if self.sampling is None else asdict(self.sampling),
+            "base_model": {
+                "name": self.base_model,
+                "shapes": dict(self.base_shapes),
+                "fingerprint": self.fingerprint,
+            },
+            "training": dict(self.training),
+        }
+        try:
+            text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
+        vectors = np.ascontiguousarray(self.vectors)
+        replace_folder(path, {VECTORS: save({TENSOR: vectors}), CONFIG: text.encode()})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> LookAhead:
+        """Read a look-ahead folder.
+
+        Raises:
+            FileNotFoundError: the folder or one of its files is missing.
+            ValueError: a file is damaged, or was made for another version of this package.
+        """
+        root = open_folder(folder)
+        path = file_in(root, CONFIG)
+        settings = read_json(path)
+        try:
+            details = read_details(settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        path = file_in(root, VECTORS)
+        vectors = read_vectors(path, (settings["num_lookahead"], settings["hidden_size"]))
+        try:
+            return cls(vectors, **details)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None

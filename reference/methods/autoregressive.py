@@ -1,0 +1,47 @@
+"""Plain decoding: one token per pass. The baseline, and the definition of the target law."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import SamplingConfig
+from ..record import Record
+from ..sampling import Processor
+from ..state import State
+from ..tape import Draws, Slots
+from .base import LanguageModel, Method, exact_record
+
+
+@dataclass(frozen=True)
+class Autoregressive(Method):
+    """Draw each token from the model's own law behind the prefix."""
+
+    model: LanguageModel
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    processor: Processor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings against the model."""
+        self.sampling.check(self.model.vocab_size)
+
+    @property
+    def slots(self) -> Slots:
+        """One draw per cycle."""
+        return {"exact": 1}
+
+    def step(
+        self,
+        state: State,
+        uniforms: npt.NDArray[np.float64],  # [1]
+        trace: bool = False,
+    ) -> tuple[State, Record]:
+        """Feed what the model has not seen, and draw the next token."""
+        draws = Draws(uniforms, self.slots, trace)
+        pending = state.pending
+        hidden = self.model.hidden(self.model.embed(pending), state.cache)
+        probs = self.law(state.tokens, self.model.logits(hidden[-1]))
+        token = draws.token("exact", probs)
+        return state.commit(exact_record(probs, token, len(pending), draws))

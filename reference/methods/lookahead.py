@@ -1,0 +1,120 @@
+"""PaSS as published: a call that drafts from look-ahead vectors, and a call that verifies.
+
+Source: Monea, Joulin and Grave 2023, "PaSS: Parallel Speculative Sampling" (arXiv 2311.13581), Sec. 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import SamplingConfig
+from ..layers import Array
+from ..lookahead import LookAhead
+from ..record import Record
+from ..sampling import Probs, Processor
+from ..state import State
+from ..tape import Draws, Slots
+from ..verify import RULES, Tokens
+from .base import LanguageModel, Method, exact_record, verified_record
+
+
+@dataclass(frozen=True)
+class PaSS(Method):
+    """Draft L tokens at once from L look-ahead vectors, then verify them with the same model.
+
+    `lookahead=None` is the paper's baseline: the embedding of `fixed_token` stands in for every trained vector.
+    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them.
+    """
+
+    model: LanguageModel
+    lookahead: LookAhead | None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    draft_sampling: SamplingConfig | None = None
+    rule: str = "token"
+    processor: Processor | None = None
+    num_lookahead: int | None = None  # L; default: all vectors, or 4 fixed tokens
+    fixed_token: int = 0
+    vectors: Array = field(init=False, repr=False)  # [L, D]
+
+    def __post_init__(self) -> None:
+        """Check the settings and the vectors against the model.
+
+        Raises:
+            ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative L or
+                more of it than there are vectors.
+        """
+        self.sampling.check(self.model.vocab_size)
+        if self.draft_sampling is not None:
+            self.draft_sampling.check(self.model.vocab_size)
+        if self.rule not in RULES:
+            raise ValueError(f"rule: found {self.rule!r}, expected one of {', '.join(sorted(RULES))}")
+        object.__setattr__(self, "vectors", self._input_vectors())
+
+    @property
+    def slots(self) -> Slots:
+        """One exact draw, a draw and an acceptance per draft, and the final draw."""
+        num_lookahead = len(self.vectors)
+        return {"exact": 1, "draft": num_lookahead, "accept": num_lookahead, "final": 1}
+
+    def step(
+        self,
+        state: State,
+        uniforms: npt.NDArray[np.float64],  # [2L+2]
+        trace: bool = False,
+    ) -> tuple[State, Record]:
+        """Run one cycle: call 1 yields an exact token and K drafts, call 2 verifies them; 2 + accepted tokens."""
+        draws = Draws(uniforms, self.slots, trace)
+        num_draft = max(0, min(len(self.vectors), state.remaining - 2))  # an exact and a final token come as well
+
+        # Call 1: behind the last token, one exact token; behind each look-ahead vector, a law for one draft.
+        pending = self.model.embed(state.pending)
+        hidden = self.model.hidden(np.concatenate([pending, self.vectors[:num_draft]]), state.cache)
+        logits = self.model.logits(hidden[len(pending) - 1 :])
+        state.cache.truncate(len(state.tokens))  # the look-ahead rows leave no trace
+        exact_probs = self.law(state.tokens, logits[0])
+        exact_token = draws.token("exact", exact_probs)
+        record = exact_record(exact_probs, exact_token, len(hidden), draws)
+        if state.ends_with(exact_token):
+            return state.commit(record)
+        prefix = (*state.tokens, exact_token)
+        draft_tokens, draft_probs = self._draft(prefix, logits[1:], draws)
+
+        # Call 2: the exact token and the drafts; row i holds the target's law after i drafts.
+        hidden = self.model.hidden(self.model.embed([exact_token, *draft_tokens]), state.cache)
+        target_probs = self.laws(prefix, draft_tokens, self.model.logits(hidden))
+        verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
+        state.cache.truncate(len(prefix) + verdict.num_accepted)  # nor do the rejected drafts
+        return state.commit(verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws))
+
+    def _draft(
+        self,
+        prefix: tuple[int, ...],
+        logits: Array,  # [K, V]
+        draws: Draws,
+    ) -> tuple[Tokens, Probs]:  # [K], [K, V]
+        """Draw the drafts, and return with them the very laws they were drawn from."""
+        tokens = np.zeros(len(logits), dtype=np.int64)
+        probs = np.zeros(logits.shape)
+        for i, row in enumerate(logits):
+            probs[i] = self.law((*prefix, *tokens[:i].tolist()), row, self.draft_sampling)
+            tokens[i] = draws.token("draft", probs[i], i)
+        return tokens, probs
+
+    def _input_vectors(self) -> Array:  # [L, D]
+        """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
+        available = 4 if self.lookahead is None else self.lookahead.num_lookahead
+        wanted = available if self.num_lookahead is None else self.num_lookahead
+        if wanted < 0 or (self.lookahead is not None and wanted > available):
+            expected = f"0 to {available}" if self.lookahead is not None else "0 or more"
+            raise ValueError(f"num_lookahead: found {wanted}, expected {expected}")
+        if self.lookahead is None:
+            if not 0 <= self.fixed_token < self.model.vocab_size:
+                raise ValueError(
+                    f"fixed_token: found {self.fixed_token}, expected a token id from 0 to {self.model.vocab_size - 1}"
+                )
+            return self.model.embed([self.fixed_token] * wanted)
+        self.lookahead.check(self.model)
+        return self.lookahead.vectors[:wanted].astype(self.model.embed([0]).dtype)

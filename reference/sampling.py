@@ -1,0 +1,93 @@
+"""From logits to a probability law, and from a law and a uniform to a token. All of it in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from .config import SamplingConfig
+from .layers import Array
+
+Probs = npt.NDArray[np.float64]
+Processor = Callable[[tuple[int, ...], Array], Array]
+"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature."""
+
+
+def probs_from_logits(
+    logits: Array,  # [V]
+    sampling: SamplingConfig,
+    where: str = "logits",
+) -> Probs:  # [V]
+    """Return the law that the settings make of a row of logits, in the order temperature, top-k, top-p.
+
+    probs = softmax(logits / temperature), restricted to top-k, renormalised, restricted to top-p, renormalised
+
+    Temperature 0 is the one-hot law at the largest logit, the lowest id among equals. Top-k keeps every token whose
+    logit is at least the k-th largest, so ties survive together. -inf is a mask.
+
+    Raises:
+        ValueError: a logit is NaN or +inf, or all are -inf; the message starts with `where`.
+    """
+    largest = logits.max()
+    if not np.isfinite(largest):
+        raise ValueError(f"{where}: the largest logit is {largest}, expected a finite number")
+    if sampling.temperature == 0:
+        return one_hot(int(np.argmax(logits)), logits.size)
+    scaled = (logits.astype(np.float64) - np.float64(largest)) / sampling.temperature
+    if 0 < sampling.top_k < logits.size:
+        kth_largest = np.partition(logits, -sampling.top_k)[-sampling.top_k]
+        scaled = np.where(logits >= kth_largest, scaled, -np.inf)
+    probs = np.exp(scaled)
+    probs /= probs.sum()
+    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, sampling.top_p)
+
+
+def _restrict_to_top_p(
+    probs: Probs,  # [V]
+    top_p: float,
+) -> Probs:  # [V]
+    """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p.
+
+    Two summation orders of V numbers differ by at most V 2^-52, so a mass that close below top_p has reached it:
+    sets that are equal on paper stay equal in floating point, and in every implementation.
+
+    Source: Holtzman et al. 2020 (arXiv 1904.09751), Sec. 3.1.
+    """
+    order = np.argsort(-probs, kind="stable")
+    mass_before = np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
+    kept = order[mass_before < max(top_p - probs.size * 2.0**-52, 2.0**-53)]
+    restricted = np.zeros_like(probs)
+    restricted[kept] = probs[kept]
+    return np.asarray(restricted / restricted.sum())
+
+
+def one_hot(token: int, vocab_size: int) -> Probs:  # [V]
+    """Return the law that gives one token probability 1."""
+    probs = np.zeros(vocab_size)
+    probs[token] = 1.0
+    return probs
+
+
+def cell_edges(
+    probs: Probs,  # [V]
+) -> Probs:  # [V]
+    """Return the upper edge of each token's cell in [0, 1), in token-id order.
+
+    edge[i] = probs[0] + ... + probs[i], and exactly 1 from the last token on whose cell is not empty
+
+    Token i is drawn by the uniforms in [edge[i-1], edge[i]): a token of probability 0 has no cell, and every uniform
+    below 1 falls into one, however the sum was rounded.
+    """
+    edges = np.cumsum(probs)
+    edges[np.searchsorted(edges, edges[-1]) :] = 1.0
+    return np.minimum(edges, 1.0)
+
+
+def draw(
+    probs: Probs,  # [V]
+    uniform: float,
+) -> int:
+    """Draw a token by inverting the cumulative distribution: the cell that holds `uniform`, half-open."""
+    return int(np.searchsorted(cell_edges(probs), uniform, side="right"))

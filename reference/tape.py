@@ -1,0 +1,90 @@
+"""The uniforms: the only place where randomness enters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from .record import Choice
+from .sampling import Probs, cell_edges
+
+Slots = Mapping[str, int]
+"""A cycle's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
+
+
+def tape(seed: int, request: int, cycle: int, num_slots: int) -> npt.NDArray[np.float64]:  # [num_slots]
+    """Return the uniforms of one cycle of one request, in [0, 1), multiples of 2^-53.
+
+    They depend on nothing else, so a request's text does not depend on what it was batched with, and no two cycles,
+    requests or seeds share a number. A longer row begins with the shorter one.
+
+    Raises:
+        ValueError: a number is negative or does not fit in 64 bits.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
+    with the cycle in the counter's second word, which the draws of one cycle never reach.
+    """
+    for name, value in (("seed", seed), ("request", request), ("cycle", cycle)):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"{name}: found {value}, expected an integer from 0 to 2**64 - 1")
+    generator = np.random.Philox(counter=[0, cycle, 0, 0], key=[seed, request])
+    return np.random.Generator(generator).random(num_slots)
+
+
+class Draws:
+    """One cycle's row of uniforms, handed out by slot name; each uniform serves one decision."""
+
+    def __init__(
+        self,
+        uniforms: npt.NDArray[np.float64],  # [num_slots]
+        slots: Slots,
+        trace: bool = False,
+    ):
+        """Lay the slots over the row; with `trace`, keep what every uniform was compared with.
+
+        Raises:
+            ValueError: the row has another length than the slots together.
+        """
+        num_slots = sum(slots.values())
+        if uniforms.shape != (num_slots,):
+            raise ValueError(f"uniforms: found shape {uniforms.shape}, expected {(num_slots,)}")
+        starts = np.cumsum([0, *slots.values()])[:-1]
+        self._uniforms = uniforms
+        self._start = dict(zip(slots, map(int, starts), strict=True))
+        self._used: set[int] = set()
+        self._choices: list[Choice] | None = [] if trace else None
+
+    @property
+    def choices(self) -> tuple[Choice, ...] | None:
+        """The choices made so far, in order, where they are traced."""
+        return None if self._choices is None else tuple(self._choices)
+
+    def token(
+        self,
+        slot: str,
+        probs: Probs,  # [V]
+        index: int = 0,
+    ) -> int:
+        """Draw a token from a law with the uniform `slot[index]`."""
+        return self._choose(slot, index, cell_edges(probs))
+
+    def accept(self, slot: str, accept_prob: float, index: int = 0) -> bool:
+        """Accept with the given probability: iff the uniform `slot[index]` is strictly below it."""
+        return self._choose(slot, index, np.array([accept_prob, 1.0])) == 0
+
+    def _choose(
+        self,
+        slot: str,
+        index: int,
+        edges: npt.NDArray[np.float64],  # [outcomes]
+    ) -> int:
+        column = self._start[slot] + index
+        if column in self._used:
+            raise RuntimeError(f"uniform {slot}[{index}] would serve two decisions")
+        self._used.add(column)
+        outcome = int(np.searchsorted(edges, self._uniforms[column], side="right"))
+        if self._choices is not None:
+            self._choices.append(Choice(column, edges, outcome))
+        return outcome

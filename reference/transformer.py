@@ -1,0 +1,157 @@
+"""A Llama-family transformer: embeddings in, logits out, a cache beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .cache import KVCache
+from .config import ModelConfig
+from .layers import Array, Mask, attention, rms_norm, rope, rope_frequencies, rope_tables, swiglu
+from .weights import LayerWeights, Weights
+
+Inputs = npt.NDArray[np.integer] | npt.NDArray[np.floating] | Sequence[int]
+
+
+class Transformer:
+    """A frozen language model. One pass: `logits(hidden(embed(tokens), cache))`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        eos_token_ids: tuple[int, ...] = (),
+        fingerprint: str | None = None,
+        name: str = "",
+    ):
+        """Hold the weights; `fingerprint` and `name` say which checkpoint they came from."""
+        self.config = config
+        self.weights = weights
+        self.eos_token_ids = eos_token_ids
+        self.fingerprint = fingerprint
+        self.name = name
+        self._frequencies = rope_frequencies(config)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the length of an input vector."""
+        return self.config.hidden_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest sequence the model can read."""
+        return self.config.max_position_embeddings
+
+    def new_cache(self, capacity: int = 16) -> KVCache:
+        """Return an empty cache of this model's shape."""
+        config = self.config
+        return KVCache(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            self.weights.embedding.dtype,
+            capacity,
+        )
+
+    def embed(
+        self,
+        tokens: npt.NDArray[np.integer] | Sequence[int],  # [T]
+    ) -> Array:  # [T, D]
+        """Look up the input vector of each token."""
+        return self.weights.embedding[np.asarray(tokens, dtype=np.int64)]
+
+    def hidden(
+        self,
+        inputs: Array,  # [T, D]
+        cache: KVCache,
+        positions: npt.NDArray[np.integer] | None = None,  # [T]
+        visible: Mask | None = None,  # [T, T]
+    ) -> Array:  # [T, D]
+        """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
+
+        Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
+        before it). `positions` are the rotary positions (default: those following the cache). A layer with a sliding
+        window w further hides keys w or more positions back. The pass's rows are appended to the cache.
+
+        Cost: one read of the weights, plus a read of the cache.
+        """
+        num_rows, start = inputs.shape[0], cache.length
+        if positions is None:
+            positions = np.arange(start, start + num_rows)
+        if visible is None:
+            visible = np.tri(num_rows, dtype=np.bool_)
+        in_sight = np.concatenate([np.ones((num_rows, start), dtype=np.bool_), visible], axis=1)
+        distance = positions[:, None] - np.concatenate([np.arange(start), positions])
+        cos, sin = (table.astype(inputs.dtype) for table in rope_tables(self._frequencies, positions))
+
+        x = inputs
+        for i, layer in enumerate(self.weights.layers):
+            window = self.config.window(i)
+            mask = in_sight if window is None else in_sight & (distance < window)
+            normed = rms_norm(x, layer.attention_norm, self.config.rms_norm_eps)
+            queries, keys, values = self._project(normed, layer, cos, sin)
+            keys, values = cache.write(i, keys, values)
+            mixed = attention(queries, keys, values, None if mask.all() else mask)
+            x = x + _linear(mixed, layer.output, layer.output_bias)
+            normed = rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
+            x = x + swiglu(normed @ layer.gate.T, normed @ layer.up.T) @ layer.down.T
+        cache.advance(num_rows)
+        return rms_norm(x, self.weights.norm, self.config.rms_norm_eps)
+
+    def logits(
+        self,
+        hidden: Array,  # [..., D]
+    ) -> Array:  # [..., V]
+        """Project hidden states to one logit per token."""
+        return hidden @ self.weights.output.T
+
+    def forward(
+        self,
+        inputs: Inputs,  # [T] tokens or [T, D] embeddings
+        cache: KVCache | None = None,
+        positions: npt.NDArray[np.integer] | None = None,  # [T]
+        visible: Mask | None = None,  # [T, T]
+    ) -> Array:  # [T, V]
+        """Return the logits behind every row of a pass over tokens, or over embeddings."""
+        rows = np.asarray(inputs)
+        if rows.ndim == 1:
+            rows = self.embed(rows)
+        return self.logits(self.hidden(rows, self.new_cache() if cache is None else cache, positions, visible))
+
+    def _project(
+        self,
+        normed: Array,  # [T, D]
+        layer: LayerWeights,
+        cos: Array,  # [T, E/2]
+        sin: Array,  # [T, E/2]
+    ) -> tuple[Array, Array, Array]:  # [H, T, E], [G, T, E], [G, T, E]
+        """Make rotated queries and keys, and values, one row of heads each."""
+        queries = self._heads(_linear(normed, layer.query, layer.query_bias))
+        keys = self._heads(_linear(normed, layer.key, layer.key_bias))
+        values = self._heads(_linear(normed, layer.value, layer.value_bias))
+        if layer.query_norm is not None and layer.key_norm is not None:
+            queries = rms_norm(queries, layer.query_norm, self.config.rms_norm_eps)
+            keys = rms_norm(keys, layer.key_norm, self.config.rms_norm_eps)
+        return rope(queries, cos, sin), rope(keys, cos, sin), values
+
+    def _heads(
+        self,
+        x: Array,  # [T, heads*E]
+    ) -> Array:  # [heads, T, E]
+        return x.reshape(x.shape[0], -1, self.config.head_dim).transpose(1, 0, 2)
+
+
+def _linear(
+    x: Array,  # [T, D_in]
+    weight: Array,  # [D_out, D_in]
+    bias: Array | None,  # [D_out]
+) -> Array:  # [T, D_out]
+    """Return x W^T + b, with the weight as checkpoints store it."""
+    return x @ weight.T if bias is None else x @ weight.T + bias

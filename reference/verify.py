@@ -1,0 +1,115 @@
+"""The heart: how many drafted tokens survive, and which token follows them, so that the target's law is kept.
+
+Every rule takes the drafts `x_1 .. x_K`, the laws they were drawn from, and the target's laws behind the prefix and
+behind each draft, and returns a run of accepted drafts and one final token. Whatever the draft laws are, the tokens
+emitted are distributed as if each had been drawn from the target.
+
+Glossary of shapes: K drafts, V vocabulary. Row i of `target_probs` is the law of the token after i drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .sampling import Probs
+from .tape import Draws
+
+Tokens = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of one verification; `final_token` is a bonus when all drafts were accepted."""
+
+    num_accepted: int
+    final_token: int
+    accept_probs: Probs  # [K]
+
+
+def accept_probs(
+    target_probs: Probs,  # [K+1, V]
+    draft_probs: Probs,  # [K, V]
+    draft_tokens: Tokens,  # [K]
+) -> Probs:  # [K]
+    """Return the probability with which each draft token is accepted, should it be reached.
+
+    accept[i] = min(1, target_probs[i, x_i] / draft_probs[i, x_i])
+
+    Raises:
+        ValueError: a draft token has probability 0 under its draft law, so it was not drawn from it.
+
+    Source: Chen et al. 2023 (arXiv 2302.01318), Algorithm 2; Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1.
+    """
+    rows = np.arange(len(draft_tokens))
+    target, draft = target_probs[rows, draft_tokens], draft_probs[rows, draft_tokens]
+    if np.any(draft <= 0):
+        raise ValueError(f"draft_probs: found 0 at draft token {int(np.argmin(draft))}, expected a law it came from")
+    with np.errstate(over="ignore"):  # a denormal draft law can push the ratio to inf, which is accepted as 1
+        return np.minimum(1.0, target / draft)
+
+
+def residual_probs(
+    target_probs: Probs,  # [V]
+    draft_probs: Probs,  # [V]
+) -> Probs:  # [V]
+    """Return the law of the token that replaces a rejected draft.
+
+    residual = max(0, target_probs - draft_probs) / sum(max(0, target_probs - draft_probs))
+
+    Laws that differ by rounding alone may leave nothing; a rejection is then itself a rounding event, of probability
+    near 2^-53, and the target's row stands in.
+
+    Source: Chen et al. 2023, Eq. 2; Leviathan et al. 2023, Sec. 2.3.
+    """
+    residual = np.maximum(target_probs - draft_probs, 0.0)
+    total = residual.sum()
+    return residual / total if total > 0 else target_probs
+
+
+def verify_token(
+    target_probs: Probs,  # [K+1, V]
+    draft_probs: Probs,  # [K, V]
+    draft_tokens: Tokens,  # [K]
+    draws: Draws,
+) -> Verification:
+    """Accept drafts one by one until the first rejection, and replace that one from the residual law.
+
+    Source: Chen et al. 2023, Algorithm 2; Leviathan et al. 2023, Algorithm 1.
+    """
+    accept = accept_probs(target_probs, draft_probs, draft_tokens)
+    for i in range(len(draft_tokens)):
+        if not draws.accept("accept", float(accept[i]), i):
+            correction_token = draws.token("final", residual_probs(target_probs[i], draft_probs[i]))
+            return Verification(i, correction_token, accept)
+    bonus_token = draws.token("final", target_probs[-1])
+    return Verification(len(draft_tokens), bonus_token, accept)
+
+
+def verify_match(
+    target_probs: Probs,  # [K+1, V]
+    draft_probs: Probs,  # [K, V]
+    draft_tokens: Tokens,  # [K]
+    draws: Draws,
+) -> Verification:
+    """Draw each token from the target and go on while the draw equals the draft.
+
+    accept[i] = target_probs[i, x_i]
+
+    Every token emitted is the target's own draw, so the law is kept for any draft; the drafts only decide how many
+    rows of the pass are used. The acceptance is never above the token rule's, whose draft law it does not need: the
+    control that a cleverer rule must beat.
+    """
+    accept = target_probs[np.arange(len(draft_tokens)), draft_tokens]
+    for i, draft_token in enumerate(draft_tokens):
+        token = draws.token("accept", target_probs[i], i)
+        if token != draft_token:
+            return Verification(i, token, accept)
+    return Verification(len(draft_tokens), draws.token("final", target_probs[-1]), accept)
+
+
+VerifyRule = Callable[[Probs, Probs, Tokens, Draws], Verification]
+RULES: dict[str, VerifyRule] = {"token": verify_token, "match": verify_match}

@@ -1,0 +1,57 @@
+"""Settings of the whole suite: property-test profiles, no network, and which tests need what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
+
+settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True, database=None, print_blob=True)
+settings.register_profile("deep", max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+MISSING = [name for name in ("torch", "transformers") if find_spec(name) is None]
+REASON = f"needs the gpu extra: {' and '.join(MISSING)} not installed"
+
+
+class PortTests(pytest.Module):
+    """A test file where the gpu extra is missing: skipped as a whole if it imports what is not there."""
+
+    def collect(self) -> list[pytest.Item | pytest.Collector]:
+        try:
+            return list(super().collect())
+        except self.CollectError as error:
+            if any(isinstance(cause, ModuleNotFoundError) and cause.name in MISSING for cause in _causes(error)):
+                pytest.skip(f"{self.path.name} {REASON}", allow_module_level=True)
+            raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return PortTests.from_parent(parent, path=module_path) if MISSING else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if MISSING and (item.get_closest_marker("torch") or item.get_closest_marker("gpu")):
+            item.add_marker(pytest.mark.skip(reason=REASON))
+        elif item.get_closest_marker("gpu") and not _has_cuda():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,307 @@
+"""Folders in Hugging Face's format: the right numbers, in little memory, with a fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import (
+    FAMILIES,
+    as_numpy,
+    both_packages,
+    contents,
+    module,
+    tiny_config,
+    write_checkpoint,
+    write_tensors,
+)
+from safetensors.numpy import load_file
+
+from pass_sampling.reference.config import ModelConfig
+from pass_sampling.reference.weights import Weights, weight_table
+
+REQUESTED = {"reference": ("float64", "float32", None), "gpu": ("float64", "float32", "bfloat16", "float16", None)}
+
+
+def with_dtypes(*dtypes: str | None) -> pytest.MarkDecorator:
+    """Run a test on both packages, with those of the dtypes that the package can compute in."""
+    cases = [
+        pytest.param(package, dtype, marks=[pytest.mark.torch] if package == "gpu" else [])
+        for package, possible in REQUESTED.items()
+        for dtype in dtypes
+        if dtype in possible
+    ]
+    return pytest.mark.parametrize(("package", "dtype"), cases)
+
+
+PARTS = ("query", "key", "value")
+
+
+def flat(package: str, weights: Any) -> dict[str, np.ndarray]:
+    """Return all weights under the reference's names, the port's fused tensors taken apart."""
+    found = {name: as_numpy(getattr(weights, name)) for name in ("embedding", "norm", "output")}
+    for i, layer in enumerate(weights.layers):
+        fields = {
+            field.name: as_numpy(getattr(layer, field.name))
+            for field in dataclasses.fields(layer)
+            if getattr(layer, field.name) is not None
+        }
+        if package == "gpu":
+            fields = _unfused(fields)
+        found |= {f"{i}.{name}": array for name, array in fields.items()}
+    return found
+
+
+def _unfused(fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    rows = fields["query_key_value"].shape[0]
+    heads_rows = fields["output"].shape[1]
+    edges = [heads_rows, heads_rows + (rows - heads_rows) // 2]
+    fields |= dict(zip(PARTS, np.split(fields.pop("query_key_value"), edges), strict=True))
+    fields["gate"], fields["up"] = np.split(fields.pop("gate_up"), 2)
+    if "query_key_value_bias" in fields:
+        biases = np.split(fields.pop("query_key_value_bias"), edges)
+        fields |= {f"{part}_bias": bias for part, bias in zip(PARTS, biases, strict=True)}
+    if "query_key_norm" in fields:
+        norms = fields.pop("query_key_norm")
+        head_rows = heads_rows // norms.shape[1]
+        for name, part in (("query_norm", norms[:head_rows]), ("key_norm", norms[head_rows:])):
+            assert (part == part[0]).all()
+            fields[name] = part[0]
+    return fields
+
+
+def expected_from_transformers(model: Any) -> dict[str, np.ndarray]:
+    """Name a transformers model's parameters as the reference does, by hand and not by the table under test."""
+    state = {name: as_numpy(tensor) for name, tensor in model.state_dict().items()}
+    renamed = {
+        "model.embed_tokens.weight": "embedding",
+        "model.norm.weight": "norm",
+        "lm_head.weight": "output",
+    }
+    inner = {
+        "input_layernorm.weight": "attention_norm",
+        "post_attention_layernorm.weight": "mlp_norm",
+        "self_attn.o_proj.weight": "output",
+        "self_attn.o_proj.bias": "output_bias",
+        "self_attn.q_norm.weight": "query_norm",
+        "self_attn.k_norm.weight": "key_norm",
+        "mlp.gate_proj.weight": "gate",
+        "mlp.up_proj.weight": "up",
+        "mlp.down_proj.weight": "down",
+    }
+    for part in PARTS:
+        inner[f"self_attn.{part[0]}_proj.weight"] = part
+        inner[f"self_attn.{part[0]}_proj.bias"] = f"{part}_bias"
+    for layer in range(model.config.num_hidden_layers):
+        renamed |= {f"model.layers.{layer}.{name}": f"{layer}.{field}" for name, field in inner.items()}
+    return {renamed[name]: array for name, array in state.items()}
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((family, {}) for family in FAMILIES),
+    *((family, {"tie_word_embeddings": True}) for family in FAMILIES),
+    ("llama", {"attention_bias": True, "head_dim": 10}),
+    ("qwen3", {"attention_bias": True, "num_key_value_heads": 4}),
+    ("llama", {"num_key_value_heads": 1}),
+]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("shard_size", ["1GB", "4KB"], ids=["one file", "sharded"])
+@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=str)
+def test_weights_are_those_of_transformers(
+    family: str, changes: dict[str, Any], shard_size: str, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 29, "hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    head_dim = {"head_dim": 8} if family == "qwen3" else {}
+    theirs = AutoConfig.for_model(family, **sizes | heads | head_dim | changes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(theirs)
+    for parameter in model.parameters():  # biases and norms too, which start as zeros and ones
+        torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard_size != "1GB")
+
+    expected = expected_from_transformers(model)
+    fingerprints = set()
+    for package in ("reference", "gpu"):
+        checkpoint = module(package, "checkpoint")
+        weights, fingerprint = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path), "float32")
+        found = flat(package, weights)
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert np.array_equal(found[name], array), name
+        assert (weights.output is weights.embedding) == bool(changes.get("tie_word_embeddings", False))
+        fingerprints.add(fingerprint)
+    assert len(fingerprints) == 1
+
+
+STORED = ["float64", "float32", "float16", "bfloat16"]
+
+
+@with_dtypes("float64", "float32", "bfloat16", "float16", None)
+@pytest.mark.parametrize("stored", STORED)
+def test_every_stored_dtype_reads_as_every_requested_one(
+    package: str, stored: str, dtype: str | None, tmp_path: Path
+) -> None:
+    config = tiny_config("qwen2")
+    write_checkpoint(tmp_path, config, model_type="qwen2", dtype=stored, shards=2)
+    checkpoint = module(package, "checkpoint")
+    weights, _ = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path), dtype)
+    given = dtype or (stored if package == "gpu" else "float64")
+    assert str(weights.embedding.dtype).removeprefix("torch.") == given
+    found = flat(package, weights)
+    for name, array in flat("reference", Weights.random(config, 0)).items():
+        wanted = array.astype(stored).astype(given)
+        assert np.array_equal(found[name], wanted.astype(np.float32) if given == "bfloat16" else wanted), name
+
+
+@both_packages
+@pytest.mark.parametrize("chunk_bytes", [1, 100, 200, 10**9])
+def test_chunks_of_any_size_fit_together(
+    package: str, chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, model_type="qwen3")
+    checkpoint = module(package, "checkpoint")
+    config = checkpoint.read_config(tmp_path)
+    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", chunk_bytes)
+    weights, fingerprint = checkpoint.read_weights(tmp_path, config, "float64")
+    random = flat("reference", Weights.random(tiny_config("qwen3"), 0, np.float32))
+    assert all(np.array_equal(array, random[name]) for name, array in flat(package, weights).items())
+    monkeypatch.undo()
+    if chunk_bytes > 16 * 4:  # the fingerprint takes 16 values of the first chunk
+        assert fingerprint == checkpoint.read_weights(tmp_path, config, "float64")[1]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_weights_are_the_same_numbers_in_both_packages(family: str) -> None:
+    import torch
+
+    settings = dataclasses.asdict(tiny_config(family))
+    ours = flat("reference", module("reference", "weights").Weights.random(tiny_config(family), 7))
+    config = module("gpu", "config").ModelConfig(**settings)
+    theirs = flat("gpu", module("gpu", "weights").Weights.random(config, 7, torch.float64))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(array, theirs[name]) for name, array in ours.items())
+
+
+EVEN_FINGERPRINT = "XX"
+
+
+@both_packages
+def test_a_fingerprint_depends_on_the_weights_alone(package: str, tmp_path: Path) -> None:
+    checkpoint = module(package, "checkpoint")
+
+    def fingerprint(name: str, dtype: str = "float32", **arguments: Any) -> str:
+        folder = write_checkpoint(tmp_path / name, **arguments)
+        found: str = checkpoint.read_weights(folder, checkpoint.read_config(folder), dtype)[1]
+        return found
+
+    first = fingerprint("single")
+    assert first == fingerprint("shards", shards=3) == fingerprint("wide", dtype="float64")
+    assert first != fingerprint("other", seed=1)
+    # Written down, because a change of the definition would orphan every look-ahead folder saved before it.
+    even = Weights.random(tiny_config(), 0)
+    for array in flat("reference", even).values():
+        array[...] = 0.5
+    assert fingerprint("even", weights=even) == EVEN_FINGERPRINT
+
+
+@both_packages
+def test_a_tied_output_may_be_stored_as_well(package: str, tmp_path: Path) -> None:
+    config = tiny_config(tie_word_embeddings=True)
+    write_checkpoint(tmp_path, config)
+    tensors = load_file(tmp_path / "model.safetensors")
+    checkpoint = module(package, "checkpoint")
+    _, alone = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
+    write_tensors(tmp_path, tensors)
+    weights, both = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path))
+    assert weights.output is weights.embedding
+    assert alone == both
+
+
+@both_packages
+def test_a_model_from_a_folder(package: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", eos_token_id=[2, 3])
+    before = contents(folder)
+    model = module(package, "checkpoint").load_model(folder, dtype="float32")
+    assert (model.name, model.eos_token_ids, len(model.fingerprint)) == ("tiny", (2, 3), 64)
+    assert model.config.vocab_size == 23
+    assert str(model.weights.norm.dtype).endswith("float32")
+    assert contents(folder) == before
+    assert module(package, "checkpoint").load_model(str(folder)).fingerprint == model.fingerprint
+
+
+@both_packages
+def test_the_hub_cache_is_read_through_its_links(package: str, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "snapshots" / "1a2b", tmp_path / "blobs"
+    write_checkpoint(snapshot, shards=2)
+    blobs.mkdir()
+    for i, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(blobs / str(i))
+        path.symlink_to(Path("..", "..", "blobs", str(i)))
+    checkpoint = module(package, "checkpoint")
+    assert checkpoint.read_weights(snapshot, checkpoint.read_config(snapshot))[1]
+
+
+BIG = ModelConfig(16000, 512, 1408, 16, 8, 4, 64, 64)
+MEASURE = """
+import contextlib, sys
+from pass_sampling.{package} import checkpoint
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(name))
+
+tiny, big, dtype = sys.argv[1:]
+checkpoint.read_weights(tiny, checkpoint.read_config(tiny), dtype)
+config = checkpoint.read_config(big)
+with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # forget the peak so far
+before = status("VmRSS")
+weights, _ = checkpoint.read_weights(big, config, dtype)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def big_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Yield folders with a model of 60 million parameters, stored in float32 and in bfloat16."""
+    root = tmp_path_factory.mktemp("big")
+    weights = module("reference", "weights").allocate(BIG, np.float32)
+    for array in flat("reference", weights).values():
+        array[...] = 1.0
+    folders = {name: write_checkpoint(root / name, BIG, weights, dtype=name) for name in ("float32", "bfloat16")}
+    yield folders | {"tiny": write_checkpoint(root / "tiny")}
+    for path in root.rglob("*.safetensors"):
+        path.unlink()
+
+
+@with_dtypes("float32", "bfloat16")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_loading_needs_little_more_memory_than_the_weights(
+    package: str, stored: str, dtype: str, big_folders: dict[str, Path]
+) -> None:
+    arguments = [str(big_folders["tiny"]), str(big_folders[stored]), dtype]
+    command = [sys.executable, "-c", MEASURE.format(package=package), *arguments]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    num_weights = sum(math.prod(entry.shape) for entry in weight_table(BIG))
+    assert num_weights >= 60e6
+    ratio = grown / (num_weights * (2 if dtype == "bfloat16" else 4))
+    print(f"{package}, {stored} -> {dtype}: {ratio:.3f} times the weights")
+    assert 0.9 <= ratio <= 1.3
