@@ -17,7 +17,7 @@ BIN := $(VENV)/bin/python
 ARGS ?=
 
 help: ## Show the targets.
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="-k law" is handed to pytest.'
 
 test: $(READY) ## Run the tests.

@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from .checkpoint import load_model, read_config, read_generation_config, read_weights
     from .config import ModelConfig, RopeScaling, SamplingConfig
     from .ending import Ending
-    from .generate import generate, generate_batch
+    from .generation import generate, generate_batch
     from .lookahead import LookAhead
     from .methods import Autoregressive, LanguageModel, Method, PaSS
     from .record import Choice, Generation, Record
     from .sampling import probs_from_logits
     from .table import TableModel
-    from .tape import tape
     from .transformer import Transformer
     from .weights import Weights
 
@@ -28,13 +27,12 @@ _HOMES = {
     "checkpoint": ["load_model", "read_config", "read_generation_config", "read_weights"],
     "config": ["ModelConfig", "RopeScaling", "SamplingConfig"],
     "ending": ["Ending"],
-    "generate": ["generate", "generate_batch"],
+    "generation": ["generate", "generate_batch"],
     "lookahead": ["LookAhead"],
     "methods": ["Autoregressive", "LanguageModel", "Method", "PaSS"],
     "record": ["Choice", "Generation", "Record"],
     "sampling": ["probs_from_logits"],
     "table": ["TableModel"],
-    "tape": ["tape"],
     "transformer": ["Transformer"],
     "weights": ["Weights"],
 }
@@ -62,7 +60,6 @@ __all__ = [
     "read_config",
     "read_generation_config",
     "read_weights",
-    "tape",
 ]
 
 

@@ -12,7 +12,8 @@ class KVCache:
     Slot s holds position s. Slots at and beyond a row's length are scratch: a pass writes there, and what is kept of
     it is decided afterwards by `truncate` or `keep`. Scratch is masked, not absent, so it must stay finite: it starts
     as zeros. `extent` is a bound on all lengths that the host knows, so that a pass need not read unused slots;
-    `level` says that the host knows all lengths to be equal to it.
+    `level` says that the host knows all lengths to be equal to it. On the CPU the bound is exact. Elsewhere a
+    `truncate` leaves it loose, and the lengths are read back only when it has run out.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class KVCache:
         Raises:
             ValueError: a row would run past the capacity.
         """
+        if self.extent + num_rows > self.capacity and not self._at_hand:
+            self._read_lengths()
         if self.extent + num_rows > self.capacity:
             raise ValueError(f"capacity: found {self.capacity}, expected at least {self.extent + num_rows}")
         return self.lengths.unsqueeze(1) + torch.arange(num_rows, device=self.lengths.device)
@@ -77,17 +80,14 @@ class KVCache:
             ValueError: a length is negative or more than what is cached; checked on the CPU alone, where asking
                 costs no synchronisation.
         """
-        if length.device.type == "cpu":
-            if bool(((length < 0) | (length > self.lengths)).any()):
-                raise ValueError(
-                    f"length: found {length.tolist()}, expected 0 to {self.lengths.tolist()}, the number of cached "
-                    "positions"
-                )
-            self.extent = int(length.max())
-            self.level = bool((length == self.extent).all())
-        else:
-            self.level = False
-        self.lengths = length
+        if self._at_hand and bool(((length < 0) | (length > self.lengths)).any()):
+            raise ValueError(
+                f"length: found {length.tolist()}, expected 0 to {self.lengths.tolist()}, the number of cached "
+                "positions"
+            )
+        self.lengths, self.level = length, False
+        if self._at_hand:
+            self._read_lengths()
 
     def keep(
         self,
@@ -98,7 +98,7 @@ class KVCache:
         Raises:
             ValueError: the slots do not increase, or are not all cached; checked on the CPU alone.
         """
-        if rows.device.type == "cpu" and rows.shape[1]:
+        if self._at_hand and rows.shape[1]:
             sound = (rows[:, 0] >= 0) & (rows[:, -1] < self.lengths) & (rows.diff(dim=1) > 0).all(dim=1)
             if not bool(sound.all()):
                 raise ValueError(
@@ -139,4 +139,16 @@ class KVCache:
         twin = object.__new__(KVCache)
         twin.keys, twin.values, twin.lengths, twin.extent, twin.level = keys, values, lengths, extent, level
         twin._rows = torch.arange(lengths.shape[0], device=lengths.device).unsqueeze(1)
+        if twin._at_hand:
+            twin._read_lengths()
         return twin
+
+    @property
+    def _at_hand(self) -> bool:
+        """Whether the host can read the lengths without waiting for a device."""
+        return self.lengths.device.type == "cpu"
+
+    def _read_lengths(self) -> None:
+        lengths = self.lengths.tolist()
+        self.extent = max(lengths, default=0)
+        self.level = lengths.count(self.extent) == len(lengths)

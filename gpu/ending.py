@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -13,24 +14,29 @@ class Ending:
     """The ends of a text: a length, end-of-sequence tokens, stop strings in the decoded new text."""
 
     max_new_tokens: int
-    eos_token_ids: tuple[int, ...] = ()
-    stop_strings: tuple[str, ...] = ()
+    eos_token_ids: Sequence[int] = ()
+    stop_strings: Sequence[str] = ()
     decode: Decode | None = None  # new tokens -> text; needed for stop strings
 
     def __post_init__(self) -> None:
         """Refuse what could never end a text, or could not be checked.
 
         Raises:
-            ValueError: max_new_tokens is not a positive integer, a stop string is empty, or there is no decoder.
+            ValueError: max_new_tokens is not a positive integer, eos_token_ids or stop_strings is one value and no
+                sequence, a stop string is empty, or there is no decoder.
         """
-        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int):
-            raise ValueError(f"max_new_tokens: found {self.max_new_tokens!r}, expected a positive integer")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: found {self.max_new_tokens}, expected a positive integer")
-        if isinstance(self.stop_strings, str) or not all(self.stop_strings):
-            raise ValueError(f"stop_strings: found {self.stop_strings!r}, expected a sequence of non-empty strings")
-        if self.stop_strings and self.decode is None:
+        limit, eos, stops = self.max_new_tokens, self.eos_token_ids, self.stop_strings
+        if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
+            raise ValueError(f"max_new_tokens: found {limit!r}, expected a positive integer")
+        if not isinstance(eos, Iterable):
+            raise ValueError(f"eos_token_ids: found {eos!r}, expected a sequence of token ids")
+        if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in stops):
+            raise ValueError(f"stop_strings: found {stops!r}, expected a sequence of non-empty strings")
+        if stops and self.decode is None:
             raise ValueError("stop_strings: found no decode function, expected one that turns tokens into text")
+        object.__setattr__(self, "max_new_tokens", int(limit))
+        object.__setattr__(self, "eos_token_ids", tuple(eos))
+        object.__setattr__(self, "stop_strings", tuple(stops))
 
     def reason(
         self,

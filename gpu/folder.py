@@ -48,7 +48,7 @@ def file_in(folder: Path, name: str) -> Path:
         ValueError: the name is not a plain one, or the link leads elsewhere.
         FileNotFoundError: there is no such file.
     """
-    if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
+    if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
         raise ValueError(f"{folder}: the file name {name!r:.80} is not plain, expected a name without a path")
     path = folder / name
     if not path.is_file():
@@ -99,13 +99,13 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         for name, tensor in read_header(file_in(folder, shard)).items():
             if weight_map.get(name) != shard:
                 raise ValueError(
-                    f"{tensor.path} holds the tensor {name}, expected it only where {INDEX} says: "
-                    f"{weight_map.get(name)}"
+                    f"{tensor.path} holds the tensor {name!r:.80}, expected it only where {INDEX} says: "
+                    f"{weight_map.get(name)!r:.80}"
                 )
             tensors[name] = tensor
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise ValueError(f"{folder / shard} lacks the tensor {name}, expected it there as {INDEX} says")
+            raise ValueError(f"{folder / shard} lacks the tensor {name!r:.80}, expected it there as {INDEX} says")
     return tensors
 
 

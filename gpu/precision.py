@@ -39,5 +39,5 @@ def check_device(device: torch.device | str) -> torch.device:
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (found.index or 0) >= count:
-            raise ValueError(f"device is {found} and PyTorch finds {count} CUDA devices, expected cpu")
+            raise ValueError(f"device: found {found} and PyTorch finds {count} CUDA devices, expected cpu")
     return found

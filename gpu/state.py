@@ -104,6 +104,8 @@ class State:
         used: Tensor,  # [B, N]
     ) -> State:
         """Remember the first row of logits that has no law, among those that are used."""
+        if largest.shape[1] == 0:
+            return self
         faulty = used & ~largest.isfinite()
         first = faulty.long().argmax(dim=1, keepdim=True)
         new = faulty.any(dim=1) & (self.fault == 0)

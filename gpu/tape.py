@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .batch_record import Choices
+from .config import check_integer
 from .sampling import Probs, cell_edges, draw
 
 Slots = Mapping[str, int]
@@ -29,20 +30,20 @@ def tape(
     requests or seeds share a number. A longer row begins with the shorter one.
 
     Raises:
-        ValueError: a number is negative or does not fit in 64 bits.
+        ValueError: a number is no integer, is negative or does not fit in 64 bits.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
     with the cycle in the counter's second word, which the draws of one cycle never reach.
     """
-    requests = [request] if isinstance(request, int) else list(request)
+    requests = list(request) if isinstance(request, Sequence) else [request]
     for name, value in (("seed", seed), *(("request", value) for value in requests), ("cycle", cycle)):
-        if not 0 <= value < 2**64:
-            raise ValueError(f"{name}: found {value}, expected an integer from 0 to 2**64 - 1")
-    rows = [
-        np.random.Generator(np.random.Philox(counter=[0, cycle, 0, 0], key=[seed, each])).random(num_slots)
-        for each in requests
-    ]
-    return torch.from_numpy(rows[0] if isinstance(request, int) else np.stack(rows)).to(device)
+        check_integer(name, value, 0, 2**64 - 1)
+    counter = np.array([0, cycle, 0, 0], np.uint64)
+    rows = np.empty((len(requests), num_slots))
+    for row, each in zip(rows, requests, strict=True):
+        generator = np.random.Philox(counter=counter, key=np.array([seed, each], np.uint64))
+        np.random.Generator(generator).random(out=row)
+    return torch.from_numpy(rows if isinstance(request, Sequence) else rows[0]).to(device)
 
 
 class Draws:

@@ -118,7 +118,7 @@ def verify_match(
         final_token = torch.where(asked & ~matched, token, final_token)
         num_accepted = num_accepted + (asked & matched)
         going = going & (matched | (i >= num_draft))
-    bonus_token = draws.token("final", row(target_probs, num_draft), active=going)
+    bonus_token = draws.token("final", row(target_probs, num_draft.clamp(max=num_tokens)), active=going)
     return Verification(num_accepted, torch.where(going, bonus_token, final_token), accept)
 
 

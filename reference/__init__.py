@@ -1,7 +1,7 @@
 """The specification: exact parallel speculative sampling in NumPy.
 
 Read in this order: `sampling` and `tape` (a law, a uniform, a token), `verify` (the theorem), `methods.autoregressive`
-and `methods.lookahead` (PaSS), `generate` (the loop), `law` (the proof by enumeration); then `layers`, `cache` and
+and `methods.lookahead` (PaSS), `generation` (the loop), `law` (the proof by enumeration); then `layers`, `cache` and
 `transformer` (the model), `checkpoint` and `lookahead` (its files).
 
 Everything here handles one sequence; `pass_sampling.gpu` mirrors it for batches.
@@ -10,13 +10,12 @@ Everything here handles one sequence; `pass_sampling.gpu` mirrors it for batches
 from .checkpoint import load_model, read_config, read_generation_config, read_weights
 from .config import ModelConfig, RopeScaling, SamplingConfig
 from .ending import Ending
-from .generate import generate, generate_batch
+from .generation import generate, generate_batch
 from .lookahead import LookAhead
 from .methods import Autoregressive, LanguageModel, Method, PaSS
 from .record import Choice, Generation, Record
 from .sampling import probs_from_logits
 from .table import TableModel
-from .tape import tape
 from .transformer import Transformer
 from .weights import Weights
 
@@ -43,5 +42,4 @@ __all__ = [
     "read_config",
     "read_generation_config",
     "read_weights",
-    "tape",
 ]

@@ -93,11 +93,11 @@ def _check_tensors(root: os.PathLike[str], stored: dict[str, StoredTensor], conf
         raise ValueError(f"{root} lacks the tensor {missing[0]}, expected all {len(expected)} tensors of config.json")
     if config.tie_word_embeddings:
         expected[TIED] = (config.vocab_size, config.hidden_size)
-    for name, tensor in stored.items():
+    for name, tensor in sorted(stored.items()):
         if name.endswith("rotary_emb.inv_freq"):  # written by old versions, computed from config.json
             continue
         if name not in expected:
-            raise ValueError(f"{tensor.path} holds the tensor {name:.80}, expected only those of config.json")
+            raise ValueError(f"{tensor.path} holds the tensor {name!r:.80}, expected only those of config.json")
         if tensor.shape != expected[name]:
             raise ValueError(
                 f"{tensor.path}: tensor {name} has shape {list(tensor.shape)}, "

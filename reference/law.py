@@ -187,6 +187,6 @@ def _check_outcome(choice: Any, uniform: float, edges: npt.NDArray[np.float64]) 
     low, high = edges[choice.outcome], edges[choice.outcome + 1]
     if not low <= uniform < high:
         raise ValueError(
-            f"choice at slot {choice.slot}: found outcome {choice.outcome}, of the cell [{low}, {high}), for the uniform "
-            f"{uniform}, expected the outcome whose cell holds it"
+            f"choice at slot {choice.slot}: found outcome {choice.outcome}, of the cell [{low}, {high}), for the "
+            f"uniform {uniform}, expected the outcome whose cell holds it"
         )

@@ -33,8 +33,8 @@ def read_vectors(
 
     header = {name: (tensor.dtype, tensor.shape) for name, tensor in read_header(path).items()}
     if header != {TENSOR: ("F32", shape)}:
-        found = ", ".join(f"{name:.80} {dtype} {list(size)}" for name, (dtype, size) in header.items())
-        raise ValueError(f"{path} holds {found or 'no tensor'}, expected {TENSOR} F32 {list(shape)} as in {CONFIG}")
+        found = ", ".join(f"{name!r:.80} {dtype} {list(size)}" for name, (dtype, size) in header.items())
+        raise ValueError(f"{path} holds {found or 'no tensor'}, expected {TENSOR!r} F32 {list(shape)} as in {CONFIG}")
     with safe_open(path, framework="numpy") as file:
         vectors: npt.NDArray[np.float32] = file.get_tensor(TENSOR)
     return vectors

@@ -35,7 +35,8 @@ def probs_from_logits(
         raise ValueError(f"{where}: the largest logit is {largest}, expected a finite number")
     if sampling.temperature == 0:
         return one_hot(int(np.argmax(logits)), logits.size)
-    scaled = (logits.astype(np.float64) - np.float64(largest)) / sampling.temperature
+    with np.errstate(over="ignore"):  # what lies further below than float64 can say has probability 0
+        scaled = (logits.astype(np.float64) - np.float64(largest)) / sampling.temperature
     if 0 < sampling.top_k < logits.size:
         kth_largest = np.partition(logits, -sampling.top_k)[-sampling.top_k]
         scaled = np.where(logits >= kth_largest, scaled, -np.inf)

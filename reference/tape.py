@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from .config import check_integer
 from .record import Choice
 from .sampling import Probs, cell_edges
 
@@ -21,16 +22,15 @@ def tape(seed: int, request: int, cycle: int, num_slots: int) -> npt.NDArray[np.
     requests or seeds share a number. A longer row begins with the shorter one.
 
     Raises:
-        ValueError: a number is negative or does not fit in 64 bits.
+        ValueError: a number is no integer, is negative or does not fit in 64 bits.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
     with the cycle in the counter's second word, which the draws of one cycle never reach.
     """
     for name, value in (("seed", seed), ("request", request), ("cycle", cycle)):
-        if not 0 <= value < 2**64:
-            raise ValueError(f"{name}: found {value}, expected an integer from 0 to 2**64 - 1")
-    generator = np.random.Philox(counter=[0, cycle, 0, 0], key=[seed, request])
-    return np.random.Generator(generator).random(num_slots)
+        check_integer(name, value, 0, 2**64 - 1)
+    counter, key = np.array([0, cycle, 0, 0], np.uint64), np.array([seed, request], np.uint64)
+    return np.random.Generator(np.random.Philox(counter=counter, key=key)).random(num_slots)
 
 
 class Draws:

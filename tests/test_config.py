@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import FAMILIES, both_packages, config_json, edit_json, module, tiny_config, write_json
 from hypothesis import given
 from hypothesis import strategies as st
+
+from folders import FAMILIES, both_packages, config_json, edit_json, module, tiny_config, write_json
 
 SIZES = [
     ("vocab_size", 2**26),

@@ -75,8 +75,8 @@ def _ending(
     stop_strings: Sequence[str],
     decode: Decode | None,
 ) -> Ending:
-    eos = method.model.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids)
-    return Ending(max_new_tokens, eos, tuple(stop_strings), decode)
+    eos = method.model.eos_token_ids if eos_token_ids is None else eos_token_ids
+    return Ending(max_new_tokens, eos, stop_strings, decode)
 
 
 @torch.inference_mode()

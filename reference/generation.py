@@ -44,8 +44,8 @@ def generate(
     Raises:
         ValueError: an argument is out of range, or the model's logits are not finite.
     """
-    eos = method.model.eos_token_ids if eos_token_ids is None else tuple(eos_token_ids)
-    state = method.start(prompt, Ending(max_new_tokens, eos, tuple(stop_strings), decode))
+    eos = method.model.eos_token_ids if eos_token_ids is None else eos_token_ids
+    state = method.start(prompt, Ending(max_new_tokens, eos, stop_strings, decode))
     records: list[Record] = []
     while state.end is None:
         uniforms = tape(seed, request, len(records), method.num_slots)

@@ -1,0 +1,176 @@
+"""One small interface over both packages, NumPy in and NumPy out, so that one property runs on either.
+
+Everything takes rows side by side, N of them. The reference goes through them one by one, the port takes them as one
+batch, on the CPU and, where there is one, on a CUDA device.
+
+Glossary of shapes: N rows, K drafts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from folders import module
+
+Array = np.ndarray
+
+
+class Reference:
+    """The specification, row by row."""
+
+    package, device = "reference", "cpu"
+
+    def module(self, name: str) -> ModuleType:
+        """Return one of the package's modules."""
+        return module(self.package, name)
+
+    def sampling(self, **settings: Any) -> Any:
+        """Return sampling settings of this package."""
+        return self.module("config").SamplingConfig(**settings)
+
+    def probs(
+        self,
+        logits: Array,  # [..., V]
+        **settings: Any,
+    ) -> Array:  # [..., V]
+        function, config = self.module("sampling").probs_from_logits, self.sampling(**settings)
+        rows = [function(row, config) for row in logits.reshape(-1, logits.shape[-1])]
+        return np.stack(rows).reshape(logits.shape)
+
+    def cell_edges(
+        self,
+        probs: Array,  # [V]
+    ) -> Array:  # [V]
+        return self.module("sampling").cell_edges(probs)
+
+    def draw(
+        self,
+        probs: Array,  # [V]
+        uniforms: Array,  # [N]
+    ) -> Array:  # [N]
+        """Draw from one law with each of the uniforms."""
+        function = self.module("sampling").draw
+        return np.array([function(probs, uniform) for uniform in uniforms], dtype=np.int64)
+
+    def residual(
+        self,
+        target: Array,  # [V]
+        draft: Array,  # [V]
+    ) -> Array:  # [V]
+        return self.module("verify").residual_probs(target, draft)
+
+    def tape(self, seed: int, request: int, cycle: int, num_slots: int) -> Array:  # [num_slots]
+        return self.module("tape").tape(seed, request, cycle, num_slots)
+
+    def tape_rows(self, seed: int, requests: Sequence[int], cycle: int, num_slots: int) -> Array:  # [N, num_slots]
+        return np.stack([self.tape(seed, request, cycle, num_slots) for request in requests])
+
+    def verify(
+        self,
+        rule: str,
+        target: Array,  # [N, K+1, V]
+        draft: Array,  # [N, K, V]
+        tokens: Array,  # [N, K]
+        uniforms: Array,  # [N, K+1], K acceptances and the final draw
+    ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
+        """Return `num_accepted`, `final_token` and `accept_probs` of every row."""
+        verify, draws = self.module("verify").RULES[rule], self.module("tape").Draws
+        slots = {"accept": tokens.shape[1], "final": 1}
+        verdicts = [
+            verify(target[n], draft[n], tokens[n], draws(uniforms[n], slots)) for n in range(len(tokens))
+        ]
+        return (
+            np.array([verdict.num_accepted for verdict in verdicts], dtype=np.int64),
+            np.array([verdict.final_token for verdict in verdicts], dtype=np.int64),
+            np.array([verdict.accept_probs for verdict in verdicts]).reshape(tokens.shape),
+        )
+
+
+class Port(Reference):
+    """The port, all rows in one batch."""
+
+    package = "gpu"
+
+    def __init__(self, device: str):
+        self.device = device
+
+    def tensor(self, array: Any) -> Any:
+        """Return a NumPy array as a tensor on the device, with its dtype."""
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def probs(
+        self,
+        logits: Array,  # [..., V]
+        **settings: Any,
+    ) -> Array:  # [..., V]
+        return self.module("sampling").probs_from_logits(self.tensor(logits), self.sampling(**settings)).cpu().numpy()
+
+    def cell_edges(
+        self,
+        probs: Array,  # [V]
+    ) -> Array:  # [V]
+        return self.module("sampling").cell_edges(self.tensor(probs)).cpu().numpy()
+
+    def draw(
+        self,
+        probs: Array,  # [V]
+        uniforms: Array,  # [N]
+    ) -> Array:  # [N]
+        rows = self.tensor(probs).expand(len(uniforms), -1)
+        return self.module("sampling").draw(rows, self.tensor(uniforms)).cpu().numpy()
+
+    def residual(
+        self,
+        target: Array,  # [V]
+        draft: Array,  # [V]
+    ) -> Array:  # [V]
+        return self.module("verify").residual_probs(self.tensor(target), self.tensor(draft)).cpu().numpy()
+
+    def tape(self, seed: int, request: int, cycle: int, num_slots: int) -> Array:  # [num_slots]
+        return self.module("tape").tape(seed, request, cycle, num_slots, device=self.device).cpu().numpy()
+
+    def tape_rows(self, seed: int, requests: Sequence[int], cycle: int, num_slots: int) -> Array:  # [N, num_slots]
+        return self.module("tape").tape(seed, requests, cycle, num_slots, device=self.device).cpu().numpy()
+
+    def verify(
+        self,
+        rule: str,
+        target: Array,  # [N, K+1, V]
+        draft: Array,  # [N, K, V]
+        tokens: Array,  # [N, K]
+        uniforms: Array,  # [N, K+1]
+    ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
+        num_draft, active = np.full(len(tokens), tokens.shape[1]), np.ones(len(tokens), dtype=np.bool_)
+        return self.verify_some(rule, target, draft, tokens, uniforms, num_draft, active)
+
+    def verify_some(
+        self,
+        rule: str,
+        target: Array,  # [N, K+1, V]
+        draft: Array,  # [N, K, V]
+        tokens: Array,  # [N, K]
+        uniforms: Array,  # [N, K+1]
+        num_draft: Array,  # [N]
+        active: Array,  # [N]
+    ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
+        """Verify rows of which some have fewer drafts than others, and some have ended."""
+        arguments = [self.tensor(array) for array in (target, draft, tokens)]
+        draws = self.module("tape").Draws(self.tensor(uniforms), {"accept": tokens.shape[1], "final": 1})
+        verdict = self.module("verify").RULES[rule](*arguments, draws, self.tensor(num_draft), self.tensor(active))
+        return tuple(part.cpu().numpy() for part in (verdict.num_accepted, verdict.final_token, verdict.accept_probs))
+
+
+REFERENCE, PORT, CUDA = Reference(), Port("cpu"), Port("cuda")
+_ON_CPU = pytest.param(PORT, id="gpu", marks=pytest.mark.torch)
+_ON_CUDA = pytest.param(CUDA, id="gpu-cuda", marks=[pytest.mark.torch, pytest.mark.gpu])
+
+# Run a test on both packages, the port also on a CUDA device where there is one; or on the port alone.
+each_impl = pytest.mark.parametrize("impl", [pytest.param(REFERENCE, id="reference"), _ON_CPU, _ON_CUDA])
+each_port = pytest.mark.parametrize("port", [_ON_CPU, _ON_CUDA])

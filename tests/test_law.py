@@ -1,0 +1,227 @@
+"""The output law of every method, enumerated from the running steps, equals the target's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from models import PACKAGES, WINDOWED, exact_target, lookahead, package, table, transformer
+
+import pass_sampling.reference as reference
+from pass_sampling.reference.law import OutputLaw, output_law
+
+EXACT = 1e-12
+PROMPT = (1, 0)
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "temperature": {"temperature": 0.6},
+    "hot": {"temperature": 1.7},
+    "greedy": {"temperature": 0.0},
+    "top-k": {"top_k": 2},
+    "top-p": {"top_p": 0.75},
+    "all": {"temperature": 0.8, "top_k": 2, "top_p": 0.9},
+}
+DRAFT_SETTINGS: dict[str, dict[str, Any] | None] = {
+    "alike": None,
+    "greedy-draft": {"temperature": 0.0},
+    "narrow-draft": {"temperature": 0.7, "top_k": 2},
+}
+
+
+def law_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputLaw:
+    return output_law(method, PROMPT, pkg.Ending(**ending), **options)
+
+
+def wanted(make: Any, sampling: dict[str, Any], ending: dict[str, Any], **options: Any) -> OutputLaw:
+    model = make(reference)
+    return exact_target(
+        model, reference.SamplingConfig(**sampling), PROMPT, reference.Ending(**ending), **options
+    )
+
+
+def assert_exact(law: OutputLaw, target: OutputLaw, verified_cycles: int = 0) -> None:
+    assert law.largest_deviation(target) <= EXACT
+    assert abs(sum(law.values()) - 1.0) <= EXACT
+    assert set(law) <= set(target), "a sequence came out that the target cannot produce"
+    assert sum(count > 0 for count in law.verified) >= verified_cycles, law.verified
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("sampling", SETTINGS)
+@pytest.mark.parametrize("zeros", [0.0, 0.2])
+def test_autoregressive_law_is_the_target(name: str, sampling: str, zeros: float) -> None:
+    pkg = package(name)
+    ending = {"max_new_tokens": 5, "eos_token_ids": (2,)}
+
+    def make(package_: Any) -> Any:
+        return table(package_, seed=3, zeros=zeros)
+
+    method = pkg.Autoregressive(make(pkg), pkg.SamplingConfig(**SETTINGS[sampling]))
+    assert_exact(law_of(pkg, method, ending), wanted(make, SETTINGS[sampling], ending))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("sampling", SETTINGS)
+@pytest.mark.parametrize("draft", DRAFT_SETTINGS)
+def test_pass_law_is_the_target_on_tables(name: str, rule: str, sampling: str, draft: str) -> None:
+    """V = 3, K = 2, a different row at every prefix, long enough that a second drafted cycle is verified."""
+    pkg = package(name)
+    ending = {"max_new_tokens": 7, "eos_token_ids": () if sampling == "greedy" else (2,)}
+
+    def make(package_: Any) -> Any:
+        return table(package_, seed=12, zeros=0.1, spread=1.0)
+
+    model, own = make(pkg), DRAFT_SETTINGS[draft]
+    method = pkg.PaSS(
+        model,
+        model.lookahead(),
+        pkg.SamplingConfig(**SETTINGS[sampling]),
+        None if own is None else pkg.SamplingConfig(**own),
+        rule,
+    )
+    law = law_of(pkg, method, ending)
+    assert_exact(law, wanted(make, SETTINGS[sampling], ending), verified_cycles=2)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("model", ["full", "windowed"])
+@pytest.mark.parametrize("sampling", ["plain", "all", "greedy"])
+def test_pass_law_is_the_target_on_a_transformer(name: str, rule: str, model: str, sampling: str) -> None:
+    """A cache, rotary positions and a sliding window shorter than the text are under the law too."""
+    pkg = package(name)
+    greedy = sampling == "greedy"  # one path only, so a longer one
+    ending = {"max_new_tokens": 9 if greedy else 6, "eos_token_ids": () if greedy else (0,)}
+    shape = WINDOWED if model == "windowed" else {}
+
+    def make(package_: Any) -> Any:
+        return transformer(package_, seed=4, **shape)
+
+    target = make(pkg)
+    method = pkg.PaSS(target, lookahead(pkg, target), pkg.SamplingConfig(**SETTINGS[sampling]), rule=rule)
+    law = law_of(pkg, method, ending)
+    assert_exact(law, wanted(make, SETTINGS[sampling], ending), verified_cycles=2)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("num_lookahead", [0, 1, 2, 3])
+def test_any_number_of_lookahead_vectors(name: str, rule: str, num_lookahead: int) -> None:
+    pkg = package(name)
+    ending = {"max_new_tokens": 5}
+
+    def make(package_: Any) -> Any:
+        return table(package_, num_lookahead=num_lookahead, seed=2)
+
+    model = make(pkg)
+    method = pkg.PaSS(model, model.lookahead(), rule=rule)
+    assert_exact(law_of(pkg, method, ending), wanted(make, {}, ending))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 4])
+def test_first_tokens_of_a_longer_text(name: str, num_tokens: int) -> None:
+    """The first n tokens do not feel that the text goes on, nor drafts that a length limit would have cut."""
+    pkg = package(name)
+    ending = {"max_new_tokens": 30, "eos_token_ids": (2,)}
+
+    def make(package_: Any) -> Any:
+        return table(package_, seed=8)
+
+    model = make(pkg)
+    law = law_of(pkg, pkg.PaSS(model, model.lookahead()), ending, num_tokens=num_tokens)
+    assert_exact(law, wanted(make, {}, ending, num_tokens=num_tokens))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_fixed_token_baseline_is_exact(name: str) -> None:
+    """Without trained vectors the drafts are poor, and the law is the same."""
+    pkg = package(name)
+    ending = {"max_new_tokens": 5, "eos_token_ids": (2,)}
+
+    def make(package_: Any) -> Any:
+        return table(package_, seed=5)
+
+    method = pkg.PaSS(make(pkg), None, num_lookahead=2, fixed_token=1)
+    assert_exact(law_of(pkg, method, ending), wanted(make, {}, ending), verified_cycles=1)
+
+
+def repetition_penalty(prefix: tuple[int, ...], logits: Any) -> Any:
+    """Lower what has been said before, the more the more often, and ban a third repetition in a row."""
+    processed = logits.copy() if isinstance(logits, np.ndarray) else logits.clone()
+    for token in range(len(logits)):
+        processed[token] = processed[token] - 0.4 * prefix.count(token)
+    if len(prefix) >= 2 and prefix[-1] == prefix[-2]:
+        processed[prefix[-1]] = -np.inf
+    return processed
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("rule", ["token", "match"])
+def test_processor_runs_on_every_prefix_of_a_block(name: str, rule: str) -> None:
+    pkg = package(name)
+    ending = {"max_new_tokens": 6}
+
+    def make(package_: Any) -> Any:
+        return table(package_, seed=6)
+
+    model = make(pkg)
+    sampling = {"temperature": 0.9, "top_p": 0.95}
+    method = pkg.PaSS(
+        model,
+        model.lookahead(),
+        pkg.SamplingConfig(**sampling),
+        rule=rule,
+        processor=repetition_penalty,
+    )
+    law = law_of(pkg, method, ending)
+    assert_exact(law, wanted(make, sampling, ending, processor=repetition_penalty), verified_cycles=2)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_stop_strings_end_the_text_inside_an_accepted_block(name: str) -> None:
+    pkg = package(name)
+    ending = {
+        "max_new_tokens": 6,
+        "stop_strings": ("ba", "cc"),
+        "decode": lambda tokens: "".join("abc"[token] for token in tokens),
+    }
+
+    def make(package_: Any) -> Any:
+        return table(package_, seed=9)
+
+    model = make(pkg)
+    law = law_of(pkg, pkg.PaSS(model, model.lookahead()), ending)
+    assert_exact(law, wanted(make, {}, ending), verified_cycles=2)
+    assert any(len(tokens) < 6 for tokens in law)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("method_name", ["Autoregressive", "PaSS-token", "PaSS-match"])
+@pytest.mark.parametrize("kind", ["table", "transformer"])
+def test_unmerged_enumeration_agrees(name: str, method_name: str, kind: str) -> None:
+    """Every path continued on its own, from the very cache that it left: nothing is assumed about states."""
+    pkg = package(name)
+    ending = {"max_new_tokens": 5 if kind == "table" else 4, "eos_token_ids": (2,)}
+    model = table(pkg, seed=1) if kind == "table" else transformer(pkg, seed=1, sliding_window=2)
+    if method_name == "Autoregressive":
+        method = pkg.Autoregressive(model)
+    else:
+        method = pkg.PaSS(model, lookahead(pkg, model), rule=method_name.split("-")[1])
+    merged, unmerged = (law_of(pkg, method, ending, merge=merge) for merge in (True, False))
+    assert merged.largest_deviation(unmerged) <= EXACT
+    assert unmerged.executions > merged.executions or method_name == "Autoregressive"
+
+
+def test_an_enumeration_that_grows_too_large_is_refused() -> None:
+    model = table(reference, seed=0)
+    with pytest.raises(ValueError, match="max_executions: reached 50 after"):
+        law_of(
+            reference,
+            reference.PaSS(model, model.lookahead()),
+            {"max_new_tokens": 6},
+            max_executions=50,
+        )

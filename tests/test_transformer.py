@@ -1,0 +1,357 @@
+"""Both transformers compute what the transformers library computes, and the same as each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hf_float64
+import numpy as np
+import pytest
+import torch
+from folders import LINEAR, LLAMA3, module, tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
+from passes import KINDS, Passes, difference, everywhere, own_config, same_bits
+from transformers import AutoConfig
+
+from pass_sampling.reference.config import ModelConfig
+
+LENGTH = 200  # long enough for the slow rotary frequencies to matter
+VOCABULARY = 29
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-3,  # large, so that leaving it out would show
+    "tie_word_embeddings": False,
+}
+ROPE = {"rope_theta": 10000.0}
+ROPE_LLAMA3 = {**ROPE, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE_LLAMA3["original_max_position_embeddings"] = 64  # of the pairs, some are kept, some blended, some stretched
+QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, tied": ("llama", {"tie_word_embeddings": True}),
+    "llama, llama3 rope": ("llama", {"head_dim": 16, "rope_parameters": ROPE_LLAMA3}),
+    "llama, linear rope": ("llama", {"rope_parameters": {**ROPE, "rope_type": "linear", "factor": 4.0}}),
+    "llama, fast rope": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 20.0}}),
+    "llama, biases": ("llama", {"attention_bias": True}),
+    "llama, head size": ("llama", {"head_dim": 10}),
+    "llama, one kv head": ("llama", {"num_key_value_heads": 1}),
+    "llama, as many kv heads": ("llama", {"num_key_value_heads": 4}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, some windows": ("qwen2", QWEN_WINDOW),
+    "qwen2, tied, all windows": ("qwen2", {**QWEN_WINDOW, "max_window_layers": 0, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 8}),
+    "qwen3, some windows, biases": ("qwen3", {"head_dim": 8, "attention_bias": True, **QWEN_WINDOW}),
+    "mistral, window": ("mistral", {"sliding_window": 7}),
+    "mistral, no window": ("mistral", {"sliding_window": None, "head_dim": 8}),
+}
+on_cases = pytest.mark.parametrize("case", CASES)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A random checkpoint that the library wrote, and what the library says of it."""
+
+    single: Path
+    sharded: Path
+    tokens: np.ndarray  # [T]
+    truth: np.ndarray  # [T, V]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Give the checkpoint of a case, written when first asked for."""
+
+    @cache
+    def write(case: str) -> Saved:
+        family, changes = CASES[case]
+        model = hf_float64.build(AutoConfig.for_model(family, **{**SIZES, **changes}))
+        seed = list(CASES).index(case)
+        _randomise(model, seed)
+        tokens = np.random.default_rng(seed).integers(VOCABULARY, size=LENGTH)
+        truth = hf_float64.logits(model, tokens)
+        folder = tmp_path_factory.mktemp("checkpoint")
+        model.to(torch.float32).save_pretrained(folder / "single")
+        model.to(torch.bfloat16).save_pretrained(folder / "sharded", max_shard_size="9KB")
+        return Saved(folder / "single", folder / "sharded", tokens, truth)
+
+    return write
+
+
+def _randomise(model: torch.nn.Module, seed: int) -> None:
+    """Draw all weights anew: the library starts with biases of 0 and norms of 1, which hide mistakes.
+
+    All are numbers of bfloat16, so that they mean the same in every dtype.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        normal = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if name.endswith("norm.weight"):
+            drawn = 1.0 + 0.3 * normal
+        elif name.endswith("bias"):
+            drawn = 0.5 * normal
+        else:
+            drawn = normal / parameter.shape[-1] ** 0.5
+        parameter.data.copy_(drawn.bfloat16())
+
+
+def load(package: str, folder: Path, device: str, dtype: str) -> Passes:
+    options = {"device": device} if package == "gpu" else {}
+    model = module(package, "checkpoint").load_model(folder, dtype, **options)
+    return Passes(package, model.config, device, dtype, model=model)
+
+
+@on_cases
+def test_the_truth_is_the_same_by_both_attentions_of_the_library(saved, case):
+    checkpoint = saved(case)
+    for attention in ("eager", "sdpa"):
+        model = hf_float64.load(checkpoint.single, attention=attention)
+        assert difference(hf_float64.logits(model, checkpoint.tokens), checkpoint.truth) <= 1e-12
+
+
+@everywhere
+@on_cases
+def test_float64_logits_are_those_of_the_library(saved, case, package, device):
+    checkpoint = saved(case)
+    assert len(list(checkpoint.single.glob("*.safetensors"))) == 1
+    assert len(list(checkpoint.sharded.glob("*.safetensors"))) > 2
+    for folder in (checkpoint.single, checkpoint.sharded):
+        model = load(package, folder, device, "float64")
+        assert difference(model.run(checkpoint.tokens), checkpoint.truth) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    "package, device, dtype",
+    [
+        pytest.param("reference", "cpu", "float32", id="reference-float32"),
+        *(pytest.param("gpu", "cpu", dtype, id=f"gpu-{dtype}") for dtype in ("float32", "bfloat16", "float16")),
+        *(
+            pytest.param("gpu", "cuda", dtype, id=f"gpu-cuda-{dtype}", marks=pytest.mark.gpu)
+            for dtype in ("float32", "bfloat16", "float16")
+        ),
+    ],
+)
+@on_cases
+def test_the_error_in_lower_precision_is_at_most_twice_the_library_s(saved, case, package, device, dtype):
+    """Ours <= 2 library + floor, both against float64; the floor is two units in the last place of the largest logit.
+
+    Both add the same few thousand roundings in another order, so that their worst elements are of one size; twice
+    allows for the order. The library runs on the CPU, where its products are accumulated like those of the reference.
+    """
+    checkpoint, kind = saved(case), getattr(torch, dtype)
+    library = hf_float64.logits(hf_float64.load(checkpoint.single, kind), checkpoint.tokens)
+    found = load(package, checkpoint.single, device, dtype).run(checkpoint.tokens)
+    _check_error(found, checkpoint.truth, library, kind)
+
+
+def _check_error(found: np.ndarray, truth: np.ndarray, library: np.ndarray, kind: torch.dtype) -> None:
+    errors = np.abs(found.astype(np.float64) - truth)
+    allowed = np.abs(library[-len(truth) :] - truth).max()
+    floor = 1e-10 if kind is torch.float64 else 2 * torch.finfo(kind).eps * np.abs(truth).max()
+    row, token = np.unravel_index(errors.argmax(), errors.shape)
+    message = f"row {row}, token {token}: error {errors.max():.2e}, the library's worst {allowed:.2e}"
+    print(message)
+    assert errors.max() <= 2 * allowed + floor, message  # not a number fails as well
+
+
+@on_cases
+def test_both_packages_read_the_same_model_from_a_folder(saved, case):
+    checkpoint = saved(case)
+    models = [load(package, checkpoint.sharded, "cpu", "float64") for package in ("reference", "gpu")]
+    assert difference(models[0].run(checkpoint.tokens), models[1].run(checkpoint.tokens)) <= 1e-12
+    assert models[0].model.fingerprint == models[1].model.fingerprint
+    assert own_config("gpu", models[0].model.config) == models[1].model.config
+
+
+@st.composite
+def configs(draw) -> ModelConfig:
+    """Draw a small model with any combination of features."""
+    groups, layers = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    window = draw(st.none() | st.integers(1, 6))
+    return ModelConfig(
+        vocab_size=draw(st.integers(2, 9)),
+        hidden_size=draw(st.integers(1, 12)),
+        intermediate_size=draw(st.integers(1, 12)),
+        num_hidden_layers=layers,
+        num_attention_heads=groups * draw(st.integers(1, 3)),
+        num_key_value_heads=groups,
+        head_dim=2 * draw(st.integers(1, 5)),
+        max_position_embeddings=64,
+        rms_norm_eps=draw(st.sampled_from([1e-6, 1e-2])),
+        rope_theta=draw(st.sampled_from([10.0, 10000.0])),
+        rope_scaling=draw(st.sampled_from([None, LINEAR, LLAMA3])),
+        tie_word_embeddings=draw(st.booleans()),
+        attention_bias=draw(st.booleans()),
+        attention_output_bias=draw(st.booleans()),
+        query_key_norm=draw(st.booleans()),
+        sliding_window=window,
+        sliding_layers=() if window is None else tuple(draw(st.lists(st.booleans(), min_size=layers, max_size=layers))),
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@given(config=configs(), seed=st.integers(0, 1000), num_rows=st.integers(1, 20))
+def test_both_packages_compute_the_same_from_the_same_seed(device, config, seed, num_rows):
+    """To 1e-12: logits of order 1 to 10 from a few hundred roundings of 2^-53."""
+    tokens = np.random.default_rng(seed).integers(config.vocab_size, size=num_rows)
+    reference = Passes("reference", config, seed=seed).run(tokens)
+    port = Passes("gpu", config, device, seed=seed).run(tokens)
+    assert difference(port, reference) <= 1e-12 * max(1.0, np.abs(reference).max())
+
+
+@everywhere
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_left_out_is_the_plain_causal_pass_over_tokens(package, device, kind):
+    model = Passes(package, KINDS[kind], device)
+    tokens, prefix = np.arange(7), np.arange(5)
+    caches = [model.cache() for _ in range(2)]
+    for found in caches:
+        model.run(prefix, found)
+    plain = model.run(tokens, caches[0])
+    spelt_out = model.run(model.embed(tokens), caches[1], 5 + np.arange(7), np.tri(7, dtype=bool))
+    assert same_bits(plain, spelt_out)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_a_window_far_behind_the_start_of_a_long_sequence_is_no_trouble(saved, dtype):
+    """Kernels walk over keys in blocks: here whole blocks are hidden from a row."""
+    checkpoint, kind = saved("mistral, window"), getattr(torch, dtype)
+    tokens = np.random.default_rng(0).integers(VOCABULARY, size=1100)
+    truth = hf_float64.logits(hf_float64.load(checkpoint.single), tokens)
+    library = truth if dtype == "float64" else hf_float64.logits(hf_float64.load(checkpoint.single, kind), tokens)
+    model = load("gpu", checkpoint.single, "cpu", dtype)
+    _check_error(model.run(tokens), truth, library, kind)
+    cached = model.cache(1100)
+    model.run(tokens[:-50], cached)
+    _check_error(model.run(tokens[-50:], cached), truth[-50:], library, kind)
+    if dtype == "float64":
+        assert difference(load("reference", checkpoint.single, "cpu", dtype).run(tokens), truth) <= 1e-10
+
+
+# Plausible mistakes. Each wraps one name that transformer.py imports, in both packages alike: only axes are indexed.
+
+
+def _interleaved_pairs(rope: Any) -> Any:
+    def mutant(x: Any, cos: Any, sin: Any) -> Any:
+        size = x.shape[-1]
+        order = [*range(0, size, 2), *range(1, size, 2)]
+        return rope(x[..., order], cos, sin)[..., np.argsort(order).tolist()]
+
+    return mutant
+
+
+def _queries_one_position_late(rope: Any) -> Any:
+    def mutant(x: Any, cos: Any, sin: Any) -> Any:
+        turned = rope(x, cos, sin)
+        if x.shape[-3] >= 4:  # the reference turns 4 query heads here and 2 key heads there, the port all 6 at once
+            turned[..., :4, :, :] = rope(turned[..., :4, :, :], cos[..., 1:2, :], sin[..., 1:2, :])  # once more
+        return turned
+
+    return mutant
+
+
+def _opposite_turn(rope: Any) -> Any:
+    return lambda x, cos, sin: rope(x, cos, -sin)
+
+
+def _mask_one_too_wide(attention: Any) -> Any:
+    def mutant(queries: Any, keys: Any, values: Any, visible: Any) -> Any:
+        columns = [max(place - 1, 0) for place in range(keys.shape[-2])]
+        return attention(queries, keys, values, None if visible is None else visible[..., columns])
+
+    return mutant
+
+
+def _groups_in_turn(attention: Any) -> Any:
+    def mutant(queries: Any, keys: Any, values: Any, visible: Any) -> Any:
+        num_heads, num_groups, head_dim = queries.shape[-3], keys.shape[-3], queries.shape[-1]
+        order = [head for group in range(num_groups) for head in range(group, num_heads, num_groups)]
+        mixed = attention(queries[..., order, :, :], keys, values, visible)
+        back = [place * head_dim + e for place in np.argsort(order).tolist() for e in range(head_dim)]
+        return mixed[..., back]
+
+    return mutant
+
+
+def _unscaled_scores(attention: Any) -> Any:
+    return lambda queries, *rest: attention(queries * queries.shape[-1] ** 0.5, *rest)
+
+
+def _no_epsilon(rms_norm: Any) -> Any:
+    return lambda x, weight, eps: rms_norm(x, weight, 0.0)
+
+
+def _no_norm_weight(rms_norm: Any) -> Any:
+    return lambda x, weight, eps: rms_norm(x, weight * 0 + 1, eps)
+
+
+def _gate_and_up_swapped(swiglu: Any) -> Any:
+    return lambda gate, up: swiglu(up, gate)
+
+
+def _unscaled_frequencies(rope_frequencies: Any) -> Any:
+    def mutant(config: Any) -> Any:
+        fields = {**vars(config), "rope_scaling": None}
+        return rope_frequencies(type(config)(**fields))
+
+    return mutant
+
+
+MUTANTS = [
+    ("rope", _interleaved_pairs, "llama"),
+    ("rope", _queries_one_position_late, "llama"),
+    ("rope", _opposite_turn, "llama"),
+    ("attention", _mask_one_too_wide, "llama"),
+    ("attention", _groups_in_turn, "llama"),
+    ("attention", _unscaled_scores, "llama"),
+    ("rms_norm", _no_epsilon, "llama"),
+    ("rms_norm", _no_norm_weight, "llama"),
+    ("swiglu", _gate_and_up_swapped, "llama"),
+    ("rope_frequencies", _unscaled_frequencies, "llama, llama3 rope"),
+    ("rope_frequencies", _unscaled_frequencies, "llama, linear rope"),
+]
+
+
+@everywhere
+@pytest.mark.parametrize("name, mutate, case", MUTANTS)
+def test_the_comparison_rejects_a_mistake_in_an_equation(saved, monkeypatch, name, mutate, case, package, device):
+    home = module(package, "transformer")
+    monkeypatch.setattr(home, name, mutate(getattr(home, name)))
+    checkpoint = saved(case)
+    assert difference(load(package, checkpoint.single, device, "float64").run(checkpoint.tokens), checkpoint.truth) > 1e-6
+
+
+CONFIG_MUTANTS = {
+    "window one too wide": ("mistral, window", {"sliding_window": 8}),
+    "window one too narrow": ("mistral, window", {"sliding_window": 6}),
+    "window forgotten": ("mistral, window", {"sliding_window": None}),
+    "windows in all layers": ("qwen2, some windows", {"sliding_layers": ()}),
+    "windows in the other layers": ("qwen2, some windows", {"sliding_layers": (True, False, False)}),
+    "rotary base": ("llama", {"rope_theta": 10001.0}),
+    "llama3 as linear": ("llama, llama3 rope", {"rope_scaling": LINEAR}),
+}
+
+
+@everywhere
+@pytest.mark.parametrize("mutant", CONFIG_MUTANTS)
+def test_the_comparison_rejects_a_mistaken_setting(saved, mutant, package, device):
+    case, changes = CONFIG_MUTANTS[mutant]
+    checkpoint = saved(case)
+    right = load("reference", checkpoint.single, "cpu", "float64").model.config
+    config = own_config(package, ModelConfig(**{**vars(right), **changes}))
+    options = {"device": device} if package == "gpu" else {}
+    weights, _ = module(package, "checkpoint").read_weights(checkpoint.single, config, "float64", **options)
+    model = module(package, "transformer").Transformer(config, weights)
+    wrong = Passes(package, config, device, model=model)
+    assert difference(wrong.run(checkpoint.tokens), checkpoint.truth) > 1e-6
