@@ -79,7 +79,7 @@ class TableModel:
         places = np.concatenate([np.arange(start), positions])
         in_sight = np.concatenate([np.ones((num_rows, start), dtype=np.bool_), visible], axis=1)
         codes = pair_codes(keys[0], places)
-        return np.stack([self.row(codes[seen].sum(dtype=np.uint64)) for seen in in_sight])
+        return self.row((codes * in_sight).sum(axis=1, dtype=np.uint64))
 
     def logits(
         self,
@@ -88,13 +88,16 @@ class TableModel:
         """Return the rows as they are."""
         return hidden
 
-    def row(self, code: np.uint64) -> Array:  # [V]
+    def row(
+        self,
+        code: Codes,  # [...]
+    ) -> Array:  # [..., V]
         """Return the logits behind everything that has this code; at least one is finite."""
-        with np.errstate(over="ignore"):  # hashes wrap around
-            tokens = np.arange(self.vocab_size, dtype=np.uint64)
-            bits = _mix(code + _mix(np.full(1, self.seed, np.uint64)) + tokens * _GOLDEN)
-            masked = _unit(_mix(bits)) < self.zeros
-        masked[int(code % np.uint64(self.vocab_size))] = False
+        tokens = np.arange(self.vocab_size, dtype=np.uint64)
+        seed = _mix(np.array([self.seed], dtype=np.uint64))
+        bits = _mix(code[..., None] + seed + tokens * _GOLDEN)
+        masked = _unit(_mix(bits)) < self.zeros
+        masked &= tokens != code[..., None] % np.uint64(self.vocab_size)
         return np.where(masked, -np.inf, self.spread * (2.0 * _unit(bits) - 1.0))
 
 
@@ -110,16 +113,14 @@ def pair_codes(
     labels = keys @ np.arange(1.0, keys.shape[1] + 1.0)
     if not np.isfinite(labels).all():
         raise ValueError("keys: found a value that is not finite, expected cached input vectors")
-    with np.errstate(over="ignore"):
-        return _mix(_mix(labels.view(np.uint64)) + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    return _mix(_mix(labels.view(np.uint64)) + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def _mix(bits: Codes) -> Codes:
     """Scramble 64 bits: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
-    with np.errstate(over="ignore"):
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return bits ^ (bits >> np.uint64(31))
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
 
 
 def _unit(bits: Codes) -> npt.NDArray[np.float64]:

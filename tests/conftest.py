@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for each other cost more than they do
 
 PLAIN = settings.get_profile("default")  # without what Hypothesis changes by itself where it sees a CI server
 settings.register_profile("dev", PLAIN, max_examples=50, deadline=None)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import as_numpy, module, tiny_config
 
+from folders import as_numpy, module, tiny_config
 from pass_sampling.reference.config import ModelConfig
 
 Array = np.ndarray

@@ -446,6 +446,27 @@ def test_a_link_that_leads_outside(package: str, name: str, tmp_path: Path) -> N
     assert refused(package, folder) == expected
 
 
+@both_packages
+def test_only_the_hub_cache_may_link_to_blobs(package: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "models" / "mine")
+    (tmp_path / "blobs").mkdir()
+    outside = (folder / CONFIG).rename(tmp_path / "blobs" / "0")
+    try:
+        (folder / CONFIG).symlink_to(outside)
+    except OSError:
+        pytest.skip("this system makes no links")
+    expected = f"{folder / CONFIG} is a link that leads to {outside.resolve()}, expected a file in the folder"
+    assert refused(package, folder) == expected
+
+
+@both_packages
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a:b", "a\nb"])
+def test_a_file_name_that_is_not_plain(package: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        module(package, "folder").file_in(tmp_path, name)
+    assert str(error.value) == f"{tmp_path}: the file name {name!r} is not plain, expected a name without a path"
+
+
 def shards(**changes: Any) -> Break:
     def rewrite(folder: Path) -> None:
         index = json.loads((folder / INDEX).read_text())

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import both_packages, module
 from hypothesis import given
 from hypothesis import strategies as st
+
+from folders import both_packages, module
 from passes import KINDS, Passes, difference, everywhere, same_bits
 
 on_kinds = pytest.mark.parametrize("kind", KINDS)

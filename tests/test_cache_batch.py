@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from folders import as_numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from passes import KINDS, Passes, difference, same_bits
 
+from folders import as_numpy
 from pass_sampling.gpu.cache import KVCache
+from passes import KINDS, Passes, difference, same_bits
 
 CAPACITY = 24
 EXACT = 1e-12  # logits of order 1 to 10 from a few hundred roundings of 2^-53
@@ -32,7 +32,9 @@ def model_of(kind: str, device: str = "cpu", dtype: str = "float64") -> Passes:
 # of continuations and forget it, keep one path of a tree, choose rows, take the batch apart and put it together.
 numbers = st.integers(0, 1000)
 fractions = st.lists(st.floats(0, 1), min_size=3, max_size=3)
-parents = st.lists(numbers, min_size=1, max_size=5).map(lambda drawn: [n % (row + 1) - 1 for row, n in enumerate(drawn)])
+parents = st.lists(numbers, min_size=1, max_size=5).map(
+    lambda drawn: [n % (row + 1) - 1 for row, n in enumerate(drawn)]
+)
 events = st.one_of(
     st.tuples(st.just("feed"), st.integers(1, 5), numbers),
     st.tuples(st.just("cut"), fractions),

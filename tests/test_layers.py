@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from folders import LINEAR, LLAMA3, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from passes import difference, own_config
 
+from folders import LINEAR, LLAMA3, tiny_config
 from pass_sampling.gpu import layers as port
 from pass_sampling.reference import layers as reference
+from passes import difference, own_config
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_devices = pytest.mark.parametrize("device", DEVICES)

