@@ -81,9 +81,7 @@ class Reference:
         """Return `num_accepted`, `final_token` and `accept_probs` of every row."""
         verify, draws = self.module("verify").RULES[rule], self.module("tape").Draws
         slots = {"accept": tokens.shape[1], "final": 1}
-        verdicts = [
-            verify(target[n], draft[n], tokens[n], draws(uniforms[n], slots)) for n in range(len(tokens))
-        ]
+        verdicts = [verify(target[n], draft[n], tokens[n], draws(uniforms[n], slots)) for n in range(len(tokens))]
         return (
             np.array([verdict.num_accepted for verdict in verdicts], dtype=np.int64),
             np.array([verdict.final_token for verdict in verdicts], dtype=np.int64),

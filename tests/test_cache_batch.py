@@ -28,8 +28,8 @@ def model_of(kind: str, device: str = "cpu", dtype: str = "float64") -> Passes:
     return Passes("gpu", KINDS[kind], device, dtype)
 
 
-# What can happen to a batch of two rows or three: feed each row its own tokens, cut each to its own length, peek at a tree
-# of continuations and forget it, keep one path of a tree, choose rows, take the batch apart and put it together.
+# What can happen to a batch of two rows or three: feed each row its own tokens, cut each to its own length, peek at a
+# tree of continuations and forget it, keep one path of a tree, choose rows, take the batch apart and put it together.
 numbers = st.integers(0, 1000)
 fractions = st.lists(st.floats(0, 1), min_size=3, max_size=3)
 parents = st.lists(numbers, min_size=1, max_size=5).map(
@@ -59,8 +59,8 @@ class Batch:
     alone: bool = True  # whether to compute what is expected
 
     @staticmethod
-    def of(model: Passes, **options: Any) -> Batch:
-        return Batch(model, model.model.new_cache(CAPACITY, 3), **options)
+    def of(model: Passes, capacity: int = CAPACITY, **options: Any) -> Batch:
+        return Batch(model, model.model.new_cache(capacity, 3), **options)
 
     def feed(self, count: int, seed: int) -> None:
         if not self._fits(count):
@@ -121,7 +121,7 @@ class Batch:
         return max(difference(*pair) for pair in zip(self.found, self.expected, strict=True))
 
     def _fits(self, count: int) -> bool:
-        return max(map(len, self.rows)) + count <= CAPACITY
+        return max(map(len, self.rows)) + count <= self.cache.capacity
 
     def _truncate(self, lengths: list[int]) -> None:
         self.cache.truncate(self.model.tensor(np.array(lengths)))
@@ -156,14 +156,29 @@ def test_each_row_of_a_batch_is_the_row_alone(device, kind, history):
 
 
 @on_kinds
-@given(history=histories)
-def test_it_is_so_where_the_host_does_not_know_the_lengths(kind, history):
+@given(history=histories, capacity=st.integers(5, 20))
+def test_it_is_so_where_the_host_does_not_know_the_lengths(kind, history, capacity):
     """On a device the host has only a bound on the lengths. Here the CPU is treated like one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KVCache, "_at_hand", False)
-        batch = Batch.of(model_of(kind)).replay(history)
+        batch = Batch.of(model_of(kind), capacity).replay(history)
     assert batch.worst <= EXACT
-    assert max(map(len, batch.rows)) <= batch.cache.extent <= CAPACITY
+    assert max(map(len, batch.rows)) <= batch.cache.extent <= capacity
+
+
+@on_devices
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_drafts_that_are_cut_again_and_again_never_fill_the_cache(device, at_hand, monkeypatch):
+    if not at_hand:
+        monkeypatch.setattr(KVCache, "_at_hand", False)
+    batch = Batch.of(model_of("full", device), 8)
+    batch.feed(4, 0)
+    for seed in range(20):
+        lengths = [len(row) for row in batch.rows]
+        batch.feed(4, seed)
+        batch.cut([(length - (seed == 9)) / 8 for length in lengths])
+    assert batch.worst <= EXACT
+    assert batch.cache.lengths.tolist() == [3, 3, 3]
 
 
 @given(history=histories)

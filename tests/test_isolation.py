@@ -188,9 +188,10 @@ def _in_float64(model: Passes) -> Passes:
 def test_in_lower_precision_text_rows_move_less_than_plain_decoding_errs(package, device, dtype, kind):
     """The text's rows with look-ahead rows beside them, and without: how far apart?
 
-    Matrix products of other heights round in another order, so the bits may differ. Plain decoding, one token at a time,
-    has a worst error of its own against float64. Each of the two runs may err twice as much, plus a floor of two units in
-    the last place of the largest logit; so they are apart by at most four times plain decoding's error and two floors.
+    Matrix products of other heights round in another order, so the bits may differ. Plain decoding, one token at a
+    time, has a worst error of its own against float64. Each of the two runs may err twice as much, plus a floor of two
+    units in the last place of the largest logit; so they are apart by at most four times plain decoding's error and
+    two floors.
     """
     model, layout = model_of(package, kind, device, dtype), groups(3, 4)
     exact, generator = _in_float64(model), np.random.default_rng(0)

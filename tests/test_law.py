@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import PACKAGES, WINDOWED, exact_target, lookahead, package, table, transformer
 
 import pass_sampling.reference as reference
+from models import PACKAGES, WINDOWED, exact_target, lookahead, package, table, transformer
 from pass_sampling.reference.law import OutputLaw, output_law
 
 EXACT = 1e-12

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import PACKAGES, exact_target, lookahead, package, table, transformer
 
 import pass_sampling.reference as reference
+from models import PACKAGES, exact_target, lookahead, package, table, transformer
 from pass_sampling.reference.law import output_law
 
 DAMAGE = 1e-3

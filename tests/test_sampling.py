@@ -123,9 +123,7 @@ def test_temperature_0_is_the_lowest_of_the_likeliest_tokens(impl: Reference, lo
 @each_impl
 @pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300, 1e-20])
 @given(logits=SIZES.flatmap(grid_logits))
-def test_a_tiny_temperature_shares_all_among_the_likeliest(
-    impl: Reference, temperature: float, logits: Array
-) -> None:
+def test_a_tiny_temperature_shares_all_among_the_likeliest(impl: Reference, temperature: float, logits: Array) -> None:
     likeliest = logits == logits.max()
     expected = likeliest / likeliest.sum()
     np.testing.assert_allclose(impl.probs(logits, temperature=temperature), expected, rtol=0, atol=2.0**-52)
@@ -287,9 +285,7 @@ def test_logits_without_a_law_are_refused_by_the_reference(
 @each_port
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("logits, found", FAULTS, ids=str)
-def test_logits_without_a_law_are_flagged_by_the_port(
-    port: Any, logits: list[float], found: str, dtype: type
-) -> None:
+def test_logits_without_a_law_are_flagged_by_the_port(port: Any, logits: list[float], found: str, dtype: type) -> None:
     rows = np.zeros((2, 3), dtype=dtype)
     rows[1, : len(logits)] = logits
     largest = port.module("sampling").largest_logits(port.tensor(rows)).tolist()

@@ -113,7 +113,9 @@ def test_numbers_are_spread_evenly() -> None:
     # cycles each run alone, because a mistake in one would be drowned by the others.
     for place in range(3):
         keys = [[n if place == i else 0 for i in range(3)] for n in range(1000)]
-        counts = np.bincount((np.concatenate([REFERENCE.tape(*key, 16) for key in keys]) * 64).astype(int), minlength=64)
+        counts = np.bincount(
+            (np.concatenate([REFERENCE.tape(*key, 16) for key in keys]) * 64).astype(int), minlength=64
+        )
         assert np.sum((counts - counts.mean()) ** 2) / counts.mean() < 150
 
 

@@ -1,0 +1,231 @@
+"""Where a text ends, and what may be shown of it before: laws of both packages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from adapters import Port, each_port
+from folders import both_packages, module
+
+# Tokens are pieces of UTF-8, some with parts of characters: the two bytes of é, the three of €, a byte that is none.
+PIECES = [b"a", b"b", b"ab", b"", b"ba\n", b"\xc3", b"\xa9", b"\xe2\x82", b"\xac", b"\xff", "é".encode(), b"<end>"]
+STOPS = ["a", "ab", "abc", "aba", "bb", "é", "€", "a\n", "éa", "<end>", "b<", "\ufffd"]
+
+tokens = st.lists(st.integers(0, len(PIECES) - 1), min_size=1, max_size=12)
+stop_strings = st.lists(st.sampled_from(STOPS), max_size=3, unique=True)
+eos_ids = st.lists(st.integers(0, len(PIECES) - 1), max_size=3, unique=True)
+limits = st.integers(1, 14)
+
+
+def decode(new_tokens: Sequence[int]) -> str:
+    """Join the pieces; what is no character is a replacement character, as in Hugging Face's byte-level tokenizers."""
+    return b"".join(PIECES[token] for token in new_tokens).decode("utf-8", errors="replace")
+
+
+def ending_of(package: str, *arguments: Any, **settings: Any) -> Any:
+    return module(package, "ending").Ending(*arguments, **settings)
+
+
+def piece(text: str) -> int:
+    return PIECES.index(text.encode())
+
+
+# --- Where a text ends ---
+
+
+@both_packages
+@given(tokens, limits, eos_ids, stop_strings)
+@example([1, 0], 2, [0], [])  # eos and length at once
+@example([2], 5, [], ["a", "ab"])  # one token completes two stop strings
+def test_the_reason_is_the_first_that_holds(
+    package: str, text: list[int], limit: int, eos: list[int], stops: list[str]
+) -> None:
+    ending = ending_of(package, limit, eos, stops, decode)
+    if text[-1] in eos:
+        expected = "eos"
+    elif any(stop in decode(text) for stop in stops):
+        expected = "stop_string"
+    else:
+        expected = "length" if len(text) >= limit else None
+    assert ending.reason(text) == expected
+    assert ending.reason(tuple(text)) == expected
+
+
+@both_packages
+@given(tokens, limits, eos_ids, stop_strings, st.data())
+def test_a_text_ends_at_the_first_token_that_ends_it_however_it_is_cut_into_blocks(
+    package: str, text: list[int], limit: int, eos: list[int], stops: list[str], data: st.DataObject
+) -> None:
+    ending = ending_of(package, limit, eos, stops, decode)
+    ends = [n for n in range(1, len(text) + 1) if ending.reason(text[:n]) is not None]
+    expected = text[: ends[0]] if ends else text
+    reached: list[int] = []
+    reason = None
+    while reason is None and len(reached) < len(text):
+        block = text[len(reached) : len(reached) + data.draw(st.integers(1, 5))]
+        count, reason = ending.first(reached, block)
+        assert 1 <= count <= len(block) and (count == len(block) or reason is not None)
+        reached += block[:count]
+    assert reached == expected
+    assert reason == (ending.reason(expected) if ends else None)
+
+
+@both_packages
+def test_each_way_to_end(package: str) -> None:
+    a, b, end = piece("a"), piece("b"), piece("<end>")
+    ending = ending_of(package, 4, (end, b), ("aaa", "é"), decode)
+    assert ending.first([], [a, end, a]) == (2, "eos")
+    assert ending.first([a], [b, a]) == (1, "eos")
+    assert ending.first([a], [a, a, a]) == (2, "stop_string")
+    assert ending.first([a, 5], [6, a]) == (1, "stop_string"), "two tokens make one character"
+    assert ending.first([a, 3, 3], [3, 3, 3]) == (1, "length")
+    assert ending.first([a], [3, 3]) == (2, None)
+    assert ending.first([a], []) == (0, None)
+    assert ending.reason([]) is None
+
+
+@both_packages
+def test_a_stop_string_may_stand_where_tokens_end_or_inside_one(package: str) -> None:
+    ending = ending_of(package, 9, (), ("nd",), decode)
+    assert ending.reason([piece("<end>")]) == "stop_string"
+    assert ending.text([piece("a"), piece("<end>")]) == "a<e"
+
+
+@both_packages
+def test_without_a_decoder_there_is_no_text(package: str) -> None:
+    ending = ending_of(package, 2)
+    assert ending.text([1, 2]) is None
+    assert (ending.reason([1]), ending.reason([1, 2])) == (None, "length")
+    with pytest.raises(ValueError) as error:
+        ending.safe_text([1])
+    assert str(error.value) == "decode: found None, expected a function that turns tokens into text"
+
+
+# --- What may be shown ---
+
+
+def final_text(ending: Any, text: list[int]) -> tuple[str, list[int]]:
+    """Run a text to its end; return what it finally says, and the tokens up to there."""
+    count, _ = ending.first([], text)
+    return ending.text(text[:count]), text[:count]
+
+
+@both_packages
+@given(tokens, limits, eos_ids, stop_strings)
+@example([0, 1], 9, [], ["ab"])
+@example([7, 8], 9, [], ["€"])
+@example([2, 2, 1], 9, [], ["ababb", "bab"])
+def test_what_was_shown_is_never_taken_back(
+    package: str, text: list[int], limit: int, eos: list[int], stops: list[str]
+) -> None:
+    ending = ending_of(package, limit, eos, stops, decode)
+    final, kept = final_text(ending, text)
+    shown = [ending.safe_text(kept[:n]) for n in range(len(kept))]  # asked while the text goes on
+    for earlier, later in zip(shown, [*shown[1:], final], strict=False):
+        assert later.startswith(earlier)
+    for part in (*shown, final):
+        assert all(stop not in part for stop in stops), "a stop string was shown"
+
+
+@both_packages
+@given(tokens, stop_strings)
+def test_no_more_is_withheld_than_must_be(package: str, text: list[int], stops: list[str]) -> None:
+    ending = ending_of(package, 99, (), stops, decode)
+    assume(ending.reason(text) is None)
+    shown, whole = ending.safe_text(text), decode(text)
+    assert whole.startswith(shown)
+    complete = whole.rstrip("\ufffd")
+    assert complete.startswith(shown), "a character that may not be complete was shown"
+    withheld = complete[len(shown) :]
+    assert withheld == "" or any(stop.startswith(withheld) for stop in stops)
+
+
+@both_packages
+def test_incomplete_characters_and_beginnings_of_stop_strings_are_withheld(package: str) -> None:
+    ending = ending_of(package, 99, (), ("ab<end>",), decode)
+    a, b = piece("a"), piece("b")
+    assert ending.safe_text([b, 5]) == "b"
+    assert ending.safe_text([b, 5, 6]) == "bé"
+    assert ending.safe_text([b, 9, a]) == "b\ufffd", "a byte that is no character stays one"
+    assert ending.safe_text([b, a, b]) == "b"
+    assert ending.safe_text([b, a, b, a]) == "bab"
+    assert ending.text([b, a, b, piece("<end>")]) == "b"
+    assert ending.safe_text([]) == ""
+
+
+@both_packages
+@given(tokens, stop_strings)
+def test_the_text_stops_before_the_first_stop_string(package: str, text: list[int], stops: list[str]) -> None:
+    whole = decode(text)
+    cuts = [i for i in range(len(whole)) for stop in stops if whole.startswith(stop, i)]
+    assert ending_of(package, 99, (), stops, decode).text(text) == whole[: min(cuts, default=len(whole))]
+
+
+# --- Bad arguments ---
+
+
+@both_packages
+@pytest.mark.parametrize("value", [0, -1, True, 1.0, 2.5, None, "3"], ids=repr)
+def test_a_length_that_ends_nothing_is_refused(package: str, value: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        ending_of(package, value)
+    assert str(error.value) == f"max_new_tokens: found {value!r}, expected a positive integer"
+
+
+@both_packages
+@pytest.mark.parametrize("value", ["end", [""], ("a", ""), [3], [None]], ids=repr)
+def test_stop_strings_that_are_none_are_refused(package: str, value: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        ending_of(package, 3, (), value, decode)
+    assert str(error.value) == f"stop_strings: found {value!r}, expected a sequence of non-empty strings"
+
+
+@both_packages
+def test_a_single_end_of_sequence_id_is_refused(package: str) -> None:
+    with pytest.raises(ValueError) as error:
+        ending_of(package, 3, 2)
+    assert str(error.value) == "eos_token_ids: found 2, expected a sequence of token ids"
+
+
+@both_packages
+def test_stop_strings_need_a_decoder(package: str) -> None:
+    with pytest.raises(ValueError) as error:
+        ending_of(package, 3, (), ("a",))
+    assert str(error.value) == "stop_strings: found no decode function, expected one that turns tokens into text"
+
+
+@both_packages
+def test_what_is_accepted_is_kept_as_plain_tuples(package: str) -> None:
+    ending = ending_of(package, np.int64(3), [1, 2], ["a"], decode)
+    assert (ending.max_new_tokens, ending.eos_token_ids, ending.stop_strings) == (3, (1, 2), ("a",))
+    assert type(ending.max_new_tokens) is int
+    assert ending == ending_of(package, 3, (1, 2), ("a",), decode)
+
+
+# --- The port looks for ends on the device ---
+
+
+@each_port
+@given(st.lists(st.tuples(tokens, st.integers(0, 4)), min_size=1, max_size=4), limits, eos_ids, stop_strings)
+def test_a_batch_ends_where_each_of_its_texts_does(
+    port: Port, texts: list[tuple[list[int], int]], limit: int, eos: list[int], stops: list[str]
+) -> None:
+    # Each row commits its text in one block behind a prompt; a row may have nothing to commit.
+    ending = ending_of("gpu", limit, eos, stops, decode)
+    width = max(len(text) for text, _ in texts)
+    block = np.array([text + [0] * (width - len(text)) for text, _ in texts])
+    counts = np.array([len(text) * (skip > 0) for text, skip in texts])
+    cache = port.module("cache").KVCache(1, 1, 2, port.tensor(np.zeros(1)).dtype, 40, len(texts), port.device)
+    state = port.module("state").State.begin([[0, 1]] * len(texts), ending, cache)
+    kept, ended = (part.tolist() for part in state._kept(port.tensor(block), port.tensor(counts)))
+    one_more = state.ends_with(port.tensor(block[:, 0])).tolist()
+    for n, (text, _) in enumerate(texts):
+        count, reason = module("reference", "ending").Ending(limit, eos, stops, decode).first([], text[: counts[n]])
+        assert (kept[n], ended[n]) == (count, reason is not None)
+        assert one_more[n] == (ending.reason(text[:1]) is not None)

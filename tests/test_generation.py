@@ -1,0 +1,253 @@
+"""What every generation keeps to: its ends, its counts, its seeds, its neighbours."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import PACKAGES, lookahead, package, table, transformer
+
+LETTERS = "abcdefgh"
+
+
+def decode(tokens: Any) -> str:
+    return "".join(LETTERS[token] for token in tokens)
+
+
+def methods(pkg: Any, model: Any, sampling: Any) -> list[Any]:
+    vectors = lookahead(pkg, model, num_lookahead=3)
+    return [
+        pkg.Autoregressive(model, sampling),
+        pkg.PaSS(model, vectors, sampling),
+        pkg.PaSS(model, vectors, sampling, rule="match"),
+        pkg.PaSS(model, None, sampling, num_lookahead=2),
+    ]
+
+
+@pytest.fixture(params=PACKAGES)
+def pkg(request: pytest.FixtureRequest) -> Any:
+    return package(request.param)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@given(
+    max_new_tokens=st.integers(1, 14),
+    eos=st.sets(st.integers(0, 7), max_size=3),
+    stops=st.lists(st.text(LETTERS[:3], min_size=1, max_size=3), max_size=2),
+    greedy=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_ends_exactly_where_plain_decoding_of_the_same_text_would(
+    name: str, max_new_tokens: int, eos: set[int], stops: list[str], greedy: bool, seed: int
+) -> None:
+    pkg = package(name)
+    model = table(pkg, vocab_size=8, num_lookahead=3, seed=seed % 7)
+    for method in methods(pkg, model, pkg.SamplingConfig(temperature=0.0 if greedy else 1.0)):
+        result = pkg.generate(method, [1, 2], max_new_tokens, tuple(eos), stops, decode if stops else None, seed=seed)
+        ends = [
+            n
+            for n in range(1, len(result.tokens) + 1)
+            if n == max_new_tokens
+            or result.tokens[n - 1] in eos
+            or any(stop in decode(result.tokens[:n]) for stop in stops)
+        ]
+        assert ends == [len(result.tokens)], "the text ends at its first end, and nowhere before"
+        if result.tokens[-1] in eos:
+            assert result.end == "eos"
+        elif any(stop in decode(result.tokens) for stop in stops):
+            assert result.end == "stop_string"
+            assert result.text is not None and not any(stop in result.text for stop in stops)
+        else:
+            assert result.end == "length"
+        assert result.num_forward_passes <= len(result.tokens), "never more calls than plain decoding"
+
+
+def test_greedy_text_is_the_same_for_every_method(pkg: Any) -> None:
+    model = transformer(pkg, seed=3, vocab_size=30)
+    texts = {
+        pkg.generate(method, [4, 9], 50, seed=1).tokens
+        for method in methods(pkg, model, pkg.SamplingConfig(temperature=0.0))
+    }
+    assert len(texts) == 1
+
+
+def test_counters_add_up(pkg: Any) -> None:
+    model = table(pkg, vocab_size=4, num_lookahead=3, seed=2, spread=1.0)
+    method = pkg.PaSS(model, model.lookahead())
+    result = pkg.generate(method, [1, 2, 3], 60, eos_token_ids=(), seed=5)
+    records = result.records
+    assert sum(len(record.tokens) for record in records) == len(result.tokens) == 60
+    assert result.num_forward_passes == sum(record.num_forward_passes for record in records)
+    assert result.num_draft_tokens == sum(len(record.draft_tokens) for record in records)
+    assert result.num_accepted_tokens == sum(result.accepted_per_position) > 0
+    assert result.tokens_per_forward == 60 / result.num_forward_passes >= 1
+    assert result.mean_acceptance_length == 1 + result.num_accepted_tokens / result.num_drafts
+    assert result.draft_acceptance_rate == result.num_accepted_tokens / result.num_draft_tokens
+    first = records[0]
+    assert first.num_positions == (3 + 3) + (1 + 3), "prompt and look-ahead rows, then the exact token and drafts"
+    assert all(r.num_positions == 1 + 3 + 1 + 3 for r in records[1:-1])
+    for record in records:
+        assert len(record.sources) == len(record.log_probs) == len(record.tokens)
+        assert record.sources[0] == "exact"
+        if record.final_token is not None:
+            assert record.tokens[-1] == record.final_token
+            assert record.sources[1:-1] == ("accepted",) * record.num_accepted
+            assert (record.sources[-1] == "bonus") == (record.num_accepted == len(record.draft_tokens))
+
+
+@pytest.mark.parametrize("rule", ["token", "match"])
+def test_recorded_log_probabilities_are_the_targets(pkg: Any, rule: str) -> None:
+    """Every emitted token carries the log-probability that a fresh pass of the target gives it."""
+    import pass_sampling.reference as reference
+
+    settings = {"temperature": 0.8, "top_k": 5}
+    model = transformer(pkg, seed=8, vocab_size=12)
+    method = pkg.PaSS(model, lookahead(pkg, model), pkg.SamplingConfig(**settings), rule=rule)
+    result = pkg.generate(method, [1, 2], 30, seed=4)
+    truth = transformer(reference, seed=8, vocab_size=12)
+    plain = reference.Autoregressive(truth, reference.SamplingConfig(**settings))
+    for i, (token, value) in enumerate(zip(result.tokens, result.log_probs, strict=True)):
+        prefix = (1, 2, *result.tokens[:i])
+        probs = plain.law(prefix, truth.forward(prefix)[-1])
+        assert math.isclose(value, math.log(probs[token]), rel_tol=0, abs_tol=1e-10)
+
+
+def test_the_seed_and_the_request_pick_the_text(pkg: Any) -> None:
+    model = table(pkg, vocab_size=8, num_lookahead=3, seed=1)
+    method = pkg.PaSS(model, model.lookahead())
+    texts = {
+        (seed, request): pkg.generate(method, [1], 30, seed=seed, request=request).tokens
+        for seed in (0, 1, 2**64 - 1)
+        for request in (0, 1)
+    }
+    again = {key: pkg.generate(method, [1], 30, seed=key[0], request=key[1]).tokens for key in texts}
+    assert texts == again
+    assert len(set(texts.values())) == len(texts)
+
+
+def test_a_row_of_a_batch_is_the_row_alone(pkg: Any) -> None:
+    """Neighbours, padding and order do not matter; rows end at different times and leave."""
+    model = transformer(pkg, seed=6, vocab_size=25, sliding_window=5)
+    prompts = [[1], [2, 3, 4, 5, 6, 7, 8], [9, 9], [3, 1, 4, 1, 5]]
+    for method in methods(pkg, model, pkg.SamplingConfig(temperature=0.9)):
+        batch = pkg.generate_batch(method, prompts, 20, eos_token_ids=(0, 7, 13), seed=2)
+        for request, (prompt, result) in enumerate(zip(prompts, batch, strict=True)):
+            alone = pkg.generate(method, prompt, 20, eos_token_ids=(0, 7, 13), seed=2, request=request)
+            assert alone.tokens == result.tokens
+            assert (alone.num_forward_passes, alone.num_positions) == (result.num_forward_passes, result.num_positions)
+        assert len({len(result.tokens) for result in batch}) > 1, "the rows should end at different times"
+    assert pkg.generate_batch(method, [], 5) == []
+
+
+def test_the_callback_sees_every_token_once_and_in_order(pkg: Any) -> None:
+    model = table(pkg, vocab_size=8, num_lookahead=3, seed=1)
+    seen: dict[int, list[int]] = {}
+
+    def callback(request: int, tokens: tuple[int, ...]) -> None:
+        seen.setdefault(request, []).extend(tokens)
+
+    results = pkg.generate_batch(pkg.PaSS(model, model.lookahead()), [[1], [2, 3]], 17, (5,), seed=3, callback=callback)
+    assert {i: tuple(tokens) for i, tokens in seen.items()} == {i: r.tokens for i, r in enumerate(results)}
+
+
+def test_the_models_own_end_of_sequence_is_the_default(pkg: Any) -> None:
+    model = table(pkg, vocab_size=3, seed=1, eos_token_ids=(1,))
+    result = pkg.generate(pkg.Autoregressive(model), [0], 60)
+    assert result.end == "eos" and result.tokens.index(1) == len(result.tokens) - 1
+    assert len(pkg.generate(pkg.Autoregressive(model), [0], 60, eos_token_ids=()).tokens) == 60
+
+
+def test_drafts_stop_at_the_context_limit(pkg: Any) -> None:
+    """Look-ahead rows and drafts never stand at a position that the model does not have."""
+    model = transformer(pkg, seed=1, max_position_embeddings=12)
+    seen: list[int] = []
+    hidden = model.hidden
+
+    def spy(inputs: Any, cache: Any, *rest: Any) -> Any:
+        length = cache.length if hasattr(cache, "length") else int(cache.lengths.max())
+        seen.append(length + inputs.shape[-2])
+        return hidden(inputs, cache, *rest)
+
+    model.hidden = spy
+    for max_new_tokens in range(1, 10):
+        pkg.generate(pkg.PaSS(model, lookahead(pkg, model, 4)), [1, 2, 1], max_new_tokens, eos_token_ids=())
+    assert max(seen) <= 12
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ([], {}, "prompt: found no tokens, expected at least one"),
+        ([0, 3], {}, "prompt: found 3 at place 1, expected a token id from 0 to 2"),
+        ([-1], {}, "prompt: found -1 at place 0, expected a token id from 0 to 2"),
+        ([0.5], {}, "prompt: found 0.5 at place 0, expected a token id from 0 to 2"),
+        ([0], {"max_new_tokens": 0}, "max_new_tokens: found 0, expected a positive integer"),
+        ([0], {"max_new_tokens": 2.5}, "max_new_tokens: found 2.5, expected a positive integer"),
+        (
+            [0] * 60,
+            {},
+            "max_new_tokens: found a prompt of 60 tokens and 5 new ones, expected at most 64 together, "
+            "the model's max_position_embeddings",
+        ),
+        ([0], {"seed": -1}, r"seed: found -1, expected an integer from 0 to 18446744073709551615"),
+        ([0], {"request": 2**64}, r"request: found 18446744073709551616, expected an integer from 0"),
+        ([0], {"stop_strings": ("",)}, "stop_strings: found .*, expected a sequence of non-empty strings"),
+        ([0], {"stop_strings": ("a",)}, "stop_strings: found no decode function"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_sentence(
+    pkg: Any, prompt: list[Any], options: dict[str, Any], message: str
+) -> None:
+    model = table(pkg)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        pkg.generate(pkg.Autoregressive(model), prompt, **{"max_new_tokens": 5, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "typical"}, "rule: found 'typical', expected one of match, token"),
+        ({"num_lookahead": -1}, "num_lookahead: found -1, expected 0 to 2"),
+        ({"num_lookahead": 3}, "num_lookahead: found 3, expected 0 to 2"),
+        ({"lookahead": None, "fixed_token": 3}, "fixed_token: found 3, expected a token id from 0 to 2"),
+    ],
+)
+def test_bad_methods_are_refused_in_one_sentence(pkg: Any, options: dict[str, Any], message: str) -> None:
+    model = table(pkg)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        pkg.PaSS(model, **{"lookahead": model.lookahead(), **options})
+    with pytest.raises(ValueError, match="top_k"):
+        pkg.PaSS(model, model.lookahead(), pkg.SamplingConfig(top_k=4))
+    with pytest.raises(ValueError, match="top_k"):
+        pkg.PaSS(model, model.lookahead(), draft_sampling=pkg.SamplingConfig(top_k=4))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_without_a_law_are_refused_with_their_position(pkg: Any, value: float) -> None:
+    """Also where only a verification meets them; -inf everywhere is a law's absence, too."""
+
+    def ruin(prefix: tuple[int, ...], logits: Any) -> Any:
+        if len(prefix) == 6:
+            logits[:] = value if math.isinf(value) and value < 0 else logits
+            logits[1] = value
+        return logits
+
+    model = table(pkg, seed=3)
+    named = {"nan": "nan", "inf": "inf", "-inf": "-inf"}[str(value)]
+    for method in (
+        pkg.Autoregressive(model, processor=ruin),
+        pkg.PaSS(model, model.lookahead(), processor=ruin),
+    ):
+        with pytest.raises(ValueError, match="^logits behind position 5: the largest logit is " + named):
+            pkg.generate(method, [0, 1], 20, seed=1)
+
+
+def test_prompts_may_be_arrays(pkg: Any) -> None:
+    model = table(pkg, seed=3)
+    method = pkg.Autoregressive(model)
+    assert pkg.generate(method, np.array([0, 1]), 5) == pkg.generate(method, [0, 1], 5)
