@@ -1,4 +1,7 @@
-"""What one cycle did to a batch, as tensors, and how the host reads it."""
+"""What one cycle did to a batch, as tensors, and how the host reads it.
+
+Glossary of shapes: B batch, W tokens that a cycle can commit, K drafts.
+"""
 
 from __future__ import annotations
 

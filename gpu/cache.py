@@ -1,4 +1,8 @@
-"""The key/value cache of a batch: what earlier passes computed, and how rejected drafts leave it."""
+"""The key/value cache of a batch: what earlier passes computed, and how rejected drafts leave it.
+
+Glossary of shapes: B batch, G key/value heads, T rows of this pass, S slots in sight, E head size,
+N slots or rows that are kept.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ __all__ = ["load_model", "read_config", "read_generation_config", "read_weights"
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-CHUNK_BYTES = 2**22
+CHUNK_BYTES = 2**20
 EMBEDDING, TIED = "model.embed_tokens.weight", "lm_head.weight"
 
 

@@ -113,5 +113,6 @@ def _generate(
 def _generation(prompt: Sequence[int], records: list[Record], ending: Ending) -> Generation:
     tokens = tuple(token for record in records for token in record.tokens)
     end = ending.reason(tokens)
-    assert end is not None
+    if end is None:
+        raise RuntimeError(f"a row left the batch after {len(tokens)} tokens, before its text had ended")
     return Generation(tuple(map(int, prompt)), tokens, end, tuple(records), ending.text(tokens))

@@ -1,4 +1,7 @@
-"""The state of a batch of sequences between two cycles."""
+"""The state of a batch of sequences between two cycles.
+
+Glossary of shapes: B batch, W tokens that a cycle can commit, N rows of logits or of the batch.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class State:
     lengths: Tensor  # [B] how many are committed
     prompt_lengths: Tensor  # [B]
     limits: Tensor  # [B] length at which a row ends
-    eos: Tensor  # [number of end-of-sequence tokens]
+    eos: Tensor  # [num_eos]
     ended: Tensor  # [B]
     fault: Tensor  # [B] the first largest logit that was not finite, else 0
     fault_position: Tensor  # [B] the last position of the prefix it stands behind

@@ -6,7 +6,8 @@ emitted are distributed as if each had been drawn from the target.
 
 Rows of a batch may have drafted fewer than K tokens: `num_draft` says how many; what stands behind them is ignored.
 
-Glossary of shapes: B batch, K drafts, V vocabulary. Row i of `target_probs` is the law of the token after i drafts.
+Glossary of shapes: B batch, K drafts, N rows of laws, V vocabulary. Row i of `target_probs` is the law of the
+token after i drafts.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["load_model", "read_config", "read_generation_config", "read_weights"]
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-CHUNK_BYTES = 2**22
+CHUNK_BYTES = 2**20
 TIED = "lm_head.weight"
 
 

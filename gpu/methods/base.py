@@ -1,4 +1,8 @@
-"""What every decoding method has in common: a model, the settings of the target law, a start and a step."""
+"""What every decoding method has in common: a model, the settings of the target law, a start and a step.
+
+Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary,
+K drafts, N rows of logits per sequence.
+"""
 
 from __future__ import annotations
 
@@ -159,7 +163,7 @@ class Method(ABC):
         order = torch.arange(logits.shape[1], device=logits.device)
         used = active.unsqueeze(1) & (order < (num_used.unsqueeze(1) if num_used is not None else len(order)))
         if self.processor is not None:
-            logits = self._process(state, logits, used, more, num_more)
+            logits = _process(self.processor, state, logits, used, more, num_more)
         state = state.note_fault(largest_logits(logits), state.lengths.unsqueeze(1) + num_more + order - 1, used)
         return probs_from_logits(logits, sampling or self.sampling), state
 
@@ -184,24 +188,24 @@ class Method(ABC):
         cache.truncate(state.lengths)
         return hidden if state.max_pending == 1 else hidden[rows, pending - 1 + behind]
 
-    def _process(
-        self,
-        state: State,
-        logits: Tensor,  # [B, N, V]
-        used: Tensor,  # [B, N]
-        more: Tokens | None,  # [B, ...]
-        num_more: int,
-    ) -> Tensor:  # [B, N, V]
-        """Apply the processor row by row, on the host: it is anybody's Python."""
-        assert self.processor is not None
-        continuations = [[]] * len(logits) if more is None else more.tolist()
-        processed = logits.clone()
-        for b, (tokens, length) in enumerate(zip(state.tokens.tolist(), state.lengths.tolist(), strict=True)):
-            for i in range(logits.shape[1]):
-                if used[b, i]:
-                    prefix = (*tokens[:length], *continuations[b][: num_more + i])
-                    processed[b, i] = self.processor(prefix, logits[b, i].clone())
-        return processed
+
+def _process(
+    processor: Processor,
+    state: State,
+    logits: Tensor,  # [B, N, V]
+    used: Tensor,  # [B, N]
+    more: Tokens | None,  # [B, ...]
+    num_more: int,
+) -> Tensor:  # [B, N, V]
+    """Apply a processor row by row, on the host: it is anybody's Python."""
+    continuations: list[list[int]] = [[]] * len(logits) if more is None else more.tolist()
+    processed = logits.clone()
+    for b, (tokens, length) in enumerate(zip(state.tokens.tolist(), state.lengths.tolist(), strict=True)):
+        for i in range(logits.shape[1]):
+            if used[b, i]:
+                prefix = (*tokens[:length], *continuations[b][: num_more + i])
+                processed[b, i] = processor(prefix, logits[b, i].clone())
+    return processed
 
 
 def exact_record(

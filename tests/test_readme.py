@@ -1,0 +1,44 @@
+"""The README's Python runs as it stands, in both packages, on a folder that the test writes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folders import write_checkpoint
+from models import PACKAGES, TINY, package
+
+import pass_sampling.reference as reference
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def test_there_is_an_example_of_use_and_one_of_the_proof() -> None:
+    assert len(BLOCKS) == 2
+    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
+    assert len(lines) <= 10
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_ten_lines_run_on_a_hugging_face_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package(name)
+    config = reference.ModelConfig(**{**TINY, "vocab_size": 50})
+    write_checkpoint(tmp_path / "my-model", config, reference.Weights.random(config, seed=0))
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(BLOCKS[0].replace("pass_sampling.reference", f"pass_sampling.{name}"), scope)
+    assert len(scope["result"].tokens) == 32
+    assert "tokens per pass" in capsys.readouterr().out
+
+
+def test_the_proof_runs_and_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, Any] = {}
+    exec(BLOCKS[1], scope)
+    assert len(scope["law"]) == 3**5
+    assert abs(sum(scope["law"].values()) - 1.0) < 1e-12
+    assert "executions" in capsys.readouterr().out
