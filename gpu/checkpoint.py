@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .config import ModelConfig
-from .folder import StoredTensor, open_folder, stored_tensors
-from .generation_settings import read_generation_config
-from .model_settings import read_config
+from .files.folder import StoredTensor, open_folder, stored_tensors
+from .files.generation_settings import read_generation_config
+from .files.model_settings import read_config
 from .precision import check_device, check_dtype
 from .weights import Weights, allocate, destination, weight_table
 

@@ -56,7 +56,10 @@ class KVCache:
             raise ValueError(f"length: found {length}, expected 0 to {self.length}, the number of cached positions")
         self.length = length
 
-    def keep(self, rows: npt.NDArray[np.integer]) -> None:
+    def keep(
+        self,
+        rows: npt.NDArray[np.integer],  # [N]
+    ) -> None:
         """Keep only the given slots, in the given increasing order: the rollback of a tree of drafts.
 
         Raises:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import ModelConfig
-from .folder import StoredTensor, open_folder, stored_tensors
-from .generation_settings import read_generation_config
-from .model_settings import read_config
+from .files.folder import StoredTensor, open_folder, stored_tensors
+from .files.generation_settings import read_generation_config
+from .files.model_settings import read_config
 from .precision import check_dtype
 from .weights import Array, Weights, allocate, destination, weight_table
 

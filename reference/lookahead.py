@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import SamplingConfig, check_integer
-from .folder import file_in, open_folder, read_json
-from .lookahead_folder import CONFIG, FIXED, TENSOR, VECTORS, may_replace, read_details, read_vectors
-from .saving import replace_folder
+from .files.folder import file_in, open_folder, read_json
+from .files.lookahead_folder import CONFIG, FIXED, TENSOR, VECTORS, may_replace, read_details, read_vectors
+from .files.saving import replace_folder
 
 if TYPE_CHECKING:
     from .methods.base import LanguageModel

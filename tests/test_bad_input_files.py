@@ -463,7 +463,7 @@ def test_only_the_hub_cache_may_link_to_blobs(package: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a:b", "a\nb"])
 def test_a_file_name_that_is_not_plain(package: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
-        module(package, "folder").file_in(tmp_path, name)
+        module(package, "files.folder").file_in(tmp_path, name)
     assert str(error.value) == f"{tmp_path}: the file name {name!r} is not plain, expected a name without a path"
 
 

@@ -189,7 +189,7 @@ def test_a_save_that_fails_leaves_everything_as_it_was(
 
     if function == "open":
         real: Any = open
-        monkeypatch.setattr(module(package, "saving"), "open", break_down, raising=False)
+        monkeypatch.setattr(module(package, "files.saving"), "open", break_down, raising=False)
     else:
         real = getattr(os, function)
         monkeypatch.setattr(os, function, break_down)

@@ -11,7 +11,8 @@ from ..config import SamplingConfig
 from ..sampling import Processor
 from ..state import State
 from ..tape import Draws, Slots
-from .base import LanguageModel, Method, exact_record
+from .base import LanguageModel, Method
+from .records import exact_record
 
 
 @dataclass(frozen=True)
@@ -43,4 +44,4 @@ class Autoregressive(Method):
         hidden = self.feed_pending(state)
         probs, state = self.law(state, self.model.logits(hidden), active)
         token = draws.token("exact", probs[:, 0], active=active)
-        return state.commit(exact_record(probs[:, 0], token, pending, active, draws))
+        return state.commit(exact_record(probs[:, 0], token, pending, draws, active))

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..batch_record import ACCEPTED, BONUS, CORRECTION, EXACT, BatchRecord
+from ..batch_record import BatchRecord
 from ..cache import KVCache
 from ..config import SamplingConfig
 from ..ending import Ending
 from ..record import Record
 from ..sampling import Probs, Processor, largest_logits, probs_from_logits
 from ..state import State
-from ..tape import Draws, Slots
-from ..verify import Tokens, Verification
+from ..tape import Slots
+from ..verify import Tokens
 
 
 class LanguageModel(Protocol):
@@ -206,69 +206,6 @@ def _process(
                 prefix = (*tokens[:length], *continuations[b][: num_more + i])
                 processed[b, i] = processor(prefix, logits[b, i].clone())
     return processed
-
-
-def exact_record(
-    probs: Probs,  # [B, V]
-    token: Tensor,  # [B]
-    num_positions: Tensor,  # [B]
-    active: Tensor,  # [B]
-    draws: Draws,
-) -> BatchRecord:
-    """Record one token drawn from a row of the target, before any verification; inactive rows commit nothing."""
-    none, no_tokens, no_probs = torch.zeros_like(token), token[:, None][:, :0], probs[:, :0]
-    return BatchRecord(
-        tokens=token.unsqueeze(1),
-        sources=torch.full_like(token, EXACT).unsqueeze(1),
-        log_probs=probs.gather(1, token.unsqueeze(1)).log(),
-        count=active.long(),
-        draft_tokens=no_tokens,
-        draft_token_probs=no_probs,
-        target_token_probs=no_probs,
-        accept_probs=no_probs,
-        num_draft=none,
-        num_accepted=none,
-        final_token=none - 1,
-        num_forward_passes=active.long(),
-        num_positions=num_positions * active,
-        choices=draws.choices,
-    )
-
-
-def verified_record(
-    record: BatchRecord,
-    target_probs: Probs,  # [B, K+1, V]
-    draft_probs: Probs,  # [B, K, V]
-    draft_tokens: Tokens,  # [B, K]
-    verdict: Verification,
-    draws: Draws,
-    num_draft: Tensor,  # [B]
-    active: Tensor,  # [B]
-) -> BatchRecord:
-    """Add one verification pass to the record of a cycle, in the active rows."""
-    depth = draft_tokens.shape[1]
-    num_accepted = verdict.num_accepted * active
-    final = num_accepted.unsqueeze(1)
-    block = torch.nn.functional.pad(draft_tokens, (0, 1)).scatter(1, final, verdict.final_token.unsqueeze(1))
-    final_source = torch.where(num_accepted == num_draft, BONUS, CORRECTION).unsqueeze(1)
-    drafts = draft_tokens.unsqueeze(-1)
-    log_probs = target_probs.gather(-1, block.unsqueeze(-1)).squeeze(-1).log()
-    return BatchRecord(
-        tokens=torch.cat([record.tokens, block], dim=1),
-        sources=torch.cat([record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)], dim=1),
-        log_probs=torch.cat([record.log_probs, log_probs], dim=1),
-        count=record.count + (num_accepted + 1) * active,
-        draft_tokens=draft_tokens,
-        draft_token_probs=draft_probs.gather(-1, drafts).squeeze(-1),
-        target_token_probs=target_probs[:, :depth].gather(-1, drafts).squeeze(-1),
-        accept_probs=verdict.accept_probs,
-        num_draft=num_draft * active,
-        num_accepted=num_accepted,
-        final_token=torch.where(active, verdict.final_token, -1),
-        num_forward_passes=record.num_forward_passes + active,
-        num_positions=record.num_positions + (num_draft + 1) * active,
-        choices=draws.choices,
-    )
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int) -> None:

@@ -17,7 +17,8 @@ from ..sampling import Probs, Processor
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens, drafted
-from .base import LanguageModel, Method, exact_record, verified_record
+from .base import LanguageModel, Method
+from .records import exact_record, verified_record
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class PaSS(Method):
         logits = self.model.logits(self.feed_pending(state, self.vectors[:depth]))
         exact_probs, state = self.law(state, logits[:, :1], active)
         exact_token = draws.token("exact", exact_probs[:, 0], active=active)
-        record = exact_record(exact_probs[:, 0], exact_token, num_positions, active, draws)
+        record = exact_record(exact_probs[:, 0], exact_token, num_positions, draws, active)
         active = active & ~state.ends_with(exact_token)
         if not bool(active.any()):
             return state.commit(record)

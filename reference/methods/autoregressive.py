@@ -12,7 +12,8 @@ from ..record import Record
 from ..sampling import Processor
 from ..state import State
 from ..tape import Draws, Slots
-from .base import LanguageModel, Method, exact_record
+from .base import LanguageModel, Method
+from .records import exact_record
 
 
 @dataclass(frozen=True)

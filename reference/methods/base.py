@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -20,8 +19,8 @@ from ..layers import Array, Mask
 from ..record import Record
 from ..sampling import Probs, Processor, probs_from_logits
 from ..state import State
-from ..tape import Draws, Slots
-from ..verify import Tokens, Verification
+from ..tape import Slots
+from ..verify import Tokens
 
 
 class LanguageModel(Protocol):
@@ -142,48 +141,6 @@ class Method(ABC):
         """Return the target's laws behind a prefix and behind each of the drafts that follow it."""
         drafts = draft_tokens.tolist()
         return np.stack([self.law((*prefix, *drafts[:i]), row) for i, row in enumerate(logits)])
-
-
-def exact_record(probs: Probs, token: int, num_positions: int, draws: Draws) -> Record:
-    """Record one token drawn from a row of the target, before any verification."""
-    return Record(
-        tokens=(token,),
-        sources=("exact",),
-        log_probs=(float(np.log(probs[token])),),
-        num_positions=num_positions,
-        choices=draws.choices,
-    )
-
-
-def verified_record(
-    record: Record,
-    target_probs: Probs,  # [K+1, V]
-    draft_probs: Probs,  # [K, V]
-    draft_tokens: Tokens,  # [K]
-    verdict: Verification,
-    draws: Draws,
-) -> Record:
-    """Add one verification pass to the record of a cycle."""
-    depths = np.arange(len(draft_tokens))
-    num_accepted, final_token = verdict.num_accepted, verdict.final_token
-    accepted = tuple(draft_tokens[:num_accepted].tolist())
-    log_probs = np.log(target_probs[np.arange(num_accepted + 1), [*accepted, final_token]])
-    final_source = "bonus" if num_accepted == len(draft_tokens) else "correction"
-    return replace(
-        record,
-        tokens=(*record.tokens, *accepted, final_token),
-        sources=(*record.sources, *["accepted"] * num_accepted, final_source),
-        log_probs=(*record.log_probs, *log_probs.tolist()),
-        draft_tokens=tuple(draft_tokens.tolist()),
-        draft_token_probs=tuple(draft_probs[depths, draft_tokens].tolist()),
-        target_token_probs=tuple(target_probs[depths, draft_tokens].tolist()),
-        accept_probs=tuple(verdict.accept_probs.tolist()),
-        num_accepted=num_accepted,
-        final_token=final_token,
-        num_forward_passes=record.num_forward_passes + 1,
-        num_positions=record.num_positions + len(target_probs),
-        choices=draws.choices,
-    )
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int) -> None:

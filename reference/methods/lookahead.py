@@ -18,7 +18,8 @@ from ..sampling import Probs, Processor
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens
-from .base import LanguageModel, Method, exact_record, verified_record
+from .base import LanguageModel, Method
+from .records import exact_record, verified_record
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .config import SamplingConfig
+from ..config import SamplingConfig
 from .folder import file_in, open_folder, read_json
 
 __all__ = ["read_generation_config"]

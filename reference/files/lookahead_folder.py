@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from .config import SamplingConfig, check_integer
+from ..config import SamplingConfig, check_integer
 from .folder import read_header, read_json
 
 __all__ = ["CONFIG", "FIXED", "TENSOR", "VECTORS", "may_replace", "read_details", "read_vectors"]
@@ -22,7 +23,7 @@ KEYS = (*FIXED, "num_lookahead", "hidden_size", "sampling", "base_model", "train
 def read_vectors(
     path: Path,
     shape: tuple[int, int],
-) -> torch.Tensor:  # [L, D]
+) -> npt.NDArray[np.float32]:  # [L, D]
     """Return the vectors, which must be all that the file holds.
 
     Raises:
@@ -34,8 +35,8 @@ def read_vectors(
     if header != {TENSOR: ("F32", shape)}:
         found = ", ".join(f"{name!r:.80} {dtype} {list(size)}" for name, (dtype, size) in header.items())
         raise ValueError(f"{path} holds {found or 'no tensor'}, expected {TENSOR!r} F32 {list(shape)} as in {CONFIG}")
-    with safe_open(path, framework="pt") as file:
-        vectors: torch.Tensor = file.get_tensor(TENSOR)
+    with safe_open(path, framework="numpy") as file:
+        vectors: npt.NDArray[np.float32] = file.get_tensor(TENSOR)
     return vectors
 
 

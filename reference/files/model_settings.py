@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .config import ModelConfig, RopeScaling
+from ..config import ModelConfig, RopeScaling
 from .folder import file_in, open_folder, read_json
 
 __all__ = ["read_config"]

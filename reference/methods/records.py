@@ -1,0 +1,62 @@
+"""How a method writes down what a step did: the exact token first, then what verification made of the drafts.
+
+Glossary of shapes: K drafts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..record import Record
+from ..sampling import Probs
+from ..tape import Draws
+from ..verify import Tokens, Verification
+
+
+def exact_record(
+    probs: Probs,  # [V]
+    token: int,
+    num_positions: int,
+    draws: Draws,
+) -> Record:
+    """Record one token drawn from a row of the target, before any verification."""
+    return Record(
+        tokens=(token,),
+        sources=("exact",),
+        log_probs=(float(np.log(probs[token])),),
+        num_positions=num_positions,
+        choices=draws.choices,
+    )
+
+
+def verified_record(
+    record: Record,
+    target_probs: Probs,  # [K+1, V]
+    draft_probs: Probs,  # [K, V]
+    draft_tokens: Tokens,  # [K]
+    verdict: Verification,
+    draws: Draws,
+) -> Record:
+    """Add one verification pass to the record of a cycle."""
+    depths = np.arange(len(draft_tokens))
+    num_accepted, final_token = verdict.num_accepted, verdict.final_token
+    accepted = tuple(draft_tokens[:num_accepted].tolist())
+    log_probs = np.log(target_probs[np.arange(num_accepted + 1), [*accepted, final_token]])
+    final_source = "bonus" if num_accepted == len(draft_tokens) else "correction"
+    return replace(
+        record,
+        tokens=(*record.tokens, *accepted, final_token),
+        sources=(*record.sources, *["accepted"] * num_accepted, final_source),
+        log_probs=(*record.log_probs, *log_probs.tolist()),
+        draft_tokens=tuple(draft_tokens.tolist()),
+        draft_token_probs=tuple(draft_probs[depths, draft_tokens].tolist()),
+        target_token_probs=tuple(target_probs[depths, draft_tokens].tolist()),
+        accept_probs=tuple(verdict.accept_probs.tolist()),
+        num_accepted=num_accepted,
+        final_token=final_token,
+        num_forward_passes=record.num_forward_passes + 1,
+        num_positions=record.num_positions + len(target_probs),
+        choices=draws.choices,
+    )

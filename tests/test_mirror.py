@@ -1,0 +1,566 @@
+"""The two packages are mirrors: names, leading parameters, fields, errors; and neither knows of the other."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from folders import both_packages, module, tiny_config
+from shapes import functions_of, parse, signature
+from shapes import fields as shape_fields
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("reference", "gpu")
+MOST_LINES = 230
+
+# Files that only one package has. Everything else stands in both, under one name.
+REFERENCE_FILES = {"law.py", "theory.py"}
+PORT_FILES = {
+    "batch_record.py",
+    "engine.py",
+    "train.py",
+    "pretrain.py",
+    "huggingface.py",
+    "benchmark.py",
+    "__main__.py",
+}
+
+# Public names that only one package has, by module or by class.
+REFERENCE_ONLY = {
+    "layers": {"Array", "Mask"},  # types of arrays; a tensor's type is Tensor
+    "table": {"Codes"},
+    "methods.base.Method": {"laws"},  # one prefix after another; the port's `law` takes all rows at once
+    "cache.KVCache": {"length"},
+    "weights.TensorEntry": {"count", "index"},
+}
+PORT_ONLY = {
+    "sampling": {"largest_logits"},  # a device does not raise: it keeps the number that would be complained about
+    "verify": {"drafted", "row"},  # batches are padded
+    "precision": {"check_device"},
+    "checkpoint": {"DTYPES", "EMBEDDING"},
+    "tape.Draws": {"tokens"},  # several draws in one call
+    "cache.KVCache": {"slots", "select", "stack"},  # where rows of a batch are written, and rows as such
+    "state.State": {"begin", "note_fault", "raise_fault", "select", "stack"},
+    "methods.base.Method": {"scratch", "start_batch", "feed_pending"},
+    "methods.base.LanguageModel": {"device", "dtype"},
+    "methods.lookahead.PaSS": {"scratch"},
+    "transformer.Transformer": {"device", "dtype"},
+    "table.TableModel": {"device", "dtype"},
+}
+
+# Functions whose parameters do not begin with the reference's, and why.
+OTHER_PARAMETERS = {
+    "sampling.probs_from_logits": "`where` begins an error message, and the port keeps its faults in the state",
+    "methods.base.Method.law": "the port reads the prefixes of a batch from its state",
+    "state.State": "a batch is tensors, not tuples",
+    "weights.LayerWeights": "the port fuses projections",
+    "weights.TensorEntry": "a row range of a fused tensor",
+}
+
+# Dataclasses with the same fields in the same order, with the same defaults.
+SAME_FIELDS = (
+    "config.ModelConfig",
+    "config.RopeScaling",
+    "config.SamplingConfig",
+    "ending.Ending",
+    "record.Choice",
+    "record.Record",
+    "record.Generation",
+    "lookahead.LookAhead",
+    "verify.Verification",
+    "weights.Weights",
+    "methods.autoregressive.Autoregressive",
+    "methods.lookahead.PaSS",
+)
+
+
+def paths(package: str) -> set[str]:
+    """Every Python file of a package, by its path in it."""
+    return {path.relative_to(ROOT / package).as_posix() for path in (ROOT / package).rglob("*.py")}
+
+
+def shared_modules() -> list[str]:
+    """The modules that both packages have."""
+    both = paths("reference") & paths("gpu")
+    return sorted(path[:-3].replace("/", ".") for path in both if not path.endswith("__init__.py"))
+
+
+# --- Files and names ---
+
+
+def test_both_packages_have_the_same_files() -> None:
+    reference, port = paths("reference"), {path for path in paths("gpu") if not path.startswith("checkpoints/")}
+    assert reference - port <= REFERENCE_FILES
+    assert port - reference <= PORT_FILES
+
+
+def exported(name: str) -> set[str]:
+    return set(import_module(name).__all__)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["", ".methods"], ids=["package", "methods"])
+def test_both_packages_export_the_same_names(name: str) -> None:
+    reference, port = (exported(f"pass_sampling.{package}{name}") for package in PACKAGES)
+    assert reference == port
+    for package in PACKAGES:
+        home = import_module(f"pass_sampling.{package}{name}")
+        assert all(getattr(home, each) is not None for each in home.__all__)
+
+
+def members(thing: Any, home: str) -> dict[str, Any]:
+    """The public names that a module or a class defines itself."""
+    found = {}
+    for name, value in vars(thing).items():
+        own = value.__module__ == home if isinstance(value, type) or inspect.isfunction(value) else True
+        if not name.startswith("_") and own and not inspect.ismodule(value):
+            found[name] = value
+    return found
+
+
+def public_things(package: str, name: str) -> dict[str, Any]:
+    """Functions, and classes, that a module defines, by name."""
+    home = module(package, name)
+    return {
+        each: value
+        for each, value in members(home, home.__name__).items()
+        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == home.__name__
+    }
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", shared_modules())
+def test_a_module_defines_the_same_things(name: str) -> None:
+    reference, port = (public_things(package, name) for package in PACKAGES)
+    assert reference.keys() - port.keys() == set()
+    assert port.keys() - reference.keys() <= PORT_ONLY.get(name, set())
+    for each in reference:
+        assert inspect.isclass(reference[each]) == inspect.isclass(port[each])
+    exports = [getattr(module(package, name), "__all__", None) for package in PACKAGES]
+    assert (exports[0] is None) == (exports[1] is None)
+    if exports[0] is not None:
+        assert set(exports[0]) <= set(exports[1]) <= set(exports[0]) | PORT_ONLY.get(name, set())
+
+
+def shared_classes() -> list[str]:
+    return [f"{name}.{each}" for name in shared_modules() for each in _classes(name)]
+
+
+def _classes(name: str) -> list[str]:
+    return [each for each, value in public_things("reference", name).items() if inspect.isclass(value)]
+
+
+def methods_of(cls: type) -> dict[str, Any]:
+    """Public methods and properties of a class, inherited ones too, but not those of the standard library."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("pass_sampling."):
+            found |= {
+                name: value for name, value in vars(base).items() if not name.startswith("_") and _callable(value)
+            }
+    return found
+
+
+def _callable(value: Any) -> bool:
+    return callable(value) or isinstance(value, property | classmethod | staticmethod) or hasattr(value, "func")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", shared_classes())
+def test_a_class_has_the_same_methods(name: str) -> None:
+    home, _, cls = name.rpartition(".")
+    reference, port = (getattr(module(package, home), cls) for package in PACKAGES)
+    ours, theirs = methods_of(reference), methods_of(port)
+    bases = {
+        f"{base.__module__.split('.', 2)[2]}.{base.__qualname__}"
+        for base in port.__mro__[:-1]
+        if "." in base.__module__
+    }
+    assert ours.keys() - theirs.keys() <= set().union(*(REFERENCE_ONLY.get(base, set()) for base in {name, *bases}))
+    assert theirs.keys() - ours.keys() <= set().union(*(PORT_ONLY.get(base, set()) for base in {name, *bases}))
+    kinds = [{each: isinstance(value, property) for each, value in some.items()} for some in (ours, theirs)]
+    assert all(kinds[0][each] == kinds[1][each] for each in kinds[0].keys() & kinds[1].keys())
+
+
+# --- Parameters ---
+
+
+def shared_callables() -> list[str]:
+    """Every public function, class and method that both packages have, by name."""
+    found = []
+    for name in shared_modules():
+        for each, value in public_things("reference", name).items():
+            found.append(f"{name}.{each}")
+            if inspect.isclass(value):
+                found += [f"{name}.{each}.{method}" for method, it in members(value, "").items() if _has_parameters(it)]
+    return [name for name in found if name.rpartition(".")[2] not in REFERENCE_ONLY.get(name.rpartition(".")[0], set())]
+
+
+def _has_parameters(value: Any) -> bool:
+    return inspect.isfunction(value) or isinstance(value, classmethod | staticmethod)
+
+
+def resolve(package: str, name: str) -> Any:
+    """Return a thing by its dotted name below a package."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        if ".".join(parts[:count]) in shared_modules():
+            thing = module(package, ".".join(parts[:count]))
+            for part in parts[count:]:
+                thing = getattr(thing, part)
+            return thing
+    raise LookupError(name)
+
+
+def parameters(package: str, name: str) -> list[str]:
+    thing = resolve(package, name)
+    if inspect.isclass(thing) and getattr(thing, "_is_protocol", False):
+        return []
+    return list(inspect.signature(thing).parameters)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", shared_callables())
+def test_the_ports_parameters_begin_with_the_references(name: str) -> None:
+    reference, port = (parameters(package, name) for package in PACKAGES)
+    agree = port[: len(reference)] == reference
+    assert agree or name in OTHER_PARAMETERS, f"reference {reference}, port {port}"
+
+
+@pytest.mark.torch
+def test_every_exception_is_one() -> None:
+    for name in OTHER_PARAMETERS:
+        reference, port = (parameters(package, name) for package in PACKAGES)
+        assert port[: len(reference)] != reference, f"{name} needs no exception any more"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", shared_callables())
+def test_shared_parameters_have_the_same_defaults(name: str) -> None:
+    if inspect.isclass(resolve("reference", name)) and not dataclasses.is_dataclass(resolve("reference", name)):
+        name += ".__init__"
+    ours, theirs = (inspect.signature(resolve(package, name)).parameters for package in PACKAGES)
+    for each in ours.keys() & theirs.keys():
+        one, two = ours[each].default, theirs[each].default
+        same = str(one) == str(two) or {type(one), type(two)} == {type(np.float64), type(two)} and "float64" in str(two)
+        assert same, f"{each}: {one} in the reference, {two} in the port"
+        assert ours[each].kind == theirs[each].kind
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", SAME_FIELDS)
+def test_a_dataclass_has_the_same_fields_and_defaults(name: str) -> None:
+    def described(package: str) -> list[tuple[Any, ...]]:
+        cls = resolve(package, name)
+        described = []
+        for each in dataclasses.fields(cls):
+            factory = each.default_factory
+            made = "missing" if factory is dataclasses.MISSING else getattr(factory, "__name__", str(factory))
+            described.append((each.name, each.default, made, each.init, each.compare, each.repr))
+        return [(cls.__dataclass_params__.frozen,), *described]
+
+    assert described("reference") == described("gpu")
+
+
+# --- Errors ---
+
+
+def table(package: str, **settings: Any) -> Any:
+    return module(package, "table").TableModel(**{"vocab_size": 4, "num_lookahead": 2, **settings})
+
+
+def pass_(package: str, model: Any = None, vectors: Any = ..., **settings: Any) -> Any:
+    model = table(package) if model is None else model
+    return module(package, "methods.lookahead").PaSS(
+        model, model.lookahead() if vectors is ... else vectors, **settings
+    )
+
+
+def plain(package: str, **settings: Any) -> Any:
+    return module(package, "methods.autoregressive").Autoregressive(table(package), **settings)
+
+
+def sampling(package: str, *settings: Any) -> Any:
+    return module(package, "config").SamplingConfig(*settings)
+
+
+def generate(package: str, prompt: Any = (1, 2), limit: Any = 3, method: Any = None, **settings: Any) -> Any:
+    method = pass_(package) if method is None else method
+    return module(package, "generation").generate(method, prompt, limit, **settings)
+
+
+def vectors(package: str, *shape: int, fill: float = 0.0) -> Any:
+    rows = np.full(shape, fill, dtype=np.float32)
+    if package == "gpu":
+        import torch
+
+        rows = torch.from_numpy(rows)
+    return module(package, "lookahead").LookAhead(rows, base_model="other", fingerprint="f" * 64)
+
+
+def spoilt(package: str, value: float) -> Callable[..., Any]:
+    """A processor that returns logits without a law behind the third token."""
+
+    def processor(prefix: tuple[int, ...], logits: Any) -> Any:
+        return logits if len(prefix) < 4 else logits * 0 + value
+
+    return processor
+
+
+def tiny(package: str, **changes: Any) -> Any:
+    """The configuration of a tiny model, with some fields changed."""
+    return module(package, "config").ModelConfig(**{**vars(tiny_config()), **changes})
+
+
+BAD_CALLS: dict[str, Callable[[str], Any]] = {
+    "temperature below 0": lambda p: sampling(p, -1.0),
+    "temperature that is no number": lambda p: sampling(p, float("nan")),
+    "temperature in words": lambda p: sampling(p, "hot"),
+    "top-k below 0": lambda p: sampling(p, 1.0, -1),
+    "top-k that is no integer": lambda p: sampling(p, 1.0, 2.5),
+    "top-p of 0": lambda p: sampling(p, 1.0, 0, 0.0),
+    "top-p above 1": lambda p: sampling(p, 1.0, 0, 1.5),
+    "top-k above the vocabulary": lambda p: plain(p, sampling=sampling(p, 1.0, 5)),
+    "top-k above the vocabulary, PaSS": lambda p: pass_(p, sampling=sampling(p, 1.0, 5)),
+    "top-k above the vocabulary, draft": lambda p: pass_(p, draft_sampling=sampling(p, 1.0, 5)),
+    "rule": lambda p: pass_(p, rule="typical"),
+    "look-ahead below 0": lambda p: pass_(p, num_lookahead=-1),
+    "look-ahead below 0, fixed token": lambda p: pass_(p, vectors=None, num_lookahead=-1),
+    "look-ahead beyond the vectors": lambda p: pass_(p, num_lookahead=3),
+    "fixed token": lambda p: pass_(p, vectors=None, fixed_token=4),
+    "fixed token below 0": lambda p: pass_(p, vectors=None, fixed_token=-1),
+    "vectors of another width": lambda p: pass_(p, vectors=vectors(p, 2, 9)),
+    "vectors of another model": lambda p: pass_(p, model=_named(table(p)), vectors=vectors(p, 2, 6)),
+    "vectors with one axis": lambda p: vectors(p, 4),
+    "vectors without width": lambda p: vectors(p, 2, 0),
+    "vectors that are not finite": lambda p: vectors(p, 2, 3, fill=float("inf")),
+    "random vectors below 0": lambda p: module(p, "lookahead").LookAhead.random(-1, 8, 0),
+    "random vectors without width": lambda p: module(p, "lookahead").LookAhead.random(1, 0, 0),
+    "random vectors, seed": lambda p: module(p, "lookahead").LookAhead.random(1, 8, -1),
+    "random vectors, seed in words": lambda p: module(p, "lookahead").LookAhead.random(1, 8, "0"),
+    "no look-ahead folder": lambda p: module(p, "lookahead").LookAhead.load("no such folder"),
+    "no model folder": lambda p: module(p, "checkpoint").load_model("no such folder"),
+    "no configuration folder": lambda p: module(p, "checkpoint").read_config("no such folder"),
+    "no generation folder": lambda p: module(p, "checkpoint").read_generation_config("no such folder"),
+    "no weights folder": lambda p: module(p, "checkpoint").read_weights("no such folder", tiny(p)),
+    "empty prompt": lambda p: generate(p, ()),
+    "token above the vocabulary": lambda p: generate(p, (1, 4)),
+    "token below 0": lambda p: generate(p, (-1,)),
+    "token that is no integer": lambda p: generate(p, (1, 2.0)),
+    "token that is true": lambda p: generate(p, (1, True)),
+    "prompt over the context": lambda p: generate(p, (1,) * 64, 1),
+    "prompt and tokens over the context": lambda p: generate(p, (1, 2), 63),
+    "no new tokens": lambda p: generate(p, limit=0),
+    "half a token": lambda p: generate(p, limit=1.5),
+    "stop strings without a decoder": lambda p: generate(p, stop_strings=["a"]),
+    "stop string that is one string": lambda p: generate(p, stop_strings="ab", decode=str),
+    "stop string that is empty": lambda p: generate(p, stop_strings=[""], decode=str),
+    "stop string that is no string": lambda p: generate(p, stop_strings=[3], decode=str),
+    "end of sequence that is one id": lambda p: generate(p, eos_token_ids=2),
+    "seed below 0": lambda p: generate(p, seed=-1),
+    "seed that is no integer": lambda p: generate(p, seed=1.5),
+    "seed over 64 bits": lambda p: generate(p, seed=2**64),
+    "request below 0": lambda p: generate(p, request=-1),
+    "one prompt of many": lambda p: module(p, "generation").generate_batch(pass_(p), [[1], []], 3),
+    "no prompts, no new tokens": lambda p: module(p, "generation").generate_batch(pass_(p), [], 0),
+    "logits NaN, exact": lambda p: generate(p, (1, 2, 3), method=plain(p, processor=spoilt(p, float("nan")))),
+    "logits NaN": lambda p: generate(p, (1, 2), 5, method=pass_(p, processor=spoilt(p, float("nan")))),
+    "logits +inf": lambda p: generate(p, (1, 2), 5, method=pass_(p, processor=_constant(float("inf")))),
+    "logits -inf": lambda p: generate(p, (1, 2), 5, method=pass_(p, rule="match", processor=_constant(-float("inf")))),
+    "a uniform too many": lambda p: _step(p, 7),
+    "a uniform too few": lambda p: _step(p, 5),
+    "heads and groups": lambda p: tiny(p, num_key_value_heads=3),
+    "head size": lambda p: tiny(p, head_dim=5),
+    "window": lambda p: tiny(p, sliding_window=0),
+    "windows without a window": lambda p: tiny(p, sliding_layers=(True, False)),
+    "rope type": lambda p: module(p, "config").RopeScaling("yarn", 2.0),
+    "rope factor": lambda p: module(p, "config").RopeScaling("linear", 0.0),
+    "rope thresholds": lambda p: module(p, "config").RopeScaling("llama3", 2.0, 4.0, 4.0),
+}
+
+
+def _named(model: Any) -> Any:
+    model.fingerprint, model.name = "e" * 64, "this"
+    return model
+
+
+def _constant(value: float) -> Callable[..., Any]:
+    return lambda prefix, logits: logits * 0 + value
+
+
+def _step(package: str, num_uniforms: int) -> Any:
+    method = pass_(package)
+    state = method.start([1, 2], module(package, "ending").Ending(4))
+    return method.run([state], np.full((1, num_uniforms), 0.5))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("call", BAD_CALLS.values(), ids=list(BAD_CALLS))
+def test_bad_calls_fail_alike(call: Callable[[str], Any]) -> None:
+    said = []
+    for package in PACKAGES:
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            call(package)
+        said.append((type(error.value), str(error.value)))
+    assert said[0] == said[1]
+    assert "expected" in said[0][1] and "\n" not in said[0][1] and not said[0][1].endswith(".")
+
+
+# --- Imports ---
+
+STANDARD = sys.stdlib_module_names
+READS_FILES = {"folder.py", "checkpoint.py", "lookahead.py", "lookahead_folder.py", "saving.py"}
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (dots, module) of every import in a syntax tree, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+@pytest.mark.parametrize("path", sorted(paths("reference")))
+def test_the_reference_needs_numpy_alone(path: str) -> None:
+    allowed = {"numpy"} | ({"safetensors", "ml_dtypes"} if path in READS_FILES else set())
+    tree = ast.parse((ROOT / "reference" / path).read_text(encoding="utf-8"))
+    absolute = {name.partition(".")[0] for dots, name in imports(tree) if not dots}
+    assert absolute - STANDARD <= allowed
+
+
+@both_packages
+def test_a_package_imports_its_own_modules_relatively_and_stays_inside(package: str) -> None:
+    for path in sorted(paths(package)):
+        depth = path.count("/")
+        for dots, name in imports(ast.parse((ROOT / package / path).read_text(encoding="utf-8"))):
+            assert dots <= depth + 1, f"{path} reaches out of the package"
+            if not dots:
+                assert name.partition(".")[0] not in {"pass_sampling", *PACKAGES}, f"{path} imports {name}"
+
+
+def code_elsewhere() -> Iterator[tuple[str, str]]:
+    """Yield the Python outside the packages: tests, notebooks, and the examples in documents."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        yield path.name, path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        yield path.name, re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]:
+        for block in re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            yield path.name, block
+
+
+def test_everything_else_imports_the_packages_by_their_installed_names() -> None:
+    for name, code in code_elsewhere():
+        roots = {imported.partition(".")[0] for dots, imported in imports(ast.parse(code)) if not dots}
+        assert not roots & set(PACKAGES), f"{name}: expected pass_sampling.reference or pass_sampling.gpu"
+
+
+def run_python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT.parent).stdout
+
+
+@both_packages
+def test_importing_a_package_is_quick_and_loads_no_torch(package: str) -> None:
+    code = f"""
+import sys, time
+start = time.perf_counter()
+import pass_sampling.{package}
+print(time.perf_counter() - start, *[name for name in ("torch", "transformers", "safetensors") if name in sys.modules])
+"""
+    runs = [run_python(code).split() for _ in range(3)]
+    assert [loaded for _, *loaded in runs] == [[], [], []]
+    assert min(float(seconds) for seconds, *_ in runs) < 0.3
+
+
+def test_neither_package_loads_the_other() -> None:
+    code = """
+import sys, importlib, pkgutil
+home = importlib.import_module("pass_sampling.{0}")
+for module in pkgutil.walk_packages(home.__path__, home.__name__ + "."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(*[name for name in sys.modules if name.startswith("pass_sampling.{1}") or name == "torch"])
+"""
+    assert run_python(code.format("reference", "gpu")).split() == []
+
+
+# --- How the source is written ---
+
+
+@both_packages
+def test_no_file_is_long(package: str) -> None:
+    lengths = {path: len((ROOT / package / path).read_text(encoding="utf-8").splitlines()) for path in paths(package)}
+    assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def all_modules(package: str) -> list[str]:
+    return sorted(
+        path[:-3].replace("/", ".") for path in paths(package) if not path.endswith(("__init__.py", "__main__.py"))
+    )
+
+
+@both_packages
+def test_everything_public_says_what_it_does(package: str) -> None:
+    silent = []
+    for name in all_modules(package):
+        home = module(package, name)
+        public = [(name, home)]
+        for each, value in public_things(package, name).items():
+            public.append((f"{name}.{each}", value))
+            if inspect.isclass(value):
+                own = [(f"{name}.{each}.{key}", it) for key, it in members(value, "").items() if _callable(it)]
+                public += [(place, it) for place, it in own if not isinstance(it, type)]
+        silent += [place for place, thing in public if not (getattr(thing, "__doc__", None) or "").strip()]
+    assert silent == []
+
+
+ARRAY_TYPES = {"Array", "Probs", "Tokens", "Mask", "Codes", "Inputs", "Tensor", "NDArray"}
+
+
+def is_array(annotation: Any) -> bool:
+    """Say whether a value of this type is an array, or a tuple of some."""
+    if not isinstance(annotation, str) or re.match(r"(Callable|Mapping|dict|list|Iterator|Sequence)\b", annotation):
+        return False
+    return bool(set(re.findall(r"\w+", annotation)) & ARRAY_TYPES)
+
+
+@both_packages
+def test_every_public_array_says_its_shape(package: str) -> None:
+    missing = []
+    for name in all_modules(package):
+        home = module(package, name)
+        for function in functions_of(home):
+            if any(part.startswith("_") and part != "__init__" for part in function.__qualname__.split(".")):
+                continue
+            said = signature(function)
+            for argument, annotation in function.__annotations__.items():
+                has = said.returns is not None if argument == "return" else argument in said.arguments
+                if is_array(annotation) and not has:
+                    missing.append(f"{name}.{function.__qualname__}, {argument}: {annotation}")
+        for each, value in public_things(package, name).items():
+            if dataclasses.is_dataclass(value):
+                arrays = {key for key, annotation in value.__annotations__.items() if is_array(annotation)}
+                missing += [f"{name}.{each}.{key}" for key in sorted(arrays - shape_fields(value).keys())]
+    assert missing == []
+
+
+def test_what_counts_as_an_array() -> None:
+    assert is_array("npt.NDArray[np.integer] | Sequence[int]") and is_array("tuple[Tensor, Tensor]")
+    assert not is_array("Callable[[Tensor], Tensor]") and not is_array("Sequence[int]") and not is_array("int")
+    assert parse("# [V]") is not None
