@@ -51,7 +51,7 @@ class KVCache:
             ValueError: a row would run past the capacity.
         """
         if self.extent + num_rows > self.capacity and not self._at_hand:
-            self._read_lengths()
+            self.measure()
         if self.extent + num_rows > self.capacity:
             raise ValueError(f"capacity: found {self.capacity}, expected at least {self.extent + num_rows}")
         return self.lengths.unsqueeze(1) + torch.arange(num_rows, device=self.lengths.device)
@@ -91,7 +91,7 @@ class KVCache:
             )
         self.lengths, self.level = length, False
         if self._at_hand:
-            self._read_lengths()
+            self.measure()
 
     def keep(
         self,
@@ -144,7 +144,7 @@ class KVCache:
         twin.keys, twin.values, twin.lengths, twin.extent, twin.level = keys, values, lengths, extent, level
         twin._rows = torch.arange(lengths.shape[0], device=lengths.device).unsqueeze(1)
         if twin._at_hand:
-            twin._read_lengths()
+            twin.measure()
         return twin
 
     @property
@@ -152,7 +152,8 @@ class KVCache:
         """Whether the host can read the lengths without waiting for a device."""
         return self.lengths.device.type == "cpu"
 
-    def _read_lengths(self) -> None:
+    def measure(self) -> None:
+        """Read the lengths back, which makes `extent` exact: on a device, a synchronisation."""
         lengths = self.lengths.tolist()
         self.extent = max(lengths, default=0)
         self.level = lengths.count(self.extent) == len(lengths)

@@ -62,9 +62,9 @@ def generate_batch(
     callback: Callback | None = None,
 ) -> list[Generation]:
     """Continue many prompts side by side, each at its own pace; prompt i is request i, see `generate`."""
-    ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
     if not prompts:
         return []
+    ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
     return _generate(method, prompts, list(range(len(prompts))), ending, seed, trace, callback)
 
 
@@ -98,6 +98,7 @@ def _generate(
         uniforms = tape(seed, [requests[row] for row in rows], cycle, method.num_slots, device=method.model.device)
         state, batch = method.step(state, uniforms, trace)
         state.raise_fault()
+        state.cache.measure()  # the host waits for this cycle's tokens anyway
         for row, record in zip(rows, batch.rows(), strict=True):
             records[row].append(record)
             if callback is not None:

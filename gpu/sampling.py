@@ -11,7 +11,10 @@ from .config import SamplingConfig
 
 Probs = Tensor
 Processor = Callable[[tuple[int, ...], Tensor], Tensor]
-"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature."""
+"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature.
+
+It is asked about prefixes that hold drafts, too, and must leave at least one token possible behind each.
+"""
 
 
 def probs_from_logits(
@@ -35,7 +38,7 @@ def probs_from_logits(
         kth_largest = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(logits < kth_largest, float("-inf"))
     probs = scaled.softmax(dim=-1)
-    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, sampling.top_p)
+    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, logits, sampling.top_p)
 
 
 def largest_logits(
@@ -47,16 +50,19 @@ def largest_logits(
 
 def _restrict_to_top_p(
     probs: Probs,  # [..., V]
+    logits: Tensor,  # [..., V]
     top_p: float,
 ) -> Probs:  # [..., V]
     """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p.
 
-    Two summation orders of V numbers differ by at most V 2^-52, so a mass that close below top_p has reached it:
-    sets that are equal on paper stay equal in floating point, and in every implementation.
+    The order is that of the logits, which no rounding has made equal yet. Two summation orders of V numbers differ by
+    at most V 2^-52, so a mass that close below top_p has reached it. Thus sets that are equal on paper stay equal in
+    floating point, and in every implementation.
 
     Source: Holtzman et al. 2020 (arXiv 1904.09751), Sec. 3.1.
     """
-    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    ordered = probs.gather(-1, order)
     mass_before = torch.nn.functional.pad(ordered.cumsum(dim=-1)[..., :-1], (1, 0))
     dropped = mass_before >= max(top_p - probs.shape[-1] * 2.0**-52, 2.0**-53)
     restricted = torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(dropped, 0.0))

@@ -131,7 +131,7 @@ def allocate(
     return Weights(layers=tuple(LayerWeights(**empty(shapes)) for shapes in layers), **fields)
 
 
-def destination(weights: Weights, entry: TensorEntry) -> torch.Tensor:
+def destination(weights: Weights, entry: TensorEntry) -> torch.Tensor:  # [...]
     """Return the rows that a checkpoint tensor fills; a norm of [E] fills each of its rows."""
     tensor: torch.Tensor = getattr(weights if entry.layer is None else weights.layers[entry.layer], entry.field)
     return tensor.narrow(0, entry.first_row, entry.num_rows) if entry.num_rows else tensor

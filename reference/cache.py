@@ -1,4 +1,7 @@
-"""The key/value cache: what earlier passes computed, and how a rejected draft leaves it."""
+"""The key/value cache: what earlier passes computed, and how a rejected draft leaves it.
+
+Glossary of shapes: G key/value heads, T rows of this pass, S slots in sight, E head size, N slots that are kept.
+"""
 
 from __future__ import annotations
 

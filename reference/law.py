@@ -94,7 +94,8 @@ def output_law(
         merge: continue only one of the states that have committed the same tokens. Sound if the future depends on
             nothing else; an unmerged run, which assumes nothing, shows that.
         max_executions: give up beyond this.
-        batch: executions to run side by side.
+        batch: executions to run side by side. In low precision a row's rounding depends on how many rows run
+            with it; 1 then keeps the executions consistent with one another.
 
     Raises:
         ValueError: more executions than allowed, or an outcome that does not lie in the cell of its uniform.

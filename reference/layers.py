@@ -26,7 +26,8 @@ def rms_norm(
 
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467), Eq. 4.
     """
-    mean_square = np.mean(x * x, axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):  # the square of a huge vector is inf, and the vector becomes 0
+        mean_square = np.mean(x * x, axis=-1, keepdims=True)
     return np.asarray(x / np.sqrt(mean_square + eps) * weight, dtype=x.dtype)
 
 

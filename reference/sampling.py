@@ -12,7 +12,10 @@ from .layers import Array
 
 Probs = npt.NDArray[np.float64]
 Processor = Callable[[tuple[int, ...], Array], Array]
-"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature."""
+"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature.
+
+It is asked about prefixes that hold drafts, too, and must leave at least one token possible behind each.
+"""
 
 
 def probs_from_logits(
@@ -42,21 +45,23 @@ def probs_from_logits(
         scaled = np.where(logits >= kth_largest, scaled, -np.inf)
     probs = np.exp(scaled)
     probs /= probs.sum()
-    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, sampling.top_p)
+    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, logits, sampling.top_p)
 
 
 def _restrict_to_top_p(
     probs: Probs,  # [V]
+    logits: Array,  # [V]
     top_p: float,
 ) -> Probs:  # [V]
     """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p.
 
-    Two summation orders of V numbers differ by at most V 2^-52, so a mass that close below top_p has reached it:
-    sets that are equal on paper stay equal in floating point, and in every implementation.
+    The order is that of the logits, which no rounding has made equal yet. Two summation orders of V numbers differ by
+    at most V 2^-52, so a mass that close below top_p has reached it. Thus sets that are equal on paper stay equal in
+    floating point, and in every implementation.
 
     Source: Holtzman et al. 2020 (arXiv 1904.09751), Sec. 3.1.
     """
-    order = np.argsort(-probs, kind="stable")
+    order = np.argsort(-logits, kind="stable")
     mass_before = np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
     kept = order[mass_before < max(top_p - probs.size * 2.0**-52, 2.0**-53)]
     restricted = np.zeros_like(probs)

@@ -113,7 +113,7 @@ def allocate(config: ModelConfig, dtype: npt.DTypeLike = np.float64) -> Weights:
     return Weights(layers=tuple(LayerWeights(**fields) for fields in layers), **top)
 
 
-def destination(weights: Weights, entry: TensorEntry) -> Array:
+def destination(weights: Weights, entry: TensorEntry) -> Array:  # [...]
     """Return the array that a checkpoint tensor fills."""
     array: Array = getattr(weights if entry.layer is None else weights.layers[entry.layer], entry.field)
     return array

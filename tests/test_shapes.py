@@ -29,6 +29,7 @@ EXECUTED = (
     "state",
     "batch_record",
     "methods.base",
+    "methods.records",
     "methods.autoregressive",
     "methods.lookahead",
 )

@@ -133,11 +133,12 @@ class Method(ABC):
         capacity = max(map(len, prompts)) + ending.max_new_tokens + self.scratch
         return State.begin(prompts, ending, self.model.new_cache(capacity, len(prompts)))
 
-    def run(self, states: Sequence[State], uniforms: Any) -> list[tuple[State, Record]]:
-        """Step copies of many states of one row each side by side, each with its own row of uniforms, with trace.
-
-        What the law is made from; `uniforms` is an array [len(states), num_slots].
-        """
+    def run(
+        self,
+        states: Sequence[State],
+        uniforms: Any,  # [len(states), num_slots], also of NumPy
+    ) -> list[tuple[State, Record]]:
+        """Step copies of many states of one row each side by side, with trace: what the law is made from."""
         rows = torch.as_tensor(uniforms, device=self.model.device)
         state, record = self.step(State.stack(states), rows, trace=True)
         state.raise_fault()
