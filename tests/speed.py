@@ -2,8 +2,8 @@
 
     python tests/speed.py --dtype bfloat16 --device cpu --repeats 7
 
-The model is a random Llama of about 8M parameters (6 layers, width 320, vocabulary 4,096), so the text means nothing and
-drafts are rarely accepted: what is measured is the cost of a pass and of everything around it.
+The model is a random Llama of about 8M parameters (6 layers, width 320, vocabulary 4,096), so the text means nothing
+and drafts are rarely accepted: what is measured is the cost of a pass and of everything around it.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import write_checkpoint
-from models import PACKAGES, TINY, package
 
 import pass_sampling.reference as reference
+from folders import write_checkpoint
+from models import PACKAGES, TINY, package
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
