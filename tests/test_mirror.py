@@ -47,7 +47,7 @@ PORT_ONLY = {
     "verify": {"drafted", "row"},  # batches are padded
     "precision": {"check_device"},
     "tape.Draws": {"tokens"},  # several draws in one call
-    "cache.KVCache": {"slots", "select", "stack"},  # where rows of a batch are written, and rows as such
+    "cache.KVCache": {"slots", "measure", "select", "stack"},  # rows of a batch, where they are written, how long
     "state.State": {"begin", "note_fault", "raise_fault", "select", "stack"},
     "methods.base.Method": {"scratch", "start_batch", "feed_pending"},
     "methods.base.LanguageModel": {"device", "dtype"},
