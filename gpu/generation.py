@@ -11,8 +11,8 @@ from .methods.base import Method
 from .record import Generation, Record
 from .tape import tape
 
-Callback = Callable[[int, tuple[int, ...]], None]
-"""Called as `callback(request, tokens)` with the tokens of one request that a cycle has committed."""
+Callback = Callable[[int, Record], None]
+"""Called as `callback(request, record)` after every cycle of a request: `record.tokens` are new in its text."""
 
 
 def generate(
@@ -29,7 +29,8 @@ def generate(
 ) -> Generation:
     """Continue a prompt until it ends: exactly at a length, an end-of-sequence token or a stop string.
 
-    The same seed and request number give the same text, whatever else is generated beside it.
+    The same seed and request number give the same uniforms, whatever else is generated beside it, and so the same
+    text as far as the model's logits are the same numbers.
 
     Args:
         method: how to decode, over which model, with which sampling settings.
@@ -41,7 +42,7 @@ def generate(
         seed: picks the tape of uniforms.
         request: number of this request; requests of one seed share no uniform.
         trace: keep in every record the laws that the uniforms were compared with.
-        callback: called after every cycle with what it committed.
+        callback: called with the record of every cycle, as soon as its tokens are committed.
 
     Raises:
         ValueError: an argument is out of range, or the model's logits are not finite.
@@ -62,7 +63,7 @@ def generate_batch(
     callback: Callback | None = None,
 ) -> list[Generation]:
     """Continue many prompts side by side, each at its own pace; prompt i is request i, see `generate`."""
-    if not prompts:
+    if len(prompts) == 0:
         return []
     ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
     return _generate(method, prompts, list(range(len(prompts))), ending, seed, trace, callback)
@@ -89,24 +90,27 @@ def _generate(
     trace: bool,
     callback: Callback | None,
 ) -> list[Generation]:
-    """Step all rows together; a row that has ended leaves the batch."""
+    """Step all rows together; rows that have ended leave the batch once they are half of it."""
     state = method.start_batch(prompts, ending)
     records: list[list[Record]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # the prompt behind each row of the state
+    going = set(rows)
     cycle = 0
-    while rows:
+    while going:
         uniforms = tape(seed, [requests[row] for row in rows], cycle, method.num_slots, device=method.model.device)
         state, batch = method.step(state, uniforms, trace)
         state.raise_fault()
         state.cache.measure()  # the host waits for this cycle's tokens anyway
         for row, record in zip(rows, batch.rows(), strict=True):
-            records[row].append(record)
-            if callback is not None:
-                callback(requests[row], record.tokens)
-        going = [place for place, ended in enumerate(state.ended.tolist()) if not ended]
-        if 0 < len(going) < len(rows):
-            state = state.select(torch.tensor(going, device=method.model.device))
-        rows = [rows[place] for place in going]
+            if row in going:
+                records[row].append(record)
+                if callback is not None:
+                    callback(requests[row], record)
+        going = {row for row, ended in zip(rows, state.ended.tolist(), strict=True) if not ended}
+        if 0 < len(going) <= len(rows) // 2:
+            kept = [place for place, row in enumerate(rows) if row in going]
+            state = state.select(torch.tensor(kept, device=method.model.device))
+            rows = [rows[place] for place in kept]
         cycle += 1
     return [_generation(prompt, record, ending) for prompt, record in zip(prompts, records, strict=True)]
 

@@ -90,17 +90,20 @@ def attention(
     keys: Tensor,  # [B, G, S, E]
     values: Tensor,  # [B, G, S, E]
     visible: Tensor | None,  # [B, 1, T, S]
+    causal: bool = False,
 ) -> Tensor:  # [B, T, H*E]
     """Mix the values in sight, each query head reading the key/value head of its group.
 
     out = softmax(q k^T / sqrt(E) + visible) v
 
     `visible` is added to the scores: 0 where a row sees a key, -inf where it does not; None means that every row sees
-    every key. Each row must see at least one key.
+    every key or, if `causal`, the keys of its own row and of those before it. Each row must see at least one key.
 
     Source: Vaswani et al. 2017, Eq. 1; Ainslie et al. 2023 (arXiv 2305.13245) for the groups.
     """
-    mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, enable_gqa=True)
+    mixed = functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=visible, is_causal=causal, enable_gqa=True
+    )
     return mixed.transpose(1, 2).flatten(2)
 
 

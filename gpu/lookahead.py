@@ -37,7 +37,7 @@ class LookAhead:
 
     def __post_init__(self) -> None:
         """Hold the vectors in float32, the dtype they are stored in."""
-        vectors = torch.as_tensor(self.vectors).to(torch.float32)
+        vectors = torch.as_tensor(self.vectors).detach().to(torch.float32, copy=True)
         if vectors.ndim != 2 or vectors.shape[1] == 0:
             raise ValueError(f"vectors has shape {list(vectors.shape)}, expected [num_lookahead, hidden_size]")
         if not bool(vectors.isfinite().all()):

@@ -38,14 +38,20 @@ class Record:
     target_token_probs: tuple[float, ...] = ()  # [K] the target law at each draft token
     accept_probs: tuple[float, ...] = ()  # [K] the chance that each draft token had, once reached
     num_accepted: int = 0  # draft tokens that passed verification
-    final_token: int | None = None  # the correction or bonus token
+    final_token: int | None = None  # the correction or bonus token, if it was committed
     num_forward_passes: int = 1
     num_positions: int = 1  # rows fed through the model
     choices: tuple[Choice, ...] | None = field(default=None, compare=False)  # whole laws, when traced
 
     def cut(self, count: int) -> Record:
         """Return the record with only the first `count` tokens committed; what was drafted still counts."""
-        return replace(self, tokens=self.tokens[:count], sources=self.sources[:count], log_probs=self.log_probs[:count])
+        return replace(
+            self,
+            tokens=self.tokens[:count],
+            sources=self.sources[:count],
+            log_probs=self.log_probs[:count],
+            final_token=self.final_token if count == len(self.tokens) else None,
+        )
 
 
 @dataclass(frozen=True)

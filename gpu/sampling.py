@@ -11,9 +11,9 @@ from .config import SamplingConfig
 
 Probs = Tensor
 Processor = Callable[[tuple[int, ...], Tensor], Tensor]
-"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature.
+"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
 
-It is asked about prefixes that hold drafts, too, and must leave at least one token possible behind each.
+It is asked about prefixes that end in drafts, too, but never about one behind which the text has ended.
 """
 
 

@@ -20,9 +20,10 @@ from .ending import Ending
 class State:
     """A committed prefix per row, and the cache of all of it but its last tokens, which the next pass feeds.
 
-    Everything that a step needs is in tensors of fixed shape, so that it runs without asking the host. A step never
-    changes what is below a row's `cache.lengths`, so it is a pure function of state and uniforms; since both its
-    results and its scratch live in one cache, `copy` a state before continuing it twice.
+    What a step needs is in tensors on the device; the host is asked only how wide a pass must be, and for stop strings.
+    A step never changes a cached row below `cached`, so it is a pure function of state and uniforms. Its results and
+    its scratch live in the one cache, though: to continue a state twice, `copy` it first. A state whose cache another
+    step has moved on is refused.
     """
 
     tokens: Tensor  # [B, capacity] prompt, new tokens, then scratch
@@ -35,6 +36,7 @@ class State:
     fault_position: Tensor  # [B] the last position of the prefix it stands behind
     cache: KVCache
     ending: Ending
+    cached: Tensor  # [B] the very tensor `cache.lengths`
     max_pending: int  # most tokens of a row that no pass has seen yet: the prompts at first, one token later
 
     @staticmethod
@@ -44,7 +46,7 @@ class State:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         tokens = torch.zeros((len(prompts), cache.capacity), dtype=torch.int64, device=device)
         for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = torch.as_tensor([int(token) for token in prompt], device=device)
+            row[: len(prompt)] = torch.tensor(prompt, device=device)
         return State(
             tokens=tokens,
             lengths=lengths,
@@ -56,6 +58,7 @@ class State:
             fault_position=torch.zeros_like(lengths),
             cache=cache,
             ending=ending,
+            cached=cache.lengths,
             max_pending=max(map(len, prompts)),
         )
 
@@ -72,7 +75,13 @@ class State:
 
     @property
     def pending(self) -> Tensor:  # [B]
-        """How many committed tokens no pass has seen yet."""
+        """How many committed tokens no pass has seen yet.
+
+        Raises:
+            ValueError: a step has continued this state already, in the same cache.
+        """
+        if self.cache.lengths is not self.cached:  # every move makes a new tensor
+            raise ValueError("state: found a cache that another step has moved on, expected a copy to continue twice")
         return self.lengths - self.cache.lengths
 
     @property
@@ -85,28 +94,55 @@ class State:
         token: Tensor,  # [B]
     ) -> Tensor:  # [B]
         """Say for which rows one more token would end the text."""
-        return self._kept(token.unsqueeze(1), torch.ones_like(self.lengths))[1]
+        return self.kept(token.unsqueeze(1), torch.ones_like(self.lengths))[1]
 
     def commit(self, record: BatchRecord) -> tuple[State, BatchRecord]:
         """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
 
         The cache, which may hold rows of dropped tokens, is cut to the committed prefix, and the record with it.
         """
-        count, ended = self._kept(record.tokens, record.count)
+        count, ended = self.kept(record.tokens, record.count)
         places = self.lengths.unsqueeze(1) + torch.arange(record.tokens.shape[1], device=self.lengths.device)
         tokens = self.tokens.scatter(1, places, record.tokens)  # what lies behind the committed ones is scratch
         lengths = self.lengths + count
         self.cache.truncate(torch.minimum(self.cache.lengths, lengths))
-        state = replace(self, tokens=tokens, lengths=lengths, ended=self.ended | ended, max_pending=1)
-        return state, replace(record, count=count)
+        state = replace(
+            self,
+            tokens=tokens,
+            lengths=lengths,
+            ended=self.ended | ended,
+            cached=self.cache.lengths,
+            max_pending=1,
+        )
+        final_token = torch.where(count == record.count, record.final_token, -1)
+        return state, replace(record, count=count, final_token=final_token)
+
+    def agrees(self, other: State) -> bool:
+        """Say whether two states of one row have the same future: the same tokens and, up to rounding, cached rows.
+
+        Rounding is 4096 units in the last place of the largest cached number.
+        """
+        if (self.new_tokens, self.cached.tolist()) != (other.new_tokens, other.cached.tolist()):
+            return False
+        length = int(self.cached)
+        for mine, yours in ((self.cache.keys, other.cache.keys), (self.cache.values, other.cache.values)):
+            mine, yours = mine[:, :, :, :length], yours[:, :, :, :length]
+            if mine.numel() and not bool(
+                ((mine - yours).abs() <= 4096 * torch.finfo(mine.dtype).eps * mine.abs().max()).all()
+            ):
+                return False
+        return True
 
     def note_fault(
         self,
         largest: Tensor,  # [B, N]
-        position: Tensor,  # [B, N]
+        num_more: int,
         used: Tensor,  # [B, N]
     ) -> State:
-        """Remember the first row of logits that has no law, among those that are used."""
+        """Remember the first row of logits that has no law, among those that are used.
+
+        Row i stands behind the committed prefix and `num_more` + i tokens more.
+        """
         if largest.shape[1] == 0:
             return self
         faulty = used & ~largest.isfinite()
@@ -115,7 +151,7 @@ class State:
         return replace(
             self,
             fault=torch.where(new, largest.gather(1, first).squeeze(1).double(), self.fault),
-            fault_position=torch.where(new, position.gather(1, first).squeeze(1), self.fault_position),
+            fault_position=torch.where(new, self.lengths + num_more + first.squeeze(1) - 1, self.fault_position),
         )
 
     def raise_fault(self) -> None:
@@ -139,15 +175,22 @@ class State:
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
-        """Return an independent state whose rows are those of states of one capacity and ending, in turn."""
+        """Return an independent state whose rows are those of states of one capacity and ending, in turn.
+
+        Raises:
+            ValueError: the states have different capacities or endings.
+        """
+        for state in states:
+            if state.cache.capacity != states[0].cache.capacity or state.ending != states[0].ending:
+                raise ValueError("states: found different capacities or endings, expected the same in all of them")
         tensors = {name: torch.cat([getattr(state, name) for state in states]) for name in _PER_ROW}
         stacked = states[0]._with(tensors, KVCache.stack([state.cache for state in states]))
         return replace(stacked, max_pending=max(state.max_pending for state in states))
 
     def _with(self, tensors: dict[str, Tensor], cache: KVCache) -> State:
-        return replace(self, cache=cache, **tensors)  # type: ignore[arg-type]  # all of them are tensor fields
+        return replace(self, cache=cache, cached=cache.lengths, **tensors)  # type: ignore[arg-type]  # all of them are tensor fields
 
-    def _kept(
+    def kept(
         self,
         tokens: Tensor,  # [B, W]
         count: Tensor,  # [B]
@@ -159,7 +202,7 @@ class State:
         """
         width = tokens.shape[1]
         order = torch.arange(width, device=tokens.device)
-        is_end = torch.isin(tokens, self.eos) | (order + 1 >= self.remaining.unsqueeze(1))
+        is_end = (tokens.unsqueeze(2) == self.eos).any(dim=2) | (order + 1 >= self.remaining.unsqueeze(1))
         first = torch.where(is_end, order, width).amin(dim=1)
         kept = torch.minimum(count, first + 1)
         ended = (first < count) & (count > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ def tape(
 ) -> Tensor:  # [num_slots], or [B, num_slots] for B requests
     """Return the uniforms of one cycle of one request or of several, in [0, 1), multiples of 2^-53.
 
-    They depend on nothing else, so a request's text does not depend on what it was batched with, and no two cycles,
-    requests or seeds share a number. A longer row begins with the shorter one.
+    They depend on nothing else, not on what a request is batched with, and no two cycles, requests or seeds share a
+    number. A longer row begins with the shorter one.
 
     Raises:
         ValueError: a number is no integer, is negative or does not fit in 64 bits.
@@ -58,11 +59,14 @@ class Draws:
         """Lay the slots over the rows; with `trace`, keep what every uniform was compared with.
 
         Raises:
-            ValueError: the rows have another length than the slots together.
+            ValueError: the rows have another length than the slots together, or hold a number outside [0, 1); the
+                latter is checked on the CPU alone, where asking costs no synchronisation.
         """
         num_slots = sum(slots.values())
         if uniforms.shape[1:] != (num_slots,):
             raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_slots,)}")
+        if uniforms.device.type == "cpu" and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+            raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
         starts = np.cumsum([0, *slots.values()])[:-1]
         self._uniforms = uniforms
         self._start = dict(zip(slots, map(int, starts), strict=True))
@@ -95,8 +99,23 @@ class Draws:
         columns = self._take(slot, index, probs.shape[1])
         outcomes = draw(probs, self._uniforms[:, columns])
         if self._choices is not None:
-            self._trace(columns, cell_edges(probs), outcomes, active)
+            if active is None:
+                active = torch.ones_like(outcomes, dtype=torch.bool)
+            self._choices += _split(columns, cell_edges(probs), outcomes, active)
         return outcomes
+
+    def restrict(
+        self,
+        slot: str,
+        active: Tensor,  # [B, K]
+    ) -> None:
+        """Say, once it is known, which draws of a slot were asked for; the others are no choices of their row."""
+        if self._choices is None:
+            return
+        for place, choice in enumerate(self._choices):
+            depth = choice.slot - self._start[slot]
+            if 0 <= depth < active.shape[1]:
+                self._choices[place] = replace(choice, active=choice.active & active[:, depth])
 
     def accept(
         self,
@@ -114,7 +133,7 @@ class Draws:
         if self._choices is not None:
             asked = torch.cat([torch.ones_like(accepted[:, :1]), accepted[:, :-1]], dim=1).cumprod(dim=1).bool()
             edges = torch.stack([accept_prob, torch.ones_like(accept_prob)], dim=-1)
-            self._trace(columns, edges, (~accepted).long(), asked & ~accept_prob.isnan())
+            self._choices += _split(columns, edges, (~accepted).long(), asked & ~accept_prob.isnan())
         return accepted
 
     def _take(self, slot: str, index: int, count: int) -> slice:
@@ -125,11 +144,15 @@ class Draws:
         self._used.update(columns)
         return slice(start, start + count)
 
-    def _trace(self, columns: slice, edges: Tensor, outcomes: Tensor, active: Tensor | None) -> None:
-        """Keep K choices of a batch: edges [B, K, outcomes], outcomes [B, K], active [B, K]."""
-        if self._choices is None:
-            return
-        if active is None:
-            active = torch.ones_like(outcomes, dtype=torch.bool)
-        for place, column in enumerate(range(columns.start, columns.stop)):
-            self._choices.append(Choices(column, edges[:, place], outcomes[:, place], active[:, place]))
+
+def _split(
+    columns: slice,
+    edges: Tensor,  # [B, K, outcomes]
+    outcomes: Tensor,  # [B, K]
+    active: Tensor,  # [B, K]
+) -> list[Choices]:
+    """Part K choices of a batch."""
+    return [
+        Choices(column, edges[:, place], outcomes[:, place], active[:, place])
+        for place, column in enumerate(range(columns.start, columns.stop))
+    ]

@@ -11,6 +11,7 @@ from torch.nn import functional
 from .cache import KVCache
 from .config import ModelConfig
 from .layers import attention, rms_norm, rope, rope_frequencies, rope_tables, swiglu
+from .masks import Masks
 from .weights import LayerWeights, Weights
 
 Inputs = Tensor | Sequence[Sequence[int]]
@@ -99,17 +100,16 @@ class Transformer:
         Cost: one read of the weights, plus a read of the cache.
         """
         slots = cache.slots(inputs.shape[1])
-        if positions is None:
-            positions = slots
-        masks = _Masks(cache, slots, positions, visible, inputs.dtype)
-        cos, sin = (table[positions].unsqueeze(1) for table in self._tables)
+        tables = rope_tables(self._frequencies, positions) if positions is not None else self._tabled(slots)
+        cos, sin = (table.to(inputs.dtype).unsqueeze(1) for table in tables)
+        masks = Masks(cache, slots, slots if positions is None else positions, visible, inputs.dtype)
 
         x, eps = inputs, self.config.rms_norm_eps
         for i, layer in enumerate(self.weights.layers):
             normed = rms_norm(x, layer.attention_norm, eps)
             queries, keys, values = self._project(normed, layer, cos, sin)
             keys, values = cache.write(i, keys, values, slots)
-            mixed = attention(queries, keys, values, masks.additive(self.config.window(i)))
+            mixed = attention(queries, keys, values, *masks.of(self.config.window(i)))
             x = x + functional.linear(mixed, layer.output, layer.output_bias)
             normed = rms_norm(x, layer.mlp_norm, eps)
             gate, up = functional.linear(normed, layer.gate_up).chunk(2, dim=-1)
@@ -158,47 +158,13 @@ class Transformer:
         queries, keys = rope(rotated, cos, sin).split([num_heads, num_groups], dim=1)
         return queries, keys, values
 
+    def _tabled(self, positions: Tensor) -> tuple[Tensor, Tensor]:  # [B, T, E/2], [B, T, E/2]
+        """Look up cosine and sine of positions within the capacity of some cache."""
+        cos, sin = self._tables
+        return cos[positions], sin[positions]
+
     def _rope_tables(self, capacity: int) -> tuple[Tensor, Tensor]:  # [capacity, E/2], [capacity, E/2]
         """Tabulate cosine and sine for positions below a capacity, rounded once to the model's dtype."""
         positions = torch.arange(capacity, device=self.device)
         cos, sin = rope_tables(self._frequencies, positions)
         return cos.to(self.dtype), sin.to(self.dtype)
-
-
-class _Masks:
-    """Who sees whom in one pass, as the additive masks of full and of windowed layers, each built once."""
-
-    def __init__(
-        self,
-        cache: KVCache,
-        slots: Tensor,  # [B, T]
-        positions: Tensor,  # [B, T]
-        visible: Tensor | None,  # [T, T]
-        dtype: torch.dtype,
-    ):
-        batch_size, num_rows = slots.shape
-        self._dtype = dtype
-        self._positions = positions
-        self._built: dict[int | None, Tensor | None] = {}
-        places = torch.arange(cache.extent + num_rows, device=slots.device)  # [S]
-        if visible is None:
-            self._in_sight = places <= slots.unsqueeze(2)  # [B, T, S]
-        else:
-            row = places - cache.lengths.unsqueeze(1)  # [B, S]: which row of the pass a slot holds
-            inside = (row >= 0) & (row < num_rows)
-            seen = visible[:, row.clamp(0, num_rows - 1)].transpose(0, 1)  # [B, T, S]
-            self._in_sight = (row < 0).unsqueeze(1) | (inside.unsqueeze(1) & seen)
-        self._places = places.expand(batch_size, -1).scatter(1, slots, positions)  # [B, S]
-        self._all_seen = visible is None and num_rows == 1 and cache.level
-
-    def additive(self, window: int | None) -> Tensor | None:  # [B, 1, T, S]
-        """Return 0 where a row sees a slot and -inf where not, or None where every row sees every slot."""
-        if window is None and self._all_seen:
-            return None
-        if window not in self._built:
-            in_sight = self._in_sight
-            if window is not None:
-                in_sight = in_sight & (self._positions.unsqueeze(2) - self._places.unsqueeze(1) < window)
-            mask = torch.zeros(in_sight.shape, dtype=self._dtype, device=in_sight.device)
-            self._built[window] = mask.masked_fill(~in_sight, float("-inf")).unsqueeze(1)
-        return self._built[window]

@@ -5,6 +5,8 @@ behind each draft, and returns a run of accepted drafts and one final token. Wha
 emitted are distributed as if each had been drawn from the target.
 
 Rows of a batch may have drafted fewer than K tokens: `num_draft` says how many; what stands behind them is ignored.
+Where the last draft ends the text (`goes_on` is false), the target has no law behind it, and if all drafts are accepted
+the final token means nothing.
 
 Glossary of shapes: B batch, K drafts, N rows of laws, V vocabulary. Row i of `target_probs` is the law of the
 token after i drafts.
@@ -73,6 +75,7 @@ def verify_token(
     draft_tokens: Tokens,  # [B, K]
     draws: Draws,
     num_draft: Tensor,  # [B]
+    goes_on: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
     """Accept drafts one by one until the first rejection, and replace that one from the residual law.
@@ -83,12 +86,14 @@ def verify_token(
     asked = drafted(draft_tokens, num_draft) & active.unsqueeze(1)
     accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")))
     num_accepted = accepted.cumprod(dim=1).sum(dim=1)
+    is_correction = num_accepted < num_draft
     final_probs = row(target_probs, num_accepted)
     if draft_tokens.shape[1]:
         rejected_probs = row(draft_probs, num_accepted.clamp(max=draft_tokens.shape[1] - 1))
-        is_correction = (num_accepted < num_draft).unsqueeze(1)
-        final_probs = torch.where(is_correction, residual_probs(final_probs, rejected_probs), final_probs)
-    return Verification(num_accepted, draws.token("final", final_probs, active=active), accept)
+        residual = residual_probs(final_probs, rejected_probs)
+        final_probs = torch.where(is_correction.unsqueeze(1), residual, final_probs)
+    final_token = draws.token("final", final_probs, active=active & (is_correction | goes_on))
+    return Verification(num_accepted, final_token, accept)
 
 
 def verify_match(
@@ -97,6 +102,7 @@ def verify_match(
     draft_tokens: Tokens,  # [B, K]
     draws: Draws,
     num_draft: Tensor,  # [B]
+    goes_on: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
     """Draw each token from the target and go on while the draw equals the draft.
@@ -119,7 +125,7 @@ def verify_match(
         final_token = torch.where(asked & ~matched, token, final_token)
         num_accepted = num_accepted + (asked & matched)
         going = going & (matched | (i >= num_draft))
-    bonus_token = draws.token("final", row(target_probs, num_draft.clamp(max=num_tokens)), active=going)
+    bonus_token = draws.token("final", row(target_probs, num_draft.clamp(max=num_tokens)), active=going & goes_on)
     return Verification(num_accepted, torch.where(going, bonus_token, final_token), accept)
 
 
@@ -139,5 +145,5 @@ def row(
     return rows.gather(1, index[:, None, None].expand(-1, 1, rows.shape[2])).squeeze(1)
 
 
-VerifyRule = Callable[[Probs, Probs, Tokens, Draws, Tensor, Tensor], Verification]
+VerifyRule = Callable[[Probs, Probs, Tokens, Draws, Tensor, Tensor, Tensor], Verification]
 RULES: dict[str, VerifyRule] = {"token": verify_token, "match": verify_match}

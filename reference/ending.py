@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 
+from .config import check_integer
+
 Decode = Callable[[Sequence[int]], str]
+"""Turns new tokens into text; more tokens only add text, but for a character whose bytes are not all there yet."""
 
 
 @dataclass(frozen=True)
@@ -17,26 +20,30 @@ class Ending:
     eos_token_ids: Sequence[int] = ()
     stop_strings: Sequence[str] = ()
     decode: Decode | None = None  # new tokens -> text; needed for stop strings
+    _eos: frozenset[int] = field(init=False, repr=False, compare=False, default=frozenset())
 
     def __post_init__(self) -> None:
         """Refuse what could never end a text, or could not be checked.
 
         Raises:
-            ValueError: max_new_tokens is not a positive integer, eos_token_ids or stop_strings is one value and no
-                sequence, a stop string is empty, or there is no decoder.
+            ValueError: max_new_tokens is not a positive integer, an end-of-sequence token no integer, a stop string
+                empty, or there is no decoder for stop strings.
         """
         limit, eos, stops = self.max_new_tokens, self.eos_token_ids, self.stop_strings
         if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
             raise ValueError(f"max_new_tokens: found {limit!r}, expected a positive integer")
-        if not isinstance(eos, Iterable):
+        if isinstance(eos, str) or not isinstance(eos, Iterable):
             raise ValueError(f"eos_token_ids: found {eos!r}, expected a sequence of token ids")
-        if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in stops):
+        tokens = tuple(check_integer("eos_token_ids", token, -(2**62), 2**62) for token in eos)
+        strings = (stops,) if isinstance(stops, str) or not isinstance(stops, Iterable) else tuple(stops)
+        if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in strings):
             raise ValueError(f"stop_strings: found {stops!r}, expected a sequence of non-empty strings")
-        if stops and self.decode is None:
+        if strings and self.decode is None:
             raise ValueError("stop_strings: found no decode function, expected one that turns tokens into text")
         object.__setattr__(self, "max_new_tokens", int(limit))
-        object.__setattr__(self, "eos_token_ids", tuple(eos))
-        object.__setattr__(self, "stop_strings", tuple(stops))
+        object.__setattr__(self, "eos_token_ids", tokens)
+        object.__setattr__(self, "_eos", frozenset(tokens))
+        object.__setattr__(self, "stop_strings", strings)
 
     def reason(
         self,
@@ -47,23 +54,30 @@ class Ending:
         Asked for every prefix in turn, so that a text ends at the first token that ends it, wherever a block of
         accepted tokens happens to stop.
         """
-        if not new_tokens:
-            return None
-        if new_tokens[-1] in self.eos_token_ids:
-            return "eos"
-        if self.decode is not None and self.stop_strings:
-            text = self.decode(new_tokens)
-            if any(stop in text for stop in self.stop_strings):
-                return "stop_string"
-        return "length" if len(new_tokens) >= self.max_new_tokens else None
+        reason = self._plain_reason(new_tokens)
+        return "stop_string" if reason != "eos" and self._has_stop_string(new_tokens) else reason
 
     def first(self, before: Sequence[int], more: Sequence[int]) -> tuple[int, str | None]:
         """Return how many of `more` tokens to keep behind `before`, and why the text ends there, if it does."""
+        reason_of = self.reason if self._has_stop_string([*before, *more]) else self._plain_reason
         for count in range(1, len(more) + 1):
-            reason = self.reason([*before, *more[:count]])
+            reason = reason_of([*before, *more[:count]])
             if reason is not None:
                 return count, reason
         return len(more), None
+
+    def _plain_reason(self, new_tokens: Sequence[int]) -> str | None:
+        """Say why a text ends, stop strings aside."""
+        if new_tokens and new_tokens[-1] in self._eos:
+            return "eos"
+        return "length" if len(new_tokens) >= self.max_new_tokens else None
+
+    def _has_stop_string(self, new_tokens: Sequence[int]) -> bool:
+        """Say whether a stop string stands in the text; then it stands in every longer text as well."""
+        if self.decode is None or not self.stop_strings or not new_tokens:
+            return False
+        text = self.decode(new_tokens)
+        return any(stop in text for stop in self.stop_strings)
 
     def text(self, new_tokens: Sequence[int]) -> str | None:
         """Return the decoded text up to the first stop string, or None without a decoder."""

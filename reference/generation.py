@@ -9,8 +9,8 @@ from .methods.base import Method
 from .record import Generation, Record
 from .tape import tape
 
-Callback = Callable[[int, tuple[int, ...]], None]
-"""Called as `callback(request, tokens)` with the tokens of one request that a cycle has committed."""
+Callback = Callable[[int, Record], None]
+"""Called as `callback(request, record)` after every cycle of a request: `record.tokens` are new in its text."""
 
 
 def generate(
@@ -27,7 +27,8 @@ def generate(
 ) -> Generation:
     """Continue a prompt until it ends: exactly at a length, an end-of-sequence token or a stop string.
 
-    The same seed and request number give the same text, whatever else is generated beside it.
+    The same seed and request number give the same uniforms, whatever else is generated beside it, and so the same
+    text as far as the model's logits are the same numbers.
 
     Args:
         method: how to decode, over which model, with which sampling settings.
@@ -39,7 +40,7 @@ def generate(
         seed: picks the tape of uniforms.
         request: number of this request; requests of one seed share no uniform.
         trace: keep in every record the laws that the uniforms were compared with.
-        callback: called after every cycle with what it committed.
+        callback: called with the record of every cycle, as soon as its tokens are committed.
 
     Raises:
         ValueError: an argument is out of range, or the model's logits are not finite.
@@ -52,7 +53,7 @@ def generate(
         state, record = method.step(state, uniforms, trace)
         records.append(record)
         if callback is not None:
-            callback(request, record.tokens)
+            callback(request, record)
     text = state.ending.text(state.new_tokens)
     return Generation(tuple(map(int, prompt)), state.new_tokens, state.end, tuple(records), text)
 

@@ -37,11 +37,12 @@ class LookAhead:
     def __post_init__(self) -> None:
         """Hold the vectors in float32, the dtype they are stored in."""
         with np.errstate(over="ignore"):
-            vectors = np.asarray(self.vectors, dtype=np.float32)
+            vectors = np.array(self.vectors, dtype=np.float32)
         if vectors.ndim != 2 or vectors.shape[1] == 0:
             raise ValueError(f"vectors has shape {list(vectors.shape)}, expected [num_lookahead, hidden_size]")
         if not np.isfinite(vectors).all():
             raise ValueError("vectors holds NaN or infinity, expected finite numbers")
+        vectors.flags.writeable = False
         object.__setattr__(self, "vectors", vectors)
 
     @property

@@ -12,10 +12,17 @@ from .layers import Array
 
 Probs = npt.NDArray[np.float64]
 Processor = Callable[[tuple[int, ...], Array], Array]
-"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature.
+"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
 
-It is asked about prefixes that hold drafts, too, and must leave at least one token possible behind each.
+It is asked about prefixes that end in drafts, too, but never about one behind which the text has ended.
 """
+
+
+def has_law(
+    logits: Array,  # [V]
+) -> bool:
+    """Say whether a row of logits makes a law: no NaN, no +inf, and not all of it -inf."""
+    return bool(np.isfinite(logits.max()))
 
 
 def probs_from_logits(
@@ -34,7 +41,7 @@ def probs_from_logits(
         ValueError: a logit is NaN or +inf, or all are -inf; the message starts with `where`.
     """
     largest = logits.max()
-    if not np.isfinite(largest):
+    if not has_law(logits):
         raise ValueError(f"{where}: the largest logit is {largest}, expected a finite number")
     if sampling.temperature == 0:
         return one_hot(int(np.argmax(logits)), logits.size)

@@ -18,8 +18,8 @@ Slots = Mapping[str, int]
 def tape(seed: int, request: int, cycle: int, num_slots: int) -> npt.NDArray[np.float64]:  # [num_slots]
     """Return the uniforms of one cycle of one request, in [0, 1), multiples of 2^-53.
 
-    They depend on nothing else, so a request's text does not depend on what it was batched with, and no two cycles,
-    requests or seeds share a number. A longer row begins with the shorter one.
+    They depend on nothing else, not on what a request is batched with, and no two cycles, requests or seeds share a
+    number. A longer row begins with the shorter one.
 
     Raises:
         ValueError: a number is no integer, is negative or does not fit in 64 bits.
@@ -45,11 +45,13 @@ class Draws:
         """Lay the slots over the row; with `trace`, keep what every uniform was compared with.
 
         Raises:
-            ValueError: the row has another length than the slots together.
+            ValueError: the row has another length than the slots together, or holds a number outside [0, 1).
         """
         num_slots = sum(slots.values())
         if uniforms.shape != (num_slots,):
             raise ValueError(f"uniforms: found shape {uniforms.shape}, expected {(num_slots,)}")
+        if not np.all((uniforms >= 0) & (uniforms < 1)):
+            raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
         starts = np.cumsum([0, *slots.values()])[:-1]
         self._uniforms = uniforms
         self._start = dict(zip(slots, map(int, starts), strict=True))

@@ -2,7 +2,8 @@
 
 Every rule takes the drafts `x_1 .. x_K`, the laws they were drawn from, and the target's laws behind the prefix and
 behind each draft, and returns a run of accepted drafts and one final token. Whatever the draft laws are, the tokens
-emitted are distributed as if each had been drawn from the target.
+emitted are distributed as if each had been drawn from the target. Where the last draft ends the text, the target has no
+law behind it: `target_probs` then has K rows, and if all drafts are accepted no final token is drawn.
 
 Glossary of shapes: K drafts, V vocabulary. Row i of `target_probs` is the law of the token after i drafts.
 """
@@ -26,7 +27,7 @@ class Verification:
     """The outcome of one verification; `final_token` is a bonus when all drafts were accepted."""
 
     num_accepted: int
-    final_token: int
+    final_token: int | None
     accept_probs: Probs  # [K]
 
 
@@ -85,8 +86,7 @@ def verify_token(
         if not draws.accept("accept", float(accept[i]), i):
             correction_token = draws.token("final", residual_probs(target_probs[i], draft_probs[i]))
             return Verification(i, correction_token, accept)
-    bonus_token = draws.token("final", target_probs[-1])
-    return Verification(len(draft_tokens), bonus_token, accept)
+    return Verification(len(draft_tokens), _bonus_token(target_probs, draft_tokens, draws), accept)
 
 
 def verify_match(
@@ -108,7 +108,17 @@ def verify_match(
         token = draws.token("accept", target_probs[i], i)
         if token != draft_token:
             return Verification(i, token, accept)
-    return Verification(len(draft_tokens), draws.token("final", target_probs[-1]), accept)
+    return Verification(len(draft_tokens), _bonus_token(target_probs, draft_tokens, draws), accept)
+
+
+def _bonus_token(
+    target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
+    draft_tokens: Tokens,  # [K]
+    draws: Draws,
+) -> int | None:
+    """Draw the token behind drafts that were all accepted, if the text goes on there."""
+    goes_on = len(target_probs) > len(draft_tokens)
+    return draws.token("final", target_probs[-1]) if goes_on else None
 
 
 VerifyRule = Callable[[Probs, Probs, Tokens, Draws], Verification]

@@ -121,6 +121,8 @@ def final_text(ending: Any, text: list[int]) -> tuple[str, list[int]]:
 @example([0, 1], 9, [], ["ab"])
 @example([7, 8], 9, [], ["€"])
 @example([2, 2, 1], 9, [], ["ababb", "bab"])
+@example([1, 1], 9, [], ["ab", "bb"])
+@example([1, 1], 9, [], ["bb", "ab"])
 def test_what_was_shown_is_never_taken_back(
     package: str, text: list[int], limit: int, eos: list[int], stops: list[str]
 ) -> None:

@@ -199,6 +199,14 @@ def test_top_p_of_equal_tokens_keeps_exactly_as_many_as_the_fraction_says(impl: 
 
 
 @each_impl
+@pytest.mark.parametrize("size", [2, 4, 7, 64])
+def test_top_p_takes_another_token_where_only_a_little_is_missing(impl: Reference, size: int) -> None:
+    for count in range(1, size):
+        probs = impl.probs(np.zeros(size), top_p=count / size + 1e-12)
+        assert np.count_nonzero(probs) == count + 1
+
+
+@each_impl
 def test_half_of_four_equal_tokens_is_two(impl: Reference) -> None:
     assert impl.probs(np.zeros(4), top_p=0.5).tolist() == [0.5, 0.5, 0.0, 0.0]
 
@@ -302,12 +310,22 @@ def test_logits_with_a_law_are_not_flagged(port: Any, case: tuple[Array, dict[st
 
 # --- Cells and draws ---
 
+# Running sums that end just below 1, before tokens of probability 0; and one that passes 1 before the last token.
+BELOW_1, ABOVE_1 = np.array([0.1] * 10 + [0.0, 0.0]), np.array([0.5, 0.5 + 2.0**-51, 2.0**-51, 0.0])
+
+
+def test_the_rounded_laws_are_what_they_are_for() -> None:
+    assert np.cumsum(BELOW_1)[-1] == LARGEST_UNIFORM
+    assert 1 < np.cumsum(ABOVE_1)[1] < np.cumsum(ABOVE_1)[2]
+
 
 @each_impl
 @given(SIZES.flatmap(laws))
+@example(BELOW_1)
+@example(ABOVE_1)
 def test_cells_fill_the_unit_interval_and_those_of_impossible_tokens_are_empty(impl: Reference, law: Array) -> None:
     edges = impl.cell_edges(law)
-    assert edges.shape == law.shape and edges[-1] == 1.0
+    assert edges.shape == law.shape and edges[-1] == edges.max() == 1.0
     widths = np.diff(edges, prepend=0.0)
     assert np.all(widths >= 0)
     assert np.all(widths[law == 0] == 0), "a token of probability 0 has a cell"
@@ -316,6 +334,8 @@ def test_cells_fill_the_unit_interval_and_those_of_impossible_tokens_are_empty(i
 
 @each_impl
 @given(SIZES.flatmap(laws), st.lists(st.integers(0, 2**53 - 1), max_size=5))
+@example(BELOW_1, [])
+@example(ABOVE_1, [])
 def test_a_draw_is_the_half_open_cell_that_holds_the_uniform(impl: Reference, law: Array, ticks: list[int]) -> None:
     edges = impl.cell_edges(law)
     numbers = np.concatenate([around(edges), np.array(ticks, dtype=np.float64) * 2.0**-53])

@@ -359,6 +359,20 @@ def test_both_packages_decide_alike(rule: str, batch: dict[str, Array]) -> None:
 
 @each_rule
 @each_port
+def test_only_what_a_row_decided_is_traced(port: Port, rule: str) -> None:
+    # Three rows with 2, 1 and 2 drafts, of which the last has ended; the uniforms accept every draft.
+    law, tokens = np.full((3, 3, 2), 0.5), np.zeros((3, 2), dtype=np.int64)
+    draws = port.module("tape").Draws(port.tensor(np.full((3, 3), 0.25)), {"accept": 2, "final": 1}, trace=True)
+    num_draft, active = port.tensor(np.array([2, 1, 2])), port.tensor(np.array([True, True, False]))
+    arguments = [port.tensor(array) for array in (law, law[:, :2], tokens)]
+    verdict = port.module("verify").RULES[rule](*arguments, draws, num_draft, active)
+    assert verdict.num_accepted.tolist()[:2] == [2, 1]
+    made = [(choice.slot, choice.active.tolist()) for choice in draws.choices]
+    assert made == [(0, [True, True, False]), (1, [True, False, False]), (2, [True, True, False])]
+
+
+@each_rule
+@each_port
 @given(batches(4, 3, 3), st.data())
 def test_a_row_does_not_depend_on_what_it_should_not_see(
     port: Port, rule: str, batch: dict[str, Array], data: st.DataObject

@@ -15,7 +15,7 @@ from .base import LanguageModel, Method
 from .records import exact_record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Autoregressive(Method):
     """Draw each token from the model's own law behind the prefix."""
 
@@ -42,6 +42,7 @@ class Autoregressive(Method):
         draws = Draws(uniforms, self.slots, trace)
         pending, active = state.pending, ~state.ended
         hidden = self.feed_pending(state)
-        probs, state = self.law(state, self.model.logits(hidden), active)
+        probs, largest = self.laws(state, self.model.logits(hidden), active.unsqueeze(1))
+        state = state.note_fault(largest, 0, active.unsqueeze(1))
         token = draws.token("exact", probs[:, 0], active=active)
         return state.commit(exact_record(probs[:, 0], token, pending, draws, active))

@@ -6,9 +6,9 @@ K drafts, N rows of logits per sequence.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -127,11 +127,11 @@ class Method(ABC):
             ValueError: a prompt is empty, holds something that is no token of the model, or leaves no room for
                 the new tokens in the model's context.
         """
-        for prompt in prompts:
-            check_prompt(prompt, self.model.vocab_size)
+        tokens = [check_prompt(prompt, self.model.vocab_size) for prompt in prompts]
+        for prompt in tokens:
             check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
-        capacity = max(map(len, prompts)) + ending.max_new_tokens + self.scratch
-        return State.begin(prompts, ending, self.model.new_cache(capacity, len(prompts)))
+        capacity = max(map(len, tokens)) + ending.max_new_tokens + self.scratch
+        return State.begin(tokens, ending, self.model.new_cache(capacity, len(tokens)))
 
     def run(
         self,
@@ -145,28 +145,24 @@ class Method(ABC):
         places = torch.arange(len(states), device=self.model.device)
         return [(state.select(places[b : b + 1]), row) for b, row in enumerate(record.rows())]
 
-    def law(
+    def laws(
         self,
         state: State,
         logits: Tensor,  # [B, N, V]
-        active: Tensor,  # [B]
+        used: Tensor,  # [B, N]
         more: Tokens | None = None,  # [B, ...] tokens behind the committed prefix
         num_more: int = 0,
-        num_used: Tensor | None = None,  # [B]
         sampling: SamplingConfig | None = None,
-    ) -> tuple[Probs, State]:  # [B, N, V]
+    ) -> tuple[Probs, Tensor]:  # [B, N, V], [B, N]
         """Return the laws behind the committed prefix and its continuations: processor, then settings.
 
-        Row i stands behind the prefix and `num_more` + i of the tokens `more`. Of an active row's laws the first
-        `num_used` (default: all) will be used; where one of those does not exist, the state comes back with a fault.
-        The settings are the target's by default.
+        Row i stands behind the prefix and `num_more` + i of the tokens `more`. Only `used` rows mean anything. The
+        largest logits come with the laws: where one is not finite there is no law, see `largest_logits`. The settings
+        are the target's by default.
         """
-        order = torch.arange(logits.shape[1], device=logits.device)
-        used = active.unsqueeze(1) & (order < (num_used.unsqueeze(1) if num_used is not None else len(order)))
         if self.processor is not None:
-            logits = _process(self.processor, state, logits, used, more, num_more)
-        state = state.note_fault(largest_logits(logits), state.lengths.unsqueeze(1) + num_more + order - 1, used)
-        return probs_from_logits(logits, sampling or self.sampling), state
+            logits = _process(self.processor, state, logits.double(), used, more, num_more)
+        return probs_from_logits(logits, sampling or self.sampling), largest_logits(logits)
 
     def feed_pending(
         self,
@@ -205,19 +201,31 @@ def _process(
         for i in range(logits.shape[1]):
             if used[b, i]:
                 prefix = (*tokens[:length], *continuations[b][: num_more + i])
-                processed[b, i] = processor(prefix, logits[b, i].clone())
+                row = torch.as_tensor(processor(prefix, logits[b, i].clone()))
+                if row.shape != logits.shape[2:]:
+                    raise ValueError(
+                        f"processor: found logits of shape {tuple(row.shape)}, expected {tuple(logits.shape[2:])}"
+                    )
+                processed[b, i] = row
     return processed
 
 
-def check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
-    """Raise ValueError unless the prompt is a non-empty sequence of the model's tokens."""
+def check_prompt(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    """Return the prompt as plain integers; raise ValueError unless it is a non-empty sequence of the model's tokens."""
     if len(prompt) == 0:
         raise ValueError("prompt: found no tokens, expected at least one")
-    for place, token in enumerate(prompt):
-        if isinstance(token, bool) or not isinstance(token, Integral) or not 0 <= token < vocab_size:
-            raise ValueError(
-                f"prompt: found {token!r} at place {place}, expected a token id from 0 to {vocab_size - 1}"
-            )
+    return tuple(check_token("prompt", token, vocab_size, f" at place {i}") for i, token in enumerate(prompt))
+
+
+def check_token(name: str, token: Any, vocab_size: int, place: str = "") -> int:
+    """Return a token id as a plain integer; raise ValueError unless it is one of the model's."""
+    try:
+        number = -1 if isinstance(token, bool) else operator.index(token)
+    except TypeError:
+        number = -1
+    if not 0 <= number < vocab_size:
+        raise ValueError(f"{name}: found {token!r}{place}, expected a token id from 0 to {vocab_size - 1}")
+    return number
 
 
 def check_context(prompt_length: int, max_new_tokens: int, max_positions: int) -> None:

@@ -17,11 +17,11 @@ from ..sampling import Probs, Processor
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens, drafted
-from .base import LanguageModel, Method
+from .base import LanguageModel, Method, check_token
 from .records import exact_record, verified_record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PaSS(Method):
     """Draft L tokens at once from L look-ahead vectors, then verify them with the same model.
 
@@ -61,8 +61,8 @@ class PaSS(Method):
 
     @property
     def scratch(self) -> int:
-        """Cache slots that a pass may need beyond the longest text: those of the look-ahead vectors."""
-        return len(self.vectors) + 1
+        """Slots that may be written behind the longest text: an exact token, L drafts and a final token."""
+        return len(self.vectors) + 2
 
     def step(
         self,
@@ -79,50 +79,61 @@ class PaSS(Method):
         # Call 1: behind the last token, one exact token; behind each look-ahead vector, a law for one draft.
         num_positions = state.pending + num_draft
         logits = self.model.logits(self.feed_pending(state, self.vectors[:depth]))
-        exact_probs, state = self.law(state, logits[:, :1], active)
+        exact_probs, largest = self.laws(state, logits[:, :1], active.unsqueeze(1))
+        state = state.note_fault(largest, 0, active.unsqueeze(1))
         exact_token = draws.token("exact", exact_probs[:, 0], active=active)
         record = exact_record(exact_probs[:, 0], exact_token, num_positions, draws, active)
         active = active & ~state.ends_with(exact_token)
         if not bool(active.any()):
             return state.commit(record)
-        prefix = exact_token.unsqueeze(1)
-        draft_tokens, draft_probs, state = self._draft(state, prefix, logits[:, 1:], num_draft, active, draws)
+        draft_tokens, draft_probs, num_draft, goes_on = self._draft(
+            state, exact_token.unsqueeze(1), logits[:, 1:], num_draft, active, draws
+        )
 
         # Call 2: the exact token and the drafts; row i holds the target's law after i drafts.
-        block = torch.cat([prefix, draft_tokens], dim=1)
+        block = torch.cat([exact_token.unsqueeze(1), draft_tokens], dim=1)
         logits = self.model.logits(self.model.hidden(self.model.embed(block), state.cache))
-        target_probs, state = self.law(state, logits, active, block, 1, num_draft + 1)
-        verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws, num_draft, active)
+        used = drafted(block, num_draft + goes_on) & active.unsqueeze(1)
+        target_probs, largest = self.laws(state, logits, used, block, 1)
+        verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws, num_draft, goes_on, active)
+        state = state.note_fault(largest, 1, used & drafted(block, verdict.num_accepted + 1))
         state.cache.truncate(state.lengths + (1 + verdict.num_accepted) * active)  # nor do the rejected drafts
         return state.commit(
-            verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, active)
+            verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active)
         )
 
     def _draft(
         self,
         state: State,
-        prefix: Tokens,  # [B, 1]
+        block: Tokens,  # [B, 1] the exact token
         logits: Tensor,  # [B, K, V]
         num_draft: Tensor,  # [B]
         active: Tensor,  # [B]
         draws: Draws,
-    ) -> tuple[Tokens, Probs, State]:  # [B, K], [B, K, V]
-        """Draw the drafts, and return with them the very laws they were drawn from.
+    ) -> tuple[Tokens, Probs, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
+        """Draw the drafts; return the very laws they were drawn from, how many, and whether the text goes on behind.
 
-        All at once where nothing makes a draft's law depend on the drafts before it; one by one under a processor.
+        Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
+        All are drawn at once where nothing makes a draft's law depend on those before it; one by one under a processor.
         """
-        asked = drafted(logits[:, :, 0], num_draft) & active.unsqueeze(1)
-        if self.processor is None:
-            probs, state = self.law(state, logits, active, None, 1, num_draft, self.draft_sampling)
-            return draws.tokens("draft", probs, active=asked), probs, state
+        depth = logits.shape[1]
+        at_once = 1 if depth == 0 or self.processor is not None else depth
+        goes_on = torch.ones_like(active)
         laws = [logits.new_zeros((len(logits), 0, logits.shape[2]), dtype=torch.float64)]
-        for i in range(logits.shape[1]):
-            num_used = (num_draft > i).long()
-            row = logits[:, i : i + 1]
-            probs, state = self.law(state, row, active, prefix, 1 + i, num_used, self.draft_sampling)
-            prefix = torch.cat([prefix, draws.tokens("draft", probs, i, asked[:, i : i + 1])], dim=1)
+        for start in range(0, depth, at_once):
+            rows = logits[:, start : start + at_once]
+            wanted = drafted(logits[:, :, 0], num_draft)[:, start : start + at_once] & active.unsqueeze(1)
+            probs, largest = self.laws(state, rows, wanted, block, 1 + start, self.draft_sampling)
+            has_law = largest.isfinite().cumprod(dim=1).sum(dim=1)
+            num_draft = torch.where(has_law < rows.shape[1], torch.minimum(num_draft, start + has_law), num_draft)
+            tokens = draws.tokens("draft", probs, start)
+            block = torch.cat([block, tokens], dim=1)
+            kept, ended = state.kept(block, torch.full_like(num_draft, block.shape[1]))
+            num_draft = torch.minimum(num_draft, kept - 1)
+            goes_on = ~(ended & (num_draft == kept - 1))
             laws.append(probs)
-        return prefix[:, 1:], torch.cat(laws, dim=1), state
+        draws.restrict("draft", drafted(block[:, 1:], num_draft) & active.unsqueeze(1))
+        return block[:, 1:], torch.cat(laws, dim=1), num_draft, goes_on
 
     def _input_vectors(self) -> Tensor:  # [L, D]
         """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
@@ -132,10 +143,11 @@ class PaSS(Method):
             expected = f"0 to {available}" if self.lookahead is not None else "0 or more"
             raise ValueError(f"num_lookahead: found {wanted}, expected {expected}")
         if self.lookahead is None:
-            if not 0 <= self.fixed_token < self.model.vocab_size:
-                raise ValueError(
-                    f"fixed_token: found {self.fixed_token}, expected a token id from 0 to {self.model.vocab_size - 1}"
-                )
+            check_token("fixed_token", self.fixed_token, self.model.vocab_size)
             return self.model.embed([[self.fixed_token] * wanted])[0] if wanted else self.model.embed([[0]])[0, :0]
         self.lookahead.check(self.model)
-        return self.lookahead.vectors[:wanted].to(self.model.device, self.model.dtype)
+        vectors = self.lookahead.vectors[:wanted].detach().to(self.model.device, self.model.dtype)
+        if not bool(vectors.isfinite().all()):
+            dtype = str(vectors.dtype).removeprefix("torch.")
+            raise ValueError(f"lookahead: found vectors too large for {dtype}, expected a wider dtype")
+        return vectors

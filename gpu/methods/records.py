@@ -49,12 +49,14 @@ def verified_record(
     verdict: Verification,
     draws: Draws,
     num_draft: Tensor,  # [B]
+    goes_on: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> BatchRecord:
     """Add one verification pass to the record of a cycle, in the active rows."""
     depth = draft_tokens.shape[1]
     num_accepted = verdict.num_accepted * active
     final = num_accepted.unsqueeze(1)
+    has_final = active & (goes_on | (num_accepted < num_draft))
     block = torch.nn.functional.pad(draft_tokens, (0, 1)).scatter(1, final, verdict.final_token.unsqueeze(1))
     final_source = torch.where(num_accepted == num_draft, BONUS, CORRECTION).unsqueeze(1)
     drafts = draft_tokens.unsqueeze(-1)
@@ -63,14 +65,14 @@ def verified_record(
         tokens=torch.cat([record.tokens, block], dim=1),
         sources=torch.cat([record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)], dim=1),
         log_probs=torch.cat([record.log_probs, log_probs], dim=1),
-        count=record.count + (num_accepted + 1) * active,
+        count=record.count + num_accepted + has_final,
         draft_tokens=draft_tokens,
         draft_token_probs=draft_probs.gather(-1, drafts).squeeze(-1),
         target_token_probs=target_probs[:, :depth].gather(-1, drafts).squeeze(-1),
         accept_probs=verdict.accept_probs,
         num_draft=num_draft * active,
         num_accepted=num_accepted,
-        final_token=torch.where(active, verdict.final_token, -1),
+        final_token=torch.where(has_final, verdict.final_token, -1),
         num_forward_passes=record.num_forward_passes + active,
         num_positions=record.num_positions + (num_draft + 1) * active,
         choices=draws.choices,

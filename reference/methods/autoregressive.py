@@ -16,7 +16,7 @@ from .base import LanguageModel, Method
 from .records import exact_record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Autoregressive(Method):
     """Draw each token from the model's own law behind the prefix."""
 

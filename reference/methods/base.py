@@ -5,9 +5,10 @@ Glossary of shapes: T rows of a pass, D input vector, D' hidden state (for a tab
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from ..config import SamplingConfig
 from ..ending import Ending
 from ..layers import Array, Mask
 from ..record import Record
-from ..sampling import Probs, Processor, probs_from_logits
+from ..sampling import Probs, Processor, has_law, probs_from_logits
 from ..state import State
 from ..tape import Slots
 from ..verify import Tokens
@@ -108,10 +109,10 @@ class Method(ABC):
             ValueError: the prompt is empty, holds something that is no token of the model, or leaves no room for
                 the new tokens in the model's context.
         """
-        check_prompt(prompt, self.model.vocab_size)
+        tokens = check_prompt(prompt, self.model.vocab_size)
         check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
         cache = self.model.new_cache(len(prompt) + ending.max_new_tokens)
-        return State(tuple(int(token) for token in prompt), len(prompt), cache, ending)
+        return State(tokens, len(tokens), cache, ending)
 
     def run(
         self,
@@ -121,37 +122,84 @@ class Method(ABC):
         """Step copies of many states, each with its own row of uniforms, with trace: what the law is made from."""
         return [self.step(state.copy(), row, trace=True) for state, row in zip(states, uniforms, strict=True)]
 
+    def process(
+        self,
+        prefix: Sequence[int],
+        logits: Array,  # [V]
+    ) -> Array:  # [V]
+        """Return the logits behind `prefix` in float64, as the processor leaves them.
+
+        Raises:
+            ValueError: the processor returned something of another shape.
+        """
+        logits = logits.astype(np.float64)
+        if self.processor is None:
+            return logits
+        processed = np.asarray(self.processor(tuple(prefix), logits), dtype=np.float64)
+        if processed.shape != logits.shape:
+            raise ValueError(f"processor: found logits of shape {processed.shape}, expected {logits.shape}")
+        return processed
+
     def law(
         self,
         prefix: Sequence[int],
         logits: Array,  # [V]
         sampling: SamplingConfig | None = None,
     ) -> Probs:  # [V]
-        """Return the law of the token behind `prefix`: processor, then settings (default: the target's)."""
-        if self.processor is not None:
-            logits = np.asarray(self.processor(tuple(prefix), logits.copy()))
-        return probs_from_logits(logits, sampling or self.sampling, f"logits behind position {len(prefix) - 1}")
+        """Return the law of the token behind `prefix`: processor, then settings (default: the target's).
+
+        Raises:
+            ValueError: there is none, see `probs_from_logits`; the message gives the position of the prefix's end.
+        """
+        where = f"logits behind position {len(prefix) - 1}"
+        return probs_from_logits(self.process(prefix, logits), sampling or self.sampling, where)
 
     def laws(
         self,
         prefix: Sequence[int],
         draft_tokens: Tokens,  # [K]
-        logits: Array,  # [K+1, V]
-    ) -> Probs:  # [K+1, V]
-        """Return the target's laws behind a prefix and behind each of the drafts that follow it."""
-        drafts = draft_tokens.tolist()
-        return np.stack([self.law((*prefix, *drafts[:i]), row) for i, row in enumerate(logits)])
+        logits: Array,  # [N, V]
+    ) -> Probs:  # [N, V]
+        """Return the target's laws behind a prefix and behind the first N-1 of the drafts that follow it.
+
+        A row that has no law comes out as NaN. Plain decoding might never have come there, so it is no error before
+        verification has reached it: that is asked by `check_reached`.
+        """
+        probs = np.full(logits.shape, np.nan)
+        for i, row in enumerate(logits):
+            processed = self.process((*prefix, *draft_tokens[:i].tolist()), row)
+            if has_law(processed):
+                probs[i] = probs_from_logits(processed, self.sampling)
+        return probs
+
+    def check_reached(
+        self,
+        prefix: Sequence[int],
+        draft_tokens: Tokens,  # [K]
+        logits: Array,  # [N, V]
+        reached: Probs,  # [rows that verification looked at, V]
+    ) -> None:
+        """Raise ValueError if a reached row has no law: then a text of the target's cannot go on."""
+        for i in np.flatnonzero(np.isnan(reached[:, 0])):
+            self.law((*prefix, *draft_tokens[:i].tolist()), logits[i])
 
 
-def check_prompt(prompt: Sequence[int], vocab_size: int) -> None:
-    """Raise ValueError unless the prompt is a non-empty sequence of the model's tokens."""
+def check_prompt(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    """Return the prompt as plain integers; raise ValueError unless it is a non-empty sequence of the model's tokens."""
     if len(prompt) == 0:
         raise ValueError("prompt: found no tokens, expected at least one")
-    for place, token in enumerate(prompt):
-        if isinstance(token, bool) or not isinstance(token, int | np.integer) or not 0 <= token < vocab_size:
-            raise ValueError(
-                f"prompt: found {token!r} at place {place}, expected a token id from 0 to {vocab_size - 1}"
-            )
+    return tuple(check_token("prompt", token, vocab_size, f" at place {i}") for i, token in enumerate(prompt))
+
+
+def check_token(name: str, token: Any, vocab_size: int, place: str = "") -> int:
+    """Return a token id as a plain integer; raise ValueError unless it is one of the model's."""
+    try:
+        number = -1 if isinstance(token, bool) else operator.index(token)
+    except TypeError:
+        number = -1
+    if not 0 <= number < vocab_size:
+        raise ValueError(f"{name}: found {token!r}{place}, expected a token id from 0 to {vocab_size - 1}")
+    return number
 
 
 def check_context(prompt_length: int, max_new_tokens: int, max_positions: int) -> None:

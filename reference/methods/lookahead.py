@@ -14,15 +14,15 @@ from ..config import SamplingConfig
 from ..layers import Array
 from ..lookahead import LookAhead
 from ..record import Record
-from ..sampling import Probs, Processor
+from ..sampling import Probs, Processor, has_law, probs_from_logits
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens
-from .base import LanguageModel, Method
+from .base import LanguageModel, Method, check_token
 from .records import exact_record, verified_record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PaSS(Method):
     """Draft L tokens at once from L look-ahead vectors, then verify them with the same model.
 
@@ -81,28 +81,41 @@ class PaSS(Method):
         if state.ends_with(exact_token):
             return state.commit(record)
         prefix = (*state.tokens, exact_token)
-        draft_tokens, draft_probs = self._draft(prefix, logits[1:], draws)
+        draft_tokens, draft_probs, goes_on = self._draft(state, exact_token, logits[1:], draws)
 
         # Call 2: the exact token and the drafts; row i holds the target's law after i drafts.
         hidden = self.model.hidden(self.model.embed([exact_token, *draft_tokens]), state.cache)
-        target_probs = self.laws(prefix, draft_tokens, self.model.logits(hidden))
+        logits = self.model.logits(hidden[: len(draft_tokens) + goes_on])
+        target_probs = self.laws(prefix, draft_tokens, logits)
         verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_accepted + 1])
         state.cache.truncate(len(prefix) + verdict.num_accepted)  # nor do the rejected drafts
         return state.commit(verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws))
 
     def _draft(
         self,
-        prefix: tuple[int, ...],
+        state: State,
+        exact_token: int,
         logits: Array,  # [K, V]
         draws: Draws,
-    ) -> tuple[Tokens, Probs]:  # [K], [K, V]
-        """Draw the drafts, and return with them the very laws they were drawn from."""
-        tokens = np.zeros(len(logits), dtype=np.int64)
+    ) -> tuple[Tokens, Probs, bool]:  # [K], [K, V], scalar
+        """Draw the drafts; return the very laws they were drawn from, and whether the text goes on behind the last.
+
+        Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
+        """
+        tokens: list[int] = []
         probs = np.zeros(logits.shape)
+        goes_on = True
         for i, row in enumerate(logits):
-            probs[i] = self.law((*prefix, *tokens[:i].tolist()), row, self.draft_sampling)
-            tokens[i] = draws.token("draft", probs[i], i)
-        return tokens, probs
+            row = self.process((*state.tokens, exact_token, *tokens), row)
+            if not has_law(row):
+                break
+            probs[i] = probs_from_logits(row, self.draft_sampling or self.sampling)
+            tokens.append(draws.token("draft", probs[i], i))
+            if state.ends_with(exact_token, *tokens):
+                goes_on = False
+                break
+        return np.array(tokens, dtype=np.int64), probs[: len(tokens)], goes_on
 
     def _input_vectors(self) -> Array:  # [L, D]
         """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
@@ -112,10 +125,11 @@ class PaSS(Method):
             expected = f"0 to {available}" if self.lookahead is not None else "0 or more"
             raise ValueError(f"num_lookahead: found {wanted}, expected {expected}")
         if self.lookahead is None:
-            if not 0 <= self.fixed_token < self.model.vocab_size:
-                raise ValueError(
-                    f"fixed_token: found {self.fixed_token}, expected a token id from 0 to {self.model.vocab_size - 1}"
-                )
+            check_token("fixed_token", self.fixed_token, self.model.vocab_size)
             return self.model.embed([self.fixed_token] * wanted)
         self.lookahead.check(self.model)
-        return self.lookahead.vectors[:wanted].astype(self.model.embed([0]).dtype)
+        with np.errstate(over="ignore"):
+            vectors = self.lookahead.vectors[:wanted].astype(self.model.embed([0]).dtype)
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"lookahead: found vectors too large for {vectors.dtype}, expected a wider dtype")
+        return vectors

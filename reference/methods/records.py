@@ -33,7 +33,7 @@ def exact_record(
 
 def verified_record(
     record: Record,
-    target_probs: Probs,  # [K+1, V]
+    target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
     verdict: Verification,
@@ -42,13 +42,14 @@ def verified_record(
     """Add one verification pass to the record of a cycle."""
     depths = np.arange(len(draft_tokens))
     num_accepted, final_token = verdict.num_accepted, verdict.final_token
-    accepted = tuple(draft_tokens[:num_accepted].tolist())
-    log_probs = np.log(target_probs[np.arange(num_accepted + 1), [*accepted, final_token]])
+    final = () if final_token is None else (final_token,)
     final_source = "bonus" if num_accepted == len(draft_tokens) else "correction"
+    emitted = (*draft_tokens[:num_accepted].tolist(), *final)
+    log_probs = np.log(target_probs[np.arange(len(emitted)), emitted])
     return replace(
         record,
-        tokens=(*record.tokens, *accepted, final_token),
-        sources=(*record.sources, *["accepted"] * num_accepted, final_source),
+        tokens=(*record.tokens, *emitted),
+        sources=(*record.sources, *(["accepted"] * num_accepted + [final_source])[: len(emitted)]),
         log_probs=(*record.log_probs, *log_probs.tolist()),
         draft_tokens=tuple(draft_tokens.tolist()),
         draft_token_probs=tuple(draft_probs[depths, draft_tokens].tolist()),
@@ -57,6 +58,6 @@ def verified_record(
         num_accepted=num_accepted,
         final_token=final_token,
         num_forward_passes=record.num_forward_passes + 1,
-        num_positions=record.num_positions + len(target_probs),
+        num_positions=record.num_positions + len(draft_tokens) + 1,
         choices=draws.choices,
     )
