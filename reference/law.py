@@ -10,39 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from .ending import Ending
+from .enumeration import Enumerable, every_outcome
 from .sampling import Probs
 
 TokenTuple = tuple[int, ...]
-Script = tuple[tuple[int, float], ...]
-"""The uniforms that an execution fixes, as (slot, value) in the order of its choices."""
-
-
-class Enumerable(Protocol):
-    """What can be enumerated: the methods of both packages, and whatever else steps on a row of uniforms.
-
-    A state has `new_tokens` (the tuple committed so far) and `end` (None until the text has ended); a record has
-    `choices`, each with `slot`, `edges` and `outcome` as `record.Choice` says. `run` must leave its states unchanged.
-    """
-
-    @property
-    def num_slots(self) -> int:
-        """Uniforms per step."""
-
-    def start(self, prompt: Sequence[int], ending: Any) -> Any:
-        """Return the state before the first step."""
-
-    def run(
-        self,
-        states: Sequence[Any],
-        uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
-    ) -> Sequence[tuple[Any, Any]]:
-        """Step each state with its row of uniforms; return the new states and the records."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +55,7 @@ def output_law(
     ending: Any,
     num_tokens: int | None = None,
     merge: bool = True,
+    probe: bool = False,
     max_executions: int = 2_000_000,
     batch: int = 4096,
 ) -> OutputLaw:
@@ -91,14 +66,16 @@ def output_law(
         prompt: token ids.
         ending: where texts end; its length limit bounds the enumeration.
         num_tokens: look only at the first so many tokens, of texts that may go on.
-        merge: continue only one of the states that have committed the same tokens. Sound if the future depends on
-            nothing else; an unmerged run, which assumes nothing, shows that.
+        merge: continue only one of the states that have committed the same tokens (or have the same key). Sound if
+            the future depends on nothing else; an unmerged run, which assumes nothing, shows that.
+        probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
+            and refuse a step for which that makes a difference: it decides by other edges than it reports.
         max_executions: give up beyond this.
         batch: executions to run side by side. In low precision a row's rounding depends on how many rows run
             with it; 1 then keeps the executions consistent with one another.
 
     Raises:
-        ValueError: more executions than allowed, or an outcome that does not lie in the cell of its uniform.
+        ValueError: more executions than allowed, or a step that is not what its record says.
     """
     length = num_tokens if num_tokens is not None else float("inf")
     law: dict[TokenTuple, float] = {}
@@ -108,7 +85,7 @@ def output_law(
     while level:
         following: dict[Any, tuple[Any, float]] = {}
         verified.append(0)
-        for state, record, weight in _every_outcome(method, level, batch):
+        for state, record, weight in every_outcome(method, level, batch, probe):
             executions += 1
             if executions > max_executions:
                 raise ValueError(f"max_executions: reached {max_executions} after {cycles} cycles, expected fewer")
@@ -118,8 +95,12 @@ def output_law(
                 shown = tokens[:num_tokens]
                 law[shown] = law.get(shown, 0.0) + weight
             else:
-                key = tokens if merge else executions
+                key = getattr(state, "key", tokens) if merge else executions
                 first, mass = following.get(key, (state, 0.0))
+                if first is not state and hasattr(state, "agrees") and not state.agrees(first):
+                    raise ValueError(
+                        f"states: found two behind {tokens} that differ, expected merge=False or keys for them"
+                    )
                 following[key] = (first, mass + weight)
         level = list(following.values())
         cycles += 1
@@ -145,49 +126,3 @@ def target_law(
                     (law if ended else following)[longer] = weight * float(prob)
         level = following
     return OutputLaw(law)
-
-
-def _every_outcome(
-    method: Enumerable,
-    states: Sequence[tuple[Any, float]],
-    batch: int,
-) -> Iterator[tuple[Any, Any, float]]:
-    """Yield the new state, record and weight of every execution of one step from each state."""
-    todo: list[tuple[Any, float, Script]] = [(state, weight, ()) for state, weight in reversed(states)]
-    while todo:
-        now = [todo.pop() for _ in range(min(batch, len(todo)))]
-        uniforms = np.full((len(now), method.num_slots), 0.5)
-        for row, (_, _, script) in zip(uniforms, now, strict=True):
-            for slot, value in script:
-                row[slot] = value
-        results = method.run([state for state, _, _ in now], uniforms)
-        for (state, weight, script), row, (reached, record) in zip(now, uniforms, results, strict=True):
-            path: Script = ()
-            share = weight
-            for place, choice in enumerate(record.choices):
-                edges = np.concatenate([[0.0], choice.edges])
-                _check_outcome(choice, row[choice.slot], edges)
-                if place >= len(script):
-                    for other in np.flatnonzero(np.diff(edges) > 0):
-                        if other != choice.outcome:
-                            inside = _inside(edges[other], edges[other + 1])
-                            todo.append((state, weight, (*path, (choice.slot, inside))))
-                path = (*path, (choice.slot, float(row[choice.slot])))
-                share *= float(edges[choice.outcome + 1] - edges[choice.outcome])
-            yield reached, record, share
-
-
-def _inside(low: float, high: float) -> float:
-    """Return a number of the half-open cell [low, high): its middle, or its lower edge if it is one ulp wide."""
-    middle = low + (high - low) / 2
-    return float(middle if middle < high else low)
-
-
-def _check_outcome(choice: Any, uniform: float, edges: npt.NDArray[np.float64]) -> None:
-    """Raise ValueError unless the uniform lies in the cell of the outcome that was reported for it."""
-    low, high = edges[choice.outcome], edges[choice.outcome + 1]
-    if not low <= uniform < high:
-        raise ValueError(
-            f"choice at slot {choice.slot}: found outcome {choice.outcome}, of the cell [{low}, {high}), for the "
-            f"uniform {uniform}, expected the outcome whose cell holds it"
-        )

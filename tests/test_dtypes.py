@@ -33,14 +33,18 @@ def model_in(name: str, dtype: str, **changes: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize(("name", "dtype"), DTYPES)
 @pytest.mark.parametrize("rule", ["token", "match"])
 def test_the_law_stays_normalised_and_near_plain_decoding(name: str, dtype: str, rule: str) -> None:
-    """n tokens differ from plain decoding's by at most the sum of n rows' rounding, taken as 64 units each."""
+    """Four tokens differ from plain decoding's by at most four rows' rounding.
+
+    A row's total variation is at most the largest error of its logits: here 4 units in the last place of numbers
+    below 4, which is what two passes of different heights through two layers may differ by.
+    """
     pkg, model = model_in(name, dtype)
     ending = pkg.Ending(4)
     drafted = output_law(pkg.PaSS(model, lookahead(pkg, model), rule=rule), PROMPT, ending, batch=1)
     plain = output_law(pkg.Autoregressive(model), PROMPT, ending, batch=1)
     assert abs(sum(drafted.values()) - 1.0) <= 1e-12
     unit = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
-    assert drafted.total_variation(plain) <= 4 * 64 * unit
+    assert drafted.total_variation(plain) <= 4 * 4 * 4 * unit
 
 
 @pytest.mark.parametrize(("name", "dtype"), DTYPES)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import PACKAGES, lookahead, package, table, transformer
+from models import PACKAGES, TINY, lookahead, package, table, transformer
 
 LETTERS = "abcdefgh"
 
@@ -148,8 +148,8 @@ def test_the_callback_sees_every_token_once_and_in_order(pkg: Any) -> None:
     model = table(pkg, vocab_size=8, num_lookahead=3, seed=1)
     seen: dict[int, list[int]] = {}
 
-    def callback(request: int, tokens: tuple[int, ...]) -> None:
-        seen.setdefault(request, []).extend(tokens)
+    def callback(request: int, record: Any) -> None:
+        seen.setdefault(request, []).extend(record.tokens)
 
     results = pkg.generate_batch(pkg.PaSS(model, model.lookahead()), [[1], [2, 3]], 17, (5,), seed=3, callback=callback)
     assert {i: tuple(tokens) for i, tokens in seen.items()} == {i: r.tokens for i, r in enumerate(results)}
@@ -229,25 +229,91 @@ def test_bad_methods_are_refused_in_one_sentence(pkg: Any, options: dict[str, An
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_logits_without_a_law_are_refused_with_their_position(pkg: Any, value: float) -> None:
-    """Also where only a verification meets them; -inf everywhere is a law's absence, too."""
+    """Wherever the text comes to them: in the exact row, or in a row that verification reaches."""
 
     def ruin(prefix: tuple[int, ...], logits: Any) -> Any:
         if len(prefix) == 6:
-            logits[:] = value if math.isinf(value) and value < 0 else logits
+            logits[:] = value if value == -math.inf else logits
             logits[1] = value
         return logits
 
     model = table(pkg, seed=3)
-    named = {"nan": "nan", "inf": "inf", "-inf": "-inf"}[str(value)]
     for method in (
         pkg.Autoregressive(model, processor=ruin),
         pkg.PaSS(model, model.lookahead(), processor=ruin),
+        pkg.PaSS(model, model.lookahead(), processor=ruin, rule="match"),
     ):
-        with pytest.raises(ValueError, match="^logits behind position 5: the largest logit is " + named):
-            pkg.generate(method, [0, 1], 20, seed=1)
+        for seed in range(8):
+            with pytest.raises(ValueError, match=f"^logits behind position 5: the largest logit is {value},"):
+                pkg.generate(method, [0, 1], 20, seed=seed)
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (1,), (), (1, 3)])
+def test_a_processor_must_return_one_logit_per_token(pkg: Any, shape: tuple[int, ...]) -> None:
+    model = table(pkg)
+    for method in (pkg.Autoregressive, lambda m, processor: pkg.PaSS(m, m.lookahead(), processor=processor)):
+        with pytest.raises(ValueError, match=r"^processor: found logits of shape \(.*\), expected \(3,\)$"):
+            pkg.generate(method(model, processor=lambda prefix, logits: np.zeros(shape)), [0], 4)
+
+
+def test_a_state_is_not_continued_twice_without_a_copy(pkg: Any) -> None:
+    model = transformer(pkg, seed=2)
+    for method in methods(pkg, model, pkg.SamplingConfig()):
+        uniforms = np.full((1, method.num_slots), 0.4)
+        row = uniforms[0] if pkg.__name__.endswith("reference") else __import__("torch").tensor(uniforms)
+        state = method.start([0, 1], pkg.Ending(9))
+        twin = state.copy()
+        after, _ = method.step(state, row)
+        with pytest.raises(ValueError, match=r"^state: found a cache that another step has moved on"):
+            method.step(state, row)
+        again, _ = method.step(twin, row)
+        assert after.new_tokens == again.new_tokens and after.agrees(again)
+
+
+def test_tracing_changes_nothing(pkg: Any) -> None:
+    model = transformer(pkg, seed=4, vocab_size=30)
+    for method in methods(pkg, model, pkg.SamplingConfig(temperature=0.9, top_k=12)):
+        plain, traced = (pkg.generate(method, [3, 4], 60, (7,), seed=5, trace=trace) for trace in (False, True))
+        assert plain == traced
+        assert all(record.choices is None for record in plain.records)
+        assert all(record.choices for record in traced.records)
+
+
+@pytest.mark.torch
+def test_a_row_that_has_ended_may_stay_in_the_batch() -> None:
+    """It commits nothing, and its scratch never runs over the end of the arrays."""
+    import torch
+
+    gpu = package("gpu")
+    model = table(gpu, vocab_size=5, num_lookahead=3, seed=1)
+    method = gpu.PaSS(model, model.lookahead())
+    state = method.start_batch([[1, 2], [3, 4]], gpu.Ending(12, (0,)))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        uniforms = torch.rand(2, method.num_slots, generator=generator, dtype=torch.float64)
+        before = state.lengths.tolist()
+        ended = state.ended.tolist()
+        state, record = method.step(state, uniforms)
+        for row, done in zip(record.rows(), ended, strict=True):
+            assert not done or (row.tokens == () and row.num_forward_passes == 0 and row.draft_tokens == ())
+        assert all(new >= old for new, old in zip(state.lengths.tolist(), before, strict=True))
+    assert state.ended.all()
+
+
+@pytest.mark.torch
+def test_vectors_that_do_not_fit_the_dtype_are_refused() -> None:
+    import torch
+
+    gpu = package("gpu")
+    config = gpu.ModelConfig(**TINY)
+    model = gpu.Transformer(config, gpu.Weights.random(config, 0, torch.float16))
+    vectors = gpu.LookAhead(torch.full((2, model.hidden_size), 1e5))
+    with pytest.raises(ValueError, match=r"^lookahead: found vectors too large for float16, expected a wider dtype"):
+        gpu.PaSS(model, vectors)
 
 
 def test_prompts_may_be_arrays(pkg: Any) -> None:
     model = table(pkg, seed=3)
     method = pkg.Autoregressive(model)
     assert pkg.generate(method, np.array([0, 1]), 5) == pkg.generate(method, [0, 1], 5)
+    assert pkg.generate_batch(method, np.array([[0, 1]]), 5) == [pkg.generate(method, [0, 1], 5)]

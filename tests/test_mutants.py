@@ -7,7 +7,7 @@ second cycle on, must deviate by more than 1e-3, in both packages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -218,21 +218,12 @@ def test_a_wrong_step_is_seen(monkeypatch: pytest.MonkeyPatch, name: str, late: 
     model = make(pkg)
     ending = {"max_new_tokens": 6}
     wrong_type = mutant(pkg, monkeypatch, mutation, late)
-    law = output_law(wrong_type(model, lookahead(pkg, model)), PROMPT, pkg.Ending(**ending))
+    wrong = wrong_type(model, lookahead(pkg, model))
+    if mutation == "rejected_draft_stays_in_the_cache":  # states that differ behind the same tokens are not merged
+        with pytest.raises(ValueError, match="expected merge=False or keys for them"):
+            output_law(wrong, PROMPT, pkg.Ending(**ending))
+        ending = {"max_new_tokens": 5}
+    law = output_law(wrong, PROMPT, pkg.Ending(**ending), merge=mutation != "rejected_draft_stays_in_the_cache")
     monkeypatch.undo()
     truth = exact_target(make(reference), reference.SamplingConfig(), PROMPT, reference.Ending(**ending))
     assert law.total_variation(truth) > damage, law.total_variation(truth)
-
-
-def test_a_step_that_reports_another_outcome_is_refused() -> None:
-    """The enumeration trusts no record: each outcome must be the one whose cell holds the uniform."""
-    model = table(reference, seed=0)
-
-    class Liar(reference.PaSS):
-        def step(self, state: Any, uniforms: Any, trace: bool = False) -> Any:
-            state, record = super().step(state, uniforms, trace)
-            choices = tuple(replace(choice, outcome=(choice.outcome + 1) % 2) for choice in record.choices)
-            return state, replace(record, choices=choices)
-
-    with pytest.raises(ValueError, match="expected the outcome whose cell holds it"):
-        output_law(Liar(model, model.lookahead()), PROMPT, reference.Ending(3))

@@ -17,7 +17,8 @@ from ..sampling import Probs, Processor
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens, drafted
-from .base import LanguageModel, Method, check_token
+from .base import LanguageModel, Method
+from .checks import check_token
 from .records import exact_record, verified_record
 
 
@@ -129,7 +130,7 @@ class PaSS(Method):
             tokens = draws.tokens("draft", probs, start)
             block = torch.cat([block, tokens], dim=1)
             kept, ended = state.kept(block, torch.full_like(num_draft, block.shape[1]))
-            num_draft = torch.minimum(num_draft, kept - 1)
+            num_draft = torch.where(ended, torch.minimum(num_draft, kept - 1), num_draft)
             goes_on = ~(ended & (num_draft == kept - 1))
             laws.append(probs)
         draws.restrict("draft", drafted(block[:, 1:], num_draft) & active.unsqueeze(1))

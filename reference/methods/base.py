@@ -5,10 +5,9 @@ Glossary of shapes: T rows of a pass, D input vector, D' hidden state (for a tab
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from ..sampling import Probs, Processor, has_law, probs_from_logits
 from ..state import State
 from ..tape import Slots
 from ..verify import Tokens
+from .checks import check_context, check_prompt
 
 
 class LanguageModel(Protocol):
@@ -182,30 +182,3 @@ class Method(ABC):
         """Raise ValueError if a reached row has no law: then a text of the target's cannot go on."""
         for i in np.flatnonzero(np.isnan(reached[:, 0])):
             self.law((*prefix, *draft_tokens[:i].tolist()), logits[i])
-
-
-def check_prompt(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
-    """Return the prompt as plain integers; raise ValueError unless it is a non-empty sequence of the model's tokens."""
-    if len(prompt) == 0:
-        raise ValueError("prompt: found no tokens, expected at least one")
-    return tuple(check_token("prompt", token, vocab_size, f" at place {i}") for i, token in enumerate(prompt))
-
-
-def check_token(name: str, token: Any, vocab_size: int, place: str = "") -> int:
-    """Return a token id as a plain integer; raise ValueError unless it is one of the model's."""
-    try:
-        number = -1 if isinstance(token, bool) else operator.index(token)
-    except TypeError:
-        number = -1
-    if not 0 <= number < vocab_size:
-        raise ValueError(f"{name}: found {token!r}{place}, expected a token id from 0 to {vocab_size - 1}")
-    return number
-
-
-def check_context(prompt_length: int, max_new_tokens: int, max_positions: int) -> None:
-    """Raise ValueError unless prompt and new tokens fit into the model's context."""
-    if prompt_length + max_new_tokens > max_positions:
-        raise ValueError(
-            f"max_new_tokens: found a prompt of {prompt_length} tokens and {max_new_tokens} new ones, expected at most "
-            f"{max_positions} together, the model's max_position_embeddings"
-        )

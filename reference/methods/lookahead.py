@@ -18,7 +18,8 @@ from ..sampling import Probs, Processor, has_law, probs_from_logits
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens
-from .base import LanguageModel, Method, check_token
+from .base import LanguageModel, Method
+from .checks import check_token
 from .records import exact_record, verified_record
 
 

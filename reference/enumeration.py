@@ -1,0 +1,147 @@
+"""Every way in which one step can go: the machine behind `law`.
+
+A record says which uniforms were compared with what. So one execution of a step tells of those beside it: put a uniform
+into another cell of one of its choices, and run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Script = tuple[tuple[int, float], ...]
+"""The uniforms that an execution fixes, as (slot, value) in the order of its choices."""
+
+
+class Enumerable(Protocol):
+    """What can be enumerated: the methods of both packages, and whatever else steps on a row of uniforms.
+
+    A state has `new_tokens` (the tuple committed so far) and `end` (None until the text has ended). It may have a
+    `key`, something hashable that tells states with different futures apart where the tokens do not; and
+    `agrees(state)`, which says whether a state of the same key has the same future. A record has `choices`, each with
+    `slot`, `edges` and `outcome` as `record.Choice` says. `run` must leave its states unchanged.
+    """
+
+    @property
+    def num_slots(self) -> int:
+        """Uniforms per step."""
+
+    def start(self, prompt: Sequence[int], ending: Any) -> Any:
+        """Return the state before the first step."""
+
+    def run(
+        self,
+        states: Sequence[Any],
+        uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    ) -> Sequence[tuple[Any, Any]]:
+        """Step each state with its row of uniforms; return the new states and the records."""
+
+
+def every_outcome(
+    method: Enumerable,
+    states: Sequence[tuple[Any, float]],
+    batch: int,
+    probe: bool,
+) -> Iterator[tuple[Any, Any, float]]:
+    """Yield the new state, record and weight of every execution of one step from each state.
+
+    A fork puts its uniform near one end of the other cell, each end in turn, where edges that are not the ones reported
+    would show; choices that no script fixes yet meet the two ends of [0, 1) in turn.
+    """
+    todo: list[tuple[Any, float, Script]] = [(state, weight, ()) for state, weight in reversed(states)]
+    low_end = True
+    while todo:
+        now = [todo.pop() for _ in range(min(batch, len(todo)))]
+        uniforms = np.zeros((len(now), method.num_slots))
+        uniforms[1::2] = np.nextafter(1.0, 0.0)
+        for row, (_, _, script) in zip(uniforms, now, strict=True):
+            for slot, value in script:
+                row[slot] = value
+        results = method.run([state for state, _, _ in now], uniforms)
+        cells = [
+            _check_choices(record.choices, row, script)
+            for (_, record), row, (_, _, script) in zip(results, uniforms, now, strict=True)
+        ]
+        if probe:
+            _check_both_ends(method, [state for state, _, _ in now], uniforms, results, cells)
+        for (state, weight, script), row, (reached, record), lows_highs in zip(
+            now, uniforms, results, cells, strict=True
+        ):
+            path: Script = ()
+            share = weight
+            for place, (choice, (low, high)) in enumerate(zip(record.choices, lows_highs, strict=True)):
+                if place >= len(script):
+                    edges = np.concatenate([[0.0], choice.edges])
+                    for other in np.flatnonzero(np.diff(edges) > 0):
+                        if other != choice.outcome:
+                            low_end = not low_end
+                            inside = _near_end(edges[other], edges[other + 1], low_end)
+                            todo.append((state, weight, (*path, (choice.slot, inside))))
+                path = (*path, (choice.slot, float(row[choice.slot])))
+                share *= high - low
+            yield reached, record, share
+
+
+def _near_end(low: float, high: float, low_end: bool) -> float:
+    """Return a number of the half-open cell [low, high) close to one of its ends.
+
+    Not at the end itself: edges are sums, and their last digit may depend on how many executions run side by side.
+    """
+    margin = min((high - low) / 4, 2.0**-30)
+    near = low + margin if low_end else high - margin
+    return float(near if low <= near < high else low)
+
+
+def _check_choices(
+    choices: Sequence[Any],
+    uniforms: npt.NDArray[np.float64],  # [num_slots]
+    script: Script,
+) -> list[tuple[float, float]]:
+    """Return the cell of every choice of an execution.
+
+    Raises:
+        ValueError: the choices are no account of the execution: an outcome whose cell does not hold its uniform, edges
+            that are not increasing up to 1, a uniform that served twice, or others asked for than the script says.
+    """
+    if len({choice.slot for choice in choices}) < len(choices):
+        raise ValueError("choices: found a uniform that serves two decisions, expected one decision for each")
+    if tuple(choice.slot for choice in choices[: len(script)]) != tuple(slot for slot, _ in script):
+        raise ValueError("choices: found others than in an execution with the same uniforms, expected a pure function")
+    cells = []
+    for choice in choices:
+        edges = np.concatenate([[0.0], choice.edges])
+        if edges[-1] != 1.0 or not np.all(np.diff(edges) >= 0):
+            raise ValueError(f"choice at slot {choice.slot}: found edges {choice.edges}, expected them to grow up to 1")
+        low, high, uniform = float(edges[choice.outcome]), float(edges[choice.outcome + 1]), uniforms[choice.slot]
+        if not low <= uniform < high:
+            raise ValueError(
+                f"choice at slot {choice.slot}: found outcome {choice.outcome}, of the cell [{low}, {high}), for the "
+                f"uniform {uniform}, expected the outcome whose cell holds it"
+            )
+        cells.append((low, high))
+    return cells
+
+
+def _check_both_ends(
+    method: Enumerable,
+    states: Sequence[Any],
+    uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    results: Sequence[tuple[Any, Any]],
+    cells: Sequence[list[tuple[float, float]]],
+) -> None:
+    """Raise ValueError unless executions end alike wherever in its cell each uniform lies."""
+    for end in (0, 1):
+        moved = uniforms.copy()
+        for row, (_, record), bounds in zip(moved, results, cells, strict=True):
+            for choice, (low, high) in zip(record.choices, bounds, strict=True):
+                row[choice.slot] = _near_end(low, high, end == 0)
+        for (state, record), (other, other_record) in zip(results, method.run(states, moved), strict=True):
+            made = [[(choice.slot, choice.outcome) for choice in each.choices] for each in (record, other_record)]
+            if (state.new_tokens, state.end) != (other.new_tokens, other.end) or made[0] != made[1]:
+                raise ValueError(
+                    f"choices {made[0]}: found another course at the {('lower', 'upper')[end]} ends of their cells, "
+                    "expected the edges that the step decides by"
+                )

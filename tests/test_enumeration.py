@@ -1,0 +1,194 @@
+"""The law tool against samplers that lie: each fraud is refused, or its law is seen to be wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pass_sampling.reference as reference
+from models import exact_target, table
+from pass_sampling.reference.law import OutputLaw, output_law
+from pass_sampling.reference.record import Choice
+from pass_sampling.reference.tape import Draws
+
+PROMPT = (1, 0)
+ENDING = reference.Ending(5)
+
+
+def law_of(method: Any, **options: Any) -> OutputLaw:
+    return output_law(method, PROMPT, ENDING, **options)
+
+
+def truth(seed: int = 0) -> OutputLaw:
+    return exact_target(table(reference, seed=seed), reference.SamplingConfig(), PROMPT, ENDING)
+
+
+def a_method(seed: int = 0) -> Any:
+    model = table(reference, seed=seed)
+    return reference.PaSS(model, model.lookahead())
+
+
+def accept_more_than_reported(self: Draws, slot: str, accept_prob: float, index: int = 0) -> bool:
+    """Accept likely drafts more often than the edge says."""
+    column = self._start[slot] + index
+    generous = accept_prob + 0.4 * (1 - accept_prob) if accept_prob > 0.5 else accept_prob
+    accepted = bool(self._uniforms[column] < generous)
+    if self._choices is not None:
+        self._choices.append(
+            Choice(column, np.array([accept_prob, 1.0]), int(not self._uniforms[column] < accept_prob))
+        )
+    return accepted
+
+
+def draw_by_coarse_edges(self: Draws, slot: str, probs: Any, index: int = 0) -> int:
+    """Search a cumulative sum that was rounded to 1/64, and report the exact one."""
+    column = self._start[slot] + index
+    edges = np.minimum(np.cumsum(probs), 1.0)
+    edges[np.flatnonzero(probs)[-1] :] = 1.0
+    token = int(np.searchsorted(np.round(edges * 64) / 64, self._uniforms[column], side="right"))
+    if self._choices is not None:
+        outcome = int(np.searchsorted(edges, self._uniforms[column], side="right"))
+        self._choices.append(Choice(column, edges, outcome))
+    return token
+
+
+@pytest.mark.parametrize(("name", "fraud"), [("accept", accept_more_than_reported), ("token", draw_by_coarse_edges)])
+def test_deciding_by_other_edges_than_reported_is_refused_by_the_probe(
+    monkeypatch: pytest.MonkeyPatch, name: str, fraud: Any
+) -> None:
+    monkeypatch.setattr(Draws, name, fraud)
+    with pytest.raises(ValueError, match="expected the edges that the step decides by"):
+        law_of(a_method(), probe=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_generous_acceptance_is_seen_without_the_probe_too(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(Draws, "accept", accept_more_than_reported)
+    law = law_of(a_method(seed))
+    monkeypatch.undo()
+    assert law.total_variation(truth(seed)) > 1e-3
+
+
+@pytest.mark.parametrize("package", ["reference", pytest.param("gpu", marks=pytest.mark.torch)])
+@pytest.mark.parametrize("rule", ["token", "match"])
+def test_our_own_steps_pass_the_probe(package: str, rule: str) -> None:
+    import models
+
+    pkg = models.package(package)
+    model = table(pkg, seed=3)
+    law = output_law(pkg.PaSS(model, model.lookahead(), rule=rule), PROMPT, pkg.Ending(5), probe=True)
+    assert law.largest_deviation(truth(3)) <= 1e-12
+
+
+class Changed(reference.PaSS):
+    """PaSS whose record of choices is tampered with."""
+
+    def step(self, state: Any, uniforms: Any, trace: bool = False) -> Any:
+        state, record = super().step(state, uniforms, trace)
+        return state, replace(record, choices=self.tamper(record.choices))
+
+    def tamper(self, choices: Any) -> Any:
+        raise NotImplementedError
+
+
+def tampered(tamper: Any) -> Any:
+    model = table(reference, seed=0)
+    kind = type("Fraud", (Changed,), {"tamper": lambda self, choices: tamper(choices)})
+    return kind(model, model.lookahead())
+
+
+def test_a_uniform_that_serves_twice_is_refused() -> None:
+    def same_slot(choices: Any) -> Any:
+        return (*choices[:-1], replace(choices[-1], slot=choices[0].slot))
+
+    with pytest.raises(ValueError, match="expected one decision for each"):
+        law_of(tampered(same_slot))
+
+
+@pytest.mark.parametrize("scale", [0.9, 1.1])
+def test_edges_that_do_not_grow_up_to_one_are_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="expected them to grow up to 1"):
+        law_of(tampered(lambda choices: tuple(replace(c, edges=c.edges * scale) for c in choices)))
+
+
+def test_another_outcome_than_the_uniforms_cell_is_refused() -> None:
+    def other(choices: Any) -> Any:
+        return tuple(replace(choice, outcome=(choice.outcome + 1) % 2) for choice in choices)
+
+    with pytest.raises(ValueError, match="expected the outcome whose cell holds it"):
+        law_of(tampered(other))
+
+
+def test_choices_that_change_from_run_to_run_are_refused() -> None:
+    runs = iter(range(10**9))
+
+    def reordered(choices: Any) -> Any:
+        return choices if next(runs) == 0 else choices[1:]
+
+    with pytest.raises(ValueError, match="expected a pure function"):
+        law_of(tampered(reordered))
+
+
+def test_a_choice_that_is_not_reported_shows_in_the_law() -> None:
+    law = law_of(tampered(lambda choices: tuple(c for c in choices if c.slot != 5)))
+    assert law.total_variation(truth()) > 0.1
+
+
+def test_merging_states_that_differ_is_refused() -> None:
+    """A cache row is spoiled only after some rejections: a path that merging alone might never continue."""
+
+    class Leak(reference.PaSS):
+        def step(self, state: Any, uniforms: Any, trace: bool = False) -> Any:
+            state, record = super().step(state, uniforms, trace)
+            if record.num_accepted == 0 and record.draft_tokens[1:2] == (2,) and state.end is None:
+                state.cache.keys[:, :, state.cached - 1] = 0.25
+            return state, record
+
+    model = table(reference, seed=3)
+    leak = Leak(model, model.lookahead())
+    with pytest.raises(ValueError, match="expected merge=False or keys for them"):
+        law_of(leak)
+    assert law_of(leak, merge=False).total_variation(truth(3)) > 1e-3
+
+
+def test_keys_keep_states_apart() -> None:
+    """A draft that is carried to the next cycle is part of a state's key, or the merged law is wrong."""
+
+    class Carried:
+        """Emit the coin of the cycle before: two states behind the same tokens may hold different coins."""
+
+        num_slots = 1
+
+        class State:
+            def __init__(self, new_tokens: tuple[int, ...], coin: int, keyed: bool):
+                self.new_tokens, self.coin = new_tokens, coin
+                self.end = "length" if len(new_tokens) == 3 else None
+                if keyed:
+                    self.key = (new_tokens, coin)
+
+        def __init__(self, keyed: bool):
+            self.keyed = keyed
+
+        def start(self, prompt: Any, ending: Any) -> Any:
+            return self.State((), 0, self.keyed)
+
+        def run(self, states: Any, uniforms: Any) -> Any:
+            out = []
+            for state, (uniform,) in zip(states, uniforms, strict=True):
+                coin = int(uniform >= 0.25)
+                record = reference.Record((), (), (), choices=(Choice(0, np.array([0.25, 1.0]), coin),))
+                out.append((self.State((*state.new_tokens, state.coin), coin, self.keyed), record))
+            return out
+
+    right = law_of(Carried(keyed=False), merge=False)
+    assert law_of(Carried(keyed=True)).largest_deviation(right) <= 1e-15
+    assert law_of(Carried(keyed=False)).total_variation(right) > 0.1
+    assert right[0, 1, 1] == 0.75**2
+
+
+def test_an_enumeration_that_grows_too_large_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_executions: reached 50 after"):
+        law_of(a_method(), max_executions=50)
