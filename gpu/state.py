@@ -91,10 +91,10 @@ class State:
 
     def ends_with(
         self,
-        token: Tensor,  # [B]
+        tokens: Tensor,  # [B, W]
     ) -> Tensor:  # [B]
-        """Say for which rows one more token would end the text."""
-        return self.kept(token.unsqueeze(1), torch.ones_like(self.lengths))[1]
+        """Say for which rows the text would end within some more tokens."""
+        return self.kept(tokens, torch.full_like(self.lengths, tokens.shape[1]))[1]
 
     def commit(self, record: BatchRecord) -> tuple[State, BatchRecord]:
         """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.

@@ -50,7 +50,7 @@ class Record:
             tokens=self.tokens[:count],
             sources=self.sources[:count],
             log_probs=self.log_probs[:count],
-            final_token=self.final_token if count == len(self.tokens) else None,
+            final_token=self.final_token if count >= len(self.tokens) else None,
         )
 
 

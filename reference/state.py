@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,7 +49,7 @@ class State:
         """How many tokens may still be committed."""
         return self.ending.max_new_tokens - (len(self.tokens) - self.prompt_length)
 
-    def ends_with(self, *tokens: int) -> bool:
+    def ends_with(self, tokens: Sequence[int]) -> bool:
         """Say whether the text would end with the last of some more tokens."""
         return self.ending.reason((*self.new_tokens, *tokens)) is not None
 

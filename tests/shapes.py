@@ -142,11 +142,7 @@ class Bindings:
     def add(self, comment: Comment, value: Any, where: str) -> None:
         """Compare the shape of an array, or of the arrays in a tuple, with a comment."""
         if comment.alternatives:
-            shape = shape_of(value, where)
-            fitting = [dims for dims in comment.shapes if _fits(dims, shape)]
-            if not fitting:
-                raise ShapeError(f"{where}: found shape {list(shape)}, expected {comment.text}")
-            return self._add(fitting[0], shape, where)
+            return self._add_either(comment, shape_of(value, where), where)
         values = [value]
         if isinstance(value, tuple):
             arrays = [part for part in value if hasattr(part, "shape")]
@@ -156,6 +152,18 @@ class Bindings:
         for dims, part in zip(comment.shapes, values, strict=True):
             self._add(dims, shape_of(part, where), where)
         return None
+
+    def _add_either(self, comment: Comment, shape: tuple[int, ...], where: str) -> None:
+        """Take the first alternative that agrees with all that is known."""
+        for dims in comment.shapes:
+            trial = Bindings(dict(self.values), self.rest, list(self.equations))
+            try:
+                trial._add(dims, shape, where)
+            except ShapeError:
+                continue
+            self.values, self.rest, self.equations = trial.values, trial.rest, trial.equations
+            return
+        raise ShapeError(f"{where}: found shape {list(shape)}, expected {comment.text}")
 
     def _add(self, dims: Shape, shape: tuple[int, ...], where: str) -> None:
         if not _fits(dims, shape):
@@ -365,7 +373,7 @@ def checked(functions: Iterable[Callable[..., Any]]) -> Iterator[Counter[str]]:
             arguments = {name: here[name] for name in frame.f_code.co_varnames[: _arity(frame.f_code)]}
             bindings = running[frame] = Bindings(constants(arguments))
             calls[f"{frame.f_globals['__name__']}.{spec.name}"] += 1
-            for name, comment in spec.arguments.items():
+            for name, comment in sorted(spec.arguments.items(), key=lambda item: item[1].alternatives):
                 if arguments[name] is not None:
                     bindings.add(comment, arguments[name], f"{spec.name}, argument {name}")
             for value in arguments.values():

@@ -219,7 +219,7 @@ def test_in_lower_precision_text_rows_move_less_than_plain_decoding_errs(package
 
 
 def _everything_seen(attention: Any) -> Any:
-    return lambda queries, keys, values, visible: attention(queries, keys, values, None)
+    return lambda queries, keys, values, *seen: attention(queries, keys, values, None)
 
 
 def _norm_across_rows(rms_norm: Any) -> Any:
@@ -232,8 +232,8 @@ def _norm_across_rows(rms_norm: Any) -> Any:
 def _softmax_over_hidden_keys(attention: Any) -> Any:
     """Hide a key by a large negative score that a larger score outweighs."""
 
-    def mutant(queries: Any, keys: Any, values: Any, visible: Any) -> Any:
-        return 0.999 * attention(queries, keys, values, visible) + 0.001 * attention(queries, keys, values, None)
+    def mutant(queries: Any, keys: Any, values: Any, *seen: Any) -> Any:
+        return 0.999 * attention(queries, keys, values, *seen) + 0.001 * attention(queries, keys, values, None)
 
     return mutant
 

@@ -27,9 +27,10 @@ PACKAGES = ("reference", "gpu")
 MOST_LINES = 230
 
 # Files that only one package has. Everything else stands in both, under one name.
-REFERENCE_FILES = {"law.py", "theory.py"}
+REFERENCE_FILES = {"law.py", "enumeration.py", "theory.py"}
 PORT_FILES = {
     "batch_record.py",
+    "masks.py",
     "engine.py",
     "train.py",
     "pretrain.py",
@@ -40,15 +41,16 @@ PORT_FILES = {
 
 # Public names that only one package has, by module or by class.
 REFERENCE_ONLY = {
-    "methods.base.Method": {"laws"},  # one prefix after another; the port's `law` takes all rows at once
+    "sampling": {"has_law"},  # the port asks `largest_logits`
+    "methods.base.Method": {"process", "law", "check_reached"},  # one prefix after another
 }
 PORT_ONLY = {
     "sampling": {"largest_logits"},  # a device does not raise: it keeps the number that would be complained about
     "verify": {"drafted", "row"},  # batches are padded
     "precision": {"check_device"},
-    "tape.Draws": {"tokens"},  # several draws in one call
+    "tape.Draws": {"tokens", "restrict"},  # several draws in one call, of which some prove to be idle
     "cache.KVCache": {"slots", "measure", "select", "stack"},  # rows of a batch, where they are written, how long
-    "state.State": {"begin", "note_fault", "raise_fault", "select", "stack"},
+    "state.State": {"begin", "kept", "note_fault", "raise_fault", "select", "stack"},
     "methods.base.Method": {"scratch", "start_batch", "feed_pending"},
     "methods.base.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},
@@ -57,7 +59,7 @@ PORT_ONLY = {
 # Functions whose parameters do not begin with the reference's, and why.
 OTHER_PARAMETERS = {
     "sampling.probs_from_logits": "`where` begins an error message, and the port keeps its faults in the state",
-    "methods.base.Method.law": "the port reads the prefixes of a batch from its state",
+    "methods.base.Method.laws": "the port reads the prefixes of a batch from its state",
     "state.State": "a batch is tensors, not tuples",
     "weights.LayerWeights": "the port fuses projections",
 }

@@ -68,8 +68,9 @@ def test_a_cut_drops_tokens_and_keeps_what_was_drafted(package: str, fields: dic
     assert (cut.tokens, cut.sources, cut.log_probs) == tuple(
         fields[name][:count] for name in ("tokens", "sources", "log_probs")
     )
-    for name in fields.keys() - {"tokens", "sources", "log_probs"}:
+    for name in fields.keys() - {"tokens", "sources", "log_probs", "final_token"}:
         assert getattr(cut, name) == fields[name]
+    assert cut.final_token == (fields["final_token"] if count >= len(fields["tokens"]) else None)
     assert record == record_of(package, **fields), "a record does not change"
 
 

@@ -266,18 +266,22 @@ def _opposite_turn(rope: Any) -> Any:
 
 
 def _mask_one_too_wide(attention: Any) -> Any:
-    def mutant(queries: Any, keys: Any, values: Any, visible: Any) -> Any:
+    def mutant(queries: Any, keys: Any, values: Any, visible: Any, causal: bool = False) -> Any:
         columns = [max(place - 1, 0) for place in range(keys.shape[-2])]
+        if causal:  # the port leaves the mask of a prompt to the kernel
+            import torch
+
+            visible = torch.full((keys.shape[-2],) * 2, float("-inf"), dtype=keys.dtype).triu(1)[None, None]
         return attention(queries, keys, values, None if visible is None else visible[..., columns])
 
     return mutant
 
 
 def _groups_in_turn(attention: Any) -> Any:
-    def mutant(queries: Any, keys: Any, values: Any, visible: Any) -> Any:
+    def mutant(queries: Any, keys: Any, values: Any, *seen: Any) -> Any:
         num_heads, num_groups, head_dim = queries.shape[-3], keys.shape[-3], queries.shape[-1]
         order = [head for group in range(num_groups) for head in range(group, num_heads, num_groups)]
-        mixed = attention(queries[..., order, :, :], keys, values, visible)
+        mixed = attention(queries[..., order, :, :], keys, values, *seen)
         back = [place * head_dim + e for place in np.argsort(order).tolist() for e in range(head_dim)]
         return mixed[..., back]
 

@@ -84,7 +84,7 @@ class PaSS(Method):
         state = state.note_fault(largest, 0, active.unsqueeze(1))
         exact_token = draws.token("exact", exact_probs[:, 0], active=active)
         record = exact_record(exact_probs[:, 0], exact_token, num_positions, draws, active)
-        active = active & ~state.ends_with(exact_token)
+        active = active & ~state.ends_with(exact_token.unsqueeze(1))
         if not bool(active.any()):
             return state.commit(record)
         draft_tokens, draft_probs, num_draft, goes_on = self._draft(

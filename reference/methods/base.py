@@ -177,8 +177,8 @@ class Method(ABC):
         prefix: Sequence[int],
         draft_tokens: Tokens,  # [K]
         logits: Array,  # [N, V]
-        reached: Probs,  # [rows that verification looked at, V]
+        reached: Probs,  # [R, V]
     ) -> None:
-        """Raise ValueError if a reached row has no law: then a text of the target's cannot go on."""
+        """Raise ValueError if one of the R rows that verification reached has no law: the target's text ends there."""
         for i in np.flatnonzero(np.isnan(reached[:, 0])):
             self.law((*prefix, *draft_tokens[:i].tolist()), logits[i])

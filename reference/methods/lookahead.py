@@ -79,7 +79,7 @@ class PaSS(Method):
         exact_probs = self.law(state.tokens, logits[0])
         exact_token = draws.token("exact", exact_probs)
         record = exact_record(exact_probs, exact_token, len(hidden), draws)
-        if state.ends_with(exact_token):
+        if state.ends_with([exact_token]):
             return state.commit(record)
         prefix = (*state.tokens, exact_token)
         draft_tokens, draft_probs, goes_on = self._draft(state, exact_token, logits[1:], draws)
@@ -113,7 +113,7 @@ class PaSS(Method):
                 break
             probs[i] = probs_from_logits(row, self.draft_sampling or self.sampling)
             tokens.append(draws.token("draft", probs[i], i))
-            if state.ends_with(exact_token, *tokens):
+            if state.ends_with([exact_token, *tokens]):
                 goes_on = False
                 break
         return np.array(tokens, dtype=np.int64), probs[: len(tokens)], goes_on
