@@ -8,6 +8,7 @@ from numbers import Integral
 
 from .config import check_integer
 
+UNFINISHED = "\ufffd"  # what decoders show for a character whose bytes are not all there yet
 Decode = Callable[[Sequence[int]], str]
 """Turns new tokens into text; more tokens only add text, but for a character whose bytes are not all there yet."""
 
@@ -73,10 +74,13 @@ class Ending:
         return "length" if len(new_tokens) >= self.max_new_tokens else None
 
     def _has_stop_string(self, new_tokens: Sequence[int]) -> bool:
-        """Say whether a stop string stands in the text; then it stands in every longer text as well."""
+        """Say whether a stop string stands in the text; then it stands in every longer text as well.
+
+        A character whose bytes are not all there yet is no text.
+        """
         if self.decode is None or not self.stop_strings or not new_tokens:
             return False
-        text = self.decode(new_tokens)
+        text = self.decode(new_tokens).rstrip(UNFINISHED)
         return any(stop in text for stop in self.stop_strings)
 
     def text(self, new_tokens: Sequence[int]) -> str | None:
@@ -98,7 +102,7 @@ class Ending:
         text = self.text(new_tokens)
         if text is None:
             raise ValueError("decode: found None, expected a function that turns tokens into text")
-        text = text.rstrip("\ufffd")
+        text = text.rstrip(UNFINISHED)
         longest = max((_overlap(text, stop) for stop in self.stop_strings), default=0)
         return text[: len(text) - longest]
 

@@ -32,7 +32,7 @@ class Verification:
 
 
 def accept_probs(
-    target_probs: Probs,  # [K+1, V]
+    target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
 ) -> Probs:  # [K]
@@ -72,7 +72,7 @@ def residual_probs(
 
 
 def verify_token(
-    target_probs: Probs,  # [K+1, V]
+    target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
     draws: Draws,
@@ -90,7 +90,7 @@ def verify_token(
 
 
 def verify_match(
-    target_probs: Probs,  # [K+1, V]
+    target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
     draws: Draws,

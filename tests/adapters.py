@@ -157,11 +157,14 @@ class Port(Reference):
         uniforms: Array,  # [N, K+1]
         num_draft: Array,  # [N]
         active: Array,  # [N]
+        goes_on: Array | None = None,  # [N]
     ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
-        """Verify rows of which some have fewer drafts than others, and some have ended."""
+        """Verify rows of which some have fewer drafts than others, some have ended, and some drafts end the text."""
+        goes_on = np.ones(len(tokens), dtype=np.bool_) if goes_on is None else goes_on
         arguments = [self.tensor(array) for array in (target, draft, tokens)]
         draws = self.module("tape").Draws(self.tensor(uniforms), {"accept": tokens.shape[1], "final": 1})
-        verdict = self.module("verify").RULES[rule](*arguments, draws, self.tensor(num_draft), self.tensor(active))
+        rows = [self.tensor(each) for each in (num_draft, goes_on, active)]
+        verdict = self.module("verify").RULES[rule](*arguments, draws, *rows)
         return tuple(part.cpu().numpy() for part in (verdict.num_accepted, verdict.final_token, verdict.accept_probs))
 
 

@@ -49,7 +49,7 @@ def test_the_reason_is_the_first_that_holds(
     ending = ending_of(package, limit, eos, stops, decode)
     if text[-1] in eos:
         expected = "eos"
-    elif any(stop in decode(text) for stop in stops):
+    elif any(stop in decode(text).rstrip("\ufffd") for stop in stops):  # a half-finished character is no text
         expected = "stop_string"
     else:
         expected = "length" if len(text) >= limit else None
@@ -225,8 +225,8 @@ def test_a_batch_ends_where_each_of_its_texts_does(
     counts = np.array([len(text) * (skip > 0) for text, skip in texts])
     cache = port.module("cache").KVCache(1, 1, 2, port.tensor(np.zeros(1)).dtype, 40, len(texts), port.device)
     state = port.module("state").State.begin([[0, 1]] * len(texts), ending, cache)
-    kept, ended = (part.tolist() for part in state._kept(port.tensor(block), port.tensor(counts)))
-    one_more = state.ends_with(port.tensor(block[:, 0])).tolist()
+    kept, ended = (part.tolist() for part in state.kept(port.tensor(block), port.tensor(counts)))
+    one_more = state.ends_with(port.tensor(block[:, :1])).tolist()
     for n, (text, _) in enumerate(texts):
         count, reason = module("reference", "ending").Ending(limit, eos, stops, decode).first([], text[: counts[n]])
         assert (kept[n], ended[n]) == (count, reason is not None)

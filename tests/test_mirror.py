@@ -147,9 +147,9 @@ def all_methods(cls: type) -> dict[str, Any]:
 @pytest.mark.parametrize("name", shared_modules())
 def test_a_module_defines_the_same_things(name: str) -> None:
     reference, port = (public_things(package, name) for package in PACKAGES)
-    assert reference.keys() - port.keys() == set()
+    assert reference.keys() - port.keys() <= REFERENCE_ONLY.get(name, set())
     assert port.keys() - reference.keys() <= PORT_ONLY.get(name, set())
-    for each in reference:
+    for each in reference.keys() & port.keys():
         assert inspect.isclass(reference[each]) == inspect.isclass(port[each])
     exports = [getattr(module(package, name), "__all__", None) for package in PACKAGES]
     assert (exports[0] is None) == (exports[1] is None)
@@ -239,6 +239,8 @@ def test_every_exception_is_one() -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("name", shared_callables())
 def test_shared_parameters_have_the_same_defaults(name: str) -> None:
+    if name in OTHER_PARAMETERS:
+        return
     if inspect.isclass(resolve("reference", name)) and not dataclasses.is_dataclass(resolve("reference", name)):
         name += ".__init__"
     ours, theirs = (inspect.signature(resolve(package, name)).parameters for package in PACKAGES)

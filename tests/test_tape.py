@@ -217,6 +217,15 @@ def test_a_row_of_another_length_is_refused(impl: Reference, length: int) -> Non
 
 
 @each_impl
+@pytest.mark.parametrize("value", [1.0, -(2.0**-53), float("nan"), 2.0], ids=repr)
+def test_a_uniform_outside_the_unit_interval_is_refused(impl: Reference, value: float) -> None:
+    if impl.device != "cpu":
+        pytest.skip("not asked of a device, which would have to wait")
+    with pytest.raises(ValueError, match=r"^uniforms: found .*, expected numbers from 0 to 1, without 1$"):
+        Row(impl, [0.5, value], {"accept": 2})
+
+
+@each_impl
 def test_nothing_is_kept_without_a_trace(impl: Reference) -> None:
     row = Row(impl, ROW, SLOTS)
     row.token("exact", [0.5, 0.5])

@@ -363,9 +363,9 @@ def test_only_what_a_row_decided_is_traced(port: Port, rule: str) -> None:
     # Three rows with 2, 1 and 2 drafts, of which the last has ended; the uniforms accept every draft.
     law, tokens = np.full((3, 3, 2), 0.5), np.zeros((3, 2), dtype=np.int64)
     draws = port.module("tape").Draws(port.tensor(np.full((3, 3), 0.25)), {"accept": 2, "final": 1}, trace=True)
-    num_draft, active = port.tensor(np.array([2, 1, 2])), port.tensor(np.array([True, True, False]))
+    rows = np.array([2, 1, 2]), np.array([True, True, True]), np.array([True, True, False])
     arguments = [port.tensor(array) for array in (law, law[:, :2], tokens)]
-    verdict = port.module("verify").RULES[rule](*arguments, draws, num_draft, active)
+    verdict = port.module("verify").RULES[rule](*arguments, draws, *map(port.tensor, rows))
     assert verdict.num_accepted.tolist()[:2] == [2, 1]
     made = [(choice.slot, choice.active.tolist()) for choice in draws.choices]
     assert made == [(0, [True, True, False]), (1, [True, False, False]), (2, [True, True, False])]
@@ -379,16 +379,17 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(
 ) -> None:
     num_draft = np.array(data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4)))
     active = np.array(data.draw(st.lists(st.booleans(), min_size=4, max_size=4)))
+    goes_on = np.array(data.draw(st.lists(st.booleans(), min_size=4, max_size=4)))
     junk = data.draw(st.sampled_from([np.nan, np.inf, -1.0, 0.0, 1e300]))
     spoilt = {name: array.copy() for name, array in batch.items()}
     for n in range(4):
-        seen = num_draft[n] if active[n] else -1
-        spoilt["target"][n, seen + 1 :] = junk
-        spoilt["draft"][n, max(seen, 0) :] = junk
-        spoilt["tokens"][n, max(seen, 0) :] = data.draw(st.integers(0, 2))
-        spoilt["uniforms"][n, max(seen, 0) : -1] = data.draw(st.sampled_from([0.0, LARGEST_UNIFORM]))
+        depth = num_draft[n] if active[n] else 0
+        spoilt["target"][n, depth + (active[n] & goes_on[n]) :] = junk
+        spoilt["draft"][n, depth:] = junk
+        spoilt["tokens"][n, depth:] = data.draw(st.integers(0, 2))
+        spoilt["uniforms"][n, depth:-1] = data.draw(st.sampled_from([0.0, LARGEST_UNIFORM]))
     beyond = np.where(active, num_draft, data.draw(st.integers(0, 9)))
-    spoilt_end = port.verify_some(rule, **spoilt, num_draft=beyond, active=active)
+    accepted, final, accept = port.verify_some(rule, **spoilt, num_draft=beyond, goes_on=goes_on, active=active)
     for n in np.flatnonzero(active):
         depth = int(num_draft[n])
         alone = port.verify(
@@ -398,5 +399,44 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(
             batch["tokens"][n : n + 1, :depth],
             batch["uniforms"][n : n + 1, [*range(depth), -1]],
         )
-        assert (spoilt_end[0][n], spoilt_end[1][n]) == (alone[0][0], alone[1][0])
-        assert spoilt_end[2][n, :depth].tobytes() == alone[2][0].tobytes()
+        assert accepted[n] == alone[0][0]
+        assert final[n] == alone[1][0] or (accepted[n] == depth and not goes_on[n]), "another final token"
+        assert accept[n, :depth].tobytes() == alone[2][0].tobytes()
+
+
+# --- Where the last draft ends the text ---
+
+
+@each_rule
+@given(batches(1, 2, 3))
+def test_behind_a_draft_that_ends_the_text_the_reference_draws_nothing(rule: str, batch: dict[str, Array]) -> None:
+    verify, draws = REFERENCE.module("verify").RULES[rule], REFERENCE.module("tape").Draws
+    target, draft, tokens, row = (array[0] for array in batch.values())
+    verdicts = []
+    for rows in (target, target[:-1]):  # with and without a law behind the last draft
+        record = draws(row, {"accept": 2, "final": 1}, trace=True)
+        verdicts.append((verify(rows, draft, tokens, record), record.choices))
+    (full, all_choices), (short, choices) = verdicts
+    assert short.num_accepted == full.num_accepted
+    assert np.array_equal(short.accept_probs, full.accept_probs)
+    if full.num_accepted == 2:
+        assert short.final_token is None and len(choices) == len(all_choices) - 1
+    else:
+        assert short.final_token == full.final_token and len(choices) == len(all_choices)
+
+
+@each_rule
+@each_port
+@given(batches(4, 2, 3), st.lists(st.booleans(), min_size=4, max_size=4))
+def test_behind_a_draft_that_ends_the_text_the_port_asks_for_nothing(
+    port: Port, rule: str, batch: dict[str, Array], goes_on: list[bool]
+) -> None:
+    target, draft, tokens, uniforms = (port.tensor(array) for array in batch.values())
+    draws = port.module("tape").Draws(uniforms, {"accept": 2, "final": 1}, trace=True)
+    rows = np.full(4, 2), np.array(goes_on), np.ones(4, dtype=np.bool_)
+    verdict = port.module("verify").RULES[rule](target, draft, tokens, draws, *map(port.tensor, rows))
+    (final,) = (choice for choice in draws.choices if choice.slot == 2)
+    all_accepted = (verdict.num_accepted == 2).tolist()
+    rejected_first = rule == "token"  # the other rule has drawn its correction with an acceptance's uniform
+    expected = [on if all_ else rejected_first for on, all_ in zip(goes_on, all_accepted, strict=True)]
+    assert final.active.tolist() == expected

@@ -1,6 +1,7 @@
 """What every decoding method has in common: a model, the settings of the target law, a start and a step.
 
-Glossary of shapes: T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary, K drafts.
+Glossary of shapes: T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary, K drafts,
+N rows of logits, R of them that verification reached.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """PaSS as published: a call that drafts from look-ahead vectors, and a call that verifies.
 
 Source: Monea, Joulin and Grave 2023, "PaSS: Parallel Speculative Sampling" (arXiv 2311.13581), Sec. 3.
+
+Glossary of shapes: L look-ahead vectors, N of them fed in this cycle, K drafts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -97,9 +99,9 @@ class PaSS(Method):
         self,
         state: State,
         exact_token: int,
-        logits: Array,  # [K, V]
+        logits: Array,  # [N, V]
         draws: Draws,
-    ) -> tuple[Tokens, Probs, bool]:  # [K], [K, V], scalar
+    ) -> tuple[Tokens, Probs, bool]:  # [K], [K, V]
         """Draw the drafts; return the very laws they were drawn from, and whether the text goes on behind the last.
 
         Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
