@@ -69,6 +69,7 @@ class Draws:
             raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
         starts = np.cumsum([0, *slots.values()])[:-1]
         self._uniforms = uniforms
+        self._slots = slots
         self._start = dict(zip(slots, map(int, starts), strict=True))
         self._used: set[int] = set()
         self._choices: list[Choices] | None = [] if trace else None
@@ -139,6 +140,8 @@ class Draws:
     def _take(self, slot: str, index: int, count: int) -> slice:
         start = self._start[slot] + index
         columns = range(start, start + count)
+        if not 0 <= index <= index + count <= self._slots[slot]:
+            raise RuntimeError(f"uniform {slot}[{index + count - 1}] is not in its slot of {self._slots[slot]}")
         if not self._used.isdisjoint(columns):
             raise RuntimeError(f"uniform {slot}[{index}] would serve two decisions")
         self._used.update(columns)

@@ -54,6 +54,7 @@ class Draws:
             raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
         starts = np.cumsum([0, *slots.values()])[:-1]
         self._uniforms = uniforms
+        self._slots = slots
         self._start = dict(zip(slots, map(int, starts), strict=True))
         self._used: set[int] = set()
         self._choices: list[Choice] | None = [] if trace else None
@@ -83,6 +84,8 @@ class Draws:
         edges: npt.NDArray[np.float64],  # [outcomes]
     ) -> int:
         column = self._start[slot] + index
+        if not 0 <= index < self._slots[slot]:
+            raise RuntimeError(f"uniform {slot}[{index}] is not in its slot of {self._slots[slot]}")
         if column in self._used:
             raise RuntimeError(f"uniform {slot}[{index}] would serve two decisions")
         self._used.add(column)

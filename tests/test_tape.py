@@ -197,6 +197,15 @@ def test_a_uniform_serves_one_decision(impl: Reference, first: str, second: str)
     row.token("draft", [1.0], 0)  # its neighbours are free
 
 
+@each_impl
+@pytest.mark.parametrize("index", [-1, 2, 3])
+def test_a_slot_ends_where_the_next_begins(impl: Reference, index: int) -> None:
+    row = Row(impl, ROW, SLOTS)
+    for decide in (lambda: row.token("draft", [0.5, 0.5], index), lambda: row.accept("draft", 0.5, index)):
+        with pytest.raises(RuntimeError, match=rf"^uniform draft\[{index}\] is not in its slot of 2$"):
+            decide()
+
+
 @each_port
 def test_several_tokens_at_once_use_each_their_own_uniform(port: Port) -> None:
     draws = port.module("tape").Draws(port.tensor(ROW[None]), SLOTS)
