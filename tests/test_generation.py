@@ -212,8 +212,11 @@ def test_bad_requests_are_refused_in_one_sentence(
     ("options", "message"),
     [
         ({"rule": "typical"}, "rule: found 'typical', expected one of match, token"),
-        ({"num_lookahead": -1}, "num_lookahead: found -1, expected 0 to 2"),
-        ({"num_lookahead": 3}, "num_lookahead: found 3, expected 0 to 2"),
+        ({"num_lookahead": -1}, "num_lookahead: found -1, expected an integer from 0 to 2"),
+        ({"num_lookahead": 3}, "num_lookahead: found 3, expected an integer from 0 to 2"),
+        ({"num_lookahead": 1.5}, "num_lookahead: found 1.5, expected an integer from 0 to 2"),
+        ({"lookahead": None, "num_lookahead": -1}, "num_lookahead: found -1, expected an integer from 0 to 65536"),
+        ({"lookahead": None, "fixed_token": 1.5}, "fixed_token: found 1.5, expected a token id from 0 to 2"),
         ({"lookahead": None, "fixed_token": 3}, "fixed_token: found 3, expected a token id from 0 to 2"),
     ],
 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig
+from ..config import SamplingConfig, check_integer
 from ..layers import Array
 from ..lookahead import LookAhead
 from ..record import Record
@@ -124,9 +124,7 @@ class PaSS(Method):
         """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
         available = 4 if self.lookahead is None else self.lookahead.num_lookahead
         wanted = available if self.num_lookahead is None else self.num_lookahead
-        if wanted < 0 or (self.lookahead is not None and wanted > available):
-            expected = f"0 to {available}" if self.lookahead is not None else "0 or more"
-            raise ValueError(f"num_lookahead: found {wanted}, expected {expected}")
+        check_integer("num_lookahead", wanted, 0, 2**16 if self.lookahead is None else available)
         if self.lookahead is None:
             check_token("fixed_token", self.fixed_token, self.model.vocab_size)
             return self.model.embed([self.fixed_token] * wanted)
