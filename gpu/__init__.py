@@ -73,7 +73,7 @@ def __getattr__(name: str) -> Any:
                 if error.name != "torch":
                     raise
                 raise ModuleNotFoundError(
-                    "pass_sampling.gpu: found no torch, expected it installed: pip install 'pass-sampling[gpu]'",
+                    "pass_sampling.gpu: found no torch, expected it installed: pip install torch, or '.[gpu]' here",
                     name="torch",
                 ) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -112,6 +112,8 @@ def verify_match(
     Every token emitted is the target's own draw, so the law is kept for any draft; the drafts only decide how many
     rows of the pass are used. The acceptance is never above the token rule's, whose draft law it does not need: the
     control that a cleverer rule must beat.
+
+    Source: the rule of Stern et al. 2018 (arXiv 1811.03115), Sec. 3, with draws in place of likeliest tokens.
     """
     num_tokens = draft_tokens.shape[1]
     accept = target_probs[:, :num_tokens].gather(-1, draft_tokens.unsqueeze(-1)).squeeze(-1)

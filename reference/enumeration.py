@@ -22,7 +22,8 @@ class Enumerable(Protocol):
     A state has `new_tokens` (the tuple committed so far) and `end` (None until the text has ended). It may have a
     `key`, something hashable that tells states with different futures apart where the tokens do not; and
     `agrees(state)`, which says whether a state of the same key has the same future. A record has `choices`, each with
-    `slot`, `edges` and `outcome` as `record.Choice` says. `run` must leave its states unchanged.
+    `slot`, `edges` and `outcome` as `record.Choice` says. If it has
+    `draft_tokens`, verified drafts are counted. `run` must leave its states unchanged.
     """
 
     @property
@@ -96,7 +97,7 @@ def _near_end(low: float, high: float, low_end: bool) -> float:
 
 
 def _check_choices(
-    choices: Sequence[Any],
+    choices: Sequence[Any] | None,
     uniforms: npt.NDArray[np.float64],  # [num_slots]
     script: Script,
 ) -> list[tuple[float, float]]:
@@ -106,6 +107,8 @@ def _check_choices(
         ValueError: the choices are no account of the execution: an outcome whose cell does not hold its uniform, edges
             that are not increasing up to 1, a uniform that served twice, or others asked for than the script says.
     """
+    if choices is None:
+        raise ValueError("choices: found None, expected those of a traced step")
     if len({choice.slot for choice in choices}) < len(choices):
         raise ValueError("choices: found a uniform that serves two decisions, expected one decision for each")
     if tuple(choice.slot for choice in choices[: len(script)]) != tuple(slot for slot, _ in script):
@@ -114,7 +117,10 @@ def _check_choices(
     for choice in choices:
         edges = np.concatenate([[0.0], choice.edges])
         if edges[-1] != 1.0 or not np.all(np.diff(edges) >= 0):
-            raise ValueError(f"choice at slot {choice.slot}: found edges {choice.edges}, expected them to grow up to 1")
+            raise ValueError(
+                f"choice at slot {choice.slot}: found edges {choice.edges.tolist()}, expected them to grow up to "
+                "exactly 1, as `sampling.cell_edges` makes them"
+            )
         low, high, uniform = float(edges[choice.outcome]), float(edges[choice.outcome + 1]), uniforms[choice.slot]
         if not low <= uniform < high:
             raise ValueError(

@@ -18,7 +18,7 @@ class Choice:
     """
 
     slot: int  # column of the cycle's row of uniforms
-    edges: npt.NDArray[np.float64]  # [outcomes]
+    edges: npt.NDArray[np.float64]  # [outcomes] upper edges; the first cell begins at 0, the last edge is exactly 1
     outcome: int
 
 

@@ -5,6 +5,11 @@ behind each draft, and returns a run of accepted drafts and one final token. Wha
 emitted are distributed as if each had been drawn from the target. Where the last draft ends the text, the target has no
 law behind it: `target_probs` then has K rows, and if all drafts are accepted no final token is drawn.
 
+Why the token rule does: a token x comes out by acceptance with probability draft(x) min(1, target(x) / draft(x)) =
+min(draft(x), target(x)). A rejection has probability 1 - sum(min(draft, target)) = sum(max(0, target - draft)), which
+is the denominator of the residual; so a correction adds max(0, target(x) - draft(x)), and together they make
+target(x). The same holds at the next position, given what came before.
+
 Glossary of shapes: K drafts, V vocabulary. Row i of `target_probs` is the law of the token after i drafts.
 """
 
@@ -102,6 +107,8 @@ def verify_match(
     Every token emitted is the target's own draw, so the law is kept for any draft; the drafts only decide how many
     rows of the pass are used. The acceptance is never above the token rule's, whose draft law it does not need: the
     control that a cleverer rule must beat.
+
+    Source: the rule of Stern et al. 2018 (arXiv 1811.03115), Sec. 3, with draws in place of likeliest tokens.
     """
     accept = target_probs[np.arange(len(draft_tokens)), draft_tokens]
     for i, draft_token in enumerate(draft_tokens):

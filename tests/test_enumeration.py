@@ -110,7 +110,7 @@ def test_a_uniform_that_serves_twice_is_refused() -> None:
 
 @pytest.mark.parametrize("scale", [0.9, 1.1])
 def test_edges_that_do_not_grow_up_to_one_are_refused(scale: float) -> None:
-    with pytest.raises(ValueError, match="expected them to grow up to 1"):
+    with pytest.raises(ValueError, match="expected them to grow up to exactly 1"):
         law_of(tampered(lambda choices: tuple(replace(c, edges=c.edges * scale) for c in choices)))
 
 
@@ -192,3 +192,8 @@ def test_keys_keep_states_apart() -> None:
 def test_an_enumeration_that_grows_too_large_is_refused() -> None:
     with pytest.raises(ValueError, match="max_executions: reached 50 after"):
         law_of(a_method(), max_executions=50)
+
+
+def test_a_step_that_keeps_no_choices_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^choices: found None, expected those of a traced step"):
+        law_of(tampered(lambda choices: None))

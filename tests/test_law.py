@@ -278,3 +278,21 @@ def test_a_row_without_a_law_matters_only_where_the_text_comes(name: str, rule: 
     )
     assert_exact(law, target)
     assert not any(1 in tokens for tokens in law)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("sampling", ["plain", "all"])
+def test_pass_law_with_more_tokens_and_drafts(name: str, rule: str, sampling: str) -> None:
+    """V = 4, K = 3, seven tokens, and every execution run again at both ends of its cells."""
+    pkg = package(name)
+    ending = {"max_new_tokens": 7, "eos_token_ids": (3,)}
+
+    def make(package_: Any) -> Any:
+        return table(package_, vocab_size=4, num_lookahead=3, seed=15, zeros=0.05, spread=1.5)
+
+    model = make(pkg)
+    method = pkg.PaSS(model, model.lookahead(), pkg.SamplingConfig(**SETTINGS[sampling]), rule=rule)
+    law = law_of(pkg, method, ending, probe=True)
+    assert_exact(law, wanted(make, SETTINGS[sampling], ending), verified_cycles=2)

@@ -39,6 +39,7 @@ def test_the_ten_lines_run_on_a_hugging_face_folder(
 def test_the_proof_runs_and_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, Any] = {}
     exec(BLOCKS[1], scope)
-    assert len(scope["law"]) == 3**5
     assert abs(sum(scope["law"].values()) - 1.0) < 1e-12
-    assert "executions" in capsys.readouterr().out
+    assert scope["law"].largest_deviation(scope["plain"]) < 1e-15
+    printed = capsys.readouterr().out.splitlines()
+    assert f"It prints {printed[0]}," in README.read_text(encoding="utf-8")

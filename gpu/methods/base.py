@@ -86,7 +86,7 @@ class LanguageModel(Protocol):
 
 
 class Method(ABC):
-    """A decoding method. Its `step` is one cycle: a pure function of a state and rows of uniforms."""
+    """A decoding method. Its `step` is one cycle: a pure function of a state, continued once, and rows of uniforms."""
 
     model: LanguageModel
     sampling: SamplingConfig

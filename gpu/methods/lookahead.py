@@ -1,5 +1,8 @@
 """PaSS as published: a call that drafts from look-ahead vectors, and a call that verifies.
 
+The draft laws know neither the exact token nor each other's draws. That costs acceptance, not exactness: any law will
+do that is fixed before its draft is drawn.
+
 Source: Monea, Joulin and Grave 2023, "PaSS: Parallel Speculative Sampling" (arXiv 2311.13581), Sec. 3.
 """
 

@@ -78,7 +78,7 @@ class LanguageModel(Protocol):
 
 
 class Method(ABC):
-    """A decoding method. Its `step` is one cycle: a pure function of a state and a row of uniforms."""
+    """A decoding method. Its `step` is one cycle: a pure function of a state, continued once, and a row of uniforms."""
 
     model: LanguageModel
     sampling: SamplingConfig
