@@ -39,6 +39,10 @@ class Ending:
         strings = (stops,) if isinstance(stops, str) or not isinstance(stops, Iterable) else tuple(stops)
         if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in strings):
             raise ValueError(f"stop_strings: found {stops!r}, expected a sequence of non-empty strings")
+        if any(UNFINISHED in stop for stop in strings):
+            raise ValueError(
+                f"stop_strings: found {stops!r}, expected none with U+FFFD, which is an unfinished character"
+            )
         if strings and self.decode is None:
             raise ValueError("stop_strings: found no decode function, expected one that turns tokens into text")
         object.__setattr__(self, "max_new_tokens", int(limit))
@@ -60,6 +64,8 @@ class Ending:
 
     def first(self, before: Sequence[int], more: Sequence[int]) -> tuple[int, str | None]:
         """Return how many of `more` tokens to keep behind `before`, and why the text ends there, if it does."""
+        if not more:
+            return 0, None
         reason_of = self.reason if self._has_stop_string([*before, *more]) else self._plain_reason
         for count in range(1, len(more) + 1):
             reason = reason_of([*before, *more[:count]])
@@ -74,13 +80,10 @@ class Ending:
         return "length" if len(new_tokens) >= self.max_new_tokens else None
 
     def _has_stop_string(self, new_tokens: Sequence[int]) -> bool:
-        """Say whether a stop string stands in the text; then it stands in every longer text as well.
-
-        A character whose bytes are not all there yet is no text.
-        """
+        """Say whether a stop string stands in the text; then it stands in every longer text as well."""
         if self.decode is None or not self.stop_strings or not new_tokens:
             return False
-        text = self.decode(new_tokens).rstrip(UNFINISHED)
+        text = self.decode(new_tokens)
         return any(stop in text for stop in self.stop_strings)
 
     def text(self, new_tokens: Sequence[int]) -> str | None:

@@ -81,7 +81,7 @@ class State:
             ValueError: a step has continued this state already, in the same cache.
         """
         if self.cache.lengths is not self.cached:  # every move makes a new tensor
-            raise ValueError("state: found a cache that another step has moved on, expected a copy to continue twice")
+            raise ValueError("state: found a cache that a step has moved on already, expected a copy to continue twice")
         return self.lengths - self.cache.lengths
 
     @property
@@ -93,8 +93,8 @@ class State:
         self,
         tokens: Tensor,  # [B, W]
     ) -> Tensor:  # [B]
-        """Say for which rows the text would end within some more tokens."""
-        return self.kept(tokens, torch.full_like(self.lengths, tokens.shape[1]))[1]
+        """Say for which rows the text would end within some more tokens; not for those that have ended."""
+        return self.kept(tokens, tokens.shape[1] * ~self.ended)[1]
 
     def commit(self, record: BatchRecord) -> tuple[State, BatchRecord]:
         """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
@@ -120,7 +120,7 @@ class State:
     def agrees(self, other: State) -> bool:
         """Say whether two states of one row have the same future: the same tokens and, up to rounding, cached rows.
 
-        Rounding is 4096 units in the last place of the largest cached number.
+        Rounding is 4096 units in the last place of the largest cached number; in 16 bits that is no bound at all.
         """
         if (self.new_tokens, self.cached.tolist()) != (other.new_tokens, other.cached.tolist()):
             return False

@@ -71,8 +71,8 @@ def output_law(
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
         max_executions: give up beyond this.
-        batch: executions to run side by side. In low precision a row's rounding depends on how many rows run
-            with it; 1 then keeps the executions consistent with one another.
+        batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on
+            how many rows run with it; 1 then keeps the executions consistent with one another.
 
     Raises:
         ValueError: more executions than allowed, or a step that is not what its record says.
@@ -104,6 +104,8 @@ def output_law(
                 following[key] = (first, mass + weight)
         level = list(following.values())
         cycles += 1
+    if abs(sum(law.values()) - 1.0) > 1e-9:
+        raise ValueError(f"choices: found a total probability of {sum(law.values())}, expected 1")
     return OutputLaw(law, executions, cycles, tuple(verified))
 
 

@@ -41,7 +41,7 @@ class State:
             ValueError: a step has continued this state already, in the same cache.
         """
         if self.cache.length != self.cached:
-            raise ValueError("state: found a cache that another step has moved on, expected a copy to continue twice")
+            raise ValueError("state: found a cache that a step has moved on already, expected a copy to continue twice")
         return self.tokens[self.cached :]
 
     @property
@@ -66,7 +66,7 @@ class State:
     def agrees(self, other: State) -> bool:
         """Say whether two states have the same future: the same tokens and, up to rounding, the same cached rows.
 
-        Rounding is 4096 units in the last place of the largest cached number.
+        Rounding is 4096 units in the last place of the largest cached number; in 16 bits that is no bound at all.
         """
         if (self.tokens, self.cached, self.end) != (other.tokens, other.cached, other.end):
             return False

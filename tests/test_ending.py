@@ -15,7 +15,7 @@ from folders import both_packages, module
 
 # Tokens are pieces of UTF-8, some with parts of characters: the two bytes of é, the three of €, a byte that is none.
 PIECES = [b"a", b"b", b"ab", b"", b"ba\n", b"\xc3", b"\xa9", b"\xe2\x82", b"\xac", b"\xff", "é".encode(), b"<end>"]
-STOPS = ["a", "ab", "abc", "aba", "bb", "é", "€", "a\n", "éa", "<end>", "b<", "\ufffd"]
+STOPS = ["a", "ab", "abc", "aba", "bb", "é", "€", "a\n", "éa", "<end>", "b<"]
 
 tokens = st.lists(st.integers(0, len(PIECES) - 1), min_size=1, max_size=12)
 stop_strings = st.lists(st.sampled_from(STOPS), max_size=3, unique=True)
@@ -49,7 +49,7 @@ def test_the_reason_is_the_first_that_holds(
     ending = ending_of(package, limit, eos, stops, decode)
     if text[-1] in eos:
         expected = "eos"
-    elif any(stop in decode(text).rstrip("\ufffd") for stop in stops):  # a half-finished character is no text
+    elif any(stop in decode(text) for stop in stops):
         expected = "stop_string"
     else:
         expected = "length" if len(text) >= limit else None
@@ -231,3 +231,11 @@ def test_a_batch_ends_where_each_of_its_texts_does(
         count, reason = module("reference", "ending").Ending(limit, eos, stops, decode).first([], text[: counts[n]])
         assert (kept[n], ended[n]) == (count, reason is not None)
         assert one_more[n] == (ending.reason(text[:1]) is not None)
+
+
+@both_packages
+def test_an_unfinished_character_is_no_stop_string(package: str) -> None:
+    with pytest.raises(ValueError) as error:
+        ending_of(package, 3, (), ["a\ufffd"], decode)
+    expected = "stop_strings: found ['a\ufffd'], expected none with U+FFFD, which is an unfinished character"
+    assert str(error.value) == expected

@@ -197,3 +197,44 @@ def test_an_enumeration_that_grows_too_large_is_refused() -> None:
 def test_a_step_that_keeps_no_choices_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^choices: found None, expected those of a traced step"):
         law_of(tampered(lambda choices: None))
+
+
+@pytest.mark.torch
+def test_edges_that_depend_on_the_batch_are_refused_or_right() -> None:
+    """In float32 a row's rounding depends on how many run beside it; then cells cannot be met again."""
+    import torch
+
+    from models import TINY, lookahead, package
+
+    gpu = package("gpu")
+    config = gpu.ModelConfig(**TINY)
+    model = gpu.Transformer(config, gpu.Weights.random(config, 0, torch.float32))
+    method = gpu.PaSS(model, lookahead(gpu, model))
+    with pytest.raises(ValueError, match=r"^batch: found edges that depend on what runs beside them"):
+        output_law(method, PROMPT, gpu.Ending(5))
+    assert abs(sum(output_law(method, PROMPT, gpu.Ending(4), batch=1).values()) - 1.0) <= 1e-12
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("drop", [34.0, 35.5, 37.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_cells_of_an_ulp_are_refused_or_right(drop: float, seed: int) -> None:
+    import models
+
+    def thin(prefix: tuple[int, ...], logits: Any) -> Any:
+        logits[1] -= drop
+        return logits
+
+    gpu = models.package("gpu")
+    model = models.transformer(gpu, seed=seed)
+    method = gpu.PaSS(model, models.lookahead(gpu, model), processor=thin)
+    truth = exact_target(
+        models.transformer(reference, seed=seed), reference.SamplingConfig(), PROMPT, reference.Ending(4), None, thin
+    )
+    assert output_law(method, PROMPT, gpu.Ending(4), batch=1).largest_deviation(truth) <= 1e-12
+    try:
+        law = output_law(method, PROMPT, gpu.Ending(4))
+    except ValueError as error:
+        assert "expected batch=1" in str(error)
+    else:
+        assert law.largest_deviation(truth) <= 1e-12

@@ -259,6 +259,26 @@ def test_a_processor_must_return_one_logit_per_token(pkg: Any, shape: tuple[int,
             pkg.generate(method(model, processor=lambda prefix, logits: np.zeros(shape)), [0], 4)
 
 
+def test_a_decoder_is_asked_only_about_tokens_that_were_drawn(pkg: Any) -> None:
+    """Not about what a processor bans, in rows that have ended or behind a row's drafts."""
+
+    def ban(prefix: tuple[int, ...], logits: Any) -> Any:
+        logits[2] = -math.inf
+        return logits
+
+    def strict(tokens: Any) -> str:
+        return "".join({0: "a", 1: "b"}[token] for token in tokens)
+
+    model = table(pkg, num_lookahead=3)
+    for rule in ("token", "match"):
+        method = pkg.PaSS(model, model.lookahead(), processor=ban, rule=rule)
+        for seed in range(10):
+            results = pkg.generate_batch(
+                method, [[0], [1, 1], [0, 1, 0]], 20, stop_strings=["aab"], decode=strict, seed=seed
+            )
+            assert all("aab" not in result.text for result in results)
+
+
 def test_a_state_is_not_continued_twice_without_a_copy(pkg: Any) -> None:
     model = transformer(pkg, seed=2)
     for method in methods(pkg, model, pkg.SamplingConfig()):
@@ -267,7 +287,7 @@ def test_a_state_is_not_continued_twice_without_a_copy(pkg: Any) -> None:
         state = method.start([0, 1], pkg.Ending(9))
         twin = state.copy()
         after, _ = method.step(state, row)
-        with pytest.raises(ValueError, match=r"^state: found a cache that another step has moved on"):
+        with pytest.raises(ValueError, match=r"^state: found a cache that a step has moved on already"):
             method.step(state, row)
         again, _ = method.step(twin, row)
         assert after.new_tokens == again.new_tokens and after.agrees(again)

@@ -87,7 +87,7 @@ class PaSS(Method):
         state = state.note_fault(largest, 0, active.unsqueeze(1))
         exact_token = draws.token("exact", exact_probs[:, 0], active=active)
         record = exact_record(exact_probs[:, 0], exact_token, num_positions, draws, active)
-        active = active & ~state.ends_with(exact_token.unsqueeze(1))
+        active = active & ~state.ends_with(exact_token.unsqueeze(1)) & largest[:, 0].isfinite()
         if not bool(active.any()):
             return state.commit(record)
         draft_tokens, draft_probs, num_draft, goes_on = self._draft(
@@ -132,7 +132,7 @@ class PaSS(Method):
             num_draft = torch.where(has_law < rows.shape[1], torch.minimum(num_draft, start + has_law), num_draft)
             tokens = draws.tokens("draft", probs, start)
             block = torch.cat([block, tokens], dim=1)
-            kept, ended = state.kept(block, torch.full_like(num_draft, block.shape[1]))
+            kept, ended = state.kept(block, (num_draft + 1).clamp(max=block.shape[1]) * active)
             num_draft = torch.where(ended, torch.minimum(num_draft, kept - 1), num_draft)
             goes_on = ~(ended & (num_draft == kept - 1))
             laws.append(probs)
