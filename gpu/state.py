@@ -200,15 +200,13 @@ class State:
         Ends of sequence and lengths are found on the device. Stop strings need the decoded text: they are asked of
         `Ending`, on the host.
         """
+        if self.ending.stop_strings:
+            return self._kept_by_host(tokens, count)
         width = tokens.shape[1]
         order = torch.arange(width, device=tokens.device)
         is_end = (tokens.unsqueeze(2) == self.eos).any(dim=2) | (order + 1 >= self.remaining.unsqueeze(1))
         first = torch.where(is_end, order, width).amin(dim=1)
-        kept = torch.minimum(count, first + 1)
-        ended = (first < count) & (count > 0)
-        if not self.ending.stop_strings:
-            return kept, ended
-        return self._kept_by_host(tokens, count)
+        return torch.minimum(count, first + 1), (first < count) & (count > 0)
 
     def _kept_by_host(
         self,
