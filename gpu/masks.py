@@ -19,10 +19,13 @@ class Masks:
         cache: KVCache,
         slots: Tensor,  # [B, T]
         positions: Tensor,  # [B, T]
-        visible: Tensor | None,  # [T, T]
+        visible: Tensor | None,  # [T, T], or [T, S]
         dtype: torch.dtype,
     ):
-        """Describe a pass that writes to `slots`; `visible` says which rows of it see which, default: a chain."""
+        """Describe a pass that writes to `slots`; `visible` says which rows of it see which, default: a chain.
+
+        Over S columns it says so of every slot in sight; then all rows of the batch have as many cached.
+        """
         self._slots = slots
         self._positions = positions
         self._visible = visible
@@ -53,6 +56,8 @@ class Masks:
         places = torch.arange(self._num_slots, device=self._slots.device)  # [S]
         if self._visible is None:
             in_sight = places <= self._slots.unsqueeze(2)
+        elif self._visible.shape[1] != num_rows:
+            in_sight = self._visible.expand(batch_size, -1, -1)
         else:
             row = places - self._lengths.unsqueeze(1)  # [B, S]: which row of the pass a slot holds
             inside = (row >= 0) & (row < num_rows)

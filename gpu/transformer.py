@@ -89,13 +89,14 @@ class Transformer:
         inputs: Tensor,  # [B, T, D]
         cache: KVCache,
         positions: Tensor | None = None,  # [B, T]
-        visible: Tensor | None = None,  # [T, T]
+        visible: Tensor | None = None,  # [T, T], or [T, S]
     ) -> Tensor:  # [B, T, D]
         """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
 
         Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
-        before it). `positions` are the rotary positions (default: those following the cache). A layer with a sliding
-        window w further hides keys w or more positions back. The pass's rows are appended to the cache.
+        before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
+        (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
+        back. The pass's rows are appended to the cache.
 
         Cost: one read of the weights, plus a read of the cache.
         """
@@ -129,7 +130,7 @@ class Transformer:
         inputs: Inputs,  # [B, T] tokens or [B, T, D] embeddings
         cache: KVCache | None = None,
         positions: Tensor | None = None,  # [B, T]
-        visible: Tensor | None = None,  # [T, T]
+        visible: Tensor | None = None,  # [T, T], or [T, S]
     ) -> Tensor:  # [B, T, V]
         """Return the logits behind every row of a pass over tokens, or over embeddings."""
         rows = torch.as_tensor(inputs, device=self.device)

@@ -72,13 +72,14 @@ class Transformer:
         inputs: Array,  # [T, D]
         cache: KVCache,
         positions: npt.NDArray[np.integer] | None = None,  # [T]
-        visible: Mask | None = None,  # [T, T]
+        visible: Mask | None = None,  # [T, T], or [T, S]
     ) -> Array:  # [T, D]
         """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
 
         Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
-        before it). `positions` are the rotary positions (default: those following the cache). A layer with a sliding
-        window w further hides keys w or more positions back. The pass's rows are appended to the cache.
+        before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
+        (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
+        back. The pass's rows are appended to the cache.
 
         Cost: one read of the weights, plus a read of the cache.
         """
@@ -87,14 +88,15 @@ class Transformer:
             positions = np.arange(start, start + num_rows)
         if visible is None:
             visible = np.tri(num_rows, dtype=np.bool_)
-        in_sight = np.concatenate([np.ones((num_rows, start), dtype=np.bool_), visible], axis=1)
+        if visible.shape[1] == num_rows:
+            visible = np.concatenate([np.ones((num_rows, start), dtype=np.bool_), visible], axis=1)
         distance = positions[:, None] - np.concatenate([np.arange(start), positions])
         cos, sin = (table.astype(inputs.dtype) for table in rope_tables(self._frequencies, positions))
 
         x = inputs
         for i, layer in enumerate(self.weights.layers):
             window = self.config.window(i)
-            mask = in_sight if window is None else in_sight & (distance < window)
+            mask = visible if window is None else visible & (distance < window)
             normed = rms_norm(x, layer.attention_norm, self.config.rms_norm_eps)
             queries, keys, values = self._project(normed, layer, cos, sin)
             keys, values = cache.write(i, keys, values)
@@ -117,7 +119,7 @@ class Transformer:
         inputs: Inputs,  # [T] tokens or [T, D] embeddings
         cache: KVCache | None = None,
         positions: npt.NDArray[np.integer] | None = None,  # [T]
-        visible: Mask | None = None,  # [T, T]
+        visible: Mask | None = None,  # [T, T], or [T, S]
     ) -> Array:  # [T, V]
         """Return the logits behind every row of a pass over tokens, or over embeddings."""
         rows = np.asarray(inputs)

@@ -1,0 +1,15 @@
+"""The checkpoint in the box: a small model of Python code, and look-ahead vectors trained for it.
+
+README.md beside this file says what they were made from, under which licence, and how good they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["HELD_OUT", "LOOKAHEAD", "MODEL"]
+
+MODEL = Path(__file__).with_name("python-8m")
+LOOKAHEAD = Path(__file__).with_name("python-8m-lookahead")
+HELD_OUT = Path(__file__).with_name("held_out.txt")
+"""The files of the standard library that neither has seen, one name per line."""

@@ -1,0 +1,201 @@
+"""Watch a model write with PaSS, every token in the colour of how it came; then see what that cost.
+
+  pass-sampling demo
+  pass-sampling demo --temperature 0 --prompt 'class Stack:'
+  pass-sampling demo --model FOLDER --lookahead VECTORS --device cuda
+
+Without arguments it runs the small model in the box, which was trained on the Python standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .generate import encode_prompt
+from .options import (
+    add_json,
+    add_machine,
+    add_model,
+    add_sampling,
+    load_tokenizer,
+    load_vectors,
+    open_model,
+    sampling_of,
+)
+
+if TYPE_CHECKING:
+    from ..methods import Method
+    from ..record import Generation
+    from ..transformer import Transformer
+
+HELP = "watch the model in the box write Python, drafted and verified by itself"
+PROMPTS = (
+    'def read_lines(path):\n    """Return the lines of a text file, without their ends."""\n',
+    'class Queue:\n    """First in, first out."""\n\n    def __init__(self, maxsize=0):\n',
+    "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:\n",
+)
+PLAIN, PASS = "plain decoding", "PaSS"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    add_model(parser)
+    parser.add_argument(
+        "--lookahead", type=Path, metavar="FOLDER", help="look-ahead vectors for the model; default: those in the box"
+    )
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="instead of the three in the box; may be repeated"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=100, metavar="N", help="length of each text; default: %(default)s"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, metavar="N", help="paired runs behind each figure; default: %(default)s"
+    )
+    add_sampling(parser)
+    add_machine(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Show the texts, then the figures."""
+    from ..config import check_integer
+    from ..methods import Autoregressive, PaSS
+
+    check_integer("--repeats", arguments.repeats, 1, 10**6)
+    sampling = sampling_of(arguments)
+    model = open_model(arguments)
+    lookahead = load_vectors(arguments, model)
+    if lookahead is None:
+        raise ValueError(
+            f"found no look-ahead vectors for {arguments.model}, expected --lookahead FOLDER "
+            f"(pass-sampling train --model {arguments.model} --self --output FOLDER makes them)"
+        )
+    tokenizer = load_tokenizer(arguments.model)
+    texts = arguments.prompt or list(PROMPTS)
+    prompts = [encode_prompt(tokenizer, text) for text in texts]
+    methods = {PLAIN: Autoregressive(model, sampling), PASS: PaSS(model, lookahead, sampling)}
+    if not arguments.json:
+        _show(methods[PASS], texts, prompts, tokenizer, arguments)
+    rows = _measure(methods, prompts, arguments)
+    machine = _machine(model, arguments)
+    if arguments.json:
+        print(json.dumps({"rows": rows, **machine}, indent=2))
+        return
+    _print_table(rows, lookahead.num_lookahead, machine)
+
+
+def _show(
+    method: Method, texts: list[str], prompts: list[list[int]], tokenizer: Any, arguments: argparse.Namespace
+) -> None:
+    """Write the texts with PaSS, in colour."""
+    from ..ending import Ending
+    from ..generation import generate
+    from .streaming import DIM, RESET, SourceStream, is_colourful, legend
+
+    colourful = is_colourful(sys.stdout)
+
+    def decode(tokens: Any) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+    print(f"{method.model.name} writes with PaSS. {legend(colourful)}.")
+    for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        print(f"\n----- {number + 1} -----")
+        sys.stdout.write(f"{DIM}{text}{RESET}" if colourful else text)
+        shown = SourceStream(Ending(arguments.max_new_tokens, method.model.eos_token_ids, (), decode))
+        result = generate(
+            method,
+            prompt,
+            arguments.max_new_tokens,
+            decode=decode,
+            seed=arguments.seed,
+            request=number,
+            callback=shown.record,
+        )
+        shown.finish(result.text or "")
+    print()
+
+
+def _measure(methods: dict[str, Method], prompts: list[list[int]], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the methods in turn, several times, and return the medians; ratios are those of neighbouring runs."""
+    results: dict[str, list[Generation]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for repeat in range(arguments.repeats + 1):
+        for name, method in methods.items():
+            started = time.perf_counter()
+            results[name] = [_one(method, prompt, number, arguments) for number, prompt in enumerate(prompts)]
+            if repeat > 0:  # the first run warms up
+                seconds[name].append(time.perf_counter() - started)
+    tokens = {name: sum(len(result.tokens) for result in results[name]) for name in methods}
+    rows = {}
+    for name in methods:
+        passes = sum(result.num_forward_passes for result in results[name])
+        median = statistics.median(seconds[name])
+        ratios = [
+            (tokens[name] / mine) / (tokens[PLAIN] / plain)
+            for mine, plain in zip(seconds[name], seconds[PLAIN], strict=True)
+        ]
+        rows[name] = {
+            "tokens": tokens[name],
+            "num_forward_passes": passes,
+            "tokens_per_forward": tokens[name] / passes,
+            "seconds": median,
+            "tokens_per_second": tokens[name] / median,
+            "milliseconds_per_pass": 1000 * median / passes,
+            "ratio_to_plain": statistics.median(ratios),
+        }
+    return rows
+
+
+def _one(method: Method, prompt: list[int], number: int, arguments: argparse.Namespace) -> Generation:
+    from ..generation import generate
+
+    return generate(method, prompt, arguments.max_new_tokens, seed=arguments.seed, request=number)
+
+
+def _machine(model: Transformer, arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    return {
+        "model": model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "max_new_tokens": arguments.max_new_tokens,
+        "repeats": arguments.repeats,
+        "seed": arguments.seed,
+    }
+
+
+def _print_table(rows: dict[str, Any], num_lookahead: int, machine: dict[str, Any]) -> None:
+    """Print the figures, and in one sentence what they mean here."""
+    law = f"temperature {machine['temperature']:g}, top-k {machine['top_k']}, top-p {machine['top_p']:g}"
+    print(
+        f"The same law, {law}, written both ways: {machine['dtype']} on {machine['device']}, "
+        f"{machine['threads']} threads, medians of {machine['repeats']} paired runs."
+    )
+    print(
+        f"{'':16}{'tokens':>8}{'passes':>8}{'tokens per pass':>17}{'ms per pass':>13}{'seconds':>9}{'tokens per s':>14}"
+    )
+    for name, row in rows.items():
+        print(
+            f"{name:16}{row['tokens']:8}{row['num_forward_passes']:8}{row['tokens_per_forward']:17.2f}"
+            f"{row['milliseconds_per_pass']:13.2f}{row['seconds']:9.2f}{row['tokens_per_second']:14.0f}"
+        )
+    fewer = rows[PASS]["tokens_per_forward"] / rows[PLAIN]["tokens_per_forward"]
+    dearer = rows[PASS]["milliseconds_per_pass"] / rows[PLAIN]["milliseconds_per_pass"]
+    speed = rows[PASS]["ratio_to_plain"]
+    verdict = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
+    print(
+        f"PaSS gets {fewer:.2f} times the tokens out of a pass, and a pass with {num_lookahead} more rows takes "
+        f"{dearer:.2f} times as long: on this machine {speed:.2f} times the speed, {verdict} plain decoding."
+    )

@@ -1,0 +1,180 @@
+"""Continue a text with a model, by plain decoding or by PaSS; both have exactly the same law.
+
+  pass-sampling generate --prompt 'def main():'
+  pass-sampling generate --model FOLDER --lookahead VECTORS --prompt-file story.txt --temperature 0.7 --json
+
+The new text goes to standard output as it is accepted, a summary to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import (
+    add_json,
+    add_machine,
+    add_model,
+    add_sampling,
+    load_tokenizer,
+    load_vectors,
+    open_model,
+    sampling_of,
+)
+
+if TYPE_CHECKING:
+    from ..methods import Method
+    from ..record import Generation
+    from ..transformer import Transformer
+
+HELP = "continue a text"
+METHODS = ("autoregressive", "lookahead")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    add_model(parser)
+    parser.add_argument(
+        "--lookahead", type=Path, metavar="FOLDER", help="look-ahead vectors for the model; default: those in the box"
+    )
+    parser.add_argument(
+        "--method", choices=METHODS, help="default: lookahead (PaSS) where there are vectors, else autoregressive"
+    )
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file with the text to continue")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="length of the new text; default: %(default)s"
+    )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end where this text appears; may be repeated"
+    )
+    add_sampling(parser)
+    add_machine(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Load, generate, print."""
+    from ..ending import Ending
+    from ..generation import generate
+    from .streaming import SourceStream
+
+    text = _prompt(arguments)
+    sampling = sampling_of(arguments)
+    model = open_model(arguments)
+    method_name, method = _method(arguments, model, sampling)
+    tokenizer = load_tokenizer(arguments.model)
+    prompt = encode_prompt(tokenizer, text)
+
+    def decode(tokens: Any) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+    ending = Ending(arguments.max_new_tokens, model.eos_token_ids, arguments.stop, decode)
+    shown = SourceStream(ending, plain=True)
+    started = time.perf_counter()
+    result = generate(
+        method,
+        prompt,
+        arguments.max_new_tokens,
+        stop_strings=arguments.stop,
+        decode=decode,
+        seed=arguments.seed,
+        callback=None if arguments.json else shown.record,
+    )
+    seconds = time.perf_counter() - started
+    if arguments.json:
+        print(json.dumps(summary(method_name, result, seconds) | _setting(arguments, model, text), indent=2))
+        return
+    shown.finish(result.text or "")
+    print(
+        f"{len(result.tokens)} tokens in {result.num_forward_passes} passes, {result.tokens_per_forward:.2f} per pass, "
+        f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), method {method_name}",
+        file=sys.stderr,
+    )
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Return a prompt's tokens; an empty prompt is the token that texts begin with, where there is one.
+
+    Raises:
+        ValueError: the prompt has no token.
+    """
+    tokens = list(tokenizer(text)["input_ids"])
+    if not tokens and tokenizer.bos_token_id is not None:
+        tokens = [tokenizer.bos_token_id]
+    if not tokens:
+        raise ValueError("--prompt is empty, expected at least one token of text")
+    return tokens
+
+
+def summary(method: str, result: Generation, seconds: float) -> dict[str, Any]:
+    """Return what came out and what it cost, as plain values."""
+    rate = result.draft_acceptance_rate
+    return {
+        "text": result.text,
+        "tokens": list(result.tokens),
+        "end": result.end,
+        "method": method,
+        "num_forward_passes": result.num_forward_passes,
+        "num_positions": result.num_positions,
+        "tokens_per_forward": result.tokens_per_forward,
+        "seconds": seconds,
+        "num_drafts": result.num_drafts,
+        "num_draft_tokens": result.num_draft_tokens,
+        "num_accepted_tokens": result.num_accepted_tokens,
+        "draft_acceptance_rate": rate if rate == rate else None,
+        "accepted_per_position": list(result.accepted_per_position),
+        "sources": list(result.sources),
+        "log_prob": sum(result.log_probs),
+    }
+
+
+def _prompt(arguments: argparse.Namespace) -> str:
+    if arguments.prompt is not None:
+        return str(arguments.prompt)
+    path: Path = arguments.prompt_file
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8, expected a text file") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}), expected a text file") from None
+
+
+def _method(arguments: argparse.Namespace, model: Transformer, sampling: Any) -> tuple[str, Method]:
+    """Return the method by name: the one asked for, or PaSS where there are vectors."""
+    from ..methods import Autoregressive, PaSS
+
+    if arguments.method == "autoregressive":
+        if arguments.lookahead is not None:
+            raise ValueError(
+                "--lookahead goes with --method lookahead, found it with autoregressive, expected one or the other"
+            )
+        return "autoregressive", Autoregressive(model, sampling)
+    lookahead = load_vectors(arguments, model)
+    if lookahead is None:
+        if arguments.method == "lookahead":
+            raise ValueError(
+                "--method lookahead needs vectors trained for the model, found none, expected --lookahead FOLDER "
+                f"(pass-sampling train --model {arguments.model} --self --output FOLDER makes them)"
+            )
+        return "autoregressive", Autoregressive(model, sampling)
+    return "lookahead", PaSS(model, lookahead, sampling)
+
+
+def _setting(arguments: argparse.Namespace, model: Transformer, prompt: str) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "model": model.name,
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "seed": arguments.seed,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+    }

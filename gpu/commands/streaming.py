@@ -1,0 +1,87 @@
+"""Text on a terminal while it is being accepted, each token in the colour of how it came."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+from ..ending import Ending
+from ..record import Record
+
+__all__ = ["LEGEND", "MARKS", "SourceStream", "is_colourful", "legend"]
+
+COLOURS = {"exact": "", "accepted": "\033[32m", "correction": "\033[31m", "bonus": "\033[36m"}
+MARKS = {"exact": ("", ""), "accepted": ("[+", "+]"), "correction": ("[~", "~]"), "bonus": ("[*", "*]")}
+LEGEND = {
+    "exact": "from the model's own row",
+    "accepted": "drafted, and accepted",
+    "correction": "in place of a rejected draft",
+    "bonus": "behind a draft accepted whole",
+}
+DIM, RESET = "\033[2m", "\033[0m"
+
+
+def is_colourful(stream: TextIO) -> bool:
+    """Say whether a stream shows colours: a terminal does, unless NO_COLOR is set."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class SourceStream:
+    """Prints new text as soon as later tokens cannot take it back; pass `record` as a generation's callback.
+
+    Neighbouring tokens from the same source are marked together, so that the text stays readable.
+    """
+
+    def __init__(
+        self, ending: Ending, stream: TextIO | None = None, colourful: bool | None = None, plain: bool = False
+    ):
+        """Print to a stream (default: standard output), in colours, with marks in the text, or `plain`."""
+        self._ending = ending
+        self._stream = sys.stdout if stream is None else stream
+        self._colourful = is_colourful(self._stream) if colourful is None else colourful
+        self._plain = plain
+        self._tokens: list[int] = []
+        self._shown = ""
+        self._source = ""
+
+    def record(self, request: int, record: Record) -> None:
+        """Show what a cycle has added."""
+        for token, source in zip(record.tokens, record.sources, strict=True):
+            self._tokens.append(token)
+            text = self._ending.safe_text(self._tokens)
+            self._show(text[len(self._shown) :], source)
+            self._shown = text
+        self._stream.flush()
+
+    def finish(self, text: str) -> None:
+        """Show the rest of a text that has ended."""
+        self._show(text[len(self._shown) :], self._source or "exact")
+        self._switch("")
+        self._stream.write("\n")
+        self._stream.flush()
+
+    def _show(self, text: str, source: str) -> None:
+        if text:
+            self._switch(source)
+            self._stream.write(text)
+
+    def _switch(self, source: str) -> None:
+        """Close the mark of the last source, open that of the next."""
+        if source == self._source or self._plain:
+            return
+        before, after = self._source, source
+        self._source = source
+        if self._colourful:
+            self._stream.write((RESET if before and COLOURS[before] else "") + (COLOURS[after] if after else ""))
+        else:
+            self._stream.write((MARKS[before][1] if before else "") + (MARKS[after][0] if after else ""))
+
+
+def legend(colourful: bool) -> str:
+    """Return one line that explains the colours, or the marks."""
+    parts = []
+    for source, meaning in LEGEND.items():
+        name = f"{COLOURS[source]}{source}{RESET}" if colourful else source.join(MARKS[source])
+        parts.append(f"{name} {meaning}")
+    return "; ".join(parts)

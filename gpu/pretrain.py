@@ -1,0 +1,210 @@
+"""A small base model from text: the model that the demonstrations run, or one of your own.
+
+The model is transformers' Llama and the tokenizer a byte-level BPE, so the folder that comes out opens everywhere.
+
+Glossary of shapes: N tokens of a text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .config import check_integer
+from .files.saving import replace_folder
+from .precision import check_device
+from .training.base_model import held_out_loss, loss_of, new_model, optimizers_for, schedule
+from .training.corpus import split_texts
+from .training.memory import peak_memory
+from .training.resume import Progress, check_output, partial_file, settings_digest
+from .training.tokenizer import encode_texts, train_tokenizer
+from .training.windows import Windows, evenly_spaced
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+__all__ = ["PretrainConfig", "pretrain"]
+
+RECORD = "pretraining.json"
+EVALUATED = 64  # held-out windows looked at during the run; all of the held-out text at its end
+EVERY = 200  # steps
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The shape of a base model, and how it is trained."""
+
+    vocab_size: int = 4096
+    hidden_size: int = 320
+    intermediate_size: int = 896
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 5
+    num_key_value_heads: int = 1
+    context: int = 512  # the longest sequence it learns to read, in tokens
+    num_steps: int = 2000
+    batch_size: int = 16  # sequences of `context` tokens per step
+    learning_rate: float = 6e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.03  # the part of the run in which the learning rate rises
+    cooldown: float = 0.5  # and the part in which it falls to 0
+    seed: int = 0
+    compile: bool = False  # through torch.compile, which needs a C++ compiler: about 1.3 times as fast
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no model."""
+        for field in fields(self):
+            if field.type == "int" and field.name != "seed":
+                check_integer(field.name, getattr(self, field.name), 1, 2**31)
+        check_integer("seed", self.seed, 0, 2**63 - 1)
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % (2 * heads):
+            raise ValueError(f"hidden_size: found {self.hidden_size}, expected a multiple of twice the {heads} heads")
+        if heads % kv_heads:
+            raise ValueError(f"num_key_value_heads: found {kv_heads}, expected a divisor of the {heads} heads")
+        if self.context < 2:
+            raise ValueError(f"context: found {self.context}, expected at least 2, a token and the next")
+
+
+class Corpus(NamedTuple):
+    """Text as the model reads it: both sides in tokens, and what is needed to say how good it is."""
+
+    tokenizer: PreTrainedTokenizerFast
+    windows: Windows
+    held_out: npt.NDArray[np.int64]  # [N]
+    num_training_files: int
+    held_out_files: list[str]
+    held_out_bytes: int
+
+
+def pretrain(
+    output: str | os.PathLike[str],
+    texts: Mapping[str, str],
+    config: PretrainConfig | None = None,
+    held_out: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Train a base model and save it as a Hugging Face folder: weights in bfloat16, tokenizer, and a record.
+
+    A run that was killed is resumed by the same call: its state lies beside the output until it has ended.
+
+    Args:
+        output: a path at which there is nothing yet.
+        texts: by name, as from `training.corpus`.
+        config: shape and training.
+        held_out: the names to keep out of training; default: about 5 %, near-duplicates on one side.
+        device: cpu or cuda.
+        report: called with `seconds_per_step` and `memory` before the first step, then with `step`, `num_steps`, `loss`
+            and, when it was measured, `held_out_loss`.
+
+    Returns:
+        The record, as in pretraining.json: losses in nats per token, bits per byte, sizes, times.
+
+    Raises:
+        ValueError: the output is taken, the text is too short, or an unfinished run there was another one.
+    """
+    config = PretrainConfig() if config is None else config
+    report = (lambda news: None) if report is None else report
+    path, place = Path(output), check_device(device)
+    check_output(path, "model")
+    corpus = _read_corpus(texts, config, held_out)
+    model = new_model(config, int(corpus.tokenizer.eos_token_id))
+    model.to(place)  # type: ignore[arg-type]  # transformers hides what it takes
+    seconds, curve = _run(model, corpus, config, path, report)
+    windows = evenly_spaced(corpus.held_out, config.context, len(corpus.held_out))
+    loss, held_out_tokens = held_out_loss(model, windows), len(corpus.held_out)
+    record = {
+        "held_out_loss": round(loss, 4),  # nats per token
+        "bits_per_byte": round(loss / math.log(2) * held_out_tokens / corpus.held_out_bytes, 4),
+        "bytes_per_token": round(corpus.held_out_bytes / held_out_tokens, 3),
+        "num_parameters": sum(weight.numel() for weight in model.parameters()),
+        "training_files": corpus.num_training_files,
+        "training_tokens": len(corpus.windows.tokens),
+        "epochs": round(config.num_steps / corpus.windows.batches_per_epoch, 2),
+        "held_out_files": corpus.held_out_files,
+        "held_out_tokens": held_out_tokens,
+        "seconds": round(seconds),
+        "curve": curve,  # pairs: a step, the loss on a sample of the held-out text
+        "settings": asdict(config),
+    }
+    replace_folder(path, _files(model, corpus.tokenizer, record))
+    partial_file(path).unlink(missing_ok=True)
+    return record
+
+
+def _read_corpus(texts: Mapping[str, str], config: PretrainConfig, held_out: Sequence[str] | None) -> Corpus:
+    """Divide the texts, train a tokenizer on the training side, and encode both."""
+    if held_out is None:
+        names, kept_out = split_texts(texts)
+    else:
+        names, kept_out = sorted(set(texts) - set(held_out)), sorted(set(held_out) & set(texts))
+    if not kept_out or not names:
+        raise ValueError(f"held_out names {len(kept_out)} of the {len(texts)} texts, expected some of them and not all")
+    tokenizer = train_tokenizer((texts[name] for name in names), config.vocab_size, config.context)
+    end = int(tokenizer.eos_token_id)
+    order = np.random.default_rng(config.seed).permutation(len(names))
+    training = np.concatenate([[end], *encode_texts(tokenizer, [texts[names[i]] for i in order], end)])
+    validation = np.concatenate([[end], *encode_texts(tokenizer, [texts[name] for name in kept_out], end)])
+    windows = Windows(training, config.context, config.batch_size, config.seed)
+    num_bytes = sum(len(texts[name].encode()) for name in kept_out)
+    return Corpus(tokenizer, windows, validation, len(names), kept_out, num_bytes)
+
+
+def _run(
+    model: LlamaForCausalLM, corpus: Corpus, config: PretrainConfig, path: Path, report: Report
+) -> tuple[float, list[tuple[int, float]]]:
+    """Train; return the seconds it took and the held-out losses on the way, by step."""
+    sample = evenly_spaced(corpus.held_out, config.context, EVALUATED)
+    optimizers = optimizers_for(model, config)
+    settings = asdict(config)
+    settings.pop("compile")
+    digest = settings_digest(settings, corpus.windows.tokens.tobytes())
+    progress = Progress(partial_file(path), digest, dict(model.named_parameters()), optimizers)
+    first, notes = progress.restore()
+    before, curve = float(notes.get("seconds", 0.0)), list(notes.get("curve", []))
+    step_loss = torch.compile(loss_of) if config.compile else loss_of
+    started = time.monotonic()
+    for step in range(first, config.num_steps):
+        began = time.monotonic()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * schedule(step, config)
+        loss = step_loss(model, torch.from_numpy(corpus.windows.batch(step)).to(model.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        news: dict[str, Any] = {"step": step + 1, "num_steps": config.num_steps, "loss": loss.item()}
+        if not math.isfinite(news["loss"]):
+            raise ValueError(f"the loss at step {step + 1} is {news['loss']}, expected a number; lower learning_rate")
+        if step == first + 1:  # the first one compiles, or warms up
+            report({"seconds_per_step": time.monotonic() - began, "memory": peak_memory(model.device)} | news)
+        if (step + 1) % EVERY == 0:
+            news["held_out_loss"] = held_out_loss(model, sample)
+            curve.append((step + 1, round(news["held_out_loss"], 4)))
+        report(news)
+        progress.save(step + 1, {"seconds": before + time.monotonic() - started, "curve": curve})
+    return before + time.monotonic() - started, curve
+
+
+def _files(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any]) -> dict[str, bytes]:
+    """Return what a Hugging Face folder holds, by file name; the weights in bfloat16."""
+    model.bfloat16()
+    with tempfile.TemporaryDirectory() as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        files = {file.name: file.read_bytes() for file in sorted(Path(temporary).iterdir())}
+    return files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()}

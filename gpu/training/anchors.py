@@ -1,0 +1,98 @@
+"""Look-ahead rows behind many anchors of a sequence, in one masked pass that gradients can go through.
+
+An anchor is a place in the text at which decoding might stand: behind it hangs a group of L look-ahead rows, as in
+PaSS's draft call. The text's own rows are those of the frozen model, computed once, without gradients. The rows of a
+group see the text up to their anchor and one another, in order, and nothing else: so each group computes what a draft
+call at its anchor would.
+
+Glossary of shapes: B sequences, T tokens of a sequence, N anchors, L look-ahead vectors, D model, V vocabulary,
+R rows of a pass, S slots in sight, G kv-heads, E head size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cache import KVCache
+from ..transformer import Transformer
+
+__all__ = ["AnchoredRows", "anchored_rows"]
+
+
+class AnchoredRows(NamedTuple):
+    """The logits that training compares, row by row: draft row i of an anchor stands for target row i behind it."""
+
+    draft_logits: Tensor  # [B, N, L, V]
+    target_logits: Tensor  # [B, N, L, V], the frozen model's own
+    next_tokens: Tensor  # [B, N, L], the text's token that both predict
+
+
+class FrozenCache:
+    """Keys and values of the text, read only: a pass behind them is not written to them, so gradients can flow."""
+
+    def __init__(self, cache: KVCache):
+        """Stand for the cached positions of a batch whose rows are equally long."""
+        self.keys, self.values = cache.keys[..., : cache.extent, :], cache.values[..., : cache.extent, :]
+        self.lengths = cache.lengths
+        self.extent = cache.extent
+        self.level = True
+
+    def slots(self, num_rows: int) -> Tensor:  # [B, R]
+        """Return the places behind the text, which nothing is written to."""
+        return self.lengths.unsqueeze(1) + torch.arange(num_rows, device=self.lengths.device)
+
+    def write(
+        self,
+        layer: int,
+        keys: Tensor,  # [B, G, R, E]
+        values: Tensor,  # [B, G, R, E]
+        slots: Tensor,  # [B, R]
+    ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
+        """Return the text's keys and values with those of the pass behind them."""
+        return torch.cat([self.keys[layer], keys], dim=2), torch.cat([self.values[layer], values], dim=2)
+
+    def advance(self, num_rows: int) -> None:
+        """Keep nothing of the pass."""
+
+
+def anchored_rows(
+    model: Transformer,
+    vectors: Tensor,  # [L, D]
+    tokens: Tensor,  # [B, T]
+    anchors: Tensor,  # [N]
+) -> AnchoredRows:
+    """Run the frozen model over sequences, and the look-ahead vectors behind each anchor.
+
+    An anchor a means that tokens 0 to a have been fed, as a draft call's last token: look-ahead vector i (from 1 to L)
+    stands at position a + i and drafts the token at a + i + 1. So a + L + 1 must be less than T.
+
+    Source: Monea et al. 2023 (arXiv 2311.13581), Sec. 3, for one group; the mask for many is ours.
+    """
+    depth = torch.arange(1, len(vectors) + 1, device=model.device)  # [L]
+    standing = anchors.unsqueeze(1) + depth  # [N, L]
+    with torch.no_grad():
+        cache = model.new_cache(tokens.shape[1], len(tokens))
+        text = model.hidden(model.embed(tokens), cache)
+        target_logits = model.logits(text[:, standing])
+    groups = vectors.to(model.dtype).repeat(len(anchors), 1).expand(len(tokens), -1, -1)
+    frozen: KVCache = FrozenCache(cache)  # type: ignore[assignment]  # all that a pass asks of a cache
+    positions = standing.flatten().expand(len(tokens), -1)
+    hidden = model.hidden(groups, frozen, positions, _visible(anchors, depth, tokens.shape[1]))
+    draft_logits = model.logits(hidden).unflatten(1, standing.shape)
+    return AnchoredRows(draft_logits, target_logits, tokens[:, standing + 1])
+
+
+def _visible(
+    anchors: Tensor,  # [N]
+    depth: Tensor,  # [L]
+    length: int,  # T
+) -> Tensor:  # [N*L, T+N*L]
+    """Say what each look-ahead row sees: the text up to its anchor, and its own group up to itself."""
+    owner = torch.arange(len(anchors), device=anchors.device).repeat_interleave(len(depth))
+    order = depth.repeat(len(anchors))
+    text = torch.arange(length, device=anchors.device) <= anchors[owner].unsqueeze(1)
+    group = (owner.unsqueeze(1) == owner) & (order <= order.unsqueeze(1))
+    return torch.cat([text, group], dim=1)

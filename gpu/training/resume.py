@@ -1,0 +1,128 @@
+"""A training run that survives being killed: its whole state in one file, replaced now and then in a single move."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..files.folder import read_header
+
+__all__ = ["Progress", "check_output", "partial_file", "settings_digest", "write_file"]
+
+
+def check_output(path: Path, what: str) -> None:
+    """Refuse a path at which there is something already: nothing that somebody made is overwritten.
+
+    Raises:
+        ValueError: there is a file, or a folder that is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is there already, expected a new path for the {what}")
+
+
+def partial_file(output: Path) -> Path:
+    """Return where an unfinished run towards `output` keeps its state."""
+    output = output.resolve()
+    return output.with_name(output.name + ".partial.safetensors")
+
+
+def settings_digest(settings: Mapping[str, Any], *parts: bytes) -> str:
+    """Return a fingerprint of all that a run depends on: resumed under other settings it would be another run."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
+
+
+class Progress:
+    """The state of one run: parameters, optimizers, the number of steps done, and some numbers to remember."""
+
+    def __init__(
+        self,
+        file: Path,
+        digest: str,
+        parameters: Mapping[str, Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        every: float = 20.0,
+    ):
+        """Describe a run whose state goes to `file`, at most once in `every` seconds."""
+        self.file = file
+        self.digest = digest
+        self.parameters = parameters
+        self.optimizers = optimizers
+        self.every = every
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> tuple[int, dict[str, Any]]:
+        """Load what an earlier, killed run has left; return the steps done (0 if none was) and its notes.
+
+        Raises:
+            ValueError: the file is damaged, or its run had other settings, another model or other text.
+        """
+        from safetensors import safe_open
+        from safetensors.torch import load_file
+
+        if not self.file.exists():
+            return 0, {}
+        read_header(self.file)
+        with safe_open(self.file, framework="pt") as file:
+            state = file.metadata() or {}
+        if state.get("digest") != self.digest:
+            raise ValueError(
+                f"{self.file} is an unfinished run with other settings, another model or other text, expected the "
+                "same ones; remove it to begin anew"
+            )
+        tensors = load_file(self.file)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+        for i, optimizer in enumerate(self.optimizers):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"optimizer {i} "):
+                    _, _, number, key = name.split(" ")
+                    moments.setdefault(int(number), {})[key] = tensor
+            optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        return int(state["steps"]), dict(json.loads(state["notes"]))
+
+    def save(self, steps: int, notes: Mapping[str, Any], now: bool = False) -> None:
+        """Write the state, if the last time is long enough ago or it must be `now`."""
+        from safetensors.torch import save
+
+        if not now and time.monotonic() - self._saved_at < self.every:
+            return
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters.items()}
+        for i, optimizer in enumerate(self.optimizers):
+            for number, moments in optimizer.state_dict()["state"].items():
+                for key, value in moments.items():
+                    tensors[f"optimizer {i} {number} {key}"] = torch.as_tensor(value).cpu().contiguous()
+        state = {"digest": self.digest, "steps": str(steps), "notes": json.dumps(dict(notes))}
+        write_file(self.file, save(tensors, metadata=state))
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Remove the state: the run has ended and its result is saved."""
+        self.file.unlink(missing_ok=True)
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file so that its old content or the new is there at every moment."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name("." + file.name + ".new")
+    try:
+        with open(new, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(new, file)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
