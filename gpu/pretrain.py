@@ -53,7 +53,7 @@ class PretrainConfig:
     num_attention_heads: int = 5
     num_key_value_heads: int = 1
     context: int = 512  # the longest sequence it learns to read, in tokens
-    num_steps: int = 2000
+    num_steps: int = 1600
     batch_size: int = 16  # sequences of `context` tokens per step
     learning_rate: float = 6e-3
     weight_decay: float = 0.1
@@ -75,6 +75,13 @@ class PretrainConfig:
             raise ValueError(f"num_key_value_heads: found {kv_heads}, expected a divisor of the {heads} heads")
         if self.context < 2:
             raise ValueError(f"context: found {self.context}, expected at least 2, a token and the next")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate: found {self.learning_rate}, expected a positive number")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay: found {self.weight_decay}, expected a number of at least 0")
+        for name in ("warmup", "cooldown"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected a part of the run, 0 to 1")
 
 
 class Corpus(NamedTuple):
@@ -106,8 +113,8 @@ def pretrain(
         config: shape and training.
         held_out: the names to keep out of training; default: about 5 %, near-duplicates on one side.
         device: cpu or cuda.
-        report: called with `seconds_per_step` and `memory` before the first step, then with `step`, `num_steps`, `loss`
-            and, when it was measured, `held_out_loss`.
+        report: called after every step with `step`, `num_steps`, `loss` and, when it was measured, `held_out_loss`;
+            after the second one of a run, also with `first_step`, `seconds_per_step` and `memory`.
 
     Returns:
         The record, as in pretraining.json: losses in nats per token, bits per byte, sizes, times.
@@ -164,7 +171,7 @@ def _read_corpus(texts: Mapping[str, str], config: PretrainConfig, held_out: Seq
 
 def _run(
     model: LlamaForCausalLM, corpus: Corpus, config: PretrainConfig, path: Path, report: Report
-) -> tuple[float, list[tuple[int, float]]]:
+) -> tuple[float, list[list[float]]]:
     """Train; return the seconds it took and the held-out losses on the way, by step."""
     sample = evenly_spaced(corpus.held_out, config.context, EVALUATED)
     optimizers = optimizers_for(model, config)
@@ -191,12 +198,14 @@ def _run(
         if not math.isfinite(news["loss"]):
             raise ValueError(f"the loss at step {step + 1} is {news['loss']}, expected a number; lower learning_rate")
         if step == first + 1:  # the first one compiles, or warms up
-            report({"seconds_per_step": time.monotonic() - began, "memory": peak_memory(model.device)} | news)
+            news |= {"first_step": first, "seconds_per_step": time.monotonic() - began}
+            news["memory"] = peak_memory(model.device)
         if (step + 1) % EVERY == 0:
             news["held_out_loss"] = held_out_loss(model, sample)
-            curve.append((step + 1, round(news["held_out_loss"], 4)))
+            curve.append([step + 1, round(news["held_out_loss"], 4)])
         report(news)
-        progress.save(step + 1, {"seconds": before + time.monotonic() - started, "curve": curve})
+        notes = {"seconds": before + time.monotonic() - started, "curve": curve}
+        progress.save(step + 1, notes, now=step + 1 == config.num_steps)
     return before + time.monotonic() - started, curve
 
 

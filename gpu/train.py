@@ -1,11 +1,11 @@
 """Look-ahead vectors for a frozen model: the only thing that PaSS trains.
 
-Glossary of shapes: L look-ahead vectors, D model, V vocabulary, N tokens of a text or places in it, B sequences,
-T tokens of a sequence.
+Glossary of shapes: L look-ahead vectors, D model, V vocabulary, N tokens of the training text, M of the held-out one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -26,7 +26,7 @@ from .training.acceptance import expected_acceptance, fixed_token_vectors
 from .training.anchors import AnchoredRows, anchored_rows
 from .training.memory import peak_memory
 from .training.resume import Progress, check_output, partial_file, settings_digest
-from .training.windows import Windows, evenly_spaced
+from .training.windows import Windows, check_tokens, evenly_spaced
 from .transformer import Transformer
 
 __all__ = ["LOSSES", "TrainConfig", "train"]
@@ -68,7 +68,7 @@ class TrainConfig:
     batch_size: int = 8  # sequences per step
     context: int = 256  # tokens of a sequence
     num_anchors: int = 64  # places per sequence behind which look-ahead rows hang
-    learning_rate: float = 0.01
+    learning_rate: float = 0.05
     warmup: float = 0.05  # the part of the run in which the learning rate rises; then it falls as a cosine
     seed: int = 0
 
@@ -82,12 +82,14 @@ class TrainConfig:
         check_integer("seed", self.seed, 0, 2**63 - 1)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate: found {self.learning_rate}, expected a positive number")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup: found {self.warmup}, expected a part of the run, 0 to 1")
 
 
 def train(
     model: Transformer,
     training: Tokens,  # [N]
-    held_out: Tokens,  # [N]
+    held_out: Tokens,  # [M]
     output: str | os.PathLike[str],
     config: TrainConfig | None = None,
     report: Report | None = None,
@@ -106,7 +108,8 @@ def train(
             `loss`, at the end `acceptance` and `fixed_token_acceptance`.
 
     Raises:
-        ValueError: the output is taken, a text is too short, or an unfinished run there was another one.
+        ValueError: the output is taken, a text is too short or not this model's, or an unfinished run there was
+            another one.
     """
     config = TrainConfig() if config is None else config
     report = (lambda news: None) if report is None else report
@@ -119,12 +122,13 @@ def train(
         )
     windows = Windows(training, config.context, config.batch_size, config.seed)
     sequences = evenly_spaced(held_out, config.context, EVALUATED)
+    check_tokens("training", training, model.vocab_size)
+    check_tokens("held_out", held_out, model.vocab_size)
 
     vectors = _first_vectors(model, config).requires_grad_()
     optimizer = torch.optim.AdamW([vectors], lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
-    digest = settings_digest(
-        asdict(config) | {"fingerprint": model.fingerprint}, training.tobytes(), held_out.tobytes()
-    )
+    run = asdict(config) | {"fingerprint": _fingerprint(model), "dtype": str(model.dtype)}
+    digest = settings_digest(run, training.tobytes(), held_out.tobytes())
     progress = Progress(partial_file(path), digest, {"vectors": vectors}, [optimizer])
     first, notes = progress.restore()
     report({"first_step": first, "num_steps": config.num_steps} | _estimate(model, vectors, windows, config))
@@ -141,7 +145,7 @@ def train(
             raise ValueError(f"the loss at step {step + 1} is {value}, expected a number; lower learning_rate")
         notes = {"seconds": before + time.monotonic() - started, "loss": value}
         report({"step": step + 1, "num_steps": config.num_steps, "loss": value})
-        progress.save(step + 1, notes)
+        progress.save(step + 1, notes, now=step + 1 == config.num_steps)
 
     acceptance = expected_acceptance(model, vectors.detach(), sequences, config.sampling)
     fixed = fixed_token_vectors(model, config.num_lookahead)
@@ -169,6 +173,13 @@ def train(
     return lookahead
 
 
+def _fingerprint(model: Transformer) -> str:
+    """Return what tells the model from others; one that came from no checkpoint is known by its embedding."""
+    if model.fingerprint is not None:
+        return model.fingerprint
+    return hashlib.sha256(model.weights.embedding.float().cpu().numpy().tobytes()).hexdigest()
+
+
 def _first_vectors(model: Transformer, config: TrainConfig) -> Tensor:  # [L, D]
     """Begin at the mean embedding, each vector pushed off by noise of a tenth of an embedding's spread."""
     embedding = model.weights.embedding.float()
@@ -179,7 +190,8 @@ def _first_vectors(model: Transformer, config: TrainConfig) -> Tensor:  # [L, D]
 
 def _loss(model: Transformer, vectors: Tensor, windows: Windows, step: int, config: TrainConfig) -> Tensor:  # []
     """Return the loss of one step: its sequences and anchors follow from the seed and the step alone."""
-    generator = np.random.Generator(np.random.Philox(key=config.seed + 1, counter=step))
+    stream = np.random.Philox(key=config.seed + 1, counter=step << 64)  # the low word counts within a step
+    generator = np.random.Generator(stream)
     places = config.context - config.num_lookahead - 1
     anchors = np.sort(generator.choice(places, min(config.num_anchors, places), replace=False))
     tokens = torch.from_numpy(windows.batch(step)).to(model.device)
@@ -190,7 +202,7 @@ def _loss(model: Transformer, vectors: Tensor, windows: Windows, step: int, conf
 def _schedule(step: int, config: TrainConfig) -> float:
     """Return the part of the learning rate at a step: a straight rise, then half a cosine down to 0."""
     done = (step + 1) / config.num_steps
-    return min(done / config.warmup, 0.5 + 0.5 * math.cos(math.pi * step / config.num_steps))
+    return min(done / max(config.warmup, 1 / config.num_steps), 0.5 + 0.5 * math.cos(math.pi * step / config.num_steps))
 
 
 def _estimate(model: Transformer, vectors: Tensor, windows: Windows, config: TrainConfig) -> dict[str, Any]:

@@ -38,9 +38,14 @@ def expected_acceptance(
     The places are spread evenly over text that the model did not write; the drafts before i are taken to be the
     text's. Deterministic: no draw is made. `watch` is called between batches.
 
+    Raises:
+        ValueError: no draft has a place in sequences so short.
+
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6.
     """
     depth, length = len(vectors), sequences.shape[1]
+    if length < depth + 2 or not len(sequences):
+        raise ValueError(f"sequences: found {len(sequences)} of {length} tokens, expected some of at least {depth + 2}")
     anchors = torch.linspace(0, length - depth - 2, min(ANCHORS, length - depth - 1), device=model.device).long()
     total = torch.zeros(depth, dtype=torch.float64, device=model.device)
     for first in range(0, len(sequences), SEQUENCES):

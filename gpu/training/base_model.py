@@ -26,7 +26,6 @@ def new_model(config: PretrainConfig, end: int) -> LlamaForCausalLM:
     """Return an untrained Llama in float32; `end` is the token that ends a text."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(config.seed)
     shape = LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -41,7 +40,9 @@ def new_model(config: PretrainConfig, end: int) -> LlamaForCausalLM:
         eos_token_id=end,
         use_cache=True,
     )
-    return LlamaForCausalLM(shape)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        torch.default_generator.manual_seed(config.seed)
+        return LlamaForCausalLM(shape)
 
 
 def optimizers_for(model: LlamaForCausalLM, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -63,7 +64,9 @@ def optimizers_for(model: LlamaForCausalLM, config: PretrainConfig) -> list[torc
 def schedule(step: int, config: PretrainConfig) -> float:
     """Return the part of the learning rate at a step: a rise, a plateau, a straight fall to 0."""
     done = (step + 1) / config.num_steps
-    return min(1.0, done / config.warmup, (1.0 - done) / config.cooldown + 1.0 / config.num_steps)
+    shortest = 1.0 / config.num_steps  # of a rise or a fall: one step
+    fall = (1.0 - done) / max(config.cooldown, shortest) + shortest
+    return min(1.0, done / max(config.warmup, shortest), fall)
 
 
 def loss_of(

@@ -91,21 +91,26 @@ def split_texts(texts: Mapping[str, str], fraction: float = 0.05) -> tuple[list[
     Raises:
         ValueError: there are too few texts to have both sides.
     """
-    training: list[str] = []
-    held_out: list[str] = []
-    for group in near_duplicates(texts):
-        draw = int.from_bytes(hashlib.sha256(group[0].encode()).digest()[:8], "little") / 2**64
-        (held_out if draw < fraction else training).extend(group)
-    if not training or not held_out:
-        raise ValueError(f"found {len(texts)} texts, too few to hold any out, expected more files (or a held-out list)")
+    groups = near_duplicates(texts)
+    if len(groups) < 2:
+        raise ValueError(
+            f"found {len(texts)} texts, too few to hold any out, expected at least 2 that are no copies of one another"
+        )
+    draws = {group[0]: hashlib.sha256(group[0].encode()).digest()[:8] for group in groups}
+    share = {name: int.from_bytes(draw, "little") / 2**64 for name, draw in draws.items()}
+    limit = max(fraction, min(share.values()))  # however few there are, one group is held out
+    if limit >= max(share.values()):  # and one is not
+        limit = min(share.values())
+    held_out = [name for group in groups for name in group if share[group[0]] <= limit]
+    training = [name for group in groups for name in group if share[group[0]] > limit]
     return sorted(training), sorted(held_out)
 
 
 def near_duplicates(texts: Mapping[str, str]) -> list[list[str]]:
     """Group texts that share much, directly or through others; most groups have one member.
 
-    Two texts belong together if 30 % of the telling lines of the one with fewer stand in the other. A line is telling
-    if it has at least 16 characters and stands in at most 20 texts.
+    Two texts belong together if 30 % of the telling lines of the one with fewer, and at least three, stand in the
+    other; or if they are equal. A line is telling if it has at least 16 characters and stands in at most 20 texts.
     """
     lines = {name: {line.strip() for line in text.splitlines()} for name, text in texts.items()}
     homes: dict[str, list[str]] = {}
@@ -127,10 +132,16 @@ def near_duplicates(texts: Mapping[str, str]) -> list[list[str]]:
             leader[name] = name = leader[leader[name]]
         return name
 
+    def join(one: str, other: str) -> None:
+        first, second = sorted((find(one), find(other)))
+        leader[second] = first
+
+    equal: dict[str, str] = {}
+    for name in sorted(texts):
+        join(name, equal.setdefault(texts[name].strip(), name))
     for (one, other), count in shared.items():
         if count >= SHARED * min(telling[one], telling[other]) and count >= 3:
-            first, second = sorted((find(one), find(other)))
-            leader[second] = first
+            join(one, other)
 
     groups: dict[str, list[str]] = {}
     for name in sorted(lines):

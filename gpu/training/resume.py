@@ -111,12 +111,13 @@ class Progress:
     def finish(self) -> None:
         """Remove the state: the run has ended and its result is saved."""
         self.file.unlink(missing_ok=True)
+        _unfinished(self.file).unlink(missing_ok=True)  # a run that was killed while it wrote left this
 
 
 def write_file(file: Path, content: bytes) -> None:
     """Write a file so that its old content or the new is there at every moment."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name("." + file.name + ".new")
+    new = _unfinished(file)
     try:
         with open(new, "wb") as stream:
             stream.write(content)
@@ -126,3 +127,8 @@ def write_file(file: Path, content: bytes) -> None:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def _unfinished(file: Path) -> Path:
+    """Return where a file stands until it is complete."""
+    return file.with_name("." + file.name + ".new")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Windows", "evenly_spaced"]
+__all__ = ["Windows", "check_tokens", "evenly_spaced"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +61,18 @@ def evenly_spaced(
         raise ValueError(f"the held-out text has {len(tokens)} tokens, expected at least {length}, one window")
     starts = np.linspace(0, len(tokens) - length, count).astype(int)
     return np.stack([tokens[start : start + length] for start in starts])
+
+
+def check_tokens(
+    name: str,
+    tokens: npt.NDArray[np.int64],  # [N]
+    vocab_size: int,
+) -> None:
+    """Refuse tokens that a model does not have: the text was encoded for another one.
+
+    Raises:
+        ValueError: the smallest token is negative or the largest too large.
+    """
+    for token in (int(tokens.min()), int(tokens.max())):
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"{name}: found the token {token}, expected 0 to {vocab_size - 1}, the model's")

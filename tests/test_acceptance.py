@@ -1,0 +1,158 @@
+"""Expected acceptance: the sum over tokens of the smaller of two laws, by the specification and by the running step."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pass_sampling.gpu as gpu
+import pass_sampling.reference as reference
+from folders import LLAMA3, module, tiny_config
+from pass_sampling.gpu.training import acceptance as home
+from pass_sampling.gpu.training.acceptance import ANCHORS, expected_acceptance, fixed_token_vectors
+from pass_sampling.reference.sampling import probs_from_logits
+from passes import Passes
+from strategies import settings_of
+
+EXACT = 1e-12  # laws in float64: sums of a few numbers in [0, 1], each wrong by a few times 2^-53
+VOCAB = 23
+KINDS = {
+    "llama3 rope": tiny_config("llama", rope_scaling=LLAMA3),
+    "a window": tiny_config("mistral", sliding_window=3),
+    "norms": tiny_config("qwen3", sliding_window=4, sliding_layers=(True, False)),
+}
+on_kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@cache
+def model_of(package: str, kind: str) -> Any:
+    return Passes(package, KINDS[kind]).model
+
+
+def by_the_specification(model: Any, vectors: np.ndarray, sequences: np.ndarray, sampling: Any) -> np.ndarray:  # [L]
+    """Return the mean over all places, one draft call of the reference per place, each with a fresh cache."""
+    places = []
+    for text in sequences:
+        plain = model.forward(text)
+        for anchor in range(len(text) - len(vectors) - 1):
+            inputs = np.concatenate([model.embed(text[: anchor + 1]), vectors])
+            drafts = model.logits(model.hidden(inputs, model.new_cache()))[anchor + 1 :]
+            targets = plain[anchor + 1 : anchor + 1 + len(vectors)]
+            pairs = zip(targets, drafts, strict=True)
+            laws = [(probs_from_logits(one, sampling), probs_from_logits(other, sampling)) for one, other in pairs]
+            places.append([np.minimum(target, draft).sum() for target, draft in laws])
+    return np.mean(places, axis=0)
+
+
+@on_kinds
+@given(
+    seed=st.integers(0, 2**32),
+    shape=st.tuples(st.integers(1, 6), st.integers(0, 6)),
+    depth=st.integers(1, 3),
+    settings=settings_of(VOCAB),
+)
+def test_it_is_the_mass_that_target_and_draft_share(
+    kind: str, seed: int, shape: tuple[int, int], depth: int, settings: dict[str, Any]
+) -> None:
+    """On texts so short that all places count, from one place per text on, and for more texts than fit in a batch.
+
+    Where a restriction turns on the last bit of a logit, the two packages may see different sets: not for logits
+    drawn at random, which are never that close.
+    """
+    generator = np.random.default_rng(seed)
+    vectors = generator.standard_normal((depth, 24))
+    sequences = generator.integers(VOCAB, size=(shape[0], depth + 2 + shape[1]))
+    expected = by_the_specification(
+        model_of("reference", kind), vectors, sequences, reference.SamplingConfig(**settings)
+    )
+    found = expected_acceptance(
+        model_of("gpu", kind), torch.from_numpy(vectors), sequences, gpu.SamplingConfig(**settings)
+    )
+    assert found.dtype == torch.float64
+    assert np.abs(found.numpy() - expected).max() <= EXACT
+
+
+@on_kinds
+@given(seed=st.integers(0, 2**32), depth=st.integers(1, 3), settings=settings_of(VOCAB))
+def test_it_is_what_the_running_step_compares(kind: str, seed: int, depth: int, settings: dict[str, Any]) -> None:
+    """A traced cycle keeps the laws of its drafts and those they are verified with.
+
+    Its text, the exact token and the drafts, is a sequence with one place. The drafts' laws are all traced, as edges
+    of cells; the target's law behind a draft is computed anew.
+    """
+    model, sampling = model_of("gpu", kind), gpu.SamplingConfig(**settings)
+    lookahead = gpu.LookAhead(torch.from_numpy(np.random.default_rng(seed).standard_normal((depth, 24))))
+    method = gpu.PaSS(model, lookahead, sampling)
+    record = gpu.generate(method, [seed % VOCAB], depth + 2, seed=seed, trace=True).records[0]
+    text = np.array([[seed % VOCAB, record.tokens[0], *record.draft_tokens]])
+    found = expected_acceptance(model, lookahead.vectors, text, sampling)
+    token_probs = np.array([record.target_token_probs, record.draft_token_probs])
+    for i, (target, draft) in enumerate(token_probs.T):
+        assert min(target, draft) <= found[i] + EXACT, "the drawn token alone has no more than all tokens"
+    laws = [np.diff(choice.edges, prepend=0.0) for choice in record.choices if len(choice.edges) == VOCAB]
+    drafts = laws[1 : depth + 1]  # behind the exact token's
+    for i in range(depth):
+        upto = text[:, : i + 2]
+        target = module("gpu", "sampling").probs_from_logits(model.forward(upto)[0, -1], sampling).numpy()
+        assert abs(np.minimum(target, drafts[i]).sum() - float(found[i])) <= EXACT
+
+
+@on_kinds
+def test_vectors_that_copy_the_text_are_always_accepted(kind: str) -> None:
+    """The text's own embeddings in the place of the vectors: draft and target are one law."""
+    model, text = model_of("gpu", kind), np.full((2, 9), 5)
+    vectors = fixed_token_vectors(model, 2, token=5)
+    assert torch.equal(vectors, model.weights.embedding[[5, 5]])
+    for temperature in (0.0, 0.7):
+        found = expected_acceptance(model, vectors, text, gpu.SamplingConfig(temperature))
+        assert float((found - 1).abs().max()) <= EXACT
+
+
+@given(depth=st.integers(1, 5), extra=st.integers(0, 300))
+def test_the_places_are_distinct_and_spread_from_the_first_to_the_last(depth: int, extra: int) -> None:
+    places: list[torch.Tensor] = []
+
+    def watched(model: Any, vectors: Any, tokens: Any, anchors: torch.Tensor) -> Any:
+        places.append(anchors)
+        raise InterruptedError
+
+    length = depth + 2 + extra
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(home, "anchored_rows", watched)
+        with pytest.raises(InterruptedError):
+            model = model_of("gpu", "norms")
+            expected_acceptance(model, torch.zeros(depth, 24), np.zeros((1, length), np.int64), gpu.SamplingConfig())
+    anchors = places[0].tolist()
+    assert len(anchors) == min(ANCHORS, length - depth - 1)
+    assert anchors[0] == 0 and (anchors[-1] == extra)
+    steps = np.diff(anchors)
+    assert len(steps) == 0 or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
+
+
+@pytest.mark.parametrize("shape", [(0, 9), (1, 3), (2, 0)])
+def test_sequences_without_a_place_are_refused(shape: tuple[int, int]) -> None:
+    vectors, texts = torch.zeros(2, 24), np.zeros(shape, np.int64)
+    with pytest.raises(ValueError, match=r"^sequences: found \d of \d tokens, expected some of at least 4$"):
+        expected_acceptance(model_of("gpu", "norms"), vectors, texts, gpu.SamplingConfig())
+
+
+def wrong_minimum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (one * other).sqrt()
+
+
+def test_the_comparison_rejects_another_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, sampling = np.random.default_rng(0), {"temperature": 0.8, "top_k": 10}
+    vectors, texts = generator.standard_normal((2, 24)), generator.integers(VOCAB, size=(1, 8))
+    expected = by_the_specification(
+        model_of("reference", "norms"), vectors, texts, reference.SamplingConfig(**sampling)
+    )
+    arguments = (model_of("gpu", "norms"), torch.from_numpy(vectors), texts, gpu.SamplingConfig(**sampling))
+    assert np.abs(expected_acceptance(*arguments).numpy() - expected).max() <= EXACT
+    monkeypatch.setattr(torch, "minimum", wrong_minimum)
+    assert np.abs(expected_acceptance(*arguments).numpy() - expected).max() > 1e-3

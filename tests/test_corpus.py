@@ -1,0 +1,322 @@
+"""Text for training: read from disk, divided, put into tokens, and cut into windows."""
+
+from __future__ import annotations
+
+import os
+import string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from folders import contents
+from pass_sampling.gpu.training.corpus import near_duplicates, read_texts, split_texts, standard_library
+from pass_sampling.gpu.training.tokenizer import END_OF_TEXT, encode_texts, train_tokenizer
+from pass_sampling.gpu.training.windows import Windows, check_tokens, evenly_spaced
+
+# --- Reading ---
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_texts_below_a_folder_are_named_by_their_path_from_there(tmp_path: Path) -> None:
+    files = {"b.py": b"b", "a/z.md": b"z", "a/deep/er/y.rst": b"y", "x.txt": b"x", "a.bin": b"no", "Makefile": b"no"}
+    write(tmp_path / "texts", files)
+    found = read_texts([tmp_path / "texts"])
+    assert found == {"b.py": "b", "a/z.md": "z", "a/deep/er/y.rst": "y", "x.txt": "x"}
+    assert read_texts([str(tmp_path / "texts")], (".bin",)) == {"a.bin": "no"}
+    assert list(read_texts([tmp_path / "texts"], left_out=("a/", "x"))) == ["b.py"]
+
+
+def test_a_file_is_named_by_itself_whatever_its_suffix(tmp_path: Path) -> None:
+    write(tmp_path, {"one/notes.log": b"text", "two/b.txt": b"more"})
+    found = read_texts([tmp_path / "one" / "notes.log", tmp_path / "two"])
+    assert found == {"notes.log": "text", "b.txt": "more"}
+
+
+@given(text=st.text(min_size=1).filter(lambda text: "\r" not in text))
+def test_lines_end_the_same_on_every_system(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("texts")
+    write(folder, {"unix.txt": text.encode(), "windows.txt": text.replace("\n", "\r\n").encode()})
+    assert read_texts([folder]) == {"unix.txt": text, "windows.txt": text}
+
+
+def test_files_that_are_no_text_are_left_out_below_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, {"good.txt": "né".encode(), "latin.txt": "né".encode("latin-1"), "empty.txt": b""})
+    (tmp_path / "folder.txt").mkdir()
+    before = contents(tmp_path)
+    assert read_texts([tmp_path]) == {"good.txt": "né"}
+    assert contents(tmp_path) == before
+
+
+WRONG_PATHS = [
+    (["missing"], FileNotFoundError, r"missing is not there, expected a text file or a folder of such$"),
+    (["latin.txt"], ValueError, r"latin\.txt holds no text, expected UTF-8 text"),
+    (["empty.txt"], ValueError, r"empty\.txt holds no text, expected UTF-8 text"),
+    (["none"], ValueError, r"none holds no text, expected UTF-8 text \(in a folder: \.py, \.txt, \.md, \.rst files\)$"),
+    (["one", "two"], ValueError, r"two holds 'a\.txt', found before, expected every name once$"),
+    (["one", "one"], ValueError, r"one holds 'a\.txt', found before, expected every name once$"),
+    (["one", "two/a.txt"], ValueError, r"a\.txt holds 'a\.txt', found before, expected every name once$"),
+    ([], ValueError, r"^found no text, expected at least one file or folder$"),
+]
+
+
+@pytest.mark.parametrize("names, error, message", WRONG_PATHS)
+def test_paths_without_text_and_names_that_come_twice_are_refused_in_one_sentence(
+    names: list[str], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    files = {"latin.txt": b"n\xe9", "empty.txt": b"", "none/a.bin": b"x", "one/a.txt": b"1", "two/a.txt": b"2"}
+    before = contents(write(tmp_path, files))
+    with pytest.raises(error, match=message) as caught:
+        read_texts([tmp_path / name for name in names])
+    assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_the_standard_library_is_there_without_what_is_installed_into_it() -> None:
+    texts = standard_library()
+    assert len(texts) > 500 and {"os.py", "json/decoder.py"} <= texts.keys()
+    assert texts["os.py"] == Path(os.__file__).read_bytes().decode().replace("\r\n", "\n")
+    assert not [name for name in texts if "site-packages" in name or name.startswith("encodings/")]
+    training, held_out = split_texts(texts)
+    assert 0.02 < len(held_out) / len(texts) < 0.15
+    assert sorted(training + held_out) == sorted(texts)
+
+
+def test_a_python_without_its_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(FileNotFoundError, match=r" holds no standard library, expected Python's source files there$"):
+        standard_library()
+
+
+# --- Dividing ---
+
+
+def lines_of(seed: int, count: int) -> list[str]:
+    """Return telling lines: long enough, and unlike those of any other seed."""
+    letters = np.random.default_rng(seed).choice(list(string.ascii_lowercase), size=(count, 20))
+    return ["".join(line) for line in letters]
+
+
+def corpus(seeds: Any, count: int = 6) -> dict[str, str]:
+    return {f"text_{seed}.py": "\n".join(lines_of(seed, count)) for seed in seeds}
+
+
+seeds = st.sets(st.integers(0, 10**6), min_size=1, max_size=30)
+
+
+@given(seeds=seeds, count=st.integers(1, 12))
+def test_unrelated_texts_are_not_grouped(seeds: set[int], count: int) -> None:
+    texts = corpus(seeds, count)
+    assert near_duplicates(texts) == [[name] for name in sorted(texts)]
+
+
+@st.composite
+def relatives(draw: Any) -> tuple[dict[str, str], dict[str, set[str]]]:
+    """Texts, some with relatives: copies, beginnings of at least three lines, or the text with more below it."""
+    texts = corpus(draw(seeds), 10)
+    families: dict[str, set[str]] = {}
+    for name in draw(st.sets(st.sampled_from(sorted(texts)), max_size=5)):
+        lines = texts[name].splitlines()
+        families[name] = {name}
+        for i, kind in enumerate(draw(st.lists(st.sampled_from(["copy", "part", "more", "indented"]), max_size=3))):
+            relative = draw(st.sampled_from(["a", "z"])) + f"{i}/{name}"
+            families[name].add(relative)
+            kept = lines[: draw(st.integers(3, 9))] if kind == "part" else lines
+            kept = kept + lines_of(10**7 + 100 * int(name[5:-3]) + i, 60) if kind == "more" else kept
+            texts[relative] = "\n".join(["    " + line for line in kept] if kind == "indented" else kept)
+    return texts, families
+
+
+@given(case=relatives(), boilerplate=st.booleans(), data=st.data())
+def test_copies_and_parts_are_grouped_with_their_original_and_with_nothing_else(
+    case: Any, boilerplate: bool, data: st.DataObject
+) -> None:
+    """In any order of the texts. Lines that stand in more than 20 of them relate nothing."""
+    texts, families = case
+    if boilerplate:
+        header = "\n".join(lines_of(10**8, 5))
+        texts = {name: f"{header}\n{text}" for name, text in texts.items()}
+        texts |= {f"header/{i}": f"{header}\n{i}" for i in range(21)}
+    texts = {name: texts[name] for name in data.draw(st.permutations(sorted(texts)))}
+    groups = near_duplicates(texts)
+    assert [group[0] for group in groups] == sorted(min(group) for group in groups)
+    assert sorted(name for group in groups for name in group) == sorted(texts)
+    related = {name: family for family in families.values() for name in family}
+    for group in groups:
+        assert group == sorted(related.get(group[0], {group[0]}))
+
+
+def test_two_shared_lines_and_short_lines_relate_nothing() -> None:
+    one, other, shared = lines_of(1, 2), lines_of(2, 2), lines_of(3, 3)
+    short = [line[:15] for line in lines_of(4, 10)]
+    two = {"one": "\n".join([*one, *short, *shared[:2]]), "other": "\n".join([*other, *short, *shared[:2]])}
+    assert near_duplicates(two) == [["one"], ["other"]]
+    three = {name: f"{text}\n{shared[2]}" for name, text in two.items()}
+    assert near_duplicates(three) == [["one", "other"]]
+
+
+def sides_of(texts: dict[str, str]) -> dict[str, bool]:
+    """Say of every text whether it is held out."""
+    training, held_out = split_texts(texts, 0.3)
+    assert training == sorted(training) and held_out == sorted(held_out)
+    assert not set(training) & set(held_out) and set(training) | set(held_out) == set(texts)
+    return dict.fromkeys(training, False) | dict.fromkeys(held_out, True)
+
+
+@given(case=relatives(), data=st.data())
+def test_relatives_stand_on_one_side_and_the_order_of_texts_is_nothing(case: Any, data: st.DataObject) -> None:
+    texts, families = case
+    texts |= corpus(range(10**6 + 1, 10**6 + 21))  # enough for both sides
+    sides = sides_of(texts)
+    for family in families.values():
+        assert len({sides[name] for name in family}) == 1
+    assert sides_of({name: texts[name] for name in data.draw(st.permutations(sorted(texts)))}) == sides
+
+
+@given(more=st.sets(st.integers(2000, 10**6), max_size=20))
+def test_adding_unrelated_texts_moves_none(more: set[int]) -> None:
+    before = sides_of(corpus(range(40)))
+    after = sides_of(corpus([*range(40), *more]))
+    assert {name: after[name] for name in before} == before
+
+
+def test_about_the_asked_part_is_held_out() -> None:
+    """Of 2000 texts 5 % are 100, give or take 10; six times that is passed by one set of names in a billion."""
+    _, held_out = split_texts(corpus(range(2000), 1))
+    assert 40 <= len(held_out) <= 160
+
+
+@pytest.mark.parametrize("texts", [{}, {"a.py": "text"}, {f"{i}/a.py": "\n".join(lines_of(0, 5)) for i in range(20)}])
+def test_too_few_texts_to_hold_any_out_are_refused(texts: dict[str, str]) -> None:
+    """Twenty copies are one text."""
+    with pytest.raises(ValueError, match=rf"^found {len(texts)} texts, too few to hold any out, expected at least 2"):
+        split_texts(texts)
+
+
+# --- Tokens ---
+
+TOKENIZER = train_tokenizer(["def main():\n    return 'é'\n" * 9, "naïve text, twice; naïve text\r\n\t"], 280, 64)
+
+
+@given(text=st.text())
+def test_the_tokenizer_gives_every_text_back_byte_for_byte(text: str) -> None:
+    (tokens,) = encode_texts(TOKENIZER, [text], None)
+    assert tokens.dtype == np.int64 and (tokens < 280).all()
+    assert TOKENIZER.decode(tokens.tolist()) == text
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_characters="<")), max_size=4))
+def test_every_text_ends_with_the_end_of_text_and_holds_it_nowhere_else(texts: list[str]) -> None:
+    end = TOKENIZER.eos_token_id
+    assert TOKENIZER.decode([end]) == END_OF_TEXT
+    plain, ended = encode_texts(TOKENIZER, texts, None), encode_texts(TOKENIZER, texts, end)
+    assert len(plain) == len(ended) == len(texts)
+    for without, tokens in zip(plain, ended, strict=True):
+        assert end not in without
+        assert tokens.tolist() == [*without, end]
+
+
+def test_the_same_texts_give_the_same_tokenizer() -> None:
+    texts = ["one two three four five six seven " * 3, "two three four, five"]
+    first, second = (train_tokenizer(iter(texts), 270, 64).get_vocab() for _ in range(2))
+    assert first == second and len(first) == 270 and sorted(first.values()) == list(range(270))
+
+
+@pytest.mark.parametrize(
+    "texts, size, message",
+    [
+        (["abab"], 256, r"^vocab_size: found 256, expected at least 257, the bytes and the end of text$"),
+        (["abab"], 300, r"^the text is too short: it gives a vocabulary of \d+ tokens, expected 300$"),
+        ([], 258, r"^the text is too short: it gives a vocabulary of 257 tokens, expected 258$"),
+    ],
+)
+def test_text_that_fills_no_vocabulary_is_refused(texts: list[str], size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(texts, size, 64)
+
+
+# --- Windows ---
+
+
+@st.composite
+def windows(draw: Any) -> Windows:
+    length, batch_size = draw(st.integers(1, 7)), draw(st.integers(1, 5))
+    spare = draw(st.integers(0, 5 * length * batch_size))
+    return Windows(np.arange(length * (batch_size + 1) + spare), length, batch_size, draw(st.integers(0, 2**63 - 1)))
+
+
+@given(windows=windows(), epoch=st.integers(0, 5))
+def test_every_epoch_visits_every_window_once_and_misses_less_than_a_batch(windows: Windows, epoch: int) -> None:
+    """The text counts its own places, so a window tells where it was."""
+    per_epoch, length = windows.batches_per_epoch, windows.length
+    batches = [windows.batch(epoch * per_epoch + place) for place in range(per_epoch)]
+    assert all(batch.shape == (windows.batch_size, length) for batch in batches)
+    rows = np.concatenate(batches)
+    assert (np.diff(rows, axis=1) == 1).all(), "a window is a piece of the text"
+    starts = np.sort(rows[:, 0])
+    assert (np.diff(starts) == length).all(), "no place twice, none left out between"
+    assert 0 <= starts[0] < length
+    assert len(windows.tokens) - rows.size < length * (windows.batch_size + 1)
+
+
+@given(windows=windows(), steps=st.lists(st.integers(0, 200), min_size=1, max_size=5))
+def test_a_batch_depends_on_the_seed_and_the_step_alone(windows: Windows, steps: list[int]) -> None:
+    again = Windows(windows.tokens.copy(), windows.length, windows.batch_size, windows.seed)
+    expected = {step: again.batch(step) for step in sorted(set(steps))}
+    for step in steps:
+        assert np.array_equal(windows.batch(step), expected[step])
+
+
+def test_epochs_and_seeds_have_orders_and_offsets_of_their_own() -> None:
+    tokens = np.arange(2000)
+    texts = [
+        np.concatenate([Windows(tokens, 10, 4, seed).batch(49 * epoch + place) for place in range(49)])[:, 0]
+        for seed in (0, 1)
+        for epoch in (0, 1, 2)
+    ]
+    assert len({tuple(starts) for starts in texts}) == 6
+    assert len({int(starts[0]) % 10 for starts in texts}) > 1
+
+
+@given(length=st.integers(1, 9), batch_size=st.integers(1, 9), missing=st.integers(1, 20))
+def test_a_text_in_which_no_batch_fits_is_refused(length: int, batch_size: int, missing: int) -> None:
+    needed = length * (batch_size + 1)
+    with pytest.raises(ValueError, match=rf"^the text has \d+ tokens, expected at least {needed} for batches of"):
+        Windows(np.arange(max(0, needed - missing)), length, batch_size, 0)
+    assert Windows(np.arange(needed), length, batch_size, 0).batch(0).shape == (batch_size, length)
+
+
+@given(count=st.integers(0, 3000), length=st.integers(1, 40), most=st.integers(1, 100))
+def test_evenly_spaced_windows_do_not_overlap_and_reach_both_ends(count: int, length: int, most: int) -> None:
+    if count < length:
+        with pytest.raises(
+            ValueError, match=rf"^the held-out text has {count} tokens, expected at least {length}, one"
+        ):
+            evenly_spaced(np.arange(count), length, most)
+        return
+    rows = evenly_spaced(np.arange(count), length, most)
+    assert rows.shape == (min(most, count // length), length)
+    assert (np.diff(rows, axis=1) == 1).all()
+    gaps = np.diff(rows[:, 0])
+    assert rows[0, 0] == 0 and (len(rows) == 1 or rows[-1, -1] == count - 1)
+    assert len(gaps) == 0 or (gaps.min() >= length and gaps.max() - gaps.min() <= 1)
+
+
+@given(tokens=st.lists(st.integers(-3, 12), min_size=1), vocab_size=st.integers(1, 10))
+def test_tokens_of_another_vocabulary_are_refused(tokens: list[int], vocab_size: int) -> None:
+    if all(0 <= token < vocab_size for token in tokens):
+        check_tokens("text", np.array(tokens), vocab_size)
+        return
+    with pytest.raises(
+        ValueError, match=rf"^text: found the token -?\d+, expected 0 to {vocab_size - 1}, the model's$"
+    ):
+        check_tokens("text", np.array(tokens), vocab_size)
