@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test check
+.PHONY: help demo test test-docs check notebooks checkpoint
 
 # The first interpreter that runs, is neither too old nor too new, and can make environments.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
@@ -13,12 +13,17 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 
 VENV := .venv
 READY := $(VENV)/.ready
+READY_DOCS := $(VENV)/.ready-docs
+NEW := build/checkpoints
 BIN := $(VENV)/bin/python
 ARGS ?=
 
 help: ## Show the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="-k law" is handed to pytest.'
+
+demo: $(READY) ## Watch the model in the box write Python, drafted and verified by itself.
+	$(BIN) -m pass_sampling.gpu demo $(ARGS)
 
 test: $(READY) ## Run the tests.
 	$(BIN) -m pytest $(ARGS)
@@ -29,9 +34,29 @@ check: $(READY) ## Check format, style and types, then run the tests.
 	$(BIN) -m mypy
 	$(BIN) -m pytest $(ARGS)
 
+test-docs: $(READY_DOCS) ## Run the notebooks and compare what they print with what is stored in them.
+	$(BIN) -m pytest -m docs $(ARGS)
+
+notebooks: $(READY_DOCS) ## Run the notebooks and store what they print.
+	$(BIN) tests/notebooks.py
+
+# An hour on 2 cores, or minutes on a GPU; interrupted, it goes on where it was. The new files take the place of the
+# committed ones only when both are whole. The figures in gpu/checkpoints/README.md are then those that it prints.
+checkpoint: $(READY) ## Train the model in the box and its look-ahead vectors anew.
+	test -d $(NEW)/python-8m || $(BIN) -m pass_sampling.gpu pretrain --standard-library \
+		--held-out-list gpu/checkpoints/held_out.txt --compile --output $(NEW)/python-8m $(ARGS)
+	test -d $(NEW)/python-8m-lookahead || $(BIN) -m pass_sampling.gpu train --model $(NEW)/python-8m --standard-library \
+		--held-out-list gpu/checkpoints/held_out.txt --steps 500 --output $(NEW)/python-8m-lookahead
+	rm -rf gpu/checkpoints/python-8m gpu/checkpoints/python-8m-lookahead
+	mv $(NEW)/python-8m $(NEW)/python-8m-lookahead gpu/checkpoints/
+
 # The marker is written last, so an interrupted installation is done again.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'make: no Python 3.11 to 3.14 with venv was found; install one or name it: make PYTHON=/path/to/python' >&2; exit 1; }
 	@$(BIN) -c '$(USABLE)' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
 	$(BIN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[gpu,dev]"
+	@touch $@
+
+$(READY_DOCS): $(READY)
+	$(BIN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[gpu,dev,notebooks]"
 	@touch $@

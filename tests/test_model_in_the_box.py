@@ -1,0 +1,167 @@
+"""The checkpoint that comes with the package: what its card claims, and that everything opens and agrees on it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_float64
+import pass_sampling.gpu as port
+import pass_sampling.reference as reference
+from pass_sampling.gpu.checkpoints import HELD_OUT, LOOKAHEAD, MODEL
+from pass_sampling.gpu.commands.demo import PROMPTS
+from pass_sampling.gpu.commands.options import named_held_out
+from pass_sampling.gpu.training.acceptance import expected_acceptance, fixed_token_vectors
+from pass_sampling.gpu.training.corpus import near_duplicates, standard_library
+from pass_sampling.gpu.training.tokenizer import encode_texts
+from pass_sampling.gpu.training.windows import evenly_spaced
+
+ROOT = Path(__file__).resolve().parents[1]
+CARD = (MODEL.parent / "README.md").read_text(encoding="utf-8")
+RECORD = json.loads((MODEL / "pretraining.json").read_text(encoding="utf-8"))
+TRAINING = json.loads((LOOKAHEAD / "config.json").read_text(encoding="utf-8"))["training"]
+TOKENIZER = AutoTokenizer.from_pretrained(str(MODEL))
+TOKENS = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    """Those held-out files that the running Python has."""
+    library = standard_library()
+    found = {name: library[name] for name in named_held_out(HELD_OUT) if name in library}
+    assert len(found) >= 30, "the running Python lacks most of the held-out files"
+    return found
+
+
+@pytest.fixture(scope="module")
+def windows(texts: dict[str, str]) -> Any:
+    tokens = np.concatenate(encode_texts(TOKENIZER, list(texts.values()), 0))
+    return evenly_spaced(tokens, 256, 24)
+
+
+def test_both_folders_together_stay_under_20_megabytes() -> None:
+    sizes = [file.stat().st_size for folder in (MODEL, LOOKAHEAD) for file in folder.iterdir()]
+    assert sum(sizes) < 20e6
+
+
+def test_everything_in_the_box_goes_into_the_wheel() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    patterns = settings["package-data"]["pass_sampling.gpu.checkpoints"]
+    files = [path.relative_to(MODEL.parent) for path in MODEL.parent.rglob("*") if path.is_file()]
+    shipped = [file.as_posix() for file in files if file.suffix != ".py" and "__pycache__" not in file.parts]
+    assert [file for file in shipped if not any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] == []
+
+
+def test_the_model_is_a_small_llama_in_bfloat16() -> None:
+    config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["vocab_size"] == 4096
+    model = port.load_model(MODEL)
+    assert model.dtype is torch.bfloat16
+    assert 7.5e6 < RECORD["num_parameters"] < 8.5e6
+
+
+def test_transformers_opens_it_and_computes_the_same_logits() -> None:
+    assert AutoModelForCausalLM.from_pretrained(str(MODEL)).config.vocab_size == 4096
+    peer = hf_float64.load(MODEL)
+    ours = reference.load_model(MODEL, dtype="float64")
+    port_model = port.load_model(MODEL, dtype="float64")
+    for tokens in TOKENS:
+        theirs = hf_float64.logits(peer, np.array(tokens))
+        logits = ours.forward(tokens)
+        assert np.abs(logits - theirs).max() < 1e-11  # logits up to 20, some 400 sums of rounded products each
+        assert np.abs(port_model.forward([tokens])[0].numpy() - logits).max() < 1e-11
+
+
+def test_the_tokenizer_gives_every_text_back() -> None:
+    for text in (*PROMPTS, "naïve 名前\t\r\n\x00 \U0001f600", "  \n\n   x  "):
+        assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
+
+
+def test_no_held_out_file_has_a_near_duplicate_among_the_others() -> None:
+    if sys.version_info[:2] != (3, 11):
+        pytest.skip("the list is that of Python 3.11's library")
+    held_out = set(named_held_out(HELD_OUT))
+    assert sorted(held_out) == RECORD["held_out_files"]
+    for group in near_duplicates(standard_library()):
+        assert held_out.issuperset(group) or held_out.isdisjoint(group)
+
+
+def test_the_held_out_loss_is_what_the_card_says(texts: dict[str, str], windows: Any) -> None:
+    assert RECORD["held_out_loss"] <= 3.2
+    assert f"{RECORD['held_out_loss']:.2f} nats per token" in CARD
+    assert f"{RECORD['bits_per_byte']:.2f} bits per byte" in CARD
+    found = {"all": loss_on(windows)}
+    library = [text for name, text in texts.items() if "test" not in name]
+    found["library"] = loss_on(evenly_spaced(np.concatenate(encode_texts(TOKENIZER, library, 0)), 512, 24))
+    print({name: round(loss, 2) for name, loss in found.items()})
+    assert max(found.values()) <= 3.2
+    assert abs(found["all"] - RECORD["held_out_loss"]) < 0.35  # another sample, and windows of half the length
+
+
+def loss_on(sequences: Any) -> float:
+    """Mean loss of the model on sequences, nats per token."""
+    model = port.load_model(MODEL, dtype="float32")
+    tokens = torch.from_numpy(sequences)
+    with torch.inference_mode():
+        logits = model.forward(tokens)[:, :-1].flatten(0, 1)
+    return float(torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()))
+
+
+def test_the_vectors_belong_to_the_model_and_beat_a_fixed_token(windows: Any) -> None:
+    lookahead = port.LookAhead.load(LOOKAHEAD)
+    model = port.load_model(MODEL)
+    lookahead.check(model)
+    assert lookahead.num_lookahead == 4
+    assert lookahead.sampling == port.SamplingConfig(temperature=0.8, top_k=10)
+    trained = expected_acceptance(model, lookahead.vectors, windows, lookahead.sampling)
+    fixed = expected_acceptance(model, fixed_token_vectors(model, 4), windows, lookahead.sampling)
+    assert (trained > 3 * fixed).all()
+    claimed = torch.tensor(TRAINING["held_out"]["acceptance"], dtype=torch.float64)
+    assert (trained - claimed).abs().max() < 0.08  # another sample of the held-out text
+    for value in TRAINING["held_out"]["acceptance"]:
+        assert f"{value:.3f}" in CARD
+
+
+@pytest.mark.parametrize("name", ["reference", "gpu"])
+def test_greedy_pass_writes_what_greedy_plain_decoding_writes_in_float32(name: str) -> None:
+    package: Any = {"reference": reference, "gpu": port}[name]
+    model = package.load_model(MODEL, dtype="float32")
+    greedy = package.SamplingConfig(temperature=0)
+    lookahead = package.LookAhead.load(LOOKAHEAD)
+    for tokens in TOKENS:
+        plain = package.generate(package.Autoregressive(model, greedy), tokens, 100)
+        drafted = package.generate(package.PaSS(model, lookahead, greedy), tokens, 100)
+        assert drafted.tokens == plain.tokens
+        assert drafted.num_forward_passes < plain.num_forward_passes
+
+
+def test_both_packages_write_the_same_text_with_pass_in_float64() -> None:
+    results = []
+    for package in (reference, port):
+        kind: Any = package
+        method = kind.PaSS(
+            kind.load_model(MODEL, dtype="float64"),
+            kind.LookAhead.load(LOOKAHEAD),
+            kind.SamplingConfig(temperature=0.8, top_k=10),
+        )
+        results.append([kind.generate(method, tokens, 60, seed=5) for tokens in TOKENS])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.sources == theirs.sources
+
+
+def test_the_list_of_held_out_files_is_plain() -> None:
+    names = named_held_out(HELD_OUT)
+    assert names == sorted(set(names))
+    assert all(name.endswith(".py") and not name.startswith(("/", ".")) for name in names)
+    assert HELD_OUT.read_text(encoding="utf-8").startswith("#")
