@@ -9,12 +9,13 @@ involved, only the step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .ending import Ending
 from .enumeration import Enumerable, every_outcome
 from .sampling import Probs
+from .tree_size import estimated_executions
 
 TokenTuple = tuple[int, ...]
 
@@ -27,6 +28,7 @@ class OutputLaw(Mapping[TokenTuple, float]):
     executions: int = 0  # runs of a step to one of its ends
     cycles: int = 0  # most steps in a row
     verified: tuple[int, ...] = ()  # executions of each cycle, in turn, that verified at least one draft
+    expected: Mapping[str, float] = field(default_factory=dict)  # of the counts of a text: passes, drafts, accepted
 
     def __getitem__(self, tokens: TokenTuple) -> float:
         """Return the probability of a sequence that can come out."""
@@ -77,8 +79,15 @@ def output_law(
     Raises:
         ValueError: more executions than allowed, or a step that is not what its record says.
     """
+    estimate = estimated_executions(method, prompt, ending, num_tokens, merge, enough=max_executions)
+    if estimate > max_executions:
+        raise ValueError(
+            f"max_executions: found a tree of at least about {estimate:.1e} executions, expected at most "
+            f"{max_executions}"
+        )
     length = num_tokens if num_tokens is not None else float("inf")
     law: dict[TokenTuple, float] = {}
+    expected: dict[str, float] = {}
     verified: list[int] = []
     level: list[tuple[Any, float]] = [(method.start(prompt, ending), 1.0)]
     executions = cycles = 0
@@ -90,6 +99,8 @@ def output_law(
             if executions > max_executions:
                 raise ValueError(f"max_executions: reached {max_executions} after {cycles} cycles, expected fewer")
             verified[-1] += bool(getattr(record, "draft_tokens", ()))
+            for name, count in _counts(record).items():
+                expected[name] = expected.get(name, 0.0) + weight * count
             tokens = tuple(state.new_tokens)
             if state.end is not None or len(tokens) >= length:
                 shown = tokens[:num_tokens]
@@ -106,7 +117,19 @@ def output_law(
         cycles += 1
     if abs(sum(law.values()) - 1.0) > 1e-9:
         raise ValueError(f"choices: found a total probability of {sum(law.values())}, expected 1")
-    return OutputLaw(law, executions, cycles, tuple(verified))
+    return OutputLaw(law, executions, cycles, tuple(verified), expected)
+
+
+def _counts(record: Any) -> dict[str, float]:
+    """Return what a cycle adds to the counts of a text, under `Generation`'s names, as far as its record says."""
+    counts = {
+        "num_tokens": len(getattr(record, "tokens", ())),
+        "num_draft_tokens": len(getattr(record, "draft_tokens", ())),
+        "num_accepted_tokens": getattr(record, "num_accepted", 0),
+        "num_forward_passes": getattr(record, "num_forward_passes", 0),
+        "num_positions": getattr(record, "num_positions", 0),
+    }
+    return {name: float(count) for name, count in counts.items()}
 
 
 def target_law(

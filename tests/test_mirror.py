@@ -27,7 +27,17 @@ PACKAGES = ("reference", "gpu")
 MOST_LINES = 230
 
 # Files that only one package has. Everything else stands in both, under one name.
-REFERENCE_FILES = {"law.py", "enumeration.py", "theory.py"}
+REFERENCE_FILES = {
+    "law.py",
+    "enumeration.py",
+    "tree_size.py",
+    "branching.py",
+    "chooser.py",
+    "uniforms.py",
+    "numpy_draws.py",
+    "suite.py",
+    "theory.py",
+}
 PORT_FILES = {
     "batch_record.py",
     "masks.py",
@@ -36,6 +46,9 @@ PORT_FILES = {
     "pretrain.py",
     "huggingface.py",
     "benchmark.py",
+    "model_check.py",
+    "torch_draws.py",
+    "unknown.py",
     "__main__.py",
 }
 PORT_FOLDERS = ("checkpoints/", "commands/", "training/")

@@ -1,0 +1,187 @@
+"""What sees the bugs that the exact law cannot see: each check passes on the right code and fails on the wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import pass_sampling.reference as reference
+from adapters import PORT, REFERENCE, Reference
+from gallery_tools import PROMPT, Setup, Site
+from models import lookahead, table
+from pass_sampling.reference.law import output_law
+
+
+def adapter(site: Site) -> Reference:
+    return REFERENCE if site.single else PORT
+
+
+def refused(call: Callable[..., Any], *args: Any, **options: Any) -> bool:
+    """Say whether a call raises a ValueError."""
+    try:
+        call(*args, **options)
+    except ValueError:
+        return True
+    return False
+
+
+def method(site: Site, **options: Any) -> Any:
+    """Return PaSS over a table of 6 tokens whose drafts are accepted often enough."""
+    model = table(site.pkg, vocab_size=6, num_lookahead=3, seed=4, spread=1.0)
+    return site.pass_type()(model, model.lookahead(), **options)
+
+
+def generations(site: Site, count: int = 8, eos_token_ids: tuple[int, ...] = (5,)) -> Iterator[Any]:
+    """Yield generations of some seeds."""
+    for seed in range(count):
+        yield site.pkg.generate(method(site), PROMPT, 20, eos_token_ids, seed=seed)
+
+
+def a_uniform_serves_one_decision(site: Site) -> None:
+    for result in generations(site):
+        assert result.tokens
+
+
+def the_enumeration_accepts_the_step(site: Site) -> None:
+    setup = Setup()
+    law = output_law(site.method(setup), PROMPT, setup.ending(site.pkg), probe=True)
+    assert abs(sum(law.values()) - 1.0) <= 1e-12
+
+
+def an_impossible_draft_is_rejected_at_a_uniform_of_0(site: Site) -> None:
+    target, draft = np.array([[[0.0, 1.0], [0.5, 0.5]]]), np.array([[[0.5, 0.5]]])
+    accepted, token, _ = adapter(site).verify("token", target, draft, np.array([[0]]), np.zeros((1, 2)))
+    assert (accepted.tolist(), token.tolist()) == ([0], [1])
+
+
+def a_residual_of_one_ulp_is_a_law(site: Site) -> None:
+    draft = np.array([0.3, 0.7])
+    residual = adapter(site).residual(np.array([np.nextafter(0.3, 0.0), 0.7]), draft)
+    assert abs(residual.sum() - 1.0) <= 1e-12
+
+
+def uniforms_have_53_bits(site: Site) -> None:
+    numbers = np.asarray(site.module("generation").tape(1, 0, 0, 64)) * 2.0**24
+    assert np.any(numbers != np.floor(numbers)), "64 numbers of 53 bits, all with 29 zeros at the end, is no chance"
+
+
+def _pass(site: Site, model: Any, cache: Any, tokens: list[int]) -> np.ndarray:
+    inputs = model.embed(tokens if site.single else [tokens])
+    return np.asarray(model.hidden(inputs, cache)).reshape(len(tokens), -1)
+
+
+def a_cache_cut_to_nothing_is_new(site: Site) -> None:
+    model = table(site.pkg, seed=3)
+    cache = model.new_cache()
+    _pass(site, model, cache, [0, 1, 2])
+    cache.truncate(0 if site.single else site.xp.tensor([0]))
+    assert np.array_equal(_pass(site, model, cache, [2, 1]), _pass(site, model, model.new_cache(), [2, 1]))
+
+
+def a_cut_to_what_is_not_cached_is_refused(site: Site) -> None:
+    model = table(site.pkg, seed=3)
+    cache = model.new_cache()
+    _pass(site, model, cache, [0, 1, 2])
+    for length in (-1, 4):
+        assert refused(cache.truncate, length if site.single else site.xp.tensor([length]))
+
+
+def drafts_come_from_the_law_behind_prefix_and_vectors(site: Site) -> None:
+    """The draft laws are those of one fresh pass of the specification, without a cache."""
+    model = table(reference, vocab_size=6, num_lookahead=3, seed=4, spread=1.0)
+    vectors = model.lookahead().vectors
+    plain = reference.Autoregressive(model)
+    site.passes = 99  # passes from here on belong to no step
+    for result in generations(site, count=3, eos_token_ids=()):
+        prefix = PROMPT
+        for record in result.records:
+            site.passes = 99
+            inputs = np.concatenate([model.embed(prefix), vectors[: len(record.draft_tokens)]])
+            rows = model.hidden(inputs, model.new_cache())[len(prefix) :]
+            for row, token, prob in zip(rows, record.draft_tokens, record.draft_token_probs, strict=True):
+                assert math.isclose(plain.law(prefix, row)[token], prob, abs_tol=1e-12)
+            prefix += record.tokens
+
+
+def vectors_of_another_model_are_refused(site: Site) -> None:
+    model, other = table(site.pkg, vocab_size=6), table(site.pkg, vocab_size=7)
+    assert refused(site.pkg.PaSS, model, other.lookahead())
+
+
+def a_row_without_a_law_is_refused(site: Site) -> None:
+    def broken(prefix: tuple[int, ...], logits: Any) -> Any:
+        return logits * math.nan if len(prefix) > 6 else logits
+
+    assert refused(site.pkg.generate, method(site, processor=broken), PROMPT, 20, ())
+
+
+def log_probabilities_are_the_targets(site: Site) -> None:
+    model = table(reference, vocab_size=6, num_lookahead=3, seed=4, spread=1.0)
+    plain = reference.Autoregressive(model)
+    for result in generations(site, count=3):
+        for i, (token, value) in enumerate(zip(result.tokens, result.log_probs, strict=True)):
+            prefix = (*PROMPT, *result.tokens[:i])
+            probs = plain.law(prefix, model.hidden(model.embed(prefix), model.new_cache())[-1])
+            assert math.isclose(value, math.log(probs[token]), abs_tol=1e-12)
+
+
+def counters_count_what_is_committed(site: Site) -> None:
+    for result in generations(site):
+        assert result.num_accepted_tokens == result.sources.count("accepted")
+        for record in result.records:
+            has_final = record.final_token is not None
+            assert len(record.tokens) == 1 + record.num_accepted + has_final
+
+
+def the_stream_is_the_text(site: Site) -> None:
+    for seed in range(8):
+        seen: list[int] = []
+        result = site.pkg.generate(
+            method(site), PROMPT, 20, (5,), seed=seed, callback=lambda _, record, seen=seen: seen.extend(record.tokens)
+        )
+        assert tuple(seen) == result.tokens
+
+
+def what_was_shown_is_never_taken_back(site: Site) -> None:
+    ending = site.pkg.Ending(9, (), ("bc",), lambda tokens: "".join("abc"[token] for token in tokens))
+    tokens = [0, 0, 1, 2]
+    for count in range(len(tokens)):
+        assert ending.text(tokens).startswith(ending.safe_text(tokens[:count]))
+
+
+def positions_stay_below_the_limit(site: Site) -> None:
+    seen: list[int] = []
+    model = table(site.pkg, num_lookahead=3, max_position_embeddings=12)
+    hidden = model.hidden
+
+    def spy(inputs: Any, cache: Any, *rest: Any) -> Any:
+        length = cache.length if site.single else int(cache.lengths.max())
+        seen.append(length + inputs.shape[-2])
+        return hidden(inputs, cache, *rest)
+
+    model.hidden = spy
+    right_or_wrong = site.pass_type()(model, lookahead(site.pkg, model))
+    for seed in range(8):
+        site.pkg.generate(right_or_wrong, [1, 2, 1], 9, (), seed=seed)
+    assert max(seen) <= 12
+
+
+def another_seed_gives_another_text(site: Site) -> None:
+    assert len({result.tokens for result in generations(site, eos_token_ids=())}) == 8
+
+
+def the_same_seed_gives_the_same_text(site: Site) -> None:
+    first, second = ([result.tokens for result in generations(site)] for _ in range(2))
+    assert first == second
+
+
+def a_row_of_a_batch_is_the_row_alone(site: Site) -> None:
+    prompts = [[1], [2, 3, 4, 5], [0, 0], [3, 1, 4]]
+    batch = site.pkg.generate_batch(method(site), prompts, 20, (5,), seed=2)
+    for request, (prompt, row) in enumerate(zip(prompts, batch, strict=True)):
+        alone = site.pkg.generate(method(site), prompt, 20, (5,), seed=2, request=request)
+        assert alone.tokens == row.tokens
+    assert len({len(row.tokens) for row in batch}) > 1, "rows should end at different times"

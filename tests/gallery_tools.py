@@ -1,0 +1,245 @@
+"""What the gallery's entries are made of: a defect, the small model under which it shows, and where it is put."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pass_sampling.reference as reference
+from models import exact_target, lookahead, package, transformer
+from pass_sampling.reference.law import OutputLaw, output_law
+
+PROMPT = (1, 0)
+COMMON = "a common mistake"
+REFUSAL = re.compile(  # by our own code, of a defect that it notices; any other error would be the gallery's
+    "serves? two decisions|the outcome whose cell holds it|the edges that the step decides by|before its text had ended"
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model of 3 tokens and 2 drafts with a row of its own behind every prefix, and the settings of a text."""
+
+    kind: str = "table"  # or "transformer", or "identical": a table whose rows are all the same
+    seed: int = 44
+    sampling: tuple[tuple[str, Any], ...] = ()  # pairs, so that what was found for a setup can be kept
+    processor: Callable[..., Any] | None = None
+    max_new_tokens: int = 6  # enough for a second drafted cycle to be verified
+    eos_token_ids: tuple[int, ...] = (2,)
+    stop_strings: tuple[str, ...] = ()
+
+    def model(self, pkg: Any) -> Any:
+        if self.kind == "transformer":
+            return transformer(pkg, seed=self.seed)
+        kind = identical_rows(pkg) if self.kind == "identical" else pkg.TableModel
+        return kind(3, 2, self.seed)
+
+    def ending(self, pkg: Any) -> Any:
+        decode = (lambda tokens: "".join("abc"[token] for token in tokens)) if self.stop_strings else None
+        return pkg.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, decode)
+
+    @cache  # noqa: B019  (setups are few, and live as long as the tests)
+    def target(self) -> OutputLaw:
+        """Return the law that should come out, by its definition."""
+        sampling = reference.SamplingConfig(**dict(self.sampling))
+        ending = self.ending(reference)
+        return exact_target(self.model(reference), sampling, PROMPT, ending, processor=self.processor)
+
+
+def identical_rows(pkg: Any) -> type:
+    """Return a table with one row for the text and another for the look-ahead vectors, wherever they stand."""
+
+    class Identical(pkg.TableModel):
+        def hidden(self, inputs: Any, *rest: Any) -> Any:
+            super().hidden(inputs, *rest)  # what stands in the cache is as before, only nothing depends on it
+            is_lookahead = inputs[..., self.vocab_size :].sum(-1)
+            return self.row(is_lookahead.astype(np.uint64) if pkg is reference else is_lookahead.long())
+
+    return Identical
+
+
+class Site:
+    """Where a defect is put: a package whose functions are replaced for a while."""
+
+    def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, late: bool = False):
+        """Put defects into a package, at work in every cycle or, if `late`, from a sequence's second on."""
+        self.pkg = package(name)
+        self.name, self.late = name, late
+        self.single = name == "reference"
+        self.xp: Any = np if self.single else import_module("torch")
+        self.second_cycle = self.drafting = False
+        self.passes = self.cuts = 0  # of the step that runs now
+        self.monkeypatch = monkeypatch
+
+    @property
+    def at_work(self) -> bool:
+        """Say whether the mistake is made now."""
+        return self.second_cycle or not self.late
+
+    def module(self, name: str) -> Any:
+        """Return one of the package's modules."""
+        return import_module(f"{self.pkg.__name__}.{name}")
+
+    def wrong(self, home: Any, name: str, wrong: Callable[..., Any]) -> None:
+        """Replace a function by a wrong one that is handed the right one first, while the mistake is made."""
+        home = self.module(home) if isinstance(home, str) else home
+        right = getattr(home, name)
+
+        def either(*args: Any, **options: Any) -> Any:
+            return wrong(right, *args, **options) if self.at_work else right(*args, **options)
+
+        self.monkeypatch.setattr(home, name, either)
+
+    def set(self, home: Any, name: str, value: Any) -> None:
+        """Replace an attribute, whatever runs."""
+        self.monkeypatch.setattr(home, name, value)
+
+    def wrong_rule(self, change: Callable[..., tuple[Any, Any]], accept: bool = True) -> None:
+        """Hand the token rule other laws; without `accept`, the chances of acceptance stay as they were.
+
+        `change(target, draft, tokens, count, last)` is told how many drafts there are and which row of the target is
+        the last that means something: rows of a batch are padded.
+        """
+        verify, kept = self.module("verify"), []
+        right_rule, right_chances = verify.RULES["token"], verify.accept_probs
+
+        def rule(target: Any, draft: Any, tokens: Any, draws: Any, *rest: Any) -> Any:
+            if not self.at_work:
+                return right_rule(target, draft, tokens, draws, *rest)
+            kept[:] = [] if accept else [right_chances(target, draft, tokens)]
+            if rest:
+                count, goes_on = rest[0][:, None], rest[1][:, None]
+                last = (count - ~goes_on * 1).clip(min=0)
+            else:
+                count, last = len(tokens), len(target) - 1
+            return right_rule(*change(target, draft, tokens, count, last), tokens, draws, *rest)
+
+        self.monkeypatch.setitem(verify.RULES, "token", rule)
+        if not accept:
+            self.wrong(verify, "accept_probs", lambda right, *laws: kept[0])
+
+    def take(self, rows: Any, index: Any) -> Any:
+        """Return the rows of laws at the given places, of each row of a batch."""
+        if self.single:
+            return rows[index]
+        return rows.gather(1, index[..., None].expand(*index.shape, rows.shape[-1]))
+
+    def pass_type(self) -> type:
+        """Return a PaSS that keeps account, for the defects, of where in a text and in a step it is."""
+        site = self
+
+        class Mutant(self.pkg.PaSS):  # type: ignore[name-defined,misc]
+            def step(self, state: Any, uniforms: Any, trace: bool = False) -> Any:
+                site.second_cycle = _in_second_cycle(state)
+                site.passes = site.cuts = 0
+                return super().step(state, uniforms, trace)
+
+            def _draft(self, *args: Any) -> Any:
+                site.drafting = True
+                try:
+                    return super()._draft(*args)
+                finally:
+                    site.drafting = False
+
+        return Mutant
+
+    def method(self, setup: Setup) -> Any:
+        """Return PaSS over a setup's model."""
+        model = setup.model(self.pkg)
+        sampling = self.pkg.SamplingConfig(**dict(setup.sampling))
+        return self.pass_type()(model, lookahead(self.pkg, model), sampling, processor=setup.processor)
+
+    def normalised(self, residual: Any, otherwise: Any) -> Any:
+        """Scale to a law what has any mass at all."""
+        total = residual.sum(-1)[..., None]
+        return self.xp.where(total > 0, residual / (total + (total == 0)), otherwise)
+
+    def one_hot(self, tokens: Any, like: Any) -> Any:
+        """Return the laws, of the size of others, that give one token each probability 1."""
+        return (self.xp.arange(like.shape[-1]) == tokens[..., None]) * (like[..., :1] * 0 + 1)
+
+    def argmax_law(self, probs: Any) -> Any:
+        """Return the law of the likeliest token."""
+        return self.one_hot(probs.argmax(-1), probs)
+
+    def bfloat16(self, probs: Any) -> Any:
+        """Round to bfloat16 and back."""
+        if self.single:
+            return probs.astype(import_module("ml_dtypes").bfloat16).astype(np.float64)
+        return probs.to(self.xp.bfloat16).double()
+
+
+def _in_second_cycle(state: Any) -> bool:
+    """Say whether a state, of one row or of several that go in step, has a cycle behind it."""
+    if hasattr(state, "lengths"):
+        return bool((state.lengths > state.prompt_lengths).any())
+    return len(state.tokens) > state.prompt_length
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One real bug as a small mutation of our own code, and what sees it: the exact law, or a check."""
+
+    name: str
+    source: str
+    what: str
+    put: Callable[[Site], None]
+    setup: Setup = Setup()
+    check: Callable[[Site], None] | None = None  # passes on the right code, fails on the wrong; None: the law sees it
+    law: str = "wrong"  # or "exact", though it is a bug; or "refused" by the enumeration; or "beside" the step
+    at_least: float = 1e-3  # total variation, at work in every cycle
+    at_least_late: float = 1e-3  # at work from the second cycle on
+    merge: bool = True  # False where states differ behind the same tokens
+    alike: bool = True  # False where a batch's padding, which the reference does not have, is hit as well
+    packages: tuple[str, ...] = ("reference", "gpu")
+
+    @property
+    def seen_by(self) -> str:
+        """Name what sees it."""
+        return "law" if self.check is None else self.check.__name__.replace("_", " ")
+
+
+@cache
+def law_of(defect: Defect | None, name: str, setup: Setup, late: bool = False, merge: bool = True) -> OutputLaw:
+    """Return what comes out of PaSS with a defect put in, or with none."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        site = Site(name, monkeypatch, late)
+        method = site.method(setup)
+        if defect is not None:
+            defect.put(site)
+        with np.errstate(all="ignore"):  # what should have probability 0 has a logarithm in some of the records
+            return output_law(method, PROMPT, setup.ending(site.pkg), merge=merge)
+
+
+def damage(defect: Defect, name: str = "reference", late: bool = False, setup: Setup | None = None) -> float:
+    """Return the total variation between the target's law and what comes out with a defect at work."""
+    setup = defect.setup if setup is None else setup
+    law = law_of(defect, name, setup, late, defect.merge)
+    return law.total_variation(setup.target())
+
+
+def passes_check(defect: Defect, name: str, at_work: bool) -> bool:
+    """Say whether a defect's check passes, on the right code or with the defect put in."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        site = Site(name, monkeypatch)
+        if at_work:
+            defect.put(site)
+        try:
+            with np.errstate(all="ignore"):
+                defect.check(site)
+        except AssertionError:
+            if not at_work:
+                raise  # the check itself is wrong, and its own words say more
+            return False
+        except (ValueError, RuntimeError) as error:
+            if not at_work or not REFUSAL.search(str(error)):
+                raise
+            return False
+        return True

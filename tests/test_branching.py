@@ -1,0 +1,448 @@
+"""Programs as they are, run once for every way their draws can fall: the law is right, or the program is refused.
+
+A probability is a product of a few interval lengths, each a difference and a quotient of float64 numbers and so wrong
+by at most 2 roundings of 2^-53 of itself, and a sum of such products: with up to 4 factors within 1e-15.
+"""
+
+# ruff: noqa: NPY002  (that programs in the old style run unchanged is what is tested)
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pass_sampling.reference.branching import HiddenRandomness, estimated_executions, program_law
+from pass_sampling.reference.chooser import Chooser
+
+EXACT = 1e-15
+LAW = (0.2, 0.0, 0.5, 0.3)
+CDF = np.cumsum(LAW)
+WEIGHTS = np.array(LAW) * 7
+
+
+def law_of(program: Callable[[], Any], **options: Any) -> dict[Any, float]:
+    return dict(program_law(program, **options).probs)
+
+
+def close(law: dict[Any, float], expected: dict[Any, float], tolerance: float = EXACT) -> bool:
+    keys = {*law, *expected}
+    return all(abs(law.get(key, 0.0) - expected.get(key, 0.0)) <= tolerance for key in keys)
+
+
+TENTHS = (0, 0, 2, 2, 2, 2, 2, 3, 3, 3)
+DRAWS: dict[str, Callable[[], Any]] = {
+    "numpy.random.choice": lambda: np.random.choice(4, p=LAW),
+    "choice of values": lambda: "abcd".index(np.random.choice(list("abcd"), p=LAW)),
+    "choice of one": lambda: np.random.choice(4, size=1, replace=False, p=LAW)[0],
+    "numpy.random.multinomial": lambda: np.random.multinomial(1, LAW).argmax(),
+    "default_rng.choice": lambda: np.random.default_rng(0).choice(4, p=LAW),
+    "default_rng.multinomial": lambda: np.random.default_rng().multinomial(1, LAW, size=2)[1].argmax(),
+    "default_rng.random": lambda: np.searchsorted(CDF, np.random.default_rng(1).random(), side="right"),
+    "Generator of a bit generator": lambda: np.random.Generator(np.random.PCG64(3)).choice(4, p=LAW),
+    "RandomState.choice": lambda: np.random.RandomState(seed=5).choice(4, p=LAW),
+    "RandomState.random_sample": lambda: np.argmax(CDF > np.random.RandomState(5).random_sample()),
+    "numpy.random.rand": lambda: np.argmax(CDF > np.random.rand()),
+    "numpy.random.rand(1)": lambda: (np.random.rand(1) >= CDF).sum(),
+    "numpy.random.random_sample": lambda: np.digitize(np.random.random_sample(), CDF),
+    "searchsorted of an array": lambda: np.searchsorted(CDF, np.random.rand(2, 1), side="right")[1, 0],
+    "numpy.random.uniform": lambda: np.argmax(np.cumsum(WEIGHTS) > np.random.uniform(0, 7.0)),
+    "numpy.random.uniform of limits": lambda: np.argmax(np.random.uniform([0, 0], [1, 7])[1] < np.cumsum(WEIGHTS)),
+    "numpy.random.randint": lambda: TENTHS[np.random.randint(10)],
+    "integers with an end": lambda: TENTHS[np.random.default_rng().integers(1, 10, endpoint=True) - 1],
+    "numpy.random.binomial": lambda: (2, 3, 0, 0)[2 * np.random.binomial(1, 0.2) + np.random.binomial(1, [0.375])[0]],
+    "a product with an integer": lambda: TENTHS[int(np.random.random() * 10)],
+    "floor": lambda: TENTHS[math.floor(10 * (1 - random.random()))],
+    "numpy.floor": lambda: TENTHS[int(np.floor(np.random.rand(2) * 10)[1])],
+    "random.choices": lambda: random.choices(range(4), WEIGHTS)[0],
+    "random.choices of a cdf": lambda: random.choices(range(4), cum_weights=np.cumsum(WEIGHTS))[0],
+    "random.choice": lambda: random.choice(TENTHS),
+    "random.randint": lambda: TENTHS[random.randint(1, 10) - 1],
+    "random.randrange": lambda: TENTHS[random.randrange(10)],
+    "random.random": lambda: _walk(random.random()),
+    "random.uniform": lambda: _walk(random.uniform(-1, 1) / 2 + 0.5),
+    "random.Random": lambda: _walk(random.Random(3).random()),
+}  # fmt: skip
+
+
+def _walk(uniform: Any) -> int:
+    for token, edge in enumerate(CDF):
+        if uniform < edge:
+            return token
+    raise AssertionError(uniform)
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_every_way_of_drawing_from_a_law_has_that_law(draw: Callable[[], Any]) -> None:
+    assert close(law_of(lambda: int(draw())), {0: 0.2, 2: 0.5, 3: 0.3}, 5 * EXACT)  # up to 10 cells are added up
+
+
+def test_a_law_that_floats_represent_exactly_is_found_exactly() -> None:
+    assert law_of(lambda: int(np.random.choice(3, p=[0.25, 0.25, 0.5]))) == {0: 0.25, 1: 0.25, 2: 0.5}
+    assert law_of(lambda: random.random() < 0.375) == {True: 0.375, False: 0.625}
+
+
+def test_probabilities_in_float32_are_normalised_as_numpy_does() -> None:
+    law = np.float32([0.25, 0.5, 0.2502])
+    expected = law.astype(np.float64) / law.sum(dtype=np.float64)
+    assert close(law_of(lambda: int(np.random.choice(3, p=law))), dict(enumerate(expected)))
+    with pytest.raises(ValueError, match=r"^draw 0: found probabilities with a sum of 1\.0002"):
+        program_law(lambda: np.random.choice(3, p=law.astype(np.float64)))
+
+
+def test_a_sequence_of_draws_has_its_joint_law() -> None:
+    rows = {(): (0.5, 0.5), (0,): (0.1, 0.9), (1,): (0.7, 0.3)}
+
+    def program() -> tuple[int, ...]:
+        tokens: tuple[int, ...] = ()
+        while len(tokens) < 2:
+            tokens = (*tokens, int(np.random.choice(2, p=rows[tokens])))
+        return tokens
+
+    law = program_law(program)
+    assert close(dict(law.probs), {(0, 0): 0.05, (0, 1): 0.45, (1, 0): 0.35, (1, 1): 0.15})
+    assert law.executions == 4
+
+
+@pytest.mark.parametrize("most", [1, 2, 12])
+def test_a_truncated_geometric_law_is_found_in_one_execution_per_outcome(most: int) -> None:
+    def program() -> int:
+        count = 0
+        while count < most and random.random() < 0.3:
+            count += 1
+        return count
+
+    law = program_law(program)
+    expected = {count: 0.7 * 0.3**count for count in range(most)} | {most: 0.3**most}
+    assert close(dict(law.probs), expected) and law.executions == most + 1
+
+
+def test_a_branching_process_has_the_law_of_its_generating_function() -> None:
+    """Each of the first two generations' members has 0 or 2 children: f(f(s)) with f(s) = 1/4 + 3/4 s^2."""
+
+    def program() -> int:
+        members = 1
+        for _ in range(2):
+            members = sum(2 for _ in range(members) if random.random() < 0.75)
+        return members
+
+    quarter = Fraction(1, 4)
+    expected = {0: quarter + 3 * quarter**3, 2: 2 * quarter * (3 * quarter) ** 2, 4: (3 * quarter) ** 3}
+    assert law_of(program) == {key: float(value) for key, value in expected.items()}
+
+
+def test_a_program_without_draws_has_one_outcome() -> None:
+    law = program_law(lambda: ("same", 3))
+    assert dict(law.probs) == {("same", 3): 1.0} and law.executions == 1
+
+
+def test_expected_counts_are_averaged_over_the_law() -> None:
+    def program() -> Any:
+        flips = (random.random() < 0.25, random.random() < 0.5)
+        return flips[0], {"heads": sum(flips), "flips": 2} | ({"rare": 1} if all(flips) else {})
+
+    law = program_law(program)
+    assert dict(law.probs) == {True: 0.25, False: 0.75}
+    assert law.expected == {"heads": 0.75, "flips": 2.0, "rare": 0.125}
+
+
+# --- A number that is compared several times ---
+
+thresholds = st.floats(-0.5, 1.5)
+
+
+def inside(*edges: float) -> list[float]:
+    return [0.0, *sorted(min(max(edge, 0.0), 1.0) for edge in edges), 1.0]
+
+
+@given(st.lists(thresholds, min_size=1, max_size=6))
+def test_comparing_one_number_again_narrows_its_interval(limits: list[float]) -> None:
+    law = law_of(lambda: (lambda u: tuple(u < limit for limit in limits))(random.random()))
+    edges = inside(*limits)
+    expected: dict[Any, float] = {}
+    for low, high in itertools.pairwise(edges):
+        if low < high:
+            expected[tuple(high <= limit for limit in limits)] = high - low
+    assert close(law, expected, 8 * EXACT)  # up to 6 factors
+
+
+@given(st.floats(-3, 3).filter(lambda x: abs(x) > 1e-3), st.floats(-3, 3), st.floats(-6, 6), st.integers(0, 5))
+def test_a_number_may_be_moved_and_scaled_before_it_is_compared(
+    scale: float, shift: float, limit: float, form: int
+) -> None:
+    edge = (limit - shift) / scale
+    share = min(max(edge, 0.0), 1.0) if scale > 0 else 1.0 - min(max(edge, 0.0), 1.0)
+    tolerance = 16 * 2.0**-53 * (1 + (abs(limit) + abs(shift)) / abs(scale))  # of a few roundings of the edge
+    programs: tuple[Callable[[], Any], ...] = (
+        lambda: random.random() * scale + shift < limit,
+        lambda: shift - -scale * random.random() <= limit,
+        lambda: not (np.random.rand(1) * scale + shift > limit)[0],
+        lambda: bool(np.array([limit])[0] >= np.float64(scale) * np.random.rand() + shift),
+        lambda: bool((1 - random.random()) * -scale + (shift + scale) < limit),
+        lambda: bool(random.random() / (1 / scale) + shift < limit),
+    )
+    assert abs(law_of(programs[form]).get(True, 0.0) - share) <= tolerance
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6).filter(lambda it: sum(it) > 1e-3), st.integers(0, 5))
+def test_every_inversion_of_a_cumulative_sum_draws_from_the_law(weights: list[float], form: int) -> None:
+    total, cdf = sum(weights), np.cumsum(weights) / sum(weights)
+    cdf[-1] = 1.0
+    expected = dict(enumerate(np.diff(cdf, prepend=0.0).tolist()))
+    programs: tuple[Callable[[], int], ...] = (
+        lambda: int(np.searchsorted(cdf, np.random.rand(), side="right")),
+        lambda: int(np.searchsorted(cdf, np.random.random())),
+        lambda: int(np.argmax(cdf > np.random.rand())),
+        lambda: int((np.random.rand() >= cdf).sum()),
+        lambda: int((cdf < np.random.rand(1)).cumsum()[-1]),
+        lambda: int(np.argmax(np.cumsum(weights) >= np.random.uniform() * total)),
+    )
+    assert close(law_of(programs[form]), expected, 32 * EXACT)  # the cumulative sum is rounded at 1, too
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_the_elements_of_an_array_are_independent(limits: list[float]) -> None:
+    law = law_of(lambda: tuple((np.random.rand(3) < np.array(limits)).tolist()))
+    for outcome in itertools.product((True, False), repeat=3):
+        share = math.prod(limit if yes else 1 - limit for yes, limit in zip(outcome, limits, strict=True))
+        assert abs(law.get(outcome, 0.0) - share) <= 2 * EXACT
+
+
+def test_equality_and_not_a_number_never_come_true() -> None:
+    u = random.random
+    assert law_of(lambda: (u() == 0.5, u() != 0.5, u() < math.nan, u() > math.nan)) == {(False, True, False, False): 1}
+    assert law_of(lambda: (u() == None, u() != "a", u() in (0.0, 1.0))) == {(False, True, False): 1.0}  # noqa: E711
+    assert law_of(lambda: bool((np.random.rand(2) > np.array([math.nan, math.inf])).any())) == {False: 1.0}
+
+
+def test_a_copy_of_a_number_is_the_same_number() -> None:
+    def program() -> tuple[bool, bool]:
+        number = random.random()
+        return number < 0.5, copy.deepcopy([copy.copy(number)])[0] < 0.25
+
+    assert law_of(program) == {(True, True): 0.25, (True, False): 0.25, (False, False): 0.5}
+
+
+def test_a_number_can_be_compared_with_itself() -> None:
+    def program() -> tuple[bool, ...]:
+        u = random.random()
+        return u < u, u <= u * 1, bool(u < 1 - 3 * u)
+
+    assert law_of(program) == {(False, True, True): 0.25, (False, True, False): 0.75}
+
+
+# --- What is refused ---
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "float: found the value": lambda: math.log(random.random()),
+    "bool: found the value": lambda: bool(random.random()),
+    "index: found the value": lambda: [1, 2][random.random()],  # type: ignore[call-overload]
+    "numpy.log: found the value": lambda: np.log(np.random.rand()),
+    "numpy.exp: found the value": lambda: np.exp(np.random.rand(2)),
+    "pow: found the value": lambda: random.random() ** 2,
+    "rtruediv: found the value": lambda: 1 / random.random(),
+    "format: found the value": lambda: f"{random.random():.3f}",
+    "add: found it between two": lambda: random.random() + random.random(),
+    "less: found it between two": lambda: random.random() < random.random(),
+    "greater: found it between two": lambda: np.random.rand(3).argmax(),
+    "a uniform number: found multiply with 0.0": lambda: random.random() * 0,
+    "numpy.random.normal: found it called": lambda: np.random.normal(),
+    "numpy.random.standard_normal: found it called": lambda: np.random.default_rng().standard_normal(3),
+    "numpy.random.gumbel: found it called": lambda: np.argmax(np.random.gumbel(size=3)),
+    "numpy.random.weibull: found it called": lambda: np.random.weibull(1.0),
+    "numpy.random.permutation: found it called": lambda: np.random.RandomState(0).permutation(3),
+    "numpy.random.choice: found replace=False": lambda: np.random.choice(3, size=2, replace=False),
+    "numpy.random.choice: found probabilities of shape": lambda: np.random.choice(3, p=[0.5, 0.5]),
+    "numpy.random.integers: found 4294967296 possible values": lambda: np.random.randint(2**32),
+    "numpy.random.random: found `out`": lambda: np.random.default_rng().random(out=np.zeros(2)),
+    "random.gauss: found it called": lambda: random.gauss(0, 1),
+    "random.shuffle: found it called": lambda: random.shuffle([1, 2]),
+    "random.getrandbits: found it called": lambda: random.Random().getrandbits(8),
+    "random.choices: found 2 weights, expected 3": lambda: random.choices("abc", [1, 2]),
+    "draw 1: found probabilities with a sum of 0.9": lambda: random.randint(0, 1) + np.random.choice(2, p=[0.5, 0.4]),
+    "draw 0, probability 1: found -0.25": lambda: np.random.choice(2, p=[1.25, -0.25]),
+    "draw 0, probability 2: found nan": lambda: np.random.multinomial(1, [0.5, 0.5, math.nan]),
+    "draw 0, probability 0: found inf": lambda: np.random.choice(2, p=[math.inf, 0]),
+    "program: found it return list": lambda: [random.random() < 0.5],
+    "program: found it return Uniform": lambda: random.random(),
+    "draws: found more than 10000 in one run": lambda: [True for _ in iter(lambda: random.random() < 2e-9, None)],
+}
+
+
+@pytest.mark.parametrize(("message", "program"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_be_enumerated_is_refused_by_name(message: str, program: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError) as refusal:
+        program_law(program)
+    told = str(refusal.value)
+    assert told.startswith(message)
+    assert "expected" in told and "\n" not in told
+
+
+def test_the_place_where_a_value_is_asked_for_is_named() -> None:
+    with pytest.raises(ValueError, match=r"test_branching\.py, line \d+, expected it only compared"):
+        program_law(lambda: np.sqrt(random.random()))
+
+
+def test_a_tree_that_is_too_large_is_refused_before_it_is_run() -> None:
+    runs = 0
+
+    def program() -> tuple[int, ...]:
+        nonlocal runs
+        runs += 1
+        return tuple(np.random.randint(10, size=7).tolist())
+
+    with pytest.raises(ValueError, match=r"^max_executions: found a tree of about 1e\+07 executions, expected at most"):
+        program_law(program)
+    assert runs == 48  # the paths of the estimate, and nothing else
+
+
+def test_a_tree_that_is_larger_than_its_estimate_is_refused_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = itertools.count()
+    monkeypatch.setattr("pass_sampling.reference.branching.estimated_executions", lambda *_: 1.0)
+    with pytest.raises(ValueError, match=r"^max_executions: reached 20, expected fewer executions"):
+        program_law(lambda: (random.randint(1, 30), next(runs))[0], max_executions=20)
+    assert next(runs) == 20
+
+
+@pytest.mark.parametrize("depth", [1, 3, 6])
+def test_the_estimate_is_the_size_of_an_even_tree_and_near_that_of_an_uneven_one(depth: int) -> None:
+    assert estimated_executions(lambda: [random.randint(1, 3) for _ in range(depth)].count(1)) == 3**depth
+
+    def uneven() -> int:  # a second draw behind one of three outcomes: 5/3 as many with each level
+        return sum(random.randint(1, 3) for _ in range(depth) if random.randint(1, 2) == 1)
+
+    assert estimated_executions(uneven) == pytest.approx(4**depth, rel=0.5)
+    assert program_law(uneven).executions == 4**depth if depth < 6 else True
+
+
+# --- Randomness of a program's own ---
+
+generator, standard, tally = np.random.default_rng(0), random.Random(1), itertools.count()
+original, counted = random.random, 0
+
+
+def count_up() -> int:
+    global counted
+    counted += 1
+    return counted % 2
+
+
+HIDDEN: dict[str, tuple[Callable[[], Any], str]] = {
+    "a generator made outside": (lambda: int(generator.integers(9)), "the variable generator changed"),
+    "a random.Random made outside": (lambda: standard.random() < 0.5, "the variable standard changed"),
+    "a counter": (lambda: next(tally), "the variable tally changed"),
+    "a global number": (count_up, "the variable counted changed"),
+    "a function imported by its name": (lambda: original() < 0.5, "(random changed"),
+    "the time": (time.perf_counter_ns, "from time, or an address?"),
+    "the order of a set of objects": (
+        lambda: tuple(_named({_Named(n) for n in range(40)})),
+        "from time, or an address",
+    ),
+    "one way only": (lambda: random.random() < 0.5 and int(generator.integers(99)), "the variable generator changed"),
+    "the number of draws": (lambda: [random.randint(0, 1) for _ in range(count_up())].count(1), "found"),
+    "the law of a draw": (lambda: int(np.random.choice(2, p=[0.5, 0.5] if count_up() else [0.4, 0.6])), "found"),
+}
+kept: list[Any] = []
+
+
+class _Named:
+    def __init__(self, name: int):
+        self.name = name
+        kept.append(self)  # so that addresses are not used again
+
+
+def _named(objects: set[Any]) -> list[int]:
+    return [each.name for each in objects]
+
+
+@pytest.mark.parametrize(("program", "source"), HIDDEN.values(), ids=HIDDEN)
+def test_hidden_randomness_is_found_and_named(program: Callable[[], Any], source: str) -> None:
+    with pytest.raises(HiddenRandomness, match="no randomness but that of the replaced calls") as found:
+        program_law(program)
+    assert source in str(found.value)
+
+
+def test_randomness_of_a_library_that_is_not_replaced_is_named() -> None:
+    with pytest.raises(HiddenRandomness, match=r"\(numpy\.random changed\)$"):
+        program_law(lambda: np.random.rand() < 0.5, replace=[])
+
+
+def test_what_a_seed_fixes_is_not_random() -> None:
+    def program() -> float:
+        seeded = np.random.default_rng(0)
+        return float(seeded.random())
+
+    assert len(program_law(program, replace=[])) == 1
+
+
+# --- What is replaced is given back ---
+
+
+def calls() -> list[Any]:
+    names = sorted(name for name in vars(np.random) if not name.startswith("_"))
+    return (
+        [np.searchsorted]
+        + [getattr(np.random, name) for name in names]
+        + [getattr(random, name) for name in random.__all__]
+    )
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_the_functions_come_back_after_an_exception(error: type[BaseException]) -> None:
+    def program() -> None:
+        assert not isinstance(random.random(), float)
+        raise error("on purpose")
+
+    before = calls()
+    with pytest.raises(error, match="on purpose"):
+        program_law(program)
+    assert all(one is two for one, two in zip(before, calls(), strict=True))
+
+
+def test_a_program_may_find_the_law_of_another() -> None:
+    def inner() -> bool:
+        return random.random() < 0.3
+
+    def outer() -> tuple[float, bool]:
+        first = np.random.rand() < 0.5
+        share = program_law(inner).probs[True]
+        return (share if first else 0.0), random.random() < 0.25
+
+    law = law_of(outer)
+    assert law == {(0.3, True): 0.125, (0.3, False): 0.375, (0.0, True): 0.125, (0.0, False): 0.375}
+
+
+def test_a_replaced_generator_is_still_an_instance_of_its_class() -> None:
+    def program() -> bool:
+        numpy_ones = isinstance(np.random.default_rng(), np.random.Generator)
+        others = isinstance(np.random.RandomState(1), np.random.RandomState)
+        return numpy_ones and others and isinstance(random.Random(2), random.Random)
+
+    assert law_of(program) == {True: 1.0}
+
+
+def test_no_seed_decides_anything() -> None:
+    def program() -> tuple[bool, bool]:
+        np.random.seed(0)
+        random.seed(0)
+        return np.random.rand() < 0.5, random.random() < 0.5
+
+    assert len(law_of(program)) == 4
+
+
+def test_a_script_with_another_law_is_hidden_randomness() -> None:
+    chooser = Chooser((1,), ((0.5, 0.5),))
+    with pytest.raises(HiddenRandomness, match=r"^draw 0: found another law than in a run with the same draws"):
+        chooser.choose((0.25, 0.75))
+    with pytest.raises(HiddenRandomness, match=r"^draws: found 0, expected 1 as in a run with the same draws"):
+        Chooser((1,), ((0.5, 0.5),)).check_finished()

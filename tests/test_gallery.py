@@ -1,0 +1,136 @@
+"""Wrong samplers must fail: every bug of the gallery, put into our running code, is seen; the right code passes.
+
+The law tests ask for a deviation of at most 1e-12. A defect that the law sees must do at least the damage that its
+entry states, in every cycle and, where weaker tests never come, at work from the second cycle of a text on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gallery import BEGIN, END, GALLERY, PAGE, page_with_table
+from gallery_tools import COMMON, REFUSAL, Defect, Setup, damage, law_of, passes_check
+from models import PACKAGES
+
+EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
+SEEN_BY_LAW = [defect for defect in GALLERY if defect.check is None]
+SEEN_BY_CHECK = [defect for defect in GALLERY if defect.check is not None]
+FUNDAMENTAL = (
+    "replacement from the target",
+    "residual by absolute value",
+    "every draft accepted",
+    "ratio on its head",
+    "lenience",
+    "bonus from the row before",
+    "draft laws shifted",
+    "draft law at another temperature",
+    "rejected draft in the cache",
+)
+
+
+def entry(name: str) -> Defect:
+    return next(defect for defect in GALLERY if defect.name == name)
+
+
+def pairs(defects: list[Defect]) -> Any:
+    """Parametrize by defect and package."""
+    cases = [(defect, name) for defect in defects for name in defect.packages]
+    return pytest.mark.parametrize(("defect", "name"), cases, ids=lambda each: getattr(each, "name", each))
+
+
+@pairs(SEEN_BY_LAW)
+def test_the_law_sees_it_and_is_exact_without_it(defect: Defect, name: str) -> None:
+    found = {late: damage(defect, name, late) for late in (False, True)}
+    assert found[False] > defect.at_least and found[True] > defect.at_least_late, found
+    right = law_of(None, name, defect.setup)
+    assert right.largest_deviation(defect.setup.target()) <= EXACT
+    assert sum(count > 0 for count in right.verified) >= 2, "drafts are verified in a second cycle, too"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("defect", [each for each in SEEN_BY_LAW if each.alike], ids=lambda each: each.name)
+def test_it_does_the_same_damage_in_both_packages(defect: Defect) -> None:
+    """The mutations are the same mistake, or else one of the packages would not be tested with it."""
+    first, second = (damage(defect, name) for name in PACKAGES)
+    assert abs(first - second) <= EXACT
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("key", FUNDAMENTAL)
+def test_it_is_seen_late_in_a_transformer_too(name: str, key: str) -> None:
+    defect = entry(key)
+    assert damage(defect, name, late=True, setup=Setup("transformer", seed=21)) > 1e-4
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_states_that_differ_behind_the_same_tokens_are_not_merged(name: str) -> None:
+    """What a rejected draft left in the cache depends on the way, so it may not be continued as one state."""
+    for key in ("rejected draft in the cache", "look-ahead row in the cache"):
+        defect = replace(entry(key), merge=True)
+        with pytest.raises(ValueError, match="expected merge=False or keys for them"):
+            damage(defect, name)
+
+
+@pairs(SEEN_BY_CHECK)
+def test_a_check_sees_what_the_law_cannot(defect: Defect, name: str) -> None:
+    assert passes_check(defect, name, at_work=False)
+    assert not passes_check(defect, name, at_work=True)
+
+
+@pairs([defect for defect in SEEN_BY_CHECK if defect.law == "exact"])
+def test_the_law_is_exact_though_it_is_a_bug(defect: Defect, name: str) -> None:
+    assert damage(defect, name) <= EXACT
+
+
+@pairs([defect for defect in SEEN_BY_CHECK if defect.law == "refused"])
+def test_the_enumeration_refuses_what_it_cannot_tell(defect: Defect, name: str) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=REFUSAL.pattern):
+        damage(defect, name)
+
+
+def test_identical_rows_hide_mistakes_of_place() -> None:
+    """A test with one law for all positions, as most published ones have, is blind to these real bugs."""
+    same = Setup("identical", max_new_tokens=5)
+    changes = {"kind": same.kind, "max_new_tokens": same.max_new_tokens}
+    invisible = [each.name for each in SEEN_BY_LAW if damage(each, setup=replace(each.setup, **changes)) < EXACT]
+    assert invisible == [
+        "residual of the next row",
+        "bonus from the row before",
+        "draft laws shifted",
+        "rejected draft in the cache",
+        "look-ahead row in the cache",
+        "ring buffer not rolled back",
+        "verification one position late",
+    ]
+    assert law_of(None, "reference", same).largest_deviation(same.target()) <= EXACT
+
+
+def test_every_entry_has_a_name_of_its_own_and_most_were_seen_elsewhere() -> None:
+    assert max(Counter(defect.name for defect in GALLERY).values()) == 1
+    assert all(defect.source and defect.what for defect in GALLERY)
+    assert sum(defect.source != COMMON for defect in GALLERY) >= 28
+
+
+def test_the_table_in_the_documentation_is_what_the_gallery_gives() -> None:
+    """After a change: `python tests/gallery.py` writes it."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.count(BEGIN) == page.count(END) == 1
+    assert page == page_with_table(page)
+
+
+def test_every_test_that_the_documentation_names_exists() -> None:
+    named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", PAGE.read_text(encoding="utf-8"))
+    assert len(named) >= 20
+    folder = Path(__file__).parent
+    missing = [
+        f"{file}.py::{name}"
+        for file, name in named
+        if not re.search(rf"^def {name}\(", (folder / f"{file}.py").read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert missing == []

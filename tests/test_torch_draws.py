@@ -1,0 +1,237 @@
+"""Programs that draw with PyTorch, run once for every way their draws can fall; samplers of other libraries among them.
+
+A probability is a product of a few quotients and differences of float64 numbers: within 1e-15 where the thresholds are
+float64 numbers, too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import distributions, tensor
+
+from pass_sampling.gpu.torch_draws import torch_random
+from pass_sampling.gpu.unknown import Unknown
+from pass_sampling.reference.branching import HiddenRandomness, numpy_random, program_law
+from pass_sampling.reference.law import OutputLaw
+
+EXACT = 1e-15
+LAW = tensor([0.2, 0.0, 0.5, 0.3], dtype=torch.float64)
+CDF = LAW.cumsum(-1)
+TENTHS = (0, 0, 2, 2, 2, 2, 2, 3, 3, 3)
+
+
+def branch(program: Callable[[], Any], **options: Any) -> OutputLaw:
+    return program_law(program, **({"replace": [torch_random]} | options))
+
+
+def law_of(program: Callable[[], Any], **options: Any) -> dict[Any, float]:
+    return dict(branch(program, **options).probs)
+
+
+def close(law: dict[Any, float], expected: dict[Any, float], tolerance: float = EXACT) -> bool:
+    keys = {*law, *expected}
+    return all(abs(law.get(key, 0.0) - expected.get(key, 0.0)) <= tolerance for key in keys)
+
+
+def noise_of(weights: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(weights).exponential_(1)
+
+
+def in_place(weights: torch.Tensor) -> torch.Tensor:
+    """As vLLM does: the noise is filled in place, and the weights divided in place."""
+    noise, weights = torch.empty_like(weights), weights.clone()
+    noise.exponential_()
+    weights.div_(noise)
+    return weights.argmax(dim=-1)
+
+
+def filled(shape: tuple[int, ...]) -> torch.Tensor:
+    numbers = torch.empty(shape)
+    numbers.uniform_()
+    return numbers
+
+
+DRAWS: dict[str, Callable[[], Any]] = {
+    "multinomial": lambda: torch.multinomial(LAW, 1),
+    "multinomial of a batch": lambda: torch.multinomial(LAW.expand(2, 4) * 3, num_samples=1)[1, 0],
+    "several draws with replacement": lambda: torch.multinomial(LAW, 2, replacement=True)[1],
+    "Tensor.multinomial": lambda: LAW.multinomial(1),
+    "multinomial with a generator": lambda: torch.multinomial(LAW, 1, generator=torch.Generator().manual_seed(3)),
+    "rand and a cdf": lambda: (CDF > torch.rand(1)).int().argmax(),
+    "counting": lambda: (torch.rand(()) >= CDF).sum(-1),
+    "cumsum of comparisons": lambda: (torch.rand((1,), dtype=torch.float64) > CDF).cumsum(-1)[-1],
+    "searchsorted": lambda: torch.searchsorted(CDF, torch.rand([1]), right=True),
+    "searchsorted in rows": lambda: torch.searchsorted(CDF.expand(2, 4), torch.rand(2, 1))[1, 0],
+    "bucketize": lambda: torch.bucketize(torch.rand(size=(1,)), CDF),
+    "rand_like": lambda: (torch.rand_like(CDF[:1]) >= CDF).sum(),
+    "a number in Python": lambda: int(np.argmax(CDF.numpy() > torch.rand(1).item())),
+    "numbers in Python": lambda: _walk(torch.rand(2, 1).tolist()[1][0]),
+    "iteration": lambda: _walk(next(iter(torch.rand(2)))),
+    "indexing": lambda: _walk(torch.rand(3, 2)[1:].T[0, -1]),
+    "reshaping": lambda: _walk(torch.rand(2, 3).view(-1).unsqueeze(0).expand(2, 6).t()[4, 1].to(torch.float32)),
+    "one minus": lambda: _walk(1 - torch.rand(1)),
+    "scaled": lambda: _walk((torch.rand(1) * 4 - 2) / 4 + 0.5),
+    "uniform_": lambda: _walk(filled((2,))[1]),
+    "uniform_ between limits": lambda: _walk((torch.empty(1).uniform_(-1, to=1) + 1) / 2),
+    "randint": lambda: TENTHS[int(torch.randint(10, (1,)))],
+    "randint between limits": lambda: TENTHS[torch.randint(low=3, high=13, size=(2,), dtype=torch.int32)[1] - 3],
+    "bernoulli": lambda: (2, 3, 0, 0)[int(torch.bernoulli(CDF[:1]) * 2 + torch.bernoulli(CDF[:1] * 0 + 0.375))],
+    "bernoulli with p": lambda: (2, 3, 0, 0)[int(2 * torch.bernoulli(CDF[0], 0.2) + CDF[:1].bernoulli(p=0.375))],
+    "noise": lambda: torch.argmax(LAW / noise_of(LAW), dim=-1),
+    "noise in rows": lambda: (LAW.expand(2, 4).clone() / noise_of(LAW.expand(2, 4).clone())).argmax(-1)[1],
+    "noise in place": lambda: in_place(LAW),
+    "Categorical": lambda: distributions.Categorical(probs=LAW).sample(),
+    "Categorical of a shape": lambda: distributions.Categorical(LAW).sample((2, 1))[1, 0],
+    "Bernoulli": lambda: (2, 3, 0, 0)[int(_flip(0.375) + 2 * _flip(0.2))],
+    "Uniform": lambda: _walk(distributions.Uniform(1.0, 3.0).sample() / 2 - 0.5),
+}  # fmt: skip
+
+
+def _flip(prob: float) -> torch.Tensor:
+    return distributions.Bernoulli(tensor(prob, dtype=torch.float64)).sample()
+
+
+def _walk(uniform: Any) -> int:
+    return next(token for token, edge in enumerate(CDF.tolist()) if uniform < edge)
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_every_way_of_drawing_from_a_law_has_that_law(draw: Callable[[], Any]) -> None:
+    assert close(law_of(lambda: int(draw())), {0: 0.2, 2: 0.5, 3: 0.3}, 5 * EXACT)  # up to 10 cells are added up
+
+
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_broadcast_comparisons_share_their_numbers(limits: list[float]) -> None:
+    """Two numbers against two rows of limits each: what is compared twice narrows once."""
+    edges = tensor(limits, dtype=torch.float64).reshape(2, 2)
+    law = law_of(lambda: tuple((torch.rand(2) < edges).flatten().tolist()))
+    expected: dict[Any, float] = {}
+    columns = [sorted({0.0, *edges[:, column].tolist(), 1.0}) for column in (0, 1)]
+    for (low, high), (left, right) in itertools.product(*(itertools.pairwise(column) for column in columns)):
+        outcome = tuple(
+            bool(end <= edge) for row in edges.tolist() for end, edge in zip((high, right), row, strict=True)
+        )
+        expected[outcome] = expected.get(outcome, 0.0) + (high - low) * (right - left)
+    assert close(law, expected, 4 * EXACT)
+
+
+def test_a_number_that_is_compared_with_not_a_number_is_on_neither_side() -> None:
+    assert law_of(lambda: tuple((torch.rand(1) > tensor([math.nan, 0.0])).tolist())) == {(False, True): 1.0}
+    assert law_of(lambda: (torch.rand(1) <= math.nan).item()) == {False: 1.0}
+
+
+def test_numbers_of_both_libraries_meet() -> None:
+    half = tensor(0.5, dtype=torch.float64)
+    law = law_of(lambda: (random.random() < half, half > random.random()), replace=[torch_random, numpy_random])
+    assert len(law) == 4 and set(law.values()) == {0.25}
+
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "torch.__float__": lambda: float(torch.rand(1)),
+    "torch.__bool__": lambda: bool(torch.rand(1)),
+    "torch.log": lambda: torch.rand(3).log(),
+    "torch.exp": lambda: torch.exp(torch.rand(3)),
+    "torch.add: found it between two": lambda: torch.rand(3) + torch.rand(3),
+    "torch.lt: found it between two": lambda: torch.rand(3) < torch.rand(3),
+    "torch.cat": lambda: torch.cat([torch.rand(1), torch.rand(1)]),
+    "torch.where": lambda: torch.where(torch.rand(3) < 0.5, torch.rand(3), 0.0),
+    "torch.__setitem__": lambda: torch.zeros(3).__setitem__(0, torch.rand(())),
+    "torch.copy_": lambda: torch.zeros(3).copy_(torch.rand(3)),
+    "torch.mul_": lambda: torch.rand(3).mul_(2),
+    "torch.sort": lambda: torch.rand(3).sort(),
+    "torch.tensor": lambda: torch.tensor(torch.rand(3)),
+    "torch.__rdiv__": lambda: 1 / torch.rand(3),
+    "torch.numpy": lambda: torch.rand(3).numpy(),
+    "torch.randn: found it called": lambda: torch.randn(3),
+    "torch.normal: found it called": lambda: distributions.Normal(0.0, 1.0).sample(),
+    "Tensor.normal_: found it called": lambda: torch.empty(3).normal_(),
+    "torch.randperm: found it called": lambda: torch.randperm(3),
+    "Tensor.geometric_: found it called": lambda: torch.empty(3).geometric_(0.5),
+    "torch.multinomial: found several draws without": lambda: torch.multinomial(LAW, 2),
+    "torch.rand: found `out`": lambda: torch.rand(3, out=torch.empty(3)),
+    "torch.randint: found 4294967296 possible": lambda: torch.randint(2**32, (1,)),
+    "Tensor: found random numbers written into a part": lambda: torch.empty(3)[0].uniform_(),
+    "torch.log: found it used on exponential noise": lambda: noise_of(LAW).log(),
+    "torch.sort: found it used on weights over noise": lambda: (LAW / noise_of(LAW)).sort(),
+    "torch.div: found noise that is shared, expected": lambda: LAW.expand(2, 4) / noise_of(LAW),
+    "torch.div: found noise that is shared": lambda: [LAW / noise for noise in [noise_of(LAW)] * 2],
+    "torch.argmax: found dim=0": lambda: (LAW[None] / noise_of(LAW[None])).argmax(0),
+    "draw 0, probability 1: found -": lambda: torch.multinomial(tensor([1.5, -0.5]), 1),
+    "draw 0, probability 0: found nan": lambda: torch.multinomial(tensor([0.0, 0.0]), 1),
+    "draw 1, probability 1: found -0.5": lambda: torch.bernoulli(tensor([0.5, 1.5])),
+    "program: found it return tensor": lambda: tensor(3.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "program"), REFUSED.items(), ids=REFUSED)
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+def test_what_cannot_be_enumerated_is_refused_by_name(message: str, program: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError) as refusal:
+        branch(program)
+    assert str(refusal.value).startswith(message)
+    assert "expected" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_the_same_race_has_one_winner() -> None:
+    def program() -> tuple[int, int]:
+        race = LAW / noise_of(LAW)
+        return int(race.argmax()), int(race.argmax(dim=-1, keepdim=True))
+
+    assert close(law_of(program), {(0, 0): 0.2, (2, 2): 0.5, (3, 3): 0.3})
+
+
+def test_randomness_that_is_not_replaced_is_found_and_named() -> None:
+    generator = torch.Generator()
+    drawn_by_name = torch.rand
+    for program, options, source in (
+        (lambda: torch.rand(1).item() < 0.5, {"replace": []}, r"\(torch changed\)$"),
+        (lambda: drawn_by_name(1).item() < 0.5, {}, r"\(torch changed\)$"),
+        (lambda: torch.nn.functional.dropout(torch.ones(64)).sum().item(), {}, r"\(torch changed\)$"),
+        (lambda: drawn_by_name(1, generator=generator).item(), {}, r"\(the variable generator changed\)$"),
+    ):
+        with pytest.raises(HiddenRandomness, match=source):
+            branch(program, **options)  # type: ignore[arg-type]
+
+
+def test_a_seed_does_not_hide_randomness_of_another_kind() -> None:
+    def program() -> float:
+        torch.manual_seed(0)
+        return torch.nn.functional.dropout(torch.ones(64)).sum().item()
+
+    with pytest.raises(HiddenRandomness):
+        branch(program)
+
+
+def test_the_functions_come_back_after_an_exception() -> None:
+    names = ("rand", "rand_like", "multinomial", "bernoulli", "randint", "randn", "tensor", "manual_seed")
+    before = [getattr(torch, name) for name in names], dict(vars(torch.Tensor))
+    for error in (ValueError, KeyboardInterrupt):
+
+        def program(error: type[BaseException] = error) -> None:
+            assert isinstance(torch.rand(1), Unknown)
+            raise error("on purpose")
+
+        with pytest.raises(error, match="on purpose"):
+            branch(program)
+    assert ([getattr(torch, name) for name in names], dict(vars(torch.Tensor))) == before
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_every_gradient_mode_will_do(mode: Callable[[], Any]) -> None:
+    def program() -> tuple[bool, int]:
+        with mode():
+            return bool(filled((1,)) < 0.25), int(in_place(LAW))
+
+    flips = ((True, 0.25), (False, 0.75))
+    expected = {(flip, token): share * LAW[token].item() for flip, share in flips for token in range(4)}
+    assert close(law_of(program), expected)
