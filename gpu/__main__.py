@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "generate", "train", "pretrain")
+COMMANDS = ("demo", "generate", "train", "pretrain", "verify")
 DESCRIPTION = """One frozen language model drafts several tokens at once from a few trained look-ahead vectors,
 verifies them itself, and keeps exactly its output distribution."""
 EPILOG = """to begin with:
@@ -20,59 +22,118 @@ EPILOG = """to begin with:
   pass-sampling train --model FOLDER --text FILES --output VECTORS
                                                        train look-ahead vectors for a model of your own
 every command explains itself: pass-sampling COMMAND --help"""
+EXTRA = ("torch", "transformers", "tokenizers", "tqdm")  # what the gpu extra installs
+NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one sentence, as all of this program's are."""
+    """A parser that takes whole flags only, and whose complaints are one sentence, as all of this program's are."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Print the complaint and leave."""
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; {self.prog} --help explains\n")
+        self.exit(_complain(self.prog, f"{message}; {self.prog} --help explains"))
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help text, and fail where that fails."""
+        (file or sys.stdout).write(self.format_help())
+
+    def flagged(self, message: str) -> str:
+        """Return a complaint about an argument of the package, "top_k: found ...", with the flag in its place."""
+        name, found, rest = message.partition(": found ")
+        flags = [action.option_strings[-1] for action in self._actions if name == action.dest and action.option_strings]
+        return flags[0] + found + rest if flags and found else message
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 2 for bad input, 130 if interrupted."""
-    parser = Parser(
-        prog="pass-sampling",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    _mend_streams()
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        _drop_output()
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        _drop_output()
+        return 0
+    except OSError as error:
+        _drop_output()
+        reason = error.strerror or error
+        return _complain("pass-sampling", f"standard output cannot be written ({reason}), expected room for the result")
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run a command; what goes wrong with it, but not with standard output, becomes a sentence and a status."""
+    parser = Parser(prog="pass-sampling", description=DESCRIPTION, epilog=EPILOG)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = import_module(f"{__package__}.commands.{name}")
-        command = commands.add_parser(
-            name,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(command)
-        command.set_defaults(run=module.run, command=name)
-    arguments = parser.parse_args(argv)
+        command.set_defaults(run=module.run, parser=command)
+    try:
+        arguments, unknown = parser.parse_known_args(argv)
+        command = arguments.parser
+        if unknown:
+            command.error(f"unrecognized arguments: {' '.join(unknown)}")
+    except SystemExit as left:  # behind a complaint, or behind --help
+        return int(left.code or 0)
     try:
         arguments.run(arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in ("torch", "transformers", "tokenizers", "tqdm", "pass_sampling"):
+        if missing not in EXTRA:
             raise
-        return _complain(arguments.command, f"found no {missing}, expected it installed: pip install '.[gpu]'")
-    except (ValueError, OSError) as error:
-        return _complain(arguments.command, str(error))
+        return _complain(command.prog, f"found no {missing}, expected it installed: pip install '.[gpu]'")
+    except OSError as error:
+        place = error.filename or getattr(arguments, "output", None)
+        if error.errno is None:  # a sentence of this package
+            return _complain(command.prog, str(error))
+        if isinstance(error, BrokenPipeError) or place is None:  # standard output
+            raise
+        reason = error.strerror or type(error).__name__
+        return _complain(command.prog, f"{_text(place)} cannot be used ({reason}), expected a place that can")
+    except ValueError as error:
+        return _complain(command.prog, command.flagged(str(error)))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not NO_MEMORY.search(str(error)):
+            raise
+        reason = str(error).partition("\n")[0][:200] or "MemoryError"
+        return _complain(command.prog, f"found too little memory ({reason}), expected a smaller model, batch or length")
     return 0
 
 
-def _complain(command: str, message: str) -> int:
-    line = " ".join(message.split())
-    print(f"pass-sampling {command}: {line}", file=sys.stderr)
+def _complain(who: str, message: str) -> int:
+    """Print one sentence on one line."""
+    print(" ".join(f"{who}: {message}".split()), file=sys.stderr)
     return BAD_INPUT
+
+
+def _text(place: object) -> str:
+    return os.fsdecode(place) if isinstance(place, bytes) else str(place)
+
+
+def _mend_streams() -> None:
+    """Give output that nobody reads somewhere to go; show a character that the stream has not by its number."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before Python began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Send what is still on its way to a standard output that takes nothing any more to nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # it may be no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device, and there is none")
 
 
+@pytest.fixture(scope="session")
+def box(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """A small model with a tokenizer, vectors and text, for the command line; built once."""
+    from console import build_box
+
+    return build_box(tmp_path_factory.mktemp("box"))
+
+
 def _has_cuda() -> bool:
     import torch
 

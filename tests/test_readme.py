@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, in both packages, on a folder that the test writes."""
+"""The README's Python runs as it stands, in both packages, on the model in the box."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-import pass_sampling.reference as reference
-from folders import write_checkpoint
-from models import PACKAGES, TINY, package
+from models import PACKAGES
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
@@ -22,17 +20,12 @@ def test_there_is_an_example_of_use_and_one_of_the_proof() -> None:
     assert len(lines) <= 10
 
 
+@pytest.mark.torch  # the tokenizer is transformers'
 @pytest.mark.parametrize("name", PACKAGES)
-def test_the_ten_lines_run_on_a_hugging_face_folder(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    package(name)
-    config = reference.ModelConfig(**{**TINY, "vocab_size": 50})
-    write_checkpoint(tmp_path / "my-model", config, reference.Weights.random(config, seed=0))
-    monkeypatch.chdir(tmp_path)
+def test_the_ten_lines_run_on_the_model_in_the_box(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, Any] = {}
     exec(BLOCKS[0].replace("pass_sampling.reference", f"pass_sampling.{name}"), scope)
-    assert len(scope["result"].tokens) == 32
+    assert 0 < len(scope["result"].tokens) <= 64
     assert "tokens per pass" in capsys.readouterr().out
 
 

@@ -17,17 +17,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .generate import encode_prompt
 from .options import (
     add_json,
     add_machine,
     add_model,
     add_sampling,
-    load_tokenizer,
     load_vectors,
     open_model,
     sampling_of,
 )
+from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -35,10 +34,11 @@ if TYPE_CHECKING:
     from ..transformer import Transformer
 
 HELP = "watch the model in the box write Python, drafted and verified by itself"
+# None ends with a line break: the next line's indentation is part of that token.
 PROMPTS = (
-    'def read_lines(path):\n    """Return the lines of a text file, without their ends."""\n',
-    'class Queue:\n    """First in, first out."""\n\n    def __init__(self, maxsize=0):\n',
-    "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:\n",
+    'def read_lines(path):\n    """Return the lines of a text file, without their ends."""',
+    'class Queue:\n    """First in, first out."""\n\n    def __init__(self, maxsize=0):',
+    "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:",
 )
 PLAIN, PASS = "plain decoding", "PaSS"
 
@@ -50,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lookahead", type=Path, metavar="FOLDER", help="look-ahead vectors for the model; default: those in the box"
     )
     parser.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="instead of the three in the box; may be repeated"
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="a text to continue; may be repeated; default: three beginnings",
     )
     parser.add_argument(
         "--max-new-tokens", type=int, default=100, metavar="N", help="length of each text; default: %(default)s"
@@ -67,8 +70,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Show the texts, then the figures."""
     from ..config import check_integer
     from ..methods import Autoregressive, PaSS
+    from ..methods.checks import check_context, check_prompt
 
-    check_integer("--repeats", arguments.repeats, 1, 10**6)
+    check_integer("repeats", arguments.repeats, 1, 10**6)
+    check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
+    texts = [check_unicode("--prompt", text) for text in arguments.prompt or PROMPTS]
     sampling = sampling_of(arguments)
     model = open_model(arguments)
     lookahead = load_vectors(arguments, model)
@@ -78,15 +84,17 @@ def run(arguments: argparse.Namespace) -> None:
             f"(pass-sampling train --model {arguments.model} --self --output FOLDER makes them)"
         )
     tokenizer = load_tokenizer(arguments.model)
-    texts = arguments.prompt or list(PROMPTS)
     prompts = [encode_prompt(tokenizer, text) for text in texts]
+    for prompt in prompts:  # before anything is shown
+        check_prompt(prompt, model.vocab_size)
+        check_context(len(prompt), arguments.max_new_tokens, model.max_position_embeddings)
     methods = {PLAIN: Autoregressive(model, sampling), PASS: PaSS(model, lookahead, sampling)}
     if not arguments.json:
         _show(methods[PASS], texts, prompts, tokenizer, arguments)
     rows = _measure(methods, prompts, arguments)
     machine = _machine(model, arguments)
     if arguments.json:
-        print(json.dumps({"rows": rows, **machine}, indent=2))
+        print(json.dumps({"rows": rows, **machine}, indent=2, allow_nan=False))
         return
     _print_table(rows, lookahead.num_lookahead, machine)
 
@@ -99,31 +107,30 @@ def _show(
     from ..generation import generate
     from .streaming import DIM, RESET, SourceStream, is_colourful, legend
 
-    colourful = is_colourful(sys.stdout)
-
-    def decode(tokens: Any) -> str:
-        return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
+    colourful, decode = is_colourful(sys.stdout), decoder_of(tokenizer)
     print(f"{method.model.name} writes with PaSS. {legend(colourful)}.")
     for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
         print(f"\n----- {number + 1} -----")
         sys.stdout.write(f"{DIM}{text}{RESET}" if colourful else text)
-        shown = SourceStream(Ending(arguments.max_new_tokens, method.model.eos_token_ids, (), decode))
-        result = generate(
-            method,
-            prompt,
-            arguments.max_new_tokens,
-            decode=decode,
-            seed=arguments.seed,
-            request=number,
-            callback=shown.record,
-        )
-        shown.finish(result.text or "")
+        with SourceStream(Ending(arguments.max_new_tokens, method.model.eos_token_ids, (), decode)) as shown:
+            result = generate(
+                method,
+                prompt,
+                arguments.max_new_tokens,
+                decode=decode,
+                seed=arguments.seed,
+                request=number,
+                callback=shown.record,
+            )
+            shown.finish(result.text or "")
     print()
 
 
 def _measure(methods: dict[str, Method], prompts: list[list[int]], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the methods in turn, several times, and return the medians; ratios are those of neighbouring runs."""
+    """Run the methods in turn, several times; return the figures of the pair whose ratio is the median.
+
+    All figures are those of one pair, so that they agree with one another.
+    """
     results: dict[str, list[Generation]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for repeat in range(arguments.repeats + 1):
@@ -133,22 +140,20 @@ def _measure(methods: dict[str, Method], prompts: list[list[int]], arguments: ar
             if repeat > 0:  # the first run warms up
                 seconds[name].append(time.perf_counter() - started)
     tokens = {name: sum(len(result.tokens) for result in results[name]) for name in methods}
+    ratios = [plain / mine for mine, plain in zip(seconds[PASS], seconds[PLAIN], strict=True)]
+    median = ratios.index(statistics.median_low(ratios))
     rows = {}
     for name in methods:
         passes = sum(result.num_forward_passes for result in results[name])
-        median = statistics.median(seconds[name])
-        ratios = [
-            (tokens[name] / mine) / (tokens[PLAIN] / plain)
-            for mine, plain in zip(seconds[name], seconds[PLAIN], strict=True)
-        ]
+        rate = tokens[name] / seconds[name][median]
         rows[name] = {
             "tokens": tokens[name],
             "num_forward_passes": passes,
             "tokens_per_forward": tokens[name] / passes,
-            "seconds": median,
-            "tokens_per_second": tokens[name] / median,
-            "milliseconds_per_pass": 1000 * median / passes,
-            "ratio_to_plain": statistics.median(ratios),
+            "seconds": seconds[name][median],
+            "tokens_per_second": rate,
+            "milliseconds_per_pass": 1000 * seconds[name][median] / passes,
+            "ratio_to_plain": rate / (tokens[PLAIN] / seconds[PLAIN][median]),
         }
     return rows
 
@@ -181,15 +186,17 @@ def _print_table(rows: dict[str, Any], num_lookahead: int, machine: dict[str, An
     law = f"temperature {machine['temperature']:g}, top-k {machine['top_k']}, top-p {machine['top_p']:g}"
     print(
         f"The same law, {law}, written both ways: {machine['dtype']} on {machine['device']}, "
-        f"{machine['threads']} threads, medians of {machine['repeats']} paired runs."
+        f"{machine['threads']} threads, the median of {machine['repeats']} paired runs."
     )
     print(
         f"{'':16}{'tokens':>8}{'passes':>8}{'tokens per pass':>17}{'ms per pass':>13}{'seconds':>9}{'tokens per s':>14}"
+        f"{'ratio':>7}"
     )
     for name, row in rows.items():
         print(
             f"{name:16}{row['tokens']:8}{row['num_forward_passes']:8}{row['tokens_per_forward']:17.2f}"
             f"{row['milliseconds_per_pass']:13.2f}{row['seconds']:9.2f}{row['tokens_per_second']:14.0f}"
+            f"{row['ratio_to_plain']:7.2f}"
         )
     fewer = rows[PASS]["tokens_per_forward"] / rows[PLAIN]["tokens_per_forward"]
     dearer = rows[PASS]["milliseconds_per_pass"] / rows[PLAIN]["milliseconds_per_pass"]

@@ -20,11 +20,11 @@ from .options import (
     add_machine,
     add_model,
     add_sampling,
-    load_tokenizer,
     load_vectors,
     open_model,
     sampling_of,
 )
+from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
     from ..methods import Method
@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lookahead", type=Path, metavar="FOLDER", help="look-ahead vectors for the model; default: those in the box"
     )
     parser.add_argument(
-        "--method", choices=METHODS, help="default: lookahead (PaSS) where there are vectors, else autoregressive"
+        "--method",
+        choices=METHODS,
+        help="how to decode, by the same law; default: lookahead (PaSS) where there are vectors, else autoregressive",
     )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
@@ -51,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=int, default=128, metavar="N", help="length of the new text; default: %(default)s"
     )
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end where this text appears; may be repeated"
+        "--stop",
+        action="append",
+        default=[],
+        dest="stop_strings",
+        metavar="TEXT",
+        help="end where this text appears, which is left out; may be repeated; default: none",
     )
     add_sampling(parser)
     add_machine(parser)
@@ -60,35 +67,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Load, generate, print."""
+    from ..config import check_integer
     from ..ending import Ending
     from ..generation import generate
     from .streaming import SourceStream
 
+    check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
+    stops = [check_unicode("--stop", stop) for stop in arguments.stop_strings]
     text = _prompt(arguments)
     sampling = sampling_of(arguments)
     model = open_model(arguments)
     method_name, method = _method(arguments, model, sampling)
     tokenizer = load_tokenizer(arguments.model)
-    prompt = encode_prompt(tokenizer, text)
-
-    def decode(tokens: Any) -> str:
-        return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
-    ending = Ending(arguments.max_new_tokens, model.eos_token_ids, arguments.stop, decode)
+    prompt = encode_prompt(tokenizer, text, "--prompt" if arguments.prompt_file is None else arguments.prompt_file)
+    decode = decoder_of(tokenizer)
+    ending = Ending(arguments.max_new_tokens, model.eos_token_ids, stops, decode)
     shown = SourceStream(ending, plain=True)
     started = time.perf_counter()
     result = generate(
         method,
         prompt,
         arguments.max_new_tokens,
-        stop_strings=arguments.stop,
+        stop_strings=stops,
         decode=decode,
         seed=arguments.seed,
         callback=None if arguments.json else shown.record,
     )
     seconds = time.perf_counter() - started
     if arguments.json:
-        print(json.dumps(summary(method_name, result, seconds) | _setting(arguments, model, text), indent=2))
+        found = summary(method_name, result, seconds) | _setting(arguments, model, text)
+        print(json.dumps(found, indent=2, allow_nan=False))
         return
     shown.finish(result.text or "")
     print(
@@ -96,20 +104,6 @@ def run(arguments: argparse.Namespace) -> None:
         f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), method {method_name}",
         file=sys.stderr,
     )
-
-
-def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Return a prompt's tokens; an empty prompt is the token that texts begin with, where there is one.
-
-    Raises:
-        ValueError: the prompt has no token.
-    """
-    tokens = list(tokenizer(text)["input_ids"])
-    if not tokens and tokenizer.bos_token_id is not None:
-        tokens = [tokenizer.bos_token_id]
-    if not tokens:
-        raise ValueError("--prompt is empty, expected at least one token of text")
-    return tokens
 
 
 def summary(method: str, result: Generation, seconds: float) -> dict[str, Any]:
@@ -136,10 +130,10 @@ def summary(method: str, result: Generation, seconds: float) -> dict[str, Any]:
 
 def _prompt(arguments: argparse.Namespace) -> str:
     if arguments.prompt is not None:
-        return str(arguments.prompt)
+        return check_unicode("--prompt", arguments.prompt)
     path: Path = arguments.prompt_file
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8, expected a text file") from None
     except OSError as error:
@@ -153,7 +147,7 @@ def _method(arguments: argparse.Namespace, model: Transformer, sampling: Any) ->
     if arguments.method == "autoregressive":
         if arguments.lookahead is not None:
             raise ValueError(
-                "--lookahead goes with --method lookahead, found it with autoregressive, expected one or the other"
+                "--lookahead: found it with --method autoregressive, which drafts nothing, expected --method lookahead"
             )
         return "autoregressive", Autoregressive(model, sampling)
     lookahead = load_vectors(arguments, model)

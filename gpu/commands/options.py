@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..checkpoints import HELD_OUT, LOOKAHEAD, MODEL
+from ..checkpoints import LOOKAHEAD, MODEL
 
 if TYPE_CHECKING:
     from ..config import SamplingConfig
@@ -14,12 +17,15 @@ if TYPE_CHECKING:
     from ..transformer import Transformer
 
 __all__ = [
+    "add_device",
     "add_json",
     "add_machine",
     "add_model",
     "add_sampling",
+    "add_seed",
     "add_text",
-    "load_tokenizer",
+    "check_new_folder",
+    "is_in_the_box",
     "load_vectors",
     "named_held_out",
     "open_model",
@@ -41,8 +47,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add --dtype and --device."""
-    parser.add_argument("--dtype", help="float64, float32, bfloat16 or float16; default: the checkpoint's own")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu")
+    parser.add_argument(
+        "--dtype",
+        help="what to compute in: float64, float32, bfloat16 or float16; default: what the checkpoint is stored in",
+    )
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda or cuda:N; default: %(default)s")
 
 
 def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.8, top_k: int = 10) -> None:
@@ -51,6 +65,7 @@ def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.8, top_
         "--temperature",
         type=float,
         default=temperature,
+        metavar="X",
         help="0 is greedy, 1 the model's own law; default: %(default)s",
     )
     parser.add_argument(
@@ -67,8 +82,17 @@ def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.8, top_
         metavar="P",
         help="only the likeliest tokens that make up P; default: 1, all",
     )
+    add_seed(parser)
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add --seed."""
     parser.add_argument(
-        "--seed", type=int, default=0, help="same seed, machine and settings: same result; default: %(default)s"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="same seed, machine and settings: same result; default: %(default)s",
     )
 
 
@@ -84,19 +108,26 @@ def add_text(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="text files, and folders of .py, .txt, .md and .rst files",
+        help="text to learn from: files, and folders of .py, .txt, .md and .rst files; default: none",
     )
     parser.add_argument(
         "--standard-library",
         action="store_true",
-        help="the running Python's own source code, of which there is always some",
+        help="learn from the running Python's own source code instead, of which there is always some",
+    )
+    parser.add_argument(
+        "--held-out-list",
+        type=Path,
+        metavar="FILE",
+        help="names of files to hold out, one per line; default: about 5 %% of them",
     )
 
 
 def sampling_of(arguments: argparse.Namespace) -> SamplingConfig:
-    """Return the settings of the target law."""
-    from ..config import SamplingConfig
+    """Return the settings of the target law; the seed is checked as well, before anything is loaded."""
+    from ..config import SamplingConfig, check_integer
 
+    check_integer("seed", arguments.seed, 0, 2**64 - 1)
     return SamplingConfig(arguments.temperature, arguments.top_k, arguments.top_p)
 
 
@@ -107,21 +138,30 @@ def open_model(arguments: argparse.Namespace) -> Transformer:
     return load_model(arguments.model, arguments.dtype, arguments.device)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer that lies beside a model.
+def check_new_folder(output: Path, what: str) -> None:
+    """Refuse an output path that is taken or cannot be written, before hours are spent on what should go there.
 
     Raises:
-        ValueError: there is none that transformers can read.
+        OSError: its name is too long.
+        ValueError: there is something already, or no folder can be made there.
     """
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
+    from ..training.resume import check_output, partial_file
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    check_output(output, what)
+    partial = partial_file(output)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(partial.with_name(f".{partial.name}.new"))  # the longest name that will be written
+    above = next(folder for folder in partial.parents if os.path.lexists(folder))
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises anything here
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
+        os.rmdir(tempfile.mkdtemp(prefix=".pass-sampling-", dir=above))  # permissions alone do not tell
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"--output: {above} takes no new folder ({reason}), expected one that does") from None
+
+
+def is_in_the_box(folder: Path) -> bool:
+    """Say whether a path is that of the model in the box, however it is written."""
+    return os.path.realpath(folder) == os.path.realpath(MODEL)
 
 
 def load_vectors(arguments: argparse.Namespace, model: Transformer) -> LookAhead | None:
@@ -129,7 +169,7 @@ def load_vectors(arguments: argparse.Namespace, model: Transformer) -> LookAhead
     from ..lookahead import LookAhead
 
     folder = arguments.lookahead
-    if folder is None and arguments.model == MODEL:
+    if folder is None and is_in_the_box(arguments.model):
         folder = LOOKAHEAD
     return None if folder is None else LookAhead.load(folder, model.device)
 
@@ -148,15 +188,22 @@ def read_training_texts(arguments: argparse.Namespace) -> dict[str, str]:
             raise ValueError("found both --text and --standard-library, expected one of them")
         return standard_library()
     if not arguments.text:
-        raise ValueError("found no text, expected --text PATH or --standard-library")
+        choices = (
+            "--text PATH, --standard-library or --self" if "own" in arguments else "--text PATH or --standard-library"
+        )
+        raise ValueError(f"found no text, expected {choices}")
     return read_texts(arguments.text)
 
 
-def named_held_out(path: Path = HELD_OUT) -> list[str]:
+def named_held_out(path: Path) -> list[str]:
     """Read a list of names, one per line; lines that begin with # say something about it.
 
     Raises:
         OSError: the file cannot be read.
+        ValueError: it is not UTF-8.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8, expected a text file with a name on each line") from None
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

@@ -4,73 +4,85 @@
   pass-sampling pretrain --standard-library --output FOLDER      as the model in the box was made
 
 A run that is killed goes on where it was when the same command is given again. About 5 % of the files, chosen by their
-names, are held out; near-duplicates stay on one side.
+names, are held out; near-duplicates stay on one side. Minutes and memory are stated behind the second step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-from .options import add_json, add_text, named_held_out, read_training_texts
-from .progress import Bar
+from .options import add_device, add_json, add_seed, add_text, check_new_folder, named_held_out, read_training_texts
+from .progress import Bar, forecast
 
 HELP = "train a small base model from text"
 SIZES = (
-    ("--vocab-size", 4096, "tokens of the vocabulary"),
-    ("--hidden-size", 320, "width of the model"),
-    ("--intermediate-size", 896, "width of the mlp"),
-    ("--layers", 6, "layers"),
-    ("--heads", 5, "query heads"),
-    ("--kv-heads", 1, "key and value heads"),
-    ("--context", 512, "the longest sequence, in tokens"),
-    ("--steps", 2000, "steps of training"),
-    ("--batch-size", 16, "sequences per step"),
+    ("--vocab-size", "vocab_size", "tokens of the vocabulary"),
+    ("--hidden-size", "hidden_size", "width of the model"),
+    ("--intermediate-size", "intermediate_size", "width of the mlp"),
+    ("--layers", "num_hidden_layers", "layers"),
+    ("--heads", "num_attention_heads", "query heads"),
+    ("--kv-heads", "num_key_value_heads", "key and value heads"),
+    ("--context", "context", "the longest sequence, in tokens"),
+    ("--steps", "num_steps", "steps of training"),
+    ("--batch-size", "batch_size", "sequences per step"),
 )
+DEFAULTS = (4096, 320, 896, 6, 5, 1, 512, 1600, 16)
+COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     add_text(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder for the model")
+    for (flag, name, meaning), default in zip(SIZES, DEFAULTS, strict=True):
+        parser.add_argument(
+            flag, type=int, default=default, dest=name, metavar="N", help=f"{meaning}; default: %(default)s"
+        )
     parser.add_argument(
-        "--held-out-list", type=Path, metavar="FILE", help="names of files to hold out, one per line, instead of 5 %%"
+        "--learning-rate",
+        type=float,
+        default=0.006,
+        metavar="X",
+        help="how far a step goes, at most; default: %(default)s",
     )
-    for name, default, meaning in SIZES:
-        parser.add_argument(name, type=int, default=default, metavar="N", help=f"{meaning}; default: %(default)s")
-    parser.add_argument("--learning-rate", type=float, default=0.006, metavar="X", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default: cpu")
+    add_seed(parser)
+    add_device(parser)
     parser.add_argument("--compile", action="store_true", help="use torch.compile, which needs a C++ compiler: faster")
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Read, train, print."""
+    from transformers.utils import logging
+
+    from ..precision import check_device
     from ..pretrain import PretrainConfig, pretrain
 
+    check_new_folder(arguments.output, "model")
+    sizes = {name: getattr(arguments, name) for _, name, _ in SIZES}
     config = PretrainConfig(
-        vocab_size=arguments.vocab_size,
-        hidden_size=arguments.hidden_size,
-        intermediate_size=arguments.intermediate_size,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.heads,
-        num_key_value_heads=arguments.kv_heads,
-        context=arguments.context,
-        num_steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
-        compile=arguments.compile,
+        **sizes, learning_rate=arguments.learning_rate, seed=arguments.seed, compile=arguments.compile
     )
+    check_device(arguments.device)
+    if arguments.compile and not any(map(shutil.which, (os.environ.get("CXX") or "c++", *COMPILERS))):
+        raise ValueError("--compile: found no C++ compiler, expected one of " + ", ".join(COMPILERS))
     held_out = None if arguments.held_out_list is None else named_held_out(arguments.held_out_list)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of writing the weights
     texts = read_training_texts(arguments)
+    if held_out is not None and not 0 < len(texts.keys() & set(held_out)) < len(texts):
+        raise ValueError(
+            f"{arguments.held_out_list} names {len(texts.keys() & set(held_out))} of the {len(texts)} texts, "
+            "expected some of them and not all"
+        )
     with Bar("training", quiet=arguments.json) as bar:
         record = pretrain(arguments.output, texts, config, held_out, arguments.device, lambda news: _report(news, bar))
     if arguments.json:
-        print(json.dumps({"output": str(arguments.output), **record}, indent=2))
+        print(json.dumps({"output": str(arguments.output), **record}, indent=2, allow_nan=False))
         return
     print(
         f"{record['num_parameters'] / 1e6:.1f}M parameters, {record['training_tokens'] / 1e6:.1f}M tokens of text "
@@ -85,8 +97,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _report(news: dict[str, Any], bar: Bar) -> None:
     if "seconds_per_step" in news:
-        bar.note(f"training will take about {news['seconds_per_step'] * news['num_steps'] / 60:.0f} minutes")
+        bar.first = news.get("first_step", 0)
+        bar.note(forecast(news))
     if "held_out_loss" in news:
         bar.note(f"step {news['step']}: held-out loss {news['held_out_loss']:.3f} nats per token")
-    if "step" in news:
+    if "step" in news and bar.noted:  # minutes first
         bar.show(news["step"], news["num_steps"], loss=f"{news['loss']:.3f}")

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "forecast"]
+
+
+def forecast(news: dict[str, Any]) -> str:
+    """Return one line on what a training will take, from the news before its first step."""
+    first, total = news.get("first_step", 0), news["num_steps"]
+    minutes = news["seconds_per_step"] * (total - first) / 60
+    memory = news.get("memory")
+    return (
+        f"training will take about {minutes:.1f} minutes"
+        + ("" if memory is None else f" and {memory / 2**30:.1f} GiB of memory")
+        + (f", going on behind step {first}" if first else "")
+    )
 
 
 class Bar:
@@ -15,6 +28,8 @@ class Bar:
         """Describe the work; `quiet` shows nothing."""
         self._what, self._unit, self._quiet = what, unit, quiet
         self._bar: Any = None
+        self.first = 0  # where a resumed run goes on
+        self.noted = False  # whether anything was said above the bar
 
     def __enter__(self) -> Bar:
         return self
@@ -25,26 +40,21 @@ class Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, done: int, total: int, first: int = 0, **figures: str) -> None:
-        """Move the bar to `done` of `total`; `first` is where a resumed run began."""
+    def show(self, done: int, total: int, **figures: str) -> None:
+        """Move the bar to `done` of `total`."""
         if self._quiet:
             return
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=first, desc=self._what, unit=self._unit, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=self.first, desc=self._what, unit=self._unit, dynamic_ncols=True)
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def note(self, line: str) -> None:
         """Print a line above the bar."""
+        self.noted = True
         if not self._quiet:
             from tqdm import tqdm
 
-            tqdm.write(line, file=_stderr())
-
-
-def _stderr() -> Any:
-    import sys
-
-    return sys.stderr
+            tqdm.write(line, file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from types import TracebackType
 from typing import TextIO
 
 from ..ending import Ending
@@ -23,14 +24,15 @@ DIM, RESET = "\033[2m", "\033[0m"
 
 
 def is_colourful(stream: TextIO) -> bool:
-    """Say whether a stream shows colours: a terminal does, unless NO_COLOR is set."""
+    """Say whether a stream shows colours: a terminal does, unless NO_COLOR is set or TERM is dumb."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class SourceStream:
     """Prints new text as soon as later tokens cannot take it back; pass `record` as a generation's callback.
 
-    Neighbouring tokens from the same source are marked together, so that the text stays readable.
+    Neighbouring tokens from the same source are marked together, so that the text stays readable. As a context, it
+    closes what it has opened, so that a terminal is not left in colour where generation fails or is interrupted.
     """
 
     def __init__(
@@ -44,6 +46,16 @@ class SourceStream:
         self._tokens: list[int] = []
         self._shown = ""
         self._source = ""
+
+    def __enter__(self) -> SourceStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and not issubclass(kind, OSError):  # where the stream is not what failed
+            self._switch("")
+            self._stream.flush()
 
     def record(self, request: int, record: Record) -> None:
         """Show what a cycle has added."""

@@ -1,0 +1,139 @@
+"""What look-ahead vectors learn from: text that is there, or that the model writes; and the part of it held out.
+
+Glossary of shapes: N tokens to learn from, M tokens held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoints import HELD_OUT
+from .options import is_in_the_box, named_held_out
+from .progress import Bar
+from .text import load_tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ..train import TrainConfig
+    from ..transformer import Transformer
+
+    Tokens = npt.NDArray[np.int64]
+
+__all__ = ["OWN_TOKENS", "check_own", "own_text_file", "read_tokens", "written_tokens"]
+
+HELD_OUT_FILES = 20  # with fewer files than this, the end of the text is held out instead of whole files
+HELD_OUT_PART = 0.1
+OWN_TOKENS = 100_000
+
+
+def check_own(config: TrainConfig, arguments: argparse.Namespace) -> None:
+    """Refuse --self beside other text, and too little of it: that must not show when hours of writing are over."""
+    from ..config import check_integer
+
+    if not arguments.own:
+        if arguments.self_tokens is not None:
+            raise ValueError("--self-tokens: found it without --self, expected both or neither")
+        return
+    if arguments.text or arguments.standard_library:
+        raise ValueError("found --self and other text, expected one of --self, --text and --standard-library")
+    if arguments.self_tokens is None:
+        arguments.self_tokens = OWN_TOKENS
+    check_integer("self_tokens", arguments.self_tokens, 1, 2**40)
+    least = _least(config)
+    if arguments.self_tokens < least:
+        raise ValueError(f"self_tokens: found {arguments.self_tokens}, {_expected(least, config)}")
+
+
+def _least(config: TrainConfig) -> int:
+    """Return how many tokens leave enough for one step when a part is held out."""
+    needed = config.context * (config.batch_size + 1)
+    return max(needed + config.context, math.ceil(needed / (1 - HELD_OUT_PART)))
+
+
+def _expected(least: int, config: TrainConfig) -> str:
+    sequences = f"batches of {config.batch_size} sequences of {config.context}"
+    return f"expected at least {least} tokens for {sequences} and a part held out"
+
+
+def _cut(count: int, context: int) -> int:
+    """Return how many of the tokens to train on: the end, a tenth and at least one sequence, is held out."""
+    return max(0, count - max(context, int(HELD_OUT_PART * count)))
+
+
+def read_tokens(
+    texts: dict[str, str], model: Transformer, config: TrainConfig, arguments: argparse.Namespace
+) -> tuple[Tokens, Tokens]:  # [N], [M]
+    """Return the tokens to train on and those held out: whole files where there are enough of them."""
+    import numpy as np
+
+    from ..training.corpus import split_texts
+    from ..training.tokenizer import encode_texts
+
+    tokenizer = load_tokenizer(arguments.model)
+    end = model.eos_token_ids[0] if model.eos_token_ids else None
+    names = sorted(texts)
+    listed = arguments.held_out_list
+    if listed is None and arguments.standard_library and is_in_the_box(arguments.model):
+        listed = HELD_OUT
+    if listed is not None:
+        held = sorted(set(named_held_out(listed)) & set(names))
+        names = sorted(set(names) - set(held))
+        if not held or not names:
+            raise ValueError(f"{listed} names {len(held)} of the texts, expected some of them and not all")
+    elif len(names) >= HELD_OUT_FILES:
+        names, held = split_texts(texts)
+    else:
+        held = []
+    order = np.random.default_rng(arguments.seed)
+    encoded = encode_texts(
+        tokenizer, [texts[name] for name in [*order.permutation(names), *order.permutation(held)]], end
+    )
+    most = max((int(tokens.max()) for tokens in encoded if len(tokens)), default=0)
+    if most >= model.vocab_size:
+        raise ValueError(
+            f"{arguments.model}: its tokenizer gives the token {most}, expected at most {model.vocab_size - 1}, "
+            "the model's last"
+        )
+    training = np.concatenate(encoded[: len(names)])
+    if held:
+        return training, np.concatenate(encoded[len(names) :])
+    if len(training) < _least(config):
+        raise ValueError(f"--text: found {len(training)} tokens, {_expected(_least(config), config)}")
+    cut = _cut(len(training), config.context)
+    return training[:cut], training[cut:]
+
+
+def written_tokens(
+    model: Transformer, config: TrainConfig, arguments: argparse.Namespace
+) -> tuple[Tokens, Tokens]:  # [N], [M]
+    """Let the model write, and hold out the last tenth."""
+    from ..training.own_text import own_text
+
+    count = arguments.self_tokens
+    if config.context > model.max_position_embeddings:
+        raise ValueError(
+            f"context: found {config.context}, expected at most {model.max_position_embeddings}, the model's"
+        )
+    with Bar("writing", unit="token", quiet=arguments.json) as bar:
+        tokens = own_text(
+            model,
+            count,
+            config.context,
+            config.sampling,
+            config.seed,
+            own_text_file(arguments.output),
+            lambda done: bar.show(done, count),
+        )
+    cut = _cut(len(tokens), config.context)
+    return tokens[:cut], tokens[cut:]
+
+
+def own_text_file(output: Path) -> Path:
+    """Return where text that the model wrote is kept until the vectors are saved."""
+    output = output.resolve()
+    return output.with_name(output.name + ".text.safetensors")

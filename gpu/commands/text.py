@@ -1,0 +1,64 @@
+"""Text on its way into tokens and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..ending import Decode
+
+__all__ = ["check_unicode", "decoder_of", "encode_prompt", "load_tokenizer"]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer that lies beside a model.
+
+    Raises:
+        ValueError: there is none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises anything here
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
+
+
+def decoder_of(tokenizer: Any) -> Decode:
+    """Return what turns new tokens into text: special tokens are not text, and spaces stay where they are."""
+
+    def decode(tokens: Any) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return decode
+
+
+def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt") -> list[int]:
+    """Return a prompt's tokens; an empty prompt is the token that texts begin with, where there is one.
+
+    Raises:
+        ValueError: the prompt has no token.
+    """
+    tokens = list(tokenizer(text)["input_ids"])
+    if not tokens and tokenizer.bos_token_id is not None:
+        tokens = [tokenizer.bos_token_id]
+    if not tokens:
+        raise ValueError(f"{origin} is empty, expected at least one token of text")
+    return tokens
+
+
+def check_unicode(flag: str, text: str) -> str:
+    """Return a text from the command line, which may have held bytes that are no text.
+
+    Raises:
+        ValueError: it did.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{flag} is not UTF-8: found {text!a:.80}, expected text") from None
+    return text

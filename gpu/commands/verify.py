@@ -1,0 +1,141 @@
+"""Prove by execution that the samplers are exact; or check a checkpoint of yours.
+
+  pass-sampling verify                              every method and rule, enumerated, in both packages
+  pass-sampling verify --package reference          the specification alone, which needs no PyTorch
+  pass-sampling verify --model FOLDER --lookahead VECTORS --device cuda
+
+Without --model, every way in which the random choices of every method can fall is run on small models, and the law of
+what comes out is compared with the target's. With --model: how far the rows of a verify pass are from those of
+one-token passes in this dtype on this device, whether greedy texts agree, and a test of the first two tokens, with the
+total variation that it could detect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .options import add_json, add_machine, add_sampling, load_vectors, open_model, sampling_of
+
+HELP = "prove by execution that the samplers are exact, or check a checkpoint"
+PACKAGES = ("reference", "gpu")
+SECONDS = 20.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.add_argument("--package", choices=PACKAGES, help="which package to enumerate; default: both")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="check this checkpoint instead; default: none")
+    parser.add_argument(
+        "--lookahead",
+        type=Path,
+        metavar="FOLDER",
+        help="its look-ahead vectors; default: those in the box, or random ones",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, metavar="X", help="for the test of drawn tokens; default: %(default)s"
+    )
+    add_sampling(parser, temperature=1.0, top_k=0)
+    add_machine(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the suite, or check a model.
+
+    Raises:
+        ValueError: a law is not the target's, or a model's draws are not distributed as they should be.
+    """
+    if arguments.model is not None:
+        _check_model(arguments)
+        return
+    suite: Any = import_module("pass_sampling.reference.suite")  # by its name: no package imports the other
+    started = time.perf_counter()
+    rows = []
+    if not arguments.json:
+        print(
+            f"{'package':11}{'method':16}{'rule':8}{'configurations':>15}{'executions':>12}{'cycles':>8}{'deviation':>11}"
+        )
+    for name in PACKAGES if arguments.package is None else (arguments.package,):
+        for row in suite.exact_suite(import_module(f"pass_sampling.{name}")):
+            rows.append(asdict(row))
+            if not arguments.json:
+                print(
+                    f"{row.package:11}{row.method:16}{row.rule or '-':8}{row.configurations:15}{row.executions:12}"
+                    f"{row.cycles:8}{row.largest_deviation:11.1e}",
+                    flush=True,
+                )
+    result = {
+        "configurations": sum(row["configurations"] for row in rows),
+        "executions": sum(row["executions"] for row in rows),
+        "largest_deviation": max(row["largest_deviation"] for row in rows),
+        "seconds": time.perf_counter() - started,
+        "rows": rows,
+    }
+    if arguments.json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        print(
+            f"{result['configurations']} exact laws by {result['executions']} executions in {result['seconds']:.0f} s; "
+            f"largest deviation from the target's law {result['largest_deviation']:.1e} (1e-12 is asked)"
+        )
+    if not result["largest_deviation"] <= suite.EXACT:
+        worst = max(rows, key=lambda row: float(row["largest_deviation"]))
+        raise ValueError(
+            f"{worst['package']} {worst['method']}: the law deviates by {worst['largest_deviation']:.1e} on "
+            f"{worst['worst']!r}, expected at most {suite.EXACT:.0e}"
+        )
+
+
+def _check_model(arguments: argparse.Namespace) -> None:
+    from ..lookahead import LookAhead
+    from ..methods import PaSS
+    from ..model_check import draw_check, greedy_check, row_check
+    from ..training.own_text import own_text
+
+    sampling = sampling_of(arguments)
+    if not arguments.seconds > 0:
+        raise ValueError(f"seconds: found {arguments.seconds}, expected a positive number")
+    model = open_model(arguments)
+    lookahead = load_vectors(arguments, model)
+    if lookahead is None:
+        lookahead = LookAhead.random(4, model.hidden_size, arguments.seed, model.device)
+    length = min(128, model.max_position_embeddings)
+    tokens = own_text(model, 8 * length, length, sampling, arguments.seed)
+    texts = tokens.reshape(8, length).tolist()
+    rows = row_check(model, texts, sampling, lookahead.num_lookahead)
+    prompts = [text[:16] for text in texts[:4]]
+    same, total = greedy_check(model, lookahead, prompts, min(64, length - 16))
+    draws = draw_check(PaSS(model, lookahead, sampling), texts[0][:16], arguments.seconds, seed=arguments.seed)
+    dtype = str(model.dtype).removeprefix("torch.")
+    result = {
+        "model": model.name,
+        "dtype": dtype,
+        "device": str(model.device),
+        "rows": asdict(rows),
+        "greedy": {"same": same, "tokens": total},
+        "draws": asdict(draws),
+    }
+    if arguments.json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        print(f"{model.name}, {dtype} on {model.device}, {lookahead.num_lookahead} look-ahead vectors")
+        print(
+            f"verify rows against one-token rows, {rows.positions} positions: total variation "
+            f"{rows.largest:.1e} at most, {rows.mean:.1e} on average"
+        )
+        print(f"greedy: {same} of {total} tokens as in plain decoding")
+        print(
+            f"first two tokens of {draws.texts} texts: chi-square {draws.statistic:.1f} over {draws.cells} cells, "
+            f"at most {draws.limit:.1f} expected; a total variation of {draws.detectable:.3f} would have been detected"
+        )
+    if not draws.passed:
+        raise ValueError(
+            f"{model.name}: the first tokens are not distributed as they should be (chi-square {draws.statistic:.1f}), "
+            f"expected at most {draws.limit:.1f}"
+        )

@@ -1,0 +1,218 @@
+"""The command line where the input is good: what is printed, where, and that it is true."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+from transformers import AutoTokenizer
+
+from console import COLOUR, MARK, Box, Terminal, read_strictly, run
+from folders import contents
+from pass_sampling.gpu import LookAhead, load_model
+
+REPORTED = """text tokens method num_forward_passes tokens_per_forward seconds num_draft_tokens num_accepted_tokens
+accepted_per_position""".split()
+
+
+def generate(box: Box, capsys: pytest.CaptureFixture[str], *more: object) -> dict:
+    """Run `generate --json` on the small model and return its object."""
+    assert run("generate", "--model", box.model, "--prompt", "def", "--max-new-tokens", 24, "--json", *more) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return read_strictly(printed.out)
+
+
+def test_generate_reports_what_it_did_in_json(box, capsys):
+    for more, method in (([], "autoregressive"), (["--lookahead", box.vectors], "lookahead")):
+        found = generate(box, capsys, *more)
+        assert [name for name in REPORTED if name not in found] == []
+        assert found["method"] == method and found["prompt"] == "def" and found["seed"] == 0
+        assert len(found["tokens"]) == len(found["sources"]) <= 24
+        assert found["tokens_per_forward"] == len(found["tokens"]) / found["num_forward_passes"]
+        assert sum(found["accepted_per_position"]) == found["num_accepted_tokens"] <= found["num_draft_tokens"]
+    assert found["num_draft_tokens"] > 0 and len(found["accepted_per_position"]) == 3
+
+
+def test_the_text_is_the_tokenizers_decoding_of_the_tokens(box, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(str(box.model))
+    for seed in range(5):
+        found = generate(box, capsys, "--seed", seed, "--temperature", 1, "--top-k", 0, "--lookahead", box.vectors)
+        tokens = found["tokens"][:-1] if found["end"] == "eos" else found["tokens"]
+        assert found["text"] == tokenizer.decode(tokens)
+
+
+def test_without_json_standard_output_is_the_text_and_a_newline(box, capsys, tmp_path):
+    (tmp_path / "prompt").write_text("café of", encoding="utf-8")
+    for more in (
+        ["--prompt", "def"],
+        ["--prompt", "日", "--lookahead", box.vectors],
+        ["--prompt-file", tmp_path / "prompt"],
+    ):
+        argv = ["generate", "--model", box.model, "--max-new-tokens", 8, *more]
+        assert run(*argv, "--json") == 0
+        text = read_strictly(capsys.readouterr().out)["text"]
+        assert run(*argv) == 0
+        printed = capsys.readouterr()
+        assert printed.out == text + "\n"
+        assert re.search(r"tokens in \d+ passes, \d\.\d\d per pass", printed.err) and printed.err.count("\n") == 1
+
+
+def test_the_same_seed_gives_the_same_tokens_and_another_one_others(box, capsys):
+    more = ["--lookahead", box.vectors, "--temperature", 1]
+    first, again, other = (generate(box, capsys, "--seed", seed, *more)["tokens"] for seed in (1, 1, 2**64 - 1))
+    assert first == again != other
+
+
+def test_greedy_text_is_the_same_with_and_without_drafts(box, capsys):
+    greedy = ["--temperature", 0, "--dtype", "float32", "--prompt", "of the"]
+    plain = generate(box, capsys, "--method", "autoregressive", *greedy)
+    drafted = generate(box, capsys, "--method", "lookahead", "--lookahead", box.vectors, *greedy)
+    assert plain["tokens"] == drafted["tokens"] and drafted["method"] == "lookahead"
+    assert plain["accepted_per_position"] == [] and plain["draft_acceptance_rate"] is None
+
+
+def test_a_stop_string_ends_the_text_and_is_left_out(box, capsys):
+    whole = generate(box, capsys)["text"]
+    stop = next(character for character in whole[len(whole) // 2 :] if character != "\ufffd")
+    found = generate(box, capsys, "--stop", stop, "--stop", "\nnever\n")
+    assert found["text"] == whole[: whole.index(stop)] and found["end"] == "stop_string"
+
+
+def test_an_empty_prompt_is_the_token_that_texts_begin_with(box, capsys):
+    assert (
+        generate(box, capsys, "--prompt", "")["tokens"] == generate(box, capsys, "--prompt", "<|endoftext|>")["tokens"]
+    )
+
+
+def test_a_prompt_file_may_begin_with_a_byte_order_mark(box, capsys, tmp_path):
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfdef")
+    run("generate", "--model", box.model, "--prompt-file", tmp_path / "marked", "--max-new-tokens", 24, "--json")
+    assert read_strictly(capsys.readouterr().out)["tokens"] == generate(box, capsys)["tokens"]
+
+
+def test_an_extreme_temperature_is_no_crash(box, capsys):
+    for temperature in ("1e-320", "1e300", "0", "-0.0"):
+        assert len(generate(box, capsys, "--temperature", temperature, "--lookahead", box.vectors)["tokens"]) <= 24
+
+
+def test_a_character_that_the_output_cannot_show_is_written_by_number(box, capsys, monkeypatch):
+    texts = [generate(box, capsys, "--seed", seed)["text"] for seed in range(4)]
+    seed = next(seed for seed, text in enumerate(texts) if not text.isascii())
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii", newline="")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        assert run("generate", "--model", box.model, "--prompt", "def", "--max-new-tokens", 24, "--seed", seed) == 0
+        stream.flush()
+    assert raw.getvalue() == (texts[seed] + "\n").encode("ascii", errors="backslashreplace")
+    assert run("demo", "--model", box.model, "--lookahead", box.vectors, "--prompt", "café", "--max-new-tokens", 4) == 0
+
+
+def demo(box: Box, *more: object) -> int:
+    prompts = ["--prompt", "def", "--prompt", "café"]
+    return run("demo", "--model", box.model, "--lookahead", box.vectors, *prompts, "--max-new-tokens", 9, *more)
+
+
+def test_demo_reports_both_methods_in_json(box, capsys):
+    assert demo(box, "--json", "--repeats", 2) == 0
+    printed = capsys.readouterr()
+    rows = read_strictly(printed.out)["rows"]
+    assert printed.err == "" and list(rows) == ["plain decoding", "PaSS"]
+    for row in rows.values():
+        assert row["tokens_per_forward"] == row["tokens"] / row["num_forward_passes"]
+        assert row["tokens_per_second"] == row["tokens"] / row["seconds"]
+        assert row["milliseconds_per_pass"] == 1000 * row["seconds"] / row["num_forward_passes"]
+        assert row["ratio_to_plain"] == row["tokens_per_second"] / rows["plain decoding"]["tokens_per_second"]
+    assert rows["plain decoding"]["ratio_to_plain"] == 1.0
+
+
+def test_the_figures_of_the_demo_are_those_of_the_pair_with_the_median_ratio(box, capsys, monkeypatch):
+    seconds = [4, 2, 6, 2, 1, 1, 8, 1]  # of both methods in turn
+    begun = [100, 100]  # the first pair warms up, and nobody looks how long it took
+    clock = itertools.accumulate([*begun, *(step for duration in seconds for step in (100, duration))])
+    monkeypatch.setattr("pass_sampling.gpu.commands.demo.time", SimpleNamespace(perf_counter=clock.__next__))
+    assert demo(box, "--json", "--repeats", 4) == 0
+    rows = read_strictly(capsys.readouterr().out)["rows"].values()  # ratios of times 2, 3, 1 and 8
+    assert [row["seconds"] for row in rows] == [4, 2]
+
+
+def test_the_last_sentence_of_the_demo_says_what_its_table_says(box, capsys):
+    assert demo(box, "--repeats", 3) == 0
+    out = capsys.readouterr().out
+    rows = {name: re.search(rf"^{name} +(.+)$", out, re.MULTILINE)[1].split() for name in ("plain decoding", "PaSS")}
+    plain, drafted = ([float(figure) for figure in row] for row in rows.values())
+    fewer, dearer, speed = map(float, re.findall(r"(\d+\.\d\d) times", out.splitlines()[-1]))
+    assert f"{fewer:.2f}" == f"{drafted[0] / drafted[1] / (plain[0] / plain[1]):.2f}"
+    assert speed == drafted[-1] and plain[-1] == 1.0
+    half = 0.005  # what rounding to two places may take from a figure
+    low, high = (fewer - half) / (speed + half), (fewer + half) / (speed - half)
+    assert low - half <= dearer <= high + half
+    verdict = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
+    assert f"{verdict} plain decoding" in out.splitlines()[-1] or speed in (1.02, 0.98)
+
+
+def test_demo_shows_the_same_text_in_marks_on_a_pipe_and_in_colours_on_a_terminal(box, capsys, monkeypatch):
+    assert demo(box, "--repeats", 1) == 0
+    marked = capsys.readouterr().out.split("\nThe same law")[0].split("\n", 1)[1]
+    assert MARK.search(marked) and not COLOUR.search(marked)
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        assert demo(box, "--repeats", 1) == 0
+    coloured = terminal.getvalue().split("\nThe same law")[0].split("\n", 1)[1]
+    assert COLOUR.search(coloured) and COLOUR.sub("", coloured) == MARK.sub("", marked)
+
+
+TRAIN = "--context 16 --batch-size 2 --steps 3 --num-lookahead 2".split()
+FORECAST = r"^training will take about \d+\.\d minutes and \d+\.\d GiB of memory$"
+
+
+@pytest.mark.parametrize("learn", [["--text", "text"], ["--self", "--self-tokens", "90"]], ids=["text", "self"])
+def test_train_says_what_it_takes_and_then_the_acceptance_of_every_draft(learn, box, capsys, tmp_path):
+    learn = [str(box.text) if word == "text" else word for word in learn]
+    output = tmp_path / "new" / "vectors"
+    assert run("train", "--model", box.model, *TRAIN, *learn, "--output", output) == 0
+    printed = capsys.readouterr()
+    assert re.search(FORECAST, printed.err, re.MULTILINE)
+    assert re.search(r"^draft +1 +2$", printed.out, re.MULTILINE)
+    assert re.search(r"^these vectors +[01]\.\d{3} +[01]\.\d{3}$", printed.out, re.MULTILINE)
+    assert [path.name for path in output.parent.iterdir()] == ["vectors"]
+    LookAhead.load(output).check(load_model(box.model))
+
+
+def test_train_prints_nothing_but_json_where_json_is_asked_for(box, capsys, tmp_path):
+    argv = ["train", "--model", box.model, *TRAIN, "--text", box.text, "--output", tmp_path / "vectors", "--json"]
+    assert run(*argv) == 0
+    printed = capsys.readouterr()
+    assert len(read_strictly(printed.out)["held_out"]["acceptance"]) == 2 and printed.err == ""
+
+
+def test_pretrain_says_what_it_takes_and_its_model_can_be_used(box, capsys, tmp_path):
+    sizes = "--vocab-size 300 --hidden-size 16 --intermediate-size 8 --layers 1 --heads 2 --context 32".split()
+    argv = ["pretrain", *sizes, "--steps", 3, "--batch-size", 2, "--text", box.text]
+    argv += ["--held-out-list", box.root / "list.txt", "--output", tmp_path / "model"]
+    assert run(*argv) == 0
+    printed = capsys.readouterr()
+    assert re.search(FORECAST, printed.err, re.MULTILINE)
+    assert printed.err.startswith("training will take")
+    assert re.search(r"held-out loss \d\.\d{3} nats per token", printed.out)
+    argv[-1] = tmp_path / "again"
+    assert run(*argv, "--json") == 0
+    record = read_strictly(capsys.readouterr().out)
+    assert record["held_out_files"] == ["0.py"] and record["output"] == str(tmp_path / "again")
+    assert run("generate", "--model", tmp_path / "model", "--prompt", "def", "--max-new-tokens", 3) == 0
+
+
+def test_pretrain_with_compile_and_no_compiler_is_refused(box, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    before = contents(box.root)
+    assert run("pretrain", "--compile", "--text", box.text, "--output", tmp_path / "new") == 2
+    assert capsys.readouterr().err.startswith("pass-sampling pretrain: --compile: found no C++ compiler")
+    assert contents(box.root) == before and not list(tmp_path.iterdir())

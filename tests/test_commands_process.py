@@ -1,0 +1,87 @@
+"""The command line as a process: help without torch, interruption, pipes that close, its name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from console import buffered, run
+from folders import edit_json
+from pass_sampling.gpu.__main__ import COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_has_a_help_text_that_states_its_default(name):
+    module = import_module(f"pass_sampling.gpu.commands.{name}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    for action in parser._actions:
+        optional = not action.required and action.nargs != 0 and not action.dest.startswith("prompt")
+        assert action.help and ("default: " in action.help or not optional), action
+    assert f"pass-sampling {name}" in module.__doc__ and len(module.HELP) < 80
+
+
+def test_help_and_complaints_need_no_torch():
+    script = f"""
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None
+from pass_sampling.gpu.__main__ import main
+statuses = [main(argv) for argv in [["--help"], *([name, "--help"] for name in {COMMANDS!r}), ["train"], []]]
+print(statuses)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=buffered())
+    assert done.stdout.splitlines()[-1] == str([0] * (1 + len(COMMANDS)) + [2, 2]) and done.stderr.count("\n") == 2
+    assert done.stdout.count("usage: ") == 1 + len(COMMANDS) and "to begin with:" in done.stdout
+
+
+def test_an_interruption_is_status_130_and_nothing_else(box, capsys, monkeypatch):
+    def interrupted(arguments: argparse.Namespace) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pass_sampling.gpu.commands.generate.open_model", interrupted)
+    assert run("generate", "--model", box.model, "--prompt", "def") == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals and pipes as on POSIX")
+@pytest.mark.parametrize("end", ["interrupt", "close"])
+def test_a_long_text_can_be_interrupted_and_its_reader_may_leave(end, box, tmp_path):
+    endless = tmp_path / "model"
+    endless.mkdir()
+    for path in box.model.iterdir():
+        (endless / path.name).write_bytes(path.read_bytes())
+    edit_json(endless / "config.json", eos_token_id=..., bos_token_id=..., max_position_embeddings=2**20)
+    command = [sys.executable, "-m", "pass_sampling.gpu", "generate", "--model", str(endless), "--prompt", "def"]
+    with subprocess.Popen(
+        [*command, "--max-new-tokens", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered()
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read(1)
+        if end == "interrupt":
+            process.send_signal(signal.SIGINT)
+        else:
+            process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == (130 if end == "interrupt" else 0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs descriptors as on POSIX")
+def test_a_standard_output_that_was_closed_from_the_start_is_no_crash():
+    command = f"{sys.executable} -m pass_sampling.gpu --help >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=buffered())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_command_is_installed_under_its_name():
+    script = Path(sys.executable).with_name("pass-sampling" + (".exe" if os.name == "nt" else ""))
+    if not script.exists():
+        pytest.skip("the package is not installed beside this Python")
+    done = subprocess.run([script, "dance"], capture_output=True, text=True, env=buffered())
+    assert done.returncode == 2 and "'dance'" in done.stderr

@@ -1,0 +1,123 @@
+"""Text as it is accepted: marks and colours take nothing from it and add nothing to it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from console import COLOUR, MARK, Terminal
+from pass_sampling.gpu.commands.streaming import COLOURS, LEGEND, MARKS, SourceStream, is_colourful, legend
+from pass_sampling.gpu.ending import Ending
+from pass_sampling.gpu.record import Record
+
+SOURCES = ("exact", "accepted", "correction", "bonus")
+
+
+def decode(tokens) -> str:
+    """Tokens that are single bytes, as a byte-level tokenizer decodes them: a character may need four of them."""
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+@st.composite
+def written(draw):
+    """The bytes of a text in blocks, as cycles accept them, with the source of every byte, and stop strings."""
+    text = draw(st.text(st.sampled_from("ab \né日😀\u0301"), min_size=1, max_size=20))
+    tokens = list(text.encode())
+    if draw(st.booleans()):  # and bytes that are no text
+        tokens = draw(st.lists(st.sampled_from([*tokens, 0x80, 0xE6, 0xF0, 0xFF]), min_size=1, max_size=20))
+    sources = [draw(st.sampled_from(SOURCES)) for _ in tokens]
+    cuts = sorted(draw(st.sets(st.integers(1, len(tokens)), max_size=8)) | {len(tokens)})
+    stops = draw(st.lists(st.text(st.sampled_from("ab é日"), min_size=1, max_size=3), max_size=2))
+    return tokens, sources, cuts, stops
+
+
+def shown(tokens, sources, cuts, stops, **how) -> tuple[str, str, list[str]]:
+    """Stream a text block by block; return it as the ending sees it, all that was printed, and what after each block.
+
+    The text ends where the ending says so, as in a generation.
+    """
+    ending = Ending(len(tokens), (), stops, decode)
+    stream = io.StringIO()
+    source_stream = SourceStream(ending, stream, **how)
+    start, after = 0, []
+    for stop in cuts:
+        count, end = ending.first(tokens[:start], tokens[start:stop])
+        block = slice(start, start + count)
+        log_probs = (0.0,) * count
+        source_stream.record(0, Record(tuple(tokens[block]), tuple(sources[block]), log_probs))
+        after.append(stream.getvalue())
+        start += count
+        if end is not None:
+            break
+    text = ending.text(tokens[:start])
+    assert text is not None
+    source_stream.finish(text)
+    return text, stream.getvalue(), after
+
+
+@given(written())
+@example((list("日本".encode()), ["accepted"] * 6, [1, 2, 4, 5, 6], ["本"]))
+@example(([0xF0, 0x9F, 0x61], ["exact", "bonus", "accepted"], [1, 2, 3], ["a"]))
+def test_the_streamed_text_without_its_colours_or_marks_is_the_text(case):
+    for how, added in (
+        ({"plain": True}, None),
+        ({"colourful": True}, COLOUR),
+        ({"colourful": False}, MARK),
+        ({"colourful": True, "plain": True}, None),
+    ):
+        text, printed, after = shown(*case, **how)
+        bare = printed if added is None else added.sub("", printed)
+        assert bare == text + "\n"
+        for early in after:  # what stands on the screen is never taken back
+            assert printed.startswith(early)
+
+
+@given(written())
+def test_every_mark_is_closed_before_the_next_opens_and_before_the_end_of_the_line(case):
+    _, printed, _ = shown(*case, colourful=False)
+    marks = MARK.findall(printed)
+    pairs = {opened: closed for opened, closed in MARKS.values() if opened}
+    assert [pairs[opened] for opened in marks[::2]] == marks[1::2]
+    assert not MARK.search(printed[printed.rfind("]") + 1 :])
+    _, printed, _ = shown(*case, colourful=True)
+    colours = COLOUR.findall(printed)
+    assert colours[1::2] == ["\033[0m"] * (len(colours) // 2) and len(colours) % 2 == 0
+    assert set(colours[::2]) <= set(COLOURS.values())
+
+
+def test_each_character_stands_in_the_mark_of_the_token_that_completed_it():
+    text, printed, _ = shown(list("aé".encode()), ["exact", "accepted", "bonus"], [3], [], colourful=False)
+    assert text == "aé" and printed == "a[*é*]\n"
+
+
+def test_text_that_fails_or_is_interrupted_leaves_no_colour_behind():
+    for failure in (KeyboardInterrupt, ValueError):
+        stream = Terminal()
+        with pytest.raises(failure), SourceStream(Ending(9, decode=decode), stream) as source_stream:
+            source_stream.record(0, Record((97,), ("accepted",), (0.0,)))
+            raise failure
+        assert stream.getvalue() == "\033[32ma\033[0m"
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch):
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    assert is_colourful(Terminal()) and not is_colourful(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "")  # set but empty: not set
+    assert is_colourful(Terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not is_colourful(Terminal())
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not is_colourful(Terminal())
+
+
+def test_the_legend_names_every_source_in_its_colour_or_its_mark():
+    assert set(LEGEND) == set(COLOURS) == set(MARKS) == set(SOURCES)
+    for source in SOURCES:
+        assert f"{COLOURS[source]}{source}" in legend(colourful=True)
+        assert source.join(MARKS[source]) in legend(colourful=False)
+    assert not COLOUR.search(legend(colourful=False))
