@@ -55,7 +55,7 @@ def every_outcome(
     would show; choices that no script fixes yet meet the two ends of [0, 1) in turn.
     """
     todo: list[tuple[Any, float, Script, float]] = [(state, weight, (), 0.0) for state, weight in reversed(states)]
-    low_end, missed = True, 0.0
+    low_end, missed, replayed = True, 0.0, False
     while todo:
         now = [todo.pop() for _ in range(min(batch, len(todo)))]
         uniforms = np.zeros((len(now), method.num_slots))
@@ -64,6 +64,9 @@ def every_outcome(
             for slot, value, _ in script:
                 row[slot] = value
         results = method.run([each[0] for each in now], uniforms)
+        if not replayed:
+            _check_same_again(method, [each[0] for each in now], uniforms, results)
+            replayed = True
         cells = [_check_choices(record.choices, row) for (_, record), row in zip(results, uniforms, strict=True)]
         if probe:
             _check_both_ends(method, [each[0] for each in now], uniforms, results, cells)
@@ -150,6 +153,27 @@ def _check_choices(
             )
         cells.append((low, high))
     return cells
+
+
+def _check_same_again(
+    method: Enumerable,
+    states: Sequence[Any],
+    uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    results: Sequence[tuple[Any, Any]],
+) -> None:
+    """Raise ValueError unless the same states and uniforms give the same results again."""
+    for (state, record), (other, other_record) in zip(results, method.run(states, uniforms), strict=True):
+        if _course(state, record) != _course(other, other_record):
+            raise ValueError(
+                f"{type(method).__name__}: found another course in a run with the same uniforms, "
+                "expected no randomness of its own"
+            )
+
+
+def _course(state: Any, record: Any) -> tuple[Any, ...]:
+    """Return what two runs of an execution must have in common."""
+    made = None if record.choices is None else [(choice.slot, choice.outcome) for choice in record.choices]
+    return tuple(state.new_tokens), state.end, made
 
 
 def _check_both_ends(

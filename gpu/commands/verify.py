@@ -111,7 +111,7 @@ def _check_model(arguments: argparse.Namespace) -> None:
     rows = row_check(model, texts, sampling, lookahead.num_lookahead)
     prompts = [text[:16] for text in texts[:4]]
     same, total = greedy_check(model, lookahead, prompts, min(64, length - 16))
-    draws = draw_check(PaSS(model, lookahead, sampling), texts[0][:16], arguments.seconds, seed=arguments.seed)
+    draws = draw_check(PaSS(model, lookahead, sampling), texts[0][:4], arguments.seconds, seed=arguments.seed)
     dtype = str(model.dtype).removeprefix("torch.")
     result = {
         "model": model.name,

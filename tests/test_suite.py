@@ -1,0 +1,115 @@
+"""The exact suite and `pass-sampling verify`: what they promise, and that no wrong sampler satisfies them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pass_sampling.reference as reference
+from models import PACKAGES, package
+from pass_sampling.reference import suite
+from pass_sampling.reference.law import output_law
+
+CASES = suite.configurations()
+
+
+def test_there_are_more_than_twenty_different_configurations_of_the_promised_size() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) > 20
+    for case in CASES:
+        model = case.model(reference)
+        assert model.vocab_size >= 3 and case.num_draft >= 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_configuration_has_a_different_row_behind_every_prefix(case: suite.Configuration) -> None:
+    model = case.model(reference)
+    prefixes = [(1, 0), (1, 0, 0), (1, 0, 1), (1, 0, 0, 1), (1, 0, 1, 0)]
+    rows = [np.round(model.forward(prefix)[-1], 9) if case.shape else table_row(model, prefix) for prefix in prefixes]
+    assert len({row.tobytes() for row in rows}) == len(prefixes)
+
+
+def table_row(model: Any, prefix: tuple[int, ...]) -> np.ndarray:
+    return model.hidden(model.embed(prefix), model.new_cache())[-1]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_method_and_rule_is_exact_on_every_configuration(name: str) -> None:
+    rows = list(suite.exact_suite(package(name)))
+    assert [(row.method, row.rule) for row in rows] == list(suite.METHODS)
+    for row in rows:
+        assert row.configurations == len(CASES) and row.package == name
+        assert row.largest_deviation <= suite.EXACT
+        assert row.executions > 1000 and row.cycles >= 3
+
+
+def test_a_wrong_sampler_is_named_with_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pass_sampling.reference.verify as verify
+
+    monkeypatch.setattr(verify, "residual_probs", lambda target, draft: target)
+    (row,) = suite.exact_suite(reference, [("lookahead", "token")], CASES[:3])
+    assert row.largest_deviation > 1e-3 and row.worst in {case.name for case in CASES[:3]}
+
+
+def test_a_configuration_with_one_drafted_cycle_is_refused() -> None:
+    with pytest.raises(ValueError, match="found one cycle with drafts verified, expected two"):
+        list(suite.exact_suite(reference, [("lookahead", "token")], [replace(CASES[0], max_new_tokens=3)]))
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^method: found 'guess', expected autoregressive or lookahead$"):
+        CASES[0].method(reference, "guess", None)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_method_with_randomness_of_its_own_is_found_and_named(name: str) -> None:
+    """The law would only come out wrong by chance; the same state and uniforms give it away at once."""
+    pkg = package(name)
+    generator = np.random.default_rng(0)
+
+    class Moody(pkg.PaSS):  # type: ignore[misc,name-defined]
+        def step(self, state: Any, uniforms: Any, trace: bool = False) -> Any:
+            own = generator.random(uniforms.shape)
+            moved = own if name == "reference" else uniforms.new_tensor(own)
+            return super().step(state, moved, trace)
+
+    model = pkg.TableModel(vocab_size=3, num_lookahead=2)
+    with pytest.raises(ValueError, match="Moody: found another course in a run with the same uniforms"):
+        output_law(Moody(model, model.lookahead()), [0], pkg.Ending(max_new_tokens=4))
+
+
+def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pass_sampling.gpu", "verify", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_verify_needs_no_torch_for_the_specification() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; from pass_sampling.gpu.__main__ import main; "
+        "sys.exit(main(['verify', '--package', 'reference', '--json']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["configurations"] == len(suite.METHODS) * len(CASES)
+    assert found["largest_deviation"] <= 1e-12 and found["executions"] > 1000 and found["seconds"] < 60
+    assert {row["package"] for row in found["rows"]} == {"reference"}
+
+
+@pytest.mark.torch
+def test_verify_prints_a_row_per_package_method_and_rule_within_a_minute() -> None:
+    pytest.importorskip("torch")
+    done = verify()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[:3] for line in lines[1:-1]] == [
+        [name, method, rule or "-"] for name in PACKAGES for method, rule in suite.METHODS
+    ]
+    assert f"{2 * len(suite.METHODS) * len(CASES)} exact laws" in lines[-1]
+    assert float(lines[-1].split(" in ")[1].split(" s;")[0]) < 60
