@@ -123,18 +123,22 @@ class Draws:
         slot: str,
         accept_prob: Probs,  # [B, K]
         index: int = 0,
+        from_last: bool = False,
     ) -> Tensor:  # [B, K]
         """Accept with the given probabilities: iff the uniform, from `slot[index]` on, is strictly below.
 
-        The draws of a row are traced up to its first rejection and among the probabilities that are not NaN, which
-        stands for "not asked".
+        The draws of a row are traced up to its first rejection, or if asked `from_last`, backwards to its first
+        acceptance; and among the probabilities that are not NaN, which stands for "not asked".
         """
         columns = self._take(slot, index, accept_prob.shape[1])
         accepted = self._uniforms[:, columns] < accept_prob
         if self._choices is not None:
-            asked = torch.cat([torch.ones_like(accepted[:, :1]), accepted[:, :-1]], dim=1).cumprod(dim=1).bool()
+            goes_on = ~accepted.flip(1) if from_last else accepted
+            asked = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], dim=1).cumprod(dim=1).bool()
+            asked = (asked.flip(1) if from_last else asked) & ~accept_prob.isnan()
             edges = torch.stack([accept_prob, torch.ones_like(accept_prob)], dim=-1)
-            self._choices += _split(columns, edges, (~accepted).long(), asked & ~accept_prob.isnan())
+            choices = _split(columns, edges, (~accepted).long(), asked)
+            self._choices += choices[::-1] if from_last else choices
         return accepted
 
     def _take(self, slot: str, index: int, count: int) -> slice:

@@ -26,7 +26,12 @@ __all__ = ["EXACT", "METHODS", "Configuration", "SuiteRow", "configurations", "d
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
 PROMPT = (1, 0)
-METHODS: tuple[tuple[str, str | None], ...] = (("autoregressive", None), ("lookahead", "token"), ("lookahead", "match"))
+METHODS: tuple[tuple[str, str | None], ...] = (
+    ("autoregressive", None),
+    ("lookahead", "token"),
+    ("lookahead", "block"),
+    ("lookahead", "match"),
+)
 
 TINY: dict[str, Any] = {
     "vocab_size": 3,

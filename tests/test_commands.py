@@ -38,6 +38,16 @@ def test_generate_reports_what_it_did_in_json(box, capsys):
     assert found["num_draft_tokens"] > 0 and len(found["accepted_per_position"]) == 3
 
 
+def test_every_rule_of_verification_writes_the_same_greedy_text(box, capsys):
+    texts = set()
+    for rule in ("token", "block", "match"):
+        found = generate(box, capsys, "--lookahead", box.vectors, "--verify", rule, "--temperature", 0)
+        assert found["verify"] == rule
+        texts.add(tuple(found["tokens"]))
+    assert len(texts) == 1
+    assert generate(box, capsys)["verify"] is None
+
+
 def test_the_text_is_the_tokenizers_decoding_of_the_tokens(box, capsys):
     tokenizer = AutoTokenizer.from_pretrained(str(box.model))
     for seed in range(5):

@@ -43,6 +43,8 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ([*GENERATE, "--method", "beam"], ["--method", "'beam'", "'lookahead'"]),
     ([*GENERATE, "--method", "lookahead"], ["--method lookahead", "--lookahead FOLDER"]),
     ([*GENERATE, "--method", "autoregressive", "--lookahead", "{vectors}"], ["--lookahead", "--method autoregressive"]),
+    ([*GENERATE, "--verify", "guess"], ["--verify", "'guess'", "'block'"]),
+    ([*GENERATE, "--method", "autoregressive", "--verify", "block"], ["--verify: found block with plain decoding"]),
     ([*GENERATE, "--dtype", "int8"], ["--dtype: found int8", "bfloat16"]),
     ([*GENERATE, "--device", "tpu"], ["--device: found tpu", "cpu or cuda"]),
     ([*GENERATE, "--device", ""], ["--device"]),

@@ -31,7 +31,7 @@ def model_in(name: str, dtype: str, **changes: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(("name", "dtype"), DTYPES)
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 def test_the_law_stays_normalised_and_near_plain_decoding(name: str, dtype: str, rule: str) -> None:
     """Four tokens differ from plain decoding's by at most four rows' rounding.
 

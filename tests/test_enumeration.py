@@ -74,7 +74,7 @@ def test_a_generous_acceptance_is_seen_without_the_probe_too(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("package", ["reference", pytest.param("gpu", marks=pytest.mark.torch)])
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 def test_our_own_steps_pass_the_probe(package: str, rule: str) -> None:
     import models
 

@@ -100,7 +100,7 @@ def test_counters_add_up(pkg: Any) -> None:
             assert (record.sources[-1] == "bonus") == (record.num_accepted == len(record.draft_tokens))
 
 
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 def test_recorded_log_probabilities_are_the_targets(pkg: Any, rule: str) -> None:
     """Every emitted token carries the log-probability that a fresh pass of the target gives it."""
     import pass_sampling.reference as reference
@@ -211,7 +211,7 @@ def test_bad_requests_are_refused_in_one_sentence(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rule": "typical"}, "rule: found 'typical', expected one of match, token"),
+        ({"rule": "typical"}, "rule: found 'typical', expected one of block, match, token"),
         ({"num_lookahead": -1}, "num_lookahead: found -1, expected an integer from 0 to 2"),
         ({"num_lookahead": 3}, "num_lookahead: found 3, expected an integer from 0 to 2"),
         ({"num_lookahead": 1.5}, "num_lookahead: found 1.5, expected an integer from 0 to 2"),
@@ -270,7 +270,7 @@ def test_a_decoder_is_asked_only_about_tokens_that_were_drawn(pkg: Any) -> None:
         return "".join({0: "a", 1: "b"}[token] for token in tokens)
 
     model = table(pkg, num_lookahead=3)
-    for rule in ("token", "match"):
+    for rule in ("token", "block", "match"):
         method = pkg.PaSS(model, model.lookahead(), processor=ban, rule=rule)
         for seed in range(10):
             results = pkg.generate_batch(

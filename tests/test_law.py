@@ -61,7 +61,7 @@ def test_autoregressive_law_is_the_target(name: str, sampling: str, zeros: float
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("sampling", SETTINGS)
 @pytest.mark.parametrize("draft", DRAFT_SETTINGS)
 def test_pass_law_is_the_target_on_tables(name: str, rule: str, sampling: str, draft: str) -> None:
@@ -86,7 +86,7 @@ def test_pass_law_is_the_target_on_tables(name: str, rule: str, sampling: str, d
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("model", ["full", "windowed"])
 @pytest.mark.parametrize("sampling", ["plain", "all", "greedy"])
 def test_pass_law_is_the_target_on_a_transformer(name: str, rule: str, model: str, sampling: str) -> None:
@@ -106,7 +106,7 @@ def test_pass_law_is_the_target_on_a_transformer(name: str, rule: str, model: st
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("num_lookahead", [0, 1, 2, 3])
 def test_any_number_of_lookahead_vectors(name: str, rule: str, num_lookahead: int) -> None:
     pkg = package(name)
@@ -159,7 +159,7 @@ def repetition_penalty(prefix: tuple[int, ...], logits: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 def test_processor_runs_on_every_prefix_of_a_block(name: str, rule: str) -> None:
     pkg = package(name)
     ending = {"max_new_tokens": 6}
@@ -229,7 +229,7 @@ def end_or_ban(prefix: tuple[int, ...], logits: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 def test_nothing_is_asked_behind_a_drafted_end(name: str, rule: str) -> None:
     """PaSS never fails where plain decoding cannot, and drafts that end the text keep the law."""
     pkg = package(name)
@@ -245,7 +245,7 @@ def test_nothing_is_asked_behind_a_drafted_end(name: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 def test_a_row_without_a_law_matters_only_where_the_text_comes(name: str, rule: str) -> None:
     """Look-ahead rows without a law end the draft; target rows without one are no error unless they are reached."""
     pkg = package(name)
@@ -282,7 +282,7 @@ def test_a_row_without_a_law_matters_only_where_the_text_comes(name: str, rule: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize("rule", ["token", "match"])
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("sampling", ["plain", "all"])
 def test_pass_law_with_more_tokens_and_drafts(name: str, rule: str, sampling: str) -> None:
     """V = 4, K = 3, seven tokens, and every execution run again at both ends of its cells."""

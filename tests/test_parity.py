@@ -34,7 +34,7 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 1.3, "top_p": 0.8},
     {"temperature": 0.7, "top_k": 7, "top_p": 0.9},
 ]
-METHODS = ["autoregressive", "pass-token", "pass-match", "pass-own-draft", "pass-fixed-token", "pass-L0"]
+METHODS = ["autoregressive", "pass-token", "pass-block", "pass-match", "pass-own-draft", "pass-fixed-token", "pass-L0"]
 
 
 def method_of(pkg: Any, name: str, model: Any, sampling: dict[str, Any], processor: Any = None) -> Any:
@@ -47,7 +47,7 @@ def method_of(pkg: Any, name: str, model: Any, sampling: dict[str, Any], process
     if name == "pass-L0":
         return pkg.PaSS(model, vectors, settings, num_lookahead=0, processor=processor)
     own = pkg.SamplingConfig(temperature=0.5, top_k=2) if name == "pass-own-draft" else None
-    rule = "match" if name == "pass-match" else "token"
+    rule = name.removeprefix("pass-") if name in ("pass-match", "pass-block") else "token"
     return pkg.PaSS(model, vectors, settings, own, rule, processor)
 
 

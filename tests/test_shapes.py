@@ -89,6 +89,7 @@ def methods(package: str, model: Any) -> list[Any]:
         plain(model, settings),
         pass_(model, vectors, settings),
         pass_(model, vectors, replace(settings, temperature=0.0), rule="match"),
+        pass_(model, vectors, settings, rule="block"),
         pass_(model, None, settings, draft_sampling=replace(settings, top_k=2), num_lookahead=2),
         pass_(model, vectors, num_lookahead=0),
         pass_(model, vectors, settings, processor=processor),

@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         help="how to decode, by the same law; default: lookahead (PaSS) where there are vectors, else autoregressive",
     )
+    parser.add_argument(
+        "--verify",
+        choices=("token", "block", "match"),
+        help="how drafts are verified, each way exact: token by token, as a block, or by drawing from the model until "
+        "a draw misses the draft; default: token",
+    )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file with the text to continue")
@@ -95,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     seconds = time.perf_counter() - started
     if arguments.json:
-        found = summary(method_name, result, seconds) | _setting(arguments, model, text)
+        found = summary(method_name, result, seconds) | _setting(arguments, method, text)
         print(json.dumps(found, indent=2, allow_nan=False))
         return
     shown.finish(result.text or "")
@@ -149,6 +155,7 @@ def _method(arguments: argparse.Namespace, model: Transformer, sampling: Any) ->
             raise ValueError(
                 "--lookahead: found it with --method autoregressive, which drafts nothing, expected --method lookahead"
             )
+        _check_no_rule(arguments)
         return "autoregressive", Autoregressive(model, sampling)
     lookahead = load_vectors(arguments, model)
     if lookahead is None:
@@ -157,14 +164,25 @@ def _method(arguments: argparse.Namespace, model: Transformer, sampling: Any) ->
                 "--method lookahead needs vectors trained for the model, found none, expected --lookahead FOLDER "
                 f"(pass-sampling train --model {arguments.model} --self --output FOLDER makes them)"
             )
+        _check_no_rule(arguments)
         return "autoregressive", Autoregressive(model, sampling)
-    return "lookahead", PaSS(model, lookahead, sampling)
+    return "lookahead", PaSS(model, lookahead, sampling, rule=arguments.verify or "token")
 
 
-def _setting(arguments: argparse.Namespace, model: Transformer, prompt: str) -> dict[str, Any]:
+def _check_no_rule(arguments: argparse.Namespace) -> None:
+    """Refuse a rule of verification where nothing is drafted."""
+    if arguments.verify is not None:
+        raise ValueError(
+            f"--verify: found {arguments.verify} with plain decoding, which drafts nothing, expected --method lookahead"
+        )
+
+
+def _setting(arguments: argparse.Namespace, method: Method, prompt: str) -> dict[str, Any]:
+    model = method.model
     return {
         "prompt": prompt,
         "model": model.name,
+        "verify": getattr(method, "rule", None),
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
         "top_p": arguments.top_p,

@@ -100,7 +100,7 @@ class PaSS(Method):
         used = drafted(block, num_draft + goes_on) & active.unsqueeze(1)
         target_probs, largest = self.laws(state, logits, used, block, 1)
         verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws, num_draft, goes_on, active)
-        state = state.note_fault(largest, 1, used & drafted(block, verdict.num_accepted + 1))
+        state = state.note_fault(largest, 1, used & drafted(block, verdict.num_reached))
         state.cache.truncate(state.lengths + (1 + verdict.num_accepted) * active)  # nor do the rejected drafts
         return state.commit(
             verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active)
