@@ -36,3 +36,14 @@ def test_the_proof_runs_and_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert scope["law"].largest_deviation(scope["plain"]) < 1e-15
     printed = capsys.readouterr().out.splitlines()
     assert f"It prints {printed[0]}," in README.read_text(encoding="utf-8")
+
+
+@pytest.mark.torch
+def test_the_example_of_the_page_on_verification_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    page = (README.parent / "docs" / "verification.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    exec(block, {})
+    printed = capsys.readouterr().out
+    assert printed == "11 executions; law of the first token: [0.5, 0.3, 0.2]\n"
+    assert "It prints 11 executions, and 0.5, 0.3, 0.2." in page
