@@ -64,7 +64,7 @@ class TrainConfig:
     num_lookahead: int = 4  # L
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8, top_k=10))
     loss: str = "kl"
-    num_steps: int = 200
+    num_steps: int = 150
     batch_size: int = 8  # sequences per step
     context: int = 256  # tokens of a sequence
     num_anchors: int = 64  # places per sequence behind which look-ahead rows hang

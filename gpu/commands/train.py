@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="kl: towards the model's own laws; cross-entropy: on the text, as in the paper; default: %(default)s",
     )
     parser.add_argument(
-        "--steps", type=int, default=200, dest="num_steps", metavar="N", help="steps of training; default: %(default)s"
+        "--steps", type=int, default=150, dest="num_steps", metavar="N", help="steps of training; default: %(default)s"
     )
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="sequences per step; default: %(default)s"

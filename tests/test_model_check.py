@@ -1,0 +1,92 @@
+"""Checks of a user's checkpoint: right samplers pass them, wrong ones do not, and their bounds are bounds."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pass_sampling.gpu as port
+import pass_sampling.gpu.verify as verify
+from models import lookahead, transformer
+from pass_sampling.gpu.__main__ import main
+from pass_sampling.gpu.model_check import chi_square_limit, draw_check, greedy_check, row_check
+
+MODEL = transformer(port, seed=3, vocab_size=11, max_position_embeddings=64)
+TEXTS = np.random.default_rng(0).integers(11, size=(40, 33)).tolist()
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_k": 4}])
+def test_rows_of_a_float64_model_agree_and_are_counted(sampling: dict[str, Any]) -> None:
+    found = row_check(MODEL, TEXTS, port.SamplingConfig(**sampling), num_draft=4, positions=500)
+    assert found.positions >= 500
+    assert found.mean <= found.largest < 1e-12
+
+
+def test_a_pass_that_forgets_a_row_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = port.Transformer.hidden
+
+    def forgetful(self: Any, inputs: Any, cache: Any, *rest: Any) -> Any:
+        shifted = inputs.roll(1, dims=1) if inputs.shape[1] > 1 else inputs
+        return right(self, shifted, cache, *rest)
+
+    monkeypatch.setattr(port.Transformer, "hidden", forgetful)
+    assert row_check(MODEL, TEXTS, port.SamplingConfig(), num_draft=4).largest > 0.01
+
+
+def test_greedy_texts_agree_and_the_first_difference_ends_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = lookahead(port, MODEL, 3)
+    assert greedy_check(MODEL, vectors, [[1, 2], [3]], 20) == (40, 40)
+    monkeypatch.setitem(verify.RULES, "token", lambda target, draft, tokens, *rest: verify.verify_token(
+        target.flip(-1), draft, tokens, *rest))  # fmt: skip
+    same, total = greedy_check(MODEL, vectors, [[1, 2], [3]], 20)
+    assert total == 40 and same < 20
+
+
+@pytest.mark.parametrize("rule", ["token", "block", "match"])
+def test_draws_of_a_right_sampler_pass(rule: str) -> None:
+    method = port.PaSS(MODEL, lookahead(port, MODEL, 2), rule=rule)
+    found = draw_check(method, [1, 2], seconds=1e-9, batch_size=4000)
+    assert found.passed and found.texts == 4000 and found.cells > 20
+    assert 0.0 < found.detectable < 0.2
+
+
+def test_draws_of_a_wrong_sampler_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every draft is accepted: the second token's law is then that of the drafts."""
+    monkeypatch.setattr(verify, "accept_probs", lambda target, draft, tokens: torch.ones(tokens.shape).double())
+    method = port.PaSS(MODEL, lookahead(port, MODEL, 2), port.SamplingConfig(), port.SamplingConfig(temperature=0.3))
+    assert not draw_check(method, [1, 2], seconds=1e-9, batch_size=4000).passed
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 10, 63])
+def test_the_limit_is_exceeded_with_at_most_the_stated_probability(degrees: int) -> None:
+    """Simulated at a tail that can be simulated: of a million draws at most as many as the tail says lie beyond."""
+    draws = np.random.default_rng(degrees).chisquare(degrees, size=1_000_000)
+    for tail in (1e-1, 1e-2, 1e-3):
+        assert np.mean(draws > chi_square_limit(degrees, tail)) <= tail
+
+
+def test_two_degrees_have_a_closed_form() -> None:
+    """A chi-square variable with two degrees exceeds x with probability exp(-x/2), at any tail."""
+    assert math.exp(-chi_square_limit(2, 1e-9) / 2) <= 1e-9
+
+
+def test_verify_checks_a_checkpoint_from_the_command_line(box: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["verify", "--model", str(box.model), "--lookahead", str(box.vectors), "--seconds", "0.1"]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"]["positions"] >= 500
+    assert found["greedy"]["same"] <= found["greedy"]["tokens"]
+    assert found["draws"]["passed"] and found["draws"]["texts"] > 0
+    assert main(arguments) == 0
+    assert "would have been detected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_no_time_is_refused(box: Any, capsys: pytest.CaptureFixture[str], seconds: str) -> None:
+    assert main(["verify", "--model", str(box.model), "--seconds", seconds]) == 2
+    assert capsys.readouterr().err.startswith("pass-sampling verify: --seconds: found ")
