@@ -32,6 +32,7 @@ EXECUTED = (
     "methods.records",
     "methods.autoregressive",
     "methods.lookahead",
+    "theory",
 )
 
 
@@ -116,6 +117,12 @@ def exercise(package: str) -> None:
     module(package, "tape").tape(1, 2, 3, 4)
     if package == "gpu":
         module(package, "tape").tape(1, [2, 3], 3, 4)
+    else:
+        theory = module(package, "theory")
+        rows = np.full((2, 3, 4), 0.25)
+        theory.expected_tokens(theory.acceptance_rate(rows, rows, "match", np.ones((2, 3))), 3)
+        theory.expected_tokens(theory.acceptance_rate(rows[:, 0], rows[:, 1], lenience=0.5), 2)
+        theory.lenient_law(rows[0, 0], rows[0, 1], 0.5)
     cache = state.cache.copy()
     cache.advance(3)
     cache.keep(tensor(package, [0, 2] if package == "reference" else [[0, 2]]))
