@@ -1,0 +1,172 @@
+"""A smoke alarm beside the proof: first tokens of many texts, drawn end to end, against the model's own law.
+
+    python -m pytest -m slow tests/test_power.py
+
+takes some minutes per method on the model in the box, one process per core. It draws so many texts that a total
+variation of 0.01 over 64 cells is missed with probability at most 1e-6, at a false alarm of 1e-9: derived in `power`.
+What is not marked slow draws 20,000 texts of a tiny model, which see a total variation of 0.053.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pass_sampling.gpu.verify import RULES
+from power import (
+    DEGREES,
+    FALSE_ALARM,
+    LEAST_EXPECTED,
+    MISS,
+    MUTANTS,
+    Case,
+    Cells,
+    Rows,
+    centre_needed,
+    chance_to_miss,
+    count_in_processes,
+    distance_seen,
+    draw_batch,
+    draw_texts,
+    draws_needed,
+    fits,
+    limit_of,
+    lower_tail,
+    statistic,
+    total_variation,
+    upper_tail,
+)
+
+SMALLEST_DISTANCE = 0.01
+METHODS = ("autoregressive", "token", "match")  # behind one draft, every other rule is one of these
+EVERY_METHOD = ("autoregressive", *RULES)
+FEW = 20_000
+BOX = Case("box", "token", (451, 525, 26), max_new_tokens=3, length=2)  # "class A:"
+TINY = Case("tiny", "token", (3, 5), max_new_tokens=4, length=3)
+
+
+def mutant_draws(case: Case) -> tuple[Cells, np.ndarray, int]:
+    """Return the cells, what a mistake puts into them, and how many draws see it: by its own centre, n chi^2.
+
+    A coarse mistake needs fewer draws than the statistic does to have its law.
+    """
+    rows = Rows(case)
+    cells = Cells.of(rows.law())
+    wrong = cells.binned(rows.mutant_law())
+    divergence = float(((wrong - cells.probs) ** 2 / cells.probs).sum())
+    assert divergence >= 4 * total_variation(wrong, cells.probs) ** 2
+    needed = max(centre_needed(DEGREES) / divergence, LEAST_EXPECTED / cells.probs.min())
+    return cells, wrong, math.ceil(needed)
+
+
+# The numbers.
+
+
+def test_the_tails_are_those_of_the_chi_square_laws() -> None:
+    assert abs(upper_tail(2, 10.0) - math.exp(-5.0)) < 1e-15  # two degrees: an exponential law
+    assert abs(upper_tail(1, 3.0) - math.erfc(math.sqrt(1.5))) < 1e-15
+    for degrees in (1, 2, 9, 63, 64):
+        for x in (0.5 * degrees, 1.0 * degrees, 2.5 * degrees):
+            assert abs(upper_tail(degrees, x) + lower_tail(degrees, x) - 1) < 1e-13
+    # a normal variable with mean c, squared, is at most x if it lies between -x^(1/2) and x^(1/2)
+    mean, x = 1.5, 4.0
+    between = 0.5 * (math.erf((2 - mean) / math.sqrt(2)) + math.erf((2 + mean) / math.sqrt(2)))
+    assert abs(chance_to_miss(1, mean**2, x) - between) < 1e-13
+
+
+def test_so_many_draws_are_needed() -> None:
+    assert abs(upper_tail(DEGREES, limit_of(DEGREES)) / FALSE_ALARM - 1) < 1e-9
+    assert chance_to_miss(DEGREES, centre_needed(DEGREES), limit_of(DEGREES)) <= MISS
+    assert 550_000 < draws_needed(SMALLEST_DISTANCE) < 565_000
+    assert abs(distance_seen(draws_needed(SMALLEST_DISTANCE)) - SMALLEST_DISTANCE) < 1e-7
+    assert 0.052 < distance_seen(FEW) < 0.053
+
+
+def test_the_statistic_has_the_law_that_the_numbers_are_made_from() -> None:
+    """Multinomial draws in the cells of the box: the right law, and the alternative that is hardest to see.
+
+    Hardest is one in proportion to the law, for which Cauchy and Schwarz hold with equality. Of 4000 right samples
+    about 40 exceed the 1 % limit, more than 80 or fewer than 12 with a chance below 1e-6.
+    """
+    cells = Cells.of(Rows(BOX).law())
+    num_draws = draws_needed(SMALLEST_DISTANCE)
+    assert num_draws * cells.probs.min() > 400
+    generator = np.random.default_rng(0)
+    right = [statistic(counts, cells.probs) for counts in generator.multinomial(num_draws, cells.probs, 4000)]
+    one_percent = next(x for x in np.arange(60.0, 120.0, 0.01) if upper_tail(DEGREES, x) <= 0.01)
+    assert 12 <= sum(value > one_percent for value in right) <= 80
+    order = np.argsort(cells.probs)[::-1]
+    signs = np.empty(len(order))
+    balance = 0.0
+    for cell in order:  # split the mass into two halves
+        signs[cell] = 1.0 if balance <= 0 else -1.0
+        balance += signs[cell] * cells.probs[cell]
+    up = cells.probs[signs > 0].sum()
+    wrong = cells.probs * (1 + SMALLEST_DISTANCE * np.where(signs > 0, 1 / up, -1 / (1 - up)))
+    assert abs(total_variation(wrong, cells.probs) - SMALLEST_DISTANCE) < 1e-12
+    missed = [statistic(counts, cells.probs) for counts in generator.multinomial(num_draws, wrong, 4000)]
+    assert min(missed) > limit_of(DEGREES)
+
+
+# The alarm in seconds.
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_first_tokens_of_a_tiny_model_follow_its_law(method: str) -> None:
+    case = replace(TINY, method=method)
+    cells = Cells.of(Rows(case).law())
+    found = statistic(cells.count(draw_texts(case, FEW, seed=1)), cells.probs)
+    print(f"{method}: statistic {found:.1f}, limit {limit_of(DEGREES):.1f}, sees {distance_seen(FEW):.4f}")
+    assert found <= limit_of(DEGREES)
+
+
+@pytest.mark.parametrize("mutant", ["from the target", "noise reused"])
+def test_a_mistake_in_a_tiny_model_is_seen(mutant: str) -> None:
+    case = replace(TINY, mutant=mutant)
+    cells, wrong, needed = mutant_draws(case)
+    assert needed <= FEW
+    counts = cells.count(draw_texts(case, needed, seed=1))
+    assert statistic(counts, cells.probs) > limit_of(DEGREES)
+    assert fits(counts, wrong), "another mistake than the one whose power was computed"
+
+
+def test_lenience_of_5_percent_is_beyond_the_quick_alarm() -> None:
+    assert mutant_draws(replace(TINY, mutant="lenience"))[2] > FEW
+
+
+@pytest.mark.parametrize("method", EVERY_METHOD)
+def test_copies_of_a_state_draw_what_the_loop_draws(method: str) -> None:
+    case = replace(TINY, method=method)
+    assert np.array_equal(draw_batch(case, 50, seed=9), draw_texts(case, 50, seed=9))
+
+
+# The alarm in minutes, on the model in the box.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_first_tokens_of_the_model_in_the_box_follow_its_law(method: str) -> None:
+    case = replace(BOX, method=method)
+    cells = Cells.of(Rows(case).law())
+    counts = count_in_processes(case, cells, draws_needed(SMALLEST_DISTANCE))
+    found = statistic(counts, cells.probs)
+    print(f"{method}: {counts.sum():.0f} texts, statistic {found:.1f}, limit {limit_of(DEGREES):.1f}")
+    assert counts.sum() >= draws_needed(SMALLEST_DISTANCE)
+    assert found <= limit_of(DEGREES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mistake_in_the_box_is_seen(mutant: str) -> None:
+    """At as many draws as the mistake needs, recomputed from the model's rows, never more than the test above has."""
+    case = replace(BOX, mutant=mutant)
+    cells, wrong, needed = mutant_draws(case)
+    assert needed <= draws_needed(SMALLEST_DISTANCE)
+    counts = count_in_processes(case, cells, needed)
+    found = statistic(counts, cells.probs)
+    print(f"{mutant}: {total_variation(wrong, cells.probs):.4f}, {counts.sum():.0f} texts, statistic {found:.1f}")
+    assert found > limit_of(DEGREES)
+    assert fits(counts, wrong), "another mistake than the one whose power was computed"
