@@ -48,6 +48,7 @@ class DrawCheck:
     statistic: float
     limit: float  # what a right sampler exceeds with probability 1e-9
     detectable: float  # the total variation over the cells that would be missed with probability at most 1e-6
+    rest: float  # the probability of all outcomes that share the last cell
     passed: bool
 
 
@@ -129,7 +130,8 @@ def draw_check(
     statistic = sum((count - drawn * prob) ** 2 / (drawn * prob) for prob, count in bins)
     degrees = max(1, len(bins) - 1)
     limit = chi_square_limit(degrees, FALSE_ALARM)
-    return DrawCheck(drawn, len(bins), statistic, limit, _detectable(degrees, limit, drawn), statistic <= limit)
+    detectable = _detectable(degrees, limit, drawn)
+    return DrawCheck(drawn, len(bins), statistic, limit, detectable, rest[0], statistic <= limit)
 
 
 def _likeliest_pairs(method: Method, prompt: Sequence[int]) -> dict[tuple[int, ...], float]:

@@ -105,7 +105,7 @@ def train(
         output: a path at which there is nothing yet.
         config: what to train, and how long.
         report: called with what is known: `seconds_per_step` and `memory` before the first step, then `step` and
-            `loss`, at the end `acceptance` and `fixed_token_acceptance`.
+            `loss`, at the end `acceptance`, and beside it that of small random vectors and of the paper's fixed token.
 
     Raises:
         ValueError: the output is taken, a text is too short or not this model's, or an unfinished run there was
@@ -150,7 +150,13 @@ def train(
     acceptance = expected_acceptance(model, vectors.detach(), sequences, config.sampling)
     fixed = fixed_token_vectors(model, config.num_lookahead)
     baseline = expected_acceptance(model, fixed, sequences, config.sampling)
-    outcome = {"acceptance": _rounded(acceptance), "fixed_token_acceptance": _rounded(baseline)}
+    small = LookAhead.random(config.num_lookahead, model.hidden_size, config.seed, model.device).vectors
+    untrained = expected_acceptance(model, small, sequences, config.sampling)
+    outcome = {
+        "acceptance": _rounded(acceptance),
+        "random_acceptance": _rounded(untrained),
+        "fixed_token_acceptance": _rounded(baseline),
+    }
     report(outcome)
     settings = asdict(config)
     settings.pop("sampling")

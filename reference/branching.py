@@ -36,6 +36,7 @@ from .numpy_draws import numpy_random
 
 __all__ = ["HiddenRandomness", "estimated_executions", "program_law"]
 
+HINTS = {"torch": "; replace=[torch_random] of pass_sampling.gpu.torch_draws replaces its calls"}
 Replacement = Callable[[Chooser], AbstractContextManager[None]]
 """Replaces the drawing calls of one library by branching ones, as a context: `numpy_random`, `torch_random`."""
 
@@ -52,8 +53,8 @@ def program_law(
     """Return the exact law of what a program returns.
 
     The program is run once per leaf of the tree of its draws. It must depend on nothing else that changes: hidden
-    randomness is found, because runs with the same draws then differ. What a seed fixes within the program is not
-    random, and counts as part of it.
+    randomness is found, because runs with the same draws then differ. Generators that the
+    program makes by the replaced calls draw as if their seed were random: what comes out is the law over seeds.
 
     Args:
         program: takes nothing; returns something hashable, such as the tuple of its tokens, or a pair of that and a
@@ -77,7 +78,11 @@ def program_law(
     except HiddenRandomness as error:
         after = _states(program)
         moved = [name for name in after if after[name] != before.get(name)]
-        told = f"{' and '.join(moved)} changed" if moved else f"not from {', '.join(after)}; from time, or an address?"
+        told = (
+            f"{' and '.join(moved)} changed{HINTS.get(moved[0], '')}"
+            if moved
+            else f"not from {', '.join(after)}; from time, or an address?"
+        )
         raise HiddenRandomness(f"{error} ({told})") from None
 
 

@@ -127,6 +127,10 @@ def test_the_vectors_belong_to_the_model_and_beat_a_fixed_token(windows: Any) ->
     trained = expected_acceptance(model, lookahead.vectors, windows, lookahead.sampling)
     fixed = expected_acceptance(model, fixed_token_vectors(model, 4), windows, lookahead.sampling)
     assert (trained > 3 * fixed).all()
+    small = port.LookAhead.random(4, model.hidden_size, seed=0).vectors
+    untrained = expected_acceptance(model, small, windows, lookahead.sampling)
+    print("trained", trained.tolist(), "random", untrained.tolist())
+    assert trained[0] > untrained[0] and trained.sum() > untrained.sum()
     claimed = torch.tensor(TRAINING["held_out"]["acceptance"], dtype=torch.float64)
     assert (trained - claimed).abs().max() < 0.08  # another sample of the held-out text
     for value in TRAINING["held_out"]["acceptance"]:

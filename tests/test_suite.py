@@ -113,3 +113,25 @@ def test_verify_prints_a_row_per_package_method_and_rule_within_a_minute() -> No
     ]
     assert f"{2 * len(suite.METHODS) * len(CASES)} exact laws" in lines[-1]
     assert float(lines[-1].split(" in ")[1].split(" s;")[0]) < 60
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--device", "cuda"), ("--temperature", "0"), ("--lookahead", "none"), ("--seconds", "9")]
+)
+def test_what_belongs_to_a_checkpoint_is_refused_without_one(
+    arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A proof of the small models must not look like one of something else."""
+    from pass_sampling.gpu.__main__ import main
+
+    assert main(["verify", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"pass-sampling verify: {arguments[0]}: found it without --model, expected both or neither\n"
+
+
+def test_a_checkpoint_is_not_checked_in_the_specification(capsys: pytest.CaptureFixture[str]) -> None:
+    from pass_sampling.gpu.__main__ import main
+
+    assert main(["verify", "--model", "somewhere", "--package", "reference"]) == 2
+    assert capsys.readouterr().err.startswith("pass-sampling verify: --package: found it with --model")

@@ -185,8 +185,8 @@ def _print_table(rows: dict[str, Any], num_lookahead: int, machine: dict[str, An
     """Print the figures, and in one sentence what they mean here."""
     law = f"temperature {machine['temperature']:g}, top-k {machine['top_k']}, top-p {machine['top_p']:g}"
     print(
-        f"The same law, {law}, written both ways: {machine['dtype']} on {machine['device']}, "
-        f"{machine['threads']} threads, the median of {machine['repeats']} paired runs."
+        f"The same law, {law}, written both ways (texts differ, and may end early): {machine['dtype']} on "
+        f"{machine['device']}, {machine['threads']} threads, the median of {machine['repeats']} paired runs."
     )
     print(
         f"{'':16}{'tokens':>8}{'passes':>8}{'tokens per pass':>17}{'ms per pass':>13}{'seconds':>9}{'tokens per s':>14}"

@@ -18,7 +18,7 @@ LEGEND = {
     "exact": "from the model's own row",
     "accepted": "drafted, and accepted",
     "correction": "in place of a rejected draft",
-    "bonus": "behind a draft accepted whole",
+    "bonus": "behind drafts none of which was rejected",
 }
 DIM, RESET = "\033[2m", "\033[0m"
 

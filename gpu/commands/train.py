@@ -4,8 +4,9 @@
   pass-sampling train --model FOLDER --self --output VECTORS
   pass-sampling train --output VECTORS --standard-library        for the small model in the box
 
-Minutes and memory are stated before it starts. A run that is killed goes on where it was when the same command is
-given again. What is measured at the end is the expected acceptance on text held out, at the sampling that is given.
+Minutes and memory are stated before it starts. A run that is killed goes on, at most 20 seconds behind where it was,
+when the same command is given again. What is measured at the end is the expected acceptance on text held out, at the
+sampling that is given.
 """
 
 from __future__ import annotations
@@ -132,5 +133,6 @@ def _print_outcome(held_out: dict[str, Any], config: TrainConfig, arguments: arg
     )
     print("draft          " + "".join(f"{i + 1:>8}" for i in range(config.num_lookahead)))
     print("these vectors  " + "".join(f"{value:8.3f}" for value in held_out["acceptance"]))
+    print("random vectors " + "".join(f"{value:8.3f}" for value in held_out["random_acceptance"]))
     print("a fixed token  " + "".join(f"{value:8.3f}" for value in held_out["fixed_token_acceptance"]))
     print(f"saved in {arguments.output}")

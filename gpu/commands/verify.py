@@ -25,6 +25,8 @@ from .options import add_json, add_machine, add_sampling, load_vectors, open_mod
 HELP = "prove by execution that the samplers are exact, or check a checkpoint"
 PACKAGES = ("reference", "gpu")
 SECONDS = 20.0
+OF_A_MODEL = {"lookahead": None, "seconds": SECONDS, "dtype": None, "device": "cpu"}  # arguments with their defaults
+OF_A_MODEL |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="its look-ahead vectors; default: those in the box, or random ones",
     )
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, metavar="X", help="for the test of drawn tokens; default: %(default)s"
+        "--seconds", type=float, metavar="X", help=f"for the test of drawn tokens; default: {SECONDS:g}"
     )
     add_sampling(parser, temperature=1.0, top_k=0)
     add_machine(parser)
     add_json(parser)
+    # Without --model these would be ignored, and a proof must not look like one of something else.
+    parser.set_defaults(**{name: None for name in OF_A_MODEL})
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,9 +55,21 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: a law is not the target's, or a model's draws are not distributed as they should be.
     """
+    given = [name for name in OF_A_MODEL if getattr(arguments, name) is not None]
     if arguments.model is not None:
+        if arguments.package is not None:
+            raise ValueError("--package: found it with --model, which the port runs, expected one of them")
+        for name, default in OF_A_MODEL.items():
+            setattr(arguments, name, getattr(arguments, name) if name in given else default)
         _check_model(arguments)
         return
+    if given:
+        flag = "--" + given[0].replace("_", "-")
+        raise ValueError(f"{flag}: found it without --model, expected both or neither")
+    names = PACKAGES if arguments.package is None else (arguments.package,)
+    packages = [import_module(f"pass_sampling.{name}") for name in names]
+    for package in packages:
+        package.TableModel  # noqa: B018  (what is missing, shows before anything is run)
     suite: Any = import_module("pass_sampling.reference.suite")  # by its name: no package imports the other
     started = time.perf_counter()
     rows = []
@@ -61,8 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(
             f"{'package':11}{'method':16}{'rule':8}{'configurations':>15}{'executions':>12}{'cycles':>8}{'deviation':>11}"
         )
-    for name in PACKAGES if arguments.package is None else (arguments.package,):
-        for row in suite.exact_suite(import_module(f"pass_sampling.{name}")):
+    for package in packages:
+        for row in suite.exact_suite(package):
             rows.append(asdict(row))
             if not arguments.json:
                 print(
@@ -132,7 +148,8 @@ def _check_model(arguments: argparse.Namespace) -> None:
         print(f"greedy: {same} of {total} tokens as in plain decoding")
         print(
             f"first two tokens of {draws.texts} texts: chi-square {draws.statistic:.1f} over {draws.cells} cells, "
-            f"at most {draws.limit:.1f} expected; a total variation of {draws.detectable:.3f} would have been detected"
+            f"at most {draws.limit:.1f} expected; a total variation of {draws.detectable:.3f} over these cells "
+            f"would have been detected (all but the likeliest pairs count as one cell, of probability {draws.rest:.2f})"
         )
     if not draws.passed:
         raise ValueError(
