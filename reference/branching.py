@@ -36,7 +36,7 @@ from .numpy_draws import numpy_random
 
 __all__ = ["HiddenRandomness", "estimated_executions", "program_law"]
 
-HINTS = {"torch": "; replace=[torch_random] of pass_sampling.gpu.torch_draws replaces its calls"}
+HINT = "; replace=[torch_random] of pass_sampling.gpu.torch_draws replaces its calls"
 Replacement = Callable[[Chooser], AbstractContextManager[None]]
 """Replaces the drawing calls of one library by branching ones, as a context: `numpy_random`, `torch_random`."""
 
@@ -83,7 +83,9 @@ def program_law(
             if moved
             else f"not from {', '.join(after)}; from time, or an address?"
         )
-        raise HiddenRandomness(f"{error} ({told})") from None
+        named = {getattr(replacement, "__name__", "") for replacement in replacements}
+        hint = HINT if "torch" in moved and "torch_random" not in named else ""
+        raise HiddenRandomness(f"{error} ({told}{hint})") from None
 
 
 def _enumerated(program: Callable[[], Hashable], replacements: Sequence[Replacement], max_executions: int) -> OutputLaw:

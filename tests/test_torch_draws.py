@@ -195,8 +195,8 @@ def test_randomness_that_is_not_replaced_is_found_and_named() -> None:
     drawn_by_name = torch.rand
     for program, options, source in (
         (lambda: torch.rand(1).item() < 0.5, {"replace": []}, r"\(torch changed; replace=\[torch_random\]"),
-        (lambda: drawn_by_name(1).item() < 0.5, {}, r"\(torch changed; replace=\[torch_random\]"),
-        (lambda: torch.nn.functional.dropout(torch.ones(64)).sum().item(), {}, r"\(torch changed; replace=\[torch_random\]"),
+        (lambda: drawn_by_name(1).item() < 0.5, {}, r"\(torch changed\)$"),
+        (lambda: torch.nn.functional.dropout(torch.ones(64)).sum().item(), {}, r"\(torch changed\)$"),
         (lambda: drawn_by_name(1, generator=generator).item(), {}, r"\(the variable generator changed\)$"),
     ):
         with pytest.raises(HiddenRandomness, match=source):
