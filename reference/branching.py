@@ -78,11 +78,7 @@ def program_law(
     except HiddenRandomness as error:
         after = _states(program)
         moved = [name for name in after if after[name] != before.get(name)]
-        told = (
-            f"{' and '.join(moved)} changed{HINTS.get(moved[0], '')}"
-            if moved
-            else f"not from {', '.join(after)}; from time, or an address?"
-        )
+        told = f"{' and '.join(moved)} changed" if moved else f"not from {', '.join(after)}; from time, or an address?"
         named = {getattr(replacement, "__name__", "") for replacement in replacements}
         hint = HINT if "torch" in moved and "torch_random" not in named else ""
         raise HiddenRandomness(f"{error} ({told}{hint})") from None
