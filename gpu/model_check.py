@@ -28,6 +28,8 @@ __all__ = ["DrawCheck", "RowCheck", "draw_check", "greedy_check", "row_check"]
 
 FALSE_ALARM, MISS = 1e-9, 1e-6
 CELLS = 63  # the likeliest outcomes, each a cell of its own; the rest together is one more
+LEAST = 100.0  # how often a cell must be expected
+IMPOSSIBLE = 1e-15  # 600,000 draws meet something so unlikely with a probability below that of a false alarm
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def draw_check(
     """Draw texts of two tokens for about so many seconds, and test their joint law.
 
     The expected law is computed from the model's own rows: the first token's law, and behind each likely first token
-    the second's. Outcomes are binned: the likeliest pairs, and all others. Half of a first batch warms up.
+    the second's. Outcomes are binned: the likeliest pairs, and all others; pairs that are expected fewer than 100 times
+    join the others, so that the statistic is distributed as its limit assumes. What cannot come out must not.
 
     Source: Pearson's statistic; for every alternative at a total variation d the non-centrality is at least 4 n d^2, by
     the inequality of Cauchy and Schwarz.
@@ -122,16 +125,18 @@ def draw_check(
             if pair in counts:
                 counts[pair] += 1
         drawn, batch = drawn + batch_size, batch + 1
-    probs = [*cells.values(), 1.0 - sum(cells.values())]
+    probs = [*cells.values(), max(0.0, 1.0 - math.fsum(cells.values()))]
     seen = [*counts.values(), drawn - sum(counts.values())]
-    kept = [(prob, count) for prob, count in zip(probs, seen, strict=True) if prob * drawn >= 5.0]
-    rest = 1.0 - sum(prob for prob, _ in kept), drawn - sum(count for _, count in kept)
-    bins = [*kept, rest] if rest[0] * drawn >= 5.0 else kept
+    kept = [(prob, count) for prob, count in zip(probs, seen, strict=True) if prob * drawn >= LEAST]
+    rest = max(0.0, 1.0 - sum(prob for prob, _ in kept)), drawn - sum(count for _, count in kept)
+    bins = [*kept, rest] if rest[0] * drawn >= LEAST else kept
+    impossible = probs[-1] < IMPOSSIBLE and seen[-1] > 0
     statistic = sum((count - drawn * prob) ** 2 / (drawn * prob) for prob, count in bins)
     degrees = max(1, len(bins) - 1)
     limit = chi_square_limit(degrees, FALSE_ALARM)
     detectable = _detectable(degrees, limit, drawn)
-    return DrawCheck(drawn, len(bins), statistic, limit, detectable, rest[0], statistic <= limit)
+    passed = statistic <= limit and not impossible
+    return DrawCheck(drawn, len(bins), statistic, limit, detectable, rest[0], passed)
 
 
 def _likeliest_pairs(method: Method, prompt: Sequence[int]) -> dict[tuple[int, ...], float]:

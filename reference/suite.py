@@ -9,20 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .config import ModelConfig, SamplingConfig
+from .config import SamplingConfig
 from .ending import Ending
 from .law import OutputLaw, output_law, target_law
-from .methods import Autoregressive
-from .table import TableModel
-from .transformer import Transformer
-from .weights import Weights
+from .methods import Autoregressive, LanguageModel
+from .sampling import Probs, Processor
 
-__all__ = ["EXACT", "METHODS", "Configuration", "SuiteRow", "configurations", "definition", "exact_suite"]
+__all__ = ["EXACT", "METHODS", "Configuration", "SuiteRow", "configurations", "definition", "exact_suite", "plain_law"]
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
 PROMPT = (1, 0)
@@ -161,7 +160,6 @@ def exact_suite(
     package: ModuleType,
     methods: Sequence[tuple[str, str | None]] = METHODS,
     cases: Sequence[Configuration] | None = None,
-    watch: Callable[[], None] = lambda: None,
 ) -> Iterator[SuiteRow]:
     """Enumerate the law of every method and rule on every configuration, and yield a row per method and rule.
 
@@ -184,7 +182,6 @@ def exact_suite(
             executions, cycles = executions + law.executions, max(cycles, law.cycles)
             if deviation >= worst:
                 worst, place = deviation, case.name
-            watch()
         yield SuiteRow(
             package.__name__.rpartition(".")[2],
             name,
@@ -199,22 +196,26 @@ def exact_suite(
 
 
 def definition(case: Configuration) -> OutputLaw:
+    """Return the law that a configuration's texts should have, in the specification."""
+    model = case.model(import_module(__package__))
+    ending = Ending(case.max_new_tokens, case.eos_token_ids)
+    return plain_law(model, SamplingConfig(**case.sampling), PROMPT, ending, processor=case.processor)
+
+
+def plain_law(
+    model: LanguageModel,
+    sampling: SamplingConfig,
+    prompt: Sequence[int],
+    ending: Ending,
+    num_tokens: int | None = None,
+    processor: Processor | None = None,
+) -> OutputLaw:
     """Return the target's law by its definition: one fresh pass of the specification's model per prefix, no cache."""
-    model: Any = (
-        TableModel(case.vocab_size, case.num_draft, case.seed, case.spread, case.zeros)
-        if case.shape is None
-        else _transformer(case.shape, case.seed)
-    )
-    plain = Autoregressive(model, SamplingConfig(**case.sampling), case.processor)
+    method = Autoregressive(model, sampling, processor)
 
-    def next_probs(tokens: tuple[int, ...]) -> Any:
-        prefix = (*PROMPT, *tokens)
+    def next_probs(tokens: tuple[int, ...]) -> Probs:
+        prefix = (*prompt, *tokens)
         hidden = model.hidden(model.embed(prefix), model.new_cache())
-        return plain.law(prefix, model.logits(hidden[-1]))
+        return method.law(prefix, model.logits(hidden[-1]))
 
-    return target_law(next_probs, Ending(case.max_new_tokens, case.eos_token_ids))
-
-
-def _transformer(shape: dict[str, Any], seed: int) -> Transformer:
-    config = ModelConfig(**shape)
-    return Transformer(config, Weights.random(config, seed))
+    return target_law(next_probs, ending, num_tokens)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 import pytest
 
-import pass_sampling.reference as reference
-from pass_sampling.reference.law import OutputLaw, target_law
+from pass_sampling.reference.suite import TINY, WINDOWED, plain_law
+
+__all__ = ["PACKAGES", "TINY", "WINDOWED", "exact_target", "lookahead", "package", "table", "transformer"]
 
 PACKAGES = ("reference", "gpu")
+exact_target = plain_law  # the law that everything is compared with
 
 
 def package(name: str) -> Any:
@@ -19,19 +20,6 @@ def package(name: str) -> Any:
     if name == "gpu":
         pytest.importorskip("torch", reason="needs the gpu extra: torch not installed")
     return import_module(f"pass_sampling.{name}")
-
-
-TINY = dict(
-    vocab_size=3,
-    hidden_size=8,
-    intermediate_size=12,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=4,
-    max_position_embeddings=64,
-)
-WINDOWED = dict(TINY, sliding_window=3, query_key_norm=True, attention_bias=True)
 
 
 def table(pkg: Any, **settings: Any) -> Any:
@@ -50,22 +38,3 @@ def lookahead(pkg: Any, model: Any, num_lookahead: int = 2) -> Any:
     if hasattr(model, "lookahead"):
         return model.lookahead()
     return pkg.LookAhead.random(num_lookahead, model.hidden_size, seed=7)
-
-
-def exact_target(
-    model: Any,
-    sampling: Any,
-    prompt: Sequence[int],
-    ending: Any,
-    num_tokens: int | None = None,
-    processor: Callable[..., Any] | None = None,
-) -> OutputLaw:
-    """Return the target's law by its definition: one fresh pass of the reference's model per prefix, no cache."""
-    method = reference.Autoregressive(model, sampling, processor)
-
-    def next_probs(tokens: tuple[int, ...]) -> Any:
-        prefix = (*prompt, *tokens)
-        hidden = model.hidden(model.embed(prefix), model.new_cache())
-        return method.law(prefix, model.logits(hidden[-1]))
-
-    return target_law(next_probs, ending, num_tokens)

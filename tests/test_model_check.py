@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import pass_sampling.gpu as port
+import pass_sampling.gpu.model_check as model_check
 import pass_sampling.gpu.verify as verify
 from models import lookahead, transformer
 from pass_sampling.gpu.__main__ import main
@@ -50,8 +52,8 @@ def test_greedy_texts_agree_and_the_first_difference_ends_the_count(monkeypatch:
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
 def test_draws_of_a_right_sampler_pass(rule: str) -> None:
     method = port.PaSS(MODEL, lookahead(port, MODEL, 2), rule=rule)
-    found = draw_check(method, [1, 2], seconds=1e-9, batch_size=4000)
-    assert found.passed and found.texts == 4000 and found.cells > 20
+    found = draw_check(method, [1, 2], seconds=1e-9, batch_size=16000)
+    assert found.passed and found.texts == 16000 and found.cells > 20
     assert 0.0 < found.detectable < 0.2
 
 
@@ -60,6 +62,21 @@ def test_draws_of_a_wrong_sampler_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "accept_probs", lambda target, draft, tokens: torch.ones(tokens.shape).double())
     method = port.PaSS(MODEL, lookahead(port, MODEL, 2), port.SamplingConfig(), port.SamplingConfig(temperature=0.3))
     assert not draw_check(method, [1, 2], seconds=1e-9, batch_size=4000).passed
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_outcome_that_cannot_be_fails_however_rare(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    """One text in a thousand is forged; under greedy decoding, and where top-k leaves two tokens."""
+    right = model_check.generate_batch
+
+    def forged(*arguments: Any, **options: Any) -> Any:
+        results = right(*arguments, **options)
+        return [replace(result, tokens=(99, 99, 99)) if i == 7 else result for i, result in enumerate(results)]
+
+    method = port.PaSS(MODEL, lookahead(port, MODEL, 2), port.SamplingConfig(temperature, top_k=2))
+    assert draw_check(method, [1, 2], seconds=1e-9, batch_size=1000).passed
+    monkeypatch.setattr(model_check, "generate_batch", forged)
+    assert not draw_check(method, [1, 2], seconds=1e-9, batch_size=1000).passed
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 10, 63])

@@ -24,7 +24,7 @@ from .options import add_json, add_machine, add_sampling, load_vectors, open_mod
 
 HELP = "prove by execution that the samplers are exact, or check a checkpoint"
 PACKAGES = ("reference", "gpu")
-SECONDS = 20.0
+SECONDS, POSITIONS = 20.0, 500
 OF_A_MODEL = {"lookahead": None, "seconds": SECONDS, "dtype": None, "device": "cpu"}  # arguments with their defaults
 OF_A_MODEL |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 
@@ -122,9 +122,13 @@ def _check_model(arguments: argparse.Namespace) -> None:
     if lookahead is None:
         lookahead = LookAhead.random(4, model.hidden_size, arguments.seed, model.device)
     length = min(128, model.max_position_embeddings)
-    tokens = own_text(model, 8 * length, length, sampling, arguments.seed)
-    texts = tokens.reshape(8, length).tolist()
-    rows = row_check(model, texts, sampling, lookahead.num_lookahead)
+    rows_of_a_text = length - length % (lookahead.num_lookahead + 1)  # passes over as many rows as a verification
+    if rows_of_a_text == 0:
+        raise ValueError(f"the model reads {length} tokens, expected more than {lookahead.num_lookahead} drafts need")
+    count = -(-POSITIONS // rows_of_a_text)
+    tokens = own_text(model, count * length, length, sampling, arguments.seed)
+    texts = tokens.reshape(count, length).tolist()
+    rows = row_check(model, texts, sampling, lookahead.num_lookahead, POSITIONS)
     prompts = [text[:16] for text in texts[:4]]
     same, total = greedy_check(model, lookahead, prompts, min(64, length - 16))
     draws = draw_check(PaSS(model, lookahead, sampling), texts[0][:4], arguments.seconds, seed=arguments.seed)

@@ -5,8 +5,6 @@ Glossary of shapes: B sequences, T tokens of a sequence, N anchors, L look-ahead
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,14 +27,13 @@ def expected_acceptance(
     vectors: Tensor,  # [L, D]
     sequences: npt.NDArray[np.int64],  # [B, T]
     sampling: SamplingConfig,
-    watch: Callable[[], None] = lambda: None,
 ) -> Tensor:  # [L]
     """Return the chance that verification accepts the draft at each depth, once it is reached, on average.
 
     acceptance[i] = mean over places of sum_v min(target_probs[v], draft_probs[v])
 
     The places are spread evenly over text that the model did not write; the drafts before i are taken to be the
-    text's. Deterministic: no draw is made. `watch` is called between batches.
+    text's. Deterministic: no draw is made.
 
     Raises:
         ValueError: no draft has a place in sequences so short.
@@ -54,7 +51,6 @@ def expected_acceptance(
         target_probs = probs_from_logits(rows.target_logits, sampling)
         draft_probs = probs_from_logits(rows.draft_logits, sampling)
         total += torch.minimum(target_probs, draft_probs).sum(dim=-1).mean(dim=1).sum(dim=0)
-        watch()
     return (total / len(sequences)).cpu()
 
 

@@ -5,7 +5,6 @@ Glossary of shapes: B windows of a batch, T tokens of a window, N windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,12 +82,10 @@ def loss_of(
 def held_out_loss(
     model: LlamaForCausalLM,
     windows: npt.NDArray[np.int64],  # [N, T]
-    watch: Callable[[], None] = lambda: None,
 ) -> float:
-    """Return the mean loss over windows, in nats per token; `watch` is called between batches."""
+    """Return the mean loss over windows, in nats per token."""
     total = 0.0
     for first in range(0, len(windows), 8):
         part = torch.from_numpy(windows[first : first + 8]).to(model.device)
         total += float(loss_of(model, part)) * len(part)
-        watch()
     return total / len(windows)
