@@ -14,15 +14,16 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import (
     add_json,
+    add_lookahead,
     add_machine,
     add_model,
     add_sampling,
     load_vectors,
+    no_vectors,
     open_model,
     sampling_of,
 )
@@ -46,9 +47,7 @@ PLAIN, PASS = "plain decoding", "PaSS"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     add_model(parser)
-    parser.add_argument(
-        "--lookahead", type=Path, metavar="FOLDER", help="look-ahead vectors for the model; default: those in the box"
-    )
+    add_lookahead(parser)
     parser.add_argument(
         "--prompt",
         action="append",
@@ -79,10 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = open_model(arguments)
     lookahead = load_vectors(arguments, model)
     if lookahead is None:
-        raise ValueError(
-            f"found no look-ahead vectors for {arguments.model}, expected --lookahead FOLDER "
-            f"(pass-sampling train --model {arguments.model} --self --output FOLDER makes them)"
-        )
+        raise ValueError(no_vectors(arguments.model))
     tokenizer = load_tokenizer(arguments.model)
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     for prompt in prompts:  # before anything is shown

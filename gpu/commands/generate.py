@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from .options import (
     add_json,
+    add_lookahead,
     add_machine,
     add_model,
     add_sampling,
     load_vectors,
+    no_vectors,
     open_model,
     sampling_of,
 )
@@ -38,9 +40,7 @@ METHODS = ("autoregressive", "lookahead")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     add_model(parser)
-    parser.add_argument(
-        "--lookahead", type=Path, metavar="FOLDER", help="look-ahead vectors for the model; default: those in the box"
-    )
+    add_lookahead(parser)
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -160,10 +160,7 @@ def _method(arguments: argparse.Namespace, model: Transformer, sampling: Any) ->
     lookahead = load_vectors(arguments, model)
     if lookahead is None:
         if arguments.method == "lookahead":
-            raise ValueError(
-                "--method lookahead needs vectors trained for the model, found none, expected --lookahead FOLDER "
-                f"(pass-sampling train --model {arguments.model} --self --output FOLDER makes them)"
-            )
+            raise ValueError(f"--method lookahead: {no_vectors(arguments.model)}")
         _check_no_rule(arguments)
         return "autoregressive", Autoregressive(model, sampling)
     return "lookahead", PaSS(model, lookahead, sampling, rule=arguments.verify or "token")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_device",
     "add_json",
+    "add_lookahead",
     "add_machine",
     "add_model",
     "add_sampling",
@@ -28,6 +29,7 @@ __all__ = [
     "is_in_the_box",
     "load_vectors",
     "named_held_out",
+    "no_vectors",
     "open_model",
     "read_training_texts",
     "sampling_of",
@@ -42,6 +44,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default=MODEL,
         metavar="FOLDER",
         help="a Hugging Face folder (Llama, Mistral, Qwen2, Qwen3); default: the small model in the box",
+    )
+
+
+def add_lookahead(parser: argparse.ArgumentParser) -> None:
+    """Add --lookahead."""
+    parser.add_argument(
+        "--lookahead", type=Path, metavar="FOLDER", help="look-ahead vectors for the model; default: those in the box"
     )
 
 
@@ -172,6 +181,14 @@ def load_vectors(arguments: argparse.Namespace, model: Transformer) -> LookAhead
     if folder is None and is_in_the_box(arguments.model):
         folder = LOOKAHEAD
     return None if folder is None else LookAhead.load(folder, model.device)
+
+
+def no_vectors(model: Path) -> str:
+    """Return what to say where vectors are needed and there are none."""
+    return (
+        f"found no look-ahead vectors for {model}, expected --lookahead FOLDER "
+        f"(pass-sampling train --model {model} --self --output FOLDER makes them)"
+    )
 
 
 def read_training_texts(arguments: argparse.Namespace) -> dict[str, str]:
