@@ -60,7 +60,11 @@ def test_a_long_text_can_be_interrupted_and_its_reader_may_leave(end, box, tmp_p
     edit_json(endless / "config.json", eos_token_id=..., bos_token_id=..., max_position_embeddings=2**20)
     command = [sys.executable, "-m", "pass_sampling.gpu", "generate", "--model", str(endless), "--prompt", "def"]
     with subprocess.Popen(
-        [*command, "--max-new-tokens", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=buffered()
+        [*command, "--max-new-tokens", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=buffered(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.read(1)
