@@ -1,4 +1,4 @@
-"""A small base model from text: the model that the demonstrations run, or one of your own.
+"""A small base model from text: the model that the demonstrations run, one of your own, or a draft model for another.
 
 The model is transformers' Llama and the tokenizer a byte-level BPE, so the folder that comes out opens everywhere.
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,16 +19,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from .config import check_integer
 from .files.saving import replace_folder
 from .precision import check_device
-from .training.base_model import held_out_loss, loss_of, new_model, optimizers_for, schedule
+from .training.base_model import folder_files, held_out_loss, loss_of, new_model, optimizers_for, schedule
 from .training.corpus import split_texts
+from .training.distillation import Teacher, distillation_loss, read_teacher
 from .training.memory import peak_memory
 from .training.resume import Progress, check_output, partial_file, settings_digest
 from .training.tokenizer import encode_texts, train_tokenizer
-from .training.windows import Windows, evenly_spaced
+from .training.windows import Windows, check_tokens, evenly_spaced
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -87,6 +88,7 @@ class PretrainConfig:
 class Corpus(NamedTuple):
     """Text as the model reads it: both sides in tokens, and what is needed to say how good it is."""
 
+    teacher: Teacher | None
     tokenizer: PreTrainedTokenizerFast
     windows: Windows
     held_out: npt.NDArray[np.int64]  # [N]
@@ -102,6 +104,7 @@ def pretrain(
     held_out: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
     report: Report | None = None,
+    teacher: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Train a base model and save it as a Hugging Face folder: weights in bfloat16, tokenizer, and a record.
 
@@ -115,18 +118,23 @@ def pretrain(
         device: cpu or cuda.
         report: called after every step with `step`, `num_steps`, `loss` and, when it was measured, `held_out_loss`;
             after the second one of a run, also with `first_step`, `seconds_per_step` and `memory`.
+        teacher: the folder of a model to draft for: the new one takes its tokenizer and learns its laws.
 
     Returns:
-        The record, as in pretraining.json: losses in nats per token, bits per byte, sizes, times.
+        The record, as in pretraining.json: losses in nats per token, bits per byte, sizes, times, and with a teacher
+        the expected acceptance of drafts for it.
 
     Raises:
-        ValueError: the output is taken, the text is too short, or an unfinished run there was another one.
+        FileNotFoundError: the teacher or one of its files is missing.
+        ValueError: the output is taken, the text is too short, the teacher has other sizes, or an unfinished run
+            there was another one.
     """
     config = PretrainConfig() if config is None else config
     report = (lambda news: None) if report is None else report
     path, place = Path(output), check_device(device)
     check_output(path, "model")
-    corpus = _read_corpus(texts, config, held_out)
+    tutor = None if teacher is None else read_teacher(teacher, place)
+    corpus = _read_corpus(texts, config, held_out, tutor)
     model = new_model(config, int(corpus.tokenizer.eos_token_id))
     model.to(place)  # type: ignore[arg-type]  # transformers hides what it takes
     seconds, curve = _run(model, corpus, config, path, report)
@@ -136,6 +144,7 @@ def pretrain(
         "held_out_loss": round(loss, 4),  # nats per token
         "bits_per_byte": round(loss / math.log(2) * held_out_tokens / corpus.held_out_bytes, 4),
         "bytes_per_token": round(corpus.held_out_bytes / held_out_tokens, 3),
+        **({} if tutor is None else tutor.record(model, corpus.held_out, config.context)),
         "num_parameters": sum(weight.numel() for weight in model.parameters()),
         "training_files": corpus.num_training_files,
         "training_tokens": len(corpus.windows.tokens),
@@ -146,27 +155,35 @@ def pretrain(
         "curve": curve,  # pairs: a step, the loss on a sample of the held-out text
         "settings": asdict(config),
     }
-    replace_folder(path, _files(model, corpus.tokenizer, record))
+    files = folder_files(model, corpus.tokenizer) if tutor is None else folder_files(model) | tutor.tokenizer_files
+    replace_folder(path, files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()})
     partial_file(path).unlink(missing_ok=True)
     return record
 
 
-def _read_corpus(texts: Mapping[str, str], config: PretrainConfig, held_out: Sequence[str] | None) -> Corpus:
-    """Divide the texts, train a tokenizer on the training side, and encode both."""
+def _read_corpus(
+    texts: Mapping[str, str], config: PretrainConfig, held_out: Sequence[str] | None, teacher: Teacher | None
+) -> Corpus:
+    """Divide the texts, encode both sides by the teacher's tokenizer, else by one trained on the training side."""
     if held_out is None:
         names, kept_out = split_texts(texts)
     else:
         names, kept_out = sorted(set(texts) - set(held_out)), sorted(set(held_out) & set(texts))
     if not kept_out or not names:
         raise ValueError(f"held_out names {len(kept_out)} of the {len(texts)} texts, expected some of them and not all")
-    tokenizer = train_tokenizer((texts[name] for name in names), config.vocab_size, config.context)
+    if teacher is None:
+        tokenizer = train_tokenizer((texts[name] for name in names), config.vocab_size, config.context)
+    else:
+        teacher.check(config)
+        tokenizer = teacher.tokenizer
     end = int(tokenizer.eos_token_id)
     order = np.random.default_rng(config.seed).permutation(len(names))
     training = np.concatenate([[end], *encode_texts(tokenizer, [texts[names[i]] for i in order], end)])
     validation = np.concatenate([[end], *encode_texts(tokenizer, [texts[name] for name in kept_out], end)])
+    check_tokens("teacher", np.concatenate([training, validation]), config.vocab_size)
     windows = Windows(training, config.context, config.batch_size, config.seed)
     num_bytes = sum(len(texts[name].encode()) for name in kept_out)
-    return Corpus(tokenizer, windows, validation, len(names), kept_out, num_bytes)
+    return Corpus(teacher, tokenizer, windows, validation, len(names), kept_out, num_bytes)
 
 
 def _run(
@@ -177,18 +194,22 @@ def _run(
     optimizers = optimizers_for(model, config)
     settings = asdict(config)
     settings.pop("compile")
+    if corpus.teacher is not None:
+        settings["teacher"] = corpus.teacher.model.fingerprint
     digest = settings_digest(settings, corpus.windows.tokens.tobytes())
     progress = Progress(partial_file(path), digest, dict(model.named_parameters()), optimizers)
     first, notes = progress.restore()
     before, curve = float(notes.get("seconds", 0.0)), list(notes.get("curve", []))
-    step_loss = torch.compile(loss_of) if config.compile else loss_of
+    step_loss: Callable[..., Tensor] = loss_of if corpus.teacher is None else distillation_loss
+    step_loss = torch.compile(step_loss) if config.compile else step_loss
     started = time.monotonic()
     for step in range(first, config.num_steps):
         began = time.monotonic()
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * schedule(step, config)
-        loss = step_loss(model, torch.from_numpy(corpus.windows.batch(step)).to(model.device))
+        tokens = torch.from_numpy(corpus.windows.batch(step)).to(model.device)
+        loss = step_loss(model, tokens, *([] if corpus.teacher is None else [corpus.teacher.logits(tokens)]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -207,13 +228,3 @@ def _run(
         notes = {"seconds": before + time.monotonic() - started, "curve": curve}
         progress.save(step + 1, notes, now=step + 1 == config.num_steps)
     return before + time.monotonic() - started, curve
-
-
-def _files(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any]) -> dict[str, bytes]:
-    """Return what a Hugging Face folder holds, by file name; the weights in bfloat16."""
-    model.bfloat16()
-    with tempfile.TemporaryDirectory() as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        files = {file.name: file.read_bytes() for file in sorted(Path(temporary).iterdir())}
-    return files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()}

@@ -126,6 +126,13 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ([*PRETRAIN, "--held-out-list", "{root}/nothing"], ["nothing names 0 of the 12 texts"]),
     ([*PRETRAIN, "--vocab-size", "9"], ["--vocab-size: found 9"]),
     ([*PRETRAIN, "--text", "{root}/short.txt"], ["list.txt names 0 of the 1 texts"]),
+    ([*PRETRAIN, "--teacher", "{root}/none"], ["--teacher: ", "none is not a folder"]),
+    ([*PRETRAIN, "--teacher", "{root}/short.txt"], ["--teacher: ", "short.txt is not a folder"]),
+    ([*PRETRAIN, "--teacher", "{root}/bare"], ["bare holds no tokenizer"]),
+    ([*PRETRAIN, "--teacher", "{root}/damaged"], ["model.safetensors is damaged"]),
+    ([*PRETRAIN, "--teacher", "{vectors}"], ["vectors"]),
+    ([*PRETRAIN, "--teacher", "{model}", "--vocab-size", "301"], ["--vocab-size: found 301", "300, the teacher's"]),
+    ([*PRETRAIN, "--teacher", "{model}", "--context", "97"], ["--context: found 97", "at most 96, the teacher's"]),
 ]
 
 

@@ -2,6 +2,10 @@
 
   pass-sampling pretrain --text CORPUS --output FOLDER
   pass-sampling pretrain --standard-library --output FOLDER      as the model in the box was made
+  pass-sampling pretrain --teacher MODEL --layers 2 --hidden-size 128 --heads 2 --text CORPUS --output FOLDER
+
+With --teacher the new model is one that drafts for MODEL: it takes its tokenizer and learns its laws, and the chance
+that its drafts are accepted is measured at the end.
 
 A run that is killed goes on, at most 20 seconds behind where it was, when the same command is given again. About 5 %
 of the files, chosen by their names, are held out; near-duplicates stay on one side. Minutes and memory are stated
@@ -22,7 +26,6 @@ from .progress import Bar, forecast
 
 HELP = "train a small base model from text"
 SIZES = (
-    ("--vocab-size", "vocab_size", "tokens of the vocabulary"),
     ("--hidden-size", "hidden_size", "width of the model"),
     ("--intermediate-size", "intermediate_size", "width of the mlp"),
     ("--layers", "num_hidden_layers", "layers"),
@@ -32,7 +35,8 @@ SIZES = (
     ("--steps", "num_steps", "steps of training"),
     ("--batch-size", "batch_size", "sequences per step"),
 )
-DEFAULTS = (4096, 320, 896, 6, 5, 1, 512, 1600, 16)
+VOCAB_SIZE = 4096
+DEFAULTS = (320, 896, 6, 5, 1, 512, 1600, 16)
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
@@ -40,6 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     add_text(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder for the model")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="FOLDER",
+        help="a Hugging Face folder whose model is to be drafted for; default: none, the text itself is learned",
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help=f"tokens of the vocabulary; default: {VOCAB_SIZE}, or the teacher's",
+    )
     for (flag, name, meaning), default in zip(SIZES, DEFAULTS, strict=True):
         parser.add_argument(
             flag, type=int, default=default, dest=name, metavar="N", help=f"{meaning}; default: %(default)s"
@@ -67,7 +83,11 @@ def run(arguments: argparse.Namespace) -> None:
     check_new_folder(arguments.output, "model")
     sizes = {name: getattr(arguments, name) for _, name, _ in SIZES}
     config = PretrainConfig(
-        **sizes, learning_rate=arguments.learning_rate, seed=arguments.seed, compile=arguments.compile
+        _vocab_size(arguments),
+        **sizes,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+        compile=arguments.compile,
     )
     check_device(arguments.device)
     if arguments.compile and not any(map(shutil.which, (os.environ.get("CXX") or "c++", *COMPILERS))):
@@ -81,7 +101,15 @@ def run(arguments: argparse.Namespace) -> None:
             "expected some of them and not all"
         )
     with Bar("training", quiet=arguments.json) as bar:
-        record = pretrain(arguments.output, texts, config, held_out, arguments.device, lambda news: _report(news, bar))
+        record = pretrain(
+            arguments.output,
+            texts,
+            config,
+            held_out,
+            arguments.device,
+            lambda news: _report(news, bar),
+            arguments.teacher,
+        )
     if arguments.json:
         print(json.dumps({"output": str(arguments.output), **record}, indent=2, allow_nan=False))
         return
@@ -93,7 +121,23 @@ def run(arguments: argparse.Namespace) -> None:
         f"held-out loss {record['held_out_loss']:.3f} nats per token of {record['bytes_per_token']:.2f} bytes, "
         f"{record['bits_per_byte']:.3f} bits per byte"
     )
+    for setting in record.get("acceptance", []):
+        print(
+            f"expected acceptance of its drafts at temperature {setting['temperature']:g}, top-k {setting['top_k']}: "
+            f"{setting['expected']:.3f}"
+        )
     print(f"saved in {arguments.output}")
+
+
+def _vocab_size(arguments: argparse.Namespace) -> int:
+    """Return the size that was asked for; else the teacher's, else the default."""
+    from ..checkpoint import read_config
+
+    if arguments.teacher is not None and not arguments.teacher.is_dir():
+        raise ValueError(f"--teacher: {arguments.teacher} is not a folder, expected a Hugging Face folder")
+    if arguments.vocab_size is not None:
+        return int(arguments.vocab_size)
+    return VOCAB_SIZE if arguments.teacher is None else read_config(arguments.teacher).vocab_size
 
 
 def _report(news: dict[str, Any], bar: Bar) -> None:

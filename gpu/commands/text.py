@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from ..ending import Decode
 
 __all__ = ["check_unicode", "decoder_of", "encode_prompt", "load_tokenizer"]
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer that lies beside a model.
-
-    Raises:
-        ValueError: there is none that transformers can read.
-    """
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises anything here
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
 
 
 def decoder_of(tokenizer: Any) -> Decode:

@@ -5,6 +5,8 @@ Glossary of shapes: B windows of a batch, T tokens of a window, N windows.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from ..pretrain import PretrainConfig
 
-__all__ = ["held_out_loss", "loss_of", "new_model", "optimizers_for", "schedule"]
+__all__ = ["folder_files", "held_out_loss", "loss_of", "new_model", "optimizers_for", "schedule"]
 
 
 def new_model(config: PretrainConfig, end: int) -> LlamaForCausalLM:
@@ -89,3 +91,13 @@ def held_out_loss(
         part = torch.from_numpy(windows[first : first + 8]).to(model.device)
         total += float(loss_of(model, part)) * len(part)
     return total / len(windows)
+
+
+def folder_files(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast | None = None) -> dict[str, bytes]:
+    """Return what a Hugging Face folder holds, by file name; the model's weights become bfloat16."""
+    model.bfloat16()
+    with tempfile.TemporaryDirectory() as temporary:
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        return {file.name: file.read_bytes() for file in sorted(Path(temporary).iterdir())}

@@ -1,9 +1,10 @@
-"""A byte-level BPE tokenizer from text, by the tokenizers library, in transformers' form."""
+"""Tokenizers: a byte-level BPE from text, by the tokenizers library, in transformers' form; or what a folder holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["END_OF_TEXT", "encode_texts", "train_tokenizer"]
+__all__ = ["END_OF_TEXT", "encode_texts", "load_tokenizer", "train_tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -50,6 +51,23 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreT
         clean_up_tokenization_spaces=False,
         model_max_length=context,
     )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer that lies beside a model.
+
+    Raises:
+        ValueError: there is none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises anything here
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
 
 
 def encode_texts(
