@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint import load_model, read_config, read_generation_config, read_weights
     from .config import ModelConfig, RopeScaling, SamplingConfig
+    from .drafters import Drafter, ModelDrafter
     from .ending import Ending
     from .generation import generate, generate_batch
     from .lookahead import LookAhead
-    from .methods import Autoregressive, LanguageModel, Method, PaSS
+    from .methods import Autoregressive, LanguageModel, Method, PaSS, SpeculativeSampling
     from .record import Choice, Generation, Record
     from .sampling import probs_from_logits
+    from .schedule import EntropyBound, Heuristic, Schedule
     from .table import TableModel
     from .transformer import Transformer
     from .weights import Weights
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "checkpoint": ["load_model", "read_config", "read_generation_config", "read_weights"],
     "config": ["ModelConfig", "RopeScaling", "SamplingConfig"],
+    "drafters": ["Drafter", "ModelDrafter"],
     "ending": ["Ending"],
     "generation": ["generate", "generate_batch"],
     "lookahead": ["LookAhead"],
-    "methods": ["Autoregressive", "LanguageModel", "Method", "PaSS"],
+    "methods": ["Autoregressive", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"],
     "record": ["Choice", "Generation", "Record"],
     "sampling": ["probs_from_logits"],
+    "schedule": ["EntropyBound", "Heuristic", "Schedule"],
     "table": ["TableModel"],
     "transformer": ["Transformer"],
     "weights": ["Weights"],
@@ -40,16 +44,22 @@ _HOMES = {
 __all__ = [
     "Autoregressive",
     "Choice",
+    "Drafter",
     "Ending",
+    "EntropyBound",
     "Generation",
+    "Heuristic",
     "LanguageModel",
     "LookAhead",
     "Method",
     "ModelConfig",
+    "ModelDrafter",
     "PaSS",
     "Record",
     "RopeScaling",
     "SamplingConfig",
+    "Schedule",
+    "SpeculativeSampling",
     "TableModel",
     "Transformer",
     "Weights",

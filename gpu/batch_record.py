@@ -48,19 +48,22 @@ class BatchRecord:
     final_token: Tensor  # [B], or -1 where nothing was verified
     num_forward_passes: Tensor  # [B]
     num_positions: Tensor  # [B]
+    num_draft_passes: Tensor  # [B]
     choices: tuple[Choices, ...] | None = None
 
     def rows(self) -> list[Record]:
         """Read the record of every row, with one transfer of integers and one of floats."""
         counters = [self.count, self.num_draft, self.num_accepted, self.final_token]
-        counters += [self.num_forward_passes, self.num_positions]
+        counters += [self.num_forward_passes, self.num_positions, self.num_draft_passes]
         integers = torch.cat([torch.stack(counters, dim=1), self.tokens, self.sources, self.draft_tokens], dim=1)
         per_draft = [self.draft_token_probs, self.target_token_probs, self.accept_probs]
         floats = torch.cat([self.log_probs, *per_draft], dim=1)
         width, depth = self.tokens.shape[1], self.draft_tokens.shape[1]
         records = []
         for b, (ids, values) in enumerate(zip(integers.tolist(), floats.tolist(), strict=True)):
-            count, num_draft, num_accepted, final_token, num_passes, num_positions = ids[: len(counters)]
+            count, num_draft, num_accepted, final_token, num_passes, num_positions, num_draft_passes = ids[
+                : len(counters)
+            ]
             tokens, sources, drafts = _split(ids[len(counters) :], width, width, depth)
             log_probs, draft_probs, target_probs, accept_probs = _split(values, width, depth, depth, depth)
             records.append(
@@ -76,6 +79,7 @@ class BatchRecord:
                     final_token=None if final_token < 0 else final_token,
                     num_forward_passes=num_passes,
                     num_positions=num_positions,
+                    num_draft_passes=num_draft_passes,
                     choices=self._choices(b),
                 )
             )

@@ -19,7 +19,7 @@ from .files.saving import replace_folder
 from .precision import check_device
 
 if TYPE_CHECKING:
-    from .methods.base import LanguageModel
+    from .methods.language_model import LanguageModel
 
 __all__ = ["LookAhead"]
 

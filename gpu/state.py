@@ -1,6 +1,6 @@
 """The state of a batch of sequences between two cycles.
 
-Glossary of shapes: B batch, W tokens that a cycle can commit, N rows of logits or of the batch.
+Glossary of shapes: B batch, W tokens that a cycle can commit, N rows of logits or of the batch, P numbers of a pace.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .batch_ending import kept, kept_by_host
 from .batch_record import BatchRecord
 from .cache import KVCache
 from .ending import Ending
@@ -24,6 +25,9 @@ class State:
     A step never changes a cached row below `cached`, so it is a pure function of state and uniforms. Its results and
     its scratch live in the one cache, though: to continue a state twice, `copy` it first. A state whose cache another
     step has moved on is refused.
+
+    A drafter's cache lies beside, of which any prefix will do: it only saves work. `pace` is what the schedule of draft
+    lengths remembers.
     """
 
     tokens: Tensor  # [B, capacity] prompt, new tokens, then scratch
@@ -37,7 +41,10 @@ class State:
     cache: KVCache
     ending: Ending
     cached: Tensor  # [B] the very tensor `cache.lengths`
+    pace: Tensor  # [B, P]
     max_pending: int  # most tokens of a row that no pass has seen yet: the prompts at first, one token later
+    draft_pending: int  # the same of the drafter's passes, which do not see the last draft: then at most two
+    draft_cache: KVCache | None = None
 
     @staticmethod
     def begin(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache) -> State:
@@ -59,7 +66,9 @@ class State:
             cache=cache,
             ending=ending,
             cached=cache.lengths,
+            pace=torch.zeros((len(prompts), 0), dtype=torch.float64, device=device),
             max_pending=max(map(len, prompts)),
+            draft_pending=max(map(len, prompts)),
         )
 
     @property
@@ -72,6 +81,16 @@ class State:
     def end(self) -> str | None:
         """Why the text has ended, of a state of one row; see `Ending.reason`."""
         return self.ending.reason(self.new_tokens)
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """What the future depends on, of two states of one row behind one prompt."""
+        return self.new_tokens, tuple(self.pace[0].tolist())
+
+    @property
+    def caches(self) -> tuple[KVCache, ...]:
+        """The model's cache, and the drafter's if it has one."""
+        return (self.cache,) if self.draft_cache is None else (self.cache, self.draft_cache)
 
     @property
     def pending(self) -> Tensor:  # [B]
@@ -96,6 +115,14 @@ class State:
         """Say for which rows the text would end within some more tokens; not for those that have ended."""
         return self.kept(tokens, tokens.shape[1] * ~self.ended)[1]
 
+    def keep(
+        self,
+        lengths: Tensor,  # [B]
+    ) -> None:
+        """Cut the caches to the first `lengths` tokens of each row: the rollback of rejected drafts."""
+        for cache in self.caches:
+            cache.truncate(torch.minimum(cache.lengths, lengths))
+
     def commit(self, record: BatchRecord) -> tuple[State, BatchRecord]:
         """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
 
@@ -105,7 +132,7 @@ class State:
         places = self.lengths.unsqueeze(1) + torch.arange(record.tokens.shape[1], device=self.lengths.device)
         tokens = self.tokens.scatter(1, places, record.tokens)  # what lies behind the committed ones is scratch
         lengths = self.lengths + count
-        self.cache.truncate(torch.minimum(self.cache.lengths, lengths))
+        self.keep(lengths)
         state = replace(
             self,
             tokens=tokens,
@@ -113,25 +140,16 @@ class State:
             ended=self.ended | ended,
             cached=self.cache.lengths,
             max_pending=1,
+            draft_pending=2,
         )
         final_token = torch.where(count == record.count, record.final_token, -1)
         return state, replace(record, count=count, final_token=final_token)
 
     def agrees(self, other: State) -> bool:
-        """Say whether two states of one row have the same future: the same tokens and, up to rounding, cached rows.
-
-        Rounding is 4096 units in the last place of the largest cached number; in 16 bits that is no bound at all.
-        """
-        if (self.new_tokens, self.cached.tolist()) != (other.new_tokens, other.cached.tolist()):
+        """Say whether two states of one row have the same future: the same tokens and, up to rounding, cached rows."""
+        if (self.key, self.cached.tolist()) != (other.key, other.cached.tolist()):
             return False
-        length = int(self.cached)
-        for mine, yours in ((self.cache.keys, other.cache.keys), (self.cache.values, other.cache.values)):
-            mine, yours = mine[:, :, :, :length], yours[:, :, :, :length]
-            if mine.numel() and not bool(
-                ((mine - yours).abs() <= 4096 * torch.finfo(mine.dtype).eps * mine.abs().max()).all()
-            ):
-                return False
-        return True
+        return all(cache.agrees(others) for cache, others in zip(self.caches, other.caches, strict=True))
 
     def note_fault(
         self,
@@ -167,11 +185,13 @@ class State:
         rows: Tensor,  # [N]
     ) -> State:
         """Return an independent state of the given rows."""
-        return self._with({name: getattr(self, name)[rows] for name in _PER_ROW}, self.cache.select(rows))
+        caches = [cache.select(rows) for cache in self.caches]
+        return self._with({name: getattr(self, name)[rows] for name in _PER_ROW}, *caches)
 
     def copy(self) -> State:
         """Return a state that can be continued independently of this one."""
-        return self._with({name: getattr(self, name).clone() for name in _PER_ROW}, self.cache.copy())
+        caches = [cache.copy() for cache in self.caches]
+        return self._with({name: getattr(self, name).clone() for name in _PER_ROW}, *caches)
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
@@ -184,45 +204,27 @@ class State:
             if state.cache.capacity != states[0].cache.capacity or state.ending != states[0].ending:
                 raise ValueError("states: found different capacities or endings, expected the same in all of them")
         tensors = {name: torch.cat([getattr(state, name) for state in states]) for name in _PER_ROW}
-        stacked = states[0]._with(tensors, KVCache.stack([state.cache for state in states]))
-        return replace(stacked, max_pending=max(state.max_pending for state in states))
+        caches = [KVCache.stack(list(alike)) for alike in zip(*(state.caches for state in states), strict=True)]
+        return replace(
+            states[0]._with(tensors, *caches),
+            max_pending=max(state.max_pending for state in states),
+            draft_pending=max(state.draft_pending for state in states),
+        )
 
-    def _with(self, tensors: dict[str, Tensor], cache: KVCache) -> State:
-        return replace(self, cache=cache, cached=cache.lengths, **tensors)  # type: ignore[arg-type]  # all of them are tensor fields
+    def _with(self, tensors: dict[str, Tensor], cache: KVCache, draft_cache: KVCache | None = None) -> State:
+        return replace(self, cache=cache, cached=cache.lengths, draft_cache=draft_cache, **tensors)  # type: ignore[arg-type]  # all of them are tensor fields
 
     def kept(
         self,
         tokens: Tensor,  # [B, W]
         count: Tensor,  # [B]
     ) -> tuple[Tensor, Tensor]:  # [B], [B]
-        """Return how many of each row's next tokens to keep, and whether the text ends there.
-
-        Ends of sequence and lengths are found on the device. Stop strings need the decoded text: they are asked of
-        `Ending`, on the host.
-        """
+        """Return how many of each row's next tokens to keep, and whether the text ends there; see `batch_ending`."""
         if self.ending.stop_strings:
-            return self._kept_by_host(tokens, count)
-        width = tokens.shape[1]
-        order = torch.arange(width, device=tokens.device)
-        is_end = (tokens.unsqueeze(2) == self.eos).any(dim=2) | (order + 1 >= self.remaining.unsqueeze(1))
-        first = torch.where(is_end, order, width).amin(dim=1)
-        return torch.minimum(count, first + 1), (first < count) & (count > 0)
-
-    def _kept_by_host(
-        self,
-        tokens: Tensor,  # [B, W]
-        count: Tensor,  # [B]
-    ) -> tuple[Tensor, Tensor]:  # [B], [B]
-        before = [row[start:end] for row, start, end in zip(*self._lists(), strict=True)]
-        kept = [
-            self.ending.first(old, new[:some])
-            for old, new, some in zip(before, tokens.tolist(), count.tolist(), strict=True)
-        ]
-        counts = torch.tensor([number for number, _ in kept], device=count.device)
-        return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
-
-    def _lists(self) -> tuple[list[list[int]], list[int], list[int]]:
-        return self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist()
+            starts, ends = self.prompt_lengths.tolist(), self.lengths.tolist()
+            before = [row[start:end] for row, start, end in zip(self.tokens.tolist(), starts, ends, strict=True)]
+            return kept_by_host(self.ending, before, tokens, count)
+        return kept(tokens, count, self.eos, self.remaining)
 
 
-_PER_ROW = ("tokens", "lengths", "prompt_lengths", "limits", "ended", "fault", "fault_position")
+_PER_ROW = ("tokens", "lengths", "prompt_lengths", "limits", "ended", "fault", "fault_position", "pace")

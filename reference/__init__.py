@@ -9,12 +9,14 @@ Everything here handles one sequence; `pass_sampling.gpu` mirrors it for batches
 
 from .checkpoint import load_model, read_config, read_generation_config, read_weights
 from .config import ModelConfig, RopeScaling, SamplingConfig
+from .drafters import Drafter, ModelDrafter
 from .ending import Ending
 from .generation import generate, generate_batch
 from .lookahead import LookAhead
-from .methods import Autoregressive, LanguageModel, Method, PaSS
+from .methods import Autoregressive, LanguageModel, Method, PaSS, SpeculativeSampling
 from .record import Choice, Generation, Record
 from .sampling import probs_from_logits
+from .schedule import EntropyBound, Heuristic, Schedule
 from .table import TableModel
 from .transformer import Transformer
 from .weights import Weights
@@ -22,16 +24,22 @@ from .weights import Weights
 __all__ = [
     "Autoregressive",
     "Choice",
+    "Drafter",
     "Ending",
+    "EntropyBound",
     "Generation",
+    "Heuristic",
     "LanguageModel",
     "LookAhead",
     "Method",
     "ModelConfig",
+    "ModelDrafter",
     "PaSS",
     "Record",
     "RopeScaling",
     "SamplingConfig",
+    "Schedule",
+    "SpeculativeSampling",
     "TableModel",
     "Transformer",
     "Weights",

@@ -80,6 +80,19 @@ class KVCache:
         twin.keys, twin.values, twin.length = self.keys.copy(), self.values.copy(), self.length
         return twin
 
+    def agrees(self, other: KVCache) -> bool:
+        """Say whether the rows that both caches hold are the same up to rounding.
+
+        Rounding is 4096 units in the last place of the largest cached number; in 16 bits that is no bound at all.
+        """
+        length = min(self.length, other.length)
+        for mine, yours in ((self.keys, other.keys), (self.values, other.values)):
+            mine, yours = mine[:, :, :length], yours[:, :, :length]
+            tolerance = 4096 * np.finfo(mine.dtype).eps * np.abs(mine).max(initial=0.0)
+            if not np.all(np.abs(mine - yours) <= tolerance):
+                return False
+        return True
+
     def _grow(self, needed: int) -> None:
         extra = max(needed, 2 * self.capacity) - self.capacity
         padding = ((0, 0), (0, 0), (0, extra), (0, 0))

@@ -128,6 +128,7 @@ def _counts(record: Any) -> dict[str, float]:
         "num_accepted_tokens": getattr(record, "num_accepted", 0),
         "num_forward_passes": getattr(record, "num_forward_passes", 0),
         "num_positions": getattr(record, "num_positions", 0),
+        "num_draft_passes": getattr(record, "num_draft_passes", 0),
     }
     return {name: float(count) for name, count in counts.items()}
 

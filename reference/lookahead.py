@@ -18,7 +18,7 @@ from .files.lookahead_folder import CONFIG, FIXED, TENSOR, VECTORS, may_replace,
 from .files.saving import replace_folder
 
 if TYPE_CHECKING:
-    from .methods.base import LanguageModel
+    from .methods.language_model import LanguageModel
 
 __all__ = ["LookAhead"]
 

@@ -41,6 +41,7 @@ class Record:
     final_token: int | None = None  # the correction or bonus token, if it was committed
     num_forward_passes: int = 1
     num_positions: int = 1  # rows fed through the model
+    num_draft_passes: int = 0  # passes of a draft model
     choices: tuple[Choice, ...] | None = field(default=None, compare=False)  # whole laws, when traced
 
     def cut(self, count: int) -> Record:
@@ -83,6 +84,11 @@ class Generation:
     def num_positions(self) -> int:
         """Rows fed through the model, the prompt's included."""
         return sum(record.num_positions for record in self.records)
+
+    @cached_property
+    def num_draft_passes(self) -> int:
+        """Passes of a draft model, the prompt's included."""
+        return sum(record.num_draft_passes for record in self.records)
 
     @property
     def num_drafts(self) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from .cache import KVCache
 from .ending import Ending
 from .record import Record
@@ -19,6 +17,9 @@ class State:
     A step never changes a cached row below `cached`, so it is a pure function of state and uniforms. Its results and
     its scratch live in the one cache, though: to continue a state twice, `copy` it first. A state whose cache another
     step has moved on is refused.
+
+    A drafter's cache lies beside, of which any prefix will do: it only saves work. `pace` is what the schedule of draft
+    lengths remembers.
     """
 
     tokens: tuple[int, ...]  # prompt and new tokens
@@ -27,11 +28,18 @@ class State:
     ending: Ending
     cached: int = 0  # length of the cache
     end: str | None = None  # why the text has ended, see `Ending.reason`
+    draft_cache: KVCache | None = None
+    pace: tuple[float, ...] = ()
 
     @property
     def new_tokens(self) -> tuple[int, ...]:
         """The committed tokens behind the prompt."""
         return self.tokens[self.prompt_length :]
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """What the future depends on, of two states behind one prompt."""
+        return self.new_tokens, self.pace
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -53,6 +61,11 @@ class State:
         """Say whether the text would end with the last of some more tokens."""
         return self.ending.reason((*self.new_tokens, *tokens)) is not None
 
+    def keep(self, length: int) -> None:
+        """Cut the caches to the first `length` tokens: the rollback of rejected drafts."""
+        for cache in self.caches:
+            cache.truncate(min(cache.length, length))
+
     def commit(self, record: Record) -> tuple[State, Record]:
         """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
 
@@ -60,23 +73,21 @@ class State:
         """
         count, end = self.ending.first(self.new_tokens, record.tokens)
         tokens = self.tokens + record.tokens[:count]
-        self.cache.truncate(min(self.cache.length, len(tokens)))
+        self.keep(len(tokens))
         return replace(self, tokens=tokens, cached=self.cache.length, end=end), record.cut(count)
 
     def agrees(self, other: State) -> bool:
-        """Say whether two states have the same future: the same tokens and, up to rounding, the same cached rows.
-
-        Rounding is 4096 units in the last place of the largest cached number; in 16 bits that is no bound at all.
-        """
-        if (self.tokens, self.cached, self.end) != (other.tokens, other.cached, other.end):
+        """Say whether two states have the same future: the same tokens and, up to rounding, the same cached rows."""
+        if (self.tokens, self.cached, self.end, self.pace) != (other.tokens, other.cached, other.end, other.pace):
             return False
-        for mine, yours in ((self.cache.keys, other.cache.keys), (self.cache.values, other.cache.values)):
-            mine, yours = mine[:, :, : self.cached], yours[:, :, : self.cached]
-            tolerance = 4096 * np.finfo(mine.dtype).eps * np.abs(mine).max(initial=0.0)
-            if not np.all(np.abs(mine - yours) <= tolerance):
-                return False
-        return True
+        return all(cache.agrees(others) for cache, others in zip(self.caches, other.caches, strict=True))
+
+    @property
+    def caches(self) -> tuple[KVCache, ...]:
+        """The model's cache, and the drafter's if it has one."""
+        return (self.cache,) if self.draft_cache is None else (self.cache, self.draft_cache)
 
     def copy(self) -> State:
         """Return a state that can be continued independently of this one."""
-        return replace(self, cache=self.cache.copy())
+        draft_cache = None if self.draft_cache is None else self.draft_cache.copy()
+        return replace(self, cache=self.cache.copy(), draft_cache=draft_cache)

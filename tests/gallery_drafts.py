@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gallery_tools import COMMON, Defect, Setup, Site
-from pass_sampling.reference.suite import penalty
+from pass_sampling.reference.cases import penalty
 
 
 def _draw_drafts_from(site: Site, change: Callable[[Any], Any]) -> None:

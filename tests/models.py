@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pass_sampling.reference.suite import TINY, WINDOWED, plain_law
+from pass_sampling.reference.cases import TINY, WINDOWED
+from pass_sampling.reference.suite import plain_law
 
 __all__ = ["PACKAGES", "TINY", "WINDOWED", "exact_target", "lookahead", "package", "table", "transformer"]
 

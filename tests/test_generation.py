@@ -26,7 +26,16 @@ def methods(pkg: Any, model: Any, sampling: Any) -> list[Any]:
         pkg.PaSS(model, vectors, sampling),
         pkg.PaSS(model, vectors, sampling, rule="match"),
         pkg.PaSS(model, None, sampling, num_lookahead=2),
+        pkg.SpeculativeSampling(model, drafter_for(pkg, model), sampling, num_draft=3),
+        pkg.SpeculativeSampling(model, pkg.ModelDrafter(model), sampling, rule="block", schedule=pkg.Heuristic(1)),
     ]
+
+
+def drafter_for(pkg: Any, model: Any) -> Any:
+    """A draft model that is not the target."""
+    if hasattr(model, "lookahead"):
+        return pkg.ModelDrafter(table(pkg, vocab_size=model.vocab_size, num_lookahead=0, seed=99))
+    return pkg.ModelDrafter(transformer(pkg, seed=99, vocab_size=model.vocab_size, num_hidden_layers=1))
 
 
 @pytest.fixture(params=PACKAGES)
@@ -192,7 +201,7 @@ def test_drafts_stop_at_the_context_limit(pkg: Any) -> None:
             [0] * 60,
             {},
             "max_new_tokens: found a prompt of 60 tokens and 5 new ones, expected at most 64 together, "
-            "the model's max_position_embeddings",
+            "the max_position_embeddings of the model",
         ),
         ([0], {"seed": -1}, r"seed: found -1, expected an integer from 0 to 18446744073709551615"),
         ([0], {"request": 2**64}, r"request: found 18446744073709551616, expected an integer from 0"),

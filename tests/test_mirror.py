@@ -36,10 +36,12 @@ REFERENCE_FILES = {
     "uniforms.py",
     "numpy_draws.py",
     "suite.py",
+    "cases.py",
     "theory.py",
 }
 PORT_FILES = {
     "batch_record.py",
+    "batch_ending.py",
     "masks.py",
     "engine.py",
     "train.py",
@@ -56,7 +58,7 @@ PORT_FOLDERS = ("checkpoints/", "commands/", "training/")
 # Public names that only one package has, by module or by class.
 REFERENCE_ONLY = {
     "sampling": {"has_law"},  # the port asks `largest_logits`
-    "methods.base.Method": {"process", "law", "check_reached"},  # one prefix after another
+    "methods.base.Method": {"law", "check_reached"},  # one prefix after another
 }
 PORT_ONLY = {
     "sampling": {"largest_logits"},  # a device does not raise: it keeps the number that would be complained about
@@ -65,8 +67,8 @@ PORT_ONLY = {
     "tape.Draws": {"tokens", "restrict"},  # several draws in one call, of which some prove to be idle
     "cache.KVCache": {"slots", "measure", "select", "stack"},  # rows of a batch, where they are written, how long
     "state.State": {"begin", "kept", "note_fault", "raise_fault", "select", "stack"},
-    "methods.base.Method": {"scratch", "start_batch", "feed_pending"},
-    "methods.base.LanguageModel": {"device", "dtype"},
+    "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},
+    "methods.language_model.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},
 }
 
@@ -74,6 +76,8 @@ PORT_ONLY = {
 OTHER_PARAMETERS = {
     "sampling.probs_from_logits": "`where` begins an error message, and the port keeps its faults in the state",
     "methods.base.Method.laws": "the port reads the prefixes of a batch from its state",
+    "methods.base.Method.process": "the port reads the prefixes of a batch from its state",
+    "state.State.keep": "rows of a batch have lengths of their own",
     "state.State": "a batch is tensors, not tuples",
     "weights.LayerWeights": "the port fuses projections",
 }
@@ -92,6 +96,11 @@ SAME_FIELDS = (
     "weights.Weights",
     "methods.autoregressive.Autoregressive",
     "methods.lookahead.PaSS",
+    "methods.draft_model.SpeculativeSampling",
+    "drafters.model.ModelDrafter",
+    "schedule.Schedule",
+    "schedule.Heuristic",
+    "schedule.EntropyBound",
 )
 
 

@@ -44,6 +44,7 @@ def cycles(draw: Any) -> dict[str, Any]:
         "final_token": draw(ids) if verified else None,
         "num_forward_passes": 1 + verified,
         "num_positions": draw(st.integers(1, 30)),
+        "num_draft_passes": draw(st.integers(0, 9)),
     }
 
 
@@ -87,6 +88,7 @@ def test_counters_add_up(package: str, fields: list[dict[str, Any]]) -> None:
     assert len(result.accepted_per_position) == max((len(each["draft_tokens"]) for each in fields), default=0)
     assert result.num_forward_passes == sum(each["num_forward_passes"] for each in fields)
     assert result.num_positions == sum(each["num_positions"] for each in fields)
+    assert result.num_draft_passes == sum(each["num_draft_passes"] for each in fields)
     # each cycle yields its exact token, and each verification its accepted drafts and one token more
     assert len(result.tokens) == len(fields) + result.num_accepted_tokens + sum(
         each["final_token"] is not None for each in fields
@@ -166,6 +168,7 @@ def batch_record_of(port: Port, rows: list[dict[str, Any]], junk: float, choices
         final_token=port.tensor(final),
         num_forward_passes=column("num_forward_passes"),
         num_positions=column("num_positions"),
+        num_draft_passes=column("num_draft_passes"),
         choices=choices,
     )
 
@@ -180,7 +183,7 @@ def test_every_row_reads_its_own_record(port: Port, rows: list[dict[str, Any]], 
 def test_every_row_reads_the_choices_that_it_made(port: Port) -> None:
     fields = {"tokens": (1,), "sources": ("exact",), "log_probs": (-1.0,), "draft_tokens": ()}
     fields |= {"draft_token_probs": (), "target_token_probs": (), "accept_probs": (), "num_accepted": 0}
-    fields |= {"final_token": None, "num_forward_passes": 1, "num_positions": 1}
+    fields |= {"final_token": None, "num_forward_passes": 1, "num_positions": 1, "num_draft_passes": 0}
     edges = np.array([list(accumulate(row)) for row in [[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]]])
     choice = port.module("batch_record").Choices
     choices = (

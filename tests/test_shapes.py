@@ -28,10 +28,14 @@ EXECUTED = (
     "table",
     "state",
     "batch_record",
+    "batch_ending",
+    "schedule",
+    "drafters.model",
     "methods.base",
     "methods.records",
     "methods.autoregressive",
     "methods.lookahead",
+    "methods.draft_model",
     "theory",
 )
 
@@ -48,7 +52,7 @@ def commented(package: str, names: Any) -> dict[str, Callable[..., Any]]:
     for name in names:
         home = module(package, name)
         for function in functions_of(home):
-            if signature(function).comments and not function.__qualname__.startswith("LanguageModel."):
+            if signature(function).comments and not function.__qualname__.startswith(("LanguageModel.", "Drafter.")):
                 found[f"{home.__name__}.{function.__qualname__}"] = function
     return found
 
@@ -78,10 +82,15 @@ def models(package: str) -> list[Any]:
 
 
 def methods(package: str, model: Any) -> list[Any]:
-    """Both methods, with every rule and with settings of every kind."""
+    """Every method, with every rule and with settings of every kind."""
     settings = module(package, "config").SamplingConfig(0.8, top_k=4, top_p=0.9)
     vectors = module(package, "lookahead").LookAhead.random(3, model.hidden_size, 0)
     plain, pass_ = module(package, "methods.autoregressive").Autoregressive, module(package, "methods.lookahead").PaSS
+    speculative, schedules = (
+        module(package, "methods.draft_model").SpeculativeSampling,
+        module(package, "schedule").SCHEDULES,
+    )
+    drafter = module(package, "drafters.model").ModelDrafter(model)
 
     def processor(prefix: tuple[int, ...], logits: Any) -> Any:
         return logits / (1 + len(prefix))
@@ -94,6 +103,9 @@ def methods(package: str, model: Any) -> list[Any]:
         pass_(model, None, settings, draft_sampling=replace(settings, top_k=2), num_lookahead=2),
         pass_(model, vectors, num_lookahead=0),
         pass_(model, vectors, settings, processor=processor),
+        *(speculative(model, drafter, settings, schedule=schedule()) for schedule in schedules.values()),
+        speculative(model, drafter, settings, replace(settings, top_k=2), "block", processor),
+        speculative(model, drafter, rule="match", num_draft=0),
     ]
 
 

@@ -10,13 +10,13 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import PACKAGES, lookahead, package, table, transformer
+from pass_sampling.reference.cases import METHODS, PROMPT, Configuration, configurations
 from pass_sampling.reference.law import output_law
-from pass_sampling.reference.suite import METHODS, PROMPT, Configuration, configurations
 from pass_sampling.reference.tree_size import estimated_executions
 
 # The estimate is the mean of 16 paths and is seeded: that it is right within this factor, on trees of at least 50
 # executions, is a fact about these configurations, not a bound for all.
-FACTOR = 4.0
+FACTOR = 5.0
 both_packages = pytest.mark.parametrize(
     "package_name", [pytest.param(name, marks=[pytest.mark.torch] * (name == "gpu")) for name in PACKAGES]
 )
@@ -36,7 +36,7 @@ CONFIGURATIONS = {configuration.name: configuration for configuration in configu
         "transformer, sliding window",
     ],
 )
-def test_an_estimate_is_within_a_factor_of_four(name: str, merge: bool) -> None:
+def test_an_estimate_is_within_a_factor_of_five(name: str, merge: bool) -> None:
     configuration = CONFIGURATIONS[name]
     for method, rule in METHODS:
         model, ending = configuration.method(reference, method, rule), configuration.ending(reference)
@@ -138,6 +138,7 @@ def test_one_draft_is_accepted_as_often_as_its_law_and_the_targets_overlap(packa
         "num_draft_tokens": 1,
         "num_accepted_tokens": accepted,
         "num_forward_passes": 2 + (1 - accepted),
+        "num_draft_passes": 0,
         # the prompt and a vector; the exact token and its draft; the token behind a rejected draft
         "num_positions": (len(PROMPT) + 1) + 2 + (1 - accepted),
     }
@@ -150,7 +151,9 @@ def test_plain_decoding_is_one_pass_per_token(package_name: str) -> None:
     law = output_law(pkg.Autoregressive(table(pkg)), PROMPT, pkg.Ending(4, (2,)))
     length = sum(prob * len(tokens) for tokens, prob in law.items())
     expected = {"num_tokens": length, "num_forward_passes": length, "num_positions": length + len(PROMPT) - 1}
-    assert law.expected == pytest.approx(expected | {"num_draft_tokens": 0, "num_accepted_tokens": 0}, abs=1e-12)
+    assert law.expected == pytest.approx(
+        expected | {"num_draft_passes": 0, "num_draft_tokens": 0, "num_accepted_tokens": 0}, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("rule", ["token", "match"])

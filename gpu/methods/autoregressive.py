@@ -11,7 +11,8 @@ from ..config import SamplingConfig
 from ..sampling import Processor
 from ..state import State
 from ..tape import Draws, Slots
-from .base import LanguageModel, Method
+from .base import Method
+from .language_model import LanguageModel
 from .records import exact_record
 
 

@@ -1,20 +1,19 @@
 """What every decoding method has in common: a model, the settings of the target law, a start and a step.
 
-Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary,
-K drafts, N rows of logits per sequence.
+Glossary of shapes: B batch, D input vector, D' hidden state, V vocabulary, K drafts, N rows of logits per sequence,
+S capacity.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..batch_record import BatchRecord
-from ..cache import KVCache
 from ..config import SamplingConfig
 from ..ending import Ending
 from ..record import Record
@@ -23,66 +22,7 @@ from ..state import State
 from ..tape import Slots
 from ..verify import Tokens
 from .checks import check_context, check_prompt
-
-
-class LanguageModel(Protocol):
-    """What a method needs of a model: `Transformer` and `TableModel` both are one."""
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the length of an input vector."""
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """The longest sequence the model can read."""
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text by default."""
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Which checkpoint the weights came from, if any."""
-
-    @property
-    def name(self) -> str:
-        """What people call the checkpoint."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the model computes in."""
-
-    def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
-        """Return an empty cache."""
-
-    def embed(
-        self,
-        tokens: Tensor | Sequence[Sequence[int]],  # [B, T]
-    ) -> Tensor:  # [B, T, D]
-        """Return the input vectors of tokens."""
-
-    def hidden(
-        self,
-        inputs: Tensor,  # [B, T, D]
-        cache: KVCache,
-        positions: Tensor | None = None,  # [B, T]
-        visible: Tensor | None = None,  # [T, T]
-    ) -> Tensor:  # [B, T, D']
-        """Run one pass behind the cache."""
-
-    def logits(
-        self,
-        hidden: Tensor,  # [..., D']
-    ) -> Tensor:  # [..., V]
-        """Project hidden states to logits."""
+from .language_model import LanguageModel
 
 
 class Method(ABC):
@@ -160,9 +100,21 @@ class Method(ABC):
         largest logits come with the laws: where one is not finite there is no law, see `largest_logits`. The settings
         are the target's by default.
         """
-        if self.processor is not None:
-            logits = _process(self.processor, state, logits.double(), used, more, num_more)
+        logits = self.process(state, logits, used, more, num_more)
         return probs_from_logits(logits, sampling or self.sampling), largest_logits(logits)
+
+    def process(
+        self,
+        state: State,
+        logits: Tensor,  # [B, N, V]
+        used: Tensor,  # [B, N]
+        more: Tokens | None = None,  # [B, ...]
+        num_more: int = 0,
+    ) -> Tensor:  # [B, N, V]
+        """Return the logits behind the committed prefix and its continuations as the processor leaves them."""
+        if self.processor is None:
+            return logits
+        return _process(self.processor, state, logits.double(), used, more, num_more)
 
     def feed_pending(
         self,
@@ -171,18 +123,40 @@ class Method(ABC):
     ) -> Tensor:  # [B, K+1, D']
         """Run one pass over what the model has not seen of each row, with the same vectors behind every row's end.
 
-        Returned are the hidden states of each row's last token and of the vectors, which then leave the cache. Rows
-        with less to feed than others are padded behind the vectors, where nothing looks.
+        Returned are the hidden states of each row's last token and of the vectors, which then leave the cache.
         """
-        cache, pending, depth = state.cache, state.pending.unsqueeze(1), 0 if vectors is None else len(vectors)
-        tokens = state.tokens.gather(1, cache.slots(state.max_pending + depth))
-        inputs = self.model.embed(tokens)
+        depth = 0 if vectors is None else len(vectors)
+        hidden = self._feed(state, state.tokens, depth, vectors)
+        state.cache.truncate(state.lengths)
+        return hidden
+
+    def feed_drafts(
+        self,
+        state: State,
+        tokens: Tokens,  # [B, S]
+        num_draft: int,
+    ) -> Tensor:  # [B, K+1, D']
+        """Run one pass over what the model has not seen of each row and K drafts, which stand in `tokens` behind it.
+
+        Returned are the hidden states of each row's last token and of the drafts. The cache holds all that was fed.
+        """
+        return self._feed(state, tokens, num_draft)
+
+    def _feed(
+        self,
+        state: State,
+        tokens: Tokens,  # [B, S]
+        depth: int,
+        vectors: Tensor | None = None,  # [K, D]
+    ) -> Tensor:  # [B, K+1, D']
+        """Feed pending tokens and what follows them; rows with less to feed are padded behind, where nothing looks."""
+        cache, pending = state.cache, state.pending.unsqueeze(1)
+        inputs = self.model.embed(tokens.gather(1, cache.slots(state.max_pending + depth)))
         rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
         behind = torch.arange(depth + 1, device=tokens.device)
         if vectors is not None:
             inputs[rows, pending + behind[:depth]] = vectors
         hidden = self.model.hidden(inputs, cache)
-        cache.truncate(state.lengths)
         return hidden if state.max_pending == 1 else hidden[rows, pending - 1 + behind]
 
 

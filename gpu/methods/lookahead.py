@@ -20,8 +20,9 @@ from ..sampling import Probs, Processor
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens, drafted
-from .base import LanguageModel, Method
-from .checks import check_token
+from .base import Method
+from .checks import check_settings, check_token
+from .language_model import LanguageModel
 from .records import exact_record, verified_record
 
 
@@ -50,11 +51,7 @@ class PaSS(Method):
             ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative L or
                 more of it than there are vectors.
         """
-        self.sampling.check(self.model.vocab_size)
-        if self.draft_sampling is not None:
-            self.draft_sampling.check(self.model.vocab_size)
-        if self.rule not in RULES:
-            raise ValueError(f"rule: found {self.rule!r}, expected one of {', '.join(sorted(RULES))}")
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
         object.__setattr__(self, "vectors", self._input_vectors())
 
     @property

@@ -37,7 +37,34 @@ def exact_record(
         final_token=none - 1,
         num_forward_passes=active.long(),
         num_positions=num_positions * active,
+        num_draft_passes=none,
         choices=draws.choices,
+    )
+
+
+def drafting_record(
+    num_positions: Tensor,  # [B]
+    num_draft_passes: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> BatchRecord:
+    """Begin the record of a cycle that drafts before any pass of the target."""
+    none, no_tokens = torch.zeros_like(num_positions), num_positions[:, None][:, :0]
+    no_probs = no_tokens.double()
+    return BatchRecord(
+        tokens=no_tokens,
+        sources=no_tokens,
+        log_probs=no_probs,
+        count=none,
+        draft_tokens=no_tokens,
+        draft_token_probs=no_probs,
+        target_token_probs=no_probs,
+        accept_probs=no_probs,
+        num_draft=none,
+        num_accepted=none,
+        final_token=none - 1,
+        num_forward_passes=none,
+        num_positions=num_positions * active,
+        num_draft_passes=num_draft_passes * active,
     )
 
 
@@ -75,5 +102,6 @@ def verified_record(
         final_token=torch.where(has_final, verdict.final_token, -1),
         num_forward_passes=record.num_forward_passes + active,
         num_positions=record.num_positions + (num_draft + 1) * active,
+        num_draft_passes=record.num_draft_passes,
         choices=draws.choices,
     )

@@ -1,10 +1,17 @@
-"""What a method refuses before it starts: prompts and tokens that the model does not have."""
+"""What a method refuses before it starts: tokens, settings and drafters that do not belong to the model."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..config import SamplingConfig, check_integer
+from ..verify import RULES
+
+if TYPE_CHECKING:
+    from ..drafters.base import Drafter
+    from .language_model import LanguageModel
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
@@ -25,10 +32,37 @@ def check_token(name: str, token: Any, vocab_size: int, place: str = "") -> int:
     return number
 
 
-def check_context(prompt_length: int, max_new_tokens: int, max_positions: int) -> None:
-    """Raise ValueError unless prompt and new tokens fit into the model's context."""
+def check_context(prompt_length: int, max_new_tokens: int, max_positions: int, reader: str = "the model") -> None:
+    """Raise ValueError unless prompt and new tokens fit into a model's context."""
     if prompt_length + max_new_tokens > max_positions:
         raise ValueError(
             f"max_new_tokens: found a prompt of {prompt_length} tokens and {max_new_tokens} new ones, expected at most "
-            f"{max_positions} together, the model's max_position_embeddings"
+            f"{max_positions} together, the max_position_embeddings of {reader}"
         )
+
+
+def check_settings(vocab_size: int, sampling: SamplingConfig, draft_sampling: SamplingConfig | None, rule: str) -> None:
+    """Raise ValueError unless settings fit the vocabulary and the rule is one."""
+    sampling.check(vocab_size)
+    if draft_sampling is not None:
+        draft_sampling.check(vocab_size)
+    if rule not in RULES:
+        raise ValueError(f"rule: found {rule!r}, expected one of {', '.join(sorted(RULES))}")
+
+
+def check_drafter(model: LanguageModel, drafter: Drafter, num_draft: int) -> None:
+    """Raise ValueError unless the drafter drafts tokens of the model, and a number of them."""
+    check_integer("num_draft", num_draft, 0, 2**16)
+    if drafter.vocab_size != model.vocab_size:
+        raise ValueError(
+            f"drafter: found {drafter.name!r} with a vocabulary of {drafter.vocab_size}, expected {model.vocab_size} "
+            f"as in the model {model.name!r}"
+        )
+
+
+def check_lenience(lenience: float, rule: str) -> None:
+    """Raise ValueError unless it is a number in (0, 1], and 1 for another rule than token."""
+    if not 0 < lenience <= 1:
+        raise ValueError(f"lenience: found {lenience!r:.80}, expected a number above 0 and at most 1")
+    if lenience < 1 and rule != "token":
+        raise ValueError(f"lenience: found {lenience} with the rule {rule!r}, expected the rule 'token'")

@@ -31,6 +31,11 @@ def exact_record(
     )
 
 
+def drafting_record(num_positions: int, num_draft_passes: int) -> Record:
+    """Begin the record of a cycle that drafts before any pass of the target."""
+    return Record((), (), (), num_forward_passes=0, num_positions=num_positions, num_draft_passes=num_draft_passes)
+
+
 def verified_record(
     record: Record,
     target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text

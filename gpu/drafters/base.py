@@ -1,0 +1,52 @@
+"""What proposes the tokens that the target verifies.
+
+Glossary of shapes: B batch, S capacity, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..cache import KVCache
+
+
+class Drafter(Protocol):
+    """Gives the logits of the next token behind each row's text, one token after another.
+
+    Whatever they are, the text's law stays the target's; good ones make drafts that are accepted. The logits may depend
+    on nothing but the tokens: a cache only saves work, and has been cut to a prefix of the tokens before it is used.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the target's."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+    @property
+    def passes_per_draft(self) -> int:
+        """Passes of a model that one draft costs: 1, or 0 for a drafter that is free."""
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        """The longest text it can read; None: any."""
+
+    def new_cache(self, capacity: int, batch_size: int = 1) -> KVCache | None:
+        """Return an empty cache for texts of so many tokens, if it needs one."""
+
+    def logits(
+        self,
+        tokens: Tensor,  # [B, S]
+        cache: KVCache | None,
+        lengths: Tensor,  # [B]
+        max_pending: int,
+    ) -> Tensor:  # [B, V]
+        """Return the logits behind the first `lengths` tokens of each row; where none is finite, nothing is proposed.
+
+        The cache holds the first `cache.lengths` tokens of a row, and all of them afterwards. The host knows that at
+        most `max_pending` tokens of a row are not in it yet. Rows with nothing to feed return anything.
+        """

@@ -1,0 +1,126 @@
+"""Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
+
+The drafter is a smaller model, as published, or whatever else gives a law behind a text.
+
+Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318),
+Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
+2211.17192), Algorithm 1.
+
+Glossary of shapes: K drafts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import SamplingConfig
+from ..drafters.base import Drafter
+from ..ending import Ending
+from ..record import Record
+from ..sampling import Probs, Processor, has_law, probs_from_logits
+from ..schedule import Schedule
+from ..state import State
+from ..tape import Draws, Slots
+from ..verify import RULES, Tokens
+from .base import Method
+from .checks import check_context, check_drafter, check_lenience, check_settings
+from .language_model import LanguageModel
+from .records import drafting_record, verified_record
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculativeSampling(Method):
+    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+
+    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them. A `lenience` below
+    1 is lossy: drafts are judged as if they had been only so likely, and no token's probability grows beyond
+    1 / lenience times the target's.
+    """
+
+    model: LanguageModel
+    drafter: Drafter
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    draft_sampling: SamplingConfig | None = None
+    rule: str = "token"
+    processor: Processor | None = None
+    num_draft: int = 4  # K
+    schedule: Schedule = field(default_factory=Schedule)
+    lenience: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings and the drafter against the model.
+
+        Raises:
+            ValueError: an unknown rule, settings beyond the vocabulary, a drafter with another vocabulary, a number
+                of drafts below 0, or a lenience outside (0, 1] or with another rule than token.
+        """
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
+        check_drafter(self.model, self.drafter, self.num_draft)
+        check_lenience(self.lenience, self.rule)
+
+    @property
+    def slots(self) -> Slots:
+        """A draw and an acceptance per draft, and the final draw."""
+        return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
+
+    def start(self, prompt: Sequence[int], ending: Ending) -> State:
+        """Return the state before the first cycle; see `Method.start`.
+
+        Raises:
+            ValueError: prompt and new tokens do not fit into the drafter's context either.
+        """
+        state = super().start(prompt, ending)
+        if self.drafter.max_position_embeddings is not None:
+            most = self.drafter.max_position_embeddings
+            check_context(len(prompt), ending.max_new_tokens, most, f"the drafter {self.drafter.name!r}")
+        draft_cache = self.drafter.new_cache(state.cache.capacity)
+        return replace(state, draft_cache=draft_cache, pace=self.schedule.start(self.num_draft))
+
+    def step(
+        self,
+        state: State,
+        uniforms: npt.NDArray[np.float64],  # [2K+1]
+        trace: bool = False,
+    ) -> tuple[State, Record]:
+        """Run one cycle: K drafts, one pass of the target, 1 + accepted tokens."""
+        draws = Draws(uniforms, self.slots, trace)
+        pending, prefix = state.pending, state.tokens
+        draft_tokens, draft_probs, goes_on, num_asked = self._draft(state, draws)
+        record = drafting_record(len(pending) - 1, num_asked * self.drafter.passes_per_draft)
+
+        # One pass over what the target has not seen and the drafts; row i holds its law after i drafts.
+        hidden = self.model.hidden(self.model.embed([*pending, *draft_tokens]), state.cache)
+        logits = self.model.logits(hidden[len(pending) - 1 :][: len(draft_tokens) + goes_on])
+        target_probs = self.laws(prefix, draft_tokens, logits)
+        verdict = RULES[self.rule](target_probs, self.lenience * draft_probs, draft_tokens, draws)
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_reached])
+        state.keep(len(prefix) + verdict.num_accepted)  # rejected drafts leave no trace, in either cache
+        pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), verdict.num_accepted)
+        record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
+        return replace(state, pace=pace).commit(record)
+
+    def _draft(self, state: State, draws: Draws) -> tuple[Tokens, Probs, bool, int]:  # [K], [K, V]
+        """Draw the drafts; return the very laws they were drawn from, whether the text goes on, and laws asked for.
+
+        Drafting stops where the drafter has no law, where the schedule says so, and behind a draft that ends the text:
+        all known before the next is drawn.
+        """
+        tokens: list[int] = []
+        probs: list[Probs] = []
+        num_asked, goes_on = 0, True
+        limit = min(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)  # a final token comes as well
+        while len(tokens) < limit and goes_on:
+            prefix = (*state.tokens, *tokens)
+            logits = self.process(prefix, self.drafter.logits(prefix, state.draft_cache))
+            num_asked += 1
+            if not has_law(logits) or not self.schedule.goes_on(state.pace, len(tokens), logits):
+                break
+            probs.append(probs_from_logits(logits, self.draft_sampling or self.sampling))
+            tokens.append(draws.token("draft", probs[-1], len(tokens)))
+            goes_on = not state.ends_with(tokens)
+        rows = np.array(probs).reshape(len(tokens), self.model.vocab_size)
+        return np.array(tokens, dtype=np.int64), rows, goes_on, num_asked
