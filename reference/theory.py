@@ -188,6 +188,16 @@ def _accepted(target_probs: Probs, draft_probs: Probs, lenience: float) -> Probs
     """Return the probability that each token is drafted and accepted, if every row is a law."""
     if not 0 < lenience <= 1:
         raise ValueError(f"lenience: found {lenience!r:.80}, expected a number above 0 and at most 1")
+    check_laws(target_probs, draft_probs)
+    with np.errstate(over="ignore"):
+        return np.asarray(np.minimum(target_probs / lenience, draft_probs))
+
+
+def check_laws(
+    target_probs: Probs,  # [..., V]
+    draft_probs: Probs,  # [..., V]
+) -> None:
+    """Raise ValueError unless both are laws, row by row, of one shape."""
     if not target_probs.size or target_probs.shape != draft_probs.shape:
         raise ValueError(f"draft_probs: found shape {draft_probs.shape}, expected {target_probs.shape}, and some rows")
     for name, probs in (("target_probs", target_probs), ("draft_probs", draft_probs)):
@@ -196,5 +206,3 @@ def _accepted(target_probs: Probs, draft_probs: Probs, lenience: float) -> Probs
         for row in map(tuple, np.argwhere(wrong).tolist()):
             found = f"{name}{list(row) or ''}: found numbers from {least[row]} with sum {total[row]}"
             raise ValueError(f"{found}, expected probabilities with sum 1")
-    with np.errstate(over="ignore"):
-        return np.asarray(np.minimum(target_probs / lenience, draft_probs))

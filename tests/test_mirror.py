@@ -38,6 +38,7 @@ REFERENCE_FILES = {
     "suite.py",
     "cases.py",
     "theory.py",
+    "candidate_theory.py",
 }
 PORT_FILES = {
     "batch_record.py",
@@ -93,6 +94,7 @@ SAME_FIELDS = (
     "record.Generation",
     "lookahead.LookAhead",
     "verify.Verification",
+    "candidates.Selection",
     "weights.Weights",
     "methods.autoregressive.Autoregressive",
     "methods.lookahead.PaSS",

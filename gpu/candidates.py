@@ -1,0 +1,176 @@
+"""Several candidates for one position: how they are drawn, and which one survives, so that the target's law is kept.
+
+A rule takes candidates, the laws they were drawn from, each given those before it, and the target's law. It accepts one
+of them, or says from which law the token is to be drawn instead; either way the token is distributed as if it had been
+drawn from the target. A rule relies on how the candidates were drawn: `RULES` has both.
+
+Rows of a batch may have fewer than C candidates, `num_candidates`, or for K-SEQ none; what stands behind is ignored.
+
+Glossary of shapes: B batch, C candidates, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import SamplingConfig
+from .k_seq import k_seq_probs
+from .sampling import Probs, largest_logits, one_hot, probs_from_logits
+from .tape import Draws
+from .verify import Tokens, accept_probs, residual_probs
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome at one position: which candidate was accepted, and if none, what is to be drawn instead."""
+
+    accepted: Tensor  # [B], -1 for none
+    final_probs: Probs  # [B, V], the law of the token where none is accepted
+    accept_probs: Probs  # [B, C], the chance of each candidate, once reached
+
+
+def draw_candidates(
+    logits: Tensor,  # [B, V]
+    sampling: SamplingConfig,
+    num_candidates: int,
+    draws: Draws,
+    index: int = 0,
+    replacement: bool = False,
+    active: Tensor | None = None,  # [B]
+) -> tuple[Tokens, Probs, Tensor]:  # [B, C], [B, C, V], [B]
+    """Draw candidates with the uniforms from `draft[index]` on; return their very laws, and how many there are.
+
+    candidate_probs[0] = the law of the logits; candidate_probs[c+1] = candidate_probs[c] without token c, renormalised
+
+    At temperature 0 a law is one-hot, and nothing is left of it: next comes the likeliest token of the others, the
+    limit of small temperatures. There are fewer candidates than asked for where no token is left, and none where the
+    logits have no law. With replacement, all come from the first law.
+
+    Source: without replacement Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706).
+    """
+    kept = probs_from_logits(logits, sampling) > 0
+    left = logits if sampling.temperature == 0 else logits.masked_fill(~kept, float("-inf"))
+    going = torch.ones_like(logits[:, 0], dtype=torch.bool) if active is None else active
+    count = torch.zeros_like(going, dtype=torch.int64)
+    tokens, laws = [], []
+    for c in range(num_candidates):
+        going = going & largest_logits(left).isfinite()
+        laws.append(probs_from_logits(left, SamplingConfig(sampling.temperature)))
+        tokens.append(draws.token("draft", laws[-1], index + c, going))
+        count = count + going
+        if not replacement:
+            left = left.scatter(1, tokens[-1].unsqueeze(1), float("-inf"))
+    return torch.stack(tokens, dim=1), torch.stack(laws, dim=1), count
+
+
+def recursive_probs(
+    target_probs: Probs,  # [B, V]
+    candidate_probs: Probs,  # [B, C, V]
+    candidate_tokens: Tokens,  # [B, C]
+    num_candidates: Tensor,  # [B]
+) -> tuple[Probs, Probs]:  # [B, C], [B, V]
+    """Return the chance of each candidate, once reached, and the law of the token if none is accepted.
+
+    accept[c] = min(1, rest[c, x_c] / candidate_probs[c, x_c]), rest[0] = target_probs
+
+    rest[c+1] = max(0, rest[c] - candidate_probs[c]) / sum(max(0, rest[c] - candidate_probs[c]))
+
+    Source: Yang et al. 2024 (arXiv 2401.06706); Jeon et al. 2024, "Recursive Speculative Decoding" (arXiv 2402.14160),
+    as recursive rejection sampling.
+    """
+    rest, accept = target_probs, []
+    for c in range(candidate_tokens.shape[1]):
+        one = slice(c, c + 1)
+        accept.append(accept_probs(rest.unsqueeze(1), candidate_probs[:, one], candidate_tokens[:, one]))
+        used = (c < num_candidates).unsqueeze(1)
+        rest = torch.where(used, residual_probs(rest, candidate_probs[:, c]), rest)
+    return torch.cat(accept, dim=1), rest
+
+
+def verify_recursive(
+    target_probs: Probs,  # [B, V]
+    candidate_probs: Probs,  # [B, C, V]
+    candidate_tokens: Tokens,  # [B, C]
+    draws: Draws,
+    index: int,
+    num_candidates: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> Selection:
+    """Accept the first candidate that passes, each against what the rejection of those before it has left."""
+    accept, final_probs = recursive_probs(target_probs, candidate_probs, candidate_tokens, num_candidates)
+    return _in_turn(accept, final_probs, draws, index, num_candidates, active)
+
+
+def verify_k_seq(
+    target_probs: Probs,  # [B, V]
+    candidate_probs: Probs,  # [B, C, V]
+    candidate_tokens: Tokens,  # [B, C]
+    draws: Draws,
+    index: int,
+    num_candidates: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> Selection:
+    """Accept the first candidate that passes, all with the same chance for the same token."""
+    accept, final_probs = k_seq_probs(target_probs, candidate_probs, candidate_tokens)
+    return _in_turn(accept, final_probs, draws, index, num_candidates, active)
+
+
+def verify_match(
+    target_probs: Probs,  # [B, V]
+    candidate_probs: Probs,  # [B, C, V]
+    candidate_tokens: Tokens,  # [B, C]
+    draws: Draws,
+    index: int,
+    num_candidates: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> Selection:
+    """Draw the token from the target with the uniform `accept[index]`; it may be one of the candidates.
+
+    accept[c] = target_probs[x_c]
+
+    Exact however the candidates were found: the control that a cleverer rule must beat.
+    """
+    token = draws.token("accept", target_probs, index, active)
+    places = torch.arange(candidate_tokens.shape[1], device=token.device)
+    found = (candidate_tokens == token.unsqueeze(1)) & (places < (num_candidates * active).unsqueeze(1))
+    accepted = torch.where(found.any(dim=1), found.long().argmax(dim=1), -1)
+    final_probs = one_hot(token, target_probs.shape[1])  # it has been drawn
+    return Selection(accepted, final_probs, target_probs.gather(1, candidate_tokens))
+
+
+def _in_turn(
+    accept: Probs,  # [B, C]
+    final_probs: Probs,  # [B, V]
+    draws: Draws,
+    index: int,
+    num_candidates: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> Selection:
+    """Accept the first candidate whose uniform is below its chance."""
+    going, accepted = active, torch.full_like(num_candidates, -1)
+    for c in range(accept.shape[1]):
+        asked = going & (c < num_candidates)
+        passes = draws.accept("accept", accept[:, c : c + 1].masked_fill(~asked.unsqueeze(1), float("nan")), index + c)
+        accepted = torch.where(passes.squeeze(1), c, accepted)
+        going = asked & ~passes.squeeze(1)
+    return Selection(accepted, final_probs, accept)
+
+
+@dataclass(frozen=True)
+class CandidateRule:
+    """How candidates must be drawn, with replacement or without, and how they are verified."""
+
+    replacement: bool
+    verify: Callable[[Probs, Probs, Tokens, Draws, int, Tensor, Tensor], Selection]
+
+
+RULES: dict[str, CandidateRule] = {
+    "without-replacement": CandidateRule(False, verify_recursive),
+    "with-replacement": CandidateRule(True, verify_recursive),
+    "k-seq": CandidateRule(True, verify_k_seq),
+    "match": CandidateRule(False, verify_match),
+}
