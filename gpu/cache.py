@@ -84,11 +84,8 @@ class KVCache:
             ValueError: a length is negative or more than what is cached; checked on the CPU alone, where asking
                 costs no synchronisation.
         """
-        if self._at_hand and bool(((length < 0) | (length > self.lengths)).any()):
-            raise ValueError(
-                f"length: found {length.tolist()}, expected 0 to {self.lengths.tolist()}, the number of cached "
-                "positions"
-            )
+        if self._at_hand:
+            self._check_length(length)
         self.lengths, self.level = length, False
         if self._at_hand:
             self.measure()
@@ -96,24 +93,37 @@ class KVCache:
     def keep(
         self,
         rows: Tensor,  # [B, N]
+        length: Tensor | None = None,  # [B]
+        count: Tensor | None = None,  # [B]
     ) -> None:
-        """Keep only the given slots of each row, in the given increasing order: the rollback of a tree of drafts.
+        """Keep the first `length` positions, and behind them only the given slots: the rollback of a tree of drafts.
+
+        Of each row the first `count` slots are meant, by default all; the default length is 0.
 
         Raises:
-            ValueError: the slots do not increase, or are not all cached; checked on the CPU alone.
+            ValueError: the slots do not increase, or are not all cached behind the first `length`; checked on the CPU
+                alone.
         """
-        if self._at_hand and rows.shape[1]:
-            sound = (rows[:, 0] >= 0) & (rows[:, -1] < self.lengths) & (rows.diff(dim=1) > 0).all(dim=1)
-            if not bool(sound.all()):
+        length = torch.zeros_like(self.lengths) if length is None else length
+        count = torch.full_like(self.lengths, rows.shape[1]) if count is None else count
+        order = torch.arange(rows.shape[1], device=rows.device)
+        used, places = order < count.unsqueeze(1), length.unsqueeze(1) + order
+        if self._at_hand:
+            self._check_length(length)
+            rising = (rows.diff(dim=1, prepend=length.unsqueeze(1) - 1) > 0) & (rows < self.lengths.unsqueeze(1))
+            if not bool((rising | ~used).all()):
                 raise ValueError(
-                    f"rows: found {rows.tolist()}, expected increasing slots below {self.lengths.tolist()}"
+                    f"rows: found {rows.tolist()}, expected increasing slots from {length.tolist()} to "
+                    f"{(self.lengths - 1).tolist()}"
                 )
-        count = rows.shape[1]
-        index = rows[None, :, None, :, None].expand(*self.keys.shape[:3], count, self.keys.shape[4])
-        self.keys[:, :, :, :count] = self.keys.gather(3, index)
-        self.values[:, :, :, :count] = self.values.gather(3, index)
-        self.lengths = torch.full_like(self.lengths, count)
-        self.extent, self.level = count, True
+        places = places.clamp(max=self.capacity - 1)
+        rows = torch.where(used, rows, places)  # what is not meant stays where it is
+        for arrays in (self.keys, self.values):
+            slots = arrays.transpose(2, 3)
+            slots[:, self._rows, places] = slots[:, self._rows, rows]
+        self.lengths, self.level = length + count, False
+        if self._at_hand:
+            self.measure()
 
     def select(
         self,
@@ -165,6 +175,16 @@ class KVCache:
     def _at_hand(self) -> bool:
         """Whether the host can read the lengths without waiting for a device."""
         return self.lengths.device.type == "cpu"
+
+    def _check_length(
+        self,
+        length: Tensor,  # [B]
+    ) -> None:
+        if bool(((length < 0) | (length > self.lengths)).any()):
+            raise ValueError(
+                f"length: found {length.tolist()}, expected 0 to {self.lengths.tolist()}, the number of cached "
+                "positions"
+            )
 
     def measure(self) -> None:
         """Read the lengths back, which makes `extent` exact: on a device, a synchronisation."""

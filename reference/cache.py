@@ -55,24 +55,27 @@ class KVCache:
         Raises:
             ValueError: `length` is negative or more than what is cached.
         """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"length: found {length}, expected 0 to {self.length}, the number of cached positions")
+        self._check_length(length)
         self.length = length
 
     def keep(
         self,
         rows: npt.NDArray[np.integer],  # [N]
+        length: int = 0,
     ) -> None:
-        """Keep only the given slots, in the given increasing order: the rollback of a tree of drafts.
+        """Keep the first `length` positions, and behind them only the given slots: the rollback of a tree of drafts.
 
         Raises:
-            ValueError: the slots do not increase, or are not all cached.
+            ValueError: the slots do not increase, or are not all cached behind the first `length`.
         """
-        if rows.size and (rows[0] < 0 or rows[-1] >= self.length or np.any(np.diff(rows) <= 0)):
-            raise ValueError(f"rows: found {rows.tolist()}, expected increasing slots below {self.length}")
-        self.keys[:, :, : rows.size] = self.keys[:, :, rows]
-        self.values[:, :, : rows.size] = self.values[:, :, rows]
-        self.length = rows.size
+        self._check_length(length)
+        if rows.size and (rows[0] < length or rows[-1] >= self.length or np.any(np.diff(rows) <= 0)):
+            raise ValueError(
+                f"rows: found {rows.tolist()}, expected increasing slots from {length} to {self.length - 1}"
+            )
+        self.length = length + rows.size
+        self.keys[:, :, length : self.length] = self.keys[:, :, rows]
+        self.values[:, :, length : self.length] = self.values[:, :, rows]
 
     def copy(self) -> KVCache:
         """Return an independent cache with the same contents."""
@@ -92,6 +95,10 @@ class KVCache:
             if not np.all(np.abs(mine - yours) <= tolerance):
                 return False
         return True
+
+    def _check_length(self, length: int) -> None:
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length: found {length}, expected 0 to {self.length}, the number of cached positions")
 
     def _grow(self, needed: int) -> None:
         extra = max(needed, 2 * self.capacity) - self.capacity

@@ -199,10 +199,10 @@ def test_keep_refuses_slots_that_do_not_increase_or_are_not_cached(package, rows
     cached = model.cache()
     model.run([1, 2, 3], cached)
     before = [part.copy() for part in model.cached(cached)]
-    found, limit = (f"[{rows}]", "[3]") if model.port else (rows, 3)
+    found, limits = (f"[{rows}]", "[0] to [2]") if model.port else (rows, "0 to 2")
     with pytest.raises(ValueError) as caught:
         model.keep(cached, np.array(rows))
-    assert str(caught.value) == f"rows: found {found}, expected increasing slots below {limit}"
+    assert str(caught.value) == f"rows: found {found}, expected increasing slots from {limits}"
     assert all(same_bits(*pair) for pair in zip(model.cached(cached), before, strict=True))
 
 

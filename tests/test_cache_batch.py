@@ -82,16 +82,16 @@ class Batch:
             self._truncate(lengths)
 
     def tree(self, parents: list[int], seed: int) -> None:
-        self._truncate([min(map(len, self.rows))] * len(self.rows))  # kept are as many slots of each row
+        """Keep another path of each row, of whatever length, perhaps none; shorter ones are padded with anything."""
         if not self._fits(len(parents)):
             return
-        start = len(self.rows[0])
+        starts = self.cache.lengths
         paths, new = self._grow_tree(parents, seed)
-        depth = len(paths[seed % len(paths)])
-        leaves = [path for path in paths if len(path) == depth]
-        kept = [leaves[(seed + b) % len(leaves)] for b in range(len(self.rows))]
-        slots = [[*range(start), *(start + step for step in path)] for path in kept]
-        self.cache.keep(self.model.tensor(np.array(slots)))
+        kept = [[*paths, []][(seed + b) % (len(paths) + 1)] for b in range(len(self.rows))]
+        slots = np.random.default_rng(seed).integers(-5, 50, size=(len(self.rows), max(map(len, kept))))
+        for row, path, start in zip(slots, kept, starts.tolist(), strict=True):
+            row[: len(path)] = [start + step for step in path]
+        self.cache.keep(*map(self.model.tensor, (slots, starts.cpu().numpy(), np.array([len(path) for path in kept]))))
         for row, mine, path in zip(self.rows, new.tolist(), kept, strict=True):
             row += [mine[step] for step in path]
         self.after(self)
@@ -277,6 +277,30 @@ def test_keep_names_the_lengths_of_all_rows():
     for wrong in ([[0, 2], [0, 1]], [[1, 1], [0, 0]], [[-1, 0], [-1, 0]]):
         with pytest.raises(ValueError) as caught:
             cached.keep(torch.tensor(wrong))
-        assert str(caught.value) == f"rows: found {wrong}, expected increasing slots below [3, 1]"
+        assert str(caught.value) == f"rows: found {wrong}, expected increasing slots from [0, 0] to [2, 0]"
+    with pytest.raises(ValueError) as caught:
+        cached.keep(torch.tensor([[0], [0]]), torch.tensor([1, 1]), torch.tensor([1, 0]))
+    assert str(caught.value) == "rows: found [[0], [0]], expected increasing slots from [1, 1] to [2, 0]"
+    with pytest.raises(ValueError) as caught:
+        cached.keep(torch.tensor([[2], [0]]), torch.tensor([1, 2]))
+    assert str(caught.value) == "length: found [1, 2], expected 0 to [3, 1], the number of cached positions"
     cached.keep(torch.tensor([[2], [0]]))
     assert cached.lengths.tolist() == [1, 1]
+
+
+@on_devices
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_keep_moves_what_is_kept_and_touches_nothing_else(device, at_hand, monkeypatch):
+    if not at_hand:
+        monkeypatch.setattr(KVCache, "_at_hand", False)
+    model = model_of("full", device)
+    cached = model.model.new_cache(8, 3)
+    model.model.forward([[1, 2, 3, 4, 5, 6, 7]] * 3, cached)
+    before = cached.copy()
+    rows = torch.tensor([[4, 6], [3, -9], [99, 99]], device=device)
+    cached.keep(rows, torch.tensor([2, 3, 7], device=device), torch.tensor([2, 1, 0], device=device))
+    assert cached.lengths.tolist() == [4, 4, 7]
+    sources = torch.tensor([[0, 1, 4, 6, 4, 5, 6, 7], [*range(8)], [*range(8)]], device=device)
+    for found, old in ((cached.keys, before.keys), (cached.values, before.values)):
+        for b, source in enumerate(sources):
+            assert torch.equal(found[:, b], old[:, b, :, source])

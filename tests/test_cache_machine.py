@@ -134,29 +134,27 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(parents=parents, leaf=st.integers(0, 100), seed=seeds)
     def tree(self, parents: list[int], leaf: int, seed: int) -> None:
-        """Feed a tree behind the last token, and keep one path of each row, all of one length."""
+        """Feed a tree behind the last token, and keep one path of each row, of any length."""
         self._make_room()
-        self._cut([min(map(len, self.rows))] * len(self.rows))  # the port keeps as many slots of every row
         paths = [[0]]
         for i, parent in enumerate(parents):
             paths.append([*paths[parent], i + 1])
         new = np.random.default_rng(seed).integers(VOCABULARY, size=(len(self.rows), len(paths) + 1)).tolist()
         blocks = [[row[-1], *more[1:-1]] for row, more in zip(self.rows, new, strict=True)]
         visible = np.array([[i in path for i in range(len(paths))] for path in paths])
-        start = len(self.rows[0]) - 1
-        positions = start + np.array([len(path) - 1 for path in paths])
+        starts = np.array([len(row) - 1 for row in self.rows])
+        positions = starts[:, None] + np.array([len(path) - 1 for path in paths])
         logits = self._pass(blocks, positions, visible)
         for row, block, found in zip(self.rows, blocks, logits, strict=True):
             for i, path in enumerate(paths):
                 self._agree(found[:, i : i + 1], truth(self.kind, (*row, *(block[step] for step in path[1:])))[-1:])
-        depth = len(paths[leaf % len(paths)])
-        leaves = [path for path in paths if len(path) == depth]
-        kept = [leaves[(leaf + b) % len(leaves)] for b in range(len(self.rows))]
-        slots = np.array([[*range(start), *(start + i for i in path)] for path in kept])
-        for cached, each in zip(self.alone, slots, strict=True):
-            cached.keep(each)
+        kept = [paths[(leaf + b) % len(paths)] for b in range(len(self.rows))]
+        slots = np.zeros((len(kept), max(map(len, kept))), dtype=np.int64)
+        for cached, row, path, start in zip(self.alone, slots, kept, starts.tolist(), strict=True):
+            row[: len(path)] = [start + i for i in path]
+            cached.keep(row[: len(path)], start)
         for batch in self.batches:
-            batch.keep(torch.from_numpy(slots))
+            batch.keep(*map(torch.from_numpy, (slots, starts, np.array([len(path) for path in kept]))))
         self._commit([[*(block[i] for i in path[1:]), m[-1]] for block, path, m in zip(blocks, kept, new, strict=True)])
 
     @rule(more=st.integers(1, 8), call=st.integers(0, 3), name=st.sampled_from(["swiglu", "attention"]))
@@ -250,9 +248,10 @@ class CacheMachine(RuleBasedStateMachine):
         self, blocks: list[Any], positions: Any = None, visible: Any = None
     ) -> list[np.ndarray]:  # B of [2, T, V]
         """Run a pass in every cache; to the two of the port it makes no difference what masked slots hold."""
-        alone = [self.reference.run(*each, positions, visible) for each in zip(blocks, self.alone, strict=True)]
+        rows = [None] * len(blocks) if positions is None else positions
+        alone = [self.reference.run(*each, visible) for each in zip(blocks, self.alone, rows, strict=True)]
         inputs = self.port.tensor(np.array(blocks))
-        places = None if positions is None else torch.from_numpy(positions).expand(len(blocks), -1)
+        places = None if positions is None else torch.from_numpy(positions)
         seen = None if visible is None else torch.from_numpy(visible)
         one, other = (as_numpy(self.port.model.forward(inputs, batch, places, seen)) for batch in self.batches)
         assert same_bits(one, other), "what masked slots hold was read"
@@ -293,9 +292,10 @@ def _never_cut_to_nothing(patch: pytest.MonkeyPatch, home: Any) -> None:
 def _kept_as_a_prefix(patch: pytest.MonkeyPatch, home: Any) -> None:
     right = home.KVCache.keep
 
-    def wrong(self: Any, rows: Any) -> None:
-        prefix = rows * 0 + (np.arange(rows.shape[-1]) if isinstance(rows, np.ndarray) else torch.arange(rows.shape[1]))
-        right(self, prefix)
+    def wrong(self: Any, rows: Any, length: Any, *count: Any) -> None:
+        in_numpy = isinstance(rows, np.ndarray)
+        order = np.arange(rows.size) + length if in_numpy else torch.arange(rows.shape[1]) + length[:, None]
+        right(self, order, length, *count)
 
     patch.setattr(home.KVCache, "keep", wrong)
 
