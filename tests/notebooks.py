@@ -3,12 +3,14 @@
     python tests/notebooks.py                 run all notebooks and store what they print
     python tests/notebooks.py notebooks/05-pass.ipynb
 
-A cell tagged `measured` is run, but its output is not compared: it holds seconds. A picture is compared by its being
-there, not pixel by pixel: fonts and anti-aliasing differ between systems. Warnings and progress bars are not kept.
+A cell tagged `measured` is run, but its output is not compared: it holds seconds, or what follows from them; no other
+reason counts. A picture is compared by its being there, not pixel by pixel: fonts and anti-aliasing differ between
+systems. Warnings and progress bars are not kept.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 SECONDS = 60  # of one notebook, on 2 cores
 MEASURED = "measured"
+CLOCKS = {"perf_counter", "thread_time"}
 
 
 def run(path: Path, timeout: int = 300) -> Any:
@@ -67,6 +70,34 @@ def stale_cells(stored: Any, fresh: Any) -> list[str]:
         if printed(old) != printed(new):
             complaints.append(f"cell {number}: stored {printed(old)!r:.600}, fresh {printed(new)!r:.600}")
     return complaints
+
+
+def cells_without_times(notebook: Any) -> list[int]:
+    """Return the cells tagged as measured that neither read a clock nor use what was read from one before."""
+    times, found = set(CLOCKS), []
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        holds_times = False
+        for statement in ast.parse(cell.source).body:
+            nodes = list(ast.walk(statement))
+            used = {node.id for node in nodes if isinstance(node, ast.Name)}
+            used |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+            if used & times:
+                holds_times = True
+                times |= names_bound(statement)
+        if MEASURED in cell.metadata.get("tags", []) and not holds_times:
+            found.append(number)
+    return found
+
+
+def names_bound(statement: ast.stmt) -> set[str]:
+    """Return the names that a statement gives a value, wholly or in part; those within a function are its own."""
+    if isinstance(statement, ast.FunctionDef):
+        return {statement.name}
+    assignments = [node for node in ast.walk(statement) if isinstance(node, ast.Assign)]
+    targets = [name for node in assignments for target in node.targets for name in ast.walk(target)]
+    return {name.id for name in targets if isinstance(name, ast.Name)}
 
 
 def store(path: Path, notebook: Any) -> None:
