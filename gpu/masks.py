@@ -19,7 +19,7 @@ class Masks:
         cache: KVCache,
         slots: Tensor,  # [B, T]
         positions: Tensor,  # [B, T]
-        visible: Tensor | None,  # [T, T], or [T, S]
+        visible: Tensor | None,  # [T, T], or [T, S], or [B, T, T]
         dtype: torch.dtype,
     ):
         """Describe a pass that writes to `slots`; `visible` says which rows of it see which, default: a chain.
@@ -56,12 +56,13 @@ class Masks:
         places = torch.arange(self._num_slots, device=self._slots.device)  # [S]
         if self._visible is None:
             in_sight = places <= self._slots.unsqueeze(2)
-        elif self._visible.shape[1] != num_rows:
+        elif self._visible.shape[-1] != num_rows:
             in_sight = self._visible.expand(batch_size, -1, -1)
         else:
             row = places - self._lengths.unsqueeze(1)  # [B, S]: which row of the pass a slot holds
             inside = (row >= 0) & (row < num_rows)
-            seen = self._visible[:, row.clamp(0, num_rows - 1)].transpose(0, 1)
+            column = row.clamp(0, num_rows - 1).unsqueeze(1).expand(-1, num_rows, -1)
+            seen = self._visible.expand(batch_size, -1, -1).gather(2, column)
             in_sight = (row < 0).unsqueeze(1) | (inside.unsqueeze(1) & seen)
         if window is None:
             return in_sight

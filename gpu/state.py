@@ -1,6 +1,7 @@
 """The state of a batch of sequences between two cycles.
 
-Glossary of shapes: B batch, W tokens that a cycle can commit, N rows of logits or of the batch, P numbers of a pace.
+Glossary of shapes: B batch, W tokens that a cycle can commit, N rows of logits or of the batch, P numbers of a pace,
+L look-ahead vectors, D' hidden state.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .batch_ending import kept, kept_by_host
 from .batch_record import BatchRecord
-from .cache import KVCache
+from .cache import KVCache, same
 from .ending import Ending
 
 
@@ -27,7 +28,7 @@ class State:
     step has moved on is refused.
 
     A drafter's cache lies beside, of which any prefix will do: it only saves work. `pace` is what the schedule of draft
-    lengths remembers.
+    lengths remembers, and `carried` what the last pass has computed for the next drafts.
     """
 
     tokens: Tensor  # [B, capacity] prompt, new tokens, then scratch
@@ -42,34 +43,11 @@ class State:
     ending: Ending
     cached: Tensor  # [B] the very tensor `cache.lengths`
     pace: Tensor  # [B, P]
+    carried: Tensor  # [B, L+1, D'] the last text row's hidden state, and those of a look-ahead group behind it
+    num_carried: Tensor  # [B] rows of the group that are of use
     max_pending: int  # most tokens of a row that no pass has seen yet: the prompts at first, one token later
     draft_pending: int  # the same of the drafter's passes, which do not see the last draft: then at most two
     draft_cache: KVCache | None = None
-
-    @staticmethod
-    def begin(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache) -> State:
-        """Return the state before the first cycle."""
-        device = cache.keys.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        tokens = torch.zeros((len(prompts), cache.capacity), dtype=torch.int64, device=device)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = torch.tensor(prompt, device=device)
-        return State(
-            tokens=tokens,
-            lengths=lengths,
-            prompt_lengths=lengths,
-            limits=lengths + ending.max_new_tokens,
-            eos=torch.tensor(ending.eos_token_ids, dtype=torch.int64, device=device),
-            ended=torch.zeros_like(lengths, dtype=torch.bool),
-            fault=torch.zeros_like(lengths, dtype=torch.float64),
-            fault_position=torch.zeros_like(lengths),
-            cache=cache,
-            ending=ending,
-            cached=cache.lengths,
-            pace=torch.zeros((len(prompts), 0), dtype=torch.float64, device=device),
-            max_pending=max(map(len, prompts)),
-            draft_pending=max(map(len, prompts)),
-        )
 
     @property
     def new_tokens(self) -> tuple[int, ...]:
@@ -83,9 +61,9 @@ class State:
         return self.ending.reason(self.new_tokens)
 
     @property
-    def key(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    def key(self) -> tuple[tuple[int, ...], tuple[float, ...], int]:
         """What the future depends on, of two states of one row behind one prompt."""
-        return self.new_tokens, tuple(self.pace[0].tolist())
+        return self.new_tokens, tuple(self.pace[0].tolist()), int(self.num_carried)
 
     @property
     def caches(self) -> tuple[KVCache, ...]:
@@ -107,6 +85,14 @@ class State:
     def remaining(self) -> Tensor:  # [B]
         """How many tokens may still be committed."""
         return self.limits - self.lengths
+
+    def followed_by(
+        self,
+        tokens: Tensor,  # [B, W]
+    ) -> Tensor:  # [B, capacity]
+        """Return all rows' tokens with some more behind the committed ones, where there is scratch."""
+        places = self.lengths.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)
+        return self.tokens.scatter(1, places, tokens)
 
     def ends_with(
         self,
@@ -148,6 +134,9 @@ class State:
     def agrees(self, other: State) -> bool:
         """Say whether two states of one row have the same future: the same tokens and, up to rounding, cached rows."""
         if (self.key, self.cached.tolist()) != (other.key, other.cached.tolist()):
+            return False
+        useful = slice(1 + int(self.num_carried)) if int(self.num_carried) else slice(0)
+        if not same(self.carried[0, useful], other.carried[0, useful]):
             return False
         return all(cache.agrees(others) for cache, others in zip(self.caches, other.caches, strict=True))
 
@@ -227,4 +216,5 @@ class State:
         return kept(tokens, count, self.eos, self.remaining)
 
 
-_PER_ROW = ("tokens", "lengths", "prompt_lengths", "limits", "ended", "fault", "fault_position", "pace")
+_COUNTS = ("lengths", "prompt_lengths", "limits", "num_carried")
+_PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "fault_position", "pace", "carried")

@@ -65,7 +65,7 @@ class TableModel:
         inputs: Tensor,  # [B, T, D]
         cache: KVCache,
         positions: Tensor | None = None,  # [B, T]
-        visible: Tensor | None = None,  # [T, T]
+        visible: Tensor | None = None,  # [T, T], or [B, T, T]
     ) -> Tensor:  # [B, T, V]
         """Return each row's logits: for a table, the hidden states are the answer already."""
         num_rows = inputs.shape[1]
@@ -77,7 +77,8 @@ class TableModel:
         keys, _ = cache.write(0, inputs.unsqueeze(1), inputs.unsqueeze(1), slots)
         places = torch.arange(keys.shape[2]).expand(len(inputs), -1)
         row = places - cache.lengths.unsqueeze(1)  # which row of the pass a slot holds
-        seen = visible[:, row.clamp(0, num_rows - 1)].transpose(0, 1)  # [B, T, S]
+        column = row.clamp(0, num_rows - 1).unsqueeze(1).expand(-1, num_rows, -1)
+        seen = visible.expand(len(inputs), -1, -1).gather(2, column)  # [B, T, S]
         in_sight = (row < 0).unsqueeze(1) | (((row >= 0) & (row < num_rows)).unsqueeze(1) & seen)
         codes = pair_codes(keys[:, 0], places.scatter(1, slots, positions), in_sight.any(dim=1))
         cache.advance(num_rows)

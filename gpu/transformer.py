@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .adapter import NO_TERMS, Adapter, add_to_last
 from .cache import KVCache
 from .config import ModelConfig
 from .layers import attention, rms_norm, rope, rope_frequencies, rope_tables, swiglu
@@ -89,14 +90,16 @@ class Transformer:
         inputs: Tensor,  # [B, T, D]
         cache: KVCache,
         positions: Tensor | None = None,  # [B, T]
-        visible: Tensor | None = None,  # [T, T], or [T, S]
+        visible: Tensor | None = None,  # [T, T], or [T, S], or [B, T, T]
+        adapter: Adapter | None = None,
+        num_adapted: int = 0,
     ) -> Tensor:  # [B, T, D]
         """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
 
         Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
         before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
         (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
-        back. The pass's rows are appended to the cache.
+        back. The pass's rows are appended to the cache. The last `num_adapted` rows pass through the adapter.
 
         Cost: one read of the weights, plus a read of the cache.
         """
@@ -107,14 +110,20 @@ class Transformer:
 
         x, eps = inputs, self.config.rms_norm_eps
         for i, layer in enumerate(self.weights.layers):
+            term = NO_TERMS if adapter is None else adapter.layers[i]
             normed = rms_norm(x, layer.attention_norm, eps)
-            queries, keys, values = self._project(normed, layer, cos, sin)
+            heads = functional.linear(normed, layer.query_key_value, layer.query_key_value_bias)
+            heads = add_to_last(heads, term.query_key_value, normed, num_adapted)
+            queries, keys, values = self._split(heads, layer, cos, sin)
             keys, values = cache.write(i, keys, values, slots)
             mixed = attention(queries, keys, values, *masks.of(self.config.window(i)))
-            x = x + functional.linear(mixed, layer.output, layer.output_bias)
+            output = functional.linear(mixed, layer.output, layer.output_bias)
+            x = x + add_to_last(output, term.output, mixed, num_adapted)
             normed = rms_norm(x, layer.mlp_norm, eps)
-            gate, up = functional.linear(normed, layer.gate_up).chunk(2, dim=-1)
-            x = x + functional.linear(swiglu(gate, up), layer.down)
+            gate_up = functional.linear(normed, layer.gate_up)
+            gate_up = add_to_last(gate_up, term.gate_up, normed, num_adapted)
+            inner = swiglu(*gate_up.chunk(2, dim=-1))
+            x = x + add_to_last(functional.linear(inner, layer.down), term.down, inner, num_adapted)
         cache.advance(inputs.shape[1])
         return rms_norm(x, self.weights.norm, eps)
 
@@ -140,17 +149,16 @@ class Transformer:
             cache = self.new_cache(rows.shape[1], rows.shape[0])
         return self.logits(self.hidden(rows, cache, positions, visible))
 
-    def _project(
+    def _split(
         self,
-        normed: Tensor,  # [B, T, D]
+        heads: Tensor,  # [B, T, (H+2G)*E]
         layer: LayerWeights,
         cos: Tensor,  # [B, 1, T, E/2]
         sin: Tensor,  # [B, 1, T, E/2]
     ) -> tuple[Tensor, Tensor, Tensor]:  # [B, H, T, E], [B, G, T, E], [B, G, T, E]
-        """Make rotated queries and keys, and values, by one projection."""
+        """Make rotated queries and keys, and values, of one projection."""
         config = self.config
         num_heads, num_groups = config.num_attention_heads, config.num_key_value_heads
-        heads = functional.linear(normed, layer.query_key_value, layer.query_key_value_bias)
         heads = heads.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
         rotated, values = heads.split([num_heads + num_groups, num_groups], dim=1)
         if layer.query_key_norm is not None:

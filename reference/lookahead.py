@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .adapter import Adapter
 from .config import SamplingConfig, check_integer
 from .files.folder import file_in, open_folder, read_json
 from .files.lookahead_folder import CONFIG, FIXED, TENSOR, VECTORS, may_replace, read_details, read_vectors
 from .files.saving import replace_folder
+from .layers import Array
+from .sampler_head import SamplerHead
 
 if TYPE_CHECKING:
     from .methods.language_model import LanguageModel
@@ -33,6 +36,8 @@ class LookAhead:
     fingerprint: str | None = None  # its fingerprint; None: not known, so not checked
     sampling: SamplingConfig | None = None  # the sampling they were trained for
     training: Mapping[str, Any] = field(default_factory=dict)  # how they were trained, free of form
+    adapter: Adapter | None = None  # what look-ahead rows pass through beside the model's layers
+    head: SamplerHead | None = None  # what tells drafts of one another
 
     def __post_init__(self) -> None:
         """Hold the vectors in float32, the dtype they are stored in."""
@@ -84,6 +89,21 @@ class LookAhead:
                 f"expected the same; wrong vectors keep the text exact but make it slow, and "
                 f"dataclasses.replace(lookahead, fingerprint=None) uses them all the same"
             )
+
+    def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Array:  # [L, D]
+        """Return the first so many vectors (default: all) as input vectors of a model, in its dtype.
+
+        Raises:
+            ValueError: they were trained for another one, are fewer, or too large for the dtype.
+        """
+        wanted = self.num_lookahead if num_lookahead is None else num_lookahead
+        check_integer("num_lookahead", wanted, 0, self.num_lookahead)
+        self.check(model)
+        with np.errstate(over="ignore"):
+            vectors = self.vectors[:wanted].astype(model.embed([0]).dtype)
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"lookahead: found vectors too large for {vectors.dtype}, expected a wider dtype")
+        return vectors
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a look-ahead folder, whole or not at all; one that is there already is replaced.

@@ -1,12 +1,16 @@
-"""The state of one sequence between two cycles."""
+"""The state of one sequence between two cycles.
+
+Glossary of shapes: L look-ahead vectors, D' hidden state.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .cache import KVCache
+from .cache import KVCache, same
 from .ending import Ending
+from .layers import Array
 from .record import Record
 
 
@@ -19,7 +23,7 @@ class State:
     step has moved on is refused.
 
     A drafter's cache lies beside, of which any prefix will do: it only saves work. `pace` is what the schedule of draft
-    lengths remembers.
+    lengths remembers, and `carried` what the last pass has computed for the next drafts.
     """
 
     tokens: tuple[int, ...]  # prompt and new tokens
@@ -30,6 +34,7 @@ class State:
     end: str | None = None  # why the text has ended, see `Ending.reason`
     draft_cache: KVCache | None = None
     pace: tuple[float, ...] = ()
+    carried: Array | None = None  # [L+1, D'] the last text row's hidden state, and its look-ahead group's
 
     @property
     def new_tokens(self) -> tuple[int, ...]:
@@ -37,9 +42,9 @@ class State:
         return self.tokens[self.prompt_length :]
 
     @property
-    def key(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    def key(self) -> tuple[tuple[int, ...], tuple[float, ...], bool]:
         """What the future depends on, of two states behind one prompt."""
-        return self.new_tokens, self.pace
+        return self.new_tokens, self.pace, self.carried is not None
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -78,7 +83,9 @@ class State:
 
     def agrees(self, other: State) -> bool:
         """Say whether two states have the same future: the same tokens and, up to rounding, the same cached rows."""
-        if (self.tokens, self.cached, self.end, self.pace) != (other.tokens, other.cached, other.end, other.pace):
+        if (self.key, self.tokens, self.cached, self.end) != (other.key, other.tokens, other.cached, other.end):
+            return False
+        if self.carried is not None and other.carried is not None and not same(self.carried, other.carried):
             return False
         return all(cache.agrees(others) for cache, others in zip(self.caches, other.caches, strict=True))
 

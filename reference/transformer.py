@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from .adapter import NO_TERMS, Adapter, add_to_last
 from .cache import KVCache
 from .config import ModelConfig
 from .layers import Array, Mask, attention, rms_norm, rope, rope_frequencies, rope_tables, swiglu
@@ -73,13 +74,15 @@ class Transformer:
         cache: KVCache,
         positions: npt.NDArray[np.integer] | None = None,  # [T]
         visible: Mask | None = None,  # [T, T], or [T, S]
+        adapter: Adapter | None = None,
+        num_adapted: int = 0,
     ) -> Array:  # [T, D]
         """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
 
         Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
         before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
         (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
-        back. The pass's rows are appended to the cache.
+        back. The pass's rows are appended to the cache. The last `num_adapted` rows pass through the adapter.
 
         Cost: one read of the weights, plus a read of the cache.
         """
@@ -96,14 +99,20 @@ class Transformer:
         x = inputs
         for i, layer in enumerate(self.weights.layers):
             window = self.config.window(i)
+            term = NO_TERMS if adapter is None else adapter.layers[i]
             mask = visible if window is None else visible & (distance < window)
             normed = rms_norm(x, layer.attention_norm, self.config.rms_norm_eps)
-            queries, keys, values = self._project(normed, layer, cos, sin)
+            heads = add_to_last(self._heads_of(normed, layer), term.query_key_value, normed, num_adapted)
+            queries, keys, values = self._split(heads, layer, cos, sin)
             keys, values = cache.write(i, keys, values)
             mixed = attention(queries, keys, values, None if mask.all() else mask)
-            x = x + _linear(mixed, layer.output, layer.output_bias)
+            output = _linear(mixed, layer.output, layer.output_bias)
+            x = x + add_to_last(output, term.output, mixed, num_adapted)
             normed = rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
-            x = x + swiglu(normed @ layer.gate.T, normed @ layer.up.T) @ layer.down.T
+            gate_up = np.concatenate([normed @ layer.gate.T, normed @ layer.up.T], axis=1)
+            gate, up = np.split(add_to_last(gate_up, term.gate_up, normed, num_adapted), 2, axis=1)
+            inner = swiglu(gate, up)
+            x = x + add_to_last(inner @ layer.down.T, term.down, inner, num_adapted)
         cache.advance(num_rows)
         return rms_norm(x, self.weights.norm, self.config.rms_norm_eps)
 
@@ -127,27 +136,36 @@ class Transformer:
             rows = self.embed(rows)
         return self.logits(self.hidden(rows, self.new_cache() if cache is None else cache, positions, visible))
 
-    def _project(
+    def _heads_of(
         self,
         normed: Array,  # [T, D]
+        layer: LayerWeights,
+    ) -> Array:  # [T, (H+2G)*E]
+        """Project rows to queries, keys and values, one behind the other."""
+        return np.concatenate(
+            [
+                _linear(normed, layer.query, layer.query_bias),
+                _linear(normed, layer.key, layer.key_bias),
+                _linear(normed, layer.value, layer.value_bias),
+            ],
+            axis=1,
+        )
+
+    def _split(
+        self,
+        heads: Array,  # [T, (H+2G)*E]
         layer: LayerWeights,
         cos: Array,  # [T, E/2]
         sin: Array,  # [T, E/2]
     ) -> tuple[Array, Array, Array]:  # [H, T, E], [G, T, E], [G, T, E]
         """Make rotated queries and keys, and values, one row of heads each."""
-        queries = self._heads(_linear(normed, layer.query, layer.query_bias))
-        keys = self._heads(_linear(normed, layer.key, layer.key_bias))
-        values = self._heads(_linear(normed, layer.value, layer.value_bias))
+        num_heads, num_groups = self.config.num_attention_heads, self.config.num_key_value_heads
+        rows = heads.reshape(heads.shape[0], -1, self.config.head_dim).transpose(1, 0, 2)
+        queries, keys, values = np.split(rows, [num_heads, num_heads + num_groups])
         if layer.query_norm is not None and layer.key_norm is not None:
             queries = rms_norm(queries, layer.query_norm, self.config.rms_norm_eps)
             keys = rms_norm(keys, layer.key_norm, self.config.rms_norm_eps)
         return rope(queries, cos, sin), rope(keys, cos, sin), values
-
-    def _heads(
-        self,
-        x: Array,  # [T, heads*E]
-    ) -> Array:  # [heads, T, E]
-        return x.reshape(x.shape[0], -1, self.config.head_dim).transpose(1, 0, 2)
 
 
 def _linear(

@@ -224,7 +224,7 @@ def test_a_batch_ends_where_each_of_its_texts_does(
     block = np.array([text + [0] * (width - len(text)) for text, _ in texts])
     counts = np.array([len(text) * (skip > 0) for text, skip in texts])
     cache = port.module("cache").KVCache(1, 1, 2, port.tensor(np.zeros(1)).dtype, 40, len(texts), port.device)
-    state = port.module("state").State.begin([[0, 1]] * len(texts), ending, cache)
+    state = port.module("first_state").first_state([[0, 1]] * len(texts), ending, cache)
     kept, ended = (part.tolist() for part in state.kept(port.tensor(block), port.tensor(counts)))
     one_more = state.ends_with(port.tensor(block[:, :1])).tolist()
     for n, (text, _) in enumerate(texts):

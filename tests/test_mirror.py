@@ -43,6 +43,7 @@ REFERENCE_FILES = {
 PORT_FILES = {
     "batch_record.py",
     "batch_ending.py",
+    "first_state.py",
     "masks.py",
     "engine.py",
     "train.py",
@@ -54,7 +55,7 @@ PORT_FILES = {
     "unknown.py",
     "__main__.py",
 }
-PORT_FOLDERS = ("checkpoints/", "commands/", "training/")
+PORT_FOLDERS = ("benchmarking/", "checkpoints/", "commands/", "training/")
 
 # Public names that only one package has, by module or by class.
 REFERENCE_ONLY = {
@@ -67,7 +68,7 @@ PORT_ONLY = {
     "precision": {"check_device"},
     "tape.Draws": {"tokens", "restrict"},  # several draws in one call, of which some prove to be idle
     "cache.KVCache": {"slots", "measure", "select", "stack"},  # rows of a batch, where they are written, how long
-    "state.State": {"begin", "kept", "note_fault", "raise_fault", "select", "stack"},
+    "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "select", "stack"},
     "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},
     "methods.language_model.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},
@@ -77,6 +78,7 @@ PORT_ONLY = {
 OTHER_PARAMETERS = {
     "sampling.probs_from_logits": "`where` begins an error message, and the port keeps its faults in the state",
     "methods.base.Method.laws": "the port reads the prefixes of a batch from its state",
+    "methods.lookahead_fused.layout": "rows of a batch have lengths of their own",
     "methods.base.Method.process": "the port reads the prefixes of a batch from its state",
     "state.State.keep": "rows of a batch have lengths of their own",
     "state.State": "a batch is tensors, not tuples",
@@ -99,6 +101,13 @@ SAME_FIELDS = (
     "methods.autoregressive.Autoregressive",
     "methods.lookahead.PaSS",
     "methods.draft_model.SpeculativeSampling",
+    "methods.lookahead_fused.FusedPaSS",
+    "adapter.LowRank",
+    "adapter.LayerAdapter",
+    "adapter.Adapter",
+    "sampler_head.SamplerHead",
+    "refine.HeadRefinement",
+    "refine.NgramRefinement",
     "drafters.model.ModelDrafter",
     "schedule.Schedule",
     "schedule.Heuristic",

@@ -36,8 +36,15 @@ EXECUTED = (
     "methods.autoregressive",
     "methods.lookahead",
     "methods.draft_model",
+    "methods.lookahead_fused",
+    "adapter",
+    "sampler_head",
+    "refine",
     "theory",
 )
+
+
+INTERFACES = ("LanguageModel.", "Drafter.", "Refinement.")
 
 
 def names_of_modules(package: str) -> list[str]:
@@ -52,7 +59,7 @@ def commented(package: str, names: Any) -> dict[str, Callable[..., Any]]:
     for name in names:
         home = module(package, name)
         for function in functions_of(home):
-            if signature(function).comments and not function.__qualname__.startswith(("LanguageModel.", "Drafter.")):
+            if signature(function).comments and not function.__qualname__.startswith(INTERFACES):
                 found[f"{home.__name__}.{function.__qualname__}"] = function
     return found
 
@@ -90,6 +97,7 @@ def methods(package: str, model: Any) -> list[Any]:
         module(package, "methods.draft_model").SpeculativeSampling,
         module(package, "schedule").SCHEDULES,
     )
+    one_call = module(package, "methods.lookahead_fused").FusedPaSS
     drafter = module(package, "drafters.model").ModelDrafter(model)
 
     def processor(prefix: tuple[int, ...], logits: Any) -> Any:
@@ -106,7 +114,26 @@ def methods(package: str, model: Any) -> list[Any]:
         *(speculative(model, drafter, settings, schedule=schedule()) for schedule in schedules.values()),
         speculative(model, drafter, settings, replace(settings, top_k=2), "block", processor),
         speculative(model, drafter, rule="match", num_draft=0),
+        one_call(model, with_adapter(package, model, vectors), settings),
+        *(one_call(model, vectors, settings, refinement=each) for each in refinements(package, model)),
     ]
+
+
+def refinements(package: str, model: Any) -> list[Any]:
+    """By an n-gram model; by a head where there are hidden states."""
+    refine, ngram = module(package, "refine"), module(package, "drafters.ngram").NgramModel
+    found = [refine.NgramRefinement(ngram(tensor(package, np.ones(model.vocab_size, np.float32))))]
+    if hasattr(model, "weights"):
+        head = module(package, "sampler_head").SamplerHead.random(model.hidden_size, 6, 0)
+        found.append(refine.HeadRefinement(head.to(model.weights.embedding.dtype)))
+    return found
+
+
+def with_adapter(package: str, model: Any, vectors: Any) -> Any:
+    """Return vectors with an adapter for a transformer."""
+    if not hasattr(model, "weights"):
+        return vectors
+    return replace(vectors, adapter=module(package, "adapter").Adapter.random(model.config, 2, 0))
 
 
 def exercise(package: str) -> None:
@@ -119,6 +146,7 @@ def exercise(package: str) -> None:
         generation.generate(method, [1], 4, stop_strings=["aa"], decode=lambda tokens: "a" * len(tokens))
         state = method.start([1, 2], ending(4))
         method.run([state, state], np.full((2, method.num_slots), 0.5))
+        assert state.agrees(state.copy())
         if hasattr(model, "forward"):
             batch: Callable[[Any], Any] = (lambda rows: rows) if package == "reference" else (lambda rows: [rows])
             model.forward(tensor(package, batch([1, 2, 3])), visible=tensor(package, np.tri(3, dtype=bool)))

@@ -5,5 +5,6 @@ from .base import Method
 from .draft_model import SpeculativeSampling
 from .language_model import LanguageModel
 from .lookahead import PaSS
+from .lookahead_fused import FusedPaSS
 
-__all__ = ["Autoregressive", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"]
+__all__ = ["Autoregressive", "FusedPaSS", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"]

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..batch_record import BatchRecord
 from ..config import SamplingConfig
 from ..ending import Ending
+from ..first_state import first_state
 from ..record import Record
 from ..sampling import Probs, Processor, largest_logits, probs_from_logits
 from ..state import State
@@ -71,7 +72,7 @@ class Method(ABC):
         for prompt in tokens:
             check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
         capacity = max(map(len, tokens)) + ending.max_new_tokens + self.scratch
-        return State.begin(tokens, ending, self.model.new_cache(capacity, len(tokens)))
+        return first_state(tokens, ending, self.model.new_cache(capacity, len(tokens)))
 
     def run(
         self,

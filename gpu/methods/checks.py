@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ..config import SamplingConfig, check_integer
@@ -41,13 +42,19 @@ def check_context(prompt_length: int, max_new_tokens: int, max_positions: int, r
         )
 
 
-def check_settings(vocab_size: int, sampling: SamplingConfig, draft_sampling: SamplingConfig | None, rule: str) -> None:
+def check_settings(
+    vocab_size: int,
+    sampling: SamplingConfig,
+    draft_sampling: SamplingConfig | None,
+    rule: str,
+    rules: Collection[str] = tuple(RULES),
+) -> None:
     """Raise ValueError unless settings fit the vocabulary and the rule is one."""
     sampling.check(vocab_size)
     if draft_sampling is not None:
         draft_sampling.check(vocab_size)
-    if rule not in RULES:
-        raise ValueError(f"rule: found {rule!r}, expected one of {', '.join(sorted(RULES))}")
+    if rule not in rules:
+        raise ValueError(f"rule: found {rule!r}, expected one of {', '.join(sorted(rules))}")
 
 
 def check_drafter(model: LanguageModel, drafter: Drafter, num_draft: int) -> None:
@@ -60,9 +67,33 @@ def check_drafter(model: LanguageModel, drafter: Drafter, num_draft: int) -> Non
         )
 
 
+def check_drafter_context(drafter: Drafter, prompt_length: int, max_new_tokens: int) -> None:
+    """Raise ValueError unless prompt and new tokens fit into the drafter's context, if it has one."""
+    if drafter.max_position_embeddings is not None:
+        reader = f"the drafter {drafter.name!r}"
+        check_context(prompt_length, max_new_tokens, drafter.max_position_embeddings, reader)
+
+
+def check_tree(num_candidates: Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of candidates per depth; raise ValueError unless they make a tree of at most 2^16 drafts."""
+    counts = tuple(check_integer("num_candidates", count, 1, 2**16) for count in num_candidates)
+    num_drafts = sum(accumulate(counts, operator.mul))
+    if num_drafts > 2**16:
+        raise ValueError(
+            f"num_candidates: found {counts!r:.80}, a tree of {num_drafts} drafts, expected at most {2**16}"
+        )
+    return counts
+
+
 def check_lenience(lenience: float, rule: str) -> None:
     """Raise ValueError unless it is a number in (0, 1], and 1 for another rule than token."""
     if not 0 < lenience <= 1:
         raise ValueError(f"lenience: found {lenience!r:.80}, expected a number above 0 and at most 1")
     if lenience < 1 and rule != "token":
         raise ValueError(f"lenience: found {lenience} with the rule {rule!r}, expected the rule 'token'")
+
+
+def check_groups(groups: tuple[int, ...] | None, num_lookahead: int) -> None:
+    """Raise ValueError unless look-ahead groups hang behind numbers of drafts that there can be, each once."""
+    if groups is not None and (len(set(groups)) < len(groups) or not set(groups) <= set(range(num_lookahead + 1))):
+        raise ValueError(f"groups: found {groups!r:.80}, expected different numbers of drafts, 0 to {num_lookahead}")

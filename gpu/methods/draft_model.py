@@ -98,7 +98,7 @@ class SpeculativeSampling(Method):
         record = drafting_record(pending - 1, num_asked * self.drafter.passes_per_draft, active)
 
         # One pass over what the target has not seen and the drafts; row i holds its law after i drafts.
-        text = _behind(state, draft_tokens)
+        text = state.followed_by(draft_tokens)
         logits = self.model.logits(self.feed_drafts(state, text, draft_tokens.shape[1]))
         rows = torch.arange(logits.shape[1], device=logits.device)
         used = (rows < (num_draft + goes_on).unsqueeze(1)) & active.unsqueeze(1)
@@ -131,7 +131,7 @@ class SpeculativeSampling(Method):
         while tokens.shape[1] < self.num_draft and bool(going.any()):
             depth = tokens.shape[1]
             logits = self.drafter.logits(
-                _behind(state, tokens), state.draft_cache, state.lengths + depth, 1 if depth else state.draft_pending
+                state.followed_by(tokens), state.draft_cache, state.lengths + depth, 1 if depth else state.draft_pending
             )
             logits = self.process(state, logits.unsqueeze(1), going.unsqueeze(1), tokens, depth)
             num_asked = num_asked + going
@@ -147,11 +147,3 @@ class SpeculativeSampling(Method):
         none = torch.zeros((len(tokens), 0, self.model.vocab_size), dtype=torch.float64, device=tokens.device)
         return tokens, torch.cat([none, *probs], dim=1), num_draft, goes_on, num_asked
 
-
-def _behind(
-    state: State,
-    tokens: Tokens,  # [B, K]
-) -> Tokens:  # [B, S]
-    """Write tokens behind each row's committed ones, where there is scratch."""
-    places = state.lengths.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)
-    return state.tokens.scatter(1, places, tokens)

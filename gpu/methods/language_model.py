@@ -63,7 +63,7 @@ class LanguageModel(Protocol):
         inputs: Tensor,  # [B, T, D]
         cache: KVCache,
         positions: Tensor | None = None,  # [B, T]
-        visible: Tensor | None = None,  # [T, T]
+        visible: Tensor | None = None,  # [T, T], or [B, T, T]
     ) -> Tensor:  # [B, T, D']
         """Run one pass behind the cache."""
 

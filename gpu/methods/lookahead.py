@@ -138,15 +138,9 @@ class PaSS(Method):
 
     def _input_vectors(self) -> Tensor:  # [L, D]
         """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
-        available = 4 if self.lookahead is None else self.lookahead.num_lookahead
-        wanted = available if self.num_lookahead is None else self.num_lookahead
-        check_integer("num_lookahead", wanted, 0, 2**16 if self.lookahead is None else available)
         if self.lookahead is None:
+            wanted = 4 if self.num_lookahead is None else self.num_lookahead
+            check_integer("num_lookahead", wanted, 0, 2**16)
             check_token("fixed_token", self.fixed_token, self.model.vocab_size)
             return self.model.embed([[self.fixed_token] * wanted])[0] if wanted else self.model.embed([[0]])[0, :0]
-        self.lookahead.check(self.model)
-        vectors = self.lookahead.vectors[:wanted].detach().to(self.model.device, self.model.dtype)
-        if not bool(vectors.isfinite().all()):
-            dtype = str(vectors.dtype).removeprefix("torch.")
-            raise ValueError(f"lookahead: found vectors too large for {dtype}, expected a wider dtype")
-        return vectors
+        return self.lookahead.inputs(self.model, self.num_lookahead)

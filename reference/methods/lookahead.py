@@ -122,15 +122,9 @@ class PaSS(Method):
 
     def _input_vectors(self) -> Array:  # [L, D]
         """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
-        available = 4 if self.lookahead is None else self.lookahead.num_lookahead
-        wanted = available if self.num_lookahead is None else self.num_lookahead
-        check_integer("num_lookahead", wanted, 0, 2**16 if self.lookahead is None else available)
         if self.lookahead is None:
+            wanted = 4 if self.num_lookahead is None else self.num_lookahead
+            check_integer("num_lookahead", wanted, 0, 2**16)
             check_token("fixed_token", self.fixed_token, self.model.vocab_size)
             return self.model.embed([self.fixed_token] * wanted)
-        self.lookahead.check(self.model)
-        with np.errstate(over="ignore"):
-            vectors = self.lookahead.vectors[:wanted].astype(self.model.embed([0]).dtype)
-        if not np.isfinite(vectors).all():
-            raise ValueError(f"lookahead: found vectors too large for {vectors.dtype}, expected a wider dtype")
-        return vectors
+        return self.lookahead.inputs(self.model, self.num_lookahead)

@@ -1,0 +1,155 @@
+"""PaSS in one call per step: the pass that verifies the drafts also holds the next ones, whatever prefix survives.
+
+Behind the last token, and behind every draft, hangs a group of look-ahead rows that sees the text up to there and
+nothing of the others. When verification has kept some drafts, the group behind the last of them is where the next
+drafts come from: no call is spent on drafting.
+
+Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
+the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups behind every draft.
+
+Glossary of shapes: L look-ahead vectors, K drafts, N groups, D input vector, D' hidden state, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..adapter import Adapter
+from ..config import SamplingConfig
+from ..layers import Array, Mask
+from ..lookahead import LookAhead
+from ..record import Record
+from ..refine import Refinement, Unrefined
+from ..sampling import Probs, Processor, has_law, probs_from_logits
+from ..state import State
+from ..tape import Draws, Slots
+from ..verify import RULES, Tokens
+from .base import Method
+from .checks import check_groups, check_settings
+from .language_model import LanguageModel
+from .records import drafting_record, verified_record
+
+
+@dataclass(frozen=True, eq=False)
+class FusedPaSS(Method):
+    """Verify the drafts of the step before and draft the next ones in the same pass; 1 + accepted tokens per call.
+
+    `refinement` says how drafts follow from look-ahead rows and one another. `groups` says behind how many accepted
+    drafts a group hangs (default: behind any number); where none does, the next step drafts nothing.
+    """
+
+    model: LanguageModel
+    lookahead: LookAhead
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    draft_sampling: SamplingConfig | None = None
+    rule: str = "token"
+    processor: Processor | None = None
+    num_lookahead: int | None = None  # L; default: all vectors
+    refinement: Refinement = field(default_factory=Unrefined)
+    groups: tuple[int, ...] | None = None
+    vectors: Array = field(init=False, repr=False)  # [L, D]
+    adapter: Adapter | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the settings and the vectors against the model.
+
+        Raises:
+            ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative L or
+                more of it than there are vectors, or a group behind more drafts than there can be.
+        """
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
+        object.__setattr__(self, "vectors", self.lookahead.inputs(self.model, self.num_lookahead))
+        check_groups(self.groups, len(self.vectors))
+        adapter = self.lookahead.adapter
+        object.__setattr__(self, "adapter", adapter and adapter.to(self.vectors.dtype))
+
+    @property
+    def slots(self) -> Slots:
+        """A draw and an acceptance per draft, and the final draw."""
+        return {"draft": len(self.vectors), "accept": len(self.vectors), "final": 1}
+
+    def step(
+        self,
+        state: State,
+        uniforms: npt.NDArray[np.float64],  # [2L+1]
+        trace: bool = False,
+    ) -> tuple[State, Record]:
+        """Run one cycle: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
+        draws = Draws(uniforms, self.slots, trace)
+        pending, prefix = state.pending, state.tokens
+        draft_tokens, draft_probs, goes_on = self._draft(state, draws)
+        num_draft = len(draft_tokens)
+
+        # The one call: what the model has not seen, the drafts, and groups of look-ahead vectors behind each of them.
+        text = [*pending, *draft_tokens.tolist()]
+        depth = max(0, min(len(self.vectors), state.remaining - 2))  # of a group: this step and the next end in a token
+        groups = [g for g in range(num_draft + 1) if depth and (self.groups is None or g in self.groups)]
+        inputs = np.concatenate([self.model.embed(text), *[self.vectors[:depth]] * len(groups)])
+        positions, visible = layout(len(prefix) - len(pending), len(text), num_draft, groups, depth)
+        adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": len(groups) * depth}
+        hidden = self.model.hidden(inputs, state.cache, positions, visible, **adapted)
+
+        # Row i holds the target's law after i drafts.
+        real = hidden[len(pending) - 1 : len(text)]
+        logits = self.model.logits(real[: num_draft + goes_on])
+        target_probs = self.laws(prefix, draft_tokens, logits)
+        verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_reached])
+        state.keep(len(prefix) + verdict.num_accepted)  # rejected drafts and look-ahead rows leave no trace
+
+        record = drafting_record(len(pending) - 1 + len(groups) * depth, 0)
+        record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
+        state, record = state.commit(record)
+
+        # What the next step drafts from: the group behind the last draft that survived, as far as a draft may go.
+        carried, useful = None, min(depth, state.remaining - 1)
+        if verdict.num_accepted in groups and useful > 0:
+            start = len(text) + groups.index(verdict.num_accepted) * depth
+            carried = np.concatenate([real[verdict.num_accepted, None], hidden[start : start + useful]])
+        return replace(state, carried=carried), record
+
+    def _draft(self, state: State, draws: Draws) -> tuple[Tokens, Probs, bool]:  # [K], [K, V]
+        """Draw the drafts left to right; return the very laws they were drawn from, and whether the text goes on.
+
+        Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
+        """
+        tokens: list[int] = []
+        probs: list[Probs] = []
+        goes_on = True
+        if state.carried is not None:
+            memory = self.refinement.start(state.carried[0])
+            for hidden in state.carried[1:]:
+                prefix = (*state.tokens, *tokens)
+                logits, memory = self.refinement.logits(self.model, hidden, prefix, memory)
+                logits = self.process(prefix, logits)
+                if not has_law(logits):
+                    break
+                probs.append(probs_from_logits(logits, self.draft_sampling or self.sampling))
+                tokens.append(draws.token("draft", probs[-1], len(tokens)))
+                goes_on = not state.ends_with(tokens)
+                if not goes_on:
+                    break
+        rows = np.array(probs).reshape(len(tokens), self.model.vocab_size)
+        return np.array(tokens, dtype=np.int64), rows, goes_on
+
+
+def layout(
+    cached: int, num_tokens: int, num_draft: int, groups: list[int], depth: int
+) -> tuple[npt.NDArray[np.int64], Mask]:  # [T], [T, T]
+    """Return where the rows of the one call stand and which they see: T = tokens, then groups of `depth` rows.
+
+    Tokens see those before them. A group behind g drafts stands where the next tokens would, and sees the text up to
+    there and its own rows up to itself; no row of the text sees it.
+    """
+    num_rows = num_tokens + len(groups) * depth
+    positions = np.arange(cached, cached + num_rows)
+    visible = np.tri(num_rows, dtype=np.bool_)
+    for place, g in enumerate(groups):
+        rows = slice(num_tokens + place * depth, num_tokens + (place + 1) * depth)
+        behind = num_tokens - num_draft + g  # how many of the tokens the group stands behind
+        positions[rows] = cached + behind + np.arange(depth)
+        visible[rows, behind : rows.start] = False
+    return positions, visible

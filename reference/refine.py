@@ -1,0 +1,121 @@
+"""How drafts from look-ahead rows learn of one another: they are drawn left to right, each law given the tokens before.
+
+A look-ahead row alone gives the law of a token given the text, whatever stands between. A refinement turns it into a
+law given the tokens between as well.
+
+Glossary of shapes: D' hidden state, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .drafters.ngram import NgramModel
+from .layers import Array
+from .methods.language_model import LanguageModel
+from .sampler_head import SamplerHead
+
+
+class Refinement(Protocol):
+    """Makes the logits of drafts, one after another; `memory` is what it carries from one to the next."""
+
+    def start(
+        self,
+        real_hidden: Array,  # [D']
+    ) -> Any:
+        """Return the memory before the first draft, from the hidden state of the last text row."""
+
+    def logits(
+        self,
+        model: LanguageModel,
+        hidden: Array,  # [D']
+        tokens: Sequence[int],
+        memory: Any,
+    ) -> tuple[Array, Any]:  # [V]
+        """Return the logits of a draft from its look-ahead row, behind all tokens before it, and the next memory."""
+
+
+@dataclass(frozen=True)
+class Unrefined:
+    """Take the look-ahead rows as they are: PaSS."""
+
+    def start(
+        self,
+        real_hidden: Array,  # [D']
+    ) -> None:
+        """Remember nothing."""
+
+    def logits(
+        self,
+        model: LanguageModel,
+        hidden: Array,  # [D']
+        tokens: Sequence[int],
+        memory: None,
+    ) -> tuple[Array, None]:  # [V]
+        """Return the row's own logits."""
+        return model.logits(hidden), None
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRefinement:
+    """Refine by a trained sampler head."""
+
+    head: SamplerHead
+
+    def start(
+        self,
+        real_hidden: Array,  # [D']
+    ) -> Array:  # [F]
+        """Begin the head's state."""
+        return self.head.start(real_hidden)
+
+    def logits(
+        self,
+        model: LanguageModel,
+        hidden: Array,  # [D']
+        tokens: Sequence[int],
+        memory: Array,  # [F]
+    ) -> tuple[Array, Array]:  # [V], [F]
+        """Add what follows from the last token and the head's state to the row's hidden state."""
+        refined, memory = self.head.step(hidden, model.embed(tokens[-1:])[0], memory)
+        return model.logits(refined), memory
+
+
+@dataclass(frozen=True, eq=False)
+class NgramRefinement:
+    """Refine by an n-gram model, free of training.
+
+    log draft(x | before) = log lookahead(x) + weight (log ngram(x | before) - log unigram(x)), up to a constant
+
+    Source: Kim et al. 2024 (arXiv 2404.09221), Sec. 5, rescoring of a lattice; as an explicit law over all tokens.
+    """
+
+    ngram: NgramModel
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight)):
+            raise ValueError(f"weight: found {self.weight!r:.80}, expected a finite number")
+
+    def start(
+        self,
+        real_hidden: Array,  # [D']
+    ) -> None:
+        """Remember nothing: the tokens say it all."""
+
+    def logits(
+        self,
+        model: LanguageModel,
+        hidden: Array,  # [D']
+        tokens: Sequence[int],
+        memory: None,
+    ) -> tuple[Array, None]:  # [V]
+        """Rescore the row's logits."""
+        gained = self.ngram.logits(tokens, None) - np.log(self.ngram.unigram.astype(np.float64))
+        return model.logits(hidden) + self.weight * gained, None
