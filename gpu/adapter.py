@@ -17,6 +17,9 @@ from torch.nn import functional
 
 from .config import ModelConfig
 
+HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", *HEADS)
+
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
@@ -94,9 +97,8 @@ class Adapter:
         generator = np.random.default_rng(seed)
         return Adapter.of(
             {
-                f"{name}.{side}": torch.from_numpy(generator.standard_normal(shape) / shape[1] ** 0.5).float()
-                for name, (num_out, num_in) in shapes(config).items()
-                for side, shape in (("down", (rank, num_in)), ("up", (num_out, rank)))
+                name: torch.from_numpy(generator.standard_normal(shape) / shape[1] ** 0.5).float()
+                for name, shape in tensor_shapes(sizes_of(config), rank).items()
             }
         )
 
@@ -116,14 +118,29 @@ def add_to_last(
     return y
 
 
-def shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+def sizes_of(config: ModelConfig) -> dict[str, int]:
+    """Return the sizes of a model that its adapters depend on, under config.json's names."""
+    return {name: getattr(config, name) for name in SIZES}
+
+
+def shapes(sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """Return outputs and inputs of every linear layer that has a term, by layer and place."""
-    heads, groups = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    width, inner = config.hidden_size, config.intermediate_size
+    heads = sizes["num_attention_heads"] * sizes["head_dim"]
+    groups = sizes["num_key_value_heads"] * sizes["head_dim"]
+    width, inner = sizes["hidden_size"], sizes["intermediate_size"]
     sites = {
         "query_key_value": (heads + 2 * groups, width),
         "output": (width, heads),
         "gate_up": (2 * inner, width),
         "down": (width, inner),
     }
-    return {f"{i}.{site}": shape for i in range(config.num_hidden_layers) for site, shape in sites.items()}
+    return {f"{i}.{site}": shape for i in range(sizes["num_hidden_layers"]) for site, shape in sites.items()}
+
+
+def tensor_shapes(sizes: Mapping[str, int], rank: int) -> dict[str, tuple[int, int]]:
+    """Return the shape of every tensor of an adapter, by its name."""
+    return {
+        f"{name}.{side}": shape
+        for name, (num_out, num_in) in shapes(sizes).items()
+        for side, shape in (("down", (rank, num_in)), ("up", (num_out, rank)))
+    }

@@ -13,10 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapter import Adapter
+from .adapter import Adapter, sizes_of, tensor_shapes
 from .config import SamplingConfig, check_integer
 from .files.folder import file_in, open_folder, read_json
-from .files.lookahead_folder import CONFIG, FIXED, TENSOR, VECTORS, may_replace, read_details, read_vectors
+from .files.lookahead_folder import (
+    ADAPTER,
+    CONFIG,
+    FIXED,
+    HEAD,
+    TENSOR,
+    VECTORS,
+    may_replace,
+    read_details,
+    read_tensors,
+)
 from .files.saving import replace_folder
 from .precision import check_device
 from .sampler_head import SamplerHead
@@ -48,6 +58,13 @@ class LookAhead:
         if not bool(vectors.isfinite().all()):
             raise ValueError("vectors holds NaN or infinity, expected finite numbers")
         object.__setattr__(self, "vectors", vectors)
+        for name in ("adapter", "head"):
+            part = getattr(self, name)
+            if part is not None:  # as they are stored
+                rounded = part.to(torch.bfloat16, vectors.device)
+                object.__setattr__(self, name, rounded.to(torch.float32, vectors.device))
+        if not all(bool(tensor.isfinite().all()) for tensor in self._parts().values()):
+            raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
 
     @property
     def num_lookahead(self) -> int:
@@ -87,6 +104,13 @@ class LookAhead:
                 f"the look-ahead vectors have hidden_size {self.hidden_size}, "
                 f"expected {model.hidden_size} as in the model {model.name!r}"
             )
+        if self.adapter is not None:
+            config = getattr(model, "config", None)
+            expected = {} if config is None else tensor_shapes(sizes_of(config), self.adapter.rank)
+            if {name: tuple(each.shape) for name, each in self.adapter.tensors().items()} != expected:
+                raise ValueError(
+                    f"the look-ahead adapter has the shapes of another model, expected those of {model.name!r}"
+                )
         if self.fingerprint is not None and model.fingerprint not in (None, self.fingerprint):
             raise ValueError(
                 f"the look-ahead vectors were trained for the model {self.base_model!r} "
@@ -121,7 +145,10 @@ class LookAhead:
         path = Path(folder)
         if path.exists() and not may_replace(path):
             raise ValueError(f"{path} holds something else, expected a new path or a look-ahead folder")
+        refine = self.head and {"kind": "head", "width": self.head.width, "alone": self.head.alone}
         settings = FIXED | {
+            "adapter_rank": 0 if self.adapter is None else self.adapter.rank,
+            "refine": refine,
             "num_lookahead": self.num_lookahead,
             "hidden_size": self.hidden_size,
             "sampling": None if self.sampling is None else asdict(self.sampling),
@@ -136,8 +163,14 @@ class LookAhead:
             text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
-        vectors = self.vectors.detach().cpu().contiguous()
-        replace_folder(path, {VECTORS: save({TENSOR: vectors}), CONFIG: text.encode()})
+        tensors = {name: tensor.detach().cpu().bfloat16() for name, tensor in self._parts().items()}
+        tensors[TENSOR] = self.vectors.detach().cpu().contiguous()
+        replace_folder(path, {VECTORS: save(tensors), CONFIG: text.encode()})
+
+    def _parts(self) -> dict[str, Tensor]:
+        """Return the tensors of adapter and head under the names that they are stored by."""
+        parts = [(ADAPTER, self.adapter), (HEAD, self.head)]
+        return {begin + name: each for begin, part in parts if part for name, each in part.tensors().items()}
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> LookAhead:
@@ -156,8 +189,14 @@ class LookAhead:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         path = file_in(root, VECTORS)
-        vectors = read_vectors(path, (settings["num_lookahead"], settings["hidden_size"]))
+        tensors = read_tensors(path, settings)
+        adapter, head = (
+            {name.removeprefix(begin): each.to(device) for name, each in tensors.items() if name.startswith(begin)}
+            for begin in (ADAPTER, HEAD)
+        )
+        details["adapter"] = Adapter.of(adapter) if adapter else None
+        details["head"] = SamplerHead.of(head, settings["refine"]["alone"]) if head else None
         try:
-            return cls(vectors.to(device), **details)
+            return cls(tensors[TENSOR].to(device), **details)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None

@@ -10,13 +10,14 @@ Glossary of shapes: D hidden state, F width of the head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+TENSORS = ("first", "inner", "out")
 EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
 
 
@@ -34,6 +35,7 @@ class SamplerHead:
     first: Tensor  # [F, D]
     inner: Tensor  # [F, 2D+F]
     out: Tensor  # [D, F]
+    alone: bool = False  # drafts from the last text row's hidden state, without look-ahead rows
 
     @property
     def width(self) -> int:
@@ -41,29 +43,28 @@ class SamplerHead:
         return self.first.shape[0]
 
     @staticmethod
-    def of(tensors: Mapping[str, Tensor]) -> SamplerHead:
+    def of(tensors: Mapping[str, Tensor], alone: bool = False) -> SamplerHead:
         """Return the head with these tensors."""
-        return SamplerHead(**{field.name: tensors[field.name] for field in fields(SamplerHead)})
+        return SamplerHead(**{name: tensors[name] for name in TENSORS}, alone=alone)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by its name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in TENSORS}
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> SamplerHead:
         """Return the head in a dtype, on a device."""
-        return SamplerHead.of({name: tensor.to(device, dtype) for name, tensor in self.tensors().items()})
+        return SamplerHead.of({name: tensor.to(device, dtype) for name, tensor in self.tensors().items()}, self.alone)
 
     @staticmethod
     def random(hidden_size: int, width: int, seed: int) -> SamplerHead:
         """Draw an untrained head that changes what it refines; the same in both packages."""
         generator = np.random.default_rng(seed)
-        shapes = {"first": (width, hidden_size), "inner": (width, 2 * hidden_size + width), "out": (hidden_size, width)}
-        return SamplerHead.of(
-            {
-                name: torch.from_numpy(generator.standard_normal(shape) / shape[1] ** 0.5).float()
-                for name, shape in shapes.items()
-            }
-        )
+        shapes = tensor_shapes(hidden_size, width)
+        tensors = {
+            name: torch.from_numpy(generator.standard_normal(shape) / shape[1] ** 0.5).float()
+            for name, shape in shapes.items()
+        }
+        return SamplerHead.of(tensors)
 
     def start(
         self,
@@ -82,3 +83,8 @@ class SamplerHead:
         token = functional.rms_norm(embedding, embedding.shape[-1:], None, EPSILON)
         state = functional.silu(functional.linear(torch.cat([hidden, token, state], dim=-1), self.inner))
         return hidden + functional.linear(state, self.out), state
+
+
+def tensor_shapes(hidden_size: int, width: int) -> dict[str, tuple[int, int]]:
+    """Return the shape of every tensor of a head, by its name."""
+    return {"first": (width, hidden_size), "inner": (width, 2 * hidden_size + width), "out": (hidden_size, width)}

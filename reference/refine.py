@@ -14,15 +14,21 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from .drafters.ngram import NgramModel
 from .layers import Array
+from .lookahead import LookAhead
 from .methods.language_model import LanguageModel
 from .sampler_head import SamplerHead
 
 
 class Refinement(Protocol):
     """Makes the logits of drafts, one after another; `memory` is what it carries from one to the next."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether it needs no look-ahead rows: the last text row's hidden state stands for each of them."""
 
     def start(
         self,
@@ -43,6 +49,8 @@ class Refinement(Protocol):
 @dataclass(frozen=True)
 class Unrefined:
     """Take the look-ahead rows as they are: PaSS."""
+
+    alone = False
 
     def start(
         self,
@@ -66,6 +74,11 @@ class HeadRefinement:
     """Refine by a trained sampler head."""
 
     head: SamplerHead
+
+    @property
+    def alone(self) -> bool:
+        """Whether the head was trained without look-ahead rows."""
+        return self.head.alone
 
     def start(
         self,
@@ -97,6 +110,7 @@ class NgramRefinement:
 
     ngram: NgramModel
     weight: float = 0.5
+    alone = False
 
     def __post_init__(self) -> None:
         """Check the weight."""
@@ -119,3 +133,8 @@ class NgramRefinement:
         """Rescore the row's logits."""
         gained = self.ngram.logits(tokens, None) - np.log(self.ngram.unigram.astype(np.float64))
         return model.logits(hidden) + self.weight * gained, None
+
+
+def refinement_of(lookahead: LookAhead, dtype: npt.DTypeLike) -> Refinement:
+    """Return the refinement that was trained with look-ahead vectors, if any, in a model's dtype."""
+    return Unrefined() if lookahead.head is None else HeadRefinement(lookahead.head.to(dtype))

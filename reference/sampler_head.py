@@ -10,13 +10,14 @@ Glossary of shapes: D hidden state, F width of the head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from .layers import Array
 
+TENSORS = ("first", "inner", "out")
 EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
 
 
@@ -34,6 +35,7 @@ class SamplerHead:
     first: Array  # [F, D]
     inner: Array  # [F, 2D+F]
     out: Array  # [D, F]
+    alone: bool = False  # drafts from the last text row's hidden state, without look-ahead rows
 
     @property
     def width(self) -> int:
@@ -41,29 +43,28 @@ class SamplerHead:
         return int(self.first.shape[0])
 
     @staticmethod
-    def of(tensors: Mapping[str, Array]) -> SamplerHead:
+    def of(tensors: Mapping[str, Array], alone: bool = False) -> SamplerHead:
         """Return the head with these tensors."""
-        return SamplerHead(**{field.name: tensors[field.name] for field in fields(SamplerHead)})
+        return SamplerHead(**{name: tensors[name] for name in TENSORS}, alone=alone)
 
     def tensors(self) -> dict[str, Array]:
         """Return every tensor by its name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in TENSORS}
 
     def to(self, dtype: npt.DTypeLike) -> SamplerHead:
         """Return the head in a dtype."""
-        return SamplerHead.of({name: tensor.astype(dtype) for name, tensor in self.tensors().items()})
+        return SamplerHead.of({name: tensor.astype(dtype) for name, tensor in self.tensors().items()}, self.alone)
 
     @staticmethod
     def random(hidden_size: int, width: int, seed: int) -> SamplerHead:
         """Draw an untrained head that changes what it refines; the same in both packages."""
         generator = np.random.default_rng(seed)
-        shapes = {"first": (width, hidden_size), "inner": (width, 2 * hidden_size + width), "out": (hidden_size, width)}
-        return SamplerHead.of(
-            {
-                name: (generator.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
-                for name, shape in shapes.items()
-            }
-        )
+        shapes = tensor_shapes(hidden_size, width)
+        tensors = {
+            name: (generator.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+        return SamplerHead.of(tensors)
 
     def start(
         self,
@@ -83,3 +84,8 @@ class SamplerHead:
         inner = self.inner @ np.concatenate([hidden, token, state])
         state = inner / (1.0 + np.exp(-inner))
         return hidden + self.out @ state, state
+
+
+def tensor_shapes(hidden_size: int, width: int) -> dict[str, tuple[int, int]]:
+    """Return the shape of every tensor of a head, by its name."""
+    return {"first": (width, hidden_size), "inner": (width, 2 * hidden_size + width), "out": (hidden_size, width)}

@@ -146,4 +146,3 @@ class SpeculativeSampling(Method):
             going = going & ~ends & (num_draft < limit)
         none = torch.zeros((len(tokens), 0, self.model.vocab_size), dtype=torch.float64, device=tokens.device)
         return tokens, torch.cat([none, *probs], dim=1), num_draft, goes_on, num_asked
-

@@ -22,7 +22,7 @@ from ..adapter import Adapter
 from ..batch_record import BatchRecord
 from ..config import SamplingConfig
 from ..lookahead import LookAhead
-from ..refine import Refinement, Unrefined
+from ..refine import Refinement, refinement_of
 from ..sampling import Probs, Processor, largest_logits, probs_from_logits
 from ..state import State
 from ..tape import Draws, Slots
@@ -37,8 +37,9 @@ from .records import drafting_record, verified_record
 class FusedPaSS(Method):
     """Verify the drafts of the step before and draft the next ones in the same pass; 1 + accepted tokens per call.
 
-    `refinement` says how drafts follow from look-ahead rows and one another. `groups` says behind how many accepted
-    drafts a group hangs (default: behind any number); where none does, the next step drafts nothing.
+    `refinement` says how drafts follow from look-ahead rows and one another (default: by the head that was trained with
+    the vectors, if there is one). `groups` says behind how many accepted drafts a group hangs (default: behind any
+    number); where none does, the next step drafts nothing. A head that drafts alone needs no groups at all.
     """
 
     model: LanguageModel
@@ -48,7 +49,7 @@ class FusedPaSS(Method):
     rule: str = "token"
     processor: Processor | None = None
     num_lookahead: int | None = None  # L; default: all vectors
-    refinement: Refinement = field(default_factory=Unrefined)
+    refinement: Refinement = None  # type: ignore[assignment]  # that of the folder
     groups: tuple[int, ...] | None = None
     vectors: Tensor = field(init=False, repr=False)  # [L, D]
     adapter: Adapter | None = field(init=False, repr=False)
@@ -63,6 +64,9 @@ class FusedPaSS(Method):
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
         object.__setattr__(self, "vectors", self.lookahead.inputs(self.model, self.num_lookahead))
         check_groups(self.groups, len(self.vectors))
+        if self.refinement is None:
+            refinement = refinement_of(self.lookahead, self.vectors.dtype, self.model.device)
+            object.__setattr__(self, "refinement", refinement)
         adapter = self.lookahead.adapter
         object.__setattr__(self, "adapter", adapter and adapter.to(self.vectors.dtype, self.model.device))
 
@@ -88,7 +92,7 @@ class FusedPaSS(Method):
         draft_tokens, draft_probs, num_draft, goes_on = self._draft(state, active, draws)
         depths = (state.remaining - 2).clamp(0, len(self.vectors)) * active  # this step and the next end in a token
         depth = int(depths.max())
-        groups = [g for g in range(draft_tokens.shape[1] + 1) if depth and (self.groups is None or g in self.groups)]
+        groups = [g for g in range(draft_tokens.shape[1] + 1) if depth and self._hangs(g)]
 
         # The one call: what the model has not seen, the drafts, and groups of look-ahead vectors behind each of them.
         real, ahead = self._feed_groups(state, draft_tokens, groups, depth)
@@ -110,13 +114,20 @@ class FusedPaSS(Method):
 
         # What the next step drafts from: the group behind the last draft that survived, as far as a draft may go.
         num_carried = torch.minimum(depths, state.remaining - 1).clamp(min=0)
+        last = row(real, verdict.num_accepted).unsqueeze(1)
+        if self.refinement.alone:
+            carried = last.expand(-1, len(self.vectors) + 1, -1)
+            return replace(state, carried=carried, num_carried=num_carried), batch_record
         if not groups:
             return replace(state, num_carried=torch.zeros_like(num_carried)), batch_record
         survived = verdict.num_accepted.unsqueeze(1) == behind  # [B, N]
         group = ahead[torch.arange(len(ahead), device=pending.device), survived.long().argmax(dim=1)]
-        carried = torch.cat([row(real, verdict.num_accepted).unsqueeze(1), group], dim=1)
-        carried = functional.pad(carried, (0, 0, 0, len(self.vectors) - depth))
+        carried = functional.pad(torch.cat([last, group], dim=1), (0, 0, 0, len(self.vectors) - depth))
         return replace(state, carried=carried, num_carried=num_carried * survived.any(dim=1)), batch_record
+
+    def _hangs(self, num_accepted: int) -> bool:
+        """Say whether a group hangs behind so many drafts."""
+        return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)
 
     def _draft(
         self,

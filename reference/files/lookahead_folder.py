@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..adapter import SIZES
+from ..adapter import tensor_shapes as adapter_shapes
 from ..config import SamplingConfig, check_integer
+from ..sampler_head import tensor_shapes as head_shapes
 from .folder import read_header, read_json
 
-__all__ = ["CONFIG", "FIXED", "TENSOR", "VECTORS", "may_replace", "read_details", "read_vectors"]
+__all__ = ["ADAPTER", "CONFIG", "FIXED", "HEAD", "TENSOR", "VECTORS", "may_replace", "read_details", "read_tensors"]
 
 CONFIG, VECTORS, TENSOR = "config.json", "model.safetensors", "lookahead_embeddings"
+ADAPTER, HEAD = "adapter.", "head."  # how the names of their tensors begin
 # What this version can read; a folder that says anything else was made for a version with more features.
-FIXED = {"format_version": 1, "embedding_space": "inputs_embeds", "adapter_rank": 0, "refine": None}
-KEYS = (*FIXED, "num_lookahead", "hidden_size", "sampling", "base_model", "training")
+FIXED = {"format_version": 1, "embedding_space": "inputs_embeds"}
+KEYS = (*FIXED, "adapter_rank", "refine", "num_lookahead", "hidden_size", "sampling", "base_model", "training")
 
 
-def read_vectors(
-    path: Path,
-    shape: tuple[int, int],
-) -> npt.NDArray[np.float32]:  # [L, D]
-    """Return the vectors, which must be all that the file holds.
+def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the vectors, and the tensors of the adapter and the head, which must be all that the file holds.
 
     Raises:
         ValueError: the file is damaged, or holds other tensors, shapes or dtypes.
     """
+    import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 once it is imported)
     from safetensors import safe_open
 
-    header = {name: (tensor.dtype, tensor.shape) for name, tensor in read_header(path).items()}
-    if header != {TENSOR: ("F32", shape)}:
-        found = ", ".join(f"{name!r:.80} {dtype} {list(size)}" for name, (dtype, size) in header.items())
-        raise ValueError(f"{path} holds {found or 'no tensor'}, expected {TENSOR!r} F32 {list(shape)} as in {CONFIG}")
+    check_header(path, read_header(path), settings)
     with safe_open(path, framework="numpy") as file:
-        vectors: npt.NDArray[np.float32] = file.get_tensor(TENSOR)
-    return vectors
+        return {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
 
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +55,8 @@ def read_details(settings: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"the key {name!r:.80} is missing or unknown, expected exactly {', '.join(KEYS)}")
     check_integer("num_lookahead", settings["num_lookahead"], 0, 2**16)
     check_integer("hidden_size", settings["hidden_size"], 1, 2**20)
+    check_integer("adapter_rank", settings["adapter_rank"], 0, 2**16)
+    _check_refine(settings["refine"])
     base, sampling, training = (settings[name] for name in ("base_model", "sampling", "training"))
     if not isinstance(base, dict) or set(base) != {"name", "shapes", "fingerprint"}:
         raise ValueError(f"base_model: found {base!r:.80}, expected an object with name, shapes and fingerprint")
@@ -66,6 +67,9 @@ def read_details(settings: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"base_model name: found {base['name']!r:.80}, expected text")
     if not isinstance(base["shapes"], dict) or not all(type(size) is int for size in base["shapes"].values()):
         raise ValueError(f"base_model shapes: found {base['shapes']!r:.80}, expected an object of integers")
+    missing = [name for name in SIZES if base["shapes"].get(name, 0) < 1] if settings["adapter_rank"] else []
+    if missing:
+        raise ValueError(f"base_model shapes: found no {missing[0]}, expected it with an adapter_rank above 0")
     if sampling is not None and (not isinstance(sampling, dict) or set(sampling) != {"temperature", "top_k", "top_p"}):
         raise ValueError(
             f"sampling: found {sampling!r:.80}, expected an object with temperature, top_k and top_p, or null"
@@ -79,6 +83,38 @@ def read_details(settings: dict[str, Any]) -> dict[str, Any]:
         "sampling": None if sampling is None else SamplingConfig(**sampling),
         "training": training,
     }
+
+
+def _check_refine(refine: Any) -> None:
+    """Raise ValueError unless this is nothing, or a head as a look-ahead folder describes it."""
+    if refine is None:
+        return
+    if not isinstance(refine, dict) or set(refine) != {"kind", "width", "alone"} or refine["kind"] != "head":
+        raise ValueError(f"refine: found {refine!r:.80}, expected null, or a head with its width and whether alone")
+    check_integer("refine width", refine["width"], 1, 2**16)
+    if not isinstance(refine["alone"], bool):
+        raise ValueError(f"refine alone: found {refine['alone']!r:.80}, expected true or false")
+
+
+def check_header(path: Path, header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a file holds exactly the tensors that config.json speaks of."""
+    rank, refine, width = settings["adapter_rank"], settings["refine"], settings["hidden_size"]
+    expected = {TENSOR: ("F32", (settings["num_lookahead"], width))}
+    if rank:
+        named = adapter_shapes(settings["base_model"]["shapes"], rank).items()
+        expected |= {ADAPTER + name: ("BF16", shape) for name, shape in named}
+    if refine:
+        expected |= {HEAD + name: ("BF16", shape) for name, shape in head_shapes(width, refine["width"]).items()}
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in header.items()}
+    for name in sorted({*expected, *found}, key=lambda name: (name != TENSOR, name)):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{path} holds {_said(found.get(name))} as {name!r:.80}, expected {_said(expected.get(name))}"
+            )
+
+
+def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+    return "nothing" if tensor is None else f"{tensor[0]} {list(tensor[1])}"
 
 
 def may_replace(path: Path) -> bool:

@@ -22,7 +22,7 @@ from ..config import SamplingConfig
 from ..layers import Array, Mask
 from ..lookahead import LookAhead
 from ..record import Record
-from ..refine import Refinement, Unrefined
+from ..refine import Refinement, refinement_of
 from ..sampling import Probs, Processor, has_law, probs_from_logits
 from ..state import State
 from ..tape import Draws, Slots
@@ -37,8 +37,9 @@ from .records import drafting_record, verified_record
 class FusedPaSS(Method):
     """Verify the drafts of the step before and draft the next ones in the same pass; 1 + accepted tokens per call.
 
-    `refinement` says how drafts follow from look-ahead rows and one another. `groups` says behind how many accepted
-    drafts a group hangs (default: behind any number); where none does, the next step drafts nothing.
+    `refinement` says how drafts follow from look-ahead rows and one another (default: by the head that was trained with
+    the vectors, if there is one). `groups` says behind how many accepted drafts a group hangs (default: behind any
+    number); where none does, the next step drafts nothing. A head that drafts alone needs no groups at all.
     """
 
     model: LanguageModel
@@ -48,7 +49,7 @@ class FusedPaSS(Method):
     rule: str = "token"
     processor: Processor | None = None
     num_lookahead: int | None = None  # L; default: all vectors
-    refinement: Refinement = field(default_factory=Unrefined)
+    refinement: Refinement = None  # type: ignore[assignment]  # that of the folder
     groups: tuple[int, ...] | None = None
     vectors: Array = field(init=False, repr=False)  # [L, D]
     adapter: Adapter | None = field(init=False, repr=False)
@@ -63,6 +64,8 @@ class FusedPaSS(Method):
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
         object.__setattr__(self, "vectors", self.lookahead.inputs(self.model, self.num_lookahead))
         check_groups(self.groups, len(self.vectors))
+        if self.refinement is None:
+            object.__setattr__(self, "refinement", refinement_of(self.lookahead, self.vectors.dtype))
         adapter = self.lookahead.adapter
         object.__setattr__(self, "adapter", adapter and adapter.to(self.vectors.dtype))
 
@@ -86,7 +89,7 @@ class FusedPaSS(Method):
         # The one call: what the model has not seen, the drafts, and groups of look-ahead vectors behind each of them.
         text = [*pending, *draft_tokens.tolist()]
         depth = max(0, min(len(self.vectors), state.remaining - 2))  # of a group: this step and the next end in a token
-        groups = [g for g in range(num_draft + 1) if depth and (self.groups is None or g in self.groups)]
+        groups = [g for g in range(num_draft + 1) if depth and self._hangs(g)]
         inputs = np.concatenate([self.model.embed(text), *[self.vectors[:depth]] * len(groups)])
         positions, visible = layout(len(prefix) - len(pending), len(text), num_draft, groups, depth)
         adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": len(groups) * depth}
@@ -105,11 +108,17 @@ class FusedPaSS(Method):
         state, record = state.commit(record)
 
         # What the next step drafts from: the group behind the last draft that survived, as far as a draft may go.
-        carried, useful = None, min(depth, state.remaining - 1)
-        if verdict.num_accepted in groups and useful > 0:
+        carried, useful, last = None, min(depth, state.remaining - 1), real[verdict.num_accepted, None]
+        if useful > 0 and verdict.num_accepted in groups:
             start = len(text) + groups.index(verdict.num_accepted) * depth
-            carried = np.concatenate([real[verdict.num_accepted, None], hidden[start : start + useful]])
+            carried = np.concatenate([last, hidden[start : start + useful]])
+        elif useful > 0 and self.refinement.alone:
+            carried = np.repeat(last, 1 + useful, axis=0)
         return replace(state, carried=carried), record
+
+    def _hangs(self, num_accepted: int) -> bool:
+        """Say whether a group hangs behind so many drafts."""
+        return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)
 
     def _draft(self, state: State, draws: Draws) -> tuple[Tokens, Probs, bool]:  # [K], [K, V]
         """Draw the drafts left to right; return the very laws they were drawn from, and whether the text goes on.
