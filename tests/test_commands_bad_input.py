@@ -20,6 +20,7 @@ TRAIN = "train --model {model} --context 16 --batch-size 2 --steps 2 --output {r
 SELF = [*TRAIN[:-2], "--self"]
 PRETRAIN = "pretrain --vocab-size 300 --hidden-size 16 --intermediate-size 8 --layers 1 --heads 2 --context 16".split()
 PRETRAIN += "--steps 2 --batch-size 2 --held-out-list {root}/list.txt --output {root}/new --text {text}".split()
+NGRAM = "ngram --model {model} --output {root}/new --text {text}".split()
 
 # A command, and what its sentence must name and say.
 REFUSED: list[tuple[list[str], list[str]]] = [
@@ -108,6 +109,25 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ([*TRAIN, "--learning-rate", "0"], ["--learning-rate: found 0"]),
     ([*TRAIN, "--loss", "hinge"], ["--loss", "'hinge'"]),
     ([*TRAIN, "--seed", str(2**63)], [f"--seed: found {2**63}"]),
+    (NGRAM[:-2], ["--text", "--standard-library"]),
+    ([*NGRAM, "--output", "{vectors}"], ["vectors is there already"]),
+    ([*NGRAM, "--output", "{root}/short.txt/new"], ["--output", "short.txt takes no new folder"]),
+    ([*NGRAM, "--model", "{root}/bare"], ["bare holds no tokenizer"]),
+    ([*NGRAM, "--model", "{root}/none"], ["none is not a folder"]),
+    ([*NGRAM, "--text", "{root}/none"], ["none is not there"]),
+    ([*NGRAM, "--text", "{root}/short.txt"], ["--text: found", "to hold out", "a longer text"]),
+    ([*NGRAM, "--standard-library"], ["--text", "--standard-library"]),
+    ([*NGRAM, "--held-out-list", "{root}/nothing"], ["nothing names 0 of the texts"]),
+    ([*NGRAM, "--held-out-list", "{root}/latin-1"], ["latin-1 is not UTF-8"]),
+    ([*NGRAM, "--order", "5"], ["--order: found 5", "1 to 4"]),
+    ([*NGRAM, "--order", "two"], ["--order", "'two'"]),
+    ([*NGRAM, "--min-count", "0"], ["--min-count: found 0"]),
+    ([*NGRAM, "--min-count", "2", "2"], ["--min-count: found 2 numbers", "or 3"]),
+    ([*NGRAM, "--max-successors", "0"], ["--max-successors: found 0"]),
+    ([*NGRAM, "--max-megabytes", "nan"], ["--max-megabytes: found nan"]),
+    ([*NGRAM, "--max-megabytes", "0.001"], ["--max-megabytes: found 0.001", "0.001238 for 300 tokens"]),
+    ([*NGRAM, "--held-out-sequences", "0"], ["--held-out-sequences: found 0"]),
+    ([*NGRAM, "--device", "tpu"], ["--device: found tpu"]),
     (PRETRAIN[:-2], ["--text", "--standard-library"]),
     ([*PRETRAIN, "--output", "{vectors}"], ["vectors is there already"]),
     ([*PRETRAIN, "--output", "{root}/short.txt/new"], ["--output", "short.txt takes no new folder"]),
@@ -150,7 +170,7 @@ def refused(argv: list[str], box: Box, capsys: pytest.CaptureFixture[str]) -> st
 @pytest.mark.parametrize("argv, said", REFUSED, ids=[" ".join(argv)[-60:] for argv, _ in REFUSED])
 def test_bad_input_is_refused_in_one_sentence_and_changes_nothing(argv, said, box, capsys):
     sentence = refused(argv, box, capsys)
-    if argv and argv[0] in ("demo", "generate", "train", "pretrain"):
+    if argv and argv[0] in ("demo", "generate", "train", "pretrain", "ngram"):
         assert sentence.startswith(f"pass-sampling {argv[0]}: ")
     assert [part for part in said if part not in sentence] == []
 

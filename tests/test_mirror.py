@@ -44,6 +44,7 @@ PORT_FILES = {
     "batch_record.py",
     "batch_ending.py",
     "first_state.py",
+    "drafters/ngram_index.py",
     "masks.py",
     "engine.py",
     "train.py",
@@ -72,6 +73,8 @@ PORT_ONLY = {
     "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},
     "methods.language_model.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},
+    "drafters.ngram.NgramModel": {"to"},
+    "drafters.ngram_order.NgramOrder": {"sums"},  # of counts, too, for the index of a batch
 }
 
 # Functions whose parameters do not begin with the reference's, and why.
@@ -109,6 +112,9 @@ SAME_FIELDS = (
     "refine.HeadRefinement",
     "refine.NgramRefinement",
     "drafters.model.ModelDrafter",
+    "drafters.ngram.NgramModel",
+    "drafters.ngram_order.NgramOrder",
+    "drafters.prompt_lookup.PromptLookup",
     "schedule.Schedule",
     "schedule.Heuristic",
     "schedule.EntropyBound",
@@ -377,6 +383,9 @@ BAD_CALLS: dict[str, Callable[[str], Any]] = {
     "random vectors without width": lambda p: module(p, "lookahead").LookAhead.random(1, 0, 0),
     "random vectors, seed": lambda p: module(p, "lookahead").LookAhead.random(1, 8, -1),
     "random vectors, seed in words": lambda p: module(p, "lookahead").LookAhead.random(1, 8, "0"),
+    "no n-gram folder": lambda p: module(p, "drafters.ngram").NgramModel.load("no such folder"),
+    "n-grams without a vocabulary": lambda p: module(p, "drafters.ngram").NgramModel([]),
+    "prompt lookup without tokens": lambda p: module(p, "drafters.prompt_lookup").PromptLookup(4, 0),
     "no look-ahead folder": lambda p: module(p, "lookahead").LookAhead.load("no such folder"),
     "no model folder": lambda p: module(p, "checkpoint").load_model("no such folder"),
     "no configuration folder": lambda p: module(p, "checkpoint").read_config("no such folder"),

@@ -31,6 +31,10 @@ EXECUTED = (
     "batch_ending",
     "schedule",
     "drafters.model",
+    "drafters.ngram",
+    "drafters.ngram_index",
+    "drafters.ngram_order",
+    "drafters.prompt_lookup",
     "methods.base",
     "methods.records",
     "methods.autoregressive",
@@ -114,9 +118,23 @@ def methods(package: str, model: Any) -> list[Any]:
         *(speculative(model, drafter, settings, schedule=schedule()) for schedule in schedules.values()),
         speculative(model, drafter, settings, replace(settings, top_k=2), "block", processor),
         speculative(model, drafter, rule="match", num_draft=0),
+        *(speculative(model, each, settings) for each in free_drafters(package, model.vocab_size)),
         one_call(model, with_adapter(package, model, vectors), settings),
         *(one_call(model, vectors, settings, refinement=each) for each in refinements(package, model)),
     ]
+
+
+def free_drafters(package: str, vocab_size: int) -> list[Any]:
+    """The text itself, and n-grams: two tokens behind each, and one of these behind the first pair."""
+    home = module(package, "drafters.ngram")
+    pairs = np.tile([0, vocab_size - 1], vocab_size)
+    orders = (
+        (np.full(vocab_size, 2), pairs, np.full(2 * vocab_size, 99)),
+        (np.eye(1, 2 * vocab_size, dtype=int)[0], [1], [200]),
+    )
+    tables = tuple(home.NgramOrder(*(tensor(package, array) for array in arrays)) for arrays in orders)
+    ngram = home.NgramModel(tensor(package, np.ones(vocab_size, np.float32)), tables)
+    return [module(package, "drafters.prompt_lookup").PromptLookup(vocab_size), ngram]
 
 
 def refinements(package: str, model: Any) -> list[Any]:

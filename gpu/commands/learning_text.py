@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import HELD_OUT
 from .options import is_in_the_box, named_held_out
@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     Tokens = npt.NDArray[np.int64]
 
-__all__ = ["OWN_TOKENS", "check_own", "own_text_file", "read_tokens", "written_tokens"]
+__all__ = [
+    "HELD_OUT_PART",
+    "OWN_TOKENS",
+    "check_own",
+    "divided",
+    "encoded",
+    "own_text_file",
+    "read_tokens",
+    "written_tokens",
+]
 
 HELD_OUT_FILES = 20  # with fewer files than this, the end of the text is held out instead of whole files
 HELD_OUT_PART = 0.1
@@ -65,43 +74,58 @@ def _cut(count: int, context: int) -> int:
     return max(0, count - max(context, int(HELD_OUT_PART * count)))
 
 
+def divided(texts: dict[str, str], arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Return the names of the texts to learn from and of those held out; of few texts, none is held out.
+
+    Raises:
+        ValueError: the list of files to hold out names none of them, or all.
+    """
+    from ..training.corpus import split_texts
+
+    listed = arguments.held_out_list
+    if listed is None and arguments.standard_library and is_in_the_box(arguments.model):
+        listed = HELD_OUT
+    if listed is not None:
+        held = sorted(set(named_held_out(listed)) & set(texts))
+        names = sorted(set(texts) - set(held))
+        if not held or not names:
+            raise ValueError(f"{listed} names {len(held)} of the texts, expected some of them and not all")
+        return names, held
+    return split_texts(texts) if len(texts) >= HELD_OUT_FILES else (sorted(texts), [])
+
+
+def encoded(tokenizer: Any, texts: list[str], model: Transformer, arguments: argparse.Namespace) -> list[Tokens]:
+    """Return each text's tokens with the end of text behind them.
+
+    Raises:
+        ValueError: there is a token that the model does not have.
+    """
+    from ..training.tokenizer import encode_texts
+
+    found = encode_texts(tokenizer, texts, model.eos_token_ids[0] if model.eos_token_ids else None)
+    most = max((int(tokens.max()) for tokens in found if len(tokens)), default=0)
+    if most >= model.vocab_size:
+        raise ValueError(
+            f"{arguments.model}: its tokenizer gives the token {most}, expected at most {model.vocab_size - 1}, "
+            "the model's last"
+        )
+    return found
+
+
 def read_tokens(
     texts: dict[str, str], model: Transformer, config: TrainConfig, arguments: argparse.Namespace
 ) -> tuple[Tokens, Tokens]:  # [N], [M]
     """Return the tokens to train on and those held out: whole files where there are enough of them."""
     import numpy as np
 
-    from ..training.corpus import split_texts
-    from ..training.tokenizer import encode_texts
-
     tokenizer = load_tokenizer(arguments.model)
-    end = model.eos_token_ids[0] if model.eos_token_ids else None
-    names = sorted(texts)
-    listed = arguments.held_out_list
-    if listed is None and arguments.standard_library and is_in_the_box(arguments.model):
-        listed = HELD_OUT
-    if listed is not None:
-        held = sorted(set(named_held_out(listed)) & set(names))
-        names = sorted(set(names) - set(held))
-        if not held or not names:
-            raise ValueError(f"{listed} names {len(held)} of the texts, expected some of them and not all")
-    elif len(names) >= HELD_OUT_FILES:
-        names, held = split_texts(texts)
-    else:
-        held = []
+    names, held = divided(texts, arguments)
     order = np.random.default_rng(arguments.seed)
-    encoded = encode_texts(
-        tokenizer, [texts[name] for name in [*order.permutation(names), *order.permutation(held)]], end
-    )
-    most = max((int(tokens.max()) for tokens in encoded if len(tokens)), default=0)
-    if most >= model.vocab_size:
-        raise ValueError(
-            f"{arguments.model}: its tokenizer gives the token {most}, expected at most {model.vocab_size - 1}, "
-            "the model's last"
-        )
-    training = np.concatenate(encoded[: len(names)])
+    names, held = list(order.permutation(names)), list(order.permutation(held))
+    tokens = encoded(tokenizer, [texts[name] for name in [*names, *held]], model, arguments)
+    training = np.concatenate(tokens[: len(names)])
     if held:
-        return training, np.concatenate(encoded[len(names) :])
+        return training, np.concatenate(tokens[len(names) :])
     if len(training) < _least(config):
         raise ValueError(f"--text: found {len(training)} tokens, {_expected(_least(config), config)}")
     cut = _cut(len(training), config.context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["END_OF_TEXT", "encode_texts", "load_tokenizer", "train_tokenizer"]
+__all__ = ["END_OF_TEXT", "encode_texts", "load_tokenizer", "train_tokenizer", "vocabulary_digest"]
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -79,3 +81,9 @@ def encode_texts(
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     end = [] if end_of_text is None else [end_of_text]
     return [np.array([*tokens, *end], np.int64) for tokens in encoded]
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """Return a digest of what each token id stands for: tables of tokens fit only where it is the same."""
+    pairs = sorted((int(number), str(token)) for token, number in tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()

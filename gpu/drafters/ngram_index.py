@@ -1,0 +1,100 @@
+"""The tables of an n-gram model, laid out so that all rows of a batch are looked up at once.
+
+Glossary of shapes: B batch, S capacity, V vocabulary, C lengths of contexts, P contexts of all lengths, N n-grams,
+W the most n-grams of a context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .ngram_order import ONE, NgramOrder
+
+__all__ = ["NgramIndex", "build_index"]
+
+
+@dataclass(frozen=True, eq=False)
+class NgramIndex:
+    """Contexts by their keys, the tokens as digits in base V + 1 from 1 on, so that lengths do not mix.
+
+    One entry more stands for what is not known, with no n-gram, and W more n-grams are there to be masked.
+    """
+
+    unigram: Tensor  # [V]
+    log_unigram: Tensor  # [V]
+    powers: Tensor  # [C, C], from the tokens of a text, the last one first, to keys, the longest one first
+    steps: Tensor  # [C], how far behind the end of the text each token stands
+    keys: Tensor  # [P+1], sorted
+    starts: Tensor  # [P+1], the first n-gram of each context
+    counts: Tensor  # [P+1], how many it has
+    backoff: Tensor  # [P+1], what its shares leave
+    tokens: Tensor  # [N+W]
+    shares: Tensor  # [N+W]
+    window: Tensor  # [W], 0 to W - 1
+
+    def logits(
+        self,
+        tokens: Tensor,  # [B, S]
+        lengths: Tensor,  # [B]
+    ) -> Tensor:  # [B, V]
+        """Return the logarithm of the law behind the first `lengths` tokens of each row."""
+        places = lengths.unsqueeze(1) - self.steps  # [B, C]
+        digits = torch.where(places >= 0, tokens.gather(1, places.clamp(min=0)) + 1, -1)  # -1 makes a key negative
+        keys = (digits.unsqueeze(1) * self.powers).sum(dim=-1)  # [B, C]
+        found = torch.searchsorted(self.keys, keys)
+        found = torch.where(self.keys[found] == keys, found, len(self.keys) - 1)
+
+        backoff = self.backoff[found]  # [B, C]
+        passed = backoff.cumprod(dim=1)  # what this context and all longer ones leave
+        ngrams = self.starts[found].unsqueeze(-1) + self.window  # [B, C, W]
+        shares = self.shares[ngrams] * (self.window < self.counts[found].unsqueeze(-1))
+        shares = shares * (passed / backoff).unsqueeze(-1)  # [B, C, W]
+        successors = self.tokens[ngrams].long()  # [B, C, W]
+
+        # Logarithms are taken where something is added to the unigram, not of V numbers.
+        probs = self.unigram * passed[:, -1:]  # [B, V]
+        for i in range(successors.shape[1]):  # one length at a time: a token stands in each but once, so the order of
+            probs.scatter_add_(1, successors[:, i], shares[:, i])  # additions is fixed, on any device
+        some = successors.flatten(1)
+        return (self.log_unigram + passed[:, -1:].log()).scatter_(1, some, probs.gather(1, some).log())
+
+
+def build_index(
+    unigram: Tensor,  # [V]
+    orders: Sequence[NgramOrder],
+) -> NgramIndex:
+    """Lay out tables on the device of the unigram."""
+    base, device = len(unigram) + 1, unigram.device
+    contexts, parts = torch.arange(1, base), []
+    for order in orders:
+        used = order.codes > 0  # the others are there for the tree alone
+        counts = order.sums(used.long())
+        known = counts > 0
+        backoff = 1.0 - order.totals[known].double() / ONE
+        shares = order.codes[used].float() ** 2 / ONE
+        parts.append((contexts[known], counts[known], backoff, order.tokens[used], shares))
+        contexts = contexts.repeat_interleave(order.num_successors) * base + order.tokens + 1
+    unknown = (torch.tensor([2**63 - 1]), torch.tensor([0]), torch.tensor([1.0], dtype=torch.float64))
+    nothing = (torch.empty(0, dtype=torch.int32), torch.empty(0))
+    keys, counts, backoff, tokens, shares = (
+        torch.cat(column) for column in zip(*parts, (*unknown, *nothing), strict=True)
+    )
+    widest, num_lengths = max(1, int(counts.max())), max(1, len(orders))
+    probs = unigram.double() / unigram.double().sum()
+    return NgramIndex(
+        unigram=probs,
+        log_unigram=probs.log(),
+        powers=(base ** torch.arange(num_lengths)).repeat(num_lengths, 1).tril().flip(0).to(device),
+        steps=torch.arange(1, num_lengths + 1, device=device),
+        keys=keys.to(device),
+        starts=(counts.cumsum(0) - counts).to(device),
+        counts=counts.to(device),
+        backoff=backoff.to(device),
+        tokens=torch.nn.functional.pad(tokens, (0, widest)).to(device),
+        shares=torch.nn.functional.pad(shares, (0, widest)).to(device),
+        window=torch.arange(widest, device=device),
+    )

@@ -1,0 +1,222 @@
+"""An n-gram model from tokens: counted, discounted, and cut to a size.
+
+Glossary of shapes: N n-grams of one order.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..config import check_integer
+from ..drafters.ngram import NgramModel, NgramOrder
+from ..drafters.ngram_order import ONE
+from ..files.ngram_folder import MAX_ORDER, MAX_VOCAB_SIZE, array_bytes
+from .windows import check_tokens
+
+__all__ = ["NgramConfig", "count_ngrams"]
+
+Ints = npt.NDArray[np.integer]
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class NgramConfig:
+    """How an n-gram model is counted, and how large it may become."""
+
+    order: int = 4  # tokens of the longest n-grams
+    min_counts: tuple[int, ...] = (2,)  # what is rarer is left out: for each order from 2 on, or one for all
+    max_successors: int = 256  # n-grams of a context that have a share, the most frequent ones
+    max_megabytes: float = 64  # of its arrays; what is too rare to fit is left out as well
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no model."""
+        check_integer("order", self.order, 1, MAX_ORDER)
+        check_integer("max_successors", self.max_successors, 1, MAX_VOCAB_SIZE)
+        if not 0 < self.max_megabytes <= 1e6:
+            raise ValueError(f"max_megabytes: found {self.max_megabytes}, expected a number above 0 and at most 1e6")
+        for count in self.min_counts:
+            check_integer("min_counts", count, 1, 2**31)
+        if len(self.min_counts) not in (1, self.order - 1):
+            raise ValueError(
+                f"min_counts: found {len(self.min_counts)} numbers, expected one, or {self.order - 1}, one for each "
+                f"order from 2 to {self.order}"
+            )
+
+
+class Grams(NamedTuple):
+    """The distinct n-grams of one order, sorted by their tokens."""
+
+    contexts: Ints  # [N], the place of all tokens but the last one, in the order below
+    tokens: Ints  # [N], the last one
+    suffixes: Ints  # [N], the place of all tokens but the first one, in the order below
+    counts: Ints  # [N]
+
+
+def count_ngrams(
+    texts: Sequence[npt.NDArray[np.int64]],
+    vocab_size: int,
+    config: NgramConfig,
+    base_model: str = "",
+    tokenizer: str | None = None,
+) -> NgramModel:
+    """Count the n-grams of texts, none across the end of one, and return the model that they make.
+
+    share(h v) = max(0, count(h v) - discount) / count(h)
+
+    Below the longest n-grams, a count is the number of different tokens that stand before, not of occurrences. Of these
+    numbers, three discounts for each order follow in closed form. A share is 0 where an n-gram is left out, and what
+    that leaves goes to the shorter contexts.
+
+    Raises:
+        ValueError: there is no token, or one that is not in the vocabulary; or not even single tokens fit.
+
+    Source: Kneser and Ney 1995, "Improved Backing-off for M-gram Language Modeling"; Chen and Goodman 1999, "An
+    Empirical Study of Smoothing Techniques for Language Modeling", Sec. 3, for interpolation and three discounts.
+    """
+    check_integer("vocab_size", vocab_size, 1, MAX_VOCAB_SIZE)
+    if not sum(map(len, texts)):
+        raise ValueError("found no tokens, expected some to count")
+    smallest = array_bytes(vocab_size, [0] * (config.order - 1)) / 1e6
+    if smallest > config.max_megabytes:
+        raise ValueError(
+            f"max_megabytes: found {config.max_megabytes:g}, expected at least {smallest:g} for {vocab_size} tokens"
+        )
+    tokens = np.concatenate(texts)
+    check_tokens("texts", tokens, vocab_size)
+    levels = _distinct(tokens.astype(np.int32), np.array([len(text) for text in texts]), vocab_size, config.order)
+    shares, discounts = zip(*(_shares(levels, n) for n in range(config.order)), strict=True)
+
+    minima = config.min_counts * (config.order - 1 if len(config.min_counts) == 1 else 1)
+
+    def kept(least: int) -> list[Mask]:  # the larger the count that is asked for, the smaller the model
+        return _kept(levels, shares, [max(least, count) for count in minima], config.max_successors)
+
+    largest = max(int(grams.counts.max(initial=0)) for grams in levels)
+    least = 1 + bisect_left(
+        range(1, largest + 1),
+        True,
+        key=lambda least: (
+            array_bytes(vocab_size, [int(mask.sum()) for mask in kept(least)]) <= config.max_megabytes * 1e6
+        ),
+    )
+    return NgramModel(
+        torch.from_numpy(shares[0] + (1.0 - shares[0].sum()) / vocab_size),
+        tuple(_orders(levels, shares, kept(least), config.max_successors)),
+        base_model,
+        tokenizer,
+        {
+            "texts": len(texts),
+            "tokens": len(tokens),
+            "min_counts": [max(least, count) for count in minima],
+            "max_successors": config.max_successors,
+            "distinct": [len(grams.tokens) for grams in levels],
+            "discounts": [[round(value, 4) for value in each] for each in discounts],
+        },
+    )
+
+
+def _distinct(tokens: Ints, lengths: Ints, vocab_size: int, order: int) -> list[Grams]:
+    """Return the distinct n-grams of each order from 1 on."""
+    remaining = (np.repeat(np.cumsum(lengths), lengths) - np.arange(len(tokens))).astype(np.int32)  # of the text
+    nothing = np.zeros(vocab_size, dtype=np.int32)
+    levels = [Grams(nothing, np.arange(vocab_size), nothing, np.bincount(tokens, minlength=vocab_size))]
+    below = tokens  # which n-gram begins at each place
+    for n in range(2, order + 1):
+        places = np.flatnonzero(remaining >= n)
+        keys, first, inverse, counts = np.unique(
+            below[places] * np.int64(vocab_size) + tokens[places + (n - 1)],
+            return_index=True,
+            return_inverse=True,
+            return_counts=True,
+        )
+        contexts, last = (part.astype(np.int32) for part in np.divmod(keys, vocab_size))
+        levels.append(Grams(contexts, last, below[places[first] + 1], counts))
+        below = np.full(len(tokens), -1, dtype=np.int32)
+        below[places] = inverse
+    return levels
+
+
+def _shares(levels: list[Grams], n: int) -> tuple[Floats, list[float]]:  # [N]
+    """Return the share of each n-gram, and the discounts of its order."""
+    grams = levels[n]
+    counts = grams.counts
+    if n + 1 < len(levels):
+        before = np.bincount(levels[n + 1].suffixes, minlength=len(counts))
+        counts = np.where(before > 0, before, counts)  # nothing stands before what only begins texts
+    discounts = _discounts(counts)
+    totals = np.bincount(grams.contexts, weights=counts)
+    discounted = counts - np.array([0.0, *discounts])[np.minimum(counts, 3)]
+    return discounted / totals[grams.contexts], discounts
+
+
+def _discounts(counts: Ints) -> list[float]:
+    """Return what to take from counts of 1, of 2, and of 3 or more.
+
+    discount[i] = i - (i + 1) n1 / (n1 + 2 n2) n[i+1] / n[i], n[i] the number of counts i
+
+    A text too short to tell gives numbers out of their range, which are moved into it.
+    """
+    n1, n2, n3, n4 = (max(1, int((counts == i).sum())) for i in range(1, 5))
+    ratio = n1 / (n1 + 2 * n2)
+    found = (1 - 2 * ratio * n2 / n1, 2 - 3 * ratio * n3 / n2, 3 - 4 * ratio * n4 / n3)
+    return [min(max(value, 0.1 * i), 0.9 * i) for i, value in enumerate(found, start=1)]
+
+
+def _kept(levels: list[Grams], shares: Sequence[Floats], minima: Sequence[int], max_successors: int) -> list[Mask]:
+    """Say which n-grams of each order from 2 on to keep.
+
+    Kept are the frequent ones, and those on which a longer one stands. Of a context's, those behind the first
+    `max_successors` have no share, and are kept only if something stands on them.
+    """
+    wanted = [grams.counts >= least for grams, least in zip(levels[1:], minima, strict=True)]
+    wanted = _closed(levels, wanted)
+    ranked = [
+        _first(grams, share, mask, max_successors)
+        for grams, share, mask in zip(levels[1:], shares[1:], wanted, strict=True)
+    ]
+    return _closed(levels, ranked)
+
+
+def _closed(levels: list[Grams], wanted: list[Mask]) -> list[Mask]:
+    """Add the n-grams on which others stand."""
+    kept: list[Mask] = []
+    for grams, mask in zip(levels[:0:-1], wanted[::-1], strict=True):
+        if kept:
+            above = levels[len(levels) - len(kept)]
+            mask = mask | (np.bincount(above.contexts[kept[-1]], minlength=len(grams.tokens)) > 0)
+        kept.append(mask)
+    return kept[::-1]
+
+
+def _first(grams: Grams, share: Floats, mask: Mask, most: int) -> Mask:
+    """Restrict a mask to the n-grams with the largest shares of each context, the lowest tokens among equals."""
+    places = np.flatnonzero(mask)
+    places = places[np.lexsort((-share[places], grams.contexts[places]))]  # stable, and sorted by tokens before
+    contexts = grams.contexts[places]
+    begins = np.searchsorted(contexts, contexts)
+    first = np.zeros_like(mask)
+    first[places[np.arange(len(places)) - begins < most]] = True
+    return first
+
+
+def _orders(levels: list[Grams], shares: Sequence[Floats], kept: list[Mask], max_successors: int) -> list[NgramOrder]:
+    """Return the tables of what is kept, its shares in one byte each."""
+    orders, places = [], np.arange(len(levels[0].tokens))  # of the order below, kept ones only
+    for grams, share, mask in zip(levels[1:], shares[1:], kept, strict=True):
+        contexts = np.searchsorted(places, grams.contexts[mask])
+        exact = np.where(_first(grams, share, mask, max_successors), share, 0.0)[mask]
+        down, near = np.floor(256 * np.sqrt(exact)), np.rint(256 * np.sqrt(exact)).clip(max=255)
+        full = np.bincount(contexts, weights=near**2, minlength=len(places)) >= ONE  # rounding down is always sound
+        codes = np.where(full[contexts], down, near)
+        successors = np.bincount(contexts, minlength=len(places))
+        orders.append(NgramOrder(*map(torch.from_numpy, (successors, grams.tokens[mask], codes))))
+        places = np.flatnonzero(mask)
+    return orders

@@ -1,0 +1,186 @@
+"""An n-gram model with back-off as the drafter: what followed the last tokens in some text, and no pass of a model.
+
+Glossary of shapes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache import KVCache
+from ..files.folder import file_in, open_folder, read_json
+from ..files.ngram_folder import ARRAYS, CONFIG, FIXED, MAX_ORDER, may_replace, packed, read_arrays, read_details
+from ..files.saving import replace_folder
+from ..layers import Array
+from ..sampling import Probs
+from .ngram_order import ONE, NgramOrder
+
+if TYPE_CHECKING:
+    from ..methods.language_model import LanguageModel
+
+__all__ = ["NgramModel", "NgramOrder"]
+
+
+@dataclass(frozen=True, eq=False)
+class NgramModel:
+    """Drafts from tables of n-grams: the longest known context speaks first, and hands the rest to the next shorter.
+
+    probs(v | a b c) = share(a b c v) + (1 - shares of a b c) probs(v | b c)
+
+    and so on down to probs(v), which is positive for every token. A context that is not known has no shares. Only the
+    last `order - 1` tokens of a text matter.
+
+    Source: Ney, Essen and Kneser 1994, "On Structuring Probabilistic Dependences in Stochastic Language Modelling".
+    """
+
+    unigram: npt.NDArray[np.float32]  # [V], in proportion to probs(v)
+    orders: tuple[NgramOrder, ...] = ()  # of 2 tokens, of 3, of 4
+    base_model: str = ""  # the name of the model with whose tokenizer they were counted
+    tokenizer: str | None = None  # a digest of that tokenizer's vocabulary; None: not known, so not checked
+    training: Mapping[str, Any] = field(default_factory=dict)  # how they were counted, free of form
+    passes_per_draft = 0
+    max_position_embeddings = None
+
+    def __post_init__(self) -> None:
+        """Check the tables.
+
+        Raises:
+            ValueError: they make no law, or no tree.
+        """
+        with np.errstate(over="ignore"):
+            unigram = np.array(self.unigram, dtype=np.float32)
+        if unigram.ndim != 1 or unigram.size == 0 or not (np.isfinite(unigram) & (unigram > 0)).all():
+            raise ValueError("unigram: found something else, expected a finite positive number for each token")
+        unigram.flags.writeable = False
+        object.__setattr__(self, "unigram", unigram)
+        object.__setattr__(self, "orders", tuple(self.orders))
+        if self.order > MAX_ORDER:
+            raise ValueError(f"orders: found {len(self.orders)}, expected at most {MAX_ORDER - 1}")
+        num_contexts = self.vocab_size
+        for number, order in enumerate(self.orders, start=2):
+            try:
+                order.check(num_contexts, self.vocab_size)
+            except ValueError as error:
+                raise ValueError(f"order_{number}.{error}") from None
+            num_contexts = len(order.tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return int(self.unigram.size)
+
+    @property
+    def order(self) -> int:
+        """How long the longest n-grams are."""
+        return len(self.orders) + 1
+
+    @property
+    def name(self) -> str:
+        """What it is."""
+        return f"{self.order}-gram"
+
+    def new_cache(self, capacity: int) -> None:
+        """Return None: nothing is computed twice."""
+
+    def logits(
+        self,
+        tokens: Sequence[int],
+        cache: KVCache | None,
+    ) -> Array:  # [V]
+        """Return the logarithm of the law behind the tokens."""
+        probs = self._unigram_probs.copy()
+        for order, length in zip(self.orders, range(1, len(tokens) + 1), strict=False):
+            context = self._find(tokens[-length:])
+            if context is not None:
+                span = slice(*order.offsets[context : context + 2])
+                probs *= 1.0 - order.totals[context] / ONE
+                probs[order.tokens[span]] += order.codes[span].astype(np.float64) ** 2 / ONE
+        return np.log(probs)
+
+    @cached_property
+    def _unigram_probs(self) -> Probs:  # [V]
+        """The law of a token of which nothing is known."""
+        weights = self.unigram.astype(np.float64)
+        return np.asarray(weights / weights.sum())
+
+    def _find(self, context: Sequence[int]) -> int | None:
+        """Return the place of a context in its order, walking down the tree."""
+        place = context[0]
+        for order, token in zip(self.orders, context[1:], strict=False):
+            start, stop = order.offsets[place : place + 2]
+            place = start + int(np.searchsorted(order.tokens[start:stop], token))
+            if place == stop or order.tokens[place] != token:
+                return None
+        return int(place)
+
+    def check(self, model: LanguageModel, tokenizer: str | None = None) -> None:
+        """Refuse a model whose tokens mean something else; `tokenizer` is the digest of its tokenizer's vocabulary.
+
+        Raises:
+            ValueError: the vocabularies have different sizes, or the digests differ.
+        """
+        if self.vocab_size != model.vocab_size:
+            raise ValueError(
+                f"the n-gram model has vocab_size {self.vocab_size}, "
+                f"expected {model.vocab_size} as in the model {model.name!r}"
+            )
+        if self.tokenizer is not None and tokenizer not in (None, self.tokenizer):
+            raise ValueError(
+                f"the n-gram model was counted with the tokenizer of {self.base_model!r} ({self.tokenizer[:12]}), this "
+                f"is that of {model.name!r} ({str(tokenizer)[:12]}), expected the same; wrong tokens keep the text "
+                f"exact but make it slow, and dataclasses.replace(ngram, tokenizer=None) uses them all the same"
+            )
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the folder of an n-gram model, whole or not at all; one that is there already is replaced.
+
+        Raises:
+            ValueError: the path holds something else, or `training` is no plain JSON.
+        """
+        path = Path(folder)
+        if path.exists() and not may_replace(path):
+            raise ValueError(f"{path} holds something else, expected a new path or the folder of an n-gram model")
+        settings = FIXED | {
+            "vocab_size": self.vocab_size,
+            "num_ngrams": [len(order.tokens) for order in self.orders],
+            "base_model": self.base_model,
+            "tokenizer": self.tokenizer,
+            "training": dict(self.training),
+        }
+        try:
+            text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
+        arrays = packed(self.unigram, [(order.num_successors, order.tokens, order.codes) for order in self.orders])
+        replace_folder(path, {ARRAYS: arrays, CONFIG: text.encode()})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> NgramModel:
+        """Read the folder of an n-gram model.
+
+        Raises:
+            FileNotFoundError: the folder or one of its files is missing.
+            ValueError: a file is damaged, or was made for another version of this package.
+        """
+        root = open_folder(folder)
+        path = file_in(root, CONFIG)
+        settings = read_json(path)
+        try:
+            details = read_details(settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        path = file_in(root, ARRAYS)
+        unigram, orders = read_arrays(path, settings["vocab_size"], settings["num_ngrams"])
+        try:
+            return cls(unigram, tuple(NgramOrder(*arrays) for arrays in orders), **details)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,58 @@
+"""The text itself as the drafter: what followed the last time that it said the same.
+
+Glossary of shapes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..cache import KVCache
+from ..config import check_integer
+from ..layers import Array
+
+__all__ = ["PromptLookup"]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptLookup:
+    """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text.
+
+    Asked anew for each draft, behind the drafts before it. transformers takes the first occurrence, and all tokens
+    behind it at once; the most recent one is nearer to what the text is about.
+
+    Source: Saxena 2023, "Prompt Lookup Decoding" (github.com/apoorvumang/prompt-lookup-decoding).
+    """
+
+    vocab_size: int
+    max_ngram: int = 3
+    min_ngram: int = 1
+    name = "prompt lookup"
+    passes_per_draft = 0
+    max_position_embeddings = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_integer("vocab_size", self.vocab_size, 1, 2**31)
+        check_integer("max_ngram", self.max_ngram, 1, 2**16)
+        check_integer("min_ngram", self.min_ngram, 1, self.max_ngram)
+
+    def new_cache(self, capacity: int) -> None:
+        """Return None: nothing is computed twice."""
+
+    def logits(
+        self,
+        tokens: Sequence[int],
+        cache: KVCache | None,
+    ) -> Array:  # [V]
+        """Return 0 at the token found and -inf elsewhere; everywhere, if there is none."""
+        text, row = tuple(tokens), np.full(self.vocab_size, -np.inf)
+        for length in range(min(self.max_ngram, len(text) - 1), self.min_ngram - 1, -1):
+            for start in range(len(text) - length - 1, -1, -1):
+                if text[start : start + length] == text[-length:]:
+                    row[text[start + length]] = 0.0
+                    return row
+        return row

@@ -1,0 +1,191 @@
+"""The folder that keeps an n-gram model: config.json and model.safetensors, checked before use.
+
+For each order from 2 on, model.safetensors holds the n-grams sorted by their tokens: in `order_N.tokens` the last token
+of each, in `order_N.codes` the root of its share, in `order_N.contexts` where the tokens before the last one change.
+Those stand one order below, so they are not written out: three bytes and two or three bits say all about an n-gram.
+
+Glossary of shapes: P contexts, N n-grams, Z bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import check_integer
+from .folder import read_header, read_json
+
+__all__ = [
+    "ARRAYS",
+    "CONFIG",
+    "FIXED",
+    "MAX_ORDER",
+    "MAX_VOCAB_SIZE",
+    "array_bytes",
+    "may_replace",
+    "packed",
+    "read_arrays",
+    "read_details",
+]
+
+CONFIG, ARRAYS, UNIGRAM = "config.json", "model.safetensors", "unigram"
+# What this version can read; a folder that says anything else was made for a version with more features.
+FIXED = {"format_version": 1, "model_type": "ngram", "share": "code^2 / 65536"}
+KEYS = (*FIXED, "vocab_size", "num_ngrams", "base_model", "tokenizer", "training")
+MAX_ORDER, MAX_VOCAB_SIZE = 4, 2**20  # so that three tokens in sight make a number of 63 bits
+
+BYTES = {"F32": 4, "I32": 4, "U16": 2, "U8": 1}
+
+Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]  # of an order: successors, tokens, codes
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def read_details(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of NgramModel that config.json holds, all of it checked.
+
+    Raises:
+        ValueError: a key is missing, unknown, or has a value that this version cannot read.
+    """
+    for name, value in FIXED.items():
+        if name not in settings:
+            raise ValueError(f"{name} is missing, expected the folder of an n-gram model")
+        if settings[name] != value or type(settings[name]) is not type(value):
+            raise ValueError(f"{name}: found {settings[name]!r:.80}, expected {value!r}")
+    for name in (*KEYS, *settings):
+        if name not in settings or name not in KEYS:
+            raise ValueError(f"the key {name!r:.80} is missing or unknown, expected exactly {', '.join(KEYS)}")
+    check_integer("vocab_size", settings["vocab_size"], 1, MAX_VOCAB_SIZE)
+    counts, tokenizer = settings["num_ngrams"], settings["tokenizer"]
+    if not isinstance(counts, list) or len(counts) >= MAX_ORDER:
+        raise ValueError(f"num_ngrams: found {counts!r:.80}, expected a list of at most {MAX_ORDER - 1} numbers")
+    for count in counts:
+        check_integer("num_ngrams", count, 0, 2**31 - 1)
+    if tokenizer is not None and not (isinstance(tokenizer, str) and re.fullmatch("[0-9a-f]{64}", tokenizer)):
+        raise ValueError(f"tokenizer: found {tokenizer!r:.80}, expected 64 hexadecimal digits or null")
+    if not isinstance(settings["base_model"], str):
+        raise ValueError(f"base_model: found {settings['base_model']!r:.80}, expected text")
+    if not isinstance(settings["training"], dict):
+        raise ValueError(f"training: found {settings['training']!r:.80}, expected an object")
+    return {name: settings[name] for name in ("base_model", "tokenizer", "training")}
+
+
+def read_arrays(
+    path: Path,
+    vocab_size: int,
+    num_ngrams: Sequence[int],
+) -> tuple[npt.NDArray[np.float32], list[Arrays]]:  # [V], orders
+    """Return the unigram's weights, and the successors, tokens and codes of each order from 2 on.
+
+    Raises:
+        ValueError: the file is damaged, or holds other tensors, shapes or dtypes than config.json says.
+    """
+    from safetensors import safe_open
+
+    expected = _layout(vocab_size, num_ngrams)
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in read_header(path).items()}
+    for name in (*expected, *found):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"{path} holds {_described(name, found)}, expected {_described(name, expected)} as {CONFIG} says"
+            )
+    orders = []
+    with safe_open(path, framework="numpy") as file:
+        for order, (contexts, count) in enumerate(_sizes(vocab_size, num_ngrams), start=2):
+            marks, tokens, codes = (
+                file.get_tensor(f"order_{order}.{name}") for name in ("contexts", "tokens", "codes")
+            )
+            try:
+                orders.append((_num_successors(marks, contexts, count), tokens, codes))
+            except ValueError as error:
+                raise ValueError(f"{path}: order_{order}.{error}") from None
+        unigram: npt.NDArray[np.float32] = file.get_tensor(UNIGRAM)
+    return unigram, orders
+
+
+def packed(
+    unigram: npt.NDArray[np.float32],  # [V]
+    orders: Sequence[Arrays],
+) -> bytes:
+    """Return the content of model.safetensors."""
+    from safetensors.numpy import save
+
+    tensors: dict[str, npt.NDArray[Any]] = {UNIGRAM: unigram}
+    for order, (num_successors, tokens, codes) in enumerate(orders, start=2):
+        tensors[f"order_{order}.contexts"] = _marks(num_successors)
+        tensors[f"order_{order}.tokens"] = tokens.astype(np.uint16 if len(unigram) <= 2**16 else np.int32)
+        tensors[f"order_{order}.codes"] = codes.astype(np.uint8)
+    return save(tensors)
+
+
+def array_bytes(vocab_size: int, num_ngrams: Sequence[int]) -> int:
+    """Return the size of the arrays on disk, with so many n-grams of each order from 2 on."""
+    return sum(BYTES[dtype] * shape[0] for dtype, shape in _layout(vocab_size, num_ngrams).values())
+
+
+def may_replace(path: Path) -> bool:
+    """Say whether a path holds the folder of an n-gram model, or an empty one, and nothing else."""
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    try:
+        return not names or (names <= {CONFIG, ARRAYS} and set(FIXED) <= set(read_json(path / CONFIG)))
+    except (OSError, ValueError):
+        return False
+
+
+def _layout(vocab_size: int, num_ngrams: Sequence[int]) -> Layout:
+    """Return dtype and shape of every tensor by name."""
+    layout: Layout = {UNIGRAM: ("F32", (vocab_size,))}
+    for order, (contexts, count) in enumerate(_sizes(vocab_size, num_ngrams), start=2):
+        layout[f"order_{order}.contexts"] = ("U8", ((contexts + count + 7) // 8,))
+        layout[f"order_{order}.tokens"] = ("U16" if vocab_size <= 2**16 else "I32", (count,))
+        layout[f"order_{order}.codes"] = ("U8", (count,))
+    return layout
+
+
+def _sizes(vocab_size: int, num_ngrams: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the numbers of contexts and of n-grams of each order from 2 on."""
+    return list(zip((vocab_size, *num_ngrams), num_ngrams, strict=False))
+
+
+def _marks(
+    num_successors: npt.NDArray[Any],  # [P]
+) -> npt.NDArray[np.uint8]:  # [Z]
+    """Write numbers in unary, a 0 for each successor and a 1 behind each context: P + N bits, in bytes.
+
+    Source: Jacobson 1989, "Space-efficient Static Trees and Graphs", for trees in so many bits.
+    """
+    bits = np.zeros(len(num_successors) + int(num_successors.sum()), dtype=np.uint8)
+    bits[np.cumsum(num_successors + 1) - 1] = 1
+    return np.packbits(bits)
+
+
+def _num_successors(
+    marks: npt.NDArray[np.uint8],  # [Z]
+    contexts: int,
+    count: int,
+) -> npt.NDArray[np.int64]:  # [contexts]
+    """Read what `_marks` wrote.
+
+    Raises:
+        ValueError: there are not so many contexts, or n-grams behind the last one.
+    """
+    ends = np.flatnonzero(np.unpackbits(marks))
+    if len(ends) != contexts or (contexts and ends[-1] != contexts + count - 1):
+        last = f", the last one at {ends[-1]}" if len(ends) else ""
+        raise ValueError(
+            f"contexts: found {len(ends)} marks{last}, expected {contexts}, the last one at {contexts + count - 1}"
+        )
+    return np.diff(ends, prepend=-1) - 1
+
+
+def _described(name: str, tensors: Layout) -> str:
+    if name not in tensors:
+        return f"no tensor {name!r:.80}"
+    dtype, shape = tensors[name]
+    return f"{name!r:.80} {dtype} {list(shape)}"

@@ -1,0 +1,159 @@
+"""`pass-sampling ngram`: what it counts, what it says of it, and that it fits the model it was counted for."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from console import Box, read_strictly, run
+from folders import contents, module
+from pass_sampling.gpu import SamplingConfig, load_model
+from pass_sampling.gpu.drafters import NgramModel, PromptLookup
+from pass_sampling.gpu.sampling import probs_from_logits
+from pass_sampling.gpu.training.held_out import drafter_acceptance, perplexity
+from pass_sampling.gpu.training.tokenizer import train_tokenizer, vocabulary_digest
+from shapes import checked, functions_of
+
+SAMPLINGS = [SamplingConfig(), SamplingConfig(0.8, 10)]
+
+
+def count(box: Box, output: Path, capsys: pytest.CaptureFixture[str], *more: object) -> dict[str, Any]:
+    """Run `ngram --json` on the small model and return its object."""
+    assert run("ngram", "--model", box.model, "--text", box.text, "--output", output, "--json", *more) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return read_strictly(printed.out)
+
+
+def test_the_folder_is_what_the_object_says(box: Box, tmp_path: Path, capsys: Any) -> None:
+    before = contents(box.root)
+    found = count(box, tmp_path / "ngram", capsys, "--min-count", 1)
+    assert contents(box.root) == before
+    ngram = NgramModel.load(tmp_path / "ngram")
+    assert found["num_ngrams"] == [300, *(len(order.tokens) for order in ngram.orders)]
+    assert found["bytes"] == sum(path.stat().st_size for path in (tmp_path / "ngram").iterdir())
+    assert {name: found[name] for name in ngram.training} == ngram.training
+    assert (ngram.order, ngram.base_model, ngram.training["texts"]) == (4, "model", 12)
+    tokenizer = AutoTokenizer.from_pretrained(str(box.model))
+    ngram.check(load_model(box.model), vocabulary_digest(tokenizer))
+    # The words of the text were drawn at random, so a word is known once it has begun, and every 16th can begin.
+    assert 3 < found["held_out"]["perplexity"] < 20
+    text = tokenizer("for print index value list while pr").input_ids
+    row = ngram.logits(torch.tensor([text]), None, torch.tensor([len(text)]), 1)[0]
+    assert tokenizer.decode([int(row.argmax())]).strip() in "print"
+
+
+def test_without_json_it_prints_a_table_and_the_same_figures(box: Box, tmp_path: Path, capsys: Any) -> None:
+    found = count(box, tmp_path / "one", capsys, "--order", 2, "--min-count", 3)
+    assert (
+        run(
+            "ngram",
+            "--model",
+            box.model,
+            "--text",
+            box.text,
+            "--output",
+            tmp_path / "two",
+            "--order",
+            2,
+            "--min-count",
+            3,
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert lines[0] == "order  n-grams kept  of distinct  seen at least"
+    assert lines[2].split() == ["2", str(found["num_ngrams"][1]), str(found["distinct"][1]), "3", "times"]
+    assert f"perplexity {found['held_out']['perplexity']:.1f} on" in printed
+    for setting in found["held_out"]["acceptance"]:
+        assert f"top-k {setting['top_k']}: {setting['expected']:.3f}" in printed
+    assert lines[-1] == f"saved in {tmp_path / 'two'}"
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_listed_files_are_held_out(box: Box, tmp_path: Path, capsys: Any) -> None:
+    whole = count(box, tmp_path / "whole", capsys)
+    listed = count(box, tmp_path / "listed", capsys, "--held-out-list", box.root / "list.txt")
+    assert (whole["texts"], listed["texts"]) == (12, 11)
+    tokens = AutoTokenizer.from_pretrained(str(box.model))((box.text / "0.py").read_text(encoding="utf-8")).input_ids
+    assert listed["held_out"]["tokens"] == len(tokens) + 2  # with an end of text at both ends
+    assert whole["tokens"] + whole["held_out"]["tokens"] == listed["tokens"] + listed["held_out"]["tokens"]
+
+
+def test_the_size_is_kept(box: Box, tmp_path: Path, capsys: Any) -> None:
+    found = count(box, tmp_path / "ngram", capsys, "--max-megabytes", 0.003)
+    assert (tmp_path / "ngram" / "model.safetensors").stat().st_size < 4200  # with a header of a kilobyte at most
+    assert min(found["min_counts"]) > 2
+
+
+def test_a_folder_is_not_overwritten(box: Box, tmp_path: Path, capsys: Any) -> None:
+    count(box, tmp_path / "ngram", capsys)
+    before = contents(tmp_path)
+    assert run("ngram", "--model", box.model, "--text", box.text, "--output", tmp_path / "ngram") == 2
+    assert "is there already" in capsys.readouterr().err and contents(tmp_path) == before
+
+
+def test_a_tokenizer_is_known_by_its_vocabulary(box: Box) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(box.model))
+    digest = vocabulary_digest(tokenizer)
+    assert digest == vocabulary_digest(AutoTokenizer.from_pretrained(str(box.model))) and len(digest) == 64
+    other = train_tokenizer(["another text of other words " * 50] * 3, 270, 96)
+    assert vocabulary_digest(other) != digest
+    other.add_tokens(["<more>"])
+    assert len({digest, vocabulary_digest(other), vocabulary_digest(train_tokenizer(["another"] * 3, 258, 96))}) == 3
+
+
+# --- The figures ---
+
+
+def test_acceptance_is_the_mean_over_the_places(box: Box, tmp_path: Path, capsys: Any) -> None:
+    count(box, tmp_path / "ngram", capsys)
+    model, ngram = load_model(box.model, "float64"), NgramModel.load(tmp_path / "ngram")
+    sequences = np.random.default_rng(0).integers(0, 300, (5, 20))
+    found = drafter_acceptance(model, ngram, sequences, SAMPLINGS)
+    for sampling, value in zip(SAMPLINGS, found, strict=True):
+        total = 0.0
+        for row in torch.from_numpy(sequences):
+            target = probs_from_logits(model.forward(row[None])[0], sampling)
+            for place in range(19):  # all of them: there are fewer than are looked at
+                logits = ngram.logits(row[None], None, torch.tensor([place + 1]), 1)
+                total += float(torch.minimum(target[place], probs_from_logits(logits, sampling)[0]).sum())
+        assert math.isclose(value, total / (5 * 19), rel_tol=1e-9)
+
+
+def test_where_nothing_is_proposed_nothing_is_accepted(box: Box) -> None:
+    model = load_model(box.model, "float64")
+    once, twice = np.arange(20)[None], np.tile(np.arange(10), 2)[None]
+    assert drafter_acceptance(model, PromptLookup(300), once, SAMPLINGS) == [0.0, 0.0]
+    target = probs_from_logits(model.forward(torch.from_numpy(twice))[0], SamplingConfig())
+    expected = sum(float(target[place, (place + 1) % 10]) for place in range(10, 19)) / 19
+    assert math.isclose(drafter_acceptance(model, PromptLookup(300), twice, SAMPLINGS)[0], expected, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(0, 9), (3, 1)])
+def test_figures_of_nothing_are_refused(box: Box, shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError) as error:
+        drafter_acceptance(load_model(box.model), PromptLookup(300), np.zeros(shape, np.int64), SAMPLINGS)
+    assert str(error.value) == f"sequences: found {shape[0]} of {shape[1]} tokens, expected some of at least 2"
+
+
+def test_every_array_has_the_shape_that_its_comment_says(box: Box) -> None:
+    functions, sequences = list(functions_of(module("gpu", "training.held_out"))), np.zeros((3, 9), np.int64)
+    with checked(functions) as calls:
+        drafter_acceptance(load_model(box.model), PromptLookup(300), sequences, SAMPLINGS)
+        perplexity(NgramModel(torch.ones(50)), sequences, torch.device("cpu"))
+    assert len(calls) == len(functions) == 2
+
+
+def test_a_law_that_knows_nothing_has_the_vocabulary_as_its_perplexity() -> None:
+    model = NgramModel(torch.ones(50))
+    sequences = np.random.default_rng(0).integers(0, 50, (2, 200))
+    assert math.isclose(perplexity(model, sequences, torch.device("cpu")), 50, rel_tol=1e-12)

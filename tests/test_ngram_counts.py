@@ -1,0 +1,245 @@
+"""Counting n-grams: the tables of a slow definition, within a size, and the same on every run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pass_sampling.gpu.drafters import NgramModel
+from pass_sampling.gpu.files.ngram_folder import array_bytes
+from pass_sampling.gpu.training.held_out import perplexity
+from pass_sampling.gpu.training.ngram_counts import NgramConfig, count_ngrams
+
+Gram = tuple[int, ...]
+LARGE = 1e6  # megabytes
+
+
+def arrays(texts: list[list[int]]) -> list[np.ndarray]:
+    return [np.array(text, dtype=np.int64) for text in texts]
+
+
+def slow_counts(texts: list[list[int]], order: int) -> tuple[list[Counter[Gram]], list[Counter[Gram]]]:
+    """Count occurrences for the longest n-grams, and different tokens before for shorter ones, where there are any."""
+    seen = [
+        Counter(tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)) for n in range(order + 2)
+    ]
+    return [
+        Counter(
+            {
+                gram: len({longer for longer in seen[n + 1] if longer[1:] == gram}) or times
+                for gram, times in seen[n].items()
+            }
+        )
+        if n < order
+        else seen[n]
+        for n in range(order + 1)
+    ], seen
+
+
+def slow_discounts(counts: Counter[Gram]) -> list[float]:
+    """Chen and Goodman's three discounts, kept above 0 and below the counts they are taken from."""
+    number = Counter(counts.values())
+    n = [0, *(max(1, number[i]) for i in range(1, 5))]
+    ratio = n[1] / (n[1] + 2 * n[2])
+    return [0.0, *(min(max(i - (i + 1) * ratio * n[i + 1] / n[i], 0.1 * i), 0.9 * i) for i in (1, 2, 3))]
+
+
+def slow_model(
+    texts: list[list[int]], vocab_size: int, order: int, minima: list[int], most: int
+) -> tuple[np.ndarray, list[dict[Gram, int]]]:
+    """Return the unigram's law, and the code of every n-gram that is kept, of each order from 2 on."""
+    counts, seen = slow_counts(texts, order)
+    shares: list[dict[Gram, float]] = [{}]
+    for n in range(1, order + 1):
+        discounts, totals = slow_discounts(counts[n]), defaultdict(int)
+        for gram, count in counts[n].items():
+            totals[gram[:-1]] += count
+        shares.append(
+            {gram: (count - discounts[min(count, 3)]) / totals[gram[:-1]] for gram, count in counts[n].items()}
+        )
+    unigram = np.array([shares[1].get((token,), 0.0) for token in range(vocab_size)])
+    unigram += (1.0 - unigram.sum()) / vocab_size
+
+    def leading(grams: set[Gram], n: int) -> set[Gram]:
+        """Those with the largest shares of each context, the lowest tokens among equals."""
+        found = set()
+        for context in {gram[:-1] for gram in grams}:
+            rivals = sorted((gram for gram in grams if gram[:-1] == context), key=lambda gram: (-shares[n][gram], gram))
+            found |= set(rivals[:most])
+        return found
+
+    def closed(grams: list[set[Gram]]) -> list[set[Gram]]:
+        for n in range(len(grams) - 1, 0, -1):
+            grams[n - 1] = grams[n - 1] | {gram[:-1] for gram in grams[n]}
+        return grams
+
+    wanted = closed([{gram for gram, times in seen[n].items() if times >= minima[n - 2]} for n in range(2, order + 1)])
+    kept = closed([leading(grams, n) for n, grams in enumerate(wanted, start=2)])
+    codes = []
+    for n, grams in enumerate(kept, start=2):
+        exact = {gram: 256 * math.sqrt(shares[n][gram]) if gram in leading(grams, n) else 0.0 for gram in grams}
+        near = {gram: min(255, round(root)) for gram, root in exact.items()}
+        totals = defaultdict(int)
+        for gram, code in near.items():
+            totals[gram[:-1]] += code**2
+        codes.append({gram: near[gram] if totals[gram[:-1]] < 65536 else int(root) for gram, root in exact.items()})
+    return unigram, codes
+
+
+def listed(model: NgramModel) -> list[dict[Gram, int]]:
+    """Return the code of every n-gram of a model, by its tokens."""
+    contexts: list[Gram] = [(token,) for token in range(model.vocab_size)]
+    found = []
+    for order in model.orders:
+        parents = [
+            context
+            for context, count in zip(contexts, order.num_successors.tolist(), strict=True)
+            for _ in range(count)
+        ]
+        contexts = [(*parent, token) for parent, token in zip(parents, order.tokens.tolist(), strict=True)]
+        found.append(dict(zip(contexts, order.codes.tolist(), strict=True)))
+    return found
+
+
+@st.composite
+def corpora(draw: Any) -> tuple[list[list[int]], int]:
+    """Texts over a small vocabulary, some of them empty, with repetitions."""
+    vocab_size = draw(st.integers(1, 6))
+    text = st.lists(st.integers(0, vocab_size - 1), max_size=30)
+    texts = draw(st.lists(text, min_size=1, max_size=6).filter(lambda texts: any(texts)))
+    return texts * draw(st.integers(1, 3)), vocab_size
+
+
+@given(corpus=corpora(), order=st.integers(1, 4), data=st.data())
+def test_the_tables_are_those_of_the_slow_definition(corpus: Any, order: int, data: Any) -> None:
+    texts, vocab_size = corpus
+    minima = data.draw(st.lists(st.integers(1, 4), min_size=max(1, order - 1), max_size=max(1, order - 1)))
+    most = data.draw(st.integers(1, 6))
+    model = count_ngrams(arrays(texts), vocab_size, NgramConfig(order, tuple(minima), most, LARGE))
+    unigram, codes = slow_model(texts, vocab_size, order, minima, most)
+    assert listed(model) == codes
+    assert np.abs(model.unigram.numpy() - unigram).max() < 1e-6  # float32
+
+
+def test_no_ngram_crosses_the_end_of_a_text() -> None:
+    apart = count_ngrams(arrays([[0, 1], [2, 0, 1], [], [2]]), 3, NgramConfig(3, (1,)))
+    assert [sorted(grams) for grams in listed(apart)] == [[(0, 1), (2, 0)], [(2, 0, 1)]]
+    joined = count_ngrams(arrays([[0, 1, 2, 0, 1, 2]]), 3, NgramConfig(3, (1,)))
+    assert (1, 2) in listed(joined)[0]
+
+
+def zipf(seed: int, count: int, vocab_size: int) -> list[np.ndarray]:
+    """Texts in which every token leans on the one before it."""
+    draw = np.random.default_rng(seed)
+    steps = np.minimum(draw.zipf(1.4, (20, count // 20)), vocab_size) * draw.integers(1, 3, (20, count // 20))
+    return list(steps.cumsum(axis=1) % vocab_size)
+
+
+def test_the_size_is_kept_and_used() -> None:
+    texts = zipf(0, 40_000, 300)
+    sizes = []
+    for megabytes in (0.003, 0.01, 0.03, 0.1, 0.3, LARGE):
+        model = count_ngrams(texts, 300, NgramConfig(4, (1,), 64, megabytes))
+        counts = [len(order.tokens) for order in model.orders]
+        sizes.append(array_bytes(300, counts))
+        least = model.training["min_counts"]
+        assert sizes[-1] <= 1e6 * megabytes and len(set(least)) == 1
+        if least[0] > 1:  # one less would have been too large
+            rarer = count_ngrams(texts, 300, NgramConfig(4, (least[0] - 1,), 64, LARGE))
+            assert array_bytes(300, [len(order.tokens) for order in rarer.orders]) > 1e6 * megabytes
+    assert sizes == sorted(sizes) and sizes[-1] > 20 * sizes[0]
+
+
+def test_counts_are_the_same_on_every_run_and_in_any_order(tmp_path: Path) -> None:
+    texts, config = zipf(1, 20_000, 100), NgramConfig(4, (2,), 32, 0.05)
+    for name, some in (("one", texts), ("two", texts), ("other", texts[::-1])):
+        count_ngrams(some, 100, config, "tiny", "a" * 64).save(tmp_path / name)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    for name in ("two", "other"):
+        assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == first
+
+
+def test_longer_contexts_say_more_about_the_next_token() -> None:
+    """On text from a process with two tokens of memory, until the third."""
+    draw, vocab_size = np.random.default_rng(0), 12
+    rows = draw.dirichlet(np.full(vocab_size, 0.1), (vocab_size, vocab_size)).cumsum(axis=-1)
+    text = [0, 0]
+    for uniform in draw.random(30_000):
+        text.append(min(vocab_size - 1, int(np.searchsorted(rows[text[-2], text[-1]], uniform))))
+    held_out = np.array(text[25_000:30_000]).reshape(20, 250)
+    found = []
+    for order in (1, 2, 3, 4):
+        model = count_ngrams(arrays([text[:25_000]]), vocab_size, NgramConfig(order, (1,)))
+        found.append(perplexity(model, held_out, torch.device("cpu")))
+    assert found[0] > found[1] > found[2] and found[3] < 1.1 * found[2]
+    probs = np.diff(rows, axis=-1, prepend=0.0)
+    entropy = -np.mean([np.log(probs[a, b, c]) for a, b, c in zip(text, text[1:], text[2:], strict=False)])
+    assert math.exp(entropy) < found[2] < 1.1 * math.exp(entropy)
+
+
+def test_perplexity_is_that_of_the_law() -> None:
+    model = count_ngrams(zipf(2, 2000, 20), 20, NgramConfig(3, (1,)))
+    sequences = np.random.default_rng(0).integers(0, 20, (2, 150))
+    total = 0.0
+    for row in sequences:
+        for i in range(1, len(row)):
+            text, lengths = torch.from_numpy(row[None]), torch.tensor([i])
+            total -= float(model.logits(text, None, lengths, 1)[0, row[i]])
+    assert math.isclose(perplexity(model, sequences, torch.device("cpu")), math.exp(total / (2 * 149)), rel_tol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"order": 0}, "order: found 0, expected an integer from 1 to 4"),
+        ({"order": 5}, "order: found 5, expected an integer from 1 to 4"),
+        ({"min_counts": (0,)}, "min_counts: found 0, expected an integer from 1 to 2147483648"),
+        (
+            {"min_counts": (1, 2)},
+            "min_counts: found 2 numbers, expected one, or 3, one for each order from 2 to 4",
+        ),
+        ({"min_counts": ()}, "min_counts: found 0 numbers, expected one, or 3, one for each order from 2 to 4"),
+        ({"max_successors": 0}, "max_successors: found 0, expected an integer from 1 to 1048576"),
+        ({"max_megabytes": 0.0}, "max_megabytes: found 0.0, expected a number above 0 and at most 1e6"),
+        ({"max_megabytes": math.nan}, "max_megabytes: found nan, expected a number above 0 and at most 1e6"),
+        ({"max_megabytes": 2e6}, "max_megabytes: found 2000000.0, expected a number above 0 and at most 1e6"),
+    ],
+)
+def test_settings_that_make_no_model_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        NgramConfig(**settings)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("texts", "settings", "message"),
+    [
+        ([], {}, "found no tokens, expected some to count"),
+        ([[], []], {}, "found no tokens, expected some to count"),
+        ([[0, 3]], {}, "texts: found the token 3, expected 0 to 2, the model's"),
+        ([[0, 2**32]], {}, "texts: found the token 4294967296, expected 0 to 2, the model's"),
+        ([[-1]], {}, "texts: found the token -1, expected 0 to 2, the model's"),
+        ([[0]], {"max_megabytes": 1e-5}, "max_megabytes: found 1e-05, expected at least 1.3e-05 for 3 tokens"),
+    ],
+)
+def test_texts_that_cannot_be_counted_are_refused(texts: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        count_ngrams(arrays(texts), 3, NgramConfig(2, **settings))
+    assert str(error.value) == message
+
+
+def test_the_record_says_how_it_was_counted() -> None:
+    model = count_ngrams(zipf(3, 4000, 30), 30, NgramConfig(3, (2, 3), 16), "tiny", "b" * 64)
+    assert (model.base_model, model.tokenizer) == ("tiny", "b" * 64)
+    record = model.training
+    assert record["texts"] == 20 and record["tokens"] == 4000 and record["max_successors"] == 16
+    assert record["min_counts"] == [2, 3] and record["distinct"][0] == 30
+    assert [len(discounts) for discounts in record["discounts"]] == [3, 3, 3]
