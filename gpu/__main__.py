@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "generate", "train", "pretrain", "ngram", "verify")
+COMMANDS = ("demo", "generate", "train", "pretrain", "ngram", "bench", "verify")
 DESCRIPTION = """One frozen language model drafts several tokens at once from a few trained look-ahead vectors,
 verifies them itself, and keeps exactly its output distribution."""
 EPILOG = """to begin with:
@@ -22,6 +22,7 @@ EPILOG = """to begin with:
   pass-sampling generate --prompt 'def main():'        continue a text
   pass-sampling train --model FOLDER --text FILES --output VECTORS
                                                        train look-ahead vectors for a model of your own
+  pass-sampling bench                                  compare all ways of decoding, transformers' included
 every command explains itself: pass-sampling COMMAND --help"""
 EXTRA = ("torch", "transformers", "tokenizers", "tqdm")  # what the gpu extra installs
 NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory")

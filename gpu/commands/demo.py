@@ -16,17 +16,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from .options import (
-    add_json,
-    add_lookahead,
-    add_machine,
-    add_model,
-    add_sampling,
-    load_vectors,
-    no_vectors,
-    open_model,
-    sampling_of,
-)
+from .methods import method_called, options_of
+from .options import add_json, add_lookahead, add_machine, add_model, add_sampling, open_model, sampling_of
 from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
@@ -63,12 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     add_machine(parser)
     add_json(parser)
+    parser.set_defaults(num_draft=None, verify=None)  # as many as there are vectors, token by token
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Show the texts, then the figures."""
     from ..config import check_integer
-    from ..methods import Autoregressive, PaSS
     from ..methods.checks import check_context, check_prompt
 
     check_integer("repeats", arguments.repeats, 1, 10**6)
@@ -76,15 +67,13 @@ def run(arguments: argparse.Namespace) -> None:
     texts = [check_unicode("--prompt", text) for text in arguments.prompt or PROMPTS]
     sampling = sampling_of(arguments)
     model = open_model(arguments)
-    lookahead = load_vectors(arguments, model)
-    if lookahead is None:
-        raise ValueError(no_vectors(arguments.model))
+    names = {PLAIN: "autoregressive", PASS: "lookahead"}
+    methods = {shown: method_called(name, arguments, model, sampling) for shown, name in names.items()}
     tokenizer = load_tokenizer(arguments.model)
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     for prompt in prompts:  # before anything is shown
         check_prompt(prompt, model.vocab_size)
         check_context(len(prompt), arguments.max_new_tokens, model.max_position_embeddings)
-    methods = {PLAIN: Autoregressive(model, sampling), PASS: PaSS(model, lookahead, sampling)}
     if not arguments.json:
         _show(methods[PASS], texts, prompts, tokenizer, arguments)
     rows = _measure(methods, prompts, arguments)
@@ -92,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"rows": rows, **machine}, indent=2, allow_nan=False))
         return
-    _print_table(rows, lookahead.num_lookahead, machine)
+    _print_table(rows, options_of(methods[PASS])["num_lookahead"], machine)
 
 
 def _show(

@@ -1,4 +1,4 @@
-"""Continue a text with a model, by plain decoding or by PaSS; both have exactly the same law.
+"""Continue a text with a model, by plain decoding or with drafts; all ways have exactly the same law.
 
   pass-sampling generate --prompt 'def main():'
   pass-sampling generate --model FOLDER --lookahead VECTORS --prompt-file story.txt --temperature 0.7 --json
@@ -15,43 +15,28 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import (
-    add_json,
-    add_lookahead,
-    add_machine,
-    add_model,
-    add_sampling,
-    load_vectors,
-    no_vectors,
-    open_model,
-    sampling_of,
-)
+from .drafting import add_drafting, check_drafting
+from .methods import METHODS, method_for
+from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
 from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
     from ..methods import Method
     from ..record import Generation
-    from ..transformer import Transformer
 
 HELP = "continue a text"
-METHODS = ("autoregressive", "lookahead")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     add_model(parser)
-    add_lookahead(parser)
     parser.add_argument(
         "--method",
-        choices=METHODS,
-        help="how to decode, by the same law; default: lookahead (PaSS) where there are vectors, else autoregressive",
+        choices=tuple(METHODS),
+        help="how to decode, by the same law; default: what was given to draft from, else lookahead (PaSS) where there "
+        "are vectors, else autoregressive",
     )
-    parser.add_argument(
-        "--verify",
-        choices=("token", "block", "match"),
-        help="how drafts are verified, each way exact: token by token, as a block, or by drawing from the model until "
-        "a draw misses the draft; default: token",
-    )
+    add_drafting(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file with the text to continue")
@@ -79,11 +64,12 @@ def run(arguments: argparse.Namespace) -> None:
     from .streaming import SourceStream
 
     check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
+    check_drafting(arguments)
     stops = [check_unicode("--stop", stop) for stop in arguments.stop_strings]
     text = _prompt(arguments)
     sampling = sampling_of(arguments)
     model = open_model(arguments)
-    method_name, method = _method(arguments, model, sampling)
+    method_name, method = method_for(arguments, model, sampling)
     tokenizer = load_tokenizer(arguments.model)
     prompt = encode_prompt(tokenizer, text, "--prompt" if arguments.prompt_file is None else arguments.prompt_file)
     decode = decoder_of(tokenizer)
@@ -121,6 +107,7 @@ def summary(method: str, result: Generation, seconds: float) -> dict[str, Any]:
         "end": result.end,
         "method": method,
         "num_forward_passes": result.num_forward_passes,
+        "num_draft_passes": result.num_draft_passes,
         "num_positions": result.num_positions,
         "tokens_per_forward": result.tokens_per_forward,
         "seconds": seconds,
@@ -144,34 +131,6 @@ def _prompt(arguments: argparse.Namespace) -> str:
         raise ValueError(f"{path} is not UTF-8, expected a text file") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}), expected a text file") from None
-
-
-def _method(arguments: argparse.Namespace, model: Transformer, sampling: Any) -> tuple[str, Method]:
-    """Return the method by name: the one asked for, or PaSS where there are vectors."""
-    from ..methods import Autoregressive, PaSS
-
-    if arguments.method == "autoregressive":
-        if arguments.lookahead is not None:
-            raise ValueError(
-                "--lookahead: found it with --method autoregressive, which drafts nothing, expected --method lookahead"
-            )
-        _check_no_rule(arguments)
-        return "autoregressive", Autoregressive(model, sampling)
-    lookahead = load_vectors(arguments, model)
-    if lookahead is None:
-        if arguments.method == "lookahead":
-            raise ValueError(f"--method lookahead: {no_vectors(arguments.model)}")
-        _check_no_rule(arguments)
-        return "autoregressive", Autoregressive(model, sampling)
-    return "lookahead", PaSS(model, lookahead, sampling, rule=arguments.verify or "token")
-
-
-def _check_no_rule(arguments: argparse.Namespace) -> None:
-    """Refuse a rule of verification where nothing is drafted."""
-    if arguments.verify is not None:
-        raise ValueError(
-            f"--verify: found {arguments.verify} with plain decoding, which drafts nothing, expected --method lookahead"
-        )
 
 
 def _setting(arguments: argparse.Namespace, method: Method, prompt: str) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Bar:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=self.first, desc=self._what, unit=self._unit, dynamic_ncols=True)
+        self._bar.total = total
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 

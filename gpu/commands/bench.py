@@ -1,0 +1,222 @@
+"""Compare every way of decoding on one checkpoint and one set of prompts, transformers beside them.
+
+  pass-sampling bench
+  pass-sampling bench --quick --json
+  pass-sampling bench --model FOLDER --lookahead VECTORS --draft-model FOLDER --prompts FILE.jsonl --plot FILE.png
+
+All take turns in one process, and every speed is a ratio of paired runs. What a method yields is measured in the texts
+it wrote and, as an exact expectation, at places of text that it did not write: text that repeats itself flatters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import HELD_OUT
+from .bench_output import machine, notes_of, print_table, settings_of, versions
+from .contenders import NAMES, chosen_names, contenders_for
+from .drafting import add_drafting, check_drafting, num_draft
+from .options import add_json, add_machine, add_model, add_sampling, named_held_out, open_model, sampling_of
+from .progress import Bar
+from .text import check_unicode, encode_prompt, load_tokenizer
+
+if TYPE_CHECKING:
+    from ..methods import Method
+
+HELP = "compare all methods of decoding on one checkpoint"
+FULL = {"repeats": 5, "max_new_tokens": 96, "num_prompts": 12, "num_places": 64, "num_tapes": 8}
+QUICK = {"repeats": 3, "max_new_tokens": 64, "num_prompts": 6, "num_places": 24, "num_tapes": 4}
+BUDGET = 45  # seconds that the runs of --quick may take, beside loading and expectations
+PROMPT_LENGTH, PREFIX_LENGTH = 96, 128  # tokens
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    add_model(parser)
+    parser.add_argument(
+        "--methods",
+        metavar="A,B,...",
+        help=f"some of {', '.join(NAMES)}; plain decoding always runs; default: all that can run on the checkpoint",
+    )
+    add_drafting(parser)
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="a JSON object with a `prompt` on each line; default: pieces of those files of Python's standard library "
+        "that the model in the box has not seen",
+    )
+    defaults = "; default: {} ({} with --quick)"
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="length of each text" + defaults.format(FULL["max_new_tokens"], QUICK["max_new_tokens"]),
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        metavar="N",
+        help="paired runs behind each figure" + defaults.format(FULL["repeats"], QUICK["repeats"]),
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="at most two minutes: fewer runs, prompts and tokens, on free cores"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a .png or .svg to draw as well; default: none")
+    add_sampling(parser)
+    add_machine(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check, load, compare, print."""
+    from ..benchmark import rows_of, run_all
+    from ..benchmarking.expectation import expected_tokens_per_forward
+    from ..config import check_integer
+    from ..ending import Ending
+
+    for name, value in (QUICK if arguments.quick else FULL).items():
+        if getattr(arguments, name, None) is None:
+            setattr(arguments, name, value)
+    check_integer("repeats", arguments.repeats, 1, 10**6)
+    check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
+    check_drafting(arguments)
+    names = chosen_names(arguments)
+    _check_plot(arguments.plot)
+    sampling = sampling_of(arguments)
+    source, texts = _texts(arguments)
+    model = open_model(arguments)
+    tokenizer = load_tokenizer(arguments.model)
+    prompts = _prompts(arguments, tokenizer, texts, model.max_position_embeddings)
+    contenders, methods, left_out = contenders_for(names, arguments, model, sampling)
+    for method in methods.values():
+        for prompt in prompts:
+            method.start(prompt, Ending(arguments.max_new_tokens))  # refuses what does not fit, before anything is run
+    prefixes = _prefixes(arguments, tokenizer, texts, prompts, min(map(_room, methods.values())))
+    if arguments.quick:
+        _spare_threads(model.device.type)
+    where = machine(model)
+    with Bar("writing", unit="text", quiet=arguments.json) as bar:
+        runs = run_all(
+            contenders,
+            prompts,
+            arguments.max_new_tokens,
+            arguments.repeats,
+            arguments.seed,
+            model.device,
+            bar.show,
+            BUDGET if arguments.quick else None,
+        )
+    measured = runs[names[0]]
+    arguments.repeats, prompts = len(measured), prompts[: len(measured[0])]
+    with Bar("expecting", unit="method", quiet=arguments.json) as bar:
+        expectations = {}
+        for done, (name, method) in enumerate(methods.items(), 1):
+            expectations[name] = expected_tokens_per_forward(method, prefixes, arguments.num_tapes, arguments.seed)
+            bar.show(done, len(methods))
+    rows = rows_of(contenders, runs, expectations)
+    settings = settings_of(arguments, model, source, prompts, prefixes, left_out)
+    settings["notes"] = notes_of(rows, settings, where)
+    result = {"machine": where, "versions": versions(), "settings": settings, "rows": rows}
+    if arguments.json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        print_table(result)
+    if arguments.plot is not None:
+        from ..benchmarking.chart import save_chart
+
+        title = f"{model.name}, {settings['dtype']} on {where['processor']}, {where['threads']} threads"
+        save_chart(arguments.plot, rows, title)
+
+
+def _spare_threads(device: str) -> None:
+    """Compute on the cores that are free, unless OMP_NUM_THREADS says something else.
+
+    Where others compute, threads that wait for one another can take ten times as long.
+    """
+    import torch
+
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
+        free = (os.cpu_count() or 1) - round(os.getloadavg()[0])
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), free)))
+
+
+def _check_plot(path: Path | None) -> None:
+    """Refuse a chart that could not be drawn or written, before minutes are spent on what it should show."""
+    from ..benchmarking.chart import SUFFIXES
+
+    if path is None:
+        return
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--plot: found {path}, expected a file name that ends in {' or '.join(SUFFIXES)}")
+    if find_spec("matplotlib") is None:
+        raise ValueError("--plot: found no matplotlib, expected it installed: pip install '.[plot]'")
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--plot: {path} cannot be written, expected a file in a folder that is there")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()  # permissions alone do not tell
+    except OSError as error:
+        raise ValueError(f"--plot: {path} cannot be written ({error.strerror}), expected a place that can") from None
+
+
+def _texts(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    """Return where the prompts come from, and the texts: the prompts themselves, or files that they begin."""
+    from ..benchmarking.prompts import read_library, read_prompts
+    from .demo import PROMPTS
+
+    if arguments.prompts is not None:
+        try:
+            prompts = read_prompts(arguments.prompts)
+        except OSError as error:
+            raise ValueError(
+                f"--prompts: {arguments.prompts} cannot be read ({error.strerror}), expected JSON lines"
+            ) from None
+        return os.fspath(arguments.prompts), [check_unicode("--prompts", prompt) for prompt in prompts]
+    library = read_library(named_held_out(HELD_OUT))
+    if library:
+        return "held-out files of the standard library", list(library.values())
+    return "beginnings that come with the package", list(PROMPTS)  # this Python has its library in an archive
+
+
+def _prompts(arguments: argparse.Namespace, tokenizer: Any, texts: list[str], room: int) -> list[list[int]]:
+    """Return the prompts that everybody continues."""
+    from ..benchmarking.prompts import pieces
+
+    if arguments.prompts is not None:
+        return [encode_prompt(tokenizer, text, "--prompts") for text in texts]
+    length = max(1, min(PROMPT_LENGTH, room - arguments.max_new_tokens))
+    return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, arguments.num_prompts, length)]
+
+
+def _room(method: Method) -> int:
+    """Return the length of a text behind which a method has room for a cycle."""
+    drafter = getattr(method, "drafter", None)
+    contexts = [method.model.max_position_embeddings, getattr(drafter, "max_position_embeddings", None)]
+    return min(context for context in contexts if context is not None) - 2 * method.num_slots - 1
+
+
+def _prefixes(
+    arguments: argparse.Namespace, tokenizer: Any, texts: list[str], prompts: list[list[int]], room: int
+) -> list[list[int]]:
+    """Return the places at which an expectation is taken: prefixes of text that the model did not write."""
+    from ..benchmarking.prompts import pieces, prefixes_of
+
+    if room < 1:
+        raise ValueError(
+            f"num_draft: found {num_draft(arguments)}, expected fewer drafts: no cycle of so many fits into the "
+            "model's context"
+        )
+    if arguments.prompts is not None:
+        return [prefix[:room] for prefix in prefixes_of(prompts, arguments.num_places)]
+    length = min(PREFIX_LENGTH, room)
+    inside = pieces(texts, arguments.num_places, length)
+    return [encode_prompt(tokenizer, text)[:length] for text in inside]

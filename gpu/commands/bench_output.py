@@ -1,0 +1,173 @@
+"""What a comparison says of itself, and its table."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .drafting import num_draft
+
+if TYPE_CHECKING:
+    from ..transformer import Transformer
+
+__all__ = ["machine", "notes_of", "print_table", "settings_of", "versions"]
+
+Row = Mapping[str, Any]
+NO_END = "no token ends a text early, so that all have the same length"
+
+
+def machine(model: Transformer) -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    if model.device.type == "cuda":
+        processor = torch.cuda.get_device_name(model.device)
+    elif (info := Path("/proc/cpuinfo")).is_file():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processor": processor,
+        "device": str(model.device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # what else ran in the minute before
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that computes."""
+    packages = ("pass-sampling", "torch", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def settings_of(
+    arguments: argparse.Namespace,
+    model: Transformer,
+    source: str,
+    prompts: Sequence[Sequence[int]],
+    prefixes: Sequence[Sequence[int]],
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what was compared, down to the tokens of the prompts."""
+    from ..benchmark import ENOUGH_REPEATS, MOST_REPEATED
+
+    return {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "num_draft": num_draft(arguments),
+        "verify": arguments.verify or "token",
+        "max_new_tokens": arguments.max_new_tokens,
+        "end": NO_END,
+        "repeats": arguments.repeats,
+        "least_repeats": ENOUGH_REPEATS,
+        "enough_repeats": arguments.repeats >= ENOUGH_REPEATS,
+        "quick": arguments.quick,
+        "seed": arguments.seed,
+        "prompts": {"source": source, "lengths": list(map(len, prompts)), "sha256": _digest(prompts)},
+        "places": {"source": source, "count": len(prefixes), "tapes": arguments.num_tapes, "sha256": _digest(prefixes)},
+        "most_repeated_8grams": MOST_REPEATED,
+        "left_out": dict(left_out),
+    }
+
+
+def _digest(texts: Sequence[Sequence[int]]) -> str:
+    return hashlib.sha256(repr([list(map(int, text)) for text in texts]).encode()).hexdigest()
+
+
+def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[str, Any]) -> list[str]:
+    """Return what must be said beside the figures."""
+    notes = [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
+    if not settings["enough_repeats"]:
+        notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {settings['least_repeats']}")
+    if any(row["texts_that_count"] < row["texts"] for row in rows):
+        left = ", ".join(f"{row['method']} {row['texts_that_count']}" for row in rows)
+        notes.append(
+            f"texts with more than {settings['most_repeated_8grams']:.0%} repeated 8-grams do not count for tokens and "
+            f"rows per pass and for acceptance, but for speeds; of {rows[0]['texts']} texts these are left: {left}"
+        )
+    load = where["load"]
+    if load is not None and load + where["threads"] > where["cores"] + 0.5:
+        notes.append(
+            f"other work ran beside this: load {load:.1f} on {where['cores']} cores before it began"
+            + (
+                ", where threads that wait for one another are slow: try OMP_NUM_THREADS=1"
+                if where["threads"] > 1
+                else ""
+            )
+        )
+    return notes
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """Print the figures, between what they are figures of and what must be said beside them."""
+    settings, where = result["settings"], result["machine"]
+    prompts, places = settings["prompts"], settings["places"]
+    print(
+        f"{settings['model']}, {settings['dtype']} on {where['device']}: {where['processor']}, {where['cores']} cores, "
+        f"threads {where['threads']}" + ("" if where["load"] is None else f", load before {where['load']:.1f}")
+    )
+    print(
+        f"prompts: {len(prompts['lengths'])} ({prompts['source']}); new tokens: {settings['max_new_tokens']} each, "
+        f"{NO_END}; temperature {settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}; "
+        f"seed {settings['seed']}"
+    )
+    print(
+        f"paired runs that take turns: {settings['repeats']}, of which the medians; held out: expected at "
+        f"{places['count']} places, {places['tapes']} tapes each; repeated: 8-grams of a text "
+        "that stood in it before; accepted: by depth"
+    )
+    print()
+    print(
+        f"{'':28}{'tokens':>8}{'lowest to':>12}{'times':>7}{'ms per':>8}{'tokens per pass':>24}{'rows per':>10}"
+        f"{'drafter':>9}{'re-':>7}"
+    )
+    print(
+        f"{'':28}{'per s':>8}{'highest':>12}{'plain':>7}{'pass':>8}{'written':>9}{'held out':>15}{'pass':>10}"
+        f"{'passes':>9}{'peated':>7}  accepted"
+    )
+    for row in result["rows"]:
+        low, high = row["spread"]
+        print(
+            f"{row['method']:28}{row['tokens_per_second']:8.0f}{f'{low:.0f}-{high:.0f}':>12}{row['ratio_to_plain']:7.2f}"
+            f"{row['milliseconds_per_pass']:8.2f}{_figure(row['tokens_per_forward']):>9}{_expected(row):>15}"
+            f"{_figure(row['positions_per_forward']):>10}{_draft_passes(row):>9}{row['repeated_8grams']:7.0%}"
+            f"{_accepted(row)}"
+        )
+    for note in result["settings"]["notes"]:
+        print(f"* {note}")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _expected(row: Row) -> str:
+    error = row["expected_standard_error"]
+    return _figure(row["expected_tokens_per_forward"]) + ("" if error is None else f" ± {error:.2f}")
+
+
+def _draft_passes(row: Row) -> str:
+    passes = row["num_forward_passes"]
+    return _figure(row["num_draft_passes"] / passes if passes else None)
+
+
+def _accepted(row: Row) -> str:
+    """Show how many of the drafts at each depth were accepted, of the cycles that drafted."""
+    if not row["num_drafts"]:
+        return ""
+    return "  " + " ".join(f"{count / row['num_drafts']:.2f}" for count in row["accepted_per_position"][:8])

@@ -1,0 +1,107 @@
+"""Who takes part in a comparison: the methods that can run on a checkpoint, and transformers beside them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from .drafting import FLAGS, Unavailable, draft_model_folder, flag_called, num_draft
+from .methods import METHODS, method_called, options_of
+
+if TYPE_CHECKING:
+    from ..benchmark import Contender
+    from ..benchmarking.peers import Peer
+    from ..config import SamplingConfig
+    from ..methods import Method
+    from ..transformer import Transformer
+
+__all__ = ["NAMES", "chosen_names", "contenders_for"]
+
+PLAIN = "autoregressive"
+PEERS = {
+    "transformers": (),
+    "transformers-prompt-lookup": ("num_draft",),
+    "transformers-assisted": ("draft_model", "num_draft"),
+}
+NAMES = (*METHODS, *PEERS)
+
+
+def chosen_names(arguments: argparse.Namespace) -> list[str]:
+    """Return the methods to compare, plain decoding first whether or not it was asked for.
+
+    Raises:
+        ValueError: a name is none or stands twice, or a flag was given that none of them takes.
+    """
+    asked = list(NAMES) if arguments.methods is None else [name.strip() for name in arguments.methods.split(",")]
+    for name in asked:
+        if name not in NAMES:
+            raise ValueError(f"--methods: found {name!r:.80}, expected some of {', '.join(NAMES)}, with commas between")
+        if asked.count(name) > 1:
+            raise ValueError(f"--methods: found {name} twice, expected every method once")
+    takes = {flag for name in asked for flag in (METHODS[name].takes if name in METHODS else PEERS[name])}
+    for flag in FLAGS:
+        if getattr(arguments, flag) is not None and flag not in takes:
+            raise ValueError(f"{flag_called(flag)}: found it without a method that takes it, expected one in --methods")
+    return [PLAIN, *(name for name in asked if name != PLAIN)]
+
+
+def contenders_for(
+    names: list[str], arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
+) -> tuple[list[Contender], dict[str, Method], dict[str, str]]:
+    """Make the contenders; return the methods among them by name as well, and who is left out, with the reason.
+
+    Raises:
+        ValueError: a method that was asked for by name cannot run, or what was given for one does not go together.
+    """
+    from ..benchmark import Contender, method_writer
+
+    made: list[Contender] = []
+    methods: dict[str, Method] = {}
+    left_out: dict[str, str] = {}
+    library: dict[str, Any] = {}
+    for name in names:
+        try:
+            if name in METHODS:
+                methods[name] = method_called(name, arguments, model, sampling)
+                made.append(Contender(name, method_writer(methods[name]), options_of(methods[name])))
+            else:
+                made.append(_peer(name, arguments, model, sampling, library))
+        except Unavailable as error:
+            if arguments.methods is not None:
+                raise ValueError(f"--methods {name}: {error}") from None
+            left_out[name] = str(error)
+    return made, methods, left_out
+
+
+def _peer(
+    name: str,
+    arguments: argparse.Namespace,
+    model: Transformer,
+    sampling: SamplingConfig,
+    library: dict[str, Any],
+) -> Contender:
+    """Make a peer; the models of transformers are loaded once and kept in `library`."""
+    from ..benchmark import Contender
+    from ..benchmarking.peers import load_peer, peer_writer
+
+    def load(folder: Any) -> Peer:
+        if str(folder) not in library:
+            try:
+                library[str(folder)] = load_peer(folder, model.dtype, model.device)
+            except ValueError as error:
+                raise Unavailable(str(error)) from None
+        peer: Peer = library[str(folder)]
+        return peer
+
+    depth = num_draft(arguments) if PEERS[name] else 0
+    options: dict[str, Any] = {"num_draft": depth} if depth else {}
+    assistant = None
+    if name == "transformers-assisted":
+        folder = draft_model_folder(arguments)
+        assistant = load(folder)
+        if assistant.model.config.vocab_size != model.vocab_size:
+            raise Unavailable(
+                f"{folder} has {assistant.model.config.vocab_size} tokens, expected {model.vocab_size}, the model's"
+            )
+        options = {"assistant": folder.name, **options}
+    return Contender(name, peer_writer(load(arguments.model), sampling, assistant, depth), options)

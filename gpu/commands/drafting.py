@@ -1,0 +1,94 @@
+"""What drafts come from, on the command line: the flags, and what stands in for one that was not given."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..checkpoints import DRAFT_MODEL
+from .options import add_lookahead, is_in_the_box
+
+__all__ = [
+    "FLAGS",
+    "Unavailable",
+    "add_drafting",
+    "check_drafting",
+    "draft_model_folder",
+    "flag_called",
+    "folder_for",
+    "num_draft",
+]
+
+FLAGS = ("lookahead", "draft_model", "ngram", "num_draft", "verify")  # of methods that draft
+NUM_DRAFT = 4
+
+
+class Unavailable(ValueError):
+    """A method has not what it needs on this checkpoint."""
+
+
+def add_drafting(parser: argparse.ArgumentParser) -> None:
+    """Add what drafts come from, how many there are and how they are verified."""
+    add_lookahead(parser)
+    parser.add_argument(
+        "--draft-model",
+        type=Path,
+        metavar="FOLDER",
+        help="a smaller model over the same vocabulary, which drafts; default: the one in the box",
+    )
+    parser.add_argument(
+        "--ngram", type=Path, metavar="FOLDER", help="an n-gram model, which drafts; default: the one in the box"
+    )
+    parser.add_argument(
+        "--num-draft",
+        type=int,
+        metavar="K",
+        help=f"drafts per verification; default: {NUM_DRAFT}, or as many as there are look-ahead vectors",
+    )
+    parser.add_argument(
+        "--verify",
+        choices=("token", "block", "match"),
+        help="how drafts are verified, each way exact: token by token, as a block, or by drawing from the model until "
+        "a draw misses the draft; default: token",
+    )
+
+
+def check_drafting(arguments: argparse.Namespace) -> None:
+    """Refuse a number of drafts that cannot be, before anything is loaded."""
+    from ..config import check_integer
+
+    if arguments.num_draft is not None:
+        check_integer("num_draft", arguments.num_draft, 1, 2**16)
+
+
+def num_draft(arguments: argparse.Namespace) -> int:
+    """Return how many tokens to draft where nothing else says so."""
+    return NUM_DRAFT if arguments.num_draft is None else int(arguments.num_draft)
+
+
+def draft_model_folder(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the draft model: the one given, or for the model in the box its own.
+
+    Raises:
+        Unavailable: there is neither.
+    """
+    return folder_for(arguments, "draft_model", DRAFT_MODEL, "draft model")
+
+
+def folder_for(arguments: argparse.Namespace, flag: str, in_the_box: Path, what: str) -> Path:
+    """Return the folder that a flag names, or for the model in the box its own.
+
+    Raises:
+        Unavailable: there is neither.
+    """
+    folder: Path | None = getattr(arguments, flag)
+    if folder is None and is_in_the_box(arguments.model) and in_the_box.is_dir():
+        folder = in_the_box
+    if folder is None:
+        raise Unavailable(f"found no {what} for {arguments.model}, expected {flag_called(flag)} FOLDER")
+    return folder
+
+
+def flag_called(name: str) -> str:
+    """Return a flag as it is written."""
+    return "--" + name.replace("_", "-")

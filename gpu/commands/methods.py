@@ -1,0 +1,163 @@
+"""The decoding methods by their names on the command line: what each needs, and which flags it takes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import NGRAM
+from .drafting import FLAGS, Unavailable, draft_model_folder, flag_called, folder_for, num_draft
+from .options import is_in_the_box, load_vectors, no_vectors
+
+if TYPE_CHECKING:
+    from ..config import SamplingConfig
+    from ..drafters import Drafter
+    from ..methods import FusedPaSS, Method, PaSS
+    from ..transformer import Transformer
+
+__all__ = ["METHODS", "method_called", "method_for", "options_of"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a method is made, and which flags it takes."""
+
+    build: Callable[[argparse.Namespace, Transformer, SamplingConfig], Method]
+    takes: tuple[str, ...] = ()
+
+
+def method_for(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> tuple[str, Method]:
+    """Return the method that was asked for, by name or by what it needs: else PaSS where there are vectors.
+
+    Raises:
+        ValueError: it cannot be made, or a flag was given that it does not take.
+    """
+    name = arguments.method or _wanted(arguments)
+    for flag in FLAGS:
+        found = getattr(arguments, flag)
+        if found is not None and flag not in METHODS[name].takes:
+            raise ValueError(_not_taken(flag, found, name))
+    try:
+        return name, method_called(name, arguments, model, sampling)
+    except Unavailable as error:
+        raise ValueError(f"--method {name}: {error}") from None
+
+
+def _wanted(arguments: argparse.Namespace) -> str:
+    """Return the method that the flags speak of."""
+    sources = {"lookahead": "lookahead", "draft_model": "draft-model", "ngram": "ngram"}
+    given = [flag for flag in sources if getattr(arguments, flag) is not None]
+    if len(given) > 1:
+        raise ValueError(f"found {' and '.join(map(flag_called, given))}, expected one of them")
+    if given:
+        return sources[given[0]]
+    return "lookahead" if is_in_the_box(arguments.model) else "autoregressive"
+
+
+def _not_taken(flag: str, found: Any, name: str) -> str:
+    who = f"--method {name}, which has no use for it"
+    if name == "autoregressive":
+        who = "plain decoding (--method autoregressive), which drafts nothing"
+    takers = [f"--method {other}" for other, entry in METHODS.items() if flag in entry.takes]
+    what = "it" if isinstance(found, Path) else found
+    return f"{flag_called(flag)}: found {what} with {who}, expected {' or '.join(takers)}"
+
+
+def method_called(name: str, arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
+    """Make a method.
+
+    Raises:
+        Unavailable: what it needs was neither given nor is in the box.
+        ValueError: what was given does not go together.
+    """
+    return METHODS[name].build(arguments, model, sampling)
+
+
+def options_of(method: Method) -> dict[str, Any]:
+    """Return the settings of a method that tell it from others of its kind."""
+    from ..methods import FusedPaSS, PaSS, SpeculativeSampling
+
+    if isinstance(method, (PaSS, FusedPaSS)):
+        return {"num_lookahead": len(method.vectors), "verify": method.rule}
+    if isinstance(method, SpeculativeSampling):
+        return {"drafter": method.drafter.name, "num_draft": method.num_draft, "verify": method.rule}
+    return {}
+
+
+def _autoregressive(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
+    from ..methods import Autoregressive
+
+    return Autoregressive(model, sampling)
+
+
+def _lookahead(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
+    from ..methods import PaSS
+
+    return _with_vectors(PaSS, arguments, model, sampling)
+
+
+def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
+    from ..methods import FusedPaSS
+
+    return _with_vectors(FusedPaSS, arguments, model, sampling)
+
+
+def _with_vectors(
+    kind: type[PaSS] | type[FusedPaSS], arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
+) -> Method:
+    lookahead = load_vectors(arguments, model)
+    if lookahead is None:
+        raise Unavailable(no_vectors(arguments.model))
+    if arguments.num_draft is not None and arguments.num_draft > lookahead.num_lookahead:
+        raise Unavailable(
+            f"--num-draft: found {arguments.num_draft}, expected at most {lookahead.num_lookahead}, one per look-ahead "
+            "vector"
+        )
+    return kind(model, lookahead, sampling, rule=arguments.verify or "token", num_lookahead=arguments.num_draft)
+
+
+def _draft_model(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
+    from ..checkpoint import load_model
+    from ..drafters import ModelDrafter
+
+    dtype = str(model.dtype).removeprefix("torch.")  # whatever it is stored in
+    drafter = ModelDrafter(load_model(draft_model_folder(arguments), dtype, arguments.device))
+    return _speculative(drafter, arguments, model, sampling)
+
+
+def _prompt_lookup(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
+    from ..drafters import PromptLookup
+
+    return _speculative(PromptLookup(model.vocab_size), arguments, model, sampling)
+
+
+def _ngram(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
+    from ..drafters import NgramModel
+    from ..training.tokenizer import load_tokenizer, vocabulary_digest
+
+    drafter = NgramModel.load(folder_for(arguments, "ngram", NGRAM, "n-gram model"), model.device)
+    drafter.check(model, vocabulary_digest(load_tokenizer(arguments.model)))
+    return _speculative(drafter, arguments, model, sampling)
+
+
+def _speculative(
+    drafter: Drafter, arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
+) -> Method:
+    from ..methods import SpeculativeSampling
+
+    return SpeculativeSampling(
+        model, drafter, sampling, rule=arguments.verify or "token", num_draft=num_draft(arguments)
+    )
+
+
+METHODS = {
+    "autoregressive": Entry(_autoregressive),
+    "lookahead": Entry(_lookahead, ("lookahead", "num_draft", "verify")),
+    "lookahead-fused": Entry(_lookahead_fused, ("lookahead", "num_draft", "verify")),
+    "draft-model": Entry(_draft_model, ("draft_model", "num_draft", "verify")),
+    "prompt-lookup": Entry(_prompt_lookup, ("num_draft", "verify")),
+    "ngram": Entry(_ngram, ("ngram", "num_draft", "verify")),
+}

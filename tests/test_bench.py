@@ -1,0 +1,319 @@
+"""A comparison of methods: who writes when, what is counted, what is expected, and that the peers do the same task."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import pass_sampling.gpu as port
+from folders import tiny_config, write_checkpoint
+from models import lookahead, table, transformer
+from pass_sampling.gpu.benchmark import Contender, Run, in_turn, method_writer, rows_of, run_all
+from pass_sampling.gpu.benchmarking.expectation import Expectation, expected_tokens, expected_tokens_per_forward
+from pass_sampling.gpu.benchmarking.peers import load_peer, peer_writer
+from pass_sampling.gpu.benchmarking.prompts import pieces, prefixes_of, read_library, read_prompts
+from pass_sampling.gpu.benchmarking.repetition import repeated_ngrams
+from pass_sampling.gpu.drafters import PromptLookup
+from pass_sampling.gpu.methods import FusedPaSS
+from pass_sampling.reference.enumeration import every_outcome
+
+PROMPT = (1, 0)
+RULES = ("token", "block", "match")
+
+
+# --- Text that goes round in circles ---
+
+
+def test_an_ngram_is_repeated_if_it_stood_in_the_text_before():
+    assert repeated_ngrams(range(100)) == 0
+    assert repeated_ngrams([7] * 8) == 0  # the only one
+    assert repeated_ngrams([7] * 12) == 4 / 5
+    assert repeated_ngrams([*range(10), *range(10)]) == 3 / 13  # 0-7, 1-8, 2-9 come back, and none across the seam
+    assert repeated_ngrams([1, 2, 1, 2, 1], size=2) == 2 / 4
+    assert repeated_ngrams([7] * 7) == repeated_ngrams([]) == 0  # too short to have one
+
+
+def test_a_text_counts_up_to_a_fifth_of_repeated_8grams():
+    fifth = [*range(8), *range(8)]  # 9 8-grams, 1 of them again
+    assert Run(tuple(fifth), 1, 1).counts and repeated_ngrams(fifth) < 0.2
+    assert not Run((*range(10), *range(10)), 1, 1).counts  # 3 of 13
+
+
+# --- Who writes when ---
+
+
+def fake(name: str, calls: list[tuple[str, int, int]], length: int | None = None) -> Contender:
+    def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
+        calls.append((name, prompt[0], request))
+        return Run(tuple(range(max_new_tokens if length is None else length)), 2, 5)
+
+    return Contender(name, write)
+
+
+def test_all_take_turns_at_each_prompt_and_none_always_begins():
+    calls: list[tuple[str, int, int]] = []
+    names, prompts, repeats = ["autoregressive", "b", "c"], [[10], [20], [30]], 6
+    runs = run_all([fake(name, calls) for name in names], prompts, 4, repeats)
+    turns = [calls[start : start + 3] for start in range(0, len(calls), 3)]
+    assert len(turns) == (repeats + 1) * len(prompts)
+    for turn in turns:
+        assert sorted(name for name, _, _ in turn) == names
+        assert len({(prompt, request) for _, prompt, request in turn}) == 1  # the same task
+    assert len({turn[0][2] for turn in turns}) == len(turns)  # uniforms of its own each time
+    for prompt in (10, 20, 30):
+        first = Counter(turn[0][0] for turn in turns[3:] if turn[0][1] == prompt)
+        assert first == dict.fromkeys(names, repeats / len(names))
+    assert {name: [len(repeat) for repeat in written] for name, written in runs.items()} == dict.fromkeys(
+        names, [3] * 6
+    )
+    assert [[each for each in in_turn(names, turn)] for turn in (1, 3)] == [["b", "c", "autoregressive"], names]
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+    """Let every look at the clock take so long."""
+    times = iter(range(10**6))
+    monkeypatch.setattr("pass_sampling.gpu.benchmark.time", SimpleNamespace(perf_counter=lambda: step * next(times)))
+
+
+@pytest.mark.parametrize("budget, prompts, repeats", [(1e9, 4, 3), (30, 2, 3), (0.1, 1, 1)])
+def test_a_budget_leaves_out_prompts_and_then_repeats_but_never_part_of_a_run(monkeypatch, budget, prompts, repeats):
+    clock(monkeypatch, 1.0)
+    calls: list[tuple[str, int, int]] = []
+    contenders = [fake(name, calls) for name in ("autoregressive", "b")]
+    runs = run_all(contenders, [[1], [2], [3], [4]], 4, 3, budget=budget)
+    assert calls[:2] == [("autoregressive", 1, 0), ("b", 1, 0)]  # one prompt warms up
+    for written in runs.values():
+        assert [len(repeat) for repeat in written] == [prompts] * repeats
+
+
+def test_a_text_of_another_length_is_a_bug_and_no_repeat_is_refused():
+    with pytest.raises(RuntimeError, match="b wrote 3 tokens, expected 4"):
+        run_all([fake("autoregressive", []), fake("b", [], length=3)], [[1]], 4, 1)
+    with pytest.raises(ValueError, match="repeats: found 0"):
+        run_all([fake("autoregressive", [])], [[1]], 4, 0)
+
+
+# --- What is counted ---
+
+
+def test_a_speed_is_the_median_of_paired_ratios_and_looping_texts_do_not_count():
+    plain, other = Contender("autoregressive", None), Contender("other", None, {"num_draft": 2})
+    fresh, loop = tuple(range(20)), (3,) * 20
+    base = Run(fresh, 20, 30)
+    runs = {
+        "autoregressive": [[replace(base, seconds=s), replace(base, seconds=s)] for s in (1.0, 2.0, 4.0)],
+        "other": [[Run(fresh, 10, 40, 3, 8, (6, 4), s), Run(loop, 5, 30, 1, 4, (4, 4, 4), s)] for s in (1.0, 1.0, 1.0)],
+    }
+    first, second = rows_of([plain, other], runs, {"other": Expectation(1.5, 0.1, 4, 2)})
+    assert first["ratio_to_plain"] == 1.0 and first["ratio_spread"] == [1.0, 1.0]
+    assert (first["num_drafts"], first["accepted_per_position"], first["expected_tokens_per_forward"]) == (None,) * 3
+    assert first["tokens_per_second"] == 10 and first["spread"] == [5.0, 20.0]
+    assert second["ratio_to_plain"] == 2.0 and second["ratio_spread"] == [1.0, 4.0]
+    assert second["tokens_per_second"] == 20.0 and second["milliseconds_per_pass"] == 2000 / 15
+    assert (second["texts"], second["texts_that_count"]) == (6, 3)
+    assert (second["tokens"], second["num_forward_passes"], second["num_draft_passes"]) == (60, 30, 9)
+    assert second["tokens_per_forward"] == 2.0 and second["positions_per_forward"] == 4.0
+    assert (second["num_drafts"], second["accepted_per_position"]) == (24, [18, 12])
+    assert second["repeated_8grams"] == statistics.fmean([0, 12 / 13] * 3)
+    assert (second["expected_tokens_per_forward"], second["expected_standard_error"]) == (1.5, 0.1)
+
+
+def test_where_no_text_counts_there_is_no_figure():
+    runs = {"autoregressive": [[Run((3,) * 20, 20, 30, seconds=1.0)]]}
+    (row,) = rows_of([Contender("autoregressive", None)], runs, {})
+    assert row["tokens_per_forward"] is row["positions_per_forward"] is None
+    assert row["tokens"] == row["texts_that_count"] == 0 and row["tokens_per_second"] == 20
+
+
+def test_the_passes_of_a_method_are_those_of_its_records():
+    model = transformer(port, 3)
+    drafter = port.ModelDrafter(transformer(port, 50, num_hidden_layers=1))
+    for method in (
+        port.Autoregressive(model),
+        port.PaSS(model, lookahead(port, model)),
+        port.SpeculativeSampling(model, drafter, num_draft=2),
+    ):
+        run = method_writer(method)(PROMPT, 12, 0, 3)
+        result = port.generate(method, PROMPT, 12, eos_token_ids=(), seed=0, request=3)
+        assert run.tokens == result.tokens and len(run.tokens) == 12
+        assert run.num_forward_passes == result.num_forward_passes and run.num_drafts == result.num_drafts
+        assert (run.num_draft_passes > 0) == isinstance(method, port.SpeculativeSampling)
+    assert method_writer(port.Autoregressive(model))(PROMPT, 12, 0, 0).num_positions == len(PROMPT) + 11
+
+
+# --- What is expected ---
+
+
+def methods(model: Any, rule: str) -> list[Any]:
+    settings = port.SamplingConfig(temperature=1.3)
+    draft = port.SamplingConfig(temperature=0.6)
+    drafter = table(port, num_lookahead=0, seed=50)
+    if not isinstance(model, port.TableModel):
+        drafter = transformer(port, 50, num_hidden_layers=1)
+    return [
+        port.PaSS(model, lookahead(port, model), settings, draft, rule),
+        port.SpeculativeSampling(model, port.ModelDrafter(drafter), settings, draft, rule, num_draft=3),
+        port.SpeculativeSampling(model, PromptLookup(model.vocab_size), settings, None, rule, num_draft=3),
+        FusedPaSS(model, lookahead(port, model), settings, draft, rule),
+    ]
+
+
+def outcomes(method: Any, prompt: Sequence[int]) -> list[tuple[Any, float, Any]]:
+    """Every record of the first cycle that drafts, its probability, and what had been drawn when it verified."""
+    found = [(method.start(prompt, port.Ending(2 * method.num_slots + 1)), None, 1.0)]
+    for _ in range(1 + isinstance(method, FusedPaSS)):
+        found = list(every_outcome(method, [(state, weight) for state, _, weight in found], 256, False))
+    return [
+        (record, weight, state.new_tokens[: -len(record.tokens) or None] + record.draft_tokens)
+        for state, record, weight in found
+    ]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("make", [table, transformer], ids=["table", "transformer"])
+def test_the_expectation_over_acceptances_has_the_exact_mean_and_does_not_depend_on_them(make, rule):
+    """Sums of a few thousand products of numbers up to 4, each wrong by a few times 2^-53: within 1e-12."""
+    for method in methods(make(port, seed=3), rule):
+        found = outcomes(method, (1, 0, 2, 1, 0))
+        assert abs(sum(weight for _, weight, _ in found) - 1.0) < 1e-12
+        exact = sum(weight * len(record.tokens) for record, weight, _ in found)
+        assert exact > 1.2
+        assert abs(sum(weight * expected_tokens(record, rule) for record, weight, _ in found) - exact) < 1e-12
+        by_drafts: dict[Any, set[float]] = {}
+        for record, _, drawn in found:
+            key = (record.tokens[: record.sources.count("exact")], drawn)
+            by_drafts.setdefault(key, set()).add(round(expected_tokens(record, rule), 9))
+        assert all(len(values) == 1 for values in by_drafts.values())
+
+
+def test_plain_decoding_yields_exactly_one_token_per_pass():
+    model = transformer(port, 3)
+    found = expected_tokens_per_forward(port.Autoregressive(model), [PROMPT, (2, 1, 1, 0)], 3)
+    assert (found.tokens_per_forward, found.standard_error) == (1.0, 0.0)
+    assert (found.num_places, found.num_tapes) == (2, 3)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_expectation_agrees_with_enumeration(rule):
+    """Of n independent numbers in [1, 2 + K] the mean is off by (1 + K) sqrt(ln(2 / d) / (2 n)) with chance d at most.
+
+    Hoeffding 1963, Theorem 2; d = 1e-9 for each of 12 comparisons, at a fixed seed.
+    """
+    tapes = 400
+    for method in methods(transformer(port, 3), rule):
+        exact = sum(weight * len(record.tokens) for record, weight, _ in outcomes(method, PROMPT))
+        passes = 2 if isinstance(method, port.PaSS) else 1
+        found = expected_tokens_per_forward(method, [PROMPT], tapes)
+        drafts = method.slots["draft"]
+        assert found.standard_error is None  # of a single place
+        assert abs(found.tokens_per_forward * passes - exact) < (1 + drafts) * math.sqrt(math.log(2e9) / (2 * tapes))
+
+
+def test_the_standard_error_is_that_of_a_ratio_of_means_over_places():
+    method = port.PaSS(model := transformer(port, 3), lookahead(port, model))
+    places = [(1, 0), (2, 1, 1), (0, 0, 2, 1), (2,)]
+    found = expected_tokens_per_forward(method, places, 5, seed=4)
+    each = []
+    for number in range(len(places)):
+        padded = [places[number]] * (number + 1)  # the tapes that this place had
+        many = [expected_tokens_per_forward(method, padded[:k], 5, seed=4) for k in (number, number + 1) if k]
+        totals = [many[-1].tokens_per_forward * (number + 1), many[0].tokens_per_forward * number if number else 0.0]
+        each.append(totals[0] - totals[1])
+    assert abs(found.tokens_per_forward - statistics.fmean(each)) < 1e-12
+    assert abs(found.standard_error - statistics.stdev(each) / math.sqrt(len(each))) < 1e-12
+
+
+def test_an_expectation_needs_a_place_and_a_tape():
+    method = port.Autoregressive(transformer(port, 3))
+    for places, tapes in (([], 1), ([PROMPT], 0)):
+        with pytest.raises(ValueError, match="prefixes: found"):
+            expected_tokens_per_forward(method, places, tapes)
+
+
+# --- The peers ---
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model every token of which ends a text, with suggestions on sampling, and a smaller one."""
+    root = tmp_path_factory.mktemp("peers")
+    ends = {"eos_token_id": list(range(23))}
+    suggested = ends | {"do_sample": True, "temperature": 3.0, "repetition_penalty": 5.0, "max_new_tokens": 2}
+    write_checkpoint(root / "model", seed=3, generation_config=suggested, **ends)
+    write_checkpoint(root / "small", tiny_config(num_hidden_layers=1), seed=3, generation_config=suggested, **ends)
+    return root
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1e-9}])
+def test_the_peers_write_what_plain_decoding_writes_where_the_law_leaves_no_choice(folders, settings):
+    """Float32, whose rounding moves logits by about 1e-6, while the likeliest two differ by more in this text."""
+    sampling = port.SamplingConfig(**settings)
+    model = port.load_model(folders / "model", "float32")
+    expected = port.generate(port.Autoregressive(model, sampling), [5, 6, 7, 5, 6], 24, eos_token_ids=()).tokens
+    target, small = (load_peer(folders / name, model.dtype, model.device) for name in ("model", "small"))
+    before = torch.random.get_rng_state()
+    for assistant, num_draft in ((None, 0), (None, 3), (small, 3)):
+        run = peer_writer(target, sampling, assistant, num_draft)([5, 6, 7, 5, 6], 24, 0, 1)
+        assert run.tokens == expected
+        assert run.num_drafts is None and run.accepted_per_position == ()
+        if num_draft == 0:
+            assert (run.num_forward_passes, run.num_positions) == (24, 5 + 23)
+        else:
+            assert run.num_forward_passes <= 24 <= run.num_positions
+        assert (run.num_draft_passes > 0) == (assistant is not None)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_peer_writes_the_same_for_the_same_request_and_something_else_for_another(folders):
+    write = peer_writer(load_peer(folders / "model", torch.float32, torch.device("cpu")), port.SamplingConfig())
+    assert write([5], 6, 1, 2).tokens == write([5], 6, 1, 2).tokens
+    assert len({write([5], 6, seed, request).tokens for seed in (0, 1) for request in range(3)}) > 3
+
+
+def test_a_folder_that_transformers_does_not_read_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="holds nothing for transformers"):
+        load_peer(tmp_path, torch.float32, torch.device("cpu"))
+
+
+# --- Prompts and places ---
+
+
+def test_pieces_begin_with_a_line_and_come_from_everywhere():
+    texts = ["".join(f"{name} {number}\n" for number in range(2000)) for name in "abc"]
+    found = pieces(texts, 12, 8)
+    assert Counter(piece[0] for piece in found) == {"a": 4, "b": 4, "c": 4}
+    starts = sorted(int(piece.split()[1]) for piece in found)
+    assert starts[0] == 0 and starts[-1] > 1500 and max(b - a for a, b in itertools.pairwise(starts)) < 600
+    assert all(len(piece) == 12 * 8 for piece in found)
+    assert [piece[0] for piece in pieces(texts, 2, 8)] == ["a", "b"]
+    assert pieces(["short"], 2, 8) == ["short", "short"]
+
+
+def test_prefixes_reach_from_the_middle_of_each_prompt_to_its_end():
+    found = prefixes_of([list(range(8)), [7]], 8)
+    assert found == [list(range(5)), list(range(6)), list(range(7)), list(range(8)), [7]]
+    assert prefixes_of([[1, 2], [3, 4, 5]], 1) == [[1, 2], [3, 4, 5]]
+
+
+def test_the_library_is_read_as_far_as_it_is_there():
+    found = read_library(["bisect.py", "no such file.py", "asyncio/__init__.py"])
+    assert list(found) == ["bisect.py", "asyncio/__init__.py"]
+    assert "def bisect_right" in found["bisect.py"]
+
+
+def test_prompts_are_json_lines(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "a\xe2\x80\xa8b", "more": 1}\r\n\n' + json.dumps({"prompt": "é"}).encode()
+    )
+    assert read_prompts(path) == ["a\u2028b", "é"]
