@@ -81,6 +81,7 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
     assert plain["ratio_to_plain"] == 1 == plain["expected_tokens_per_forward"] and plain["ratio_spread"] == [1, 1]
     assert plain["expected_standard_error"] == 0 and plain["accepted_per_position"] == []
     assert rows["lookahead"]["options"] == {"num_lookahead": 3, "verify": "token"}
+    assert rows["lookahead-fused"]["options"] == {"num_lookahead": 3, "parts": [], "verify": "token"}
     assert rows["draft-model"]["options"] == {"drafter": "small", "num_draft": 4, "verify": "token"}
     assert rows["transformers-assisted"]["options"] == {"assistant": "small", "num_draft": 4}
     assert len(rows["draft-model"]["accepted_per_position"]) == 4

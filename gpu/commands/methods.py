@@ -80,7 +80,10 @@ def options_of(method: Method) -> dict[str, Any]:
     """Return the settings of a method that tell it from others of its kind."""
     from ..methods import FusedPaSS, PaSS, SpeculativeSampling
 
-    if isinstance(method, (PaSS, FusedPaSS)):
+    if isinstance(method, FusedPaSS):
+        parts = [part for part in ("adapter", "head") if getattr(method.lookahead, part) is not None]
+        return {"num_lookahead": len(method.vectors), "parts": parts, "verify": method.rule}
+    if isinstance(method, PaSS):
         return {"num_lookahead": len(method.vectors), "verify": method.rule}
     if isinstance(method, SpeculativeSampling):
         return {"drafter": method.drafter.name, "num_draft": method.num_draft, "verify": method.rule}
