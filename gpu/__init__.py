@@ -11,14 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapter import Adapter
     from .checkpoint import load_model, read_config, read_generation_config, read_weights
     from .config import ModelConfig, RopeScaling, SamplingConfig
     from .drafters import Drafter, ModelDrafter
     from .ending import Ending
     from .generation import generate, generate_batch
     from .lookahead import LookAhead
-    from .methods import Autoregressive, LanguageModel, Method, PaSS, SpeculativeSampling
+    from .methods import Autoregressive, FusedPaSS, LanguageModel, Method, PaSS, SpeculativeSampling
     from .record import Choice, Generation, Record
+    from .sampler_head import SamplerHead
     from .sampling import probs_from_logits
     from .schedule import EntropyBound, Heuristic, Schedule
     from .table import TableModel
@@ -26,14 +28,16 @@ if TYPE_CHECKING:
     from .weights import Weights
 
 _HOMES = {
+    "adapter": ["Adapter"],
     "checkpoint": ["load_model", "read_config", "read_generation_config", "read_weights"],
     "config": ["ModelConfig", "RopeScaling", "SamplingConfig"],
     "drafters": ["Drafter", "ModelDrafter"],
     "ending": ["Ending"],
     "generation": ["generate", "generate_batch"],
     "lookahead": ["LookAhead"],
-    "methods": ["Autoregressive", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"],
+    "methods": ["Autoregressive", "FusedPaSS", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"],
     "record": ["Choice", "Generation", "Record"],
+    "sampler_head": ["SamplerHead"],
     "sampling": ["probs_from_logits"],
     "schedule": ["EntropyBound", "Heuristic", "Schedule"],
     "table": ["TableModel"],
@@ -42,11 +46,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "Adapter",
     "Autoregressive",
     "Choice",
     "Drafter",
     "Ending",
     "EntropyBound",
+    "FusedPaSS",
     "Generation",
     "Heuristic",
     "LanguageModel",
@@ -57,6 +63,7 @@ __all__ = [
     "PaSS",
     "Record",
     "RopeScaling",
+    "SamplerHead",
     "SamplingConfig",
     "Schedule",
     "SpeculativeSampling",

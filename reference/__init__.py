@@ -7,14 +7,16 @@ and `methods.lookahead` (PaSS), `generation` (the loop), `law` (the proof by enu
 Everything here handles one sequence; `pass_sampling.gpu` mirrors it for batches.
 """
 
+from .adapter import Adapter
 from .checkpoint import load_model, read_config, read_generation_config, read_weights
 from .config import ModelConfig, RopeScaling, SamplingConfig
 from .drafters import Drafter, ModelDrafter
 from .ending import Ending
 from .generation import generate, generate_batch
 from .lookahead import LookAhead
-from .methods import Autoregressive, LanguageModel, Method, PaSS, SpeculativeSampling
+from .methods import Autoregressive, FusedPaSS, LanguageModel, Method, PaSS, SpeculativeSampling
 from .record import Choice, Generation, Record
+from .sampler_head import SamplerHead
 from .sampling import probs_from_logits
 from .schedule import EntropyBound, Heuristic, Schedule
 from .table import TableModel
@@ -22,11 +24,13 @@ from .transformer import Transformer
 from .weights import Weights
 
 __all__ = [
+    "Adapter",
     "Autoregressive",
     "Choice",
     "Drafter",
     "Ending",
     "EntropyBound",
+    "FusedPaSS",
     "Generation",
     "Heuristic",
     "LanguageModel",
@@ -37,6 +41,7 @@ __all__ = [
     "PaSS",
     "Record",
     "RopeScaling",
+    "SamplerHead",
     "SamplingConfig",
     "Schedule",
     "SpeculativeSampling",

@@ -7,7 +7,7 @@ verified.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -24,6 +24,9 @@ METHODS: tuple[tuple[str, str | None], ...] = (
     ("draft-model", "token"),
     ("draft-model", "block"),
     ("draft-model", "match"),
+    ("lookahead-fused", "token"),
+    ("lookahead-fused", "block"),
+    ("lookahead-fused", "match"),
 )
 
 TINY: dict[str, Any] = {
@@ -60,12 +63,21 @@ class Configuration:
     draft_sampling: dict[str, Any] | None = None
     eos_token_ids: tuple[int, ...] = (2,)
     max_new_tokens: int = 5
+    num_candidates: tuple[int, ...] = (2,)  # per depth, where the method drafts trees
     schedule: tuple[str, dict[str, Any]] = ("fixed", {})  # of draft lengths, where the method has one
     processor: Callable[..., Any] | None = None
 
     def model(self, package: Any) -> Any:
         """Return the model, in float64; the same numbers in both packages."""
         return self._model(package, self.seed, self.num_draft)
+
+    def _lookahead(self, package: Any, model: Any) -> Any:
+        """Return look-ahead vectors; for a transformer with an adapter and a head, all of them untrained."""
+        if self.shape is None:
+            return model.lookahead()
+        vectors = package.LookAhead.random(self.num_draft, model.hidden_size, seed=7)
+        adapter = package.Adapter.random(model.config, rank=2, seed=8)
+        return replace(vectors, adapter=adapter, head=package.SamplerHead.random(model.hidden_size, width=5, seed=9))
 
     def _model(self, package: Any, seed: int, num_lookahead: int) -> Any:
         if self.shape is None:
@@ -84,11 +96,14 @@ class Configuration:
         if name == "autoregressive":
             return package.Autoregressive(model, sampling, self.processor)
         if name == "lookahead":
-            random = package.LookAhead.random(self.num_draft, model.hidden_size, seed=7)
-            vectors = random if self.shape else model.lookahead()
+            vectors = replace(self._lookahead(package, model), adapter=None, head=None)
             return package.PaSS(model, vectors, sampling, own, rule, self.processor)
+        if name == "lookahead-fused":
+            return package.FusedPaSS(model, self._lookahead(package, model), sampling, own, rule, self.processor)
+        drafter = package.ModelDrafter(self._model(package, self.seed + 50, 0))
+        if name == "candidates":
+            return package.Candidates(model, drafter, sampling, own, rule, self.processor, self.num_candidates)
         if name == "draft-model":
-            drafter = package.ModelDrafter(self._model(package, self.seed + 50, 0))
             schedules = import_module(f"{package.__name__}.schedule").SCHEDULES
             schedule = schedules[self.schedule[0]](**self.schedule[1])
             return package.SpeculativeSampling(
@@ -126,10 +141,10 @@ def configurations() -> list[Configuration]:
         Configuration("table, peaked rows", seed=30, spread=6.0),
         Configuration("table, nearly equal rows", seed=8, spread=0.05),
         Configuration("table, 4 tokens", seed=9, vocab_size=4, zeros=0.3),
-        Configuration("table, 3 drafts", seed=10, num_draft=3),
+        Configuration("table, 3 drafts", seed=10, num_draft=3, num_candidates=(3,)),
         Configuration("table, no end of text", seed=11, eos_token_ids=()),
         Configuration("table, two ends of text", seed=18, eos_token_ids=(1, 2), spread=1.0),
-        Configuration("table, longer texts", seed=19, max_new_tokens=6),
+        Configuration("table, longer texts", seed=19, max_new_tokens=6, num_candidates=(1, 2)),
         Configuration("table, penalty", seed=20, processor=penalty),
         Configuration(
             "table, penalty and filters", seed=21, processor=penalty, sampling={"temperature": 0.9, "top_p": 0.9}
@@ -145,7 +160,7 @@ def configurations() -> list[Configuration]:
         Configuration("transformer", TINY, seed=4),
         Configuration("transformer, all three", TINY, seed=5, sampling=settings["all three"]),
         Configuration("transformer, greedy", TINY, seed=6, sampling={"temperature": 0.0}, **greedy),
-        Configuration("transformer, sliding window", WINDOWED, seed=7),
+        Configuration("transformer, sliding window", WINDOWED, seed=7, num_candidates=(2, 1)),
         Configuration("transformer, penalty", TINY, seed=8, processor=penalty),
     ]
     return found
