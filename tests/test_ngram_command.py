@@ -13,11 +13,17 @@ from transformers import AutoTokenizer
 
 from console import Box, read_strictly, run
 from folders import contents, module
-from pass_sampling.gpu import SamplingConfig, load_model
+from pass_sampling.gpu import LookAhead, SamplingConfig, load_model
+from pass_sampling.gpu.checkpoints import HELD_OUT, LOOKAHEAD, MODEL
+from pass_sampling.gpu.commands.demo import PROMPTS
+from pass_sampling.gpu.commands.options import named_held_out
 from pass_sampling.gpu.drafters import NgramModel, PromptLookup
 from pass_sampling.gpu.sampling import probs_from_logits
+from pass_sampling.gpu.training.corpus import standard_library
 from pass_sampling.gpu.training.held_out import drafter_acceptance, perplexity
-from pass_sampling.gpu.training.tokenizer import train_tokenizer, vocabulary_digest
+from pass_sampling.gpu.training.tokenizer import encode_texts, train_tokenizer, vocabulary_digest
+from pass_sampling.gpu.training.windows import evenly_spaced
+from pass_sampling.reference.drafters import NgramModel as ReferenceNgramModel
 from shapes import checked, functions_of
 
 SAMPLINGS = [SamplingConfig(), SamplingConfig(0.8, 10)]
@@ -157,3 +163,51 @@ def test_a_law_that_knows_nothing_has_the_vocabulary_as_its_perplexity() -> None
     model = NgramModel(torch.ones(50))
     sequences = np.random.default_rng(0).integers(0, 50, (2, 200))
     assert math.isclose(perplexity(model, sequences, torch.device("cpu")), 50, rel_tol=1e-12)
+
+
+# --- The one in the box ---
+
+IN_THE_BOX = MODEL.with_name("python-8m-ngram")
+there = pytest.mark.skipif(not IN_THE_BOX.is_dir(), reason=f"needs {IN_THE_BOX.name}, which make checkpoint makes")
+
+
+@there
+def test_the_one_in_the_box_is_small_and_belongs_to_the_model() -> None:
+    assert sum(path.stat().st_size for path in IN_THE_BOX.iterdir()) < 1.8e6
+    ngram, card = NgramModel.load(IN_THE_BOX), (MODEL.parent / "README.md").read_text(encoding="utf-8")
+    ngram.check(load_model(MODEL), vocabulary_digest(AutoTokenizer.from_pretrained(str(MODEL))))
+    for order, least in zip(ngram.orders, ngram.training["min_counts"], strict=True):
+        assert f"{len(order.tokens):,}" in card and str(least) in card
+    figures = ngram.training["held_out"]
+    assert f"perplexity is {figures['perplexity']:.1f}" in card
+    for setting in figures["acceptance"]:
+        assert f"{setting['expected']:.3f}" in card
+
+
+@there
+def test_the_one_in_the_box_is_accepted_more_often_than_vectors() -> None:
+    library = standard_library()
+    texts = [library[name] for name in named_held_out(HELD_OUT) if name in library]
+    tokens = np.concatenate(encode_texts(AutoTokenizer.from_pretrained(str(MODEL)), texts, 0))
+    ngram, sequences = NgramModel.load(IN_THE_BOX), evenly_spaced(tokens, 256, 24)
+    found = drafter_acceptance(load_model(MODEL), ngram, sequences, SAMPLINGS)
+    print(
+        "n-grams",
+        found,
+        "the text itself",
+        drafter_acceptance(load_model(MODEL), PromptLookup(4096), sequences, SAMPLINGS),
+    )
+    for value, setting in zip(found, ngram.training["held_out"]["acceptance"], strict=True):
+        assert abs(value - setting["expected"]) < 0.08  # another sample of the held-out text
+    assert found[1] > 1.5 * LookAhead.load(LOOKAHEAD).training["held_out"]["acceptance"][0]
+
+
+@there
+def test_both_packages_say_the_same_of_the_one_in_the_box() -> None:
+    ours, theirs = ReferenceNgramModel.load(IN_THE_BOX), NgramModel.load(IN_THE_BOX)
+    tokenizer = AutoTokenizer.from_pretrained(str(MODEL))
+    for text in PROMPTS:
+        tokens = tokenizer(text).input_ids
+        rows = theirs.logits(torch.tensor([tokens] * len(tokens)), None, torch.arange(1, len(tokens) + 1), 1)
+        for length, row in enumerate(rows.numpy(), start=1):
+            assert np.abs(row - ours.logits(tokens[:length], None)).max() < 1e-13
