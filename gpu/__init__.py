@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .adapter import Adapter
     from .checkpoint import load_model, read_config, read_generation_config, read_weights
     from .config import ModelConfig, RopeScaling, SamplingConfig
-    from .drafters import Drafter, ModelDrafter
+    from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
     from .ending import Ending
     from .generation import generate, generate_batch
     from .lookahead import LookAhead
@@ -31,7 +31,7 @@ _HOMES = {
     "adapter": ["Adapter"],
     "checkpoint": ["load_model", "read_config", "read_generation_config", "read_weights"],
     "config": ["ModelConfig", "RopeScaling", "SamplingConfig"],
-    "drafters": ["Drafter", "ModelDrafter"],
+    "drafters": ["Drafter", "ModelDrafter", "NgramModel", "PromptLookup"],
     "ending": ["Ending"],
     "generation": ["generate", "generate_batch"],
     "lookahead": ["LookAhead"],
@@ -60,7 +60,9 @@ __all__ = [
     "Method",
     "ModelConfig",
     "ModelDrafter",
+    "NgramModel",
     "PaSS",
+    "PromptLookup",
     "Record",
     "RopeScaling",
     "SamplerHead",

@@ -10,7 +10,7 @@ Everything here handles one sequence; `pass_sampling.gpu` mirrors it for batches
 from .adapter import Adapter
 from .checkpoint import load_model, read_config, read_generation_config, read_weights
 from .config import ModelConfig, RopeScaling, SamplingConfig
-from .drafters import Drafter, ModelDrafter
+from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
 from .ending import Ending
 from .generation import generate, generate_batch
 from .lookahead import LookAhead
@@ -38,7 +38,9 @@ __all__ = [
     "Method",
     "ModelConfig",
     "ModelDrafter",
+    "NgramModel",
     "PaSS",
+    "PromptLookup",
     "Record",
     "RopeScaling",
     "SamplerHead",

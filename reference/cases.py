@@ -24,6 +24,9 @@ METHODS: tuple[tuple[str, str | None], ...] = (
     ("draft-model", "token"),
     ("draft-model", "block"),
     ("draft-model", "match"),
+    ("prompt-lookup", "token"),
+    ("ngram", "token"),
+    ("ngram", "block"),
     ("lookahead-fused", "token"),
     ("lookahead-fused", "block"),
     ("lookahead-fused", "match"),
@@ -46,6 +49,21 @@ def penalty(prefix: tuple[int, ...], logits: Any) -> Any:
     """Lower what has been said before, the more the more often: a processor that depends on the whole prefix."""
     counts = [float(prefix.count(token)) for token in range(len(logits))]
     return logits - 0.4 * (np.array(counts) if isinstance(logits, np.ndarray) else logits.new_tensor(counts))
+
+
+def bigrams(package: Any, vocab_size: int) -> Any:
+    """Return an n-gram model in which each token is followed by two of the others, more often than by the rest."""
+    ngrams = import_module(f"{package.__name__}.drafters.ngram")
+    followers = [sorted({(token + 1) % vocab_size, (token + 2) % vocab_size}) for token in range(vocab_size)]
+    arrays: list[Any] = [
+        np.arange(1, vocab_size + 1, dtype=np.float32),
+        np.array([len(each) for each in followers]),
+        np.concatenate(followers),
+        np.array([150 + 10 * (place % 5) for place in range(sum(map(len, followers)))]),
+    ]
+    if package.__name__.endswith("gpu"):
+        arrays = list(map(import_module("torch").from_numpy, arrays))
+    return ngrams.NgramModel(arrays[0], (ngrams.NgramOrder(*arrays[1:]),))
 
 
 @dataclass(frozen=True)
@@ -100,16 +118,28 @@ class Configuration:
             return package.PaSS(model, vectors, sampling, own, rule, self.processor)
         if name == "lookahead-fused":
             return package.FusedPaSS(model, self._lookahead(package, model), sampling, own, rule, self.processor)
-        drafter = package.ModelDrafter(self._model(package, self.seed + 50, 0))
         if name == "candidates":
+            drafter = self._drafter(package, "draft-model")
             return package.Candidates(model, drafter, sampling, own, rule, self.processor, self.num_candidates)
-        if name == "draft-model":
+        drafter = self._drafter(package, name)
+        if drafter is not None:
             schedules = import_module(f"{package.__name__}.schedule").SCHEDULES
             schedule = schedules[self.schedule[0]](**self.schedule[1])
             return package.SpeculativeSampling(
                 model, drafter, sampling, own, rule, self.processor, self.num_draft, schedule
             )
         raise ValueError(f"method: found {name!r}, expected one of {', '.join(sorted({each for each, _ in METHODS}))}")
+
+    def _drafter(self, package: Any, name: str) -> Any:
+        """Return a drafter that is not the model, or None where there is none of that name."""
+        if name == "draft-model":
+            return package.ModelDrafter(self._model(package, self.seed + 50, 0))
+        vocab_size = self.shape["vocab_size"] if self.shape else self.vocab_size
+        if name == "prompt-lookup":
+            return package.PromptLookup(vocab_size)
+        if name == "ngram":
+            return bigrams(package, vocab_size)
+        return None
 
     def ending(self, package: Any) -> Any:
         """Return where texts end."""

@@ -58,7 +58,7 @@ def output_law(
     num_tokens: int | None = None,
     merge: bool = True,
     probe: bool = False,
-    max_executions: int = 2_000_000,
+    max_executions: int | None = 2_000_000,
     batch: int = 4096,
 ) -> OutputLaw:
     """Return the exact law of what a method emits behind a prompt.
@@ -72,19 +72,20 @@ def output_law(
             the future depends on nothing else; an unmerged run, which assumes nothing, shows that.
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
-        max_executions: give up beyond this.
+        max_executions: give up beyond this, at once where an estimate says so; None: never, and nothing is estimated.
         batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on
             how many rows run with it; 1 then keeps the executions consistent with one another.
 
     Raises:
         ValueError: more executions than allowed, or a step that is not what its record says.
     """
-    estimate = estimated_executions(method, prompt, ending, num_tokens, merge, enough=max_executions)
-    if estimate > max_executions:
-        raise ValueError(
-            f"max_executions: found a tree of at least about {estimate:.1e} executions, expected at most "
-            f"{max_executions}"
-        )
+    if max_executions is not None:
+        estimate = estimated_executions(method, prompt, ending, num_tokens, merge, enough=max_executions)
+        if estimate > max_executions:
+            raise ValueError(
+                f"max_executions: found a tree of at least about {estimate:.1e} executions, expected at most "
+                f"{max_executions}"
+            )
     length = num_tokens if num_tokens is not None else float("inf")
     law: dict[TokenTuple, float] = {}
     expected: dict[str, float] = {}
@@ -96,7 +97,7 @@ def output_law(
         verified.append(0)
         for state, record, weight in every_outcome(method, level, batch, probe):
             executions += 1
-            if executions > max_executions:
+            if max_executions is not None and executions > max_executions:
                 raise ValueError(f"max_executions: reached {max_executions} after {cycles} cycles, expected fewer")
             verified[-1] += bool(getattr(record, "draft_tokens", ()))
             for name, count in _counts(record).items():

@@ -57,8 +57,9 @@ def exact_suite(
         for case in cases:
             if case.name not in targets:
                 targets[case.name] = definition(case)
-            law = output_law(case.method(package, name, rule), PROMPT, case.ending(package))
-            if name != "autoregressive" and sum(count > 0 for count in law.verified) < 2:
+            law = output_law(case.method(package, name, rule), PROMPT, case.ending(package), max_executions=None)
+            least = 1 if name == "prompt-lookup" else 2  # which has nothing to say where nothing has come before
+            if name != "autoregressive" and sum(count > 0 for count in law.verified) < least:
                 raise ValueError(f"{case.name}: found one cycle with drafts verified, expected two")
             deviation = max(law.largest_deviation(targets[case.name]), abs(sum(law.values()) - 1.0))
             executions, cycles = executions + law.executions, max(cycles, law.cycles)
