@@ -22,13 +22,13 @@ from .files.lookahead_folder import (
     HEAD,
     TENSOR,
     VECTORS,
+    bfloat16,
     may_replace,
     read_details,
     read_tensors,
 )
 from .files.saving import replace_folder
 from .layers import Array
-from .precision import bfloat16
 from .sampler_head import SamplerHead
 
 if TYPE_CHECKING:

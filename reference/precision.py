@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["bfloat16", "check_dtype"]
+__all__ = ["check_dtype"]
 
 
 def check_dtype(dtype: Any) -> np.dtype[Any]:
@@ -22,11 +22,3 @@ def check_dtype(dtype: Any) -> np.dtype[Any]:
     if name not in ("float64", "float32"):
         raise ValueError(f"dtype: found {name:.80}, expected float64 or float32")
     return np.dtype(name)
-
-
-def bfloat16() -> np.dtype[Any]:
-    """Return the dtype that trained parts of a look-ahead folder are stored in."""
-    import ml_dtypes
-
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
