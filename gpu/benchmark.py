@@ -10,7 +10,6 @@ tokens per pass, and what methods yield is measured at places in text that no mo
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,35 +17,14 @@ from typing import Any, Protocol
 
 import torch
 
-from .benchmarking.expectation import Expectation
-from .benchmarking.repetition import repeated_ngrams
+from .benchmarking.figures import PLAIN, Run, rows_of
 from .config import check_integer
 from .generation import generate
 from .methods import Method
 
 __all__ = ["PLAIN", "Contender", "Run", "Writer", "method_writer", "rows_of", "run_all"]
 
-PLAIN = "autoregressive"  # whom all are compared with
-MOST_REPEATED = 0.2  # part of a text's 8-grams that may have stood in it before, if the text is to count
 ENOUGH_REPEATS = 5  # paired runs behind a claim
-
-
-@dataclass(frozen=True)
-class Run:
-    """One text that a method wrote, and what it cost."""
-
-    tokens: tuple[int, ...]
-    num_forward_passes: int  # of the target, the prompt's included
-    num_positions: int  # rows fed through the target, the prompt's included
-    num_draft_passes: int = 0  # of a drafting model
-    num_drafts: int | None = None  # cycles that drafted; None where the method does not tell
-    accepted_per_position: tuple[int, ...] = ()
-    seconds: float = 0.0
-
-    @property
-    def counts(self) -> bool:
-        """Whether the text counts for tokens per pass."""
-        return repeated_ngrams(self.tokens) <= MOST_REPEATED
 
 
 class Writer(Protocol):
@@ -149,70 +127,7 @@ def in_turn(contenders: Sequence[Contender], turn: int) -> list[Contender]:
     return [*contenders[first:], *contenders[:first]]
 
 
-def rows_of(
-    contenders: Sequence[Contender],
-    runs: Mapping[str, Sequence[Sequence[Run]]],
-    expectations: Mapping[str, Expectation],
-) -> list[dict[str, Any]]:
-    """Return the figures of every method; what a method does not tell, or no text counts for, is None.
-
-    Tokens, passes and acceptance are those of the texts that count; times are those of all.
-    """
-    return [_row(contender, runs[contender.name], runs[PLAIN], expectations) for contender in contenders]
-
-
-def _row(
-    contender: Contender,
-    runs: Sequence[Sequence[Run]],
-    plain: Sequence[Sequence[Run]],
-    expectations: Mapping[str, Expectation],
-) -> dict[str, Any]:
-    texts = [run for repeat in runs for run in repeat]
-    counting = [run for run in texts if run.counts]
-    seconds = [sum(run.seconds for run in repeat) for repeat in runs]
-    tokens = [sum(len(run.tokens) for run in repeat) for repeat in runs]
-    passes = [sum(run.num_forward_passes for run in repeat) for repeat in runs]
-    rates = [count / time for count, time in zip(tokens, seconds, strict=True)]
-    ratios = [sum(run.seconds for run in pair) / time for pair, time in zip(plain, seconds, strict=True)]
-    num_passes = sum(run.num_forward_passes for run in counting)
-    tells = all(run.num_drafts is not None for run in texts)
-    expectation = expectations.get(contender.name)
-    return {
-        "method": contender.name,
-        "options": dict(contender.options),
-        "tokens_per_second": statistics.median(rates),
-        "spread": [min(rates), max(rates)],
-        "ratio_to_plain": statistics.median(ratios),
-        "ratio_spread": [min(ratios), max(ratios)],
-        "milliseconds_per_pass": statistics.median(
-            1000 * time / count for time, count in zip(seconds, passes, strict=True)
-        ),
-        "tokens_per_forward": _share(sum(len(run.tokens) for run in counting), num_passes),
-        "positions_per_forward": _share(sum(run.num_positions for run in counting), num_passes),
-        "accepted_per_position": _sums([run.accepted_per_position for run in counting]) if tells else None,
-        "num_drafts": sum(run.num_drafts or 0 for run in counting) if tells else None,
-        "num_forward_passes": num_passes,
-        "num_draft_passes": sum(run.num_draft_passes for run in counting),
-        "tokens": sum(len(run.tokens) for run in counting),
-        "texts": len(texts),
-        "texts_that_count": len(counting),
-        "repeated_8grams": statistics.fmean(repeated_ngrams(run.tokens) for run in texts),
-        "expected_tokens_per_forward": None if expectation is None else expectation.tokens_per_forward,
-        "expected_standard_error": None if expectation is None else expectation.standard_error,
-    }
-
-
 def _clock(device: torch.device | str) -> float:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _sums(counts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Add up counts by depth; not every text has drafted as deep."""
-    depth = max(map(len, counts), default=0)
-    return [sum(count[i] for count in counts if i < len(count)) for i in range(depth)]

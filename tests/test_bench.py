@@ -18,8 +18,9 @@ import torch
 import pass_sampling.gpu as port
 from folders import tiny_config, write_checkpoint
 from models import lookahead, table, transformer
-from pass_sampling.gpu.benchmark import Contender, Run, in_turn, method_writer, rows_of, run_all
+from pass_sampling.gpu.benchmark import Contender, in_turn, method_writer, run_all
 from pass_sampling.gpu.benchmarking.expectation import Expectation, expected_tokens, expected_tokens_per_forward
+from pass_sampling.gpu.benchmarking.figures import Run, rows_of
 from pass_sampling.gpu.benchmarking.peers import load_peer, peer_writer
 from pass_sampling.gpu.benchmarking.prompts import pieces, prefixes_of, read_library, read_prompts
 from pass_sampling.gpu.benchmarking.repetition import repeated_ngrams
@@ -107,18 +108,20 @@ def test_a_text_of_another_length_is_a_bug_and_no_repeat_is_refused():
 
 
 def test_a_speed_is_the_median_of_paired_ratios_and_looping_texts_do_not_count():
-    plain, other = Contender("autoregressive", None), Contender("other", None, {"num_draft": 2})
     fresh, loop = tuple(range(20)), (3,) * 20
     base = Run(fresh, 20, 30)
     runs = {
         "autoregressive": [[replace(base, seconds=s), replace(base, seconds=s)] for s in (1.0, 2.0, 4.0)],
         "other": [[Run(fresh, 10, 40, 3, 8, (6, 4), s), Run(loop, 5, 30, 1, 4, (4, 4, 4), s)] for s in (1.0, 1.0, 1.0)],
     }
-    first, second = rows_of([plain, other], runs, {"other": Expectation(1.5, 0.1, 4, 2)})
+    first, second = rows_of(
+        {"autoregressive": {}, "other": {"num_draft": 2}}, runs, {"other": Expectation(1.5, 0.1, 4, 2)}
+    )
     assert first["ratio_to_plain"] == 1.0 and first["ratio_spread"] == [1.0, 1.0]
     assert (first["num_drafts"], first["accepted_per_position"], first["expected_tokens_per_forward"]) == (None,) * 3
     assert first["tokens_per_second"] == 10 and first["spread"] == [5.0, 20.0]
     assert second["ratio_to_plain"] == 2.0 and second["ratio_spread"] == [1.0, 4.0]
+    assert second["ratio_of_counting_texts"] == 2.0 and first["ratio_of_counting_texts"] == 1.0
     assert second["tokens_per_second"] == 20.0 and second["milliseconds_per_pass"] == 2000 / 15
     assert (second["texts"], second["texts_that_count"]) == (6, 3)
     assert (second["tokens"], second["num_forward_passes"], second["num_draft_passes"]) == (60, 30, 9)
@@ -128,10 +131,17 @@ def test_a_speed_is_the_median_of_paired_ratios_and_looping_texts_do_not_count()
     assert (second["expected_tokens_per_forward"], second["expected_standard_error"]) == (1.5, 0.1)
 
 
+def test_a_looping_text_may_not_make_a_method_look_fast():
+    plain = [Run(tuple(range(20)), 20, 30, seconds=seconds) for seconds in (1.0, 3.0)]
+    fast_where_it_loops = [Run(tuple(range(20)), 18, 40, seconds=2.0), Run((3,) * 20, 5, 30, seconds=0.5)]
+    rows = rows_of({"autoregressive": {}, "other": {}}, {"autoregressive": [plain], "other": [fast_where_it_loops]}, {})
+    assert rows[1]["ratio_to_plain"] == 4 / 2.5 and rows[1]["ratio_of_counting_texts"] == 1 / 2
+
+
 def test_where_no_text_counts_there_is_no_figure():
     runs = {"autoregressive": [[Run((3,) * 20, 20, 30, seconds=1.0)]]}
-    (row,) = rows_of([Contender("autoregressive", None)], runs, {})
-    assert row["tokens_per_forward"] is row["positions_per_forward"] is None
+    (row,) = rows_of({"autoregressive": {}}, runs, {})
+    assert row["tokens_per_forward"] is row["positions_per_forward"] is row["ratio_of_counting_texts"] is None
     assert row["tokens"] == row["texts_that_count"] == 0 and row["tokens_per_second"] == 20
 
 

@@ -10,6 +10,7 @@ __all__ = ["SUFFIXES", "save_chart"]
 
 SUFFIXES = (".png", ".svg")
 BLUE, ORANGE, GREY = "#3b6fb6", "#d1762b", "#8a8a8a"
+WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 
 def save_chart(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -26,18 +27,30 @@ def save_chart(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> Non
     speed.barh(places, ratios, color=colours, height=0.6, xerr=reach, error_kw={"elinewidth": 1, "capsize": 3})
     speed.axvline(1, color="black", linewidth=0.8, linestyle=":")
     for place, ratio, end in zip(places, ratios, high, strict=True):
-        speed.annotate(f"{ratio:.2f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+        speed.annotate(
+            f"{ratio:.2f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9, bbox=WHITE
+        )
+    counting = [(row["ratio_of_counting_texts"], place) for place, row in enumerate(rows)]
+    there = [each for each in counting if each[0] is not None]
+    if there:
+        speed.plot(*zip(*there, strict=True), "o", color="white", markeredgecolor="black", markersize=5)
     speed.set_xlim(0, 1.18 * max(high))
     speed.set_yticks(places, [row["method"] for row in rows])
     speed.invert_yaxis()
-    speed.set_xlabel("times the speed of plain decoding\n(median of paired runs; lowest to highest)")
+    speed.set_xlabel(
+        "times the speed of plain decoding\n(median of paired runs, lowest to highest;\n"
+        "circles: without texts that repeat themselves)"
+    )
 
     _points(yields, rows, "tokens_per_forward", "in the texts it wrote", "o", ORANGE)
     _points(yields, rows, "expected_tokens_per_forward", "at places of held-out text", "D", BLUE)
     yields.axvline(1, color="black", linewidth=0.8, linestyle=":")
     yields.tick_params(axis="y", length=0)
     yields.set_xlim(0, 1.1 * max(_most(row) for row in rows))
-    yields.set_xlabel("new tokens per pass of the model\n(± 2 standard errors at held-out text)")
+    yields.set_xlabel(
+        "new tokens per pass of the model\n(± 2 standard errors at held-out text;\n"
+        "without texts that repeat themselves)"
+    )
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     for axes in (speed, yields):
         axes.spines[["top", "right"]].set_visible(False)

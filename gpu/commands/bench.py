@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
         for done, (name, method) in enumerate(methods.items(), 1):
             expectations[name] = expected_tokens_per_forward(method, prefixes, arguments.num_tapes, arguments.seed)
             bar.show(done, len(methods))
-    rows = rows_of(contenders, runs, expectations)
+    rows = rows_of({contender.name: contender.options for contender in contenders}, runs, expectations)
     settings = settings_of(arguments, model, source, prompts, prefixes, left_out)
     settings["notes"] = notes_of(rows, settings, where)
     result = {"machine": where, "versions": versions(), "settings": settings, "rows": rows}
@@ -131,7 +131,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         from ..benchmarking.chart import save_chart
 
-        title = f"{model.name}, {settings['dtype']} on {where['processor']}, {where['threads']} threads"
+        law = f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}"
+        title = f"{model.name}, {settings['dtype']}, {law}; {where['processor']}, threads {where['threads']}"
         save_chart(arguments.plot, rows, title)
 
 

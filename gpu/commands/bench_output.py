@@ -60,7 +60,8 @@ def settings_of(
     left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what was compared, down to the tokens of the prompts."""
-    from ..benchmark import ENOUGH_REPEATS, MOST_REPEATED
+    from ..benchmark import ENOUGH_REPEATS
+    from ..benchmarking.figures import MOST_REPEATED
 
     return {
         "model": model.name,
@@ -97,8 +98,9 @@ def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[st
     if any(row["texts_that_count"] < row["texts"] for row in rows):
         left = ", ".join(f"{row['method']} {row['texts_that_count']}" for row in rows)
         notes.append(
-            f"texts with more than {settings['most_repeated_8grams']:.0%} repeated 8-grams do not count for tokens and "
-            f"rows per pass and for acceptance, but for speeds; of {rows[0]['texts']} texts these are left: {left}"
+            f"texts with more than {settings['most_repeated_8grams']:.0%} repeated 8-grams are not fresh, and count "
+            "for nothing but the speeds of all, which they flatter; of "
+            f"{rows[0]['texts']} texts these are left: {left}"
         )
     load = where["load"]
     if load is not None and load + where["threads"] > where["cores"] + 0.5:
@@ -133,17 +135,18 @@ def print_table(result: Mapping[str, Any]) -> None:
     )
     print()
     print(
-        f"{'':28}{'tokens':>8}{'lowest to':>12}{'times':>7}{'ms per':>8}{'tokens per pass':>24}{'rows per':>10}"
+        f"{'':28}{'tokens':>8}{'lowest to':>12}{'times plain':>14}{'ms per':>8}{'tokens per pass':>24}{'rows per':>10}"
         f"{'drafter':>9}{'re-':>7}"
     )
     print(
-        f"{'':28}{'per s':>8}{'highest':>12}{'plain':>7}{'pass':>8}{'written':>9}{'held out':>15}{'pass':>10}"
+        f"{'':28}{'per s':>8}{'highest':>12}{'all':>7}{'fresh':>7}{'pass':>8}{'written':>9}{'held out':>15}{'pass':>10}"
         f"{'passes':>9}{'peated':>7}  accepted"
     )
     for row in result["rows"]:
         low, high = row["spread"]
         print(
             f"{row['method']:28}{row['tokens_per_second']:8.0f}{f'{low:.0f}-{high:.0f}':>12}{row['ratio_to_plain']:7.2f}"
+            f"{_figure(row['ratio_of_counting_texts']):>7}"
             f"{row['milliseconds_per_pass']:8.2f}{_figure(row['tokens_per_forward']):>9}{_expected(row):>15}"
             f"{_figure(row['positions_per_forward']):>10}{_draft_passes(row):>9}{row['repeated_8grams']:7.0%}"
             f"{_accepted(row)}"
