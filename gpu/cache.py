@@ -85,7 +85,9 @@ class KVCache:
                 costs no synchronisation.
         """
         if self._at_hand:
-            self._check_length(length)
+            before, after = self.lengths.tolist(), length.tolist()  # quicker than to compare tensors
+            if not all(0 <= new <= old for old, new in zip(before, after, strict=True)):
+                self._check_length(length)
         self.lengths, self.level = length, False
         if self._at_hand:
             self.measure()
@@ -93,18 +95,18 @@ class KVCache:
     def keep(
         self,
         rows: Tensor,  # [B, N]
-        length: Tensor | None = None,  # [B]
+        length: Tensor | int = 0,  # [B], or []
         count: Tensor | None = None,  # [B]
     ) -> None:
         """Keep the first `length` positions, and behind them only the given slots: the rollback of a tree of drafts.
 
-        Of each row the first `count` slots are meant, by default all; the default length is 0.
+        Of each row the first `count` slots are meant, by default all.
 
         Raises:
             ValueError: the slots do not increase, or are not all cached behind the first `length`; checked on the CPU
                 alone.
         """
-        length = torch.zeros_like(self.lengths) if length is None else length
+        length = torch.zeros_like(self.lengths) + length
         count = torch.full_like(self.lengths, rows.shape[1]) if count is None else count
         order = torch.arange(rows.shape[1], device=rows.device)
         used, places = order < count.unsqueeze(1), length.unsqueeze(1) + order

@@ -25,6 +25,8 @@ Pace = Tensor
 class Schedule:
     """Draft as many tokens as the method allows, every time. The base of those that adapt."""
 
+    adapts = False  # within a cycle, to the drafts' laws
+
     def start(self, num_draft: int) -> tuple[float, ...]:
         """Return the pace before the first cycle, of a method that drafts at most `num_draft` tokens."""
         return ()
@@ -108,6 +110,7 @@ class EntropyBound(Schedule):
     Source: Agrawal et al. 2024, "AdaEDL" (arXiv 2410.18351), Algorithm 1.
     """
 
+    adapts = True
     threshold: float = 0.4
     weight: float = 0.2
     target_rate: float = 0.9

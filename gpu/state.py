@@ -109,16 +109,21 @@ class State:
         for cache in self.caches:
             cache.truncate(torch.minimum(cache.lengths, lengths))
 
-    def commit(self, record: BatchRecord) -> tuple[State, BatchRecord]:
+    def commit(
+        self,
+        record: BatchRecord,
+        sound: Tensor | None = None,  # [B]
+    ) -> tuple[State, BatchRecord]:
         """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
 
-        The cache, which may hold rows of dropped tokens, is cut to the committed prefix, and the record with it.
+        The caches, which may hold rows of dropped tokens, are cut to the committed prefix, and the record with them.
+        If given, `sound` is how much of them is true at most: behind it stand rejected drafts and look-ahead rows.
         """
         count, ended = self.kept(record.tokens, record.count)
         places = self.lengths.unsqueeze(1) + torch.arange(record.tokens.shape[1], device=self.lengths.device)
         tokens = self.tokens.scatter(1, places, record.tokens)  # what lies behind the committed ones is scratch
         lengths = self.lengths + count
-        self.keep(lengths)
+        self.keep(lengths if sound is None else torch.minimum(lengths, sound))
         state = replace(
             self,
             tokens=tokens,

@@ -25,6 +25,8 @@ Pace = tuple[float, ...]
 class Schedule:
     """Draft as many tokens as the method allows, every time. The base of those that adapt."""
 
+    adapts = False  # within a cycle, to the drafts' laws
+
     def start(self, num_draft: int) -> Pace:
         """Return the pace before the first cycle, of a method that drafts at most `num_draft` tokens."""
         return ()
@@ -87,6 +89,7 @@ class EntropyBound(Schedule):
     Source: Agrawal et al. 2024, "AdaEDL" (arXiv 2410.18351), Algorithm 1.
     """
 
+    adapts = True
     threshold: float = 0.4
     weight: float = 0.2
     target_rate: float = 0.9

@@ -71,14 +71,15 @@ class State:
         for cache in self.caches:
             cache.truncate(min(cache.length, length))
 
-    def commit(self, record: Record) -> tuple[State, Record]:
+    def commit(self, record: Record, sound: int | None = None) -> tuple[State, Record]:
         """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
 
-        The cache, which may hold rows of dropped tokens, is cut to the committed prefix, and the record with it.
+        The caches, which may hold rows of dropped tokens, are cut to the committed prefix, and the record with them.
+        If given, `sound` is how much of them is true at most: behind it stand rejected drafts and look-ahead rows.
         """
         count, end = self.ending.first(self.new_tokens, record.tokens)
         tokens = self.tokens + record.tokens[:count]
-        self.keep(len(tokens))
+        self.keep(len(tokens) if sound is None else min(len(tokens), sound))
         return replace(self, tokens=tokens, cached=self.cache.length, end=end), record.cut(count)
 
     def agrees(self, other: State) -> bool:

@@ -19,13 +19,14 @@ from ..batch_record import BatchRecord
 from ..config import SamplingConfig
 from ..drafters.base import Drafter
 from ..ending import Ending
-from ..sampling import Probs, Processor, largest_logits, probs_from_logits
+from ..sampling import Processor
 from ..schedule import Schedule
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens
 from .base import Method
 from .checks import check_context, check_drafter, check_lenience, check_settings
+from .drafting import Drafts, draft_left_to_right
 from .language_model import LanguageModel
 from .records import drafting_record, verified_record
 
@@ -94,7 +95,7 @@ class SpeculativeSampling(Method):
         """Run one cycle: K drafts, one pass of the target, 1 + accepted tokens."""
         draws = Draws(uniforms, self.slots, trace)
         pending, active = state.pending, ~state.ended
-        draft_tokens, draft_probs, num_draft, goes_on, num_asked = self._draft(state, active, draws)
+        draft_tokens, draft_probs, goes_on, num_asked, num_draft = self._draft(state, draws)
         record = drafting_record(pending - 1, num_asked * self.drafter.passes_per_draft, active)
 
         # One pass over what the target has not seen and the drafts; row i holds its law after i drafts.
@@ -107,42 +108,31 @@ class SpeculativeSampling(Method):
             target_probs, self.lenience * draft_probs, draft_tokens, draws, num_draft, goes_on, active
         )
         state = state.note_fault(largest, 0, used & (rows < verdict.num_reached.unsqueeze(1)))
-        state.keep(state.lengths + verdict.num_accepted * active)  # rejected drafts leave no trace, in either cache
         pace = self.schedule.follow(state.pace, self.num_draft, num_draft, verdict.num_accepted)
-        return replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace)).commit(
-            verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active)
+        state = replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace))
+        record = verified_record(
+            record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
         )
+        sound = state.lengths + verdict.num_accepted * active  # rejected drafts leave no trace, in either cache
+        return state.commit(record, sound)
 
-    def _draft(
-        self,
-        state: State,
-        active: Tensor,  # [B]
-        draws: Draws,
-    ) -> tuple[Tokens, Probs, Tensor, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B], [B]
-        """Draw the drafts; return the very laws they were drawn from, how many, whether the text goes on, laws asked.
+    def _draft(self, state: State, draws: Draws) -> Drafts:
+        """Draft as many tokens as the schedule wants; a final token comes as well."""
 
-        Drafting stops where the drafter has no law, where the schedule says so, and behind a draft that ends the text:
-        all known before the next is drawn. Rows that have stopped run along, and what they draw is ignored.
-        """
+        def next_logits(tokens: Tokens, depth: int) -> Tensor:
+            pending = 1 if depth else state.draft_pending
+            return self.drafter.logits(tokens, state.draft_cache, state.lengths + depth, pending)
+
+        def wanted(depth: int, logits: Tensor) -> Tensor:
+            return self.schedule.goes_on(state.pace, depth, logits)
+
         limit = torch.minimum(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
-        going, goes_on = active & (limit > 0), torch.ones_like(active)
-        num_draft, num_asked = torch.zeros_like(limit), torch.zeros_like(limit)
-        tokens, probs = state.tokens[:, :0], []
-        while tokens.shape[1] < self.num_draft and bool(going.any()):
-            depth = tokens.shape[1]
-            logits = self.drafter.logits(
-                state.followed_by(tokens), state.draft_cache, state.lengths + depth, 1 if depth else state.draft_pending
-            )
-            logits = self.process(state, logits.unsqueeze(1), going.unsqueeze(1), tokens, depth)
-            num_asked = num_asked + going
-            going = going & largest_logits(logits)[:, 0].isfinite()
-            going = going & self.schedule.goes_on(state.pace, depth, logits[:, 0])
-            law = probs_from_logits(logits, self.draft_sampling or self.sampling)
-            tokens = torch.cat([tokens, draws.tokens("draft", law, depth, going.unsqueeze(1))], dim=1)
-            probs.append(law)
-            num_draft = num_draft + going
-            ends = state.kept(tokens, tokens.shape[1] * going)[1]
-            goes_on = goes_on & ~ends
-            going = going & ~ends & (num_draft < limit)
-        none = torch.zeros((len(tokens), 0, self.model.vocab_size), dtype=torch.float64, device=tokens.device)
-        return tokens, torch.cat([none, *probs], dim=1), num_draft, goes_on, num_asked
+        return draft_left_to_right(
+            self,
+            state,
+            limit,
+            draws,
+            next_logits,
+            self.draft_sampling or self.sampling,
+            wanted if self.schedule.adapts else None,
+        )

@@ -98,10 +98,11 @@ class PaSS(Method):
         target_probs, largest = self.laws(state, logits, used, block, 1)
         verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws, num_draft, goes_on, active)
         state = state.note_fault(largest, 1, used & drafted(block, verdict.num_reached))
-        state.cache.truncate(state.lengths + (1 + verdict.num_accepted) * active)  # nor do the rejected drafts
-        return state.commit(
-            verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active)
+        record = verified_record(
+            record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
         )
+        sound = state.lengths + (1 + verdict.num_accepted) * active  # nor do the rejected drafts
+        return state.commit(record, sound)
 
     def _draft(
         self,

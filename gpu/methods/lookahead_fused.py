@@ -23,12 +23,13 @@ from ..batch_record import BatchRecord
 from ..config import SamplingConfig
 from ..lookahead import LookAhead
 from ..refine import Refinement, refinement_of
-from ..sampling import Probs, Processor, largest_logits, probs_from_logits
+from ..sampling import Processor
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens, row
 from .base import Method
 from .checks import check_groups, check_settings
+from .drafting import Drafts, draft_left_to_right
 from .language_model import LanguageModel
 from .records import drafting_record, verified_record
 
@@ -89,7 +90,7 @@ class FusedPaSS(Method):
         """Run one cycle: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
         draws = Draws(uniforms, self.slots, trace)
         pending, active = state.pending, ~state.ended
-        draft_tokens, draft_probs, num_draft, goes_on = self._draft(state, active, draws)
+        draft_tokens, draft_probs, goes_on, _, num_draft = self._draft(state, draws)
         depths = (state.remaining - 2).clamp(0, len(self.vectors)) * active  # this step and the next end in a token
         depth = int(depths.max())
         groups = [g for g in range(draft_tokens.shape[1] + 1) if depth and self._hangs(g)]
@@ -107,56 +108,42 @@ class FusedPaSS(Method):
         target_probs, largest = self.laws(state, logits, used, draft_tokens)
         verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws, num_draft, goes_on, active)
         state = state.note_fault(largest, 0, used & (rows < verdict.num_reached.unsqueeze(1)))
-        state.keep(state.lengths + verdict.num_accepted * active)  # rejected drafts and look-ahead rows leave no trace
-        state, batch_record = state.commit(
-            verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active)
+        record = verified_record(
+            record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
         )
+        sound = state.lengths + verdict.num_accepted * active  # rejected drafts and look-ahead rows leave no trace
+        state, record = state.commit(record, sound)
 
         # What the next step drafts from: the group behind the last draft that survived, as far as a draft may go.
         num_carried = torch.minimum(depths, state.remaining - 1).clamp(min=0)
         last = row(real, verdict.num_accepted).unsqueeze(1)
         if self.refinement.alone:
             carried = last.expand(-1, len(self.vectors) + 1, -1)
-            return replace(state, carried=carried, num_carried=num_carried), batch_record
+            return replace(state, carried=carried, num_carried=num_carried), record
         if not groups:
-            return replace(state, num_carried=torch.zeros_like(num_carried)), batch_record
+            return replace(state, num_carried=torch.zeros_like(num_carried)), record
         survived = verdict.num_accepted.unsqueeze(1) == behind  # [B, N]
         group = ahead[torch.arange(len(ahead), device=pending.device), survived.long().argmax(dim=1)]
         carried = functional.pad(torch.cat([last, group], dim=1), (0, 0, 0, len(self.vectors) - depth))
-        return replace(state, carried=carried, num_carried=num_carried * survived.any(dim=1)), batch_record
+        return replace(state, carried=carried, num_carried=num_carried * survived.any(dim=1)), record
 
     def _hangs(self, num_accepted: int) -> bool:
         """Say whether a group hangs behind so many drafts."""
         return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)
 
-    def _draft(
-        self,
-        state: State,
-        active: Tensor,  # [B]
-        draws: Draws,
-    ) -> tuple[Tokens, Probs, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
-        """Draw the drafts left to right; return the very laws they were drawn from, how many, whether the text goes on.
+    def _draft(self, state: State, draws: Draws) -> Drafts:
+        """Draft from the rows that the step before has left."""
+        memory = self.refinement.start(state.carried[:, 0]) if state.carried.shape[1] > 1 else None
 
-        Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
-        """
-        going, goes_on = active & (state.num_carried > 0), torch.ones_like(active)
-        num_draft, tokens = torch.zeros_like(state.lengths), state.tokens[:, :0]
-        probs = [torch.zeros((len(tokens), 0, self.model.vocab_size), dtype=torch.float64, device=tokens.device)]
-        memory = self.refinement.start(state.carried[:, 0]) if bool(going.any()) else None
-        while bool(going.any()):
-            depth = tokens.shape[1]
-            logits, memory = self.refinement.logits(
-                self.model, state.carried[:, 1 + depth], state.followed_by(tokens), memory, state.lengths + depth
-            )
-            logits = self.process(state, logits.unsqueeze(1), going.unsqueeze(1), tokens, depth)
-            going = going & largest_logits(logits)[:, 0].isfinite()
-            probs.append(probs_from_logits(logits, self.draft_sampling or self.sampling))
-            tokens = torch.cat([tokens, draws.tokens("draft", probs[-1], depth, going.unsqueeze(1))], dim=1)
-            num_draft = num_draft + going
-            ends = state.kept(tokens, tokens.shape[1] * going)[1]
-            goes_on = goes_on & ~ends
-            going = going & ~ends & (num_draft < state.num_carried)
-        return tokens, torch.cat(probs, dim=1), num_draft, goes_on
+        def next_logits(tokens: Tokens, depth: int) -> Tensor:
+            nonlocal memory
+            row, lengths = state.carried[:, 1 + depth], state.lengths + depth
+            logits, memory = self.refinement.logits(self.model, row, tokens, memory, lengths)
+            return logits
+
+        return draft_left_to_right(
+            self, state, state.num_carried, draws, next_logits, self.draft_sampling or self.sampling
+        )
 
     def _feed_groups(
         self,

@@ -6,7 +6,7 @@ Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Specu
 Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
 2211.17192), Algorithm 1.
 
-Glossary of shapes: K drafts, V vocabulary.
+Glossary of shapes: K drafts.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ import numpy.typing as npt
 from ..config import SamplingConfig
 from ..drafters.base import Drafter
 from ..ending import Ending
+from ..layers import Array
 from ..record import Record
-from ..sampling import Probs, Processor, has_law, probs_from_logits
+from ..sampling import Processor
 from ..schedule import Schedule
 from ..state import State
 from ..tape import Draws, Slots
-from ..verify import RULES, Tokens
+from ..verify import RULES
 from .base import Method
 from .checks import check_context, check_drafter, check_lenience, check_settings
+from .drafting import Drafts, draft_left_to_right
 from .language_model import LanguageModel
 from .records import drafting_record, verified_record
 
@@ -98,29 +100,19 @@ class SpeculativeSampling(Method):
         target_probs = self.laws(prefix, draft_tokens, logits)
         verdict = RULES[self.rule](target_probs, self.lenience * draft_probs, draft_tokens, draws)
         self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_reached])
-        state.keep(len(prefix) + verdict.num_accepted)  # rejected drafts leave no trace, in either cache
         pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), verdict.num_accepted)
         record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
-        return replace(state, pace=pace).commit(record)
+        sound = len(prefix) + verdict.num_accepted  # rejected drafts leave no trace, in either cache
+        return replace(state, pace=pace).commit(record, sound)
 
-    def _draft(self, state: State, draws: Draws) -> tuple[Tokens, Probs, bool, int]:  # [K], [K, V]
-        """Draw the drafts; return the very laws they were drawn from, whether the text goes on, and laws asked for.
+    def _draft(self, state: State, draws: Draws) -> Drafts:
+        """Draft as many tokens as the schedule wants; a final token comes as well."""
 
-        Drafting stops where the drafter has no law, where the schedule says so, and behind a draft that ends the text:
-        all known before the next is drawn.
-        """
-        tokens: list[int] = []
-        probs: list[Probs] = []
-        num_asked, goes_on = 0, True
-        limit = min(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)  # a final token comes as well
-        while len(tokens) < limit and goes_on:
-            prefix = (*state.tokens, *tokens)
-            logits = self.process(prefix, self.drafter.logits(prefix, state.draft_cache))
-            num_asked += 1
-            if not has_law(logits) or not self.schedule.goes_on(state.pace, len(tokens), logits):
-                break
-            probs.append(probs_from_logits(logits, self.draft_sampling or self.sampling))
-            tokens.append(draws.token("draft", probs[-1], len(tokens)))
-            goes_on = not state.ends_with(tokens)
-        rows = np.array(probs).reshape(len(tokens), self.model.vocab_size)
-        return np.array(tokens, dtype=np.int64), rows, goes_on, num_asked
+        def next_logits(tokens: tuple[int, ...], depth: int) -> Array:
+            return self.drafter.logits(tokens, state.draft_cache)
+
+        def wanted(depth: int, logits: Array) -> bool:
+            return self.schedule.goes_on(state.pace, depth, logits)
+
+        limit = min(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
+        return draft_left_to_right(self, state, limit, draws, next_logits, self.draft_sampling or self.sampling, wanted)

@@ -92,8 +92,8 @@ class PaSS(Method):
         target_probs = self.laws(prefix, draft_tokens, logits)
         verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
         self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_reached])
-        state.cache.truncate(len(prefix) + verdict.num_accepted)  # nor do the rejected drafts
-        return state.commit(verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws))
+        record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
+        return state.commit(record, len(prefix) + verdict.num_accepted)  # nor do the rejected drafts
 
     def _draft(
         self,

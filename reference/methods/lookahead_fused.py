@@ -7,7 +7,7 @@ drafts come from: no call is spent on drafting.
 Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
 the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups behind every draft.
 
-Glossary of shapes: L look-ahead vectors, K drafts, N groups, D input vector, D' hidden state, V vocabulary.
+Glossary of shapes: L look-ahead vectors, D input vector, T rows of the pass.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from ..layers import Array, Mask
 from ..lookahead import LookAhead
 from ..record import Record
 from ..refine import Refinement, refinement_of
-from ..sampling import Probs, Processor, has_law, probs_from_logits
+from ..sampling import Processor
 from ..state import State
 from ..tape import Draws, Slots
-from ..verify import RULES, Tokens
+from ..verify import RULES
 from .base import Method
 from .checks import check_groups, check_settings
+from .drafting import Drafts, draft_left_to_right
 from .language_model import LanguageModel
 from .records import drafting_record, verified_record
 
@@ -83,7 +84,7 @@ class FusedPaSS(Method):
         """Run one cycle: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
         draws = Draws(uniforms, self.slots, trace)
         pending, prefix = state.pending, state.tokens
-        draft_tokens, draft_probs, goes_on = self._draft(state, draws)
+        draft_tokens, draft_probs, goes_on, _ = self._draft(state, draws)
         num_draft = len(draft_tokens)
 
         # The one call: what the model has not seen, the drafts, and groups of look-ahead vectors behind each of them.
@@ -101,11 +102,10 @@ class FusedPaSS(Method):
         target_probs = self.laws(prefix, draft_tokens, logits)
         verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
         self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_reached])
-        state.keep(len(prefix) + verdict.num_accepted)  # rejected drafts and look-ahead rows leave no trace
-
         record = drafting_record(len(pending) - 1 + len(groups) * depth, 0)
         record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
-        state, record = state.commit(record)
+        sound = len(prefix) + verdict.num_accepted  # rejected drafts and look-ahead rows leave no trace
+        state, record = state.commit(record, sound)
 
         # What the next step drafts from: the group behind the last draft that survived, as far as a draft may go.
         carried, useful, last = None, min(depth, state.remaining - 1), real[verdict.num_accepted, None]
@@ -120,29 +120,17 @@ class FusedPaSS(Method):
         """Say whether a group hangs behind so many drafts."""
         return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)
 
-    def _draft(self, state: State, draws: Draws) -> tuple[Tokens, Probs, bool]:  # [K], [K, V]
-        """Draw the drafts left to right; return the very laws they were drawn from, and whether the text goes on.
+    def _draft(self, state: State, draws: Draws) -> Drafts:
+        """Draft from the rows that the step before has left."""
+        rows = np.zeros((1, 0)) if state.carried is None else state.carried
+        memory = self.refinement.start(rows[0]) if len(rows) > 1 else None
 
-        Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
-        """
-        tokens: list[int] = []
-        probs: list[Probs] = []
-        goes_on = True
-        if state.carried is not None:
-            memory = self.refinement.start(state.carried[0])
-            for hidden in state.carried[1:]:
-                prefix = (*state.tokens, *tokens)
-                logits, memory = self.refinement.logits(self.model, hidden, prefix, memory)
-                logits = self.process(prefix, logits)
-                if not has_law(logits):
-                    break
-                probs.append(probs_from_logits(logits, self.draft_sampling or self.sampling))
-                tokens.append(draws.token("draft", probs[-1], len(tokens)))
-                goes_on = not state.ends_with(tokens)
-                if not goes_on:
-                    break
-        rows = np.array(probs).reshape(len(tokens), self.model.vocab_size)
-        return np.array(tokens, dtype=np.int64), rows, goes_on
+        def next_logits(tokens: tuple[int, ...], depth: int) -> Array:
+            nonlocal memory
+            logits, memory = self.refinement.logits(self.model, rows[1 + depth], tokens, memory)
+            return logits
+
+        return draft_left_to_right(self, state, len(rows) - 1, draws, next_logits, self.draft_sampling or self.sampling)
 
 
 def layout(
