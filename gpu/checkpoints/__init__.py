@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DRAFT_MODEL", "HELD_OUT", "LOOKAHEAD", "MODEL", "NGRAM"]
+__all__ = ["DRAFT_MODEL", "FUSED", "HELD_OUT", "LOOKAHEAD", "MODEL", "NGRAM"]
 
 MODEL = Path(__file__).with_name("python-8m")
 LOOKAHEAD = Path(__file__).with_name("python-8m-lookahead")
+FUSED = Path(__file__).with_name("python-8m-lookahead-fused")
 DRAFT_MODEL = Path(__file__).with_name("python-8m-draft")
 NGRAM = Path(__file__).with_name("python-8m-ngram")
 HELD_OUT = Path(__file__).with_name("held_out.txt")

@@ -13,13 +13,14 @@ __all__ = [
     "Unavailable",
     "add_drafting",
     "check_drafting",
+    "check_same_tokens",
     "draft_model_folder",
     "flag_called",
     "folder_for",
     "num_draft",
 ]
 
-FLAGS = ("lookahead", "draft_model", "ngram", "num_draft", "verify")  # of methods that draft
+FLAGS = ("lookahead", "draft_model", "ngram", "num_draft", "verify", "schedule", "lenience")  # of methods that draft
 NUM_DRAFT = 4
 
 
@@ -50,6 +51,19 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         choices=("token", "block", "match"),
         help="how drafts are verified, each way exact: token by token, as a block, or by drawing from the model until "
         "a draw misses the draft; default: token",
+    )
+    parser.add_argument(
+        "--schedule",
+        choices=("fixed", "heuristic", "entropy"),
+        help="how many tokens a drafter drafts: always K, two more after a cycle that was accepted whole and one fewer "
+        "after any other, or until its law is too flat; default: fixed",
+    )
+    parser.add_argument(
+        "--lenience",
+        type=float,
+        metavar="X",
+        help="LOSSY below 1: judge drafts as if they had been only X times as likely, so that more are accepted and "
+        "no token comes out more than 1/X times as often as it should; default: 1, which is exact",
     )
 
 
@@ -92,3 +106,17 @@ def folder_for(arguments: argparse.Namespace, flag: str, in_the_box: Path, what:
 def flag_called(name: str) -> str:
     """Return a flag as it is written."""
     return "--" + name.replace("_", "-")
+
+
+def check_same_tokens(model: Path, draft_model: Path) -> None:
+    """Refuse a draft model whose tokens mean something else, where both folders hold a tokenizer.
+
+    Raises:
+        ValueError: the vocabularies differ.
+    """
+    from ..training.tokenizer import load_tokenizer, vocabulary_digest
+
+    if all((folder / "tokenizer.json").is_file() for folder in (model, draft_model)):
+        digests = [vocabulary_digest(load_tokenizer(folder)) for folder in (model, draft_model)]
+        if digests[0] != digests[1]:
+            raise ValueError(f"--draft-model: {draft_model} has another tokenizer than {model}, expected the same")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .drafting import add_drafting, check_drafting
-from .methods import METHODS, method_for
+from .methods import METHODS, method_for, options_of
 from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
 from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
 
@@ -93,7 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
     shown.finish(result.text or "")
     print(
         f"{len(result.tokens)} tokens in {result.num_forward_passes} passes, {result.tokens_per_forward:.2f} per pass, "
-        f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), method {method_name}",
+        f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), method {method_name}"
+        + (f", LOSSY: lenience {arguments.lenience:g}" if (arguments.lenience or 1) < 1 else ""),
         file=sys.stderr,
     )
 
@@ -139,6 +140,7 @@ def _setting(arguments: argparse.Namespace, method: Method, prompt: str) -> dict
         "prompt": prompt,
         "model": model.name,
         "verify": getattr(method, "rule", None),
+        "options": options_of(method),
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
         "top_p": arguments.top_p,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import NGRAM
-from .drafting import FLAGS, Unavailable, draft_model_folder, flag_called, folder_for, num_draft
+from ..checkpoints import FUSED, LOOKAHEAD, NGRAM
+from .drafting import FLAGS, Unavailable, check_same_tokens, draft_model_folder, flag_called, folder_for, num_draft
 from .options import is_in_the_box, load_vectors, no_vectors
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def method_called(name: str, arguments: argparse.Namespace, model: Transformer, 
 def options_of(method: Method) -> dict[str, Any]:
     """Return the settings of a method that tell it from others of its kind."""
     from ..methods import FusedPaSS, PaSS, SpeculativeSampling
+    from ..schedule import Schedule
 
     if isinstance(method, FusedPaSS):
         parts = [part for part in ("adapter", "head") if getattr(method.lookahead, part) is not None]
@@ -86,7 +87,10 @@ def options_of(method: Method) -> dict[str, Any]:
     if isinstance(method, PaSS):
         return {"num_lookahead": len(method.vectors), "verify": method.rule}
     if isinstance(method, SpeculativeSampling):
-        return {"drafter": method.drafter.name, "num_draft": method.num_draft, "verify": method.rule}
+        found = {"drafter": method.drafter.name, "num_draft": method.num_draft, "verify": method.rule}
+        if type(method.schedule) is not Schedule:
+            found["schedule"] = type(method.schedule).__name__
+        return found if method.lenience == 1 else found | {"lossy_lenience": method.lenience}
     return {}
 
 
@@ -111,7 +115,9 @@ def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling
 def _with_vectors(
     kind: type[PaSS] | type[FusedPaSS], arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
 ) -> Method:
-    lookahead = load_vectors(arguments, model)
+    from ..methods import FusedPaSS
+
+    lookahead = load_vectors(arguments, model, FUSED if kind is FusedPaSS else LOOKAHEAD)
     if lookahead is None:
         raise Unavailable(no_vectors(arguments.model))
     if arguments.num_draft is not None and arguments.num_draft > lookahead.num_lookahead:
@@ -126,9 +132,11 @@ def _draft_model(arguments: argparse.Namespace, model: Transformer, sampling: Sa
     from ..checkpoint import load_model
     from ..drafters import ModelDrafter
 
-    dtype = str(model.dtype).removeprefix("torch.")  # whatever it is stored in
-    drafter = ModelDrafter(load_model(draft_model_folder(arguments), dtype, arguments.device))
-    return _speculative(drafter, arguments, model, sampling)
+    folder, dtype = draft_model_folder(arguments), str(model.dtype).removeprefix("torch.")  # whatever it is stored in
+    drafter = ModelDrafter(load_model(folder, dtype, arguments.device))
+    method = _speculative(drafter, arguments, model, sampling)  # sizes of vocabularies first
+    check_same_tokens(arguments.model, folder)
+    return method
 
 
 def _prompt_lookup(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
@@ -150,17 +158,25 @@ def _speculative(
     drafter: Drafter, arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
 ) -> Method:
     from ..methods import SpeculativeSampling
+    from ..schedule import SCHEDULES
 
     return SpeculativeSampling(
-        model, drafter, sampling, rule=arguments.verify or "token", num_draft=num_draft(arguments)
+        model,
+        drafter,
+        sampling,
+        rule=arguments.verify or "token",
+        num_draft=num_draft(arguments),
+        schedule=SCHEDULES[arguments.schedule or "fixed"](),
+        lenience=1.0 if arguments.lenience is None else arguments.lenience,
     )
 
 
+OF_DRAFTERS = ("num_draft", "verify", "schedule", "lenience")
 METHODS = {
     "autoregressive": Entry(_autoregressive),
     "lookahead": Entry(_lookahead, ("lookahead", "num_draft", "verify")),
     "lookahead-fused": Entry(_lookahead_fused, ("lookahead", "num_draft", "verify")),
-    "draft-model": Entry(_draft_model, ("draft_model", "num_draft", "verify")),
-    "prompt-lookup": Entry(_prompt_lookup, ("num_draft", "verify")),
-    "ngram": Entry(_ngram, ("ngram", "num_draft", "verify")),
+    "draft-model": Entry(_draft_model, ("draft_model", *OF_DRAFTERS)),
+    "prompt-lookup": Entry(_prompt_lookup, OF_DRAFTERS),
+    "ngram": Entry(_ngram, ("ngram", *OF_DRAFTERS)),
 }

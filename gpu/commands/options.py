@@ -173,13 +173,13 @@ def is_in_the_box(folder: Path) -> bool:
     return os.path.realpath(folder) == os.path.realpath(MODEL)
 
 
-def load_vectors(arguments: argparse.Namespace, model: Transformer) -> LookAhead | None:
+def load_vectors(arguments: argparse.Namespace, model: Transformer, in_the_box: Path = LOOKAHEAD) -> LookAhead | None:
     """Load the look-ahead vectors: those asked for, else for the model in the box its own, else None."""
     from ..lookahead import LookAhead
 
     folder = arguments.lookahead
     if folder is None and is_in_the_box(arguments.model):
-        folder = LOOKAHEAD
+        folder = in_the_box if in_the_box.is_dir() else LOOKAHEAD
     return None if folder is None else LookAhead.load(folder, model.device)
 
 

@@ -1,0 +1,74 @@
+"""Where drafts come from, on the command line: draft models, schedules, lenience; and what does not go together."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from console import WORDS, read_strictly, run
+
+pytestmark = pytest.mark.torch
+
+
+def generate(box, *flags):
+    return run("generate", "--model", box.model, "--prompt", "def", "--max-new-tokens", 12, *flags)
+
+
+def test_a_draft_model_drafts_and_a_schedule_says_how_many(box, capsys):
+    texts = set()
+    for schedule in ("fixed", "heuristic", "entropy"):
+        flags = ["--method", "draft-model", "--draft-model", box.model, "--schedule", schedule, "--json"]
+        assert generate(box, *flags, "--temperature", 0) == 0
+        found = read_strictly(capsys.readouterr().out)
+        assert found["num_draft_passes"] > 0 and found["options"]["drafter"] == "model"
+        assert found["options"].get("schedule") == {"heuristic": "Heuristic", "entropy": "EntropyBound"}.get(schedule)
+        texts.add(found["text"])
+    assert len(texts) == 1, "greedy text does not depend on how it was drafted"
+
+
+def test_lenience_is_labelled_lossy_wherever_it_is_reported(box, capsys):
+    flags = ["--method", "draft-model", "--draft-model", box.model]
+    assert generate(box, *flags, "--lenience", 0.5) == 0
+    assert capsys.readouterr().err.rstrip().endswith("method draft-model, LOSSY: lenience 0.5")
+    assert generate(box, *flags, "--lenience", 0.5, "--json") == 0
+    assert read_strictly(capsys.readouterr().out)["options"]["lossy_lenience"] == 0.5
+    for exact in ([], ["--lenience", 1]):
+        assert generate(box, *flags, *exact) == 0
+        assert "LOSSY" not in capsys.readouterr().err
+
+
+def test_a_draft_model_with_another_tokenizer_is_refused(box, capsys, tmp_path):
+    """Of the same size, so that only what the tokens stand for tells them apart."""
+    from pass_sampling.gpu.training.tokenizer import train_tokenizer
+
+    other = tmp_path / "other"
+    shutil.copytree(box.model, other)
+    train_tokenizer([" ".join(reversed(WORDS)) * 3 + " zebra yak xerox " * 9], 300, 96).save_pretrained(str(other))
+    assert generate(box, "--method", "draft-model", "--draft-model", other) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"pass-sampling generate: --draft-model: {other} has another tokenizer than {box.model}, expected the same\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--method", "lookahead", "--schedule", "heuristic"], ["--schedule: found heuristic with --method lookahead"]),
+        (["--method", "autoregressive", "--lenience", "0.5"], ["--lenience: found 0.5 with plain decoding"]),
+        (["--method", "prompt-lookup", "--lenience", "0"], ["lenience: found 0.0, expected a number above 0"]),
+        (
+            ["--method", "prompt-lookup", "--lenience", "0.5", "--verify", "block"],
+            ["lenience: found 0.5 with the rule 'block', expected the rule 'token'"],
+        ),
+        (["--method", "draft-model", "--schedule", "guess"], ["--schedule", "'guess'", "'heuristic'"]),
+        (["--method", "draft-model", "--draft-model", "nowhere"], ["nowhere"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(flags, words, box, capsys):
+    assert generate(box, *flags) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert all(word in printed.err for word in words), printed.err
