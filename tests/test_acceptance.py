@@ -14,8 +14,18 @@ from hypothesis import strategies as st
 import pass_sampling.gpu as gpu
 import pass_sampling.reference as reference
 from folders import LLAMA3, module, tiny_config
+from lookaheads import in_float64, on_parts, with_parts
 from pass_sampling.gpu.training import acceptance as home
-from pass_sampling.gpu.training.acceptance import ANCHORS, expected_acceptance, fixed_token_vectors
+from pass_sampling.gpu.training.acceptance import (
+    ANCHORS,
+    SAMPLINGS,
+    acceptance_of,
+    compared,
+    expected_acceptance,
+    expected_tokens,
+    fixed_token_vectors,
+)
+from pass_sampling.reference import theory
 from pass_sampling.reference.sampling import probs_from_logits
 from passes import Passes
 from strategies import settings_of
@@ -35,15 +45,27 @@ def model_of(package: str, kind: str) -> Any:
     return Passes(package, KINDS[kind]).model
 
 
-def by_the_specification(model: Any, vectors: np.ndarray, sequences: np.ndarray, sampling: Any) -> np.ndarray:  # [L]
-    """Return the mean over all places, one draft call of the reference per place, each with a fresh cache."""
-    places = []
+def by_the_specification(
+    model: Any, vectors: np.ndarray, sequences: np.ndarray, sampling: Any, adapter: Any = None, head: Any = None
+) -> np.ndarray:  # [L]
+    """Return the mean over all places, one draft call of the reference per place, each with a fresh cache.
+
+    A head is run from left to right, given the text's own tokens.
+    """
+    places, depth = [], len(vectors)
     for text in sequences:
-        plain = model.forward(text)
-        for anchor in range(len(text) - len(vectors) - 1):
+        plain = model.hidden(model.embed(text), model.new_cache())
+        for anchor in range(len(text) - depth - 1):
             inputs = np.concatenate([model.embed(text[: anchor + 1]), vectors])
-            drafts = model.logits(model.hidden(inputs, model.new_cache()))[anchor + 1 :]
-            targets = plain[anchor + 1 : anchor + 1 + len(vectors)]
+            hidden = model.hidden(inputs, model.new_cache(), adapter=adapter, num_adapted=depth)[anchor + 1 :]
+            if head is not None:
+                rows = [plain[anchor]] * depth if head.alone else hidden
+                memory, hidden = head.start(plain[anchor]), []
+                for row, token in zip(rows, text[anchor + 1 :], strict=False):
+                    row, memory = head.step(row, model.embed([token])[0], memory)
+                    hidden.append(row)
+            drafts = model.logits(np.stack(hidden)) if depth else np.zeros((0, VOCAB))
+            targets = model.logits(plain[anchor + 1 : anchor + 1 + depth])
             pairs = zip(targets, drafts, strict=True)
             laws = [(probs_from_logits(one, sampling), probs_from_logits(other, sampling)) for one, other in pairs]
             places.append([np.minimum(target, draft).sum() for target, draft in laws])
@@ -103,6 +125,70 @@ def test_it_is_what_the_running_step_compares(kind: str, seed: int, depth: int, 
         assert abs(np.minimum(target, drafts[i]).sum() - float(found[i])) <= EXACT
 
 
+@on_parts
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    seed=st.integers(0, 2**32),
+    shape=st.tuples(st.integers(1, 3), st.integers(0, 3)),
+    depth=st.integers(1, 3),
+    settings=settings_of(VOCAB),
+)
+def test_adapter_and_head_are_run_as_the_specification_runs_them(
+    parts: str, kind: str, seed: int, shape: tuple[int, int], depth: int, settings: dict[str, Any]
+) -> None:
+    sequences = np.random.default_rng(seed).integers(VOCAB, size=(shape[0], depth + 2 + shape[1]))
+    found = []
+    for package, acceptance in (("reference", by_the_specification), ("gpu", expected_acceptance)):
+        model = model_of(package, kind)
+        lookahead = with_parts(package, model, parts, depth, seed)
+        sampling = module(package, "config").SamplingConfig(**settings)
+        rest = [in_float64(package, part) for part in (lookahead.adapter, lookahead.head)]
+        vectors: Any = np.asarray(lookahead.vectors, np.float64)
+        vectors = vectors if package == "reference" else torch.from_numpy(vectors)
+        found.append(np.asarray(acceptance(model, vectors, sequences, sampling, *rest)))
+    assert np.abs(found[1] - found[0]).max() <= EXACT
+
+
+@given(seed=st.integers(0, 2**32), parts=st.sampled_from(["vectors", "adapter and head"]))
+def test_several_samplings_are_measured_as_each_alone(seed: int, parts: str) -> None:
+    model = model_of("gpu", "norms")
+    lookahead = with_parts("gpu", model, parts, 2, seed)
+    texts = np.random.default_rng(seed).integers(VOCAB, size=(2, 7))
+    samplings, rest = [gpu.SamplingConfig(0.5, top_k=4), *SAMPLINGS.values()], (lookahead.adapter, lookahead.head)
+    found = acceptance_of(model, lookahead.vectors, texts, samplings, *rest)
+    for row, sampling in zip(found, samplings, strict=True):
+        assert torch.equal(row, expected_acceptance(model, lookahead.vectors, texts, sampling, *rest))
+
+
+@given(rates=st.lists(st.floats(0, 1), max_size=8))
+def test_expected_tokens_are_those_of_the_theory(rates: list[float]) -> None:
+    """The same formula as for drafts whose acceptances, once reached, are known: there it is exact."""
+    expected = theory.expected_tokens(np.array(rates), len(rates))
+    assert expected_tokens(torch.tensor(rates, dtype=torch.float64)) == pytest.approx(expected, abs=EXACT)
+
+
+@on_parts
+def test_the_record_holds_what_was_trained_and_its_controls_at_every_sampling(parts: str) -> None:
+    model, sampling = model_of("gpu", "norms"), gpu.SamplingConfig(0.8, top_k=10)
+    lookahead = with_parts("gpu", model, parts, 2)
+    texts = np.random.default_rng(0).integers(VOCAB, size=(3, 9))
+    record = compared(model, lookahead, texts, sampling, seed=3)
+    kinds = {
+        "": (lookahead.vectors, lookahead.adapter, lookahead.head),
+        "random_": (gpu.LookAhead.random(2, 24, 3).vectors, None, None),
+        "fixed_token_": (fixed_token_vectors(model, 2), None, None),
+    }
+    names = {f"{kind}{figure}" for kind in kinds for figure in ("acceptance", "expected_tokens")}
+    places = {"temperature 0.8": (record, sampling)} | {name: (record[name], SAMPLINGS[name]) for name in SAMPLINGS}
+    assert record.keys() == names | SAMPLINGS.keys() and record["greedy"].keys() == names
+    for place, at in places.values():
+        for kind, (vectors, *rest) in kinds.items():
+            expected = expected_acceptance(model, vectors, texts, at, *rest)
+            assert place[f"{kind}acceptance"] == pytest.approx(expected.tolist(), abs=6e-5)
+            assert place[f"{kind}expected_tokens"] == pytest.approx(expected_tokens(expected), abs=6e-5)
+    assert SAMPLINGS == {"greedy": gpu.SamplingConfig(0.0), "temperature_1": gpu.SamplingConfig(1.0)}
+
+
 @on_kinds
 def test_vectors_that_copy_the_text_are_always_accepted(kind: str) -> None:
     """The text's own embeddings in the place of the vectors: draft and target are one law."""
@@ -118,7 +204,7 @@ def test_vectors_that_copy_the_text_are_always_accepted(kind: str) -> None:
 def test_the_places_are_distinct_and_spread_from_the_first_to_the_last(depth: int, extra: int) -> None:
     places: list[torch.Tensor] = []
 
-    def watched(model: Any, vectors: Any, tokens: Any, anchors: torch.Tensor) -> Any:
+    def watched(model: Any, vectors: Any, tokens: Any, anchors: torch.Tensor, *parts: Any) -> Any:
         places.append(anchors)
         raise InterruptedError
 

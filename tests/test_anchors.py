@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from folders import LINEAR, LLAMA3, tiny_config
-from pass_sampling.gpu import Transformer
+from lookaheads import in_float64, on_parts, with_parts
+from pass_sampling.gpu import FusedPaSS, SamplingConfig, Transformer, generate
+from pass_sampling.gpu.adapter import Adapter
+from pass_sampling.gpu.sampler_head import SamplerHead
+from pass_sampling.gpu.sampling import probs_from_logits
 from pass_sampling.gpu.training import anchors as anchors_module
 from pass_sampling.gpu.training.anchors import AnchoredRows, anchored_rows
+from pass_sampling.gpu.training.parts import Parts
 from passes import Passes, difference, same_bits
 
 EXACT = 1e-12  # logits of order 1 to 10 from a few hundred roundings of 2^-53
@@ -80,6 +85,48 @@ def test_every_anchored_row_is_what_a_pass_of_its_own_computes(kind: str, case: 
     check(anchored_rows(model, *case), model, *case)
 
 
+def check_drafts(model: Transformer, lookahead: Any, prompt: list[int], seed: int) -> int:
+    """Compare the laws of every draft of a running text with those that training sees at that place.
+
+    A step drafts behind a text of which the last token was fed nowhere yet: the anchor is the one before. The laws
+    that drafts were drawn from are traced, as edges of cells, and so are the target's probabilities of the drafts.
+    """
+    sampling, count = SamplingConfig(0.7), 0
+    method = FusedPaSS(model, lookahead, sampling)
+    text = list(prompt)
+    for record in generate(method, prompt, 12, (), seed=seed, trace=True).records:
+        drafts = list(record.draft_tokens)
+        if drafts:
+            tokens = torch.tensor([text + drafts + [0] * (lookahead.num_lookahead + 1)])
+            anchors = torch.tensor([len(text) - 2])
+            rows = anchors_module.anchored_rows(
+                model, lookahead.vectors, tokens, anchors, lookahead.adapter, lookahead.head
+            )
+            draft_probs, target_probs = (probs_from_logits(logits[0, 0], sampling) for logits in rows[:2])
+            traced = [np.diff(choice.edges, prepend=0.0) for choice in record.choices if choice.slot < len(drafts)]
+            assert difference(draft_probs[: len(drafts)].numpy(), np.stack(traced)) <= EXACT, "a draft law"
+            likely = target_probs[torch.arange(len(drafts)), drafts].numpy()
+            reached = slice(record.num_accepted + 1)
+            assert difference(likely[reached], np.array(record.target_token_probs)[reached]) <= EXACT, "a target law"
+            count += len(drafts)
+        text += record.tokens
+    return count
+
+
+@on_parts
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    seed=st.integers(0, 2**32),
+    prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4),
+)
+@torch.no_grad()
+def test_training_sees_the_laws_that_the_running_step_drafts_from(
+    parts: str, kind: str, seed: int, prompt: list[int]
+) -> None:
+    model = passes("gpu", kind).model
+    assert check_drafts(model, with_parts("gpu", model, parts, 3, seed), prompt, seed) > 6
+
+
 @on_kinds
 @given(case=cases(), seed=st.integers(0, 2**32))
 @torch.no_grad()
@@ -124,14 +171,68 @@ def test_gradients_agree_with_finite_differences(kind: str, case: Any, seed: int
     assert float(gradient.abs().max()) > 1e-3
 
 
+def leaves_of(parts: Any) -> dict[str, torch.Tensor]:
+    """Return the parameters of parts by name; the vectors always."""
+    return {"vectors": parts.vectors} | parts.matrices()
+
+
+def moved(parts: Parts, by: dict[str, torch.Tensor], far: float) -> Parts:
+    """Return parts with every parameter moved in its direction."""
+    found = {name: tensor + far * by[name] for name, tensor in leaves_of(parts).items()}
+    adapter = {name.removeprefix("adapter."): each for name, each in found.items() if name.startswith("adapter.")}
+    head = {name.removeprefix("head."): each for name, each in found.items() if name.startswith("head.")}
+    return Parts(
+        found["vectors"],
+        Adapter.of(adapter) if adapter else None,
+        SamplerHead.of(head, parts.head.alone) if parts.head else None,
+    )
+
+
+@on_parts
+@settings(max_examples=20)
+@given(kind=st.sampled_from(sorted(KINDS)), case=cases(), seed=st.integers(0, 2**32))
+def test_gradients_of_every_part_agree_with_finite_differences(parts: str, kind: str, case: Any, seed: int) -> None:
+    """As above, along one direction in all parameters together; the sums are of the order of 1000 here."""
+    model, (vectors, tokens, anchors) = passes("gpu", kind).model, case
+    lookahead, step = with_parts("gpu", model, parts, len(vectors), seed), 2.0**-15
+    adapter, head = (in_float64("gpu", part) for part in (lookahead.adapter, lookahead.head))
+    whole = Parts(lookahead.vectors.double(), adapter, head).copy()
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(tokens), len(anchors), len(vectors), VOCAB)
+    weights = torch.randn(shape, dtype=torch.float64, generator=generator)
+    directions = {
+        name: torch.randn(tensor.shape, dtype=torch.float64, generator=generator) / tensor.numel() ** 0.5
+        for name, tensor in leaves_of(whole).items()
+    }
+
+    def total(parts: Parts) -> torch.Tensor:  # []
+        rows = anchored_rows(model, parts.vectors, tokens, anchors, parts.adapter, parts.head)
+        return (weights * rows.draft_logits).sum()
+
+    total(whole).backward()
+    found = {name: tensor.grad for name, tensor in leaves_of(whole).items()}
+    assert {name for name, gradient in found.items() if gradient is not None} == whole.parameters().keys()
+    assert all(float(found[name].abs().max()) > 0 for name in whole.parameters())
+
+    def slope(step: float) -> float:
+        with torch.no_grad():
+            return float(total(moved(whole, directions, step)) - total(moved(whole, directions, -step))) / (2 * step)
+
+    coarse, fine = slope(step), slope(step / 2)
+    exact = sum(float((found[name] * directions[name]).sum()) for name in whole.parameters())
+    assert abs(exact - fine) <= abs(coarse - fine) + 1e-7
+    assert abs(coarse - fine) <= 1e-4
+
+
 @on_kinds
-def test_only_the_vectors_get_gradients(kind: str) -> None:
+@on_parts
+def test_only_the_parts_get_gradients(kind: str, parts: str) -> None:
     model = passes("gpu", kind).model
-    vectors = torch.ones(2, 24, dtype=torch.float64, requires_grad=True)
-    rows = anchored_rows(model, vectors, torch.arange(8)[None], torch.tensor([0, 4]))
+    lookahead = with_parts("gpu", model, parts, 2)
+    whole = Parts(lookahead.vectors, lookahead.adapter, lookahead.head).copy()
+    rows = anchored_rows(model, whole.vectors, torch.arange(8)[None], torch.tensor([0, 4]), whole.adapter, whole.head)
     assert rows.draft_logits.requires_grad and not rows.target_logits.requires_grad
-    leaves = {id(model.weights.embedding): "embedding", id(model.weights.output): "output"}
-    leaves |= {id(value): name for layer in model.weights.layers for name, value in vars(layer).items()}
+    names = {id(tensor): name for name, tensor in leaves_of(whole).items()}
     pending, seen, found = [rows.draft_logits.grad_fn], set(), set()
     while pending:  # everything that a backward pass would reach
         node = pending.pop()
@@ -140,8 +241,8 @@ def test_only_the_vectors_get_gradients(kind: str) -> None:
         seen.add(node)
         pending += [before for before, _ in node.next_functions]
         if hasattr(node, "variable"):
-            found.add(leaves.get(id(node.variable), "vectors" if node.variable is vectors else "another"))
-    assert found == {"vectors"}
+            found.add(names.get(id(node.variable), "a tensor of the model"))
+    assert found == whole.parameters().keys()
 
 
 # --- Mistakes that the comparison must notice ---
@@ -171,8 +272,8 @@ def all_of_the_group(visible: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def shifted_positions(hidden: Callable[..., Any]) -> Callable[..., Any]:
-    def mutant(self: Any, inputs: Any, cache: Any, positions: Any = None, visible: Any = None) -> Any:
-        return hidden(self, inputs, cache, None if visible is None else positions + 1, visible)
+    def mutant(self: Any, inputs: Any, cache: Any, positions: Any = None, visible: Any = None, *rest: Any) -> Any:
+        return hidden(self, inputs, cache, None if visible is None else positions + 1, visible, *rest)
 
     return mutant
 
@@ -217,6 +318,60 @@ def test_the_comparison_rejects_a_mistake(
     monkeypatch.setattr(home, name, mutate(getattr(home, name)))
     with pytest.raises(AssertionError, match=what):
         check(anchors_module.anchored_rows(model, vectors, tokens, anchors), model, vectors, tokens, anchors)
+
+
+def own_token(refined: Callable[..., Any]) -> Callable[..., Any]:
+    """The head is given the token that a draft stands for, which drafting does not know."""
+    return lambda model, head, hidden, real, tokens: refined(model, head, hidden, real, tokens.roll(-1, dims=2))
+
+
+def no_memory(refined: Callable[..., Any]) -> Callable[..., Any]:
+    """The head begins anew at every draft."""
+
+    def mutant(model: Any, head: Any, hidden: Any, real: Any, tokens: Any) -> Any:
+        rows = range(hidden.shape[2])
+        each = [refined(model, head, hidden[:, :, i : i + 1], real, tokens[:, :, i : i + 1]) for i in rows]
+        return torch.cat(each, dim=2)
+
+    return mutant
+
+
+def next_row(refined: Callable[..., Any]) -> Callable[..., Any]:
+    """The head begins with the first look-ahead row in the place of the last text row."""
+    return lambda model, head, hidden, real, tokens: refined(model, head, hidden, hidden[:, :, 0] + 1, tokens)
+
+
+def without_adapter(hidden: Callable[..., Any]) -> Callable[..., Any]:
+    def mutant(
+        self: Any, inputs: Any, cache: Any, positions: Any = None, visible: Any = None, *rest: Any, **by: Any
+    ) -> Any:
+        rest = () if isinstance(cache, anchors_module.FrozenCache) else rest
+        return hidden(self, inputs, cache, positions, visible, *rest, **by)
+
+    return mutant
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "home, name, mutate, parts",
+    [
+        (anchors_module, "_refined", own_token, "head"),
+        (anchors_module, "_refined", own_token, "head alone"),
+        (anchors_module, "_refined", no_memory, "adapter and head"),
+        (anchors_module, "_refined", next_row, "head"),
+        (Transformer, "hidden", without_adapter, "adapter"),
+        (anchors_module, "_visible", one_token_more, "adapter and head"),
+    ],
+)
+def test_the_comparison_with_the_running_step_rejects_a_mistake(
+    home: Any, name: str, mutate: Any, parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = passes("gpu", "qwen3, norms and some windows").model
+    lookahead = with_parts("gpu", model, parts)
+    check_drafts(model, lookahead, [3, 1, 4], 1)
+    monkeypatch.setattr(home, name, mutate(getattr(home, name)))
+    with pytest.raises(AssertionError, match="a draft law"):
+        check_drafts(model, lookahead, [3, 1, 4], 1)
 
 
 # --- Masks over all slots, which the anchors need, in both packages ---

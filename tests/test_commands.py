@@ -184,6 +184,11 @@ TRAIN = "--context 16 --batch-size 2 --steps 3 --num-lookahead 2".split()
 FORECAST = r"^training will take about \d+\.\d minutes and \d+\.\d GiB of memory$"
 
 
+def acceptance(who: str, printed: str) -> list[str]:
+    """The lines that give somebody's acceptance of two drafts, and the tokens that follow from it."""
+    return re.findall(rf"^{who} +[01]\.\d{{3}} +[01]\.\d{{3}} +[123]\.\d{{3}}$", printed, re.MULTILINE)
+
+
 @pytest.mark.parametrize("learn", [["--text", "text"], ["--self", "--self-tokens", "90"]], ids=["text", "self"])
 def test_train_says_what_it_takes_and_then_the_acceptance_of_every_draft(learn, box, capsys, tmp_path):
     learn = [str(box.text) if word == "text" else word for word in learn]
@@ -191,10 +196,23 @@ def test_train_says_what_it_takes_and_then_the_acceptance_of_every_draft(learn, 
     assert run("train", "--model", box.model, *TRAIN, *learn, "--output", output) == 0
     printed = capsys.readouterr()
     assert re.search(FORECAST, printed.err, re.MULTILINE)
-    assert re.search(r"^draft +1 +2$", printed.out, re.MULTILINE)
-    assert re.search(r"^these vectors +[01]\.\d{3} +[01]\.\d{3}$", printed.out, re.MULTILINE)
+    assert printed.out.count("\ndraft                 1       2  tokens\n") == 3
+    for who in ("these vectors", "random vectors", "a fixed token"):
+        assert len(acceptance(who, printed.out)) == 3
     assert [path.name for path in output.parent.iterdir()] == ["vectors"]
     LookAhead.load(output).check(load_model(box.model))
+
+
+@pytest.mark.parametrize("flags", ["--adapter-rank 2 --head-width 6 --depth-decay 0.9", "--head-width 6 --head-alone"])
+def test_train_makes_an_adapter_and_a_head_that_decoding_uses(flags, box, capsys, tmp_path):
+    argv = ["train", "--model", box.model, *TRAIN, *flags.split(), "--text", box.text, "--output", tmp_path / "parts"]
+    assert run(*argv) == 0
+    assert len(acceptance("these parts", capsys.readouterr().out)) == 3
+    lookahead = LookAhead.load(tmp_path / "parts")
+    assert lookahead.head.width == 6 and lookahead.head.alone == (lookahead.adapter is None)
+    argv = ["generate", "--model", box.model, "--lookahead", tmp_path / "parts", "--method", "lookahead-fused"]
+    assert run(*argv, "--prompt", "def", "--max-new-tokens", 9, "--json") == 0
+    assert read_strictly(capsys.readouterr().out)["num_draft_tokens"] > 0
 
 
 def test_train_prints_nothing_but_json_where_json_is_asked_for(box, capsys, tmp_path):

@@ -18,6 +18,7 @@ GENERATE = ["generate", "--model", "{model}", "--prompt", "def"]
 DEMO = "demo --model {model} --lookahead {vectors} --prompt def --max-new-tokens 8".split()
 TRAIN = "train --model {model} --context 16 --batch-size 2 --steps 2 --output {root}/new --text {text}".split()
 SELF = [*TRAIN[:-2], "--self"]
+ALONE = ["--head-alone", "--head-width", "4"]
 PRETRAIN = "pretrain --vocab-size 300 --hidden-size 16 --intermediate-size 8 --layers 1 --heads 2 --context 16".split()
 PRETRAIN += "--steps 2 --batch-size 2 --held-out-list {root}/list.txt --output {root}/new --text {text}".split()
 NGRAM = "ngram --model {model} --output {root}/new --text {text}".split()
@@ -108,6 +109,16 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ([*TRAIN, "--learning-rate", "nan"], ["--learning-rate: found nan"]),
     ([*TRAIN, "--learning-rate", "0"], ["--learning-rate: found 0"]),
     ([*TRAIN, "--loss", "hinge"], ["--loss", "'hinge'"]),
+    ([*TRAIN, "--loss-temperature", "0"], ["--loss-temperature: found 0.0"]),
+    ([*TRAIN, "--loss-temperature", "1", "--loss", "cross-entropy"], ["--loss-temperature: found 1.0 with"]),
+    ([*TRAIN, "--depth-decay", "1.1"], ["--depth-decay: found 1.1"]),
+    ([*TRAIN, "--adapter-rank", "-1"], ["--adapter-rank: found -1"]),
+    ([*TRAIN, "--head-width", "-1"], ["--head-width: found -1"]),
+    ([*TRAIN, "--head-alone"], ["--head-alone: found it without a head"]),
+    ([*TRAIN, *ALONE, "--adapter-rank", "2"], ["--head-alone: found it with an adapter"]),
+    ([*TRAIN, *ALONE, "--learning-rate", "1"], ["--learning-rate: found it with --head-alone"]),
+    ([*TRAIN, *ALONE, "--matrix-learning-rate", "0"], ["--matrix-learning-rate: found 0.0"]),
+    ([*TRAIN, "--matrix-learning-rate", "1"], ["--matrix-learning-rate: found it alone", "--adapter-rank"]),
     ([*TRAIN, "--seed", str(2**63)], [f"--seed: found {2**63}"]),
     (NGRAM[:-2], ["--text", "--standard-library"]),
     ([*NGRAM, "--output", "{vectors}"], ["vectors is there already"]),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from folders import as_numpy, both_packages, contents, edit_json, module, write_checkpoint, write_json
+from folders import as_numpy, both_packages, contents, edit_json, module, tiny_config, write_checkpoint, write_json
 
 CONFIG, VECTORS, TENSOR = "config.json", "model.safetensors", "lookahead_embeddings"
 PRINT = "0123456789abcdef" * 4
@@ -36,9 +36,33 @@ def trained(package: str, seed: int = 0, num_lookahead: int = 3) -> Any:
     )
 
 
+SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size")
+SIZES += ("num_attention_heads", "num_key_value_heads", "head_dim")
+
+
+def of_tiny_model(package: str, rank: int = 2, width: int = 5, alone: bool = False, seed: int = 0) -> Any:
+    """Return a look-ahead with random parts for the model that `write_checkpoint` writes."""
+    config, parts = tiny_config(), {}
+    if rank:
+        parts["adapter"] = module(package, "adapter").Adapter.random(config, rank, seed)
+    if width:
+        head = module(package, "sampler_head").SamplerHead.random(24, width, seed)
+        parts["head"] = dataclasses.replace(head, alone=alone)
+    shapes = {name: getattr(config, name) for name in ("vocab_size", *SIZES)}
+    vectors = class_of(package).random(3, 24, seed)
+    return dataclasses.replace(vectors, base_model="tiny", base_shapes=shapes, **parts)
+
+
 def fields(lookahead: Any) -> dict[str, Any]:
     """Return all that a look-ahead holds, in plain Python."""
-    return dataclasses.asdict(dataclasses.replace(lookahead)) | {"vectors": as_numpy(lookahead.vectors).tolist()}
+    parts = [part and plain(part.tensors()) for part in (lookahead.adapter, lookahead.head)]
+    bare = dataclasses.replace(lookahead, adapter=None, head=None)
+    found = dataclasses.asdict(bare) | {"vectors": as_numpy(lookahead.vectors).tolist()}
+    return found | {"adapter": parts[0], "head": parts[1], "alone": lookahead.head and lookahead.head.alone}
+
+
+def plain(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: as_numpy(tensor).tolist() for name, tensor in tensors.items()}
 
 
 @both_packages
@@ -240,6 +264,8 @@ def test_a_training_record_must_be_plain(package: str, training: Any, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+HEAD = {"kind": "head", "width": 4, "alone": False}
+A_HEAD = "expected null, or a head with its width and whether alone"
 BASE = {"name": "tiny", "shapes": {}, "fingerprint": None}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"format_version": ...}, "format_version is missing, expected a look-ahead folder"),
@@ -247,8 +273,26 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"format_version": True}, "format_version: found True, expected 1"),
     ({"format_version": 2, "new": 1}, "format_version: found 2, expected 1"),
     ({"embedding_space": "hidden"}, "embedding_space: found 'hidden', expected 'inputs_embeds'"),
-    ({"adapter_rank": 8}, "adapter_rank: found 8, expected 0"),
-    ({"refine": {"kind": "ngram"}}, "refine: found {'kind': 'ngram'}, expected None"),
+    ({"adapter_rank": -1}, "adapter_rank: found -1, expected an integer from 0 to 65536"),
+    ({"adapter_rank": 2.0}, "adapter_rank: found 2.0, expected an integer from 0 to 65536"),
+    ({"adapter_rank": None}, "adapter_rank: found None, expected an integer from 0 to 65536"),
+    ({"adapter_rank": 8}, "base_model shapes num_hidden_layers: found None, expected an integer from 1 to 4096"),
+    (
+        {"adapter_rank": 8, "base_model": BASE | {"shapes": dict.fromkeys(SIZES, 10**9)}},
+        "base_model shapes num_hidden_layers: found 1000000000, expected an integer from 1 to 4096",
+    ),
+    (
+        {"adapter_rank": 8, "base_model": BASE | {"shapes": dict.fromkeys(SIZES, 1) | {"head_dim": 0}}},
+        "base_model shapes head_dim: found 0, expected an integer from 1 to 1048576",
+    ),
+    *[
+        ({"refine": refine}, f"refine: found {refine!r}, {A_HEAD}")
+        for refine in ("head", [], {}, {"kind": "ngram"}, {"kind": "head", "width": 4}, HEAD | {"new": 1})
+    ],
+    ({"refine": HEAD | {"kind": "ngram"}}, f"refine: found {HEAD | {'kind': 'ngram'}!r}, {A_HEAD}"),
+    ({"refine": HEAD | {"width": 0}}, "refine width: found 0, expected an integer from 1 to 65536"),
+    ({"refine": HEAD | {"width": True}}, "refine width: found True, expected an integer from 1 to 65536"),
+    ({"refine": HEAD | {"alone": 0}}, "refine alone: found 0, expected true or false"),
     (
         {"new": 1},
         "the key 'new' is missing or unknown, expected exactly format_version, embedding_space, adapter_rank, "
@@ -303,11 +347,11 @@ def test_a_config_from_elsewhere_is_refused(
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({TENSOR: np.ones((2, 8), np.float32)}, "holds 'lookahead_embeddings' F32 [2, 8], expected {}"),
-        ({TENSOR: np.ones((8, 3), np.float32)}, "holds 'lookahead_embeddings' F32 [8, 3], expected {}"),
-        ({TENSOR: np.ones((3, 8), np.float64)}, "holds 'lookahead_embeddings' F64 [3, 8], expected {}"),
-        ({"prompt": np.ones((3, 8), np.float32)}, "holds 'prompt' F32 [3, 8], expected {}"),
-        ({}, "holds no tensor, expected {}"),
+        ({TENSOR: np.ones((2, 8), np.float32)}, "F32 [2, 8] as 'lookahead_embeddings', expected F32 [3, 8]"),
+        ({TENSOR: np.ones((8, 3), np.float32)}, "F32 [8, 3] as 'lookahead_embeddings', expected F32 [3, 8]"),
+        ({TENSOR: np.ones((3, 8), np.float64)}, "F64 [3, 8] as 'lookahead_embeddings', expected F32 [3, 8]"),
+        ({"prompt": np.ones((3, 8), np.float32)}, "nothing as 'lookahead_embeddings', expected F32 [3, 8]"),
+        ({}, "nothing as 'lookahead_embeddings', expected F32 [3, 8]"),
     ],
 )
 def test_vectors_from_elsewhere_are_refused(package: str, tensors: Any, message: str, tmp_path: Path) -> None:
@@ -315,8 +359,132 @@ def test_vectors_from_elsewhere_are_refused(package: str, tensors: Any, message:
     save_file(tensors, tmp_path / VECTORS)
     with pytest.raises(ValueError) as error:
         class_of(package).load(tmp_path)
-    expected = message.format("'lookahead_embeddings' F32 [3, 8] as in config.json")
-    assert str(error.value) == f"{tmp_path / VECTORS} {expected}"
+    assert str(error.value) == f"{tmp_path / VECTORS} holds {message}"
+
+
+# --- An adapter and a head ---
+
+PARTS = {"adapter": (2, 0, False), "head": (0, 5, False), "both": (3, 4, False), "head alone": (0, 5, True)}
+on_parts = pytest.mark.parametrize("parts", PARTS)
+BF16 = np.dtype("bfloat16")
+
+
+@both_packages
+@on_parts
+def test_saved_parts_come_back_as_they_are_used(package: str, parts: str, tmp_path: Path) -> None:
+    """Parts are rounded when a look-ahead is made, so what is saved is what was measured."""
+    lookahead = of_tiny_model(package, *PARTS[parts])
+    lookahead.save(tmp_path / "parts")
+    loaded = class_of(package).load(tmp_path / "parts")
+    assert fields(loaded) == fields(lookahead)
+    stored = load_file(tmp_path / "parts" / VECTORS)
+    assert {name: array.dtype for name, array in stored.items()} == {
+        name: np.float32 if name == TENSOR else BF16 for name in stored
+    }
+    settings = json.loads((tmp_path / "parts" / CONFIG).read_text())
+    rank, width, alone = PARTS[parts]
+    assert settings["adapter_rank"] == rank == (0 if loaded.adapter is None else loaded.adapter.rank)
+    assert settings["refine"] == ({"kind": "head", "width": width, "alone": alone} if width else None)
+    assert (loaded.head and (loaded.head.width, loaded.head.alone)) == ((width, alone) if width else None)
+    loaded.check(module(package, "checkpoint").load_model(write_checkpoint(tmp_path / "model")))
+
+
+@pytest.mark.torch
+@on_parts
+def test_both_packages_write_and_read_parts_byte_for_byte_alike(parts: str, tmp_path: Path) -> None:
+    for package in ("reference", "gpu"):
+        of_tiny_model(package, *PARTS[parts]).save(tmp_path / package)
+    for package, other in (("reference", "gpu"), ("gpu", "reference")):
+        loaded = class_of(package).load(tmp_path / other)
+        assert fields(loaded) == fields(of_tiny_model(other, *PARTS[parts]))
+        loaded.save(tmp_path / f"{package} again")
+    for name in (CONFIG, VECTORS):
+        assert len({(folder / name).read_bytes() for folder in tmp_path.iterdir()}) == 1
+
+
+@both_packages
+@pytest.mark.parametrize("changes", [{"intermediate_size": 21}, {"num_hidden_layers": 3}, {"num_key_value_heads": 1}])
+def test_an_adapter_for_other_shapes_is_refused_by_name(package: str, changes: Any, tmp_path: Path) -> None:
+    """Even if nothing says which model it was trained for."""
+    load_model = module(package, "checkpoint").load_model
+    other = load_model(write_checkpoint(tmp_path / "other", tiny_config(**changes)))
+    lookahead = of_tiny_model(package)
+    with pytest.raises(ValueError) as error:
+        lookahead.check(other)
+    assert str(error.value) == "the look-ahead adapter has the shapes of another model, expected those of 'other'"
+    dataclasses.replace(lookahead, adapter=None).check(other)
+    table = module(package, "table").TableModel(24)  # as wide, and without layers
+    with pytest.raises(ValueError, match=r"^the look-ahead adapter has the shapes of another model, expected those of"):
+        lookahead.check(table)
+
+
+DOWN = "adapter.0.down.down"  # [R, intermediate_size]
+WRONG_PARTS: dict[str, tuple[dict[str, Any], str]] = {
+    "missing in the adapter": ({DOWN: None}, "nothing as 'adapter.0.down.down', expected BF16 [2, 20]"),
+    "missing in the head": ({"head.out": None}, "nothing as 'head.out', expected BF16 [24, 5]"),
+    "one layer more": ({"adapter.2.down.up": np.ones((24, 2), BF16)}, "BF16 [24, 2] as 'adapter.2.down.up', {}"),
+    "a tensor more": ({"head.last": np.ones(3, BF16)}, "BF16 [3] as 'head.last', {}"),
+    "another rank": ({DOWN: np.ones((3, 20), BF16)}, "BF16 [3, 20] as 'adapter.0.down.down', expected BF16 [2, 20]"),
+    "another model": ({DOWN: np.ones((2, 21), BF16)}, "BF16 [2, 21] as 'adapter.0.down.down', expected BF16 [2, 20]"),
+    "another width": ({"head.first": np.ones((4, 24), BF16)}, "BF16 [4, 24] as 'head.first', expected BF16 [5, 24]"),
+    "float32": ({"head.out": np.ones((24, 5), np.float32)}, "F32 [24, 5] as 'head.out', expected BF16 [24, 5]"),
+    "float16": ({DOWN: np.ones((2, 20), np.float16)}, "F16 [2, 20] as 'adapter.0.down.down', expected BF16 [2, 20]"),
+}
+
+
+@both_packages
+@pytest.mark.parametrize("changes, message", WRONG_PARTS.values(), ids=WRONG_PARTS)
+def test_parts_from_elsewhere_are_refused(package: str, changes: Any, message: str, tmp_path: Path) -> None:
+    of_tiny_model(package).save(tmp_path)
+    tensors = load_file(tmp_path / VECTORS) | changes
+    save_file({name: array for name, array in tensors.items() if array is not None}, tmp_path / VECTORS)
+    with pytest.raises(ValueError) as error:
+        class_of(package).load(tmp_path)
+    assert str(error.value) == f"{tmp_path / VECTORS} holds {message.format('expected nothing')}"
+
+
+@both_packages
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"refine": HEAD | {"width": 6}}, "BF16 [5, 24] as 'head.first', expected BF16 [6, 24]"),
+        ({"refine": None}, "BF16 [5, 24] as 'head.first', expected nothing"),
+        ({"adapter_rank": 0}, "BF16 [2, 20] as 'adapter.0.down.down', expected nothing"),
+        ({"adapter_rank": 3}, "BF16 [2, 20] as 'adapter.0.down.down', expected BF16 [3, 20]"),
+        ({"num_lookahead": 2}, "F32 [3, 24] as 'lookahead_embeddings', expected F32 [2, 24]"),
+        ({"hidden_size": 25}, "F32 [3, 24] as 'lookahead_embeddings', expected F32 [3, 25]"),
+    ],
+)
+def test_a_config_that_disagrees_with_the_tensors_is_refused(
+    package: str, changes: Any, message: str, tmp_path: Path
+) -> None:
+    of_tiny_model(package).save(tmp_path)
+    edit_json(tmp_path / CONFIG, **changes)
+    with pytest.raises(ValueError) as error:
+        class_of(package).load(tmp_path)
+    assert str(error.value) == f"{tmp_path / VECTORS} holds {message}"
+
+
+@both_packages
+@pytest.mark.parametrize("name", [DOWN, "head.inner"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_parts_that_are_not_finite_are_refused(package: str, name: str, value: float, tmp_path: Path) -> None:
+    of_tiny_model(package).save(tmp_path)
+    tensors = {key: array.copy() for key, array in load_file(tmp_path / VECTORS).items()}
+    tensors[name][1, 2] = value
+    save_file(tensors, tmp_path / VECTORS)
+    with pytest.raises(ValueError) as error:
+        class_of(package).load(tmp_path)
+    said = "adapter or head holds NaN or infinity, expected finite numbers"
+    assert str(error.value) == f"{tmp_path / VECTORS}: {said}"
+
+
+@both_packages
+def test_parts_too_large_for_what_they_are_stored_in_are_refused(package: str) -> None:
+    head = module(package, "sampler_head").SamplerHead.random(24, 5, 0)
+    head.out[0, 0] = 3.4e38  # float32 goes to 3.4028e38, bfloat16 to 3.3895e38
+    with pytest.raises(ValueError, match=r"^adapter or head holds NaN or infinity, expected finite numbers$"):
+        dataclasses.replace(of_tiny_model(package), head=head)
 
 
 @both_packages

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from folders import both_packages, contents, module, tiny_config, write_checkpoint
 from killed import kill_at_random
 from pass_sampling.gpu import SamplingConfig, Transformer, load_model
-from pass_sampling.gpu.train import LOSSES, TrainConfig, _schedule, train
-from pass_sampling.gpu.training.acceptance import fixed_token_vectors
+from pass_sampling.gpu.train import TrainConfig, train
+from pass_sampling.gpu.training.acceptance import expected_acceptance, fixed_token_vectors
 from pass_sampling.gpu.training.anchors import AnchoredRows, anchored_rows
+from pass_sampling.gpu.training.losses import LOSSES, mean_loss
 from pass_sampling.gpu.training.own_text import own_text
+from pass_sampling.gpu.training.parts import schedule
 from pass_sampling.gpu.training.resume import Progress, partial_file
 from shapes import checked, functions_of, signature
 
@@ -89,7 +91,7 @@ def test_each_loss_falls_below_that_of_the_fixed_token(loss: str, model: Transfo
     lookahead = train(model, TRAINING, HELD_OUT, tmp_path / "vectors", replace(LONG, loss=loss))
     tokens, anchors = torch.from_numpy(HELD_OUT[None]), torch.arange(len(HELD_OUT) - 3)
     values = [
-        LOSSES[loss](anchored_rows(model, vectors, tokens, anchors), 0.5)
+        LOSSES[loss](anchored_rows(model, vectors, tokens, anchors), 0.5).mean()
         for vectors in (lookahead.vectors, fixed_token_vectors(model, 2))
     ]
     assert values[0] < values[1]
@@ -107,18 +109,32 @@ def test_the_losses_are_their_equations(seed: int, temperature: float) -> None:
         return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
     target_log, draft_log = log_probs(target / temperature), log_probs(draft / temperature)
-    divergence = (np.exp(target_log) * (target_log - draft_log)).sum(axis=-1).mean()
-    surprise = -np.take_along_axis(log_probs(draft), tokens[..., None], axis=-1).mean()
-    assert float(LOSSES["kl"](rows, temperature)) == pytest.approx(divergence, abs=1e-4)
-    assert float(LOSSES["cross-entropy"](rows, temperature)) == pytest.approx(surprise, abs=1e-4)
+    expected = {
+        "kl": (np.exp(target_log) * (target_log - draft_log)).sum(axis=-1),
+        "total-variation": 1 - np.minimum(np.exp(target_log), np.exp(draft_log)).sum(axis=-1),
+        "cross-entropy": -np.take_along_axis(log_probs(draft), tokens[..., None], axis=-1)[..., 0],
+    }
+    assert expected.keys() == LOSSES.keys()
+    for name, values in expected.items():
+        assert LOSSES[name](rows, temperature).numpy() == pytest.approx(values, abs=1e-4)
     same = rows._replace(draft_logits=rows.target_logits)
-    assert abs(float(LOSSES["kl"](same, temperature))) < 1e-6
+    for name in ("kl", "total-variation"):
+        assert float(LOSSES[name](same, temperature).abs().max()) < 1e-6
+
+
+@given(seed=st.integers(0, 2**32), decay=st.sampled_from([1.0, 0.9, 0.25]) | st.floats(1e-3, 1))
+def test_a_deeper_draft_weighs_less(seed: int, decay: float) -> None:
+    values = np.random.default_rng(seed).standard_normal((2, 3, 5))
+    expected = np.average(values.mean(axis=(0, 1)), weights=decay ** np.arange(5))
+    assert float(mean_loss(torch.from_numpy(values), decay)) == pytest.approx(expected, abs=1e-6)
+    if decay == 1:
+        assert float(mean_loss(torch.from_numpy(values), decay)) == pytest.approx(values.mean(), abs=1e-6)
 
 
 @given(num_steps=st.integers(1, 300), warmup=st.sampled_from([0.0, 1.0]) | st.floats(0, 1))
 def test_the_learning_rate_rises_then_falls_and_stays_positive(num_steps: int, warmup: float) -> None:
     config = replace(SHORT, num_steps=num_steps, warmup=warmup)
-    rates = [_schedule(step, config) for step in range(num_steps)]
+    rates = [schedule(step, config) for step in range(num_steps)]
     assert all(0 < rate <= 1 for rate in rates)
     top = rates.index(max(rates))
     assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
@@ -147,12 +163,14 @@ def test_the_folder_opens_in_both_packages_and_fits_the_model(
 
 
 def test_every_array_has_the_shape_that_its_comment_says(model: Transformer, tmp_path: Path) -> None:
-    names = ("train", "training.anchors", "training.acceptance", "training.windows", "training.own_text")
-    functions = [function for name in names for function in functions_of(module("gpu", name))]
+    names = ("anchors", "acceptance", "losses", "parts", "windows", "own_text")
+    homes = [module("gpu", "train"), *(module("gpu", f"training.{name}") for name in names)]
+    functions = [function for home in homes for function in functions_of(home)]
     commented = [function for function in functions if signature(function).comments]
     with checked(commented) as calls:
         for loss in LOSSES:
-            train(model, TRAINING, HELD_OUT, tmp_path / loss, replace(SHORT, loss=loss))
+            train(model, TRAINING, HELD_OUT, tmp_path / loss, replace(SHORT, loss=loss, adapter_rank=3, head_width=5))
+        expected_acceptance(model, torch.zeros(2, 24), HELD_OUT[None], SHORT.sampling)
         own_text(model, 5, 3, SHORT.sampling, 0)
     never = {f"{function.__module__}.{function.__qualname__}" for function in commented} - calls.keys()
     assert len(commented) > 12 and never == set()
@@ -226,7 +244,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
 
 @pytest.mark.parametrize(
     "what",
-    ["num_steps", "seed", "loss", "sampling", "training", "held_out", "model", "a model from no folder", "dtype"],
+    [
+        *("num_steps", "seed", "loss", "sampling", "adapter_rank", "head_width", "depth_decay", "loss_temperature"),
+        *("training", "held_out", "model", "a model from no folder", "dtype"),
+    ],
 )
 def test_a_run_does_not_go_on_as_another_one(
     what: str, folder: Path, model: Transformer, saving_often: None, tmp_path: Path
@@ -238,6 +259,7 @@ def test_a_run_does_not_go_on_as_another_one(
     interrupted_run(model, output, 4)
     before = contents(tmp_path)
     changes = {"num_steps": 7, "seed": 1, "loss": "cross-entropy", "sampling": SamplingConfig(0.6)}
+    changes |= {"adapter_rank": 1, "head_width": 1, "depth_decay": 0.5, "loss_temperature": 0.5}
     if what in changes:
         config = replace(SHORT, **{what: changes[what]})
     elif what == "model":
@@ -467,14 +489,32 @@ def test_text_that_cannot_be_trained_on_is_refused(
 
 
 WRONG_SETTINGS = [
-    (dict(loss="mse"), r"^loss: found 'mse', expected one of cross-entropy, kl$"),
+    (dict(loss="mse"), r"^loss: found 'mse', expected one of cross-entropy, kl, total-variation$"),
     *[
         (dict([(name, 0)]), rf"^{name}: found 0")
         for name in ("num_lookahead", "num_steps", "batch_size", "num_anchors")
     ],
     (dict(context=3), r"^context: found 3, expected an integer from 4"),
     (dict(seed=-1), r"^seed: found -1"),
-    *[(dict(learning_rate=rate), r"^learning_rate: found ") for rate in (0.0, -1.0, float("nan"), float("inf"))],
+    *[
+        (dict([(name, value)]), rf"^{name}: found {value}, expected a positive number$")
+        for name in ("learning_rate", "matrix_learning_rate", "depth_decay", "loss_temperature")
+        for value in (0.0, -1.0, float("nan"), float("inf"))
+    ],
+    *[
+        (dict([(name, -1)]), rf"^{name}: found -1, expected an integer from 0 to 65536$")
+        for name in ("adapter_rank", "head_width")
+    ],
+    (dict(depth_decay=1.5), r"^depth_decay: found 1.5, expected at most 1$"),
+    (
+        dict(loss="cross-entropy", loss_temperature=0.5),
+        r"^loss_temperature: found 0.5 with cross-entropy, expected it with a loss on laws$",
+    ),
+    (dict(head_alone=True), r"^head_alone: found it without a head, expected a head and no adapter, as there are no"),
+    (
+        dict(head_alone=True, head_width=4, adapter_rank=2),
+        r"^head_alone: found it with an adapter, expected a head and no adapter, as there are no look-ahead rows$",
+    ),
     *[(dict(warmup=part), r"^warmup: found ") for part in (-0.1, 1.1, float("nan"))],
 ]
 

@@ -21,6 +21,7 @@ CONFIG, VECTORS, TENSOR = "config.json", "model.safetensors", "lookahead_embeddi
 ADAPTER, HEAD = "adapter.", "head."  # how the names of their tensors begin
 # What this version can read; a folder that says anything else was made for a version with more features.
 FIXED = {"format_version": 1, "embedding_space": "inputs_embeds"}
+MOST_LAYERS = 2**12
 KEYS = (*FIXED, "adapter_rank", "refine", "num_lookahead", "hidden_size", "sampling", "base_model", "training")
 
 
@@ -65,9 +66,9 @@ def read_details(settings: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"base_model name: found {base['name']!r:.80}, expected text")
     if not isinstance(base["shapes"], dict) or not all(type(size) is int for size in base["shapes"].values()):
         raise ValueError(f"base_model shapes: found {base['shapes']!r:.80}, expected an object of integers")
-    missing = [name for name in SIZES if base["shapes"].get(name, 0) < 1] if settings["adapter_rank"] else []
-    if missing:
-        raise ValueError(f"base_model shapes: found no {missing[0]}, expected it with an adapter_rank above 0")
+    for name in SIZES if settings["adapter_rank"] else ():  # what the shapes of an adapter follow from
+        most = MOST_LAYERS if name == "num_hidden_layers" else 2**20
+        check_integer(f"base_model shapes {name}", base["shapes"].get(name), 1, most)
     if sampling is not None and (not isinstance(sampling, dict) or set(sampling) != {"temperature", "top_k", "top_p"}):
         raise ValueError(
             f"sampling: found {sampling!r:.80}, expected an object with temperature, top_k and top_p, or null"

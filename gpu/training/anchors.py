@@ -3,7 +3,8 @@
 An anchor is a place in the text at which decoding might stand: behind it hangs a group of L look-ahead rows, as in
 PaSS's draft call. The text's own rows are those of the frozen model, computed once, without gradients. The rows of a
 group see the text up to their anchor and one another, in order, and nothing else: so each group computes what a draft
-call at its anchor would.
+call at its anchor would. A sampler head refines the rows of a group one after another, each given the text's token
+before its own, as drafting does.
 
 Glossary of shapes: B sequences, T tokens of a sequence, N anchors, L look-ahead vectors, D model, V vocabulary,
 R rows of a pass, S slots in sight, G kv-heads, E head size.
@@ -16,7 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..adapter import Adapter
 from ..cache import KVCache
+from ..sampler_head import SamplerHead
 from ..transformer import Transformer
 
 __all__ = ["AnchoredRows", "anchored_rows"]
@@ -63,6 +66,8 @@ def anchored_rows(
     vectors: Tensor,  # [L, D]
     tokens: Tensor,  # [B, T]
     anchors: Tensor,  # [N]
+    adapter: Adapter | None = None,
+    head: SamplerHead | None = None,
 ) -> AnchoredRows:
     """Run the frozen model over sequences, and the look-ahead vectors behind each anchor.
 
@@ -77,12 +82,34 @@ def anchored_rows(
         cache = model.new_cache(tokens.shape[1], len(tokens))
         text = model.hidden(model.embed(tokens), cache)
         target_logits = model.logits(text[:, standing])
-    groups = vectors.to(model.dtype).repeat(len(anchors), 1).expand(len(tokens), -1, -1)
-    frozen: KVCache = FrozenCache(cache)  # type: ignore[assignment]  # all that a pass asks of a cache
-    positions = standing.flatten().expand(len(tokens), -1)
-    hidden = model.hidden(groups, frozen, positions, _visible(anchors, depth, tokens.shape[1]))
-    draft_logits = model.logits(hidden).unflatten(1, standing.shape)
-    return AnchoredRows(draft_logits, target_logits, tokens[:, standing + 1])
+    if head is not None and head.alone:
+        hidden = text[:, anchors].unsqueeze(2).expand(-1, -1, len(vectors), -1)
+    else:
+        groups = vectors.to(model.dtype).repeat(len(anchors), 1).expand(len(tokens), -1, -1)
+        frozen: KVCache = FrozenCache(cache)  # type: ignore[assignment]  # all that a pass asks of a cache
+        positions = standing.flatten().expand(len(tokens), -1)
+        visible = _visible(anchors, depth, tokens.shape[1])
+        adapter = adapter and adapter.to(model.dtype, model.device)
+        hidden = model.hidden(groups, frozen, positions, visible, adapter, groups.shape[1]).unflatten(1, standing.shape)
+    if head is not None:
+        hidden = _refined(model, head.to(model.dtype, model.device), hidden, text[:, anchors], tokens[:, standing])
+    return AnchoredRows(model.logits(hidden), target_logits, tokens[:, standing + 1])
+
+
+def _refined(
+    model: Transformer,
+    head: SamplerHead,
+    hidden: Tensor,  # [B, N, L, D]
+    real_hidden: Tensor,  # [B, N, D]
+    tokens: Tensor,  # [B, N, L]
+) -> Tensor:  # [B, N, L, D]
+    """Run the head along every group, from left to right; `tokens` stand before those that are drafted."""
+    embeddings = model.embed(tokens.flatten(1)).unflatten(1, tokens.shape[1:])
+    memory, rows = head.start(real_hidden), []
+    for i in range(hidden.shape[2]):
+        row, memory = head.step(hidden[:, :, i], embeddings[:, :, i], memory)
+        rows.append(row)
+    return torch.stack(rows, dim=2)
 
 
 def _visible(
