@@ -53,6 +53,18 @@ def test_a_draft_model_with_another_tokenizer_is_refused(box, capsys, tmp_path):
     )
 
 
+def test_look_ahead_drafts_are_refined_as_asked(box, capsys):
+    """The vectors of the box have no head; an n-gram model of another tokenizer is refused as everywhere."""
+    flags = ["--lookahead", box.vectors, "--method", "lookahead-fused", "--json"]
+    for refine in ([], ["--refine", "none"]):
+        assert generate(box, *flags, *refine) == 0
+        assert read_strictly(capsys.readouterr().out)["options"]["refine"] == "unrefined"
+    assert generate(box, *flags, "--refine", "head") == 2
+    assert "--refine: found head, and vectors without one, expected none, ngram" in capsys.readouterr().err
+    assert generate(box, *flags, "--refine", "ngram") == 2
+    assert "found no n-gram model for" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -65,6 +77,7 @@ def test_a_draft_model_with_another_tokenizer_is_refused(box, capsys, tmp_path):
         ),
         (["--method", "draft-model", "--schedule", "guess"], ["--schedule", "'guess'", "'heuristic'"]),
         (["--method", "draft-model", "--draft-model", "nowhere"], ["nowhere"]),
+        (["--method", "lookahead", "--refine", "none"], ["--refine: found none with --method lookahead"]),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(flags, words, box, capsys):

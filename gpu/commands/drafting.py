@@ -20,7 +20,8 @@ __all__ = [
     "num_draft",
 ]
 
-FLAGS = ("lookahead", "draft_model", "ngram", "num_draft", "verify", "schedule", "lenience")  # of methods that draft
+HOW = ("num_draft", "verify", "schedule", "lenience", "refine")
+FLAGS = ("lookahead", "draft_model", "ngram", *HOW)  # of methods that draft
 NUM_DRAFT = 4
 
 
@@ -57,6 +58,12 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         choices=("fixed", "heuristic", "entropy"),
         help="how many tokens a drafter drafts: always K, two more after a cycle that was accepted whole and one fewer "
         "after any other, or until its law is too flat; default: fixed",
+    )
+    parser.add_argument(
+        "--refine",
+        choices=("none", "ngram", "head"),
+        help="what tells drafts from look-ahead rows of one another: nothing, an n-gram model, or the head that was "
+        "trained with the vectors; default: the head where there is one",
     )
     parser.add_argument(
         "--lenience",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..checkpoints import FUSED, LOOKAHEAD, NGRAM
 from .drafting import FLAGS, Unavailable, check_same_tokens, draft_model_folder, flag_called, folder_for, num_draft
@@ -14,10 +14,11 @@ from .options import is_in_the_box, load_vectors, no_vectors
 
 if TYPE_CHECKING:
     from ..config import SamplingConfig
-    from ..drafters import Drafter
+    from ..drafters import Drafter, NgramModel
     from ..methods import FusedPaSS, Method, PaSS
     from ..transformer import Transformer
 
+Kind = TypeVar("Kind", "PaSS", "FusedPaSS")
 __all__ = ["METHODS", "method_called", "method_for", "options_of"]
 
 
@@ -48,6 +49,8 @@ def method_for(arguments: argparse.Namespace, model: Transformer, sampling: Samp
 
 def _wanted(arguments: argparse.Namespace) -> str:
     """Return the method that the flags speak of."""
+    if arguments.refine is not None:
+        return "lookahead-fused"
     sources = {"lookahead": "lookahead", "draft_model": "draft-model", "ngram": "ngram"}
     given = [flag for flag in sources if getattr(arguments, flag) is not None]
     if len(given) > 1:
@@ -83,7 +86,8 @@ def options_of(method: Method) -> dict[str, Any]:
 
     if isinstance(method, FusedPaSS):
         parts = [part for part in ("adapter", "head") if getattr(method.lookahead, part) is not None]
-        return {"num_lookahead": len(method.vectors), "parts": parts, "verify": method.rule}
+        refined = type(method.refinement).__name__.removesuffix("Refinement").lower()
+        return {"num_lookahead": len(method.vectors), "parts": parts, "refine": refined, "verify": method.rule}
     if isinstance(method, PaSS):
         return {"num_lookahead": len(method.vectors), "verify": method.rule}
     if isinstance(method, SpeculativeSampling):
@@ -108,13 +112,23 @@ def _lookahead(arguments: argparse.Namespace, model: Transformer, sampling: Samp
 
 def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
     from ..methods import FusedPaSS
+    from ..refine import NgramRefinement, Unrefined
 
-    return _with_vectors(FusedPaSS, arguments, model, sampling)
+    method = _with_vectors(FusedPaSS, arguments, model, sampling)
+    if arguments.refine == "none":
+        return replace(method, refinement=Unrefined())
+    if arguments.refine == "ngram":
+        return replace(method, refinement=NgramRefinement(_ngram_model(arguments, model)))
+    if arguments.refine == "head" and method.lookahead.head is None:
+        raise ValueError(
+            "--refine: found head, and vectors without one, expected none or ngram, or another --lookahead"
+        )
+    return method
 
 
 def _with_vectors(
-    kind: type[PaSS] | type[FusedPaSS], arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
-) -> Method:
+    kind: type[Kind], arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
+) -> Kind:
     from ..methods import FusedPaSS
 
     lookahead = load_vectors(arguments, model, FUSED if kind is FusedPaSS else LOOKAHEAD)
@@ -146,12 +160,16 @@ def _prompt_lookup(arguments: argparse.Namespace, model: Transformer, sampling: 
 
 
 def _ngram(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
+    return _speculative(_ngram_model(arguments, model), arguments, model, sampling)
+
+
+def _ngram_model(arguments: argparse.Namespace, model: Transformer) -> NgramModel:
     from ..drafters import NgramModel
     from ..training.tokenizer import load_tokenizer, vocabulary_digest
 
-    drafter = NgramModel.load(folder_for(arguments, "ngram", NGRAM, "n-gram model"), model.device)
-    drafter.check(model, vocabulary_digest(load_tokenizer(arguments.model)))
-    return _speculative(drafter, arguments, model, sampling)
+    ngram = NgramModel.load(folder_for(arguments, "ngram", NGRAM, "n-gram model"), model.device)
+    ngram.check(model, vocabulary_digest(load_tokenizer(arguments.model)))
+    return ngram
 
 
 def _speculative(
@@ -175,7 +193,7 @@ OF_DRAFTERS = ("num_draft", "verify", "schedule", "lenience")
 METHODS = {
     "autoregressive": Entry(_autoregressive),
     "lookahead": Entry(_lookahead, ("lookahead", "num_draft", "verify")),
-    "lookahead-fused": Entry(_lookahead_fused, ("lookahead", "num_draft", "verify")),
+    "lookahead-fused": Entry(_lookahead_fused, ("lookahead", "num_draft", "verify", "refine", "ngram")),
     "draft-model": Entry(_draft_model, ("draft_model", *OF_DRAFTERS)),
     "prompt-lookup": Entry(_prompt_lookup, OF_DRAFTERS),
     "ngram": Entry(_ngram, ("ngram", *OF_DRAFTERS)),
