@@ -121,7 +121,7 @@ def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling
         return replace(method, refinement=NgramRefinement(_ngram_model(arguments, model)))
     if arguments.refine == "head" and method.lookahead.head is None:
         raise ValueError(
-            "--refine: found head, and vectors without one, expected none or ngram, or another --lookahead"
+            "--refine: found head, and vectors without one, expected none, ngram or another --lookahead"
         )
     return method
 
