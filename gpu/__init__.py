@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .ending import Ending
     from .generation import generate, generate_batch
     from .lookahead import LookAhead
-    from .methods import Autoregressive, FusedPaSS, LanguageModel, Method, PaSS, SpeculativeSampling
+    from .methods import Autoregressive, Candidates, FusedPaSS, LanguageModel, Method, PaSS, SpeculativeSampling
     from .record import Choice, Generation, Record
     from .sampler_head import SamplerHead
     from .sampling import probs_from_logits
@@ -35,7 +35,7 @@ _HOMES = {
     "ending": ["Ending"],
     "generation": ["generate", "generate_batch"],
     "lookahead": ["LookAhead"],
-    "methods": ["Autoregressive", "FusedPaSS", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"],
+    "methods": ["Autoregressive", "Candidates", "FusedPaSS", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"],
     "record": ["Choice", "Generation", "Record"],
     "sampler_head": ["SamplerHead"],
     "sampling": ["probs_from_logits"],
@@ -48,6 +48,7 @@ _HOMES = {
 __all__ = [
     "Adapter",
     "Autoregressive",
+    "Candidates",
     "Choice",
     "Drafter",
     "Ending",

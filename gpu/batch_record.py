@@ -50,12 +50,15 @@ class BatchRecord:
     num_positions: Tensor  # [B]
     num_draft_passes: Tensor  # [B]
     choices: tuple[Choices, ...] | None = None
+    draft_parents: Tensor | None = None  # [B, K], of a tree
 
     def rows(self) -> list[Record]:
         """Read the record of every row, with one transfer of integers and one of floats."""
         counters = [self.count, self.num_draft, self.num_accepted, self.final_token]
         counters += [self.num_forward_passes, self.num_positions, self.num_draft_passes]
-        integers = torch.cat([torch.stack(counters, dim=1), self.tokens, self.sources, self.draft_tokens], dim=1)
+        parents = self.draft_tokens[:, :0] if self.draft_parents is None else self.draft_parents
+        per_token = [self.tokens, self.sources, self.draft_tokens, parents]
+        integers = torch.cat([torch.stack(counters, dim=1), *per_token], dim=1)
         per_draft = [self.draft_token_probs, self.target_token_probs, self.accept_probs]
         floats = torch.cat([self.log_probs, *per_draft], dim=1)
         width, depth = self.tokens.shape[1], self.draft_tokens.shape[1]
@@ -64,7 +67,7 @@ class BatchRecord:
             count, num_draft, num_accepted, final_token, num_passes, num_positions, num_draft_passes = ids[
                 : len(counters)
             ]
-            tokens, sources, drafts = _split(ids[len(counters) :], width, width, depth)
+            tokens, sources, drafts, behind = _split(ids[len(counters) :], width, width, depth, parents.shape[1])
             log_probs, draft_probs, target_probs, accept_probs = _split(values, width, depth, depth, depth)
             records.append(
                 Record(
@@ -75,6 +78,7 @@ class BatchRecord:
                     draft_token_probs=tuple(draft_probs[:num_draft]),
                     target_token_probs=tuple(target_probs[:num_draft]),
                     accept_probs=tuple(accept_probs[:num_draft]),
+                    draft_parents=tuple(behind[:num_draft]),
                     num_accepted=num_accepted,
                     final_token=None if final_token < 0 else final_token,
                     num_forward_passes=num_passes,

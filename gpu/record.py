@@ -28,6 +28,9 @@ class Record:
 
     `tokens` are those committed, in order, cut where the text ended; `sources` says how each came: "exact" (from a
     row of the target, before any draft), "accepted", "correction" (after a rejection) or "bonus" (after none).
+
+    The drafts of a tree stand breadth first. Where verification did not come, the target's probabilities and the
+    chances are NaN.
     """
 
     tokens: tuple[int, ...]
@@ -37,12 +40,21 @@ class Record:
     draft_token_probs: tuple[float, ...] = ()  # [K] the draft law at each draft token
     target_token_probs: tuple[float, ...] = ()  # [K] the target law at each draft token
     accept_probs: tuple[float, ...] = ()  # [K] the chance that each draft token had, once reached
+    draft_parents: tuple[int, ...] = ()  # [K], or [0]: in a tree, which draft each stands behind, -1 for none
     num_accepted: int = 0  # draft tokens that passed verification
     final_token: int | None = None  # the correction or bonus token, if it was committed
     num_forward_passes: int = 1
     num_positions: int = 1  # rows fed through the model
     num_draft_passes: int = 0  # passes of a draft model
     choices: tuple[Choice, ...] | None = field(default=None, compare=False)  # whole laws, when traced
+
+    @property
+    def draft_depth(self) -> int:
+        """The most drafts that stand behind one another."""
+        depths: list[int] = []
+        for parent in self.draft_parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 1)
+        return max(depths, default=len(self.draft_tokens))
 
     def cut(self, count: int) -> Record:
         """Return the record with only the first `count` tokens committed; what was drafted still counts."""
@@ -108,7 +120,7 @@ class Generation:
     @property
     def accepted_per_position(self) -> tuple[int, ...]:
         """How often the draft token at each depth was accepted."""
-        depth = max((len(record.draft_tokens) for record in self.records), default=0)
+        depth = max((record.draft_depth for record in self.records), default=0)
         return tuple(sum(record.num_accepted > i for record in self.records) for i in range(depth))
 
     @property

@@ -37,7 +37,7 @@ class Verification:
 
 
 def accept_probs(
-    target_probs: Probs,  # [B, K+1, V]
+    target_probs: Probs,  # [B, K+1, V], or [B, K, V] without the law behind the last draft
     draft_probs: Probs,  # [B, K, V]
     draft_tokens: Tokens,  # [B, K]
 ) -> Probs:  # [B, K]

@@ -14,7 +14,7 @@ from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
 from .ending import Ending
 from .generation import generate, generate_batch
 from .lookahead import LookAhead
-from .methods import Autoregressive, FusedPaSS, LanguageModel, Method, PaSS, SpeculativeSampling
+from .methods import Autoregressive, Candidates, FusedPaSS, LanguageModel, Method, PaSS, SpeculativeSampling
 from .record import Choice, Generation, Record
 from .sampler_head import SamplerHead
 from .sampling import probs_from_logits
@@ -26,6 +26,7 @@ from .weights import Weights
 __all__ = [
     "Adapter",
     "Autoregressive",
+    "Candidates",
     "Choice",
     "Drafter",
     "Ending",

@@ -30,6 +30,9 @@ METHODS: tuple[tuple[str, str | None], ...] = (
     ("lookahead-fused", "token"),
     ("lookahead-fused", "block"),
     ("lookahead-fused", "match"),
+    ("candidates", "without-replacement"),
+    ("candidates", "k-seq"),
+    ("candidates", "match"),
 )
 
 TINY: dict[str, Any] = {
@@ -164,8 +167,16 @@ def configurations() -> list[Configuration]:
     found += [
         Configuration("table, greedy", seed=1, sampling={"temperature": 0.0}, **greedy),
         Configuration("table, greedy drafts", seed=2, draft_sampling={"temperature": 0.0}),
-        Configuration("table, narrow drafts", seed=3, draft_sampling={"temperature": 0.7, "top_k": 2}),
-        Configuration("table, wide drafts", seed=4, sampling={"top_k": 2}, draft_sampling={"temperature": 2.0}),
+        Configuration(
+            "table, narrow drafts", seed=3, draft_sampling={"temperature": 0.7, "top_k": 2}, num_candidates=(2, 1)
+        ),
+        Configuration(
+            "table, wide drafts",
+            seed=4,
+            sampling={"top_k": 2},
+            draft_sampling={"temperature": 2.0},
+            num_candidates=(1, 2),
+        ),
         Configuration("table, without zeros", seed=5, zeros=0.0),
         Configuration("table, many zeros", seed=6, zeros=0.4),
         Configuration("table, peaked rows", seed=30, spread=6.0),
@@ -174,7 +185,7 @@ def configurations() -> list[Configuration]:
         Configuration("table, 3 drafts", seed=10, num_draft=3, num_candidates=(3,)),
         Configuration("table, no end of text", seed=11, eos_token_ids=()),
         Configuration("table, two ends of text", seed=18, eos_token_ids=(1, 2), spread=1.0),
-        Configuration("table, longer texts", seed=19, max_new_tokens=6, num_candidates=(1, 2)),
+        Configuration("table, longer texts", seed=19, max_new_tokens=6),
         Configuration("table, penalty", seed=20, processor=penalty),
         Configuration(
             "table, penalty and filters", seed=21, processor=penalty, sampling={"temperature": 0.9, "top_p": 0.9}
@@ -188,9 +199,9 @@ def configurations() -> list[Configuration]:
             spread=3.0,
         ),
         Configuration("transformer", TINY, seed=4),
-        Configuration("transformer, all three", TINY, seed=5, sampling=settings["all three"]),
+        Configuration("transformer, all three", TINY, seed=5, sampling=settings["all three"], num_candidates=(2, 1)),
         Configuration("transformer, greedy", TINY, seed=6, sampling={"temperature": 0.0}, **greedy),
-        Configuration("transformer, sliding window", WINDOWED, seed=7, num_candidates=(2, 1)),
+        Configuration("transformer, sliding window", WINDOWED, seed=7),
         Configuration("transformer, penalty", TINY, seed=8, processor=penalty),
     ]
     return found

