@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -558,3 +560,46 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(port: Port, rule: str, 
         assert found.accept_probs[b, : len(chances)].cpu().numpy().tobytes() == chances.tobytes()
         tried = 1 if rule == "match" else len(case[2]) if accepted < 0 else accepted + 1
         assert asked[:, b].tolist() == [c < tried for c in range(len(asked))]
+
+
+# --- Figures, printed by `python -m pytest -rP tests/test_candidates.py -k figures` ---
+
+
+def figures(pairs: Sequence[tuple[Array, Array]]) -> dict[str, list[float]]:
+    """Return the mean acceptance by each rule with 1, 2, 3 and 4 candidates, over targets and drafts; print it."""
+    found: dict[str, list[float]] = {}
+    for rule in RULES:
+        found[rule] = [
+            float(np.mean([candidate_acceptance(*pair, count, rule) for pair in pairs])) for count in (1, 2, 3, 4)
+        ]
+        print(f"{rule:20}", *(f"{rate:.3f}" for rate in found[rule]))
+    return found
+
+
+def test_figures_on_a_random_example() -> None:
+    found = figures([generic(0, 6)])
+    assert all(np.all(np.diff(rates) > 0) for rates in found.values())
+    assert found["without-replacement"][1] > found["k-seq"][1] > found["with-replacement"][1] > found["match"][1]
+
+
+@pytest.mark.torch
+def test_figures_on_the_model_in_the_box() -> None:
+    """Its first look-ahead vector drafts, at 128 places of a held-out file, at temperature 0.8 with top-k 10."""
+    transformers = pytest.importorskip("transformers")
+    checkpoints = REFERENCE.module("checkpoint").load_model, REFERENCE.module("lookahead").LookAhead.load
+    folders = pytest.importorskip("pass_sampling.gpu.checkpoints")
+    model, vectors = checkpoints[0](folders.MODEL), checkpoints[1](folders.LOOKAHEAD).vectors[:1]
+    text = transformers.AutoTokenizer.from_pretrained(str(folders.MODEL))(inspect.getsource(bisect), verbose=False)[
+        "input_ids"
+    ]
+    pairs = []
+    for place in np.linspace(64, len(text) - 2, 128).astype(int).tolist():
+        inputs = model.embed(text[place - 64 : place])
+        probs = []
+        for last in (model.embed([text[place]]), vectors.astype(inputs.dtype)):
+            hidden = model.hidden(np.concatenate([inputs, last]), model.new_cache(65))
+            probs.append(REFERENCE.probs(model.logits(hidden[-1]).astype(np.float64), temperature=0.8, top_k=10))
+        seen = (probs[0] > 0) | (probs[1] > 0)
+        pairs.append((probs[0][seen], probs[1][seen]))
+    found = figures(pairs)
+    assert all(np.all(np.diff(rates) > 0) for rates in found.values())
