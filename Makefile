@@ -15,6 +15,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
 NEW := build/checkpoints
+MADE := python-8m python-8m-lookahead python-8m-draft python-8m-ngram
+LIBRARY := --standard-library --held-out-list gpu/checkpoints/held_out.txt
 BIN := $(VENV)/bin/python
 ARGS ?=
 
@@ -40,15 +42,20 @@ test-docs: $(READY_DOCS) ## Run the notebooks and compare what they print with w
 notebooks: $(READY_DOCS) ## Run the notebooks and store what they print.
 	$(BIN) tests/notebooks.py
 
-# An hour on 2 cores, or minutes on a GPU; interrupted, it goes on where it was. The new files take the place of the
-# committed ones only when both are whole. The figures in gpu/checkpoints/README.md are then those that it prints.
-checkpoint: $(READY) ## Train the model in the box and its look-ahead vectors anew.
-	test -d $(NEW)/python-8m || $(BIN) -m pass_sampling.gpu pretrain --standard-library \
-		--held-out-list gpu/checkpoints/held_out.txt --compile --output $(NEW)/python-8m $(ARGS)
-	test -d $(NEW)/python-8m-lookahead || $(BIN) -m pass_sampling.gpu train --model $(NEW)/python-8m --standard-library \
-		--held-out-list gpu/checkpoints/held_out.txt --steps 500 --output $(NEW)/python-8m-lookahead
-	rm -rf gpu/checkpoints/python-8m gpu/checkpoints/python-8m-lookahead
-	mv $(NEW)/python-8m $(NEW)/python-8m-lookahead gpu/checkpoints/
+# Under two hours on 2 cores, or minutes on a GPU; interrupted, it goes on where it was. The new files take the place of
+# the committed ones only when all are whole. The figures in gpu/checkpoints/README.md are then those that it prints.
+checkpoint: $(READY) ## Make the model in the box and all that drafts for it anew.
+	test -d $(NEW)/python-8m || $(BIN) -m pass_sampling.gpu pretrain $(LIBRARY) --compile \
+		--output $(NEW)/python-8m $(ARGS)
+	test -d $(NEW)/python-8m-lookahead || $(BIN) -m pass_sampling.gpu train $(LIBRARY) --model $(NEW)/python-8m \
+		--steps 500 --output $(NEW)/python-8m-lookahead
+	test -d $(NEW)/python-8m-draft || $(BIN) -m pass_sampling.gpu pretrain $(LIBRARY) --compile \
+		--teacher $(NEW)/python-8m --hidden-size 128 --intermediate-size 512 --layers 2 --heads 2 \
+		--steps 5000 --batch-size 4 --output $(NEW)/python-8m-draft
+	test -d $(NEW)/python-8m-ngram || $(BIN) -m pass_sampling.gpu ngram $(LIBRARY) --model $(NEW)/python-8m \
+		--min-count 16 7 6 --held-out-sequences 400 --output $(NEW)/python-8m-ngram
+	rm -rf $(MADE:%=gpu/checkpoints/%)
+	mv $(MADE:%=$(NEW)/%) gpu/checkpoints/
 
 # The marker is written last, so an interrupted installation is done again.
 $(READY): pyproject.toml constraints.txt

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_float64
 import pass_sampling.gpu as port
 import pass_sampling.reference as reference
-from pass_sampling.gpu.checkpoints import HELD_OUT, LOOKAHEAD, MODEL
+from pass_sampling.gpu.checkpoints import DRAFT_MODEL, HELD_OUT, LOOKAHEAD, MODEL
 from pass_sampling.gpu.commands.demo import PROMPTS
 from pass_sampling.gpu.commands.options import named_held_out
 from pass_sampling.gpu.training.acceptance import expected_acceptance, fixed_token_vectors
@@ -28,6 +28,7 @@ from pass_sampling.gpu.training.windows import evenly_spaced
 ROOT = Path(__file__).resolve().parents[1]
 CARD = (MODEL.parent / "README.md").read_text(encoding="utf-8")
 RECORD = json.loads((MODEL / "pretraining.json").read_text(encoding="utf-8"))
+DRAFT_RECORD = json.loads((DRAFT_MODEL / "pretraining.json").read_text(encoding="utf-8"))
 TRAINING = json.loads((LOOKAHEAD / "config.json").read_text(encoding="utf-8"))["training"]
 TOKENIZER = AutoTokenizer.from_pretrained(str(MODEL))
 TOKENS = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
@@ -48,9 +49,10 @@ def windows(texts: dict[str, str]) -> Any:
     return evenly_spaced(tokens, 256, 24)
 
 
-def test_both_folders_together_stay_under_20_megabytes() -> None:
-    sizes = [file.stat().st_size for folder in (MODEL, LOOKAHEAD) for file in folder.iterdir()]
+def test_the_folders_together_stay_under_20_megabytes() -> None:
+    sizes = [file.stat().st_size for folder in (MODEL, LOOKAHEAD, DRAFT_MODEL) for file in folder.iterdir()]
     assert sum(sizes) < 20e6
+    assert (DRAFT_MODEL / "model.safetensors").stat().st_size < 3e6
 
 
 def test_everything_in_the_box_goes_into_the_wheel() -> None:
@@ -70,11 +72,12 @@ def test_the_model_is_a_small_llama_in_bfloat16() -> None:
     assert 7.5e6 < RECORD["num_parameters"] < 8.5e6
 
 
-def test_transformers_opens_it_and_computes_the_same_logits() -> None:
-    assert AutoModelForCausalLM.from_pretrained(str(MODEL)).config.vocab_size == 4096
-    peer = hf_float64.load(MODEL)
-    ours = reference.load_model(MODEL, dtype="float64")
-    port_model = port.load_model(MODEL, dtype="float64")
+@pytest.mark.parametrize("folder", [MODEL, DRAFT_MODEL], ids=["model", "draft model"])
+def test_transformers_opens_it_and_computes_the_same_logits(folder: Path) -> None:
+    assert AutoModelForCausalLM.from_pretrained(str(folder)).config.vocab_size == 4096
+    peer = hf_float64.load(folder)
+    ours = reference.load_model(folder, dtype="float64")
+    port_model = port.load_model(folder, dtype="float64")
     for tokens in TOKENS:
         theirs = hf_float64.logits(peer, np.array(tokens))
         logits = ours.forward(tokens)
@@ -135,6 +138,32 @@ def test_the_vectors_belong_to_the_model_and_beat_a_fixed_token(windows: Any) ->
     assert (trained - claimed).abs().max() < 0.08  # another sample of the held-out text
     for value in TRAINING["held_out"]["acceptance"]:
         assert f"{value:.3f}" in CARD
+
+
+def test_the_draft_model_has_the_models_tokenizer_and_ends_and_knows_its_teacher() -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (DRAFT_MODEL / name).read_bytes() == (MODEL / name).read_bytes()
+    draft, model = port.load_model(DRAFT_MODEL), port.load_model(MODEL)
+    assert draft.eos_token_ids == model.eos_token_ids
+    assert draft.max_position_embeddings == model.max_position_embeddings
+    assert DRAFT_RECORD["teacher"] == {"name": MODEL.name, "fingerprint": model.fingerprint}
+    assert DRAFT_RECORD["held_out_files"] == RECORD["held_out_files"]
+
+
+def test_the_draft_model_is_accepted_as_often_as_the_card_says(windows: Any) -> None:
+    """Once more with its stored weights, on another sample, in windows of half the length."""
+    model, draft = port.load_model(MODEL), port.load_model(DRAFT_MODEL)
+    for claimed in DRAFT_RECORD["acceptance"]:
+        sampling = port.SamplingConfig(claimed["temperature"], claimed["top_k"])
+        shared = []
+        for window in torch.from_numpy(windows):
+            laws = [port.probs_from_logits(each.forward(window[None]), sampling) for each in (model, draft)]
+            shared.append(float(torch.minimum(*laws).sum(dim=-1).mean()))
+        print(claimed, round(float(np.mean(shared)), 3))
+        assert abs(np.mean(shared) - claimed["expected"]) < 0.08
+        assert f"{claimed['expected']:.3f}" in CARD
+        assert claimed["expected"] > 2 * TRAINING["held_out"]["acceptance"][0], "more than the best look-ahead vector"
+    assert f"{DRAFT_RECORD['held_out_loss']:.2f} nats per token" in CARD
 
 
 @pytest.mark.parametrize("name", ["reference", "gpu"])
