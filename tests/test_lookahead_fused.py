@@ -235,3 +235,13 @@ def test_parts_of_another_model_are_refused(pkg: Any) -> None:
         pkg.FusedPaSS(model, lookahead_of(pkg, model, "vectors"), num_lookahead=3)
     with pytest.raises(ValueError, match="rule: found 'guess', expected one of block, match, token"):
         pkg.FusedPaSS(model, lookahead_of(pkg, model, "vectors"), rule="guess")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "head", "head alone"])
+def test_pass_as_published_refuses_parts_that_it_would_ignore(pkg: Any, kind: str) -> None:
+    """Vectors that were trained with other parts are poor drafts without them."""
+    model = transformer(pkg, 4)
+    lookahead = lookahead_of(pkg, model, kind)
+    with pytest.raises(ValueError, match=r"^lookahead: found vectors trained with an adapter or a head, .* FusedPaSS"):
+        pkg.PaSS(model, lookahead)
+    pkg.PaSS(model, replace(lookahead, adapter=None, head=None))

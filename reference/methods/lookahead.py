@@ -127,4 +127,9 @@ class PaSS(Method):
             check_integer("num_lookahead", wanted, 0, 2**16)
             check_token("fixed_token", self.fixed_token, self.model.vocab_size)
             return self.model.embed([self.fixed_token] * wanted)
+        if self.lookahead.adapter is not None or self.lookahead.head is not None:
+            raise ValueError(
+                "lookahead: found vectors trained with an adapter or a head, which this method has no use for, expected "
+                "FusedPaSS (lookahead-fused), or dataclasses.replace(lookahead, adapter=None, head=None)"
+            )
         return self.lookahead.inputs(self.model, self.num_lookahead)
