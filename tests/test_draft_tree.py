@@ -23,6 +23,7 @@ EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong
 PROMPT = (1, 0)
 EACH_RULE = sorted(RULES)
 each_rule = pytest.mark.parametrize("rule", EACH_RULE)
+each_main_rule = pytest.mark.parametrize("rule", ["without-replacement", "k-seq", "match"])
 
 
 @pytest.fixture(params=PACKAGES)
@@ -120,7 +121,7 @@ def test_the_law_is_the_targets_for_larger_trees(pkg: Any, rule: str, shape: tup
 
 
 @pytest.mark.slow
-@each_rule
+@each_main_rule
 @pytest.mark.parametrize("shape", [(2, 2), (2, 1, 2)], ids=str)
 def test_the_law_is_the_targets_for_larger_trees_and_all_tokens(rule: str, shape: tuple[int, ...]) -> None:
     """Some ten thousand executions, each run again at both ends of its cells."""
@@ -129,7 +130,7 @@ def test_the_law_is_the_targets_for_larger_trees_and_all_tokens(rule: str, shape
     assert_exact(law, definition("table", {}, ending))
 
 
-@each_rule
+@each_main_rule
 @pytest.mark.parametrize("kind", ["transformer", "windowed"])
 def test_the_law_is_the_targets_on_a_transformer(pkg: Any, rule: str, kind: str) -> None:
     """Both caches, rotary positions, the tree's mask and a sliding window shorter than the text are under the law."""
@@ -149,7 +150,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 }
 
 
-@each_rule
+@each_main_rule
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_law_is_the_targets_whatever_the_settings(pkg: Any, rule: str, name: str) -> None:
     sampling, own = SETTINGS[name]
@@ -174,7 +175,7 @@ def end_or_ban(prefix: tuple[int, ...], logits: Any) -> Any:
     return processed
 
 
-@each_rule
+@each_main_rule
 @pytest.mark.parametrize("processor", [repetition_penalty, end_or_ban])
 def test_a_processor_runs_on_every_path_of_the_tree_and_behind_no_end(pkg: Any, rule: str, processor: Any) -> None:
     ending, drafts = {"max_new_tokens": 4, "eos_token_ids": (2,)}, {"top_k": 2}
@@ -182,7 +183,7 @@ def test_a_processor_runs_on_every_path_of_the_tree_and_behind_no_end(pkg: Any, 
     assert_exact(law_of(pkg, method, ending), definition("table", {}, ending, processor=processor))
 
 
-@each_rule
+@each_main_rule
 def test_stop_strings_end_the_text_inside_the_tree(pkg: Any, rule: str) -> None:
     ending = {
         "max_new_tokens": 4,
@@ -205,14 +206,14 @@ class Silent(Hashed):
         return row
 
 
-@each_rule
+@each_main_rule
 def test_a_drafter_may_be_silent_or_have_but_one_token(pkg: Any, rule: str) -> None:
     method = method_of(pkg, rule=rule, num_candidates=(2, 2), drafter=Silent(pkg, spread=1.0))
     law = law_of(pkg, method, {"max_new_tokens": 4})
     assert_exact(law, definition("table", {}, {"max_new_tokens": 4}))
 
 
-@each_rule
+@each_main_rule
 def test_a_row_without_a_law_matters_only_where_the_text_comes(pkg: Any, rule: str) -> None:
     """Drafts that the target bans are no error, although behind them there is no law."""
 
@@ -237,7 +238,7 @@ def test_a_row_without_a_law_matters_only_where_the_text_comes(pkg: Any, rule: s
     assert not any(1 in tokens for tokens in law)
 
 
-@each_rule
+@each_main_rule
 def test_the_enumeration_assumes_nothing_about_states(pkg: Any, rule: str) -> None:
     """Every path continued on its own, from the very caches that it left; and both ends of every cell."""
     method = method_of(pkg, "transformer", rule=rule, num_candidates=(2,), draft_sampling={"top_k": 2})
@@ -530,7 +531,7 @@ def test_what_was_rejected_leaves_no_trace(pkg: Any, rule: str) -> None:
     assert rejected
 
 
-# --- Shapes ---
+# --- Shapes, and what is refused ---
 
 
 def test_the_shape_of_a_tree(pkg: Any) -> None:
@@ -580,3 +581,13 @@ def test_a_drafter_that_does_not_fit_is_refused_by_name(pkg: Any) -> None:
     short = pkg.ModelDrafter(transformer(pkg, max_position_embeddings=8))
     with pytest.raises(ValueError, match=r"expected at most 8 together, the max_position_embeddings of the drafter ''"):
         method_of(pkg, drafter=short).start(PROMPT, pkg.Ending(7))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_without_a_law_are_refused_with_their_position(pkg: Any, value: float) -> None:
+    def spoilt(prefix: tuple[int, ...], logits: Any) -> Any:
+        return logits if len(prefix) < 5 else logits * 0 + value
+
+    with pytest.raises(ValueError) as error:
+        pkg.generate(method_of(pkg, processor=spoilt, model=target_of(pkg, zeros=0.0)), PROMPT, 9, ())
+    assert str(error.value) == f"logits behind position 4: the largest logit is {value}, expected a finite number"
