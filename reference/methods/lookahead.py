@@ -129,7 +129,7 @@ class PaSS(Method):
             return self.model.embed([self.fixed_token] * wanted)
         if self.lookahead.adapter is not None or self.lookahead.head is not None:
             raise ValueError(
-                "lookahead: found vectors trained with an adapter or a head, which this method has no use for, expected "
+                "lookahead: found vectors trained with an adapter or a head, which are of no use here, expected "
                 "FusedPaSS (lookahead-fused), or dataclasses.replace(lookahead, adapter=None, head=None)"
             )
         return self.lookahead.inputs(self.model, self.num_lookahead)
