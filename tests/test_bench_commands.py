@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import torch
 
 from console import Box, read_strictly, run
 from folders import contents, tiny_config, write_checkpoint
+from pass_sampling.gpu import LookAhead
 from pass_sampling.gpu.commands.bench import _spare_threads
 from pass_sampling.gpu.drafters import NgramModel
+from pass_sampling.gpu.sampler_head import SamplerHead
 
 KEYS = {"machine", "versions", "settings", "rows"}
 FIELDS = """method options tokens_per_second spread ratio_to_plain tokens_per_forward positions_per_forward
@@ -81,7 +84,12 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
     assert plain["ratio_to_plain"] == 1 == plain["expected_tokens_per_forward"] and plain["ratio_spread"] == [1, 1]
     assert plain["expected_standard_error"] == 0 and plain["accepted_per_position"] == []
     assert rows["lookahead"]["options"] == {"num_lookahead": 3, "verify": "token"}
-    assert rows["lookahead-fused"]["options"] == {"num_lookahead": 3, "parts": [], "verify": "token"}
+    assert rows["lookahead-fused"]["options"] == {
+        "num_lookahead": 3,
+        "parts": [],
+        "refine": "unrefined",
+        "verify": "token",
+    }
     assert rows["draft-model"]["options"] == {"drafter": "small", "num_draft": 4, "verify": "token"}
     assert rows["transformers-assisted"]["options"] == {"assistant": "small", "num_draft": 4}
     assert len(rows["draft-model"]["accepted_per_position"]) == 4
@@ -104,6 +112,21 @@ def test_what_cannot_run_on_the_checkpoint_is_left_out_with_the_reason(box, caps
     for name, flag in zip(left_out, flags, strict=True):
         assert f"expected {flag} FOLDER" in left_out[name]
         assert f"{name} is left out: {left_out[name]}" in found["settings"]["notes"]
+
+
+def test_vectors_with_a_head_leave_out_the_method_that_has_no_use_for_it(box, capsys, prompts, tmp_path):
+    vectors = LookAhead.load(box.vectors)
+    replace(vectors, head=SamplerHead.random(vectors.hidden_size, 8, seed=0)).save(tmp_path / "vectors")
+    found = bench(box, capsys, prompts, "--lookahead", tmp_path / "vectors", "--repeats", 1)
+    assert "lookahead-fused" in found["settings"]["left_out"]["lookahead"]
+    (fused,) = [row for row in found["rows"] if row["method"] == "lookahead-fused"]
+    assert fused["options"]["parts"] == ["head"] and fused["expected_tokens_per_forward"] > 1
+
+
+def test_what_is_lossy_is_called_so(box, capsys, prompts):
+    found = bench(box, capsys, prompts, "--methods", "prompt-lookup", "--lenience", 0.5, "--repeats", 1)
+    assert found["rows"][1]["options"]["lossy_lenience"] == 0.5
+    assert "LOSSY, with another law than plain decoding: prompt-lookup" in found["settings"]["notes"]
 
 
 def test_only_the_methods_asked_for_run_and_plain_decoding_with_them(box, capsys, prompts):

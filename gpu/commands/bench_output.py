@@ -93,6 +93,9 @@ def _digest(texts: Sequence[Sequence[int]]) -> str:
 def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[str, Any]) -> list[str]:
     """Return what must be said beside the figures."""
     notes = [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
+    lossy = [row["method"] for row in rows if "lossy_lenience" in row["options"]]
+    if lossy:
+        notes.append(f"LOSSY, with another law than plain decoding: {', '.join(lossy)}")
     if not settings["enough_repeats"]:
         notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {settings['least_repeats']}")
     if any(row["texts_that_count"] < row["texts"] for row in rows):

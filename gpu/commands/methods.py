@@ -120,9 +120,7 @@ def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling
     if arguments.refine == "ngram":
         return replace(method, refinement=NgramRefinement(_ngram_model(arguments, model)))
     if arguments.refine == "head" and method.lookahead.head is None:
-        raise ValueError(
-            "--refine: found head, and vectors without one, expected none, ngram or another --lookahead"
-        )
+        raise ValueError("--refine: found head, and vectors without one, expected none, ngram or another --lookahead")
     return method
 
 
@@ -134,6 +132,8 @@ def _with_vectors(
     lookahead = load_vectors(arguments, model, FUSED if kind is FusedPaSS else LOOKAHEAD)
     if lookahead is None:
         raise Unavailable(no_vectors(arguments.model))
+    if kind is not FusedPaSS and (lookahead.adapter is not None or lookahead.head is not None):
+        raise Unavailable("found vectors trained with an adapter or a head, expected --method lookahead-fused for them")
     if arguments.num_draft is not None and arguments.num_draft > lookahead.num_lookahead:
         raise Unavailable(
             f"--num-draft: found {arguments.num_draft}, expected at most {lookahead.num_lookahead}, one per look-ahead "
