@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_float64
 import pass_sampling.gpu as port
 import pass_sampling.reference as reference
-from pass_sampling.gpu.checkpoints import DRAFT_MODEL, HELD_OUT, LOOKAHEAD, MODEL
+from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, LOOKAHEAD, MODEL, NGRAM
 from pass_sampling.gpu.commands.demo import PROMPTS
 from pass_sampling.gpu.commands.options import named_held_out
 from pass_sampling.gpu.training.acceptance import expected_acceptance, fixed_token_vectors
@@ -50,8 +50,8 @@ def windows(texts: dict[str, str]) -> Any:
 
 
 def test_the_folders_together_stay_under_20_megabytes() -> None:
-    sizes = [file.stat().st_size for folder in (MODEL, LOOKAHEAD, DRAFT_MODEL) for file in folder.iterdir()]
-    assert sum(sizes) < 20e6
+    for limit, folders in ((20e6, (MODEL, LOOKAHEAD, FUSED)), (5e6, (DRAFT_MODEL, NGRAM))):
+        assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < limit
     assert (DRAFT_MODEL / "model.safetensors").stat().st_size < 3e6
 
 
