@@ -103,7 +103,11 @@ def counted_past_the_end(site: Site) -> None:
 
 def streamed_past_the_end(site: Site) -> None:
     _draft_on(site)
-    site.wrong(site.module("state").State, "commit", lambda right, self, record: (right(self, record)[0], record))
+    site.wrong(
+        site.module("state").State,
+        "commit",
+        lambda right, self, record, *sound: (right(self, record, *sound)[0], record),
+    )
 
 
 def shown_too_early(site: Site) -> None:

@@ -26,7 +26,8 @@ def ask(site: Site, first: First) -> None:
     def of_a_batch(right: Any, self: Any, tokens: Any, count: Any) -> Any:
         if site.drafting:
             return count, count < 0
-        before = [row[start:end] for row, start, end in zip(*self._lists(), strict=True)]
+        rows = (each.tolist() for each in (self.tokens, self.prompt_lengths, self.lengths))
+        before = [row[start:end] for row, start, end in zip(*rows, strict=True)]
         blocks = [row[:some] for row, some in zip(tokens.tolist(), count.tolist(), strict=True)]
         found = [first(self.ending, old, new) if new else (0, False) for old, new in zip(before, blocks, strict=True)]
         counts, ended = zip(*found, strict=True)

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, in both packages, on the model in the box."""
+"""The README's Python runs as it stands, in both packages, on the model in the box; so do the programs of the pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 
 from models import PACKAGES
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"^```python\n(.*?)^```\n\n```\n(.*?)^```", METHODS, flags=re.DOTALL | re.MULTILINE)
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -47,3 +50,32 @@ def test_the_example_of_the_page_on_verification_prints_what_it_says(capsys: pyt
     printed = capsys.readouterr().out
     assert printed == "11 executions; law of the first token: [0.5, 0.3, 0.2]\n"
     assert "It prints 11 executions, and 0.5, 0.3, 0.2." in page
+
+
+def test_every_program_of_the_page_on_methods_has_its_output_below_it() -> None:
+    assert METHODS.count("```python") == len(PROGRAMS) == 3
+
+
+@pytest.mark.parametrize(("program", "printed"), PROGRAMS, ids=["verification", "lenience", "candidates"])
+def test_the_programs_of_the_page_on_methods_print_what_stands_there(
+    program: str, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(program, {})
+    assert capsys.readouterr().out == printed
+
+
+def test_no_damage_of_lenience_on_that_page_is_above_its_bound() -> None:
+    figures = re.findall(r"damage ([\d.]+), at most ([\d.]+);", PROGRAMS[1][1])
+    assert len(figures) == 4 and all(float(damage) <= float(most) for damage, most in figures)
+
+
+@pytest.mark.parametrize("page", ["methods", "verification"])
+def test_the_tests_and_files_that_a_page_names_are_there(page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    files = re.findall(r"`((?:reference|gpu|tests)/[\w/.-]+?\.py)\b", text)
+    tests = re.findall(r"`(?:(test_\w+)\.py::)?(test_\w+)`", text)
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+    assert len(files) + len(tests) > 30
+    for file, test in tests:
+        source = (ROOT / "tests" / f"{file or 'test_theory'}.py").read_text(encoding="utf-8")
+        assert f"def {test}(" in source, f"docs/{page}.md: {file or 'test_theory'}.py has no {test}"

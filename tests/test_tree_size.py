@@ -20,6 +20,7 @@ FACTOR = 5.0
 both_packages = pytest.mark.parametrize(
     "package_name", [pytest.param(name, marks=[pytest.mark.torch] * (name == "gpu")) for name in PACKAGES]
 )
+ONE_RULE_EACH = list({method: (method, rule) for method, rule in reversed(METHODS) if rule != "block"}.values())
 CONFIGURATIONS = {configuration.name: configuration for configuration in configurations()}
 
 
@@ -38,7 +39,7 @@ CONFIGURATIONS = {configuration.name: configuration for configuration in configu
 )
 def test_an_estimate_is_within_a_factor_of_five(name: str, merge: bool) -> None:
     configuration = CONFIGURATIONS[name]
-    for method, rule in METHODS:
+    for method, rule in ONE_RULE_EACH:
         model, ending = configuration.method(reference, method, rule), configuration.ending(reference)
         estimate = estimated_executions(model, PROMPT, ending, merge=merge)
         executions = output_law(model, PROMPT, ending, merge=merge).executions

@@ -75,14 +75,14 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     if not arguments.json:
         print(
-            f"{'package':11}{'method':16}{'rule':8}{'configurations':>15}{'executions':>12}{'cycles':>8}{'deviation':>11}"
+            f"{'package':11}{'method':16}{'rule':20}{'configurations':>15}{'executions':>12}{'cycles':>8}{'deviation':>11}"
         )
     for package in packages:
         for row in suite.exact_suite(package):
             rows.append(asdict(row))
             if not arguments.json:
                 print(
-                    f"{row.package:11}{row.method:16}{row.rule or '-':8}{row.configurations:15}{row.executions:12}"
+                    f"{row.package:11}{row.method:16}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
                     f"{row.cycles:8}{row.largest_deviation:11.1e}",
                     flush=True,
                 )
