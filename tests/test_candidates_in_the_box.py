@@ -1,0 +1,65 @@
+"""How often one of several candidates is accepted on the model in the box, exactly, at places of held-out text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pass_sampling.gpu as port
+from pass_sampling.gpu.checkpoints import DRAFT_MODEL, HELD_OUT, MODEL, NGRAM
+from pass_sampling.gpu.commands.options import named_held_out
+from pass_sampling.gpu.training.corpus import standard_library
+from pass_sampling.gpu.training.tokenizer import encode_texts, load_tokenizer
+from pass_sampling.gpu.training.windows import evenly_spaced
+from pass_sampling.reference.candidate_theory import candidate_acceptance
+from pass_sampling.reference.candidates import RULES
+
+SAMPLING = port.SamplingConfig(temperature=0.8, top_k=10)
+COUNTS = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def windows() -> Any:
+    library = standard_library()
+    texts = [library[name] for name in named_held_out(HELD_OUT) if name in library]
+    return torch.from_numpy(evenly_spaced(np.concatenate(encode_texts(load_tokenizer(MODEL), texts, 0)), 256, 16))
+
+
+@torch.inference_mode()
+def laws(folder: Any, windows: Any) -> tuple[Any, Any]:
+    """Return the laws of model and drafter at every sixteenth place."""
+    places = torch.arange(15, windows.shape[1], 16)
+    target_logits = torch.stack([port.load_model(MODEL).forward(window[None])[0, places] for window in windows])
+    if folder == NGRAM:
+        lengths = (places + 1).repeat(len(windows))
+        texts = windows.repeat_interleave(len(places), dim=0)
+        draft_logits = port.NgramModel.load(NGRAM).logits(texts, None, lengths, windows.shape[1])
+    else:
+        draft = port.load_model(folder)
+        draft_logits = torch.stack([draft.forward(window[None])[0, places] for window in windows]).flatten(0, 1)
+    target, draft_probs = (
+        port.probs_from_logits(logits, SAMPLING).numpy() for logits in (target_logits.flatten(0, 1), draft_logits)
+    )
+    return target, draft_probs
+
+
+@pytest.mark.parametrize("folder", [DRAFT_MODEL, NGRAM], ids=["draft model", "n-grams"])
+def test_more_candidates_are_accepted_more_often_whatever_the_rule(folder: Any, windows: Any) -> None:
+    pairs = []
+    for target, draft in zip(*laws(folder, windows), strict=True):
+        either = (target > 0) | (draft > 0)
+        pairs.append((target[either], draft[either]))
+    rates = {
+        rule: [float(np.mean([candidate_acceptance(*pair, count, rule) for pair in pairs])) for count in COUNTS]
+        for rule in RULES
+    }
+    print(f"{folder.name}, {len(pairs)} places, candidates {COUNTS}")
+    for rule, found in rates.items():
+        print(f"{rule:20}", *(f"{rate:.3f}" for rate in found))
+        assert found == sorted(found)
+    shared = float(np.mean([np.minimum(*pair).sum() for pair in pairs]))
+    assert [rates[rule][0] for rule in rates if rule != "match"] == pytest.approx([shared] * 3, abs=1e-12)
+    assert rates["without-replacement"][1] > rates["k-seq"][1] > rates["with-replacement"][1] > shared
