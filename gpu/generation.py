@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from .ending import Decode, Ending
 from .methods.base import Method
 from .record import Generation, Record
 from .tape import tape
 
+CYCLES_AHEAD = 16  # whose uniforms are made together
 Callback = Callable[[int, Record], None]
 """Called as `callback(request, record)` after every cycle of a request: `record.tokens` are new in its text."""
 
@@ -96,8 +98,12 @@ def _generate(
     rows = list(range(len(prompts)))  # the prompt behind each row of the state
     going = set(rows)
     cycle = 0
+    ahead: Iterator[Tensor] = iter(())
     while going:
-        uniforms = tape(seed, [requests[row] for row in rows], cycle, method.num_slots, device=method.model.device)
+        uniforms = next(ahead, None)
+        if uniforms is None:
+            ahead = _tapes(method, seed, [requests[row] for row in rows], cycle)
+            uniforms = next(ahead)
         state, batch = method.step(state, uniforms, trace)
         state.raise_fault()
         state.cache.measure()  # the host waits for this cycle's tokens anyway
@@ -111,8 +117,15 @@ def _generate(
             kept = [place for place, row in enumerate(rows) if row in going]
             state = state.select(torch.tensor(kept, device=method.model.device))
             rows = [rows[place] for place in kept]
+            ahead = iter(())  # those of fewer requests
         cycle += 1
     return [_generation(prompt, record, ending) for prompt, record in zip(prompts, records, strict=True)]
+
+
+def _tapes(method: Method, seed: int, requests: list[int], cycle: int) -> Iterator[Tensor]:
+    """Return the uniforms of some cycles, made together: behind a pass the generator's code has left the caches."""
+    rows = [tape(seed, requests, cycle + i, method.num_slots) for i in range(CYCLES_AHEAD)]
+    return iter(torch.stack(rows).to(method.model.device).unbind())
 
 
 def _generation(prompt: Sequence[int], records: list[Record], ending: Ending) -> Generation:

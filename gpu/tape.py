@@ -65,7 +65,8 @@ class Draws:
         num_slots = sum(slots.values())
         if uniforms.shape[1:] != (num_slots,):
             raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_slots,)}")
-        if uniforms.device.type == "cpu" and not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+        on_host = uniforms.device.type == "cpu" and uniforms.numel() > 0
+        if on_host and not (float(uniforms.min()) >= 0 and float(uniforms.max()) < 1):
             raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
         starts = np.cumsum([0, *slots.values()])[:-1]
         self._uniforms = uniforms
