@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -98,13 +98,11 @@ def _generate(
     rows = list(range(len(prompts)))  # the prompt behind each row of the state
     going = set(rows)
     cycle = 0
-    ahead: Iterator[Tensor] = iter(())
+    ahead: list[Tensor] = []
     while going:
-        uniforms = next(ahead, None)
-        if uniforms is None:
+        if not ahead:
             ahead = _tapes(method, seed, [requests[row] for row in rows], cycle)
-            uniforms = next(ahead)
-        state, batch = method.step(state, uniforms, trace)
+        state, batch = method.step(state, ahead.pop(0), trace)
         state.raise_fault()
         state.cache.measure()  # the host waits for this cycle's tokens anyway
         for row, record in zip(rows, batch.rows(), strict=True):
@@ -115,17 +113,17 @@ def _generate(
         going = {row for row, ended in zip(rows, state.ended.tolist(), strict=True) if not ended}
         if 0 < len(going) <= len(rows) // 2:
             kept = [place for place, row in enumerate(rows) if row in going]
-            state = state.select(torch.tensor(kept, device=method.model.device))
+            places = torch.tensor(kept, device=method.model.device)
+            state, ahead = state.select(places), [uniforms[places] for uniforms in ahead]
             rows = [rows[place] for place in kept]
-            ahead = iter(())  # those of fewer requests
         cycle += 1
     return [_generation(prompt, record, ending) for prompt, record in zip(prompts, records, strict=True)]
 
 
-def _tapes(method: Method, seed: int, requests: list[int], cycle: int) -> Iterator[Tensor]:
+def _tapes(method: Method, seed: int, requests: list[int], cycle: int) -> list[Tensor]:
     """Return the uniforms of some cycles, made together: behind a pass the generator's code has left the caches."""
     rows = [tape(seed, requests, cycle + i, method.num_slots) for i in range(CYCLES_AHEAD)]
-    return iter(torch.stack(rows).to(method.model.device).unbind())
+    return list(torch.stack(rows).to(method.model.device).unbind())
 
 
 def _generation(prompt: Sequence[int], records: list[Record], ending: Ending) -> Generation:
