@@ -16,6 +16,7 @@ from console import Box, read_strictly, run
 from folders import contents, tiny_config, write_checkpoint
 from pass_sampling.gpu import LookAhead
 from pass_sampling.gpu.commands.bench import _spare_threads
+from pass_sampling.gpu.commands.bench_output import notes_of
 from pass_sampling.gpu.drafters import NgramModel
 from pass_sampling.gpu.sampler_head import SamplerHead
 
@@ -121,6 +122,15 @@ def test_vectors_with_a_head_leave_out_the_method_that_has_no_use_for_it(box, ca
     assert "lookahead-fused" in found["settings"]["left_out"]["lookahead"]
     (fused,) = [row for row in found["rows"] if row["method"] == "lookahead-fused"]
     assert fused["options"]["parts"] == ["head"] and fused["expected_tokens_per_forward"] > 1
+
+
+def test_a_machine_that_was_not_steady_is_noted():
+    settings = {"left_out": {}, "enough_repeats": True, "most_repeated_8grams": 0.2}
+    where = {"load": None, "cores": 2, "threads": 1}
+    row = {"method": "autoregressive", "options": {}, "texts": 3, "texts_that_count": 3}
+    assert notes_of([row | {"spread": [100.0, 140.0]}], settings, where) == []
+    (note,) = notes_of([row | {"spread": [100.0, 310.0]}], settings, where)
+    assert note.startswith("unsteady: plain decoding itself was 3.1 times as fast in one run as in another")
 
 
 def test_what_is_lossy_is_called_so(box, capsys, prompts):

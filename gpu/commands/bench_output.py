@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["machine", "notes_of", "print_table", "settings_of", "versions"]
 
 Row = Mapping[str, Any]
+STEADY = 1.5  # how far apart the speeds of plain decoding may be
 NO_END = "no token ends a text early, so that all have the same length"
 
 
@@ -104,6 +105,12 @@ def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[st
             f"texts with more than {settings['most_repeated_8grams']:.0%} repeated 8-grams are not fresh, and count "
             "for nothing but the speeds of all, which they flatter; of "
             f"{rows[0]['texts']} texts these are left: {left}"
+        )
+    slowest, fastest = rows[0]["spread"]
+    if fastest > STEADY * slowest:
+        notes.append(
+            f"unsteady: plain decoding itself was {fastest / slowest:.1f} times as fast in one run as in another, so "
+            "the speeds say little; what is counted and expected does not depend on the machine's other work"
         )
     load = where["load"]
     if load is not None and load + where["threads"] > where["cores"] + 0.5:
