@@ -16,9 +16,22 @@ if TYPE_CHECKING:
     from .config import ModelConfig, RopeScaling, SamplingConfig
     from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
     from .ending import Ending
+    from .engine import Engine, Request
     from .generation import generate, generate_batch
+    from .hf.model import TransformersModel
+    from .hf.sharing import write_custom_generate
+    from .huggingface import generate_with_pass, pass_generate, untrained_lookahead
     from .lookahead import LookAhead
-    from .methods import Autoregressive, Candidates, FusedPaSS, LanguageModel, Method, PaSS, SpeculativeSampling
+    from .methods import (
+        Autoregressive,
+        Candidates,
+        FusedCandidates,
+        FusedPaSS,
+        LanguageModel,
+        Method,
+        PaSS,
+        SpeculativeSampling,
+    )
     from .record import Choice, Generation, Record
     from .sampler_head import SamplerHead
     from .sampling import probs_from_logits
@@ -33,9 +46,22 @@ _HOMES = {
     "config": ["ModelConfig", "RopeScaling", "SamplingConfig"],
     "drafters": ["Drafter", "ModelDrafter", "NgramModel", "PromptLookup"],
     "ending": ["Ending"],
+    "engine": ["Engine", "Request"],
     "generation": ["generate", "generate_batch"],
+    "hf.model": ["TransformersModel"],
+    "hf.sharing": ["write_custom_generate"],
+    "huggingface": ["generate_with_pass", "pass_generate", "untrained_lookahead"],
     "lookahead": ["LookAhead"],
-    "methods": ["Autoregressive", "Candidates", "FusedPaSS", "LanguageModel", "Method", "PaSS", "SpeculativeSampling"],
+    "methods": [
+        "Autoregressive",
+        "Candidates",
+        "FusedCandidates",
+        "FusedPaSS",
+        "LanguageModel",
+        "Method",
+        "PaSS",
+        "SpeculativeSampling",
+    ],
     "record": ["Choice", "Generation", "Record"],
     "sampler_head": ["SamplerHead"],
     "sampling": ["probs_from_logits"],
@@ -52,7 +78,9 @@ __all__ = [
     "Choice",
     "Drafter",
     "Ending",
+    "Engine",
     "EntropyBound",
+    "FusedCandidates",
     "FusedPaSS",
     "Generation",
     "Heuristic",
@@ -65,6 +93,7 @@ __all__ = [
     "PaSS",
     "PromptLookup",
     "Record",
+    "Request",
     "RopeScaling",
     "SamplerHead",
     "SamplingConfig",
@@ -72,14 +101,19 @@ __all__ = [
     "SpeculativeSampling",
     "TableModel",
     "Transformer",
+    "TransformersModel",
     "Weights",
     "generate",
     "generate_batch",
+    "generate_with_pass",
     "load_model",
+    "pass_generate",
     "probs_from_logits",
     "read_config",
     "read_generation_config",
     "read_weights",
+    "untrained_lookahead",
+    "write_custom_generate",
 ]
 
 
@@ -90,11 +124,12 @@ def __getattr__(name: str) -> Any:
             try:
                 return getattr(import_module(f"{__name__}.{module}"), name)
             except ModuleNotFoundError as error:
-                if error.name != "torch":
+                if error.name not in ("torch", "transformers"):
                     raise
                 raise ModuleNotFoundError(
-                    "pass_sampling.gpu: found no torch, expected it installed: pip install torch, or '.[gpu]' here",
-                    name="torch",
+                    f"pass_sampling.gpu: found no {error.name}, expected it installed: pip install {error.name}, or "
+                    "'.[gpu]' here",
+                    name=error.name,
                 ) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

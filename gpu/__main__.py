@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "generate", "train", "pretrain", "ngram", "bench", "verify")
+COMMANDS = ("demo", "generate", "train", "pretrain", "ngram", "plan", "bench", "verify")
 DESCRIPTION = """One frozen language model drafts several tokens at once from a few trained look-ahead vectors,
 verifies them itself, and keeps exactly its output distribution."""
 EPILOG = """to begin with:

@@ -22,9 +22,10 @@ def kept(
     """Return how many of each row's first `count` tokens to keep, and whether the text ends there: on the device."""
     width = tokens.shape[1]
     order = torch.arange(width, device=tokens.device)
-    is_end = (tokens.unsqueeze(2) == eos).any(dim=2) | (order + 1 >= remaining.unsqueeze(1))
+    is_eos = tokens == eos if len(eos) == 1 else (tokens.unsqueeze(2) == eos).any(dim=2)
+    is_end = is_eos | (order + 1 >= remaining.unsqueeze(1))
     first = torch.where(is_end, order, width).amin(dim=1) if width else torch.zeros_like(count)
-    return torch.minimum(count, first + 1), (first < count) & (count > 0)
+    return torch.minimum(count, first + 1), first < count
 
 
 def kept_by_host(

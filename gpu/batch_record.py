@@ -54,6 +54,10 @@ class BatchRecord:
 
     def rows(self) -> list[Record]:
         """Read the record of every row, with one transfer of integers and one of floats."""
+        return self.pack().rows()
+
+    def pack(self) -> Packed:
+        """Return all numbers side by side, so that the host gets them at once."""
         counters = [self.count, self.num_draft, self.num_accepted, self.final_token]
         counters += [self.num_forward_passes, self.num_positions, self.num_draft_passes]
         parents = self.draft_tokens[:, :0] if self.draft_parents is None else self.draft_parents
@@ -61,13 +65,30 @@ class BatchRecord:
         integers = torch.cat([torch.stack(counters, dim=1), *per_token], dim=1)
         per_draft = [self.draft_token_probs, self.target_token_probs, self.accept_probs]
         floats = torch.cat([self.log_probs, *per_draft], dim=1)
-        width, depth = self.tokens.shape[1], self.draft_tokens.shape[1]
-        records = []
-        for b, (ids, values) in enumerate(zip(integers.tolist(), floats.tolist(), strict=True)):
-            count, num_draft, num_accepted, final_token, num_passes, num_positions, num_draft_passes = ids[
-                : len(counters)
-            ]
-            tokens, sources, drafts, behind = _split(ids[len(counters) :], width, width, depth, parents.shape[1])
+        widths = self.tokens.shape[1], self.draft_tokens.shape[1], parents.shape[1]
+        return Packed(integers, floats, len(counters), *widths, self.choices)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The numbers of a batch's records, side by side."""
+
+    integers: Tensor  # [B, ...]
+    floats: Tensor  # [B, ...]
+    num_counters: int
+    width: int  # W
+    depth: int  # K
+    num_parents: int  # K of a tree, else 0
+    choices: tuple[Choices, ...] | None
+
+    def rows(self) -> list[Record]:
+        """Read the record of every row."""
+        records, width, depth = [], self.width, self.depth
+        for b, (ids, values) in enumerate(zip(self.integers.tolist(), self.floats.tolist(), strict=True)):
+            counters, tokens, sources, drafts, behind = _split(
+                ids, self.num_counters, width, width, depth, self.num_parents
+            )
+            count, num_draft, num_accepted, final_token, num_passes, num_positions, num_draft_passes = counters
             log_probs, draft_probs, target_probs, accept_probs = _split(values, width, depth, depth, depth)
             records.append(
                 Record(

@@ -18,6 +18,9 @@ class KVCache:
     as zeros. `extent` is a bound on all lengths that the host knows, so that a pass need not read unused slots;
     `level` says that the host knows all lengths to be equal to it. On the CPU the bound is exact. Elsewhere a
     `truncate` leaves it loose, and the lengths are read back only when it has run out.
+
+    With a fixed `sight` every pass reads that many slots, whatever the lengths are, and the host is asked nothing: the
+    shapes of a step that is captured must not depend on what is in its tensors.
     """
 
     def __init__(
@@ -37,7 +40,9 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
         self.extent = 0
         self.level = True
+        self.sight: int | None = None
         self._rows = torch.arange(batch_size, device=device).unsqueeze(1)  # [B, 1]
+        self._places: tuple[Tensor, Tensor] | None = None
 
     @property
     def capacity(self) -> int:
@@ -50,11 +55,24 @@ class KVCache:
         Raises:
             ValueError: a row would run past the capacity.
         """
-        if self.extent + num_rows > self.capacity and not self._at_hand:
+        if self.sight is None and self.extent + num_rows > self.capacity and not self._at_hand:
             self.measure()
-        if self.extent + num_rows > self.capacity:
+        if self.sight is None and self.extent + num_rows > self.capacity:
             raise ValueError(f"capacity: found {self.capacity}, expected at least {self.extent + num_rows}")
-        return self.lengths.unsqueeze(1) + torch.arange(num_rows, device=self.lengths.device)
+        if self._places is None or self._places[0] is not self.lengths or self._places[1].shape[1] != num_rows:
+            order = torch.arange(num_rows, device=self.lengths.device)
+            self._places = self.lengths, self.lengths.unsqueeze(1) + order  # asked for by a step and by its pass
+        return self._places[1]
+
+    def num_slots(self, num_rows: int) -> int:
+        """Return how many slots a pass over so many rows reads, S."""
+        return self.extent + num_rows if self.sight is None else self.sight
+
+    def fix(self, sight: int | None) -> None:
+        """Let every pass read that many slots, which no row may run past; None: as many as there are."""
+        self.sight, self.level, self._places = sight, False, None
+        if sight is None:
+            self.measure()
 
     def write(
         self,
@@ -64,9 +82,12 @@ class KVCache:
         slots: Tensor,  # [B, T]
     ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
         """Write one layer's rows of a pass and return every slot that some row of the batch can see."""
-        end = self.extent + keys.shape[2]
-        self.keys[layer].transpose(1, 2)[self._rows, slots] = keys.transpose(1, 2)
-        self.values[layer].transpose(1, 2)[self._rows, slots] = values.transpose(1, 2)
+        end = self.num_slots(keys.shape[2])
+        for arrays, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            if self.level:
+                arrays[:, :, self.extent : end] = new
+            else:
+                arrays.transpose(1, 2)[self._rows, slots] = new.transpose(1, 2)
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, num_rows: int) -> None:
@@ -84,12 +105,14 @@ class KVCache:
             ValueError: a length is negative or more than what is cached; checked on the CPU alone, where asking
                 costs no synchronisation.
         """
-        if self._at_hand:
+        if self._at_hand and self.sight is None:
             before, after = self.lengths.tolist(), length.tolist()  # quicker than to compare tensors
+            if after == before:
+                return
             if not all(0 <= new <= old for old, new in zip(before, after, strict=True)):
                 self._check_length(length)
         self.lengths, self.level = length, False
-        if self._at_hand:
+        if self._at_hand and self.sight is None:
             self.measure()
 
     def keep(
@@ -110,7 +133,7 @@ class KVCache:
         count = torch.full_like(self.lengths, rows.shape[1]) if count is None else count
         order = torch.arange(rows.shape[1], device=rows.device)
         used, places = order < count.unsqueeze(1), length.unsqueeze(1) + order
-        if self._at_hand:
+        if self._at_hand and self.sight is None:
             self._check_length(length)
             rising = (rows.diff(dim=1, prepend=length.unsqueeze(1) - 1) > 0) & (rows < self.lengths.unsqueeze(1))
             if not bool((rising | ~used).all()):
@@ -124,7 +147,7 @@ class KVCache:
             slots = arrays.transpose(2, 3)
             slots[:, self._rows, places] = slots[:, self._rows, rows]
         self.lengths, self.level = length + count, False
-        if self._at_hand:
+        if self._at_hand and self.sight is None:
             self.measure()
 
     def select(
@@ -132,11 +155,13 @@ class KVCache:
         rows: Tensor,  # [N]
     ) -> KVCache:
         """Return an independent cache of the given rows of the batch."""
-        return self._twin(self.keys[:, rows], self.values[:, rows], self.lengths[rows], self.extent, self.level)
+        kept = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
+        return self._twin(*kept, self.extent, self.level, self.sight)
 
     def copy(self) -> KVCache:
         """Return an independent cache with the same contents."""
-        return self._twin(self.keys.clone(), self.values.clone(), self.lengths.clone(), self.extent, self.level)
+        kept = self.keys.clone(), self.values.clone(), self.lengths.clone()
+        return self._twin(*kept, self.extent, self.level, self.sight)
 
     def agrees(self, other: KVCache) -> bool:
         """Say whether the rows that two caches of one sequence both hold are the same up to rounding."""
@@ -154,14 +179,16 @@ class KVCache:
             torch.cat([cache.lengths for cache in caches]),
             extent,
             all(cache.level and cache.extent == extent for cache in caches),
+            caches[0].sight,
         )
 
     @staticmethod
-    def _twin(keys: Tensor, values: Tensor, lengths: Tensor, extent: int, level: bool) -> KVCache:
+    def _twin(keys: Tensor, values: Tensor, lengths: Tensor, extent: int, level: bool, sight: int | None) -> KVCache:
         twin = object.__new__(KVCache)
         twin.keys, twin.values, twin.lengths, twin.extent, twin.level = keys, values, lengths, extent, level
-        twin._rows = torch.arange(lengths.shape[0], device=lengths.device).unsqueeze(1)
-        if twin._at_hand:
+        twin.sight = sight
+        twin._rows, twin._places = torch.arange(lengths.shape[0], device=lengths.device).unsqueeze(1), None
+        if twin._at_hand and sight is None:
             twin.measure()
         return twin
 
@@ -182,6 +209,9 @@ class KVCache:
 
     def measure(self) -> None:
         """Read the lengths back, which makes `extent` exact: on a device, a synchronisation."""
+        self._places = None
+        if self.sight is not None:
+            return
         lengths = self.lengths.tolist()
         self.extent = max(lengths, default=0)
         self.level = lengths.count(self.extent) == len(lengths)

@@ -4,14 +4,14 @@ A rule takes candidates, the laws they were drawn from, each given those before 
 of them, or says from which law the token is to be drawn instead; either way the token is distributed as if it had been
 drawn from the target. A rule relies on how the candidates were drawn: `RULES` has both.
 
-Rows of a batch may have fewer than C candidates, `num_candidates`, or for K-SEQ none; what stands behind is ignored.
+Rows of a batch may have fewer than C candidates, `num_candidates`; what stands behind is ignored.
 
-Glossary of shapes: B batch, C candidates, V vocabulary.
+Glossary of shapes: B batch, C candidates, N positions, K candidates of all of them, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,15 +34,17 @@ class Selection:
 
 
 def draw_candidates(
-    logits: Tensor,  # [B, V]
+    logits: Tensor,  # [B, N, V]
     sampling: SamplingConfig,
-    num_candidates: int,
+    num_candidates: Sequence[int],
     draws: Draws,
     index: int = 0,
     replacement: bool = False,
-    active: Tensor | None = None,  # [B]
-) -> tuple[Tokens, Probs, Tensor]:  # [B, C], [B, C, V], [B]
-    """Draw candidates with the uniforms from `draft[index]` on; return their very laws, and how many there are.
+    active: Tensor | None = None,  # [B, N]
+) -> tuple[Tokens, Probs, Tensor]:  # [B, K], [B, K, V], [B, K]
+    """Draw candidates for N positions, so many for each; return their very laws, and which of them there are.
+
+    Those of the first position come first, with the uniforms from `draft[index]` on, then those of the next.
 
     candidate_probs[0] = the law of the logits; candidate_probs[c+1] = candidate_probs[c] without token c, renormalised
 
@@ -54,17 +56,22 @@ def draw_candidates(
     """
     kept = probs_from_logits(logits, sampling) > 0
     left = logits if sampling.temperature == 0 else logits.masked_fill(~kept, float("-inf"))
-    going = torch.ones_like(logits[:, 0], dtype=torch.bool) if active is None else active
-    count = torch.zeros_like(going, dtype=torch.int64)
-    tokens, laws = [], []
-    for c in range(num_candidates):
+    first = [index + sum(num_candidates[:place]) for place in range(len(num_candidates))]  # uniform of each position
+    tokens, laws, used, columns = [], [], [], []
+    places, going = list(range(len(first))), torch.ones_like(kept[..., 0]) if active is None else active
+    for c in range(max(num_candidates)):
+        still = [place for place, each in enumerate(places) if num_candidates[each] > c]
+        if len(still) < len(places):
+            places, left, going = [places[place] for place in still], left[:, still], going[:, still]
         going = going & largest_logits(left).isfinite()
         laws.append(probs_from_logits(left, SamplingConfig(sampling.temperature)))
-        tokens.append(draws.token("draft", laws[-1], index + c, going))
-        count = count + going
+        columns += [first[place] + c for place in places]
+        tokens.append(draws.tokens_at("draft", laws[-1], columns[-len(places) :], going))
+        used.append(going)
         if not replacement:
-            left = left.scatter(1, tokens[-1].unsqueeze(1), float("-inf"))
-    return torch.stack(tokens, dim=1), torch.stack(laws, dim=1), count
+            left = left.scatter(2, tokens[-1].unsqueeze(2), float("-inf"))
+    order = sorted(range(len(columns)), key=columns.__getitem__)
+    return tuple(torch.cat(found, dim=1)[:, order] for found in (tokens, laws, used))  # type: ignore[return-value]  # three of them
 
 
 def recursive_probs(
@@ -115,7 +122,7 @@ def verify_k_seq(
     active: Tensor,  # [B]
 ) -> Selection:
     """Accept the first candidate that passes, all with the same chance for the same token."""
-    accept, final_probs = k_seq_probs(target_probs, candidate_probs, candidate_tokens)
+    accept, final_probs = k_seq_probs(target_probs, candidate_probs, candidate_tokens, num_candidates)
     return _in_turn(accept, final_probs, draws, index, num_candidates, active)
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .config import ModelConfig
-from .files.folder import StoredTensor, open_folder, stored_tensors
+from .files.folder import StoredTensor, name_of, open_folder, stored_tensors
 from .files.generation_settings import read_generation_config
 from .files.model_settings import read_config
+from .hf.hub import local_folder
 from .precision import check_device, check_dtype
 from .weights import Weights, allocate, destination, weight_table
 
@@ -37,27 +38,31 @@ def load_model(
     folder: str | os.PathLike[str],
     dtype: Any = None,
     device: torch.device | str = "cpu",
+    revision: str | None = None,
 ) -> Transformer:
-    """Read a model from a folder in Hugging Face's format.
+    """Read a model from a folder in Hugging Face's format, or from the Hub.
 
     Args:
-        folder: config.json, model.safetensors or its shards, and perhaps generation_config.json.
+        folder: config.json, model.safetensors or its shards, and perhaps generation_config.json; or as a string
+            `org/name`, which is fetched if there is no folder of that name.
         dtype: float64, float32, bfloat16 or float16, as a torch dtype or by name; None means the dtype in
             which the embedding is stored.
         device: cpu, or cuda with or without a number.
+        revision: branch, tag or commit of a name on the Hub; default: main.
 
     Raises:
-        FileNotFoundError: the folder or one of its files is missing.
+        FileNotFoundError: the folder or one of its files is missing, or cannot be fetched.
         ValueError: a file is damaged, absurd or unsupported, or does not match the others; or the device is
             not there.
     """
     from .transformer import Transformer
 
     device, dtype = check_device(device), None if dtype is None else check_dtype(dtype)
+    folder = local_folder(folder, revision)
     config = read_config(folder)
     eos_token_ids, _ = read_generation_config(folder)
     weights, fingerprint = read_weights(folder, config, dtype, device)
-    return Transformer(config, weights, eos_token_ids, fingerprint, open_folder(folder).resolve().name)
+    return Transformer(config, weights, eos_token_ids, fingerprint, name_of(open_folder(folder)))
 
 
 def read_weights(

@@ -11,16 +11,19 @@ from .config import check_integer
 UNFINISHED = "\ufffd"  # what decoders show for a character whose bytes are not all there yet
 Decode = Callable[[Sequence[int]], str]
 """Turns new tokens into text; more tokens only add text, but for a character whose bytes are not all there yet."""
+Criterion = Callable[[Sequence[int]], bool]
+"""Says whether a text ends with the last of its new tokens: a pure hook, asked of prefixes that end in drafts, too."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The ends of a text: a length, end-of-sequence tokens, stop strings in the decoded new text."""
+    """The ends of a text: a length, end-of-sequence tokens, stop strings in the decoded new text, a criterion."""
 
     max_new_tokens: int
     eos_token_ids: Sequence[int] = ()
     stop_strings: Sequence[str] = ()
     decode: Decode | None = None  # new tokens -> text; needed for stop strings
+    criterion: Criterion | None = None
     _eos: frozenset[int] = field(init=False, repr=False, compare=False, default=frozenset())
 
     def __post_init__(self) -> None:
@@ -54,13 +57,18 @@ class Ending:
         self,
         new_tokens: Sequence[int],
     ) -> str | None:
-        """Say why a text ends with the last of these tokens: "eos", "stop_string", "length", or None if it goes on.
+        """Say why a text ends with the last of these tokens: "eos", "stop_string", "criterion", "length", or None.
 
         Asked for every prefix in turn, so that a text ends at the first token that ends it, wherever a block of
         accepted tokens happens to stop.
         """
         reason = self._plain_reason(new_tokens)
         return "stop_string" if reason != "eos" and self._has_stop_string(new_tokens) else reason
+
+    @property
+    def asks_host(self) -> bool:
+        """Whether the host has to look at a text to know its end: not for tokens and lengths."""
+        return bool(self.stop_strings) or self.criterion is not None
 
     def first(self, before: Sequence[int], more: Sequence[int]) -> tuple[int, str | None]:
         """Return how many of `more` tokens to keep behind `before`, and why the text ends there, if it does."""
@@ -77,6 +85,8 @@ class Ending:
         """Say why a text ends, stop strings aside."""
         if new_tokens and new_tokens[-1] in self._eos:
             return "eos"
+        if self.criterion is not None and new_tokens and self.criterion(new_tokens):
+            return "criterion"
         return "length" if len(new_tokens) >= self.max_new_tokens else None
 
     def _has_stop_string(self, new_tokens: Sequence[int]) -> bool:

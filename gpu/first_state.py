@@ -13,7 +13,7 @@ from .state import State
 
 def first_state(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache) -> State:
     """Return the state of prompts whose cache is still empty."""
-    device = cache.keys.device
+    device = cache.lengths.device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     tokens = torch.zeros((len(prompts), cache.capacity), dtype=torch.int64, device=device)
     for row, prompt in zip(tokens, prompts, strict=True):

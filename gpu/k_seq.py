@@ -27,14 +27,18 @@ def k_seq_probs(
     target_probs: Probs,  # [B, V]
     candidate_probs: Probs,  # [B, C, V]
     candidate_tokens: Tokens,  # [B, C]
+    num_candidates: Tensor | None = None,  # [B]
 ) -> tuple[Probs, Probs]:  # [B, C], [B, V]
     """Return the chance of each candidate, once reached, and the law of the token if none is accepted.
 
     accept[c] = min(1, target_probs[x_c] / (d draft_probs[x_c])), with d = `k_seq_division`
 
     final = max(0, target_probs - d draft_probs) / sum(max(0, target_probs - d draft_probs))
+
+    Of each row's candidates the first `num_candidates` are meant, by default all.
     """
-    division = k_seq_division(target_probs, candidate_probs[:, 0], candidate_tokens.shape[1]).unsqueeze(1)
+    count = torch.full_like(target_probs[:, 0], candidate_tokens.shape[1]) if num_candidates is None else num_candidates
+    division = k_seq_division(target_probs, candidate_probs[:, 0], count).unsqueeze(1)
     rows = target_probs.unsqueeze(1).expand_as(candidate_probs)
     accept = accept_probs(rows, division.unsqueeze(1) * candidate_probs, candidate_tokens)
     return accept, residual_probs(target_probs, division * candidate_probs[:, 0])
@@ -43,7 +47,7 @@ def k_seq_probs(
 def k_seq_division(
     target_probs: Probs,  # [B, V]
     draft_probs: Probs,  # [B, V]
-    num_candidates: int,
+    num_candidates: Tensor,  # [B]
 ) -> Tensor:  # [B]
     """Return what the chances are divided by: so many candidates are looked at on average. The paper's rho.
 
@@ -52,7 +56,7 @@ def k_seq_division(
     That is r^C = 1 - d (1 - r) = sum(max(0, target_probs - d draft_probs)). The right side falls with d and the left
     side grows, so halving the interval from 1 to C finds the smallest d; and both are sums without cancellation.
     """
-    low = torch.ones_like(target_probs[:, :1])
+    low, num_candidates = torch.ones_like(target_probs[:, :1]), num_candidates.clamp(min=1).unsqueeze(1)
     high = num_candidates * low
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -81,15 +81,31 @@ def rope(
 
     Source: Su et al. 2021, Eq. 34, in the half-split layout that Hugging Face checkpoints are stored for.
     """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotate(x, *rotation(cos, sin))
+
+
+def rotation(
+    cos: Tensor,  # [..., E/2]
+    sin: Tensor,  # [..., E/2]
+) -> tuple[Tensor, Tensor]:  # [..., E], [..., E]
+    """Return what both halves of a head are multiplied by, and what the halves in exchanged places are."""
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(
+    x: Tensor,  # [B, heads, T, E]
+    kept: Tensor,  # [B, 1, T, E]
+    exchanged: Tensor,  # [B, 1, T, E]
+) -> Tensor:  # [B, heads, T, E]
+    """Apply a `rotation`: `rope` in half as many operations, with the same bits."""
+    return x * kept + x.roll(x.shape[-1] // 2, -1) * exchanged
 
 
 def attention(
     queries: Tensor,  # [B, H, T, E]
     keys: Tensor,  # [B, G, S, E]
     values: Tensor,  # [B, G, S, E]
-    visible: Tensor | None,  # [B, 1, T, S]
+    visible: Tensor | None,  # [B, 1, T, S], or [B, 1, R, S]
     causal: bool = False,
 ) -> Tensor:  # [B, T, H*E]
     """Mix the values in sight, each query head reading the key/value head of its group.
@@ -97,14 +113,21 @@ def attention(
     out = softmax(q k^T / sqrt(E) + visible) v
 
     `visible` is added to the scores: 0 where a row sees a key, -inf where it does not; None means that every row sees
-    every key or, if `causal`, the keys of its own row and of those before it. Each row must see at least one key.
+    every key or, if `causal`, the keys of its own row and of those before it. Each row must see at least one key. The
+    heads of a group are computed as R = H T / G rows of one head, so that its keys are read once for all of them;
+    `visible` may be laid out for these already.
 
     Source: Vaswani et al. 2017, Eq. 1; Ainslie et al. 2023 (arXiv 2305.13245) for the groups.
     """
+    shape = queries.shape
+    if not causal:
+        queries = queries.reshape(shape[0], keys.shape[1], -1, shape[3])
+        if visible is not None and visible.shape[2] != queries.shape[2]:
+            visible = visible.repeat(1, 1, queries.shape[2] // visible.shape[2], 1)
     mixed = functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=visible, is_causal=causal, enable_gqa=True
     )
-    return mixed.transpose(1, 2).flatten(2)
+    return mixed.view(shape).transpose(1, 2).flatten(2)
 
 
 def swiglu(

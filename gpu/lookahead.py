@@ -18,6 +18,7 @@ from .config import SamplingConfig, check_integer
 from .files.folder import file_in, open_folder, read_json
 from .files.lookahead_folder import (
     ADAPTER,
+    CARD,
     CONFIG,
     FIXED,
     HEAD,
@@ -28,6 +29,8 @@ from .files.lookahead_folder import (
     read_tensors,
 )
 from .files.saving import replace_folder
+from .hf.hub import local_folder
+from .hf.pretrained import Pretrained
 from .precision import check_device
 from .sampler_head import SamplerHead
 
@@ -38,7 +41,7 @@ __all__ = ["LookAhead"]
 
 
 @dataclass(frozen=True, eq=False)
-class LookAhead:
+class LookAhead(Pretrained):
     """Look-ahead vectors in the space of `inputs_embeds`, and the model that they were trained for."""
 
     vectors: torch.Tensor  # [L, D]
@@ -134,8 +137,10 @@ class LookAhead:
             raise ValueError(f"lookahead: found vectors too large for {dtype}, expected a wider dtype")
         return vectors
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
         """Write a look-ahead folder, whole or not at all; one that is there already is replaced.
+
+        A card is the text of its README.md; without one, a README.md that is there already is kept.
 
         Raises:
             ValueError: the path holds something else, or `training` is no plain JSON.
@@ -165,7 +170,10 @@ class LookAhead:
             raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
         tensors = {name: tensor.detach().cpu().bfloat16() for name, tensor in self._parts().items()}
         tensors[TENSOR] = self.vectors.detach().cpu().contiguous()
-        replace_folder(path, {VECTORS: save(tensors), CONFIG: text.encode()})
+        files = {VECTORS: save(tensors), CONFIG: text.encode()}
+        if card is not None or (path / CARD).is_file():
+            files[CARD] = (path / CARD).read_bytes() if card is None else card.encode()
+        replace_folder(path, files)
 
     def _parts(self) -> dict[str, Tensor]:
         """Return the tensors of adapter and head under the names that they are stored by."""
@@ -173,15 +181,17 @@ class LookAhead:
         return {begin + name: each for begin, part in parts if part for name, each in part.tensors().items()}
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> LookAhead:
-        """Read a look-ahead folder.
+    def load(
+        cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu", revision: str | None = None
+    ) -> LookAhead:
+        """Read a look-ahead folder, or one on the Hub: as a string `org/name`, perhaps at a revision.
 
         Raises:
-            FileNotFoundError: the folder or one of its files is missing.
+            FileNotFoundError: the folder or one of its files is missing, or cannot be fetched.
             ValueError: a file is damaged, or was made for another version of this package.
         """
         device = check_device(device)
-        root = open_folder(folder)
+        root = open_folder(local_folder(folder, revision, vectors=True))
         path = file_in(root, CONFIG)
         settings = read_json(path)
         try:

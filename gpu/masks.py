@@ -1,12 +1,14 @@
 """Who sees whom in one pass.
 
-Glossary of shapes: B batch, T rows of this pass, S slots in sight (cached and of this pass).
+Glossary of shapes: B batch, T rows of this pass, S slots in sight (cached and of this pass), R rows times heads of a
+group.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .cache import KVCache
 
@@ -21,22 +23,26 @@ class Masks:
         positions: Tensor,  # [B, T]
         visible: Tensor | None,  # [T, T], or [T, S], or [B, T, T]
         dtype: torch.dtype,
+        num_heads: int = 1,
     ):
         """Describe a pass that writes to `slots`; `visible` says which rows of it see which, default: a chain.
 
-        Over S columns it says so of every slot in sight; then all rows of the batch have as many cached.
+        Over S columns it says so of every slot in sight; then all rows of the batch have as many cached. Of a group,
+        `num_heads` query heads are computed as rows of one.
         """
         self._slots = slots
         self._positions = positions
         self._visible = visible
         self._dtype = dtype
+        self._num_heads = num_heads
         self._lengths = cache.lengths
-        self._num_slots = cache.extent + slots.shape[1]
+        self._num_slots = cache.num_slots(slots.shape[1])
         self._all_seen = visible is None and slots.shape[1] == 1 and cache.level
-        self._causal = visible is None and cache.extent == 0
+        self._causal = visible is None and cache.extent == 0 and cache.sight is None
+        self._level = cache.level and (visible is None or visible.shape == (slots.shape[1], slots.shape[1]))
         self._built: dict[int | None, Tensor] = {}
 
-    def of(self, window: int | None) -> tuple[Tensor | None, bool]:  # [B, 1, T, S]
+    def of(self, window: int | None) -> tuple[Tensor | None, bool]:  # [B, 1, R, S]
         """Return what `attention` needs for a layer with this window: the mask, or None and whether it is causal.
 
         The mask is 0 where a row sees a slot and -inf where not. A prompt needs none: nothing is cached before it, and
@@ -45,10 +51,27 @@ class Masks:
         if window is None and (self._all_seen or self._causal):
             return None, self._causal
         if window not in self._built:
-            in_sight = self._in_sight(window)
-            mask = torch.zeros(in_sight.shape, dtype=self._dtype, device=in_sight.device)
-            self._built[window] = mask.masked_fill(~in_sight, float("-inf")).unsqueeze(1)
+            mask = self._last_columns() if window is None and self._level else self._additive(self._in_sight(window))
+            self._built[window] = mask.repeat(1, 1, self._num_heads, 1) if self._num_heads > 1 else mask
         return self._built[window], False
+
+    def _last_columns(self) -> Tensor:  # [B, 1, T, S]
+        """Return the mask behind as many cached slots in every row, all of which are seen."""
+        (batch_size, num_rows), device = self._slots.shape, self._slots.device
+        if self._visible is None:
+            own = torch.full((num_rows, num_rows), float("-inf"), dtype=self._dtype, device=device).triu(1)
+        else:
+            own = self._additive(self._visible.unsqueeze(0))[0, 0]
+        padded = functional.pad(own, (self._num_slots - num_rows, 0))
+        return padded.expand(batch_size, 1, -1, -1)
+
+    def _additive(
+        self,
+        in_sight: Tensor,  # [B, T, S]
+    ) -> Tensor:  # [B, 1, T, S]
+        """Return 0 for what is seen, and -inf."""
+        mask = torch.zeros(in_sight.shape, dtype=self._dtype, device=in_sight.device)
+        return mask.masked_fill_(~in_sight, float("-inf")).unsqueeze(1)
 
     def _in_sight(self, window: int | None) -> Tensor:  # [B, T, S]
         """Say which slots each row sees."""

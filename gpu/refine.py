@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .drafters.ngram import NgramModel
 from .lookahead import LookAhead
-from .methods.language_model import LanguageModel
 from .sampler_head import SamplerHead
+
+if TYPE_CHECKING:
+    from .methods.language_model import LanguageModel
 
 
 class Refinement(Protocol):
@@ -27,6 +30,9 @@ class Refinement(Protocol):
     @property
     def alone(self) -> bool:
         """Whether it needs no look-ahead rows: the last text row's hidden state stands for each of them."""
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model that it does not fit."""
 
     def start(
         self,
@@ -50,6 +56,9 @@ class Unrefined:
     """Take the look-ahead rows as they are: PaSS."""
 
     alone = False
+
+    def check(self, model: LanguageModel) -> None:
+        """Fit every model."""
 
     def start(
         self,
@@ -80,6 +89,16 @@ class HeadRefinement:
         """Whether the head was trained without look-ahead rows."""
         return self.head.alone
 
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model whose hidden states have another width.
+
+        Raises:
+            ValueError: they have.
+        """
+        found, config = self.head.first.shape[1], getattr(model, "config", None)
+        if config is not None and found != config.hidden_size:
+            raise ValueError(f"the sampler head reads hidden states of width {found}, expected {config.hidden_size}")
+
     def start(
         self,
         real_hidden: Tensor,  # [B, D']
@@ -107,17 +126,25 @@ class NgramRefinement:
 
     log draft(x | before) = log lookahead(x) + weight (log ngram(x | before) - log unigram(x)), up to a constant
 
-    Source: Kim et al. 2024 (arXiv 2404.09221), Sec. 5, rescoring of a lattice; as an explicit law over all tokens.
+    Source: Kim et al. 2024 (arXiv 2404.09221), for drafts rescored by an n-gram model; as a law of all tokens, ours.
     """
 
     ngram: NgramModel
-    weight: float = 0.5
+    weight: float = 0.85  # tuned at places of held-out text, see docs/beyond.md
     alone = False
 
     def __post_init__(self) -> None:
         """Check the weight."""
         if not (isinstance(self.weight, int | float) and math.isfinite(self.weight)):
             raise ValueError(f"weight: found {self.weight!r:.80}, expected a finite number")
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model of another vocabulary.
+
+        Raises:
+            ValueError: its size differs.
+        """
+        self.ngram.check(model)
 
     def start(
         self,
@@ -134,8 +161,12 @@ class NgramRefinement:
         lengths: Tensor,  # [B]
     ) -> tuple[Tensor, None]:  # [B, V]
         """Rescore the row's logits."""
-        gained = self.ngram.logits(tokens, None, lengths, 1) - self.ngram.unigram.double().log()
+        gained = self.ngram.logits(tokens, None, lengths, 1) - self._log_unigram
         return model.logits(hidden) + self.weight * gained, None
+
+    @cached_property
+    def _log_unigram(self) -> Tensor:  # [V]
+        return self.ngram.unigram.double().log()
 
 
 def refinement_of(lookahead: LookAhead, dtype: torch.dtype, device: torch.device | str = "cpu") -> Refinement:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from .linear import Linear, laid_out
 
 TENSORS = ("first", "inner", "out")
 EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
@@ -71,7 +74,7 @@ class SamplerHead:
         real_hidden: Tensor,  # [..., D]
     ) -> Tensor:  # [..., F]
         """Return the state before the first draft, from the hidden state of the last text row."""
-        return functional.linear(real_hidden, self.first)
+        return self._linears["first"](real_hidden)
 
     def step(
         self,
@@ -81,8 +84,12 @@ class SamplerHead:
     ) -> tuple[Tensor, Tensor]:  # [..., D], [..., F]
         """Return a look-ahead row's refined hidden state and the next state, given the token before its own."""
         token = functional.rms_norm(embedding, embedding.shape[-1:], None, EPSILON)
-        state = functional.silu(functional.linear(torch.cat([hidden, token, state], dim=-1), self.inner))
-        return hidden + functional.linear(state, self.out), state
+        state = functional.silu(self._linears["inner"](torch.cat([hidden, token, state], dim=-1)))
+        return hidden + self._linears["out"](state), state
+
+    @cached_property
+    def _linears(self) -> dict[str, Linear]:
+        return {name: Linear(tensor, None, laid_out(tensor)) for name, tensor in self.tensors().items()}
 
 
 def tensor_shapes(hidden_size: int, width: int) -> dict[str, tuple[int, int]]:

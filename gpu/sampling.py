@@ -32,11 +32,12 @@ def probs_from_logits(
     if sampling.temperature == 0:
         return one_hot(logits.argmax(dim=-1), logits.shape[-1])
     scaled = logits.double()
-    if sampling.temperature != 1:
-        scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / sampling.temperature
+    num_kept = sampling.top_k if 0 < sampling.top_k < logits.shape[-1] else 1
+    largest = logits.topk(num_kept, dim=-1).values if num_kept > 1 else logits.amax(dim=-1, keepdim=True)
     if 0 < sampling.top_k < logits.shape[-1]:
-        kth_largest = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
-        scaled = scaled.masked_fill(logits < kth_largest, float("-inf"))
+        scaled = torch.where(scaled < largest[..., -1:], float("-inf"), scaled)
+    if sampling.temperature != 1:
+        scaled = (scaled - largest[..., :1]) / sampling.temperature
     probs = scaled.softmax(dim=-1)
     return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, logits, sampling.top_p)
 
@@ -103,9 +104,9 @@ def draw(
     The same tokens as a search of `cell_edges`, without building them.
     """
     sums = _running_sum(probs)
-    found = torch.searchsorted(sums, uniform.unsqueeze(-1).contiguous(), right=True)
-    last = torch.searchsorted(sums, sums[..., -1:].contiguous())
-    return torch.minimum(found, last).squeeze(-1).clamp(max=probs.shape[-1] - 1)
+    edges = sums.masked_fill(sums >= sums[..., -1:], 1.0)  # the last cell that is not empty holds all beyond it
+    found = torch.searchsorted(edges, uniform.unsqueeze(-1).contiguous(), right=True)
+    return found.squeeze(-1).clamp(max=probs.shape[-1] - 1)
 
 
 def _running_sum(

@@ -180,12 +180,12 @@ class State:
     ) -> State:
         """Return an independent state of the given rows."""
         caches = [cache.select(rows) for cache in self.caches]
-        return self._with({name: getattr(self, name)[rows] for name in _PER_ROW}, *caches)
+        return self._with({name: getattr(self, name)[rows] for name in PER_ROW}, *caches)
 
     def copy(self) -> State:
         """Return a state that can be continued independently of this one."""
         caches = [cache.copy() for cache in self.caches]
-        return self._with({name: getattr(self, name).clone() for name in _PER_ROW}, *caches)
+        return self._with({name: getattr(self, name).clone() for name in PER_ROW}, *caches)
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
@@ -197,8 +197,8 @@ class State:
         for state in states:
             if state.cache.capacity != states[0].cache.capacity or state.ending != states[0].ending:
                 raise ValueError("states: found different capacities or endings, expected the same in all of them")
-        tensors = {name: torch.cat([getattr(state, name) for state in states]) for name in _PER_ROW}
-        caches = [KVCache.stack(list(alike)) for alike in zip(*(state.caches for state in states), strict=True)]
+        tensors = {name: torch.cat([getattr(state, name) for state in states]) for name in PER_ROW}
+        caches = [alike[0].stack(list(alike)) for alike in zip(*(state.caches for state in states), strict=True)]
         return replace(
             states[0]._with(tensors, *caches),
             max_pending=max(state.max_pending for state in states),
@@ -214,7 +214,7 @@ class State:
         count: Tensor,  # [B]
     ) -> tuple[Tensor, Tensor]:  # [B], [B]
         """Return how many of each row's next tokens to keep, and whether the text ends there; see `batch_ending`."""
-        if self.ending.stop_strings:
+        if self.ending.asks_host:
             starts, ends = self.prompt_lengths.tolist(), self.lengths.tolist()
             before = [row[start:end] for row, start, end in zip(self.tokens.tolist(), starts, ends, strict=True)]
             return kept_by_host(self.ending, before, tokens, count)
@@ -222,4 +222,4 @@ class State:
 
 
 _COUNTS = ("lengths", "prompt_lengths", "limits", "num_carried")
-_PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "fault_position", "pace", "carried")
+PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "fault_position", "pace", "carried")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -65,13 +66,12 @@ class Draws:
         num_slots = sum(slots.values())
         if uniforms.shape[1:] != (num_slots,):
             raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_slots,)}")
-        on_host = uniforms.device.type == "cpu" and uniforms.numel() > 0
-        if on_host and not (float(uniforms.min()) >= 0 and float(uniforms.max()) < 1):
+        on_host = uniforms.device.type == "cpu"  # where a list is quicker than a comparison of tensors
+        if on_host and not all(0 <= uniform < 1 for row in uniforms.tolist() for uniform in row):
             raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
-        starts = np.cumsum([0, *slots.values()])[:-1]
         self._uniforms = uniforms
         self._slots = slots
-        self._start = dict(zip(slots, map(int, starts), strict=True))
+        self._start = dict(zip(slots, accumulate(slots.values(), initial=0), strict=False))
         self._used: set[int] = set()
         self._choices: list[Choices] | None = [] if trace else None
 
@@ -79,6 +79,10 @@ class Draws:
     def choices(self) -> tuple[Choices, ...] | None:
         """The choices made so far, in order, where they are traced."""
         return None if self._choices is None else tuple(self._choices)
+
+    def room(self, slot: str) -> int:
+        """Return how many uniforms a slot holds."""
+        return self._slots[slot]
 
     def token(
         self,
@@ -103,6 +107,20 @@ class Draws:
         if self._choices is not None:
             if active is None:
                 active = torch.ones_like(outcomes, dtype=torch.bool)
+            self._choices += _split(columns, cell_edges(probs), outcomes, active)
+        return outcomes
+
+    def tokens_at(
+        self,
+        slot: str,
+        probs: Probs,  # [B, K, V]
+        indices: Sequence[int],
+        active: Tensor,  # [B, K]
+    ) -> Tensor:  # [B, K]
+        """Draw K tokens from K laws, each with the uniform of the slot that its index says."""
+        columns = [self._take(slot, index, 1).start for index in indices]
+        outcomes = draw(probs, self._uniforms[:, columns])
+        if self._choices is not None:
             self._choices += _split(columns, cell_edges(probs), outcomes, active)
         return outcomes
 
@@ -154,13 +172,14 @@ class Draws:
 
 
 def _split(
-    columns: slice,
+    columns: slice | Sequence[int],
     edges: Tensor,  # [B, K, outcomes]
     outcomes: Tensor,  # [B, K]
     active: Tensor,  # [B, K]
 ) -> list[Choices]:
     """Part K choices of a batch."""
+    if isinstance(columns, slice):
+        columns = range(columns.start, columns.stop)
     return [
-        Choices(column, edges[:, place], outcomes[:, place], active[:, place])
-        for place, column in enumerate(range(columns.start, columns.stop))
+        Choices(column, edges[:, place], outcomes[:, place], active[:, place]) for place, column in enumerate(columns)
     ]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,15 @@ from .training.acceptance import compared
 from .training.anchors import anchored_rows
 from .training.losses import LOSSES, mean_loss
 from .training.memory import peak_memory
-from .training.parts import Parts, base_shapes, first_parts, optimizers_for, set_learning_rates
+from .training.parts import Parts, base_shapes, first_parts, optimizers_for, parts_of, set_learning_rates
 from .training.resume import Progress, check_output, partial_file, settings_digest
 from .training.windows import Windows, check_tokens, evenly_spaced
 from .transformer import Transformer
+
+if TYPE_CHECKING:
+    from .hf.model import TransformersModel
+
+    Trainable = Transformer | TransformersModel
 
 __all__ = ["TrainConfig", "train"]
 
@@ -94,19 +99,20 @@ class TrainConfig:
 
 
 def train(
-    model: Transformer,
+    model: Trainable,
     training: Tokens,  # [N]
     held_out: Tokens,  # [M]
     output: str | os.PathLike[str],
     config: TrainConfig | None = None,
     report: Report | None = None,
+    begin: LookAhead | None = None,
 ) -> LookAhead:
     """Train look-ahead vectors for a frozen model, and what else is asked for, and save a look-ahead folder.
 
     A run that was killed is resumed by the same call: its state lies beside the output until it has ended.
 
     Args:
-        model: frozen; nothing of it changes.
+        model: frozen; nothing of it changes. One of transformers stands in a `TransformersModel`, without an adapter.
         training: the tokens of the text to learn from.
         held_out: other text, on which acceptance is measured.
         output: a path at which there is nothing yet.
@@ -114,15 +120,21 @@ def train(
         report: called with what is known: `seconds_per_step` and `memory` before the first step, then `step` and
             `loss`, at the end what `compared` finds: acceptance, and that of untrained controls.
 
+        begin: what to go on from, instead of parts that know nothing yet.
+
     Raises:
-        ValueError: the output is taken, a text is too short or not this model's, or an unfinished run there was
-            another one.
+        ValueError: the output is taken, a text is too short or not this model's, or what was begun is another run.
     """
     config = TrainConfig() if config is None else config
     report = (lambda news: None) if report is None else report
     path = Path(output)
     check_output(path, "look-ahead vectors")
     config.sampling.check(model.vocab_size)
+    if config.adapter_rank and not isinstance(model, Transformer):
+        raise ValueError(
+            f"adapter_rank: found {config.adapter_rank} with a model of transformers, expected 0: an adapter stands "
+            "inside the layers of this package's own Transformer"
+        )
     if config.context > model.max_position_embeddings:
         raise ValueError(
             f"context: found {config.context}, expected at most {model.max_position_embeddings}, the model's"
@@ -132,10 +144,11 @@ def train(
     check_tokens("training", training, model.vocab_size)
     check_tokens("held_out", held_out, model.vocab_size)
 
-    parts = first_parts(model, config)
+    parts = first_parts(model, config) if begin is None else parts_of(begin, model, config)
     optimizers = optimizers_for(parts, config)
     run = asdict(config) | {"fingerprint": _fingerprint(model), "dtype": str(model.dtype)}
-    digest = settings_digest(run, training.tobytes(), held_out.tobytes())
+    known = [] if begin is None else [each.detach().cpu().numpy().tobytes() for each in parts.parameters().values()]
+    digest = settings_digest(run, training.tobytes(), held_out.tobytes(), *known)
     progress = Progress(partial_file(path), digest, parts.parameters(), optimizers)
     first, notes = progress.restore()
     report({"first_step": first, "num_steps": config.num_steps} | _estimate(model, parts, windows, config))
@@ -167,21 +180,23 @@ def train(
         "torch": torch.__version__,
         "settings": settings,
     }
+    record |= {} if begin is None else {"began_with": {**begin.training, "held_out": None}}
     lookahead = replace(lookahead, training=record)
-    lookahead.save(path)
+    lookahead.save_pretrained(path)
     progress.finish()
     return lookahead
 
 
-def _fingerprint(model: Transformer) -> str:
+def _fingerprint(model: Trainable) -> str:
     """Return what tells the model from others; one that came from no checkpoint is known by its embedding."""
     if model.fingerprint is not None:
         return model.fingerprint
-    return hashlib.sha256(model.weights.embedding.float().cpu().numpy().tobytes()).hexdigest()
+    embedding = model.embed(torch.arange(model.vocab_size, device=model.device).unsqueeze(0))
+    return hashlib.sha256(embedding.float().cpu().numpy().tobytes()).hexdigest()
 
 
 def _learn(
-    model: Transformer,
+    model: Trainable,
     parts: Parts,
     optimizers: list[torch.optim.Optimizer],
     windows: Windows,
@@ -205,7 +220,7 @@ def _learn(
     return loss.item()
 
 
-def _estimate(model: Transformer, parts: Parts, windows: Windows, config: TrainConfig) -> dict[str, Any]:
+def _estimate(model: Trainable, parts: Parts, windows: Windows, config: TrainConfig) -> dict[str, Any]:
     """Take the first step twice on a copy, and say what the second took; the first one warms up."""
     copy = parts.copy()
     optimizers = optimizers_for(copy, config)

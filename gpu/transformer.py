@@ -11,7 +11,8 @@ from torch.nn import functional
 from .adapter import NO_TERMS, Adapter, add_to_last
 from .cache import KVCache
 from .config import ModelConfig
-from .layers import attention, rms_norm, rope, rope_frequencies, rope_tables, swiglu
+from .layers import attention, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
+from .linear import linears_of
 from .masks import Masks
 from .weights import LayerWeights, Weights
 
@@ -36,7 +37,8 @@ class Transformer:
         self.fingerprint = fingerprint
         self.name = name
         self._frequencies = rope_frequencies(config).to(self.device)
-        self._tables = self._rope_tables(0)
+        self._tables = self._rotation(torch.arange(0, device=self.device))
+        self._linears, self._output = linears_of(weights)
 
     @property
     def vocab_size(self) -> int:
@@ -67,7 +69,7 @@ class Transformer:
         """Return an empty cache of this model's shape."""
         config = self.config
         if capacity > len(self._tables[0]):
-            self._tables = self._rope_tables(capacity)
+            self._tables = self._rotation(torch.arange(capacity, device=self.device))
         return KVCache(
             config.num_hidden_layers,
             config.num_key_value_heads,
@@ -104,26 +106,24 @@ class Transformer:
         Cost: one read of the weights, plus a read of the cache.
         """
         slots = cache.slots(inputs.shape[1])
-        tables = rope_tables(self._frequencies, positions) if positions is not None else self._tabled(slots)
-        cos, sin = (table.to(inputs.dtype).unsqueeze(1) for table in tables)
-        masks = Masks(cache, slots, slots if positions is None else positions, visible, inputs.dtype)
+        turning = self._turning(slots, positions)
+        standing = slots if positions is None else positions
+        share = self.config.num_attention_heads // self.config.num_key_value_heads
+        masks = Masks(cache, slots, standing, visible, inputs.dtype, share)
 
         x, eps = inputs, self.config.rms_norm_eps
-        for i, layer in enumerate(self.weights.layers):
+        for i, (layer, linear) in enumerate(zip(self.weights.layers, self._linears, strict=True)):
             term = NO_TERMS if adapter is None else adapter.layers[i]
             normed = rms_norm(x, layer.attention_norm, eps)
-            heads = functional.linear(normed, layer.query_key_value, layer.query_key_value_bias)
-            heads = add_to_last(heads, term.query_key_value, normed, num_adapted)
-            queries, keys, values = self._split(heads, layer, cos, sin)
+            heads = add_to_last(linear.query_key_value(normed), term.query_key_value, normed, num_adapted)
+            queries, keys, values = self._split(heads, layer, *turning)
             keys, values = cache.write(i, keys, values, slots)
             mixed = attention(queries, keys, values, *masks.of(self.config.window(i)))
-            output = functional.linear(mixed, layer.output, layer.output_bias)
-            x = x + add_to_last(output, term.output, mixed, num_adapted)
+            x = x + add_to_last(linear.output(mixed), term.output, mixed, num_adapted)
             normed = rms_norm(x, layer.mlp_norm, eps)
-            gate_up = functional.linear(normed, layer.gate_up)
-            gate_up = add_to_last(gate_up, term.gate_up, normed, num_adapted)
+            gate_up = add_to_last(linear.gate_up(normed), term.gate_up, normed, num_adapted)
             inner = swiglu(*gate_up.chunk(2, dim=-1))
-            x = x + add_to_last(functional.linear(inner, layer.down), term.down, inner, num_adapted)
+            x = x + add_to_last(linear.down(inner), term.down, inner, num_adapted)
         cache.advance(inputs.shape[1])
         return rms_norm(x, self.weights.norm, eps)
 
@@ -132,7 +132,7 @@ class Transformer:
         hidden: Tensor,  # [..., D]
     ) -> Tensor:  # [..., V]
         """Project hidden states to one logit per token."""
-        return functional.linear(hidden, self.weights.output)
+        return self._output(hidden)
 
     def forward(
         self,
@@ -153,8 +153,8 @@ class Transformer:
         self,
         heads: Tensor,  # [B, T, (H+2G)*E]
         layer: LayerWeights,
-        cos: Tensor,  # [B, 1, T, E/2]
-        sin: Tensor,  # [B, 1, T, E/2]
+        kept: Tensor,  # [B, 1, T, E]
+        exchanged: Tensor,  # [B, 1, T, E]
     ) -> tuple[Tensor, Tensor, Tensor]:  # [B, H, T, E], [B, G, T, E], [B, G, T, E]
         """Make rotated queries and keys, and values, of one projection."""
         config = self.config
@@ -164,16 +164,23 @@ class Transformer:
         if layer.query_key_norm is not None:
             rotated = functional.rms_norm(rotated, (config.head_dim,), None, config.rms_norm_eps)
             rotated = rotated * layer.query_key_norm.unsqueeze(1)
-        queries, keys = rope(rotated, cos, sin).split([num_heads, num_groups], dim=1)
+        queries, keys = rotate(rotated, kept, exchanged).split([num_heads, num_groups], dim=1)
         return queries, keys, values
 
-    def _tabled(self, positions: Tensor) -> tuple[Tensor, Tensor]:  # [B, T, E/2], [B, T, E/2]
-        """Look up cosine and sine of positions within the capacity of some cache."""
-        cos, sin = self._tables
-        return cos[positions], sin[positions]
+    def _turning(
+        self,
+        slots: Tensor,  # [B, T]
+        positions: Tensor | None,  # [B, T]
+    ) -> list[Tensor]:
+        """Return what turns the heads of every row: looked up where the host knows that it can be, else computed."""
+        places, capacity = slots if positions is None else positions, len(self._tables[0])
+        if positions is None or (positions.device.type == "cpu" and int(positions.max()) < capacity):
+            return [table[places].unsqueeze(1) for table in self._tables]
+        return [each.unsqueeze(1) for each in self._rotation(positions)]
 
-    def _rope_tables(self, capacity: int) -> tuple[Tensor, Tensor]:  # [capacity, E/2], [capacity, E/2]
-        """Tabulate cosine and sine for positions below a capacity, rounded once to the model's dtype."""
-        positions = torch.arange(capacity, device=self.device)
-        cos, sin = rope_tables(self._frequencies, positions)
-        return cos.to(self.dtype), sin.to(self.dtype)
+    def _rotation(
+        self,
+        positions: Tensor,  # [...]
+    ) -> list[Tensor]:
+        """Return what turns heads at some positions, rounded once to the model's dtype."""
+        return [each.to(self.dtype) for each in rotation(*rope_tables(self._frequencies, positions))]

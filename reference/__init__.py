@@ -14,7 +14,16 @@ from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
 from .ending import Ending
 from .generation import generate, generate_batch
 from .lookahead import LookAhead
-from .methods import Autoregressive, Candidates, FusedPaSS, LanguageModel, Method, PaSS, SpeculativeSampling
+from .methods import (
+    Autoregressive,
+    Candidates,
+    FusedCandidates,
+    FusedPaSS,
+    LanguageModel,
+    Method,
+    PaSS,
+    SpeculativeSampling,
+)
 from .record import Choice, Generation, Record
 from .sampler_head import SamplerHead
 from .sampling import probs_from_logits
@@ -31,6 +40,7 @@ __all__ = [
     "Drafter",
     "Ending",
     "EntropyBound",
+    "FusedCandidates",
     "FusedPaSS",
     "Generation",
     "Heuristic",

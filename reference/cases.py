@@ -33,6 +33,9 @@ METHODS: tuple[tuple[str, str | None], ...] = (
     ("candidates", "without-replacement"),
     ("candidates", "k-seq"),
     ("candidates", "match"),
+    ("candidates-fused", "without-replacement"),
+    ("candidates-fused", "k-seq"),
+    ("candidates-fused", "match"),
 )
 
 TINY: dict[str, Any] = {
@@ -84,7 +87,8 @@ class Configuration:
     draft_sampling: dict[str, Any] | None = None
     eos_token_ids: tuple[int, ...] = (2,)
     max_new_tokens: int = 5
-    num_candidates: tuple[int, ...] = (2,)  # per depth, where the method drafts trees
+    num_candidates: tuple[Any, ...] = (2,)  # per depth, where the method drafts trees
+    refine: str | None = None  # what refines drafts from look-ahead rows; default: the head, where there is one
     schedule: tuple[str, dict[str, Any]] = ("fixed", {})  # of draft lengths, where the method has one
     processor: Callable[..., Any] | None = None
 
@@ -97,8 +101,8 @@ class Configuration:
         if self.shape is None:
             return model.lookahead()
         vectors = package.LookAhead.random(self.num_draft, model.hidden_size, seed=7)
-        adapter = package.Adapter.random(model.config, rank=2, seed=8)
-        return replace(vectors, adapter=adapter, head=package.SamplerHead.random(model.hidden_size, width=5, seed=9))
+        head = replace(package.SamplerHead.random(model.hidden_size, width=5, seed=9), alone=self.refine == "alone")
+        return replace(vectors, adapter=package.Adapter.random(model.config, rank=2, seed=8), head=head)
 
     def _model(self, package: Any, seed: int, num_lookahead: int) -> Any:
         if self.shape is None:
@@ -119,8 +123,13 @@ class Configuration:
         if name == "lookahead":
             vectors = replace(self._lookahead(package, model), adapter=None, head=None)
             return package.PaSS(model, vectors, sampling, own, rule, self.processor)
-        if name == "lookahead-fused":
-            return package.FusedPaSS(model, self._lookahead(package, model), sampling, own, rule, self.processor)
+        if name in ("lookahead-fused", "candidates-fused"):
+            fused: dict[str, Any] = {"refinement": self._refinement(package)}
+            vectors = self._lookahead(package, model)
+            if name == "lookahead-fused":
+                return package.FusedPaSS(model, vectors, sampling, own, rule, self.processor, **fused)
+            fused["num_candidates"] = self.num_candidates
+            return package.FusedCandidates(model, vectors, sampling, own, rule, self.processor, **fused)
         if name == "candidates":
             drafter = self._drafter(package, "draft-model")
             return package.Candidates(model, drafter, sampling, own, rule, self.processor, self.num_candidates)
@@ -143,6 +152,12 @@ class Configuration:
         if name == "ngram":
             return bigrams(package, vocab_size)
         return None
+
+    def _refinement(self, package: Any) -> Any:
+        """Return what refines drafts from look-ahead rows, or None for what belongs to them."""
+        if self.refine != "ngram":
+            return None
+        return import_module(f"{package.__name__}.refine").NgramRefinement(bigrams(package, self.vocab_size))
 
     def ending(self, package: Any) -> Any:
         """Return where texts end."""
@@ -177,15 +192,15 @@ def configurations() -> list[Configuration]:
             draft_sampling={"temperature": 2.0},
             num_candidates=(1, 2),
         ),
-        Configuration("table, without zeros", seed=5, zeros=0.0),
-        Configuration("table, many zeros", seed=6, zeros=0.4),
+        Configuration("table, without zeros", seed=5, zeros=0.0, refine="ngram"),
+        Configuration("table, many zeros", seed=6, zeros=0.4, num_candidates=(2, (1, 0))),
         Configuration("table, peaked rows", seed=30, spread=6.0),
         Configuration("table, nearly equal rows", seed=8, spread=0.05),
-        Configuration("table, 4 tokens", seed=9, vocab_size=4, zeros=0.3),
+        Configuration("table, 4 tokens", seed=9, vocab_size=4, sampling={"top_k": 3}, zeros=0.3, refine="ngram"),
         Configuration("table, 3 drafts", seed=10, num_draft=3, num_candidates=(3,)),
-        Configuration("table, no end of text", seed=11, eos_token_ids=()),
-        Configuration("table, two ends of text", seed=18, eos_token_ids=(1, 2), spread=1.0),
-        Configuration("table, longer texts", seed=19, max_new_tokens=6),
+        Configuration("table, no end of text", seed=11, eos_token_ids=(), zeros=0.25),
+        Configuration("table, two ends of text", seed=18, eos_token_ids=(1, 2), spread=1.0, num_candidates=(2, (0, 1))),
+        Configuration("table, longer texts", seed=19, max_new_tokens=6, zeros=0.25),
         Configuration("table, penalty", seed=20, processor=penalty),
         Configuration(
             "table, penalty and filters", seed=21, processor=penalty, sampling={"temperature": 0.9, "top_p": 0.9}
@@ -201,7 +216,7 @@ def configurations() -> list[Configuration]:
         Configuration("transformer", TINY, seed=4),
         Configuration("transformer, all three", TINY, seed=5, sampling=settings["all three"], num_candidates=(2, 1)),
         Configuration("transformer, greedy", TINY, seed=6, sampling={"temperature": 0.0}, **greedy),
-        Configuration("transformer, sliding window", WINDOWED, seed=7, max_new_tokens=6),
-        Configuration("transformer, penalty", TINY, seed=8, processor=penalty),
+        Configuration("transformer, sliding window", WINDOWED, seed=7),
+        Configuration("transformer, penalty", TINY, seed=8, processor=penalty, refine="alone"),
     ]
     return found

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import ModelConfig
-from .files.folder import StoredTensor, open_folder, stored_tensors
+from .files.folder import StoredTensor, name_of, open_folder, stored_tensors
 from .files.generation_settings import read_generation_config
 from .files.model_settings import read_config
 from .precision import check_dtype
@@ -50,7 +50,7 @@ def load_model(folder: str | os.PathLike[str], dtype: Any = None) -> Transformer
     config = read_config(folder)
     eos_token_ids, _ = read_generation_config(folder)
     weights, fingerprint = read_weights(folder, config, dtype)
-    return Transformer(config, weights, eos_token_ids, fingerprint, open_folder(folder).resolve().name)
+    return Transformer(config, weights, eos_token_ids, fingerprint, name_of(open_folder(folder)))
 
 
 def read_weights(folder: str | os.PathLike[str], config: ModelConfig, dtype: Any = None) -> tuple[Weights, str]:

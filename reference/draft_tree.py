@@ -17,22 +17,31 @@ from .layers import Mask
 from .sampling import Probs
 from .verify import Tokens
 
+NumCandidates = tuple[int | tuple[int, ...], ...]
+"""How many candidates stand behind the places of each depth: one number for all of them, or one for each in turn."""
+
 
 @dataclass(frozen=True)
 class DraftTree:
-    """The shape of a tree in which `num_candidates[d]` drafts stand behind everything at depth d."""
+    """The shape of a tree in which `num_candidates[d]` drafts stand behind everything at depth d.
 
-    num_candidates: tuple[int, ...]
+    Candidates of different ranks may have different numbers behind them: `(3, (2, 1, 0))` has two behind the first
+    draft, one behind the second and none behind the third.
+    """
+
+    num_candidates: NumCandidates
 
     @cached_property
     def children(self) -> tuple[range, ...]:
         """The places that stand behind each place."""
         children: list[range] = []
         level = range(1)
-        for count in (*self.num_candidates, 0):
-            starts = range(level.stop, level.stop + count * len(level), count or 1)
-            children += [range(start, start + count) for start in starts] if count else [range(0)] * len(level)
-            level = range(level.stop, level.stop + count * len(level))
+        for counts in (*self.num_candidates, 0):
+            start = level.stop
+            for count in counts if isinstance(counts, tuple) else (counts,) * len(level):
+                children.append(range(start, start + count))
+                start += count
+            level = range(level.stop, start)
         return tuple(children)
 
     @cached_property
@@ -51,7 +60,12 @@ class DraftTree:
 
     def first_uniform(self, depth: int) -> int:
         """Return the first of the uniforms that decide about candidates behind a path of so many drafts."""
-        return sum(self.num_candidates[:depth])
+        return sum(self.widths[:depth])
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The most candidates behind a place of each depth."""
+        return tuple(max(counts) if isinstance(counts, tuple) else counts for counts in self.num_candidates)
 
     @cached_property
     def depths(self) -> npt.NDArray[np.integer]:  # [N+1]

@@ -17,6 +17,7 @@ from .config import SamplingConfig, check_integer
 from .files.folder import file_in, open_folder, read_json
 from .files.lookahead_folder import (
     ADAPTER,
+    CARD,
     CONFIG,
     FIXED,
     HEAD,
@@ -129,8 +130,10 @@ class LookAhead:
             raise ValueError(f"lookahead: found vectors too large for {vectors.dtype}, expected a wider dtype")
         return vectors
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
         """Write a look-ahead folder, whole or not at all; one that is there already is replaced.
+
+        A card is the text of its README.md; without one, a README.md that is there already is kept.
 
         Raises:
             ValueError: the path holds something else, or `training` is no plain JSON.
@@ -160,7 +163,10 @@ class LookAhead:
             raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
         tensors = {name: array.astype(bfloat16()) for name, array in self._parts().items()}
         tensors[TENSOR] = np.ascontiguousarray(self.vectors)
-        replace_folder(path, {VECTORS: save(tensors), CONFIG: text.encode()})
+        files = {VECTORS: save(tensors), CONFIG: text.encode()}
+        if card is not None or (path / CARD).is_file():
+            files[CARD] = (path / CARD).read_bytes() if card is None else card.encode()
+        replace_folder(path, files)
 
     def _parts(self) -> dict[str, Array]:
         """Return the tensors of adapter and head under the names that they are stored by."""

@@ -73,7 +73,7 @@ class Generation:
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]  # new tokens; the last is the one that ended the text
-    end: str  # "eos", "stop_string" or "length"
+    end: str  # "eos", "stop_string", "criterion" or "length"
     records: tuple[Record, ...]
     text: str | None = None  # new text up to a stop string, where a decoder was given
 

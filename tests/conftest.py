@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,9 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for each other cost more than they do
+
+KEPT = tempfile.TemporaryDirectory(prefix="pass-sampling-tests-", ignore_cleanup_errors=True)
+os.environ["XDG_CACHE_HOME"] = os.environ["LOCALAPPDATA"] = KEPT.name  # where plans are kept: not the user's
 
 PLAIN = settings.get_profile("default")  # without what Hypothesis changes by itself where it sees a CI server
 settings.register_profile("dev", PLAIN, max_examples=50, deadline=None)

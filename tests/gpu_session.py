@@ -5,7 +5,8 @@
 
 Each step is a process of its own with a time limit; a step that fails or runs out of time does not stop the next. Its
 output goes to `results/NAME.log`, what came of it to `results/summary.json`. No network is needed. Where the package is
-not installed, it is, without its dependencies.
+not installed, it is, without its dependencies. With `--only` some of the steps run, for a machine that is at hand for
+some minutes at a time; the last five make a larger model, and take 25 minutes.
 """
 
 from __future__ import annotations
@@ -16,86 +17,56 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = [sys.executable, "-m", "pass_sampling.gpu"]
-PASS_COST = """
-import json, sys, time, torch
-import pass_sampling.gpu as port
-from pass_sampling.gpu.weights import allocate
-device, small = sys.argv[1], sys.argv[2] == "1"
-shapes = {"8M": dict(vocab_size=4096, hidden_size=320, intermediate_size=896, num_hidden_layers=6,
-                     num_attention_heads=5, num_key_value_heads=1, head_dim=64),
-          "1B": dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
-                     num_attention_heads=32, num_key_value_heads=8, head_dim=64),
-          "7B": dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-                     num_attention_heads=32, num_key_value_heads=32, head_dim=128)}
-def wait():
-    if device != "cpu": torch.cuda.synchronize()
-found = {}
-with torch.inference_mode():
-    for name, shape in list(shapes.items())[: 1 if small else 3]:
-        config = port.ModelConfig(**shape, max_position_embeddings=4096, tie_word_embeddings=name != "7B")
-        weights = allocate(config, torch.bfloat16, device)
-        for tensor in [weights.embedding, weights.norm, weights.output, *(t for l in weights.layers
-                       for t in (l.attention_norm, l.query_key_value, l.output, l.mlp_norm, l.gate_up, l.down))]:
-            tensor.normal_(0, 0.02)
-        model = port.Transformer(config, weights)
-        times = {}
-        for rows in (1, 2, 5, 9, 25) if small else (1, 2, 5, 9, 16, 25, 32, 64, 128):
-            cache = model.new_cache(512 + 2 * rows)
-            model.hidden(model.embed([[1] * 512]), cache)
-            inputs = model.embed([[1] * rows])
-            each = []
-            for _ in range(5 if small else 30):
-                wait(); started = time.perf_counter()
-                model.logits(model.hidden(inputs, cache)); wait()
-                each.append(1000 * (time.perf_counter() - started))
-                cache.truncate(torch.full_like(cache.lengths, 512)); cache.measure()
-            times[rows] = sorted(each)[len(each) // 2]
-        bytes_read = sum(t.numel() * t.element_size() for t in [weights.embedding, *(t for l in weights.layers
-                         for t in (l.query_key_value, l.output, l.gate_up, l.down))])
-        found[name] = {"milliseconds": times, "weights_gigabytes": bytes_read / 1e9,
-                       "gigabytes_per_second_at_one_row": bytes_read / 1e6 / times[1]}
-        del model, weights, cache
-print(json.dumps(found, indent=1))
-"""
 
 
 def steps(device: str, small: bool, out: Path) -> list[tuple[str, list[str], float]]:
     """Return name, command and time limit in seconds of every step, in order."""
-    model, vectors = out / "python-8m", out / "python-8m-lookahead"
-    sizes = ["--steps", "6", "--layers", "1", "--hidden-size", "20", "--intermediate-size", "24", "--context", "64"]
-    pretraining = [*sizes, "--batch-size", "4"] if small else ["--steps", "6000", "--batch-size", "32"]
-    training = (
-        ["--steps", "4", "--context", "64", "--anchors", "8"] if small else ["--steps", "3000", "--batch-size", "32"]
-    )
-    verify = ["--device", device, "--seconds", "1" if small else "20"]
-    learn = ["--standard-library", "--held-out-list", str(ROOT / "gpu/checkpoints/held_out.txt"), "--device", device]
+    on = ["--device", device, "--json"]
+    quick = ["--repeats", "1"] if small else []
     found: list[tuple[str, list[str], float]] = [
-        ("tests", [sys.executable, "-m", "pytest", "-q", *(["-k", "tape"] if small else ["-m", "gpu"])], 480),
-        ("cost", [sys.executable, "-c", PASS_COST, device, str(int(small))], 180),
-        ("speed", [sys.executable, "tests/speed.py", "--device", device, *(["--repeats", "1"] if small else [])], 180),
-        ("demo", [*COMMAND, "demo", "--device", device, "--json", *(["--repeats", "1"] if small else [])], 120),
-        ("demo-greedy", [*COMMAND, "demo", "--device", device, "--json", "--temperature", "0"], 120),
+        ("tests", [sys.executable, "-m", "pytest", "-q", *(["-k", "tape"] if small else ["-m", "gpu"])], 480)
     ]
+    for shape in ("tiny",) if small else ("1b", "7b"):
+        found.append((f"shape-{shape}", [*COMMAND, "bench", "--shape", shape, *on, *quick], 300))
+    found.append(("bench", [*COMMAND, "bench", *on, *(["--quick", "--repeats", "1"] if small else [])], 400))
+    found.append(("speed", [sys.executable, "tests/speed.py", "--device", device, *quick], 180))
     for dtype in ("bfloat16",) if small else ("bfloat16", "float16", "float32"):
-        box = [*COMMAND, "verify", "--model", str(ROOT / "gpu/checkpoints/python-8m"), "--dtype", dtype, "--json"]
-        found.append((f"verify-{dtype}", [*box, *verify], 120))
-    found.append(("pretrain", [*COMMAND, "pretrain", "--output", str(model), "--json", *pretraining, *learn], 560))
-    found.append(
-        (
-            "train",
-            [*COMMAND, "train", "--model", str(model), "--output", str(vectors), "--json", *training, *learn],
-            400,
-        )
-    )
-    after = ["--model", str(model), "--lookahead", str(vectors), "--device", device, "--json", "--max-new-tokens", "30"]
-    found.append(("demo-new", [*COMMAND, "demo", *after], 120))
-    return found
+        box = [*COMMAND, "verify", "--model", str(ROOT / "gpu/checkpoints/python-8m"), "--dtype", dtype]
+        found.append((f"verify-{dtype}", [*box, *on, "--seconds", "1" if small else "20"], 120))
+    return found + larger_model(on, small, out)
+
+
+def larger_model(on: list[str], small: bool, out: Path) -> list[tuple[str, list[str], float]]:
+    """Return the steps that train a model of 300M parameters on the Python code of the machine, and all that drafts."""
+    model, vectors, ngram = out / "python-300m", out / "python-300m-lookahead", out / "python-300m-ngram"
+    text = ["--text", str(ROOT / "gpu") if small else sysconfig.get_paths()["purelib"], sysconfig.get_paths()["stdlib"]]
+    text = [*text[:2]] if small else text
+    sizes = "--layers 24 --hidden-size 1024 --intermediate-size 2816 --heads 16 --kv-heads 4 --vocab-size 8192".split()
+    steps = "--steps 1500 --batch-size 64 --context 512 --compile".split()
+    parts = "--num-lookahead 6 --adapter-rank 32 --head-width 1024 --depth-decay 0.9 --learning-rate 0.03".split()
+    learning = "--steps 1500 --batch-size 16 --anchors 48".split()
+    if small:
+        sizes = "--layers 1 --hidden-size 20 --intermediate-size 24 --heads 2 --kv-heads 1 --vocab-size 400".split()
+        steps = "--steps 6 --batch-size 4 --context 64".split()
+        parts = "--num-lookahead 2 --adapter-rank 2 --head-width 8".split()
+        learning = "--steps 4 --batch-size 2 --context 64 --anchors 8".split()
+    own = ["--model", str(model)]
+    drafts = ["--lookahead", str(vectors), "--ngram", str(ngram)]
+    after = [*own, *drafts, *on, *(["--quick", "--repeats", "1", "--max-new-tokens", "8"] if small else [])]
+    return [
+        ("pretrain", [*COMMAND, "pretrain", "--output", str(model), *on, *sizes, *steps, *text], 580),
+        ("train", [*COMMAND, "train", *own, "--output", str(vectors), *on, *parts, *learning, *text], 480),
+        ("ngram", [*COMMAND, "ngram", *own, "--output", str(ngram), "--json", *text], 200),
+        ("bench-new", [*COMMAND, "bench", *after], 400),
+        ("bench-new-greedy", [*COMMAND, "bench", *after, "--temperature", "0"], 400),
+    ]
 
 
 def install() -> None:

@@ -58,14 +58,14 @@ def run(model: Passes, text: Any, rows: Any, positions: Any, visible: Any, adapt
 
 def one_call(package: str, cached: int, num_tokens: int, num_draft: int, behind: list[int], depth: int) -> Any:
     """Return positions and mask of the running step: tokens, then a group of rows behind each of some drafts."""
-    layout = module(package, "methods.lookahead_fused").layout
+    layout, chain = module(package, "methods.trees").layout, module(package, "draft_tree").DraftTree((1,) * num_draft)
+    pending = num_tokens - num_draft
     if package == "reference":
-        return layout(cached, num_tokens, num_draft, behind, depth)
+        return layout(cached, pending, chain, range(num_draft + 1), behind, depth)
     import torch
 
-    pending = num_tokens - num_draft
-    positions, visible = layout(torch.tensor([cached]), torch.tensor([[pending]]), num_tokens, behind, depth)
-    return positions[0].numpy(), visible[0].numpy()
+    offsets, visible = layout(torch.tensor([[pending]]), pending, chain, tuple(behind), depth)
+    return cached + pending - 1 + offsets[0].numpy(), visible[0].numpy()
 
 
 @st.composite

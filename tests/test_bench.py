@@ -19,13 +19,19 @@ import pass_sampling.gpu as port
 from folders import tiny_config, write_checkpoint
 from models import lookahead, table, transformer
 from pass_sampling.gpu.benchmark import Contender, in_turn, method_writer, run_all
-from pass_sampling.gpu.benchmarking.expectation import Expectation, expected_tokens, expected_tokens_per_forward
+from pass_sampling.gpu.benchmarking.expectation import (
+    Expectation,
+    cycles_behind,
+    expected_tokens,
+    expected_tokens_per_forward,
+)
 from pass_sampling.gpu.benchmarking.figures import Run, rows_of
 from pass_sampling.gpu.benchmarking.peers import load_peer, peer_writer
 from pass_sampling.gpu.benchmarking.prompts import pieces, prefixes_of, read_library, read_prompts
 from pass_sampling.gpu.benchmarking.repetition import repeated_ngrams
 from pass_sampling.gpu.drafters import PromptLookup
 from pass_sampling.gpu.methods import FusedPaSS
+from pass_sampling.gpu.methods.fused import Fused
 from pass_sampling.reference.enumeration import every_outcome
 
 PROMPT = (1, 0)
@@ -181,7 +187,7 @@ def methods(model: Any, rule: str) -> list[Any]:
 def outcomes(method: Any, prompt: Sequence[int]) -> list[tuple[Any, float, Any]]:
     """Every record of the first cycle that drafts, its probability, and what had been drawn when it verified."""
     found = [(method.start(prompt, port.Ending(2 * method.num_slots + 1)), None, 1.0)]
-    for _ in range(1 + isinstance(method, FusedPaSS)):
+    for _ in range(1 + isinstance(method, Fused)):
         found = list(every_outcome(method, [(state, weight) for state, _, weight in found], 256, False))
     return [
         (record, weight, state.new_tokens[: -len(record.tokens) or None] + record.draft_tokens)
@@ -227,6 +233,33 @@ def test_the_expectation_agrees_with_enumeration(rule):
         drafts = method.slots["draft"]
         assert found.standard_error is None  # of a single place
         assert abs(found.tokens_per_forward * passes - exact) < (1 + drafts) * math.sqrt(math.log(2e9) / (2 * tapes))
+
+
+def trees(model: Any, rule: str) -> list[Any]:
+    settings, draft = port.SamplingConfig(temperature=1.3), port.SamplingConfig(temperature=0.6, top_k=2)
+    drafter, shape = port.ModelDrafter(table(port, num_lookahead=0, seed=50)), (2, (1, 0))
+    return [
+        port.Candidates(model, drafter, settings, draft, rule, num_candidates=shape),
+        port.FusedCandidates(model, lookahead(port, model), settings, draft, rule, num_candidates=shape),
+    ]
+
+
+@pytest.mark.parametrize("rule", ["without-replacement", "with-replacement", "k-seq", "match"])
+def test_the_expectation_of_a_tree_is_exact_given_its_drafts(rule):
+    """Among all outcomes of a cycle those with the same drafts yield as many tokens on average as is expected."""
+    for method in trees(table(port, seed=12, spread=1.0), rule):
+        by_drafts: dict[Any, list[tuple[float, int]]] = {}
+        for record, weight, drawn in outcomes(method, PROMPT):
+            key = drawn, record.draft_parents
+            by_drafts.setdefault(key, []).append((weight, len(record.tokens)))
+        seen = set()
+        for request, record in enumerate(cycles_behind(method, [PROMPT], 40)):
+            before = port.generate(method, PROMPT, 1, (), request=request).tokens if isinstance(method, Fused) else ()
+            some = by_drafts[before + record.draft_tokens, record.draft_parents]
+            exact = sum(weight * count for weight, count in some) / sum(weight for weight, _ in some)
+            assert expected_tokens(record, rule) == pytest.approx(exact, abs=1e-12)
+            seen.add(round(exact, 9))
+        assert len(seen) > 1
 
 
 def test_the_standard_error_is_that_of_a_ratio_of_means_over_places():

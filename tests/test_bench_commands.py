@@ -67,10 +67,17 @@ def bench(box: Box, capsys: pytest.CaptureFixture[str], prompts: Path | None, *m
 def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(box, capsys, prompts, draft, ngram):
     sources = ["--lookahead", box.vectors, "--draft-model", draft, "--ngram", ngram]
     found = bench(box, capsys, prompts, *sources, "--repeats", 2)
-    assert set(found) == KEYS
+    assert set(found) == KEYS | {"plan"}
     rows = {row["method"]: row for row in found["rows"]}
     ours = ["autoregressive", "lookahead", "lookahead-fused", "draft-model", "prompt-lookup", "ngram"]
-    assert list(rows) == [*ours, *PEERS]
+    assert list(rows) == [*ours, "planned", *PEERS]
+    predicted = found["plan"]["prediction"]["ratio_to_plain"]
+    assert rows["planned"]["options"].get("method") == found["plan"]["method"] in ours
+    assert any(
+        note.startswith(f"planned is {found['plan']['method']}: {predicted:.2f} times plain decoding was predicted")
+        and note.endswith(f"it was {rows['planned']['ratio_to_plain']:.2f} times")
+        for note in found["settings"]["notes"]
+    )
     assert found["settings"]["left_out"] == {}
     for name, row in rows.items():
         assert [field for field in FIELDS if field not in row] == []
@@ -105,7 +112,7 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
 
 def test_what_cannot_run_on_the_checkpoint_is_left_out_with_the_reason(box, capsys, prompts):
     found = bench(box, capsys, prompts, "--repeats", 1)
-    ours = ["autoregressive", "prompt-lookup"]
+    ours = ["autoregressive", "prompt-lookup", "planned"]
     assert [row["method"] for row in found["rows"]] == [*ours, "transformers", "transformers-prompt-lookup"]
     left_out = found["settings"]["left_out"]
     assert list(left_out) == ["lookahead", "lookahead-fused", "draft-model", "ngram", "transformers-assisted"]
@@ -307,7 +314,10 @@ def test_a_flag_that_a_method_has_no_use_for_is_refused_by_generate(box, capsys,
         (["--method", "draft-model", "--lookahead", box.vectors], "--lookahead: found it with --method draft-model"),
         (["--method", "prompt-lookup", "--draft-model", draft], "--draft-model: found it with --method prompt-lookup"),
         (["--method", "autoregressive", "--num-draft", 2], "--num-draft: found 2 with plain decoding"),
-        (["--lookahead", box.vectors, "--draft-model", draft], "found --lookahead and --draft-model, expected one of"),
+        (
+            ["--lookahead", box.vectors, "--draft-model", draft, "--num-draft", 2],
+            "found --lookahead and --draft-model, expected one of",
+        ),
         (["--lookahead", box.vectors, "--num-draft", 4], "--num-draft: found 4, expected at most 3"),
         (["--method", "draft-model"], "--method draft-model: found no draft model"),
     ):
@@ -322,8 +332,8 @@ def test_generate_decodes_by_every_method_and_greedily_all_write_the_same(box, c
         ["--method", "autoregressive"],
         ["--lookahead", box.vectors, "--num-draft", 2],
         ["--lookahead", box.vectors, "--method", "lookahead-fused"],
-        ["--draft-model", draft],
-        ["--ngram", ngram],
+        ["--draft-model", draft, "--num-draft", 3],
+        ["--ngram", ngram, "--method", "ngram"],
         ["--method", "prompt-lookup", "--num-draft", 6, "--verify", "block"],
     ):
         assert run(*argv, "--temperature", 0, *more) == 0

@@ -96,9 +96,10 @@ class OnePosition:
     def port(self, uniforms: Array) -> list[tuple[Emitted, Made]]:
         draws = self.impl.module("tape").Draws(self.impl.tensor(uniforms), self.slots, trace=True)
         logits, target = (self.impl.tensor(row).expand(len(uniforms), -1) for row in (self.logits, self.target))
-        tokens, probs, count = self.home.draw_candidates(
-            logits, self.sampling, self.num_candidates, draws, 0, self.rule.replacement
+        tokens, probs, used = self.home.draw_candidates(
+            logits.unsqueeze(1), self.sampling, [self.num_candidates], draws, 0, self.rule.replacement
         )
+        count = used.sum(dim=1)
         active = (count >= 0) & (count <= self.num_candidates)
         found = self.rule.verify(target, probs, tokens, draws, 0, count, active)
         final = draws.token("final", found.final_probs, active=found.accepted < 0)
@@ -385,13 +386,13 @@ def test_nothing_is_divided_where_draft_and_target_are_equal(law: Array, num_can
 def draw(impl: Reference, logits: Array, count: int, uniforms: Array, replacement: bool, **settings: Any) -> Any:
     """Return the candidates of one position, with the laws they were drawn from."""
     draws = impl.module("tape").Draws
-    arguments = impl.sampling(**settings), count
+    sampling = impl.sampling(**settings)
     function = impl.module("candidates").draw_candidates
     if not isinstance(impl, Port):
-        return function(logits, *arguments, draws(uniforms, {"draft": count}), 0, replacement)
+        return function(logits, sampling, count, draws(uniforms, {"draft": count}), 0, replacement)
     one = draws(impl.tensor(uniforms[None]), {"draft": count})
-    tokens, probs, found = function(impl.tensor(logits[None]), *arguments, one, 0, replacement)
-    number = int(found[0])
+    tokens, probs, used = function(impl.tensor(logits[None, None]), sampling, [count], one, 0, replacement)
+    number = int(used.sum())
     return tokens[0, :number].cpu().numpy(), probs[0, :number].cpu().numpy()
 
 

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 import pass_sampling.gpu as port
-from pass_sampling.gpu.checkpoints import DRAFT_MODEL, HELD_OUT, MODEL, NGRAM
+from pass_sampling.gpu.benchmarking.expectation import cycles_behind, expected_tokens, reach_of
+from pass_sampling.gpu.benchmarking.prompts import pieces, read_library
+from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, MODEL, NGRAM
+from pass_sampling.gpu.commands.candidates import as_written
 from pass_sampling.gpu.commands.options import named_held_out
+from pass_sampling.gpu.commands.text import encode_prompt
 from pass_sampling.gpu.training.corpus import standard_library
 from pass_sampling.gpu.training.tokenizer import encode_texts, load_tokenizer
 from pass_sampling.gpu.training.windows import evenly_spaced
-from pass_sampling.reference.candidate_theory import candidate_acceptance
+from pass_sampling.reference.candidate_theory import best_tree, candidate_acceptance, tree_tokens
 from pass_sampling.reference.candidates import RULES
 
 SAMPLING = port.SamplingConfig(temperature=0.8, top_k=10)
@@ -63,3 +67,41 @@ def test_more_candidates_are_accepted_more_often_whatever_the_rule(folder: Any, 
     shared = float(np.mean([np.minimum(*pair).sum() for pair in pairs]))
     assert [rates[rule][0] for rule in rates if rule != "match"] == pytest.approx([shared] * 3, abs=1e-12)
     assert rates["without-replacement"][1] > rates["k-seq"][1] > rates["with-replacement"][1] > shared
+
+
+def rates_of(records: list[Any], depth: int) -> list[list[float]]:
+    """Return how often the candidate of each rank is the one accepted, behind so many accepted drafts."""
+    accepted: dict[tuple[int, int], float] = {}
+    reached: dict[tuple[int, int], float] = {}
+    for record in records:
+        reach, depths, ranks = reach_of(record, "without-replacement"), [], []
+        for place, parent in enumerate(record.draft_parents):
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+            ranks.append(record.draft_parents[:place].count(parent))
+            key = depths[-1], ranks[-1]
+            accepted[key] = accepted.get(key, 0.0) + reach[place]
+            reached[key] = reached.get(key, 0.0) + (reach[parent] if parent >= 0 else 1.0)
+    return [
+        [accepted[d, rank] / reached[d, rank] for rank in range(sum(key[0] == d for key in accepted))]
+        for d in range(depth)
+    ]
+
+
+@pytest.mark.slow
+def test_the_best_trees_of_candidates_from_look_ahead_rows() -> None:
+    """The chance of each rank at each depth, and the shapes that follow from it for some budgets of rows."""
+    texts = list(read_library(named_held_out(HELD_OUT)).values())
+    tokenizer = load_tokenizer(MODEL)
+    prefixes = [encode_prompt(tokenizer, text)[:128] for text in pieces(texts, 200, 128)]
+    model, vectors, shape = port.load_model(MODEL), port.LookAhead.load(FUSED), (6, 3, 2, 1, 1, 1)
+    method = port.FusedCandidates(model, vectors, SAMPLING, num_candidates=shape, groups=(0,))
+    records = cycles_behind(method, prefixes, 2)
+    rates = rates_of(records, len(shape))
+    for depth, found in enumerate(rates):
+        print(f"behind {depth} drafts", *(f"{rate:.3f}" for rate in found))
+        assert 0.5 < found[0] < 0.8 and all(rate < 0.25 for rate in found[1:])
+    mean = float(np.mean([expected_tokens(record, method.rule) for record in records]))
+    assert tree_tokens(rates, shape) == pytest.approx(mean, rel=0.1), "as if depths were independent"
+    for num_drafts in (6, 10, 16, 24, 40):
+        best = best_tree(rates, 7 * num_drafts, (6,) * 7)
+        print(f"{num_drafts} drafts, {7 * (num_drafts + 1)} rows: {as_written(best)}, {tree_tokens(rates, best):.2f}")

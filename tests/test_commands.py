@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +30,7 @@ def generate(box: Box, capsys: pytest.CaptureFixture[str], *more: object) -> dic
 
 def test_generate_reports_what_it_did_in_json(box, capsys):
     for more, method in (([], "autoregressive"), (["--lookahead", box.vectors], "lookahead")):
-        found = generate(box, capsys, *more)
+        found = generate(box, capsys, *more, "--method", method)
         assert [name for name in REPORTED if name not in found] == []
         assert found["method"] == method and found["prompt"] == "def" and found["seed"] == 0
         assert len(found["tokens"]) == len(found["sources"]) <= 24
@@ -45,7 +46,17 @@ def test_every_rule_of_verification_writes_the_same_greedy_text(box, capsys):
         assert found["verify"] == rule
         texts.add(tuple(found["tokens"]))
     assert len(texts) == 1
-    assert generate(box, capsys)["verify"] is None
+    assert generate(box, capsys, "--method", "autoregressive")["verify"] is None
+
+
+def test_where_nobody_says_how_to_decode_a_plan_does(box, capsys):
+    """And it is the same the next time."""
+    found = [generate(box, capsys, *more) for more in ([], [], ["--lookahead", box.vectors])]
+    assert [each["plan"]["method"] for each in found] == [each["method"] for each in found]
+    assert found[0]["tokens"] == found[1]["tokens"] and found[0]["plan"] == found[1]["plan"]
+    methods = [{way["method"] for way in each["plan"]["calibration"]["considered"]} for each in found]
+    assert methods[0] == {"autoregressive", "prompt-lookup"}
+    assert methods[2] == {"autoregressive", "lookahead", "lookahead-fused"}
 
 
 def test_the_text_is_the_tokenizers_decoding_of_the_tokens(box, capsys):
@@ -128,11 +139,11 @@ def demo(box: Box, *more: object) -> int:
     return run("demo", "--model", box.model, "--lookahead", box.vectors, *prompts, "--max-new-tokens", 9, *more)
 
 
-def test_demo_reports_both_methods_in_json(box, capsys):
+def test_demo_reports_all_methods_in_json(box, capsys):
     assert demo(box, "--json", "--repeats", 2) == 0
     printed = capsys.readouterr()
     rows = read_strictly(printed.out)["rows"]
-    assert printed.err == "" and list(rows) == ["plain decoding", "PaSS"]
+    assert printed.err == "" and list(rows) == ["plain decoding", "PaSS", "PaSS, one call"]
     for row in rows.values():
         assert row["tokens_per_forward"] == row["tokens"] / row["num_forward_passes"]
         assert row["tokens_per_second"] == row["tokens"] / row["seconds"]
@@ -141,29 +152,41 @@ def test_demo_reports_both_methods_in_json(box, capsys):
     assert rows["plain decoding"]["ratio_to_plain"] == 1.0
 
 
-def test_the_figures_of_the_demo_are_those_of_the_pair_with_the_median_ratio(box, capsys, monkeypatch):
-    seconds = [4, 2, 6, 2, 1, 1, 8, 1]  # of both methods in turn
-    begun = [100, 100]  # the first pair warms up, and nobody looks how long it took
+def test_the_figures_of_the_demo_are_those_of_the_turn_with_the_median_ratio(box, capsys, monkeypatch):
+    seconds = [4, 7, 2, 6, 7, 2, 1, 7, 1, 8, 7, 1]  # of all methods in turn
+    begun = [100, 100, 100]  # the first turn warms up, and nobody looks how long it took
     clock = itertools.accumulate([*begun, *(step for duration in seconds for step in (100, duration))])
     monkeypatch.setattr("pass_sampling.gpu.commands.demo.time", SimpleNamespace(perf_counter=clock.__next__))
     assert demo(box, "--json", "--repeats", 4) == 0
     rows = read_strictly(capsys.readouterr().out)["rows"].values()  # ratios of times 2, 3, 1 and 8
-    assert [row["seconds"] for row in rows] == [4, 2]
+    assert [row["seconds"] for row in rows] == [4, 7, 2]
 
 
-def test_the_last_sentence_of_the_demo_says_what_its_table_says(box, capsys):
+def test_demo_leaves_out_pass_as_published_where_vectors_come_with_a_head(box, capsys, tmp_path):
+    from pass_sampling.gpu import LookAhead, SamplerHead
+
+    vectors = LookAhead.load(box.vectors)
+    replace(vectors, head=SamplerHead.random(vectors.hidden_size, 8, 0)).save(tmp_path / "parts")
+    argv = ["demo", "--model", box.model, "--lookahead", tmp_path / "parts", "--prompt", "def", "--max-new-tokens", 9]
+    assert run(*argv, "--json", "--repeats", 1) == 0
+    assert list(read_strictly(capsys.readouterr().out)["rows"]) == ["plain decoding", "PaSS, one call"]
+
+
+def test_the_last_sentences_of_the_demo_say_what_its_table_says(box, capsys):
     assert demo(box, "--repeats", 3) == 0
     out = capsys.readouterr().out
-    rows = {name: re.search(rf"^{name} +(.+)$", out, re.MULTILINE)[1].split() for name in ("plain decoding", "PaSS")}
-    plain, drafted = ([float(figure) for figure in row] for row in rows.values())
-    fewer, dearer, speed = map(float, re.findall(r"(\d+\.\d\d) times", out.splitlines()[-1]))
-    assert f"{fewer:.2f}" == f"{drafted[0] / drafted[1] / (plain[0] / plain[1]):.2f}"
-    assert speed == drafted[-1] and plain[-1] == 1.0
-    half = 0.005  # what rounding to two places may take from a figure
-    low, high = (fewer - half) / (speed + half), (fewer + half) / (speed - half)
-    assert low - half <= dearer <= high + half
-    verdict = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
-    assert f"{verdict} plain decoding" in out.splitlines()[-1] or speed in (1.02, 0.98)
+    names = ("plain decoding", "PaSS", "PaSS, one call")
+    rows = {name: re.search(rf"^{name} +(\d.+)$", out, re.MULTILINE)[1].split() for name in names}
+    plain, *drafting = ([float(figure) for figure in row] for row in rows.values())
+    for drafted, sentence in zip(drafting, out.splitlines()[-2:], strict=True):
+        fewer, dearer, speed = map(float, re.findall(r"(\d+\.\d\d) times", sentence))
+        assert f"{fewer:.2f}" == f"{drafted[0] / drafted[1] / (plain[0] / plain[1]):.2f}"
+        assert speed == drafted[-1] and plain[-1] == 1.0
+        half = 0.005  # what rounding to two places may take from a figure
+        low, high = (fewer - half) / (speed + half), (fewer + half) / (speed - half)
+        assert low - half <= dearer <= high + half
+        verdict = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
+        assert f"{verdict} plain decoding" in sentence or speed in (1.02, 0.98)
 
 
 def test_demo_shows_the_same_text_in_marks_on_a_pipe_and_in_colours_on_a_terminal(box, capsys, monkeypatch):
@@ -201,6 +224,7 @@ def test_train_says_what_it_takes_and_then_the_acceptance_of_every_draft(learn, 
         assert len(acceptance(who, printed.out)) == 3
     assert [path.name for path in output.parent.iterdir()] == ["vectors"]
     LookAhead.load(output).check(load_model(box.model))
+    assert "# Look-ahead vectors for `model`\n" in (output / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("flags", ["--adapter-rank 2 --head-width 6 --depth-decay 0.9", "--head-width 6 --head-alone"])

@@ -65,9 +65,44 @@ def test_look_ahead_drafts_are_refined_as_asked(box, capsys):
     assert "found no n-gram model for" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verify", ["without-replacement", "with-replacement", "k-seq", "match"])
+def test_trees_of_candidates_are_drafted_as_asked(verify, box, capsys):
+    """By every drafter, and from look-ahead rows; greedy text is the same whatever drafted it."""
+    texts = set()
+    ways = [
+        ["--method", "lookahead-fused", "--lookahead", box.vectors, "--candidates", "3,2+0+1"],
+        ["--method", "draft-model", "--draft-model", box.model, "--candidates", "2,1"],
+        ["--method", "prompt-lookup", "--candidates", "1,1"],
+    ]
+    for way in ways:
+        assert generate(box, *way, "--verify", verify, "--temperature", 0, "--json") == 0
+        found = read_strictly(capsys.readouterr().out)
+        assert found["options"]["candidates"] == way[-1] and found["verify"] == found["options"]["verify"] == verify
+        texts.add(found["text"])
+    assert len(texts) == 1
+    assert generate(box, "--lookahead", box.vectors, "--candidates", "2,2", "--json") == 0
+    found = read_strictly(capsys.readouterr().out)
+    assert (found["method"], found["verify"]) == ("lookahead-fused", "without-replacement")
+
+
+TREE = ["--method", "prompt-lookup", "--candidates", "2,2"]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ([*TREE, "--verify", "block"], ["--verify: found block for a tree of candidates, expected one of without-re"]),
+        ([*TREE, "--num-draft", "3"], ["--num-draft: found 3 with --candidates, a tree, expected it without"]),
+        ([*TREE, "--schedule", "entropy"], ["--schedule: found entropy with --candidates, a tree"]),
+        ([*TREE, "--lenience", "0.5"], ["--lenience: found 0.5 with --candidates, a tree, expected it without"]),
+        (["--candidates", "2,x"], ["--candidates: found '2,x', expected numbers, such as 3,2,1 or 3,2+1+0,1"]),
+        (["--candidates", "2,0"], ["--candidates: found 0, expected an integer from 1 to 65536"]),
+        (["--candidates", "2,1+1+1"], ["--candidates: found (1, 1, 1) behind 2 places, expected a number for each"]),
+        (["--method", "lookahead", "--candidates", "2"], ["--candidates: found 2 with --method lookahead, which has"]),
+        (
+            ["--method", "prompt-lookup", "--verify", "k-seq"],
+            ["--verify: found k-seq for drafts without --candidates, expected one of token, block, match"],
+        ),
         (["--method", "lookahead", "--schedule", "heuristic"], ["--schedule: found heuristic with --method lookahead"]),
         (["--method", "autoregressive", "--lenience", "0.5"], ["--lenience: found 0.5 with plain decoding"]),
         (["--method", "prompt-lookup", "--lenience", "0"], ["lenience: found 0.0, expected a number above 0"]),

@@ -59,6 +59,7 @@ def test_a_long_text_can_be_interrupted_and_its_reader_may_leave(end, box, tmp_p
         (endless / path.name).write_bytes(path.read_bytes())
     edit_json(endless / "config.json", eos_token_id=..., bos_token_id=..., max_position_embeddings=2**20)
     command = [sys.executable, "-m", "pass_sampling.gpu", "generate", "--model", str(endless), "--prompt", "def"]
+    command += ["--method", "autoregressive"]
     with subprocess.Popen(
         [*command, "--max-new-tokens", "100000"],
         stdout=subprocess.PIPE,

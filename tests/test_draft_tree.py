@@ -284,16 +284,15 @@ def _each_depth_stands_one_further(pkg: Any, patch: pytest.MonkeyPatch) -> None:
 def _laws_of_the_first_place(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     """Behind every draft, verify with the law behind its sibling."""
     if is_port(pkg):
-        right = home(pkg, "methods.candidates").row
-        patch.setattr(home(pkg, "methods.candidates"), "row", lambda rows, place: right(rows, place.clamp(max=1)))
+        right = home(pkg, "methods.trees").row
+        patch.setattr(home(pkg, "methods.trees"), "row", lambda rows, place: right(rows, place.clamp(max=1)))
     else:
-        method = home(pkg, "methods.candidates").Candidates
-        walk = method._walk
+        used, walk = home(pkg, "methods.candidates"), home(pkg, "methods.trees").walk_tree
         patch.setattr(
-            method,
-            "_walk",
-            lambda self, state, drafts, logits, draws: walk(
-                self, state, drafts, {place: logits[min(place, 1)] for place in logits}, draws
+            used,
+            "walk_tree",
+            lambda method, state, drafts, logits, *more: walk(
+                method, state, drafts, {place: logits[min(place, 1)] for place in logits}, *more
             ),
         )
 
@@ -308,6 +307,7 @@ def test_a_mistake_in_the_tree_is_seen(pkg: Any, mistake: Any, monkeypatch: pyte
     target = definition("table", {}, ending)
     assert law_of(pkg, method, ending).largest_deviation(target) <= EXACT
     mistake(pkg, monkeypatch)
+    method = method_of(pkg, num_candidates=(2, 1), draft_sampling=drafts)
     assert law_of(pkg, method, ending, merge=False).largest_deviation(target) > 1e-3
 
 

@@ -91,6 +91,29 @@ def test_each_way_to_end(package: str) -> None:
 
 
 @both_packages
+def test_a_criterion_ends_a_text_behind_the_first_prefix_that_meets_it(package: str) -> None:
+    a, b, end = piece("a"), piece("b"), piece("<end>")
+    ending = ending_of(package, 6, (end,), ("bb",), decode, criterion=lambda new: sum(new) >= 3)
+    assert ending.reason([]) is None
+    assert ending.first([], [b, a, b, a, b]) == (5, "criterion")
+    assert ending.first([b], [b, b]) == (1, "stop_string")
+    assert ending.first([b], [3]) == (1, "criterion")
+    assert ending.first([b], [end]) == (1, "eos")
+    assert ending.first([a, a, a, a], [a, a]) == (2, "length")
+
+
+@pytest.mark.torch
+def test_a_criterion_is_asked_in_a_batch_as_well() -> None:
+    port = Port("cpu")
+    ending = ending_of("gpu", 9, criterion=lambda new: len(new) == 1 + new[0])
+    cache = port.module("cache").KVCache(1, 1, 2, port.tensor(np.zeros(1)).dtype, 40, 3, port.device)
+    state = port.module("first_state").first_state([[0, 1]] * 3, ending, cache)
+    block, counts = np.array([[1, 5, 5], [2, 5, 5], [4, 5, 5]]), np.array([3, 3, 2])
+    kept, ended = state.kept(port.tensor(block), port.tensor(counts))
+    assert (kept.tolist(), ended.tolist()) == ([2, 3, 2], [True, True, False])
+
+
+@both_packages
 def test_a_stop_string_may_stand_where_tokens_end_or_inside_one(package: str) -> None:
     ending = ending_of(package, 9, (), ("nd",), decode)
     assert ending.reason([piece("<end>")]) == "stop_string"

@@ -78,6 +78,8 @@ def test_an_ngram_model_may_refine(pkg: Any, weight: float) -> None:
     if pkg.__name__.endswith("gpu"):
         unigram = __import__("torch").from_numpy(unigram)
     refine = module(pkg.__name__.rpartition(".")[2], "refine").NgramRefinement(ngrams.NgramModel(unigram), weight)
+    with pytest.raises(ValueError, match=r"^the n-gram model has vocab_size 3, expected 4 as in the model"):
+        pkg.FusedPaSS(table(pkg, vocab_size=4), table(pkg, vocab_size=4).lookahead(), refinement=refine)
     ending = {"max_new_tokens": 5}
     model = table(pkg, seed=3, zeros=0.0)
     law = law_of(pkg, pkg.FusedPaSS(model, model.lookahead(), refinement=refine), ending)
@@ -231,6 +233,9 @@ def test_parts_of_another_model_are_refused(pkg: Any) -> None:
     other = lookahead_of(pkg, transformer(pkg, 4, num_hidden_layers=1), "adapter")
     with pytest.raises(ValueError, match="the look-ahead adapter has the shapes of another model, expected those of"):
         pkg.FusedPaSS(model, other)
+    narrow = replace(lookahead_of(pkg, model, "vectors"), head=pkg.SamplerHead.random(model.hidden_size - 1, 5, 7))
+    with pytest.raises(ValueError, match=r"^the sampler head reads hidden states of width \d+, expected \d+$"):
+        pkg.FusedPaSS(model, narrow)
     with pytest.raises(ValueError, match="num_lookahead: found 3, expected an integer from 0 to 2"):
         pkg.FusedPaSS(model, lookahead_of(pkg, model, "vectors"), num_lookahead=3)
     with pytest.raises(ValueError, match="rule: found 'guess', expected one of block, match, token"):

@@ -44,7 +44,10 @@ EXECUTED = (
     "methods.lookahead",
     "methods.draft_model",
     "methods.lookahead_fused",
+    "methods.trees",
+    "methods.fused",
     "methods.candidates",
+    "methods.candidates_fused",
     "adapter",
     "sampler_head",
     "refine",
@@ -107,6 +110,7 @@ def methods(package: str, model: Any) -> list[Any]:
         module(package, "schedule").SCHEDULES,
     )
     one_call = module(package, "methods.lookahead_fused").FusedPaSS
+    tree_in_one_call = module(package, "methods.candidates_fused").FusedCandidates
     tree, rules = module(package, "methods.candidates").Candidates, module(package, "candidates").RULES
     drafter = module(package, "drafters.model").ModelDrafter(model)
 
@@ -129,6 +133,9 @@ def methods(package: str, model: Any) -> list[Any]:
         *(one_call(model, vectors, settings, refinement=each) for each in refinements(package, model)),
         *(tree(model, drafter, settings, rule=rule, num_candidates=(3, 2)) for rule in rules),
         tree(model, drafter, settings, replace(settings, top_k=2), processor=processor, num_candidates=(2, 1)),
+        *(tree_in_one_call(model, vectors, settings, rule=rule, num_candidates=(3, (2, 0, 1))) for rule in rules),
+        tree_in_one_call(model, with_adapter(package, model, vectors), processor=processor, num_candidates=(2, 1)),
+        *(tree_in_one_call(model, vectors, settings, refinement=each) for each in refinements(package, model)),
     ]
 
 
@@ -183,6 +190,10 @@ def exercise(package: str) -> None:
     module(package, "tape").tape(1, 2, 3, 4)
     if package == "gpu":
         module(package, "tape").tape(1, [2, 3], 3, 4)
+        number = tensor(package, np.ones(1))
+        module(package, "schedule").Schedule().follow(number[None, :0], 2, number, number)
+        angles = tensor(package, np.ones((1, 1, 2, 3)))
+        module(package, "layers").rope(tensor(package, np.ones((1, 4, 2, 6))), angles, angles)
     else:
         theory = module(package, "theory")
         rows = np.full((2, 3, 4), 0.25)
@@ -191,6 +202,7 @@ def exercise(package: str) -> None:
         theory.lenient_law(rows[0, 0], rows[0, 1], 0.5)
         for rule in module(package, "candidates").RULES:
             module(package, "candidate_theory").candidate_acceptance(rows[0, 0], rows[0, 1], 2, rule)
+        module(package, "candidate_theory").best_tree([[0.5, 0.25]], 4)
     cache = state.cache.copy()
     cache.advance(3)
     cache.keep(tensor(package, [0, 2] if package == "reference" else [[0, 2]]))

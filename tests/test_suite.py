@@ -97,7 +97,7 @@ def test_verify_needs_no_torch_for_the_specification() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["configurations"] == len(cases.METHODS) * len(CASES)
-    assert found["largest_deviation"] <= 1e-12 and found["executions"] > 1000 and found["seconds"] < 200
+    assert found["largest_deviation"] <= 1e-12 and found["executions"] > 1000 and found["seconds"] < 90
     assert {row["package"] for row in found["rows"]} == {"reference"}
 
 
@@ -111,7 +111,7 @@ def test_verify_prints_a_row_per_package_method_and_rule_of_both() -> None:
         [name, method, rule or "-"] for name in PACKAGES for method, rule in cases.METHODS
     ]
     assert f"{2 * len(cases.METHODS) * len(CASES)} exact laws" in lines[-1]
-    assert float(lines[-1].split(" in ")[1].split(" s;")[0]) < 200
+    assert float(lines[-1].split(" in ")[1].split(" s;")[0]) < 180  # under 80 on a free core
 
 
 @pytest.mark.parametrize(

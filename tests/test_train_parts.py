@@ -214,3 +214,17 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
     assert stopped == [2, 4] and news[0]["first_step"] == 3
     assert all_bits(found) == all_bits(whole)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["parts", "whole"]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_run_goes_on_from_what_another_has_trained(model, tmp_path, parts):
+    """With no step to speak of, everything stays; a part of another size is refused, and nothing is written."""
+    first = train(model, TRAINING, HELD_OUT, tmp_path / "first", settings(parts))
+    tiny = settings(parts, num_steps=1, learning_rate=1e-12, matrix_learning_rate=1e-12)
+    second = train(model, TRAINING, HELD_OUT, tmp_path / "second", tiny, begin=first)
+    assert all_bits(second) == all_bits(first)
+    assert second.training["began_with"]["settings"]["num_steps"] == SHORT.num_steps
+    other = replace(tiny, num_lookahead=3)
+    with pytest.raises(ValueError, match=r"^begin: found num_lookahead 2, expected 3, what is to be trained$"):
+        train(model, TRAINING, HELD_OUT, tmp_path / "third", other, begin=first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]

@@ -331,6 +331,7 @@ MUTANTS = [
 @pytest.mark.parametrize("name, mutate, case", MUTANTS)
 def test_the_comparison_rejects_a_mistake_in_an_equation(saved, monkeypatch, name, mutate, case, package, device):
     home = module(package, "transformer")
+    name = "rotate" if (package, name) == ("gpu", "rope") else name  # what the port turns heads with
     monkeypatch.setattr(home, name, mutate(getattr(home, name)))
     checkpoint = saved(case)
     assert (

@@ -14,13 +14,15 @@ from pass_sampling.reference.cases import METHODS, PROMPT, Configuration, config
 from pass_sampling.reference.law import output_law
 from pass_sampling.reference.tree_size import estimated_executions
 
-# The estimate is the mean of 16 paths and is seeded: that it is right within this factor, on trees of at least 50
-# executions, is a fact about these configurations, not a bound for all.
-FACTOR = 5.0
+# The estimate is the mean of 16 paths and is seeded: that it is right within these factors, on trees of at least 50
+# executions, is a fact about these configurations, not a bound for all. Where a cycle has more choices it is rougher.
+FACTORS = {"autoregressive": 4.0, "lookahead": 4.0, "candidates": 10.0, "candidates-fused": 10.0}
+FACTOR_ELSEWHERE = 5.0
 both_packages = pytest.mark.parametrize(
     "package_name", [pytest.param(name, marks=[pytest.mark.torch] * (name == "gpu")) for name in PACKAGES]
 )
-ONE_RULE_EACH = list({method: (method, rule) for method, rule in reversed(METHODS) if rule != "block"}.values())
+ONE_RULE_EACH = {method: (method, rule) for method, rule in reversed(METHODS) if rule != "block"}
+COMPARED = [*((method, rule) for method, rule in METHODS if method == "lookahead"), *ONE_RULE_EACH.values()]
 CONFIGURATIONS = {configuration.name: configuration for configuration in configurations()}
 
 
@@ -37,13 +39,13 @@ CONFIGURATIONS = {configuration.name: configuration for configuration in configu
         "transformer, sliding window",
     ],
 )
-def test_an_estimate_is_within_a_factor_of_five(name: str, merge: bool) -> None:
+def test_an_estimate_is_within_a_known_factor(name: str, merge: bool) -> None:
     configuration = CONFIGURATIONS[name]
-    for method, rule in ONE_RULE_EACH:
+    for method, rule in dict.fromkeys(COMPARED):
         model, ending = configuration.method(reference, method, rule), configuration.ending(reference)
         estimate = estimated_executions(model, PROMPT, ending, merge=merge)
         executions = output_law(model, PROMPT, ending, merge=merge).executions
-        factor = 2 * FACTOR if method == "candidates" else FACTOR  # twice as many choices in a cycle
+        factor = FACTORS.get(method, FACTOR_ELSEWHERE)
         assert executions / factor <= estimate <= executions * factor or max(executions, estimate) < 50
 
 

@@ -9,18 +9,29 @@ Glossary of shapes: N places.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from ..candidates import RULES
 from ..ending import Ending
-from ..methods import FusedPaSS, Method, PaSS, SpeculativeSampling
+from ..methods import Candidates, FusedCandidates, Method
+from ..methods.fused import Fused
 from ..record import Record
-from ..tape import tape
+from ..state import State
+from ..tape import Draws, tape
 
-__all__ = ["Expectation", "expected_tokens", "expected_tokens_per_forward"]
+__all__ = [
+    "Expectation",
+    "cycles_behind",
+    "expected_tokens",
+    "expected_tokens_per_forward",
+    "most_new_tokens",
+    "reach_of",
+]
 
+TREES = (Candidates, FusedCandidates)
 MOST_LOGITS = 2**21  # rows times vocabulary that are stepped side by side, for the sake of memory
 
 
@@ -39,12 +50,17 @@ def expected_tokens(record: Record, rule: str | None) -> float:
 
     tokens = exact + 1 + sum_i prod_(j<=i) accept[j], or by the block rule
 
-    tokens = exact + 1 + sum_i i accept[i] prod_(j>i) (1 - accept[j])
+    tokens = exact + 1 + sum_i i accept[i] prod_(j>i) (1 - accept[j]), or of a tree
 
-    Of a cycle whose record says nothing of such probabilities it is the number of tokens that came.
+    tokens = 1 + sum_i reach[i], reach[i] = reach[parent] accept[i] prod_(siblings before) (1 - accept[j])
+
+    By match of a tree it is reach[parent] accept[i]. A tree's probabilities must be complete, see `cycles_behind`. Of a
+    cycle whose record says nothing of such probabilities it is the number of tokens that came.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Eq. 1; block: Sun et al. 2024 (arXiv 2403.10444), Algorithm 2.
     """
+    if record.draft_parents:
+        return 1.0 + sum(reach_of(record, rule))
     if not record.draft_tokens or rule not in ("token", "match", "block"):
         return float(len(record.tokens))
     accept = np.array(record.accept_probs)
@@ -56,7 +72,18 @@ def expected_tokens(record: Record, rule: str | None) -> float:
     return record.sources.count("exact") + 1.0 + accepted
 
 
-@torch.inference_mode()
+def reach_of(record: Record, rule: str | None) -> list[float]:
+    """Return the chance that verification accepts each draft of a tree, and so all on its path."""
+    reach: list[float] = []
+    going: dict[int, float] = {-1: 1.0}  # that it comes to a place, and to the candidate behind it that is next
+    for parent, accept in zip(record.draft_parents, record.accept_probs, strict=True):
+        reach.append(going[parent] * accept)
+        going[len(reach) - 1] = reach[-1]
+        if rule != "match":
+            going[parent] *= 1.0 - accept
+    return reach
+
+
 def expected_tokens_per_forward(
     method: Method,
     prefixes: Sequence[Sequence[int]],
@@ -70,26 +97,75 @@ def expected_tokens_per_forward(
     Raises:
         ValueError: there is no prefix or no tape, or a prefix leaves no room for a cycle in the model's context.
     """
-    if not prefixes or num_tapes < 1:
-        raise ValueError(f"prefixes: found {len(prefixes)} on {num_tapes} tapes, expected at least one of each")
-    before = int(isinstance(method, FusedPaSS))
-    ending = Ending((before + 1) * method.num_slots + 1)  # a token needs a uniform: no cycle reaches the end
-    rule = method.rule if isinstance(method, (PaSS, FusedPaSS, SpeculativeSampling)) else None
-    device = method.model.device
-    requests = list(range(len(prefixes) * num_tapes))
-    side_by_side = max(1, min(32, MOST_LOGITS // method.model.vocab_size))
-    tokens, passes = np.zeros(len(requests)), np.zeros(len(requests))
-    for start in range(0, len(requests), side_by_side):
-        now = requests[start : start + side_by_side]
-        state = method.start_batch([prefixes[request // num_tapes] for request in now], ending)
-        for cycle in range(before + 1):
-            state, batch = method.step(state, tape(seed, now, cycle, method.num_slots, device=device))
-            state.raise_fault()
-            state.cache.measure()
-        for request, record in zip(now, batch.rows(), strict=True):
-            tokens[request], passes[request] = expected_tokens(record, rule), record.num_forward_passes
-    tokens, passes = (values.reshape(-1, num_tapes).mean(axis=1) for values in (tokens, passes))
+    rule = getattr(method, "rule", None)
+    records = cycles_behind(method, prefixes, num_tapes, seed)
+    each = [(expected_tokens(record, rule), record.num_forward_passes) for record in records]
+    tokens, passes = np.array(each, np.float64).T.reshape(2, -1, num_tapes).mean(axis=2)
     ratio = float(tokens.sum() / passes.sum())
     spread = np.std(tokens - ratio * passes, ddof=1) if len(tokens) > 1 else None
     error = None if spread is None else float(spread / passes.mean() / np.sqrt(len(tokens)))
     return Expectation(ratio, error, len(prefixes), num_tapes)
+
+
+@torch.inference_mode()
+def cycles_behind(
+    method: Method,
+    prefixes: Sequence[Sequence[int]],
+    num_tapes: int,
+    seed: int = 0,
+) -> list[Record]:
+    """Run one cycle behind every prefix, on several tapes; return the records, those of a prefix together.
+
+    The record of a tree then has the chance of every draft, once reached, also where verification did not come.
+
+    Raises:
+        ValueError: there is no prefix or no tape, or a prefix leaves no room for a cycle in the model's context.
+    """
+    if not prefixes or num_tapes < 1:
+        raise ValueError(f"prefixes: found {len(prefixes)} on {num_tapes} tapes, expected at least one of each")
+    before = int(isinstance(method, Fused))
+    num_rows = method.tree.num_drafts + 1 if isinstance(method, TREES) else 1
+    ending = Ending(most_new_tokens(method))
+    requests = list(range(len(prefixes) * num_tapes))
+    side_by_side = max(1, min(32, MOST_LOGITS // (method.model.vocab_size * num_rows)))
+    records: list[Record] = []
+    for start in range(0, len(requests), side_by_side):
+        now = requests[start : start + side_by_side]
+        state = method.start_batch([prefixes[request // num_tapes] for request in now], ending)
+        chances: list[tuple[float, ...]] = []
+        for cycle in range(before + 1):
+            uniforms = tape(seed, now, cycle, method.num_slots, device=method.model.device)
+            if cycle == before and isinstance(method, TREES):
+                chances = _chances(method, state.copy(), Draws(uniforms, method.slots))
+            state, batch = method.step(state, uniforms)
+            state.raise_fault()
+            state.cache.measure()
+        rows = batch.rows()
+        records += (
+            [replace(row, accept_probs=each) for row, each in zip(rows, chances, strict=True)] if chances else rows
+        )
+    return records
+
+
+def most_new_tokens(method: Method) -> int:
+    """Return a number of new tokens that two cycles do not reach, nor a third one for which they look ahead."""
+    if isinstance(method, TREES):
+        return 3 * (len(method.tree.num_candidates) + 2)
+    return 2 * method.num_slots + 1  # a token needs a uniform
+
+
+def _chances(method: Candidates | FusedCandidates, state: State, draws: Draws) -> list[tuple[float, ...]]:
+    """Return the chance of every draft that a step would verify, once reached, in the order of its record."""
+    _, drafts, real, *_ = method.propose(state, draws)
+    logits, tree = method.model.logits(real), drafts.tree
+    accept = torch.zeros_like(drafts.probs[:, :, 0])
+    for place, children in enumerate(tree.children):
+        if children:
+            path, here = drafts.tokens[:, tree.path(place)], slice(children.start, children.stop)
+            used = drafts.used[:, here]
+            laws, _ = method.laws(state, logits[:, place : place + 1], used[:, :1], path, path.shape[1])
+            ignored = Draws(torch.zeros(used.shape, dtype=torch.float64, device=used.device), {"accept": len(children)})
+            verify, count = RULES[method.rule].verify, used.sum(dim=1)
+            candidates = drafts.probs[:, here], drafts.tokens[:, here]
+            accept[:, here] = verify(laws[:, 0], *candidates, ignored, 0, count, count > 0).accept_probs
+    return [tuple(row[1:][used[1:]].tolist()) for row, used in zip(accept, drafts.used, strict=True)]

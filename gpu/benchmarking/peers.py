@@ -15,6 +15,7 @@ import torch
 
 from ..benchmark import Run, Writer
 from ..config import SamplingConfig
+from ..hf.loading import load_with_transformers
 
 __all__ = ["Peer", "load_peer", "peer_writer"]
 
@@ -40,21 +41,9 @@ def load_peer(folder: Path, dtype: torch.dtype, device: torch.device) -> Peer:
     Raises:
         ValueError: transformers cannot read it.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import logging
+    from transformers import GenerationConfig
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises anything here
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{folder} holds nothing for transformers ({reason}), expected a model that it reads"
-        ) from None
-    peer = Peer(model.eval().to(device))
+    peer = Peer(load_with_transformers(folder, dtype, device))
     peer.model.generation_config = GenerationConfig(pad_token_id=0)  # type: ignore[no-untyped-call]
     peer.model.register_forward_pre_hook(peer.count, with_kwargs=True)
     return peer

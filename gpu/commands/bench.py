@@ -14,26 +14,28 @@ import argparse
 import json
 import os
 import tempfile
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..checkpoints import HELD_OUT
-from .bench_output import machine, notes_of, print_table, settings_of, versions
-from .contenders import NAMES, chosen_names, contenders_for
-from .drafting import add_drafting, check_drafting, num_draft
-from .options import add_json, add_machine, add_model, add_sampling, named_held_out, open_model, sampling_of
+from .bench_output import machine, notes_of, outcome_of, print_table, settings_of, versions
+from .bench_shape import SHAPE_NAMES, run_shape
+from .bench_texts import bench_texts, prefixes_for, prompts_for, room_of
+from .contenders import NAMES, PLANNED, chosen_names, contenders_for
+from .drafting import add_drafting, check_drafting
+from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
+from .planned import add_plan, planned
 from .progress import Bar
-from .text import check_unicode, encode_prompt, load_tokenizer
+from .text import load_tokenizer
 
 if TYPE_CHECKING:
-    from ..methods import Method
+    pass
 
 HELP = "compare all methods of decoding on one checkpoint"
 FULL = {"repeats": 5, "max_new_tokens": 96, "num_prompts": 12, "num_places": 64, "num_tapes": 8}
 QUICK = {"repeats": 3, "max_new_tokens": 64, "num_prompts": 6, "num_places": 24, "num_tapes": 4}
 BUDGET = 45  # seconds that the runs of --quick may take, beside loading and expectations
-PROMPT_LENGTH, PREFIX_LENGTH = 96, 128  # tokens
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"some of {', '.join(NAMES)}; plain decoding always runs; default: all that can run on the checkpoint",
     )
     add_drafting(parser)
+    add_plan(parser)
     parser.add_argument(
         "--prompts",
         type=Path,
@@ -68,10 +71,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="at most two minutes: fewer runs, prompts and tokens, on free cores"
     )
+    parser.add_argument(
+        "--shape",
+        choices=SHAPE_NAMES,
+        help="instead of all this, measure passes over random weights of the shape of a model of 1B or 7B parameters "
+        "against the memory's speed; default: none",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a .png or .svg to draw as well; default: none")
     add_sampling(parser)
     add_machine(parser)
     add_json(parser)
+    parser.set_defaults(method=None)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -81,6 +91,9 @@ def run(arguments: argparse.Namespace) -> None:
     from ..config import check_integer
     from ..ending import Ending
 
+    if arguments.shape is not None:
+        run_shape(arguments)
+        return
     for name, value in (QUICK if arguments.quick else FULL).items():
         if getattr(arguments, name, None) is None:
             setattr(arguments, name, value)
@@ -90,18 +103,19 @@ def run(arguments: argparse.Namespace) -> None:
     names = chosen_names(arguments)
     _check_plot(arguments.plot)
     sampling = sampling_of(arguments)
-    source, texts = _texts(arguments)
+    source, texts = bench_texts(arguments)
     model = open_model(arguments)
     tokenizer = load_tokenizer(arguments.model)
-    prompts = _prompts(arguments, tokenizer, texts, model.max_position_embeddings)
-    contenders, methods, left_out = contenders_for(names, arguments, model, sampling)
+    prompts = prompts_for(arguments, tokenizer, texts, model.max_position_embeddings)
+    plan = planned(arguments, model, sampling)[0] if PLANNED in names else None
+    contenders, methods, left_out = contenders_for(names, arguments, model, sampling, plan)
     for method in methods.values():
         for prompt in prompts:
             method.start(prompt, Ending(arguments.max_new_tokens))  # refuses what does not fit, before anything is run
-    prefixes = _prefixes(arguments, tokenizer, texts, prompts, min(map(_room, methods.values())))
+    prefixes = prefixes_for(arguments, tokenizer, texts, prompts, min(map(room_of, methods.values())))
     if arguments.quick:
         _spare_threads(model.device.type)
-    where = machine(model)
+    where = machine(model.device)
     with Bar("writing", unit="text", quiet=arguments.json) as bar:
         runs = run_all(
             contenders,
@@ -123,7 +137,10 @@ def run(arguments: argparse.Namespace) -> None:
     rows = rows_of({contender.name: contender.options for contender in contenders}, runs, expectations)
     settings = settings_of(arguments, model, source, prompts, prefixes, left_out)
     settings["notes"] = notes_of(rows, settings, where)
+    if plan is not None:
+        settings["notes"].append(outcome_of(plan, rows))
     result = {"machine": where, "versions": versions(), "settings": settings, "rows": rows}
+    result |= {} if plan is None else {"plan": asdict(plan)}
     if arguments.json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
@@ -167,57 +184,3 @@ def _check_plot(path: Path | None) -> None:
             tempfile.TemporaryFile(dir=path.parent).close()  # permissions alone do not tell
     except OSError as error:
         raise ValueError(f"--plot: {path} cannot be written ({error.strerror}), expected a place that can") from None
-
-
-def _texts(arguments: argparse.Namespace) -> tuple[str, list[str]]:
-    """Return where the prompts come from, and the texts: the prompts themselves, or files that they begin."""
-    from ..benchmarking.prompts import read_library, read_prompts
-    from .demo import PROMPTS
-
-    if arguments.prompts is not None:
-        try:
-            prompts = read_prompts(arguments.prompts)
-        except OSError as error:
-            raise ValueError(
-                f"--prompts: {arguments.prompts} cannot be read ({error.strerror}), expected JSON lines"
-            ) from None
-        return os.fspath(arguments.prompts), [check_unicode("--prompts", prompt) for prompt in prompts]
-    library = read_library(named_held_out(HELD_OUT))
-    if library:
-        return "held-out files of the standard library", list(library.values())
-    return "beginnings that come with the package", list(PROMPTS)  # this Python has its library in an archive
-
-
-def _prompts(arguments: argparse.Namespace, tokenizer: Any, texts: list[str], room: int) -> list[list[int]]:
-    """Return the prompts that everybody continues."""
-    from ..benchmarking.prompts import pieces
-
-    if arguments.prompts is not None:
-        return [encode_prompt(tokenizer, text, "--prompts") for text in texts]
-    length = max(1, min(PROMPT_LENGTH, room - arguments.max_new_tokens))
-    return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, arguments.num_prompts, length)]
-
-
-def _room(method: Method) -> int:
-    """Return the length of a text behind which a method has room for a cycle."""
-    drafter = getattr(method, "drafter", None)
-    contexts = [method.model.max_position_embeddings, getattr(drafter, "max_position_embeddings", None)]
-    return min(context for context in contexts if context is not None) - 2 * method.num_slots - 1
-
-
-def _prefixes(
-    arguments: argparse.Namespace, tokenizer: Any, texts: list[str], prompts: list[list[int]], room: int
-) -> list[list[int]]:
-    """Return the places at which an expectation is taken: prefixes of text that the model did not write."""
-    from ..benchmarking.prompts import pieces, prefixes_of
-
-    if room < 1:
-        raise ValueError(
-            f"num_draft: found {num_draft(arguments)}, expected fewer drafts: no cycle of so many fits into the "
-            "model's context"
-        )
-    if arguments.prompts is not None:
-        return [prefix[:room] for prefix in prefixes_of(prompts, arguments.num_places)]
-    length = min(PREFIX_LENGTH, room)
-    inside = pieces(texts, arguments.num_places, length)
-    return [encode_prompt(tokenizer, text)[:length] for text in inside]

@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING, Any
 from .drafting import num_draft
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..plan import Plan
     from ..transformer import Transformer
 
-__all__ = ["machine", "notes_of", "print_table", "settings_of", "versions"]
+__all__ = ["machine", "notes_of", "outcome_of", "print_table", "settings_of", "versions"]
 
 Row = Mapping[str, Any]
 STEADY = 1.5  # how far apart the speeds of plain decoding may be
 NO_END = "no token ends a text early, so that all have the same length"
 
 
-def machine(model: Transformer) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """Return what the figures were measured on."""
     import torch
 
     processor = platform.processor() or platform.machine()
-    if model.device.type == "cuda":
-        processor = torch.cuda.get_device_name(model.device)
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
     elif (info := Path("/proc/cpuinfo")).is_file():
         names = [
             line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
@@ -39,7 +42,7 @@ def machine(model: Transformer) -> dict[str, Any]:
         "system": platform.system(),
         "architecture": platform.machine(),
         "processor": processor,
-        "device": str(model.device),
+        "device": str(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # what else ran in the minute before
@@ -72,7 +75,8 @@ def settings_of(
         "top_k": arguments.top_k,
         "top_p": arguments.top_p,
         "num_draft": num_draft(arguments),
-        "verify": arguments.verify or "token",
+        "candidates": arguments.candidates,
+        "verify": arguments.verify or ("token" if arguments.candidates is None else "without-replacement"),
         "max_new_tokens": arguments.max_new_tokens,
         "end": NO_END,
         "repeats": arguments.repeats,
@@ -123,6 +127,16 @@ def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[st
             )
         )
     return notes
+
+
+def outcome_of(plan: Plan, rows: Sequence[Row]) -> str:
+    """Return what a plan promised, and what came of it."""
+    row = next(row for row in rows if row["method"] == "planned")
+    expected = plan.prediction
+    return (
+        f"planned is {plan.method}: {expected['ratio_to_plain']:.2f} times plain decoding was predicted, and "
+        f"{expected['tokens_per_cycle']:.2f} tokens a cycle; it was {row['ratio_to_plain']:.2f} times"
+    )
 
 
 def print_table(result: Mapping[str, Any]) -> None:

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from .drafting import FLAGS, Unavailable, draft_model_folder, flag_called, num_draft
 from .methods import METHODS, method_called, options_of
+from .planned import with_plan
 
 if TYPE_CHECKING:
     from ..benchmark import Contender
     from ..benchmarking.peers import Peer
     from ..config import SamplingConfig
     from ..methods import Method
+    from ..plan import Plan
     from ..transformer import Transformer
 
-__all__ = ["NAMES", "chosen_names", "contenders_for"]
+__all__ = ["NAMES", "PLANNED", "chosen_names", "contenders_for"]
 
 PLAIN = "autoregressive"
 PEERS = {
@@ -23,7 +25,8 @@ PEERS = {
     "transformers-prompt-lookup": ("num_draft",),
     "transformers-assisted": ("draft_model", "num_draft"),
 }
-NAMES = (*METHODS, *PEERS)
+PLANNED = "planned"
+NAMES = (*METHODS, PLANNED, *PEERS)
 
 
 def chosen_names(arguments: argparse.Namespace) -> list[str]:
@@ -38,7 +41,7 @@ def chosen_names(arguments: argparse.Namespace) -> list[str]:
             raise ValueError(f"--methods: found {name!r:.80}, expected some of {', '.join(NAMES)}, with commas between")
         if asked.count(name) > 1:
             raise ValueError(f"--methods: found {name} twice, expected every method once")
-    takes = {flag for name in asked for flag in (METHODS[name].takes if name in METHODS else PEERS[name])}
+    takes = {flag for name in asked for flag in (METHODS[name].takes if name in METHODS else PEERS.get(name, ()))}
     for flag in FLAGS:
         if getattr(arguments, flag) is not None and flag not in takes:
             raise ValueError(f"{flag_called(flag)}: found it without a method that takes it, expected one in --methods")
@@ -46,7 +49,11 @@ def chosen_names(arguments: argparse.Namespace) -> list[str]:
 
 
 def contenders_for(
-    names: list[str], arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
+    names: list[str],
+    arguments: argparse.Namespace,
+    model: Transformer,
+    sampling: SamplingConfig,
+    plan: Plan | None = None,
 ) -> tuple[list[Contender], dict[str, Method], dict[str, str]]:
     """Make the contenders; return the methods among them by name as well, and who is left out, with the reason.
 
@@ -61,9 +68,10 @@ def contenders_for(
     library: dict[str, Any] = {}
     for name in names:
         try:
-            if name in METHODS:
-                methods[name] = method_called(name, arguments, model, sampling)
-                made.append(Contender(name, method_writer(methods[name]), options_of(methods[name])))
+            if name in METHODS or name == PLANNED:
+                methods[name] = _method(name, arguments, model, sampling, plan)
+                said = {"method": plan.method} if plan and name == PLANNED else {}
+                made.append(Contender(name, method_writer(methods[name]), said | options_of(methods[name])))
             else:
                 made.append(_peer(name, arguments, model, sampling, library))
         except Unavailable as error:
@@ -71,6 +79,16 @@ def contenders_for(
                 raise ValueError(f"--methods {name}: {error}") from None
             left_out[name] = str(error)
     return made, methods, left_out
+
+
+def _method(
+    name: str, arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig, plan: Plan | None
+) -> Method:
+    if name != PLANNED:
+        return method_called(name, arguments, model, sampling)
+    if plan is None:
+        raise Unavailable("flags say how to decode, expected none of them for a plan")
+    return method_called(plan.method, with_plan(arguments, plan), model, sampling)
 
 
 def _peer(

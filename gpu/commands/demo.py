@@ -1,5 +1,7 @@
 """Watch a model write with PaSS, every token in the colour of how it came; then see what that cost.
 
+Three ways take turns: plain decoding, PaSS as published, and PaSS in one call per step with what was trained for it.
+
   pass-sampling demo
   pass-sampling demo --temperature 0 --prompt 'class Stack:'
   pass-sampling demo --model FOLDER --lookahead VECTORS --device cuda
@@ -16,11 +18,22 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from .methods import method_called, options_of
-from .options import add_json, add_lookahead, add_machine, add_model, add_sampling, open_model, sampling_of
+from .drafting import FLAGS, Unavailable
+from .methods import method_called
+from .options import (
+    add_json,
+    add_lookahead,
+    add_machine,
+    add_model,
+    add_sampling,
+    is_in_the_box,
+    open_model,
+    sampling_of,
+)
 from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
+    from ..config import SamplingConfig
     from ..methods import Method
     from ..record import Generation
     from ..transformer import Transformer
@@ -32,7 +45,8 @@ PROMPTS = (
     'class Queue:\n    """First in, first out."""\n\n    def __init__(self, maxsize=0):',
     "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:",
 )
-PLAIN, PASS = "plain decoding", "PaSS"
+PLAIN = "plain decoding"
+WAYS = {"PaSS": "lookahead", "PaSS, one call": "lookahead-fused"}  # as published, and ours
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     add_machine(parser)
     add_json(parser)
-    parser.set_defaults(num_draft=None, verify=None)  # as many as there are vectors, token by token
+    parser.set_defaults(**dict.fromkeys((*FLAGS[1:],)))  # as many drafts as there are vectors, token by token
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -67,21 +81,36 @@ def run(arguments: argparse.Namespace) -> None:
     texts = [check_unicode("--prompt", text) for text in arguments.prompt or PROMPTS]
     sampling = sampling_of(arguments)
     model = open_model(arguments)
-    names = {PLAIN: "autoregressive", PASS: "lookahead"}
-    methods = {shown: method_called(name, arguments, model, sampling) for shown, name in names.items()}
+    methods = _methods(arguments, model, sampling)
     tokenizer = load_tokenizer(arguments.model)
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     for prompt in prompts:  # before anything is shown
         check_prompt(prompt, model.vocab_size)
         check_context(len(prompt), arguments.max_new_tokens, model.max_position_embeddings)
     if not arguments.json:
-        _show(methods[PASS], texts, prompts, tokenizer, arguments)
+        _show(list(methods.values())[-1], texts, prompts, tokenizer, arguments)
     rows = _measure(methods, prompts, arguments)
     machine = _machine(model, arguments)
     if arguments.json:
         print(json.dumps({"rows": rows, **machine}, indent=2, allow_nan=False))
         return
-    _print_table(rows, options_of(methods[PASS])["num_lookahead"], machine)
+    _print_table(rows, machine)
+
+
+def _methods(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> dict[str, Method]:
+    """Return plain decoding and what the vectors can be used with: those with an adapter or a head in one call alone.
+
+    Raises:
+        Unavailable: there are no vectors.
+    """
+    methods = {PLAIN: method_called("autoregressive", arguments, model, sampling)}
+    for shown, name in WAYS.items():
+        try:
+            methods[shown] = method_called(name, arguments, model, sampling)
+        except Unavailable:
+            if name != "lookahead" or (arguments.lookahead is None and not is_in_the_box(arguments.model)):
+                raise
+    return methods
 
 
 def _show(
@@ -112,9 +141,9 @@ def _show(
 
 
 def _measure(methods: dict[str, Method], prompts: list[list[int]], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the methods in turn, several times; return the figures of the pair whose ratio is the median.
+    """Run the methods in turn, several times; return the figures of the turn with the last one's median ratio.
 
-    All figures are those of one pair, so that they agree with one another.
+    All figures are those of one turn, so that they agree with one another.
     """
     results: dict[str, list[Generation]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
@@ -125,7 +154,7 @@ def _measure(methods: dict[str, Method], prompts: list[list[int]], arguments: ar
             if repeat > 0:  # the first run warms up
                 seconds[name].append(time.perf_counter() - started)
     tokens = {name: sum(len(result.tokens) for result in results[name]) for name in methods}
-    ratios = [plain / mine for mine, plain in zip(seconds[PASS], seconds[PLAIN], strict=True)]
+    ratios = [plain / mine for mine, plain in zip(seconds[list(methods)[-1]], seconds[PLAIN], strict=True)]
     median = ratios.index(statistics.median_low(ratios))
     rows = {}
     for name in methods:
@@ -135,6 +164,7 @@ def _measure(methods: dict[str, Method], prompts: list[list[int]], arguments: ar
             "tokens": tokens[name],
             "num_forward_passes": passes,
             "tokens_per_forward": tokens[name] / passes,
+            "positions_per_forward": sum(result.num_positions for result in results[name]) / passes,
             "seconds": seconds[name][median],
             "tokens_per_second": rate,
             "milliseconds_per_pass": 1000 * seconds[name][median] / passes,
@@ -166,11 +196,11 @@ def _machine(model: Transformer, arguments: argparse.Namespace) -> dict[str, Any
     }
 
 
-def _print_table(rows: dict[str, Any], num_lookahead: int, machine: dict[str, Any]) -> None:
-    """Print the figures, and in one sentence what they mean here."""
+def _print_table(rows: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Print the figures, and in a sentence for each way of drafting what they mean here."""
     law = f"temperature {machine['temperature']:g}, top-k {machine['top_k']}, top-p {machine['top_p']:g}"
     print(
-        f"The same law, {law}, written both ways (texts differ, and may end early): {machine['dtype']} on "
+        f"The same law, {law}, written {len(rows)} ways (texts differ, and may end early): {machine['dtype']} on "
         f"{machine['device']}, {machine['threads']} threads, the median of {machine['repeats']} paired runs."
     )
     print(
@@ -183,11 +213,12 @@ def _print_table(rows: dict[str, Any], num_lookahead: int, machine: dict[str, An
             f"{row['milliseconds_per_pass']:13.2f}{row['seconds']:9.2f}{row['tokens_per_second']:14.0f}"
             f"{row['ratio_to_plain']:7.2f}"
         )
-    fewer = rows[PASS]["tokens_per_forward"] / rows[PLAIN]["tokens_per_forward"]
-    dearer = rows[PASS]["milliseconds_per_pass"] / rows[PLAIN]["milliseconds_per_pass"]
-    speed = rows[PASS]["ratio_to_plain"]
-    verdict = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
-    print(
-        f"PaSS gets {fewer:.2f} times the tokens out of a pass, and a pass with {num_lookahead} more rows takes "
-        f"{dearer:.2f} times as long: on this machine {speed:.2f} times the speed, {verdict} plain decoding."
-    )
+    for name, row in list(rows.items())[1:]:
+        fewer = row["tokens_per_forward"] / rows[PLAIN]["tokens_per_forward"]
+        dearer = row["milliseconds_per_pass"] / rows[PLAIN]["milliseconds_per_pass"]
+        speed = row["ratio_to_plain"]
+        verdict = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
+        print(
+            f"{name} gets {fewer:.2f} times the tokens out of a pass, which takes {dearer:.2f} times as long: on this "
+            f"machine {speed:.2f} times the speed, {verdict} plain decoding."
+        )

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from ..checkpoints import DRAFT_MODEL
 from .options import add_lookahead, is_in_the_box
+from .places import place, said
 
 __all__ = [
     "FLAGS",
+    "HOW",
     "Unavailable",
     "add_drafting",
     "check_drafting",
@@ -18,9 +20,10 @@ __all__ = [
     "flag_called",
     "folder_for",
     "num_draft",
+    "numbers",
 ]
 
-HOW = ("num_draft", "verify", "schedule", "lenience", "refine")
+HOW = ("num_draft", "candidates", "verify", "schedule", "lenience", "refine", "groups")
 FLAGS = ("lookahead", "draft_model", "ngram", *HOW)  # of methods that draft
 NUM_DRAFT = 4
 
@@ -34,12 +37,12 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     add_lookahead(parser)
     parser.add_argument(
         "--draft-model",
-        type=Path,
+        type=place,
         metavar="FOLDER",
         help="a smaller model over the same vocabulary, which drafts; default: the one in the box",
     )
     parser.add_argument(
-        "--ngram", type=Path, metavar="FOLDER", help="an n-gram model, which drafts; default: the one in the box"
+        "--ngram", type=place, metavar="FOLDER", help="an n-gram model, which drafts; default: the one in the box"
     )
     parser.add_argument(
         "--num-draft",
@@ -48,10 +51,17 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         help=f"drafts per verification; default: {NUM_DRAFT}, or as many as there are look-ahead vectors",
     )
     parser.add_argument(
+        "--candidates",
+        metavar="C,C,...",
+        help="draft a tree, with so many candidates behind everything at each depth: 3,2,1; or with a number for each "
+        "place of a depth: 3,2+1+0,1; default: one draft behind another",
+    )
+    parser.add_argument(
         "--verify",
-        choices=("token", "block", "match"),
+        choices=("token", "block", "match", "without-replacement", "with-replacement", "k-seq"),
         help="how drafts are verified, each way exact: token by token, as a block, or by drawing from the model until "
-        "a draw misses the draft; default: token",
+        "a draw misses the draft (match); of --candidates by how they are drawn, without replacement or with, by k-seq "
+        "or match; default: token, or without-replacement",
     )
     parser.add_argument(
         "--schedule",
@@ -66,6 +76,12 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         "trained with the vectors; default: the head where there is one",
     )
     parser.add_argument(
+        "--groups",
+        type=numbers,
+        metavar="A,B,...",
+        help="behind how many accepted drafts look-ahead rows hang in the pass; default: behind any number",
+    )
+    parser.add_argument(
         "--lenience",
         type=float,
         metavar="X",
@@ -74,12 +90,24 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Read numbers with commas between."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r:.80}, expected numbers with commas between") from None
+
+
 def check_drafting(arguments: argparse.Namespace) -> None:
-    """Refuse a number of drafts that cannot be, before anything is loaded."""
+    """Refuse a number of drafts or a tree that cannot be, before anything is loaded."""
     from ..config import check_integer
 
     if arguments.num_draft is not None:
         check_integer("num_draft", arguments.num_draft, 1, 2**16)
+    if arguments.candidates is not None:
+        from .candidates import parse_candidates
+
+        parse_candidates(arguments.candidates)
 
 
 def num_draft(arguments: argparse.Namespace) -> int:
@@ -106,7 +134,7 @@ def folder_for(arguments: argparse.Namespace, flag: str, in_the_box: Path, what:
     if folder is None and is_in_the_box(arguments.model) and in_the_box.is_dir():
         folder = in_the_box
     if folder is None:
-        raise Unavailable(f"found no {what} for {arguments.model}, expected {flag_called(flag)} FOLDER")
+        raise Unavailable(f"found no {what} for {said(arguments.model)}, expected {flag_called(flag)} FOLDER")
     return folder
 
 

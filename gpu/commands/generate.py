@@ -2,6 +2,10 @@
 
   pass-sampling generate --prompt 'def main():'
   pass-sampling generate --model FOLDER --lookahead VECTORS --prompt-file story.txt --temperature 0.7 --json
+  pass-sampling generate --model org/name --chat --interactive
+
+With --interactive every line of standard input is a prompt, and one that ends in a backslash goes on in the next.
+Ctrl-C ends a text, or the program where none is being written, as /quit does and the end of the input.
 
 The new text goes to standard output as it is accepted, a summary to standard error.
 """
@@ -12,12 +16,15 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .chat import Conversation, add_chat, check_chat
 from .drafting import add_drafting, check_drafting
 from .methods import METHODS, method_for, options_of
 from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
+from .planned import add_plan, planned
 from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
@@ -33,13 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=tuple(METHODS),
-        help="how to decode, by the same law; default: what was given to draft from, else lookahead (PaSS) where there "
-        "are vectors, else autoregressive",
+        help="how to decode, by the same law; default: what is the fastest here, see pass-sampling plan",
     )
     add_drafting(parser)
+    add_plan(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file with the text to continue")
+    prompt.add_argument("--interactive", action="store_true", help="read prompts from standard input, line by line")
+    add_chat(parser)
     parser.add_argument(
         "--max-new-tokens", type=int, default=128, metavar="N", help="length of the new text; default: %(default)s"
     )
@@ -61,19 +70,34 @@ def run(arguments: argparse.Namespace) -> None:
     from ..config import check_integer
     from ..ending import Ending
     from ..generation import generate
+    from ..methods import Autoregressive
+    from .interactive import talk
     from .streaming import SourceStream
 
     check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
     check_drafting(arguments)
+    check_chat(arguments)
     stops = [check_unicode("--stop", stop) for stop in arguments.stop_strings]
-    text = _prompt(arguments)
+    text = "" if arguments.interactive else _prompt(arguments)
     sampling = sampling_of(arguments)
     model = open_model(arguments)
-    method_name, method = method_for(arguments, model, sampling)
     tokenizer = load_tokenizer(arguments.model)
-    prompt = encode_prompt(tokenizer, text, "--prompt" if arguments.prompt_file is None else arguments.prompt_file)
+    conversation = Conversation(tokenizer, arguments.model, arguments.system) if arguments.chat else None
+    if arguments.interactive:
+        prompt = [0]  # stands for the first one
+    elif conversation is not None:
+        prompt, _ = conversation.tokens(text)
+    else:
+        prompt = encode_prompt(tokenizer, text, "--prompt" if arguments.prompt_file is None else arguments.prompt_file)
     decode = decoder_of(tokenizer)
     ending = Ending(arguments.max_new_tokens, model.eos_token_ids, stops, decode)
+    plan, arguments = planned(arguments, model, sampling, lambda: Autoregressive(model, sampling).start(prompt, ending))
+    method_name, method = method_for(arguments, model, sampling)
+    how = method_name + (", planned" if plan else "")
+    how += f", LOSSY: lenience {arguments.lenience:g}" if (arguments.lenience or 1) < 1 else ""
+    if arguments.interactive:
+        talk(method, how, tokenizer, ending, conversation, arguments)
+        return
     shown = SourceStream(ending, plain=True)
     started = time.perf_counter()
     result = generate(
@@ -88,13 +112,13 @@ def run(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     if arguments.json:
         found = summary(method_name, result, seconds) | _setting(arguments, method, text)
+        found["plan"] = plan and asdict(plan)
         print(json.dumps(found, indent=2, allow_nan=False))
         return
     shown.finish(result.text or "")
     print(
         f"{len(result.tokens)} tokens in {result.num_forward_passes} passes, {result.tokens_per_forward:.2f} per pass, "
-        f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), method {method_name}"
-        + (f", LOSSY: lenience {arguments.lenience:g}" if (arguments.lenience or 1) < 1 else ""),
+        f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), method {how}",
         file=sys.stderr,
     )
 
@@ -138,6 +162,8 @@ def _setting(arguments: argparse.Namespace, method: Method, prompt: str) -> dict
     model = method.model
     return {
         "prompt": prompt,
+        "chat": arguments.chat,
+        "system": arguments.system,
         "model": model.name,
         "verify": getattr(method, "rule", None),
         "options": options_of(method),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import HELD_OUT
-from .options import is_in_the_box, named_held_out
+from .options import is_in_the_box, named_held_out, open_model
+from .places import fetch_folders
 from .progress import Bar
 from .text import load_tokenizer
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..train import TrainConfig
-    from ..transformer import Transformer
+    from ..train import Trainable, TrainConfig
 
     Tokens = npt.NDArray[np.int64]
 
@@ -94,7 +94,21 @@ def divided(texts: dict[str, str], arguments: argparse.Namespace) -> tuple[list[
     return split_texts(texts) if len(texts) >= HELD_OUT_FILES else (sorted(texts), [])
 
 
-def encoded(tokenizer: Any, texts: list[str], model: Transformer, arguments: argparse.Namespace) -> list[Tokens]:
+def open_trainable(arguments: argparse.Namespace) -> Trainable:
+    """Load the model, by transformers where its kind is none of this package's own."""
+    from ..files.folder import file_in, open_folder, read_json
+    from ..files.model_settings import FAMILIES
+
+    fetch_folders(arguments)
+    if read_json(file_in(open_folder(arguments.model), "config.json")).get("model_type") in tuple(FAMILIES):
+        return open_model(arguments)
+    from ..hf.loading import load_with_transformers
+    from ..hf.model import TransformersModel
+
+    return TransformersModel(load_with_transformers(arguments.model, arguments.dtype, arguments.device))
+
+
+def encoded(tokenizer: Any, texts: list[str], model: Trainable, arguments: argparse.Namespace) -> list[Tokens]:
     """Return each text's tokens with the end of text behind them.
 
     Raises:
@@ -113,7 +127,7 @@ def encoded(tokenizer: Any, texts: list[str], model: Transformer, arguments: arg
 
 
 def read_tokens(
-    texts: dict[str, str], model: Transformer, config: TrainConfig, arguments: argparse.Namespace
+    texts: dict[str, str], model: Trainable, config: TrainConfig, arguments: argparse.Namespace
 ) -> tuple[Tokens, Tokens]:  # [N], [M]
     """Return the tokens to train on and those held out: whole files where there are enough of them."""
     import numpy as np
@@ -133,7 +147,7 @@ def read_tokens(
 
 
 def written_tokens(
-    model: Transformer, config: TrainConfig, arguments: argparse.Namespace
+    model: Trainable, config: TrainConfig, arguments: argparse.Namespace
 ) -> tuple[Tokens, Tokens]:  # [N], [M]
     """Let the model write, and hold out the last tenth."""
     from ..training.own_text import own_text

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..checkpoints import FUSED, LOOKAHEAD, NGRAM
+from .candidates import candidates_with, check_for_a_tree, rule_of
 from .drafting import FLAGS, Unavailable, check_same_tokens, draft_model_folder, flag_called, folder_for, num_draft
+from .method_options import options_of
 from .options import is_in_the_box, load_vectors, no_vectors
 
 if TYPE_CHECKING:
     from ..config import SamplingConfig
     from ..drafters import Drafter, NgramModel
+    from ..lookahead import LookAhead
     from ..methods import FusedPaSS, Method, PaSS
     from ..transformer import Transformer
 
 Kind = TypeVar("Kind", "PaSS", "FusedPaSS")
-__all__ = ["METHODS", "method_called", "method_for", "options_of"]
+__all__ = ["METHODS", "folders_of", "method_called", "method_for", "options_of"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def _wanted(arguments: argparse.Namespace) -> str:
     given = [flag for flag in sources if getattr(arguments, flag) is not None]
     if len(given) > 1:
         raise ValueError(f"found {' and '.join(map(flag_called, given))}, expected one of them")
+    if arguments.candidates is not None and given in ([], ["lookahead"]):
+        return "lookahead-fused"
     if given:
         return sources[given[0]]
     return "lookahead" if is_in_the_box(arguments.model) else "autoregressive"
@@ -79,23 +84,21 @@ def method_called(name: str, arguments: argparse.Namespace, model: Transformer, 
     return METHODS[name].build(arguments, model, sampling)
 
 
-def options_of(method: Method) -> dict[str, Any]:
-    """Return the settings of a method that tell it from others of its kind."""
-    from ..methods import FusedPaSS, PaSS, SpeculativeSampling
-    from ..schedule import Schedule
+def folders_of(name: str, arguments: argparse.Namespace) -> dict[str, Path]:
+    """Return the folders that a method drafts from, by their flags, given or in the box.
 
-    if isinstance(method, FusedPaSS):
-        parts = [part for part in ("adapter", "head") if getattr(method.lookahead, part) is not None]
-        refined = type(method.refinement).__name__.removesuffix("Refinement").lower()
-        return {"num_lookahead": len(method.vectors), "parts": parts, "refine": refined, "verify": method.rule}
-    if isinstance(method, PaSS):
-        return {"num_lookahead": len(method.vectors), "verify": method.rule}
-    if isinstance(method, SpeculativeSampling):
-        found = {"drafter": method.drafter.name, "num_draft": method.num_draft, "verify": method.rule}
-        if type(method.schedule) is not Schedule:
-            found["schedule"] = type(method.schedule).__name__
-        return found if method.lenience == 1 else found | {"lossy_lenience": method.lenience}
-    return {}
+    Raises:
+        Unavailable: there is none where one is needed.
+    """
+    found: dict[str, Path] = {}
+    if "lookahead" in METHODS[name].takes:
+        in_the_box = FUSED if name == "lookahead-fused" and FUSED.is_dir() else LOOKAHEAD
+        found["lookahead"] = folder_for(arguments, "lookahead", in_the_box, "look-ahead vectors")
+    if name == "draft-model":
+        found["draft_model"] = draft_model_folder(arguments)
+    if name == "ngram" or arguments.refine == "ngram":
+        found["ngram"] = folder_for(arguments, "ngram", NGRAM, "n-gram model")
+    return found
 
 
 def _autoregressive(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
@@ -111,10 +114,17 @@ def _lookahead(arguments: argparse.Namespace, model: Transformer, sampling: Samp
 
 
 def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
-    from ..methods import FusedPaSS
+    from ..methods import FusedCandidates, FusedPaSS
     from ..refine import NgramRefinement, Unrefined
 
-    method = _with_vectors(FusedPaSS, arguments, model, sampling)
+    method: FusedPaSS | FusedCandidates
+    if arguments.candidates is None:
+        method = _with_vectors(FusedPaSS, arguments, model, sampling)
+    else:
+        lookahead, shape = _vectors(FUSED, arguments, model), check_for_a_tree(arguments)
+        method = FusedCandidates(model, lookahead, sampling, rule=rule_of(arguments), num_candidates=shape)
+    if arguments.groups is not None:
+        method = replace(method, groups=arguments.groups)
     if arguments.refine == "none":
         return replace(method, refinement=Unrefined())
     if arguments.refine == "ngram":
@@ -129,9 +139,7 @@ def _with_vectors(
 ) -> Kind:
     from ..methods import FusedPaSS
 
-    lookahead = load_vectors(arguments, model, FUSED if kind is FusedPaSS else LOOKAHEAD)
-    if lookahead is None:
-        raise Unavailable(no_vectors(arguments.model))
+    lookahead = _vectors(FUSED if kind is FusedPaSS else LOOKAHEAD, arguments, model)
     if kind is not FusedPaSS and (lookahead.adapter is not None or lookahead.head is not None):
         raise Unavailable("found vectors trained with an adapter or a head, expected --method lookahead-fused for them")
     if arguments.num_draft is not None and arguments.num_draft > lookahead.num_lookahead:
@@ -139,7 +147,15 @@ def _with_vectors(
             f"--num-draft: found {arguments.num_draft}, expected at most {lookahead.num_lookahead}, one per look-ahead "
             "vector"
         )
-    return kind(model, lookahead, sampling, rule=arguments.verify or "token", num_lookahead=arguments.num_draft)
+    rule = rule_of(argparse.Namespace(verify=arguments.verify, candidates=None))
+    return kind(model, lookahead, sampling, rule=rule, num_lookahead=arguments.num_draft)
+
+
+def _vectors(in_the_box: Path, arguments: argparse.Namespace, model: Transformer) -> LookAhead:
+    lookahead = load_vectors(arguments, model, in_the_box)
+    if lookahead is None:
+        raise Unavailable(no_vectors(arguments.model))
+    return lookahead
 
 
 def _draft_model(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
@@ -178,22 +194,26 @@ def _speculative(
     from ..methods import SpeculativeSampling
     from ..schedule import SCHEDULES
 
+    if arguments.candidates is not None:
+        return candidates_with(drafter, arguments, model, sampling)
     return SpeculativeSampling(
         model,
         drafter,
         sampling,
-        rule=arguments.verify or "token",
+        rule=rule_of(arguments),
         num_draft=num_draft(arguments),
         schedule=SCHEDULES[arguments.schedule or "fixed"](),
         lenience=1.0 if arguments.lenience is None else arguments.lenience,
     )
 
 
-OF_DRAFTERS = ("num_draft", "verify", "schedule", "lenience")
+OF_DRAFTERS = ("num_draft", "candidates", "verify", "schedule", "lenience")
 METHODS = {
     "autoregressive": Entry(_autoregressive),
     "lookahead": Entry(_lookahead, ("lookahead", "num_draft", "verify")),
-    "lookahead-fused": Entry(_lookahead_fused, ("lookahead", "num_draft", "verify", "refine", "ngram")),
+    "lookahead-fused": Entry(
+        _lookahead_fused, ("lookahead", "num_draft", "candidates", "verify", "refine", "groups", "ngram")
+    ),
     "draft-model": Entry(_draft_model, ("draft_model", *OF_DRAFTERS)),
     "prompt-lookup": Entry(_prompt_lookup, OF_DRAFTERS),
     "ngram": Entry(_ngram, ("ngram", *OF_DRAFTERS)),

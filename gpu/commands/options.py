@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoints import LOOKAHEAD, MODEL
+from .places import add_lookahead, add_model, fetch_folders, said
 
 if TYPE_CHECKING:
     from ..config import SamplingConfig
@@ -34,24 +35,6 @@ __all__ = [
     "read_training_texts",
     "sampling_of",
 ]
-
-
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add --model."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        default=MODEL,
-        metavar="FOLDER",
-        help="a Hugging Face folder (Llama, Mistral, Qwen2, Qwen3); default: the small model in the box",
-    )
-
-
-def add_lookahead(parser: argparse.ArgumentParser) -> None:
-    """Add --lookahead."""
-    parser.add_argument(
-        "--lookahead", type=Path, metavar="FOLDER", help="look-ahead vectors for the model; default: those in the box"
-    )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +127,7 @@ def open_model(arguments: argparse.Namespace) -> Transformer:
     """Load the model."""
     from ..checkpoint import load_model
 
+    fetch_folders(arguments)
     return load_model(arguments.model, arguments.dtype, arguments.device)
 
 
@@ -186,8 +170,8 @@ def load_vectors(arguments: argparse.Namespace, model: Transformer, in_the_box: 
 def no_vectors(model: Path) -> str:
     """Return what to say where vectors are needed and there are none."""
     return (
-        f"found no look-ahead vectors for {model}, expected --lookahead FOLDER "
-        f"(pass-sampling train --model {model} --self --output FOLDER makes them)"
+        f"found no look-ahead vectors for {said(model)}, expected --lookahead FOLDER "
+        f"(pass-sampling train --model {said(model)} --self --output FOLDER makes them)"
     )
 
 

@@ -9,7 +9,7 @@ from ..training.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from ..ending import Decode
 
-__all__ = ["check_unicode", "decoder_of", "encode_prompt", "load_tokenizer"]
+__all__ = ["check_room", "check_unicode", "decoder_of", "encode_prompt", "load_tokenizer"]
 
 
 def decoder_of(tokenizer: Any) -> Decode:
@@ -33,6 +33,14 @@ def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt") -> list[i
     if not tokens:
         raise ValueError(f"{origin} is empty, expected at least one token of text")
     return tokens
+
+
+def check_room(count: int, room: int | None) -> None:
+    """Raise ValueError unless there is room for the tokens of a prompt."""
+    if room is not None and count > room:
+        raise ValueError(
+            f"found a prompt of {count} tokens, expected at most {room}: the model's context, less --max-new-tokens"
+        )
 
 
 def check_unicode(flag: str, text: str) -> str:

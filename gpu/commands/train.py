@@ -9,6 +9,9 @@ small network tells drafts of one another. Both raise acceptance, and no row of 
   pass-sampling train --text CORPUS --output FOLDER --num-lookahead 6 --adapter-rank 16 --head-width 512
 The control of a head is one that drafts without look-ahead rows: --head-alone.
 
+A model of another kind than Llama, Mistral, Qwen2 and Qwen3 is run by transformers, without an adapter; its vectors are
+for transformers' generate, see docs/huggingface.md.
+
 Minutes and memory are stated before it starts. A run that is killed goes on, at most 20 seconds behind where it was,
 when the same command is given again. What is measured at the end is the expected acceptance on text held out, at the
 sampling that is given, greedy, and at temperature 1, beside that of untrained vectors.
@@ -18,10 +21,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .learning_text import OWN_TOKENS, check_own, own_text_file, read_tokens, written_tokens
+from .learning_text import OWN_TOKENS, check_own, open_trainable, own_text_file, read_tokens, written_tokens
 from .options import (
     add_json,
     add_machine,
@@ -29,7 +33,6 @@ from .options import (
     add_sampling,
     add_text,
     check_new_folder,
-    open_model,
     read_training_texts,
     sampling_of,
 )
@@ -53,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--self-tokens", type=int, metavar="N", help=f"how many tokens it writes for --self; default: {OWN_TOKENS}"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder for the vectors")
+    parser.add_argument(
+        "--begin",
+        type=Path,
+        metavar="FOLDER",
+        help="go on from these vectors and what was trained with them, of the same sizes; default: from nothing",
+    )
     parser.add_argument(
         "--num-lookahead", type=int, default=4, metavar="L", help="how many vectors; default: %(default)s"
     )
@@ -114,9 +123,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read or write the text, train, print what came of it."""
+    from ..lookahead import LookAhead
     from ..train import TrainConfig, train
 
     check_new_folder(arguments.output, "look-ahead vectors")
+    begin = None if arguments.begin is None else LookAhead.load(arguments.begin)
     config = TrainConfig(
         num_lookahead=arguments.num_lookahead,
         sampling=sampling_of(arguments),
@@ -135,13 +146,14 @@ def run(arguments: argparse.Namespace) -> None:
     )
     check_own(config, arguments)
     texts = {} if arguments.own else read_training_texts(arguments)
-    model = open_model(arguments)
+    model = open_trainable(arguments)
     if arguments.own:
         training, held_out = written_tokens(model, config, arguments)
     else:
         training, held_out = read_tokens(texts, model, config, arguments)
     with Bar("training", quiet=arguments.json) as bar:
-        lookahead = train(model, training, held_out, arguments.output, config, lambda news: _report(news, bar))
+        report = partial(_report, bar=bar)
+        lookahead = train(model, training, held_out, arguments.output, config, report, begin)
     own_text_file(arguments.output).unlink(missing_ok=True)
     if arguments.json:
         print(json.dumps({"output": str(arguments.output), **lookahead.training}, indent=2, allow_nan=False))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import add_json, add_machine, add_sampling, load_vectors, open_model, sampling_of
+from .places import place
 
 HELP = "prove by execution that the samplers are exact, or check a checkpoint"
 PACKAGES = ("reference", "gpu")
@@ -32,7 +33,7 @@ OF_A_MODEL |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.add_argument("--package", choices=PACKAGES, help="which package to enumerate; default: both")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="check this checkpoint instead; default: none")
+    parser.add_argument("--model", type=place, metavar="FOLDER", help="check this checkpoint instead; default: none")
     parser.add_argument(
         "--lookahead",
         type=Path,
@@ -75,14 +76,14 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     if not arguments.json:
         print(
-            f"{'package':11}{'method':16}{'rule':20}{'configurations':>15}{'executions':>12}{'cycles':>8}{'deviation':>11}"
+            f"{'package':11}{'method':17}{'rule':20}{'configurations':>15}{'executions':>12}{'cycles':>8}{'deviation':>11}"
         )
     for package in packages:
         for row in suite.exact_suite(package):
             rows.append(asdict(row))
             if not arguments.json:
                 print(
-                    f"{row.package:11}{row.method:16}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
+                    f"{row.package:11}{row.method:17}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
                     f"{row.cycles:8}{row.largest_deviation:11.1e}",
                     flush=True,
                 )

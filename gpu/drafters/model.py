@@ -54,8 +54,10 @@ class ModelDrafter:
     ) -> Tensor:  # [B, V]
         """Feed what the draft model has not seen of each row's text, and return the logits behind it."""
         assert cache is not None
-        pending = lengths - cache.lengths
-        hidden = self.model.hidden(self.model.embed(tokens.gather(1, cache.slots(max_pending))), cache)
+        before, slots = cache.lengths, cache.slots(max_pending)
+        hidden = self.model.hidden(self.model.embed(tokens.gather(1, slots)), cache)
         cache.truncate(lengths)  # rows with less to feed were padded
+        if max_pending == 1:
+            return self.model.logits(hidden[:, -1])
         rows = torch.arange(len(tokens), device=tokens.device)
-        return self.model.logits(hidden[:, -1] if max_pending == 1 else hidden[rows, (pending - 1).clamp(min=0)])
+        return self.model.logits(hidden[rows, (lengths - before - 1).clamp(min=0)])

@@ -25,7 +25,7 @@ from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES, Tokens
 from .base import Method
-from .checks import check_context, check_drafter, check_lenience, check_settings
+from .checks import check_drafter, check_drafter_context, check_lenience, check_settings
 from .drafting import Drafts, draft_left_to_right
 from .language_model import LanguageModel
 from .records import drafting_record, verified_record
@@ -78,10 +78,8 @@ class SpeculativeSampling(Method):
             ValueError: a prompt and its new tokens do not fit into the drafter's context either.
         """
         state = super().start_batch(prompts, ending)
-        if self.drafter.max_position_embeddings is not None:
-            for prompt in prompts:
-                most = self.drafter.max_position_embeddings
-                check_context(len(prompt), ending.max_new_tokens, most, f"the drafter {self.drafter.name!r}")
+        for prompt in prompts:
+            check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
         draft_cache = self.drafter.new_cache(state.cache.capacity, len(prompts))
         pace = torch.tensor(self.schedule.start(self.num_draft), dtype=torch.float64, device=self.model.device)
         return replace(state, draft_cache=draft_cache, pace=pace.repeat(len(prompts), 1))
@@ -104,12 +102,12 @@ class SpeculativeSampling(Method):
         rows = torch.arange(logits.shape[1], device=logits.device)
         used = (rows < (num_draft + goes_on).unsqueeze(1)) & active.unsqueeze(1)
         target_probs, largest = self.laws(state, logits, used, draft_tokens)
-        verdict = RULES[self.rule](
-            target_probs, self.lenience * draft_probs, draft_tokens, draws, num_draft, goes_on, active
-        )
+        judged = draft_probs if self.lenience == 1 else self.lenience * draft_probs
+        verdict = RULES[self.rule](target_probs, judged, draft_tokens, draws, num_draft, goes_on, active)
         state = state.note_fault(largest, 0, used & (rows < verdict.num_reached.unsqueeze(1)))
-        pace = self.schedule.follow(state.pace, self.num_draft, num_draft, verdict.num_accepted)
-        state = replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace))
+        if state.pace.shape[1]:
+            pace = self.schedule.follow(state.pace, self.num_draft, num_draft, verdict.num_accepted)
+            state = replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace))
         record = verified_record(
             record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
         )
@@ -119,9 +117,8 @@ class SpeculativeSampling(Method):
     def _draft(self, state: State, draws: Draws) -> Drafts:
         """Draft as many tokens as the schedule wants; a final token comes as well."""
 
-        def next_logits(tokens: Tokens, depth: int) -> Tensor:
-            pending = 1 if depth else state.draft_pending
-            return self.drafter.logits(tokens, state.draft_cache, state.lengths + depth, pending)
+        def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
+            return self.drafter.logits(tokens, state.draft_cache, lengths, 1 if depth else state.draft_pending)
 
         def wanted(depth: int, logits: Tensor) -> Tensor:
             return self.schedule.goes_on(state.pace, depth, logits)

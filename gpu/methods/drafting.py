@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..asking import any_of, most_of
 from ..config import SamplingConfig
 from ..sampling import Probs, largest_logits, probs_from_logits
 from ..state import State
@@ -34,36 +35,42 @@ def draft_left_to_right(
     state: State,
     limit: Tensor,  # [B]
     draws: Draws,
-    next_logits: Callable[[Tokens, int], Tensor],
+    next_logits: Callable[[Tokens, Tensor, int], Tensor],
     sampling: SamplingConfig,
     wanted: Callable[[int, Tensor], Tensor] | None = None,
+    bound: int | None = None,
 ) -> Drafts:
-    """Draw drafts one by one: `next_logits(tokens, i)` gives the logits of draft i behind the text and its drafts.
+    """Draw drafts one by one: `next_logits(tokens, lengths, i)` gives the logits of draft i behind the text so far.
 
     Drafting stops at the limit, where the logits make no law, where the draft is not `wanted(i, logits)`, and behind
     one that ends the text: all known before the next is drawn. All rows run along until the last has stopped; what they
-    draw beyond is ignored. A processor must not be asked about that: then it is found out step by step.
+    draw beyond is ignored. A processor must not be asked about that: then it is found out step by step. No limit is
+    above `bound`; by default that is the number of uniforms.
     """
     limit = limit.clamp(min=0) * ~state.ended
-    most, step_by_step = int(limit.max()), wanted is not None or method.processor is not None
+    most = most_of(state, limit, draws.room("draft") if bound is None else bound)
+    step_by_step = wanted is not None or method.processor is not None
     going, text = limit > 0, state.tokens.clone()
-    tokens, lawful = text[:, :0], limit[:, None][:, :0] > 0
-    probs = [torch.zeros((len(text), 0, method.model.vocab_size), dtype=torch.float64, device=text.device)]
-    while tokens.shape[1] < most and (not step_by_step or bool(going.any())):
-        depth, place = tokens.shape[1], (state.lengths + tokens.shape[1]).unsqueeze(1)
-        logits = next_logits(text, depth).unsqueeze(1)
-        logits = method.process(state, logits, going.unsqueeze(1), tokens, depth)
-        possible = largest_logits(logits).isfinite()
+    tokens, probs, lawful = [text[:, :0]], [text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)], []
+    while len(probs) <= most and (not step_by_step or any_of(state, going)):
+        depth, lengths = len(probs) - 1, state.lengths + (len(probs) - 1)
+        logits = next_logits(text, lengths, depth).unsqueeze(1)
+        if method.processor is not None:
+            logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
+        lawful.append(largest_logits(logits).isfinite())
         if wanted is not None:
-            possible = possible & wanted(depth, logits[:, 0]).unsqueeze(1)
+            lawful[-1] = lawful[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
         probs.append(probs_from_logits(logits, sampling))
-        token = draws.tokens("draft", probs[-1], depth)
-        tokens, lawful = torch.cat([tokens, token], dim=1), torch.cat([lawful, possible], dim=1)
-        text.scatter_(1, place, token)
+        tokens.append(draws.tokens("draft", probs[-1], depth))
+        text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:
-            going = going & possible[:, 0] & (limit > depth + 1) & ~state.kept(tokens, (depth + 1) * going)[1]
-    can = torch.minimum(limit, lawful.long().cumprod(dim=1).sum(dim=1))
-    num_draft, ended = state.kept(tokens, can) if most else (can, can < 0)
-    draws.restrict("draft", drafted(tokens, num_draft))
+            ends = state.kept(torch.cat(tokens, dim=1), (depth + 1) * going)[1]
+            going = going & lawful[-1][:, 0] & (limit > depth + 1) & ~ends
+    block = torch.cat(tokens, dim=1)
+    if not lawful:
+        return Drafts(block, probs[0], limit == 0, limit, limit)
+    can = torch.minimum(limit, torch.cat(lawful, dim=1).long().cumprod(dim=1).sum(dim=1))
+    num_draft, ended = state.kept(block, can)
+    draws.restrict("draft", drafted(block, num_draft))
     num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))
-    return Drafts(tokens, torch.cat(probs, dim=1), ~ended, num_asked, num_draft)
+    return Drafts(block, torch.cat(probs, dim=1), ~ended, num_asked, num_draft)

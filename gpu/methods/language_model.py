@@ -15,7 +15,7 @@ from ..cache import KVCache
 
 
 class LanguageModel(Protocol):
-    """What a method needs of a model: `Transformer` and `TableModel` both are one."""
+    """What a method needs of a model: `Transformer`, `TableModel` and `TransformersModel` each are one."""
 
     @property
     def vocab_size(self) -> int:

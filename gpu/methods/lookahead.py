@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..asking import any_of, most_of
 from ..batch_record import BatchRecord
 from ..config import SamplingConfig, check_integer
 from ..lookahead import LookAhead
@@ -75,7 +76,7 @@ class PaSS(Method):
         draws = Draws(uniforms, self.slots, trace)
         active = ~state.ended
         num_draft = (state.remaining - 2).clamp(0, len(self.vectors))  # an exact and a final token come as well
-        depth = int((num_draft * active).max())
+        depth = most_of(state, num_draft * active, len(self.vectors))
 
         # Call 1: behind the last token, one exact token; behind each look-ahead vector, a law for one draft.
         num_positions = state.pending + num_draft
@@ -85,7 +86,7 @@ class PaSS(Method):
         exact_token = draws.token("exact", exact_probs[:, 0], active=active)
         record = exact_record(exact_probs[:, 0], exact_token, num_positions, draws, active)
         active = active & ~state.ends_with(exact_token.unsqueeze(1)) & largest[:, 0].isfinite()
-        if not bool(active.any()):
+        if not any_of(state, active):
             return state.commit(record)
         draft_tokens, draft_probs, num_draft, goes_on = self._draft(
             state, exact_token.unsqueeze(1), logits[:, 1:], num_draft, active, draws

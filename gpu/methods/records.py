@@ -87,14 +87,15 @@ def verified_record(
     num_accepted = verdict.num_accepted * active
     final = num_accepted.unsqueeze(1)
     has_final = active & (goes_on | (num_accepted < num_draft))
-    block = torch.nn.functional.pad(draft_tokens, (0, 1)).scatter(1, final, verdict.final_token.unsqueeze(1))
+    final_token = verdict.final_token.unsqueeze(1)
+    block = torch.cat([draft_tokens, final_token], dim=1).scatter(1, final, final_token)
     final_source = torch.where(num_accepted == num_draft, BONUS, CORRECTION).unsqueeze(1)
     drafts = draft_tokens.unsqueeze(-1)
     log_probs = target_probs.gather(-1, block.unsqueeze(-1)).squeeze(-1).log()
     return BatchRecord(
-        tokens=torch.cat([record.tokens, block], dim=1),
-        sources=torch.cat([record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)], dim=1),
-        log_probs=torch.cat([record.log_probs, log_probs], dim=1),
+        tokens=_joined(record.tokens, block),
+        sources=_joined(record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)),
+        log_probs=_joined(record.log_probs, log_probs),
         count=record.count + num_accepted + has_final,
         draft_tokens=draft_tokens,
         draft_token_probs=draft_probs.gather(-1, drafts).squeeze(-1),
@@ -108,6 +109,14 @@ def verified_record(
         num_draft_passes=record.num_draft_passes,
         choices=draws.choices,
     )
+
+
+def _joined(
+    before: torch.Tensor,  # [B, W]
+    more: torch.Tensor,  # [B, N]
+) -> torch.Tensor:  # [B, W+N]
+    """Put columns behind others."""
+    return torch.cat([before, more], dim=1) if before.shape[1] else more
 
 
 def tree_record(

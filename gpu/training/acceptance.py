@@ -6,7 +6,7 @@ Glossary of shapes: B sequences, T tokens of a sequence, L look-ahead vectors, D
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,10 @@ from ..config import SamplingConfig
 from ..lookahead import LookAhead
 from ..sampler_head import SamplerHead
 from ..sampling import probs_from_logits
-from ..transformer import Transformer
 from .anchors import anchored_rows
+
+if TYPE_CHECKING:
+    from ..train import Trainable
 
 __all__ = ["acceptance_of", "compared", "expected_acceptance", "expected_tokens", "fixed_token_vectors"]
 
@@ -29,7 +31,7 @@ SEQUENCES = 4  # side by side: what a batch needs in memory is its rows' laws, i
 
 
 def expected_acceptance(
-    model: Transformer,
+    model: Trainable,
     vectors: Tensor,  # [L, D]
     sequences: npt.NDArray[np.int64],  # [B, T]
     sampling: SamplingConfig,
@@ -53,7 +55,7 @@ def expected_acceptance(
 
 @torch.inference_mode()
 def acceptance_of(
-    model: Transformer,
+    model: Trainable,
     vectors: Tensor,  # [L, D]
     sequences: npt.NDArray[np.int64],  # [B, T]
     samplings: Sequence[SamplingConfig],
@@ -96,7 +98,7 @@ def expected_tokens(
 
 
 def compared(
-    model: Transformer,
+    model: Trainable,
     lookahead: LookAhead,
     sequences: npt.NDArray[np.int64],  # [B, T]
     sampling: SamplingConfig,
@@ -125,7 +127,7 @@ def compared(
 
 
 def fixed_token_vectors(
-    model: Transformer,
+    model: Trainable,
     num_lookahead: int,
     token: int = 0,
 ) -> Tensor:  # [L, D]

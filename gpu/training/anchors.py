@@ -12,7 +12,7 @@ R rows of a pass, S slots in sight, G kv-heads, E head size.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from torch import Tensor
 from ..adapter import Adapter
 from ..cache import KVCache
 from ..sampler_head import SamplerHead
-from ..transformer import Transformer
+
+if TYPE_CHECKING:
+    from ..train import Trainable
 
 __all__ = ["AnchoredRows", "anchored_rows"]
 
@@ -42,6 +44,11 @@ class FrozenCache:
         self.lengths = cache.lengths
         self.extent = cache.extent
         self.level = True
+        self.sight = None
+
+    def num_slots(self, num_rows: int) -> int:
+        """Return how many slots a pass over so many rows reads."""
+        return self.extent + num_rows
 
     def slots(self, num_rows: int) -> Tensor:  # [B, R]
         """Return the places behind the text, which nothing is written to."""
@@ -62,7 +69,7 @@ class FrozenCache:
 
 
 def anchored_rows(
-    model: Transformer,
+    model: Trainable,
     vectors: Tensor,  # [L, D]
     tokens: Tensor,  # [B, T]
     anchors: Tensor,  # [N]
@@ -86,18 +93,19 @@ def anchored_rows(
         hidden = text[:, anchors].unsqueeze(2).expand(-1, -1, len(vectors), -1)
     else:
         groups = vectors.to(model.dtype).repeat(len(anchors), 1).expand(len(tokens), -1, -1)
-        frozen: KVCache = FrozenCache(cache)  # type: ignore[assignment]  # all that a pass asks of a cache
+        if type(cache) is KVCache:  # a pass writes into its arrays; what transformers keeps is joined anew
+            cache = FrozenCache(cache)  # type: ignore[assignment]  # all that a pass asks of a cache
         positions = standing.flatten().expand(len(tokens), -1)
         visible = _visible(anchors, depth, tokens.shape[1])
         adapter = adapter and adapter.to(model.dtype, model.device)
-        hidden = model.hidden(groups, frozen, positions, visible, adapter, groups.shape[1]).unflatten(1, standing.shape)
+        hidden = model.hidden(groups, cache, positions, visible, adapter, groups.shape[1]).unflatten(1, standing.shape)
     if head is not None:
         hidden = _refined(model, head.to(model.dtype, model.device), hidden, text[:, anchors], tokens[:, standing])
     return AnchoredRows(model.logits(hidden), target_logits, tokens[:, standing + 1])
 
 
 def _refined(
-    model: Transformer,
+    model: Trainable,
     head: SamplerHead,
     hidden: Tensor,  # [B, N, L, D]
     real_hidden: Tensor,  # [B, N, D]

@@ -17,7 +17,7 @@ from ..config import SamplingConfig, check_integer
 from ..files.folder import read_header
 from ..generation import generate_batch
 from ..methods import Autoregressive
-from ..transformer import Transformer
+from ..methods.language_model import LanguageModel
 from .resume import write_file
 
 __all__ = ["own_text"]
@@ -26,7 +26,7 @@ SIDE_BY_SIDE = 32  # texts per batch
 
 
 def own_text(
-    model: Transformer,
+    model: LanguageModel,
     num_tokens: int,
     length: int,
     sampling: SamplingConfig,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor
 from ..adapter import SIZES, Adapter
 from ..files.lookahead_folder import ADAPTER, HEAD
 from ..sampler_head import SamplerHead
-from ..transformer import Transformer
 
 if TYPE_CHECKING:
-    from ..train import TrainConfig
+    from ..lookahead import LookAhead
+    from ..methods.language_model import LanguageModel
+    from ..train import Trainable, TrainConfig
 
-__all__ = ["Parts", "base_shapes", "first_parts", "optimizers_for", "set_learning_rates"]
+__all__ = ["Parts", "base_shapes", "first_parts", "first_vectors", "optimizers_for", "parts_of", "set_learning_rates"]
 
 WEIGHT_DECAY = 0.01  # of matrices
 
@@ -55,21 +56,19 @@ def _leaves(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
 
 
-def first_parts(model: Transformer, config: TrainConfig) -> Parts:
-    """Return untrained parts: vectors at the mean embedding, and an adapter and a head that change nothing yet.
+def first_parts(model: Trainable, config: TrainConfig) -> Parts:
+    """Return untrained parts: vectors near the mean embedding, and an adapter and a head that change nothing yet.
 
-    Each vector is pushed off by noise of a tenth of an embedding's spread. The matrices that adapters and heads end in
-    are 0, those before them random, so that the first step moves the former and the next ones all.
+    The matrices that adapters and heads end in are 0, those before them random, so that the first step moves the former
+    and the next ones all.
 
     Source: Hu et al. 2021 (arXiv 2106.09685), Sec. 4.1.
     """
-    embedding = model.weights.embedding.float()
-    noise = np.random.default_rng(config.seed).standard_normal((config.num_lookahead, model.hidden_size))
-    spread = 0.1 * embedding.std(dim=0)
-    vectors = embedding.mean(dim=0) + spread * torch.from_numpy(noise).float().to(model.device)
+    vectors = first_vectors(model, config.num_lookahead, config.seed)
     adapter = head = None
     if config.adapter_rank:
-        tensors = Adapter.random(model.config, config.adapter_rank, config.seed).to(torch.float32, model.device)
+        sizes = model.config  # type: ignore[union-attr]  # `train` refuses models without one
+        tensors = Adapter.random(sizes, config.adapter_rank, config.seed).to(torch.float32, model.device)
         adapter = Adapter.of(
             {name: 0 * each if name.endswith(".up") else each for name, each in tensors.tensors().items()}
         )
@@ -77,6 +76,36 @@ def first_parts(model: Transformer, config: TrainConfig) -> Parts:
         drawn = SamplerHead.random(model.hidden_size, config.head_width, config.seed).to(torch.float32, model.device)
         head = SamplerHead.of(drawn.tensors() | {"out": 0 * drawn.out}, config.head_alone)
     return Parts(vectors, adapter, head).copy()
+
+
+def parts_of(begin: LookAhead, model: Trainable, config: TrainConfig) -> Parts:
+    """Return parts that were trained before.
+
+    Raises:
+        ValueError: they were trained for another model, or are not those that the settings speak of.
+    """
+    begin.check(model)
+    adapter, head = begin.adapter, begin.head
+    found = {
+        "num_lookahead": begin.num_lookahead,
+        "adapter_rank": adapter.rank if adapter else 0,
+        "head_width": head.width if head else 0,
+        "head_alone": bool(head and head.alone),
+    }
+    for name, value in found.items():
+        if value != getattr(config, name):
+            raise ValueError(f"begin: found {name} {value}, expected {getattr(config, name)}, what is to be trained")
+    device = model.device
+    adapter, head = adapter and adapter.to(torch.float32, device), head and head.to(torch.float32, device)
+    return Parts(begin.vectors.float().to(device), adapter, head).copy()
+
+
+def first_vectors(model: LanguageModel, num_lookahead: int, seed: int) -> Tensor:  # [L, D]
+    """Return vectors at the mean embedding, each pushed off by noise of a tenth of an embedding's spread."""
+    embedding = model.embed(torch.arange(model.vocab_size, device=model.device).unsqueeze(0))[0].detach().float()
+    noise = np.random.default_rng(seed).standard_normal((num_lookahead, model.hidden_size))
+    spread = 0.1 * embedding.std(dim=0)
+    return embedding.mean(dim=0) + spread * torch.from_numpy(noise).float().to(model.device)
 
 
 def optimizers_for(parts: Parts, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -108,6 +137,8 @@ def schedule(step: int, config: TrainConfig) -> float:
     return min(done / max(config.warmup, 1 / config.num_steps), 0.5 + 0.5 * math.cos(math.pi * step / config.num_steps))
 
 
-def base_shapes(model: Transformer) -> dict[str, int]:
+def base_shapes(model: Trainable) -> dict[str, int]:
     """Return the sizes that say which model this is, under config.json's names."""
-    return {name: getattr(model.config, name) for name in ("vocab_size", *SIZES)}
+    config: Any = getattr(model, "config", None) or getattr(model, "text_config", None)
+    sizes = {name: getattr(config, name, None) for name in SIZES}  # transformers' configs need not name them all
+    return {"vocab_size": model.vocab_size} | {name: size for name, size in sizes.items() if type(size) is int}

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["StoredTensor", "file_in", "open_folder", "read_header", "read_json", "stored_tensors"]
+__all__ = ["StoredTensor", "file_in", "name_of", "open_folder", "read_header", "read_json", "stored_tensors"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -38,11 +38,18 @@ def open_folder(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
+def name_of(folder: Path) -> str:
+    """Return what a folder is called: in the hub cache `org/name`, as on the Hub, elsewhere its own name."""
+    home = folder.resolve()
+    kind, *parts = home.parent.parent.name.split("--")
+    return "/".join(parts) if home.parent.name == "snapshots" and kind == "models" and parts else home.name
+
+
 def file_in(folder: Path, name: str) -> Path:
     """Return the path of a file that lies in the folder itself.
 
-    A link may not lead out of it, with one exception: the hub cache, where `snapshots/<revision>/<name>` is a
-    link into the `blobs` folder beside `snapshots`.
+    A link may not lead out of it, with one exception: the hub cache, where `snapshots/<revision>/<name>`, or
+    `snapshots/<revision>/<folder>/<name>`, is a link into the `blobs` folder beside `snapshots`.
 
     Raises:
         ValueError: the name is not a plain one, or the link leads elsewhere.
@@ -54,7 +61,7 @@ def file_in(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, expected a file")
     home, real = folder.resolve(), path.resolve()
-    roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    roots = [home, *(above.parent / "blobs" for above in home.parents[:2] if above.name == "snapshots")]
     if not any(real.is_relative_to(root) for root in roots):
         raise ValueError(f"{path} is a link that leads to {real}, expected a file in the folder")
     return path

@@ -16,9 +16,21 @@ from ..config import SamplingConfig, check_integer
 from ..sampler_head import tensor_shapes as head_shapes
 from .folder import read_header, read_json
 
-__all__ = ["ADAPTER", "CONFIG", "FIXED", "HEAD", "TENSOR", "VECTORS", "may_replace", "read_details", "read_tensors"]
+__all__ = [
+    "ADAPTER",
+    "CARD",
+    "CONFIG",
+    "FIXED",
+    "HEAD",
+    "TENSOR",
+    "VECTORS",
+    "may_replace",
+    "read_details",
+    "read_tensors",
+]
 
 CONFIG, VECTORS, TENSOR = "config.json", "model.safetensors", "lookahead_embeddings"
+CARD = "README.md"  # which may lie beside them, and is the user's
 ADAPTER, HEAD = "adapter.", "head."  # how the names of their tensors begin
 # What this version can read; a folder that says anything else was made for a version with more features.
 FIXED = {"format_version": 1, "embedding_space": "inputs_embeds"}
@@ -119,12 +131,12 @@ def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
 
 
 def may_replace(path: Path) -> bool:
-    """Say whether a path holds a look-ahead folder, or an empty one, and nothing else."""
+    """Say whether a path holds a look-ahead folder, perhaps with a card, or an empty one, and nothing else."""
     if not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir()}
     try:
-        return not names or (names <= {CONFIG, VECTORS} and set(FIXED) <= set(read_json(path / CONFIG)))
+        return not names or (names <= {CONFIG, VECTORS, CARD} and set(FIXED) <= set(read_json(path / CONFIG)))
     except (OSError, ValueError):
         return False
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ..config import SamplingConfig, check_integer
+from ..draft_tree import NumCandidates
 from ..verify import RULES
 
 if TYPE_CHECKING:
@@ -74,15 +74,28 @@ def check_drafter_context(drafter: Drafter, prompt_length: int, max_new_tokens: 
         check_context(prompt_length, max_new_tokens, drafter.max_position_embeddings, reader)
 
 
-def check_tree(num_candidates: Sequence[int]) -> tuple[int, ...]:
+def check_tree(num_candidates: Sequence[int | Sequence[int]]) -> NumCandidates:
     """Return the numbers of candidates per depth; raise ValueError unless they make a tree of at most 2^16 drafts."""
-    counts = tuple(check_integer("num_candidates", count, 1, 2**16) for count in num_candidates)
-    num_drafts = sum(accumulate(counts, operator.mul))
+    checked: list[int | tuple[int, ...]] = []
+    level, num_drafts = 1, 0
+    for counts in num_candidates:
+        if not isinstance(counts, Sequence):
+            checked.append(check_integer("num_candidates", counts, 1, 2**16))
+            level *= int(counts)
+        elif len(counts) != level or not any(counts):
+            raise ValueError(
+                f"num_candidates: found {tuple(counts)!r:.80} behind {level} places, expected a number for each, and "
+                "one above 0"
+            )
+        else:
+            checked.append(tuple(check_integer("num_candidates", count, 0, 2**16) for count in counts))
+            level = sum(counts)
+        num_drafts += level
     if num_drafts > 2**16:
         raise ValueError(
-            f"num_candidates: found {counts!r:.80}, a tree of {num_drafts} drafts, expected at most {2**16}"
+            f"num_candidates: found {tuple(checked)!r:.80}, a tree of {num_drafts} drafts, expected at most {2**16}"
         )
-    return counts
+    return tuple(checked)
 
 
 def check_lenience(lenience: float, rule: str) -> None:

@@ -28,7 +28,7 @@ from ..state import State
 from ..tape import Draws, Slots
 from ..verify import RULES
 from .base import Method
-from .checks import check_context, check_drafter, check_lenience, check_settings
+from .checks import check_drafter, check_drafter_context, check_lenience, check_settings
 from .drafting import Drafts, draft_left_to_right
 from .language_model import LanguageModel
 from .records import drafting_record, verified_record
@@ -76,9 +76,7 @@ class SpeculativeSampling(Method):
             ValueError: prompt and new tokens do not fit into the drafter's context either.
         """
         state = super().start(prompt, ending)
-        if self.drafter.max_position_embeddings is not None:
-            most = self.drafter.max_position_embeddings
-            check_context(len(prompt), ending.max_new_tokens, most, f"the drafter {self.drafter.name!r}")
+        check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
         draft_cache = self.drafter.new_cache(state.cache.capacity)
         return replace(state, draft_cache=draft_cache, pace=self.schedule.start(self.num_draft))
 

@@ -1,0 +1,175 @@
+"""Where a command gets its plan from: a file, what was measured before, or a calibration now."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .drafting import HOW
+from .methods import METHODS
+from .plan_inputs import SOURCES, made_for, places_in_text, ways_for
+from .progress import Bar
+
+if TYPE_CHECKING:
+    from ..config import SamplingConfig
+    from ..plan import Plan
+    from ..planning.calibration import Way
+    from ..planning.choice import Outcome
+    from ..transformer import Transformer
+
+__all__ = ["add_plan", "found_plan", "planned", "with_plan"]
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add --plan."""
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="decode as a plan says that `pass-sampling plan --output FILE` has written; default: as what was measured "
+        "on this machine says, if nothing else is asked for",
+    )
+
+
+def planned(
+    arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig, check: Callable[[], Any] = bool
+) -> tuple[Plan | None, argparse.Namespace]:
+    """Return the plan to decode by, if it is a plan that says how, and the arguments with what it says.
+
+    Before anything is measured, `check` may refuse what would not be decoded then.
+    """
+    if arguments.plan is not None:
+        plan = read_plan(arguments.plan, arguments, model, sampling)
+    elif is_planned(arguments):
+        plan = found_plan(arguments, model, sampling, check)
+    else:
+        return None, arguments
+    return plan, with_plan(arguments, plan)
+
+
+def is_planned(arguments: argparse.Namespace) -> bool:
+    """Say whether nobody has said how to decode: then a plan does."""
+    return arguments.method is None and all(getattr(arguments, flag) is None for flag in HOW)
+
+
+def with_plan(arguments: argparse.Namespace, plan: Plan) -> argparse.Namespace:
+    """Return the arguments as if the plan had been asked for by hand."""
+    said = {name: Path(value) if name in SOURCES else value for name, value in plan.options.items()}
+    said |= {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
+    nothing = dict.fromkeys((*SOURCES, *HOW))
+    return argparse.Namespace(**vars(arguments) | nothing | said | {"method": plan.method})
+
+
+def read_plan(path: Path, arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Plan:
+    """Read the plan in a file, and check that it is for this model and what it drafts from.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no plan, was made for something else, or stands beside flags that say how to decode.
+    """
+    from ..plan import Plan
+
+    said = [flag for flag in ("method", *SOURCES, *HOW) if getattr(arguments, flag) is not None]
+    if said:
+        raise ValueError(f"--plan: found it with --{said[0].replace('_', '-')}, expected one of them")
+    plan = Plan.load(path)
+    if plan.method not in METHODS:
+        raise ValueError(f"{path}: found the method {plan.method!r:.80}, expected one of {', '.join(METHODS)}")
+    folders = {name: Path(folder) for name, folder in plan.options.items() if name in SOURCES}
+    plan.check(made_for(model, sampling, folders))
+    return plan
+
+
+def found_plan(
+    arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig, check: Callable[[], Any] = bool
+) -> Plan:
+    """Return the plan that was made before for the same, else make one and keep it."""
+    from ..plan import Plan
+
+    ways = ways_for(arguments, model, sampling)
+    check()
+    folders = {name: Path(way.options[name]) for way in ways for name in SOURCES if name in way.options}
+    wanted = made_for(model, sampling, folders) | {"ways": [[way.name, way.options] for way in ways]}
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    path = _cache_folder() / f"{digest[:32]}.json"
+    if not getattr(arguments, "again", False):
+        with contextlib.suppress(OSError, ValueError):
+            return Plan.load(path)
+    plan = calibrated_plan(ways, wanted, arguments, model, sampling)
+    with contextlib.suppress(OSError):  # a plan that cannot be kept is made again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plan.save(path)
+    return plan
+
+
+def calibrated_plan(
+    ways: list[Way],
+    wanted: dict[str, Any],
+    arguments: argparse.Namespace,
+    model: Transformer,
+    sampling: SamplingConfig,
+) -> Plan:
+    """Measure every way of drafting on this machine, and plan the fastest."""
+    from ..methods import Autoregressive
+    from ..planning.calibration import calibrate
+    from ..planning.choice import best_outcomes
+
+    prefixes = places_in_text(arguments, model)
+    if not arguments.json:
+        print("measuring which way of drafting pays here, once for this model and machine", file=sys.stderr)
+    with Bar("measuring", unit="step", quiet=arguments.json) as bar:
+        calibration = calibrate(Autoregressive(model, sampling), ways, prefixes, report=bar.show)
+    return _plan_of(best_outcomes(calibration, ways), calibration, ways, wanted)
+
+
+def _plan_of(outcomes: list[Outcome], calibration: Any, ways: list[Way], wanted: dict[str, Any]) -> Plan:
+    """Write down the best of all, and what it was chosen from."""
+    from ..plan import Plan
+
+    best, plain = outcomes[0], next(each for each in outcomes if each.way is None)
+    considered = [{"method": _name(each, ways), **_settings(each, ways), **_expected(each, plain)} for each in outcomes]
+    options = {} if best.way is None else ways[best.way].options | _settings(best, ways)
+    folders = [flag for flag in SOURCES if flag not in options]
+    return Plan(
+        _name(best, ways),
+        options,
+        {name: value for name, value in wanted.items() if name not in (*folders, "ways")},
+        _expected(best, plain),
+        {
+            "milliseconds_per_pass": {str(rows): round(ms, 3) for rows, ms in calibration.pass_milliseconds.items()},
+            "considered": considered,
+        },
+    )
+
+
+def _name(outcome: Outcome, ways: list[Way]) -> str:
+    return "autoregressive" if outcome.way is None else ways[outcome.way].name
+
+
+def _settings(outcome: Outcome, ways: list[Way]) -> dict[str, Any]:
+    if outcome.way is None:
+        return {}
+    found: dict[str, Any] = {"num_draft": outcome.num_draft, "verify": outcome.rule}
+    return found if outcome.groups is None else found | {"groups": list(outcome.groups)}
+
+
+def _expected(outcome: Outcome, plain: Outcome) -> dict[str, float]:
+    return {
+        "tokens_per_cycle": round(outcome.tokens_per_cycle, 3),
+        "milliseconds_per_cycle": round(outcome.milliseconds_per_cycle, 3),
+        "tokens_per_second": round(outcome.tokens_per_second, 1),
+        "ratio_to_plain": round(outcome.tokens_per_second / plain.tokens_per_second, 3),
+    }
+
+
+def _cache_folder() -> Path:
+    """Return where plans are kept."""
+    home = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
+    return Path(home or Path.home() / ".cache") / "pass-sampling" / "plans"

@@ -1,0 +1,144 @@
+"""Names on the Hub: `org/name` becomes a folder of this machine, by huggingface_hub and its cache; and back.
+
+What is fetched is weights in safetensors, JSON and what tokenizers are kept in: nothing that runs code when opened.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+__all__ = ["is_repository", "local_folder", "upload_folder"]
+
+REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)  # org/name@revision
+WANTED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
+UNWANTED = ("*/*", "consolidated*")  # other formats of the same model, in folders or beside it
+SHARED = "lookahead"  # where a repository with code keeps its vectors
+VECTORS = tuple(f"{folder}{name}" for folder in ("", f"{SHARED}/") for name in ("config.json", "model.safetensors"))
+
+
+def is_repository(name: str) -> bool:
+    """Say whether a text has the form of a name on the Hub, perhaps with a revision."""
+    return REPOSITORY.fullmatch(name) is not None
+
+
+def local_folder(
+    place: str | os.PathLike[str],
+    revision: str | None = None,
+    vectors: bool = False,
+    instead: str = "a folder",
+) -> Path:
+    """Return the folder that a path or a name on the Hub stands for; a path at which there is something wins.
+
+    Offline mode, caches and tokens are huggingface_hub's: HF_HUB_OFFLINE, HF_HOME, HF_HUB_CACHE, HF_TOKEN.
+
+    Args:
+        place: a path, or as a string `org/name` or `org/name@revision`.
+        revision: the branch, tag or commit of a name without one; default: main.
+        vectors: whether it is look-ahead vectors, which may lie in a folder of the repository.
+        instead: what to use in place of a name that cannot be fetched.
+
+    Raises:
+        FileNotFoundError: there is no such repository or revision, or neither a network nor the files in the cache.
+        ValueError: the repository is gated, a revision stands beside a folder, or huggingface_hub is not installed.
+    """
+    path, named = Path(place), REPOSITORY.fullmatch(place) if isinstance(place, str) else None
+    if named is None or os.path.lexists(path):
+        if revision is not None:
+            raise ValueError(f"revision: found {revision!r:.80} with the folder {path}, expected a name on the Hub")
+    else:
+        if revision is not None and named[2] is not None:
+            raise ValueError(f"revision: found {revision!r:.80} beside {named[0]}, expected one revision")
+        path = _snapshot(named[1], revision or named[2], vectors, instead)
+    inside = path / SHARED
+    return inside if vectors and inside.is_dir() and not (path / "config.json").exists() else path
+
+
+def _snapshot(name: str, revision: str | None, vectors: bool, instead: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(
+            f"{name}: found no folder of that name and no huggingface_hub, expected it installed "
+            f"(pip install '.[gpu]'), or {instead}"
+        ) from None
+    try:
+        if vectors:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(VECTORS)))
+        wanted, unwanted = list(WANTED), list(UNWANTED)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+    except Exception as error:  # of the network, of the disk, of the Hub
+        _refuse(error, name, revision, instead)
+
+
+def _refuse(error: Exception, name: str, revision: str | None, instead: str) -> NoReturn:
+    """Say in one sentence why a repository could not be fetched."""
+    from huggingface_hub import errors
+
+    what = name if revision is None else f"{name} at the revision {revision!r:.80}"
+    if isinstance(error, errors.GatedRepoError):
+        raise ValueError(
+            f"{name}: found a gated repository, expected its terms accepted at https://huggingface.co/{name} and a "
+            f"token (hf auth login), or {instead}"
+        ) from None
+    if isinstance(error, errors.RepositoryNotFoundError):
+        raise FileNotFoundError(
+            f"{name}: found neither a folder nor a repository of that name on the Hub, or a private one; expected a "
+            f"name that is there, with a token (hf auth login) if it is private, or {instead}"
+        ) from None
+    if isinstance(error, errors.RevisionNotFoundError):
+        raise FileNotFoundError(
+            f"{name}: found no revision {revision!r:.80}, expected a branch, a tag or a commit of it, or {instead}"
+        ) from None
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError):
+        found = "a part" if type(error).__name__ == "IncompleteSnapshotError" else "nothing"  # since version 2
+        raise FileNotFoundError(
+            f"{what}: found no folder of that name, {found} of it in the cache, and {_unreachable()}, expected a "
+            f"network to fetch it once, or {instead}"
+        ) from None
+    if isinstance(error, OSError) and error.errno is not None and error.filename:  # the cache cannot be written
+        raise error
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise ValueError(
+        f"{what}: found that it cannot be fetched ({reason}), expected a repository, or {instead}"
+    ) from None
+
+
+def _unreachable() -> str:
+    from huggingface_hub import constants
+
+    return "offline mode (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "no way to reach the Hub"
+
+
+def upload_folder(
+    folder: Path,
+    repository: str,
+    private: bool | None = None,
+    token: str | None = None,
+    message: str = "Upload look-ahead vectors",
+) -> str:
+    """Upload a folder to the Hub, into a repository that is made where there is none, and return its address.
+
+    A README.md that is there already stays: it may have been edited since.
+
+    Raises:
+        ValueError: the Hub does not take it, or cannot be reached.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise ValueError("found no huggingface_hub, expected it installed: pip install '.[gpu]'") from None
+    api: Any = HfApi(token=token)
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        kept = ["README.md"] if api.file_exists(repository, "README.md") else None
+        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=message, ignore_patterns=kept)
+    except Exception as error:  # of the network, of the Hub
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{repository}: found that it cannot be uploaded ({reason}), expected a network, a token (hf auth login) "
+            "and a repository of yours"
+        ) from None
+    return str(url)

@@ -1,0 +1,40 @@
+"""A Hugging Face folder, read by transformers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from ..precision import check_device, check_dtype
+
+__all__ = ["load_with_transformers"]
+
+
+def load_with_transformers(
+    folder: str | os.PathLike[str],
+    dtype: Any = None,
+    device: torch.device | str = "cpu",
+) -> Any:
+    """Return the model in a folder as transformers has it, in eval mode; default dtype: the checkpoint's.
+
+    Raises:
+        ValueError: transformers cannot read it, or the device is not there.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    device, dtype = check_device(device), "auto" if dtype is None else check_dtype(dtype)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises anything here
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{folder} holds nothing for transformers ({reason}), expected a model that it reads"
+        ) from None
+    return model.eval().to(device)

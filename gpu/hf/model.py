@@ -1,0 +1,228 @@
+"""A causal model of transformers as the language model of a method: embeddings in, logits out, a cache per row.
+
+The library's own forward is run in two halves: the body, and behind it a copy of the whole whose body hands through
+what it is given, so that whatever a model does to its logits (a scale, a cap) is done to them. Rows of a batch have a
+pass each: no padding, no mask, and no row's numbers depend on its neighbours.
+
+Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils.generic import ModelOutput
+
+from ..adapter import Adapter
+from ..cache import KVCache
+from ..files.folder import name_of
+from .hub import is_repository
+from .model_checks import body_name, check_masks, check_model, longest_text
+from .probe import probe, probe_masks
+from .row_caches import RowCache, RowCaches, row_caches
+from .row_masks import row_masks
+
+__all__ = ["TransformersModel"]
+
+_FINGERPRINTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+@dataclass
+class _BodyOutput(ModelOutput):
+    """What a head finds in the output of any body; only the hidden states are there."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    cross_attentions: Any = None
+    router_logits: Any = None
+
+
+class _HandThrough(torch.nn.Module):
+    """A body that returns its input vectors as its hidden states."""
+
+    @property
+    def decoder(self) -> _HandThrough:
+        """The same, for models whose body has a decoder inside."""
+        return self
+
+    def forward(self, *arguments: Any, inputs_embeds: Tensor, **named: Any) -> _BodyOutput:
+        """Return the vectors in the form that a head expects."""
+        return _BodyOutput(last_hidden_state=inputs_embeds)
+
+
+class TransformersModel:
+    """What a method needs of a model, over any causal model of transformers whose passes can be undone."""
+
+    def __init__(self, model: Any):
+        """Take a model in eval mode, as `from_pretrained` returns it.
+
+        The first time a model is seen, a few short passes find out whether its cache can be rolled back.
+
+        Raises:
+            ValueError: the model is of a kind that is not supported.
+        """
+        check_model(model)
+        self.model = model
+        self.text_config = model.config.get_text_config(decoder=True)
+        self._body = getattr(model, body_name(model))
+        self._head = copy.copy(model)
+        self._head.__dict__.pop("forward", None)  # that of the model it was copied from, where a library has hooks
+        self._head._modules = {**model._modules, body_name(model): _HandThrough()}
+        self._embedding = model.get_input_embeddings()
+        self._named = inspect.signature(self._body.forward).parameters.keys()
+        self.vocab_size = int(self._embedding.weight.shape[0])
+        self.max_position_embeddings = longest_text(self.text_config)
+        self._takes_masks = False
+        probe(self)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the length of an input vector."""
+        return int(self._embedding.weight.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is."""
+        return self._embedding.weight.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the input vectors."""
+        return self._embedding.weight.dtype  # type: ignore[no-any-return]
+
+    @property
+    def name(self) -> str:
+        """The last part of the path that the model was loaded from, or its class."""
+        path = str(getattr(self.model.config, "_name_or_path", "") or "")
+        if is_repository(path) and not Path(path).exists():
+            return path
+        return name_of(Path(path)) if path else type(self.model).__name__
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text, as the model's generation config says."""
+        found = getattr(self.model.generation_config, "eos_token_id", None)
+        return () if found is None else (found,) if isinstance(found, int) else tuple(found)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and first values of the weights, as `read_weights` takes it of a checkpoint.
+
+        It is the same where names and dtype are those in the file; transformers renames the weights of some models.
+        """
+        if self.model not in _FINGERPRINTS:
+            lines = [
+                f"{name} {list(each.shape)}\n".encode()
+                + each.detach().reshape(-1)[:16].float().cpu().numpy().astype("<f4").tobytes()
+                for name, each in sorted(self.model.named_parameters())
+            ]
+            _FINGERPRINTS[self.model] = hashlib.sha256(b"".join(lines)).hexdigest()
+        return _FINGERPRINTS[self.model]
+
+    def require_masks(self) -> None:
+        """Raise ValueError unless the model takes masks that say who sees whom; at first, short passes find out."""
+        if not self._takes_masks:
+            check_masks(self.model, self.text_config)
+            self._takes_masks = True
+            probe_masks(self)
+
+    def new_cache(self, capacity: int = 16, batch_size: int = 1) -> RowCaches:
+        """Return empty caches, which keep every position in every layer; `generate` brings smaller ones."""
+        layers = DynamicCache(config=self.text_config).layers
+        plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        rows = [RowCache(DynamicCache() if plain else DynamicCache(config=self.text_config)) for _ in range(batch_size)]
+        return RowCaches(rows, torch.zeros(batch_size, dtype=torch.int64, device=self.device), capacity)
+
+    def embed(
+        self,
+        tokens: Tensor | Sequence[Sequence[int]],  # [B, T]
+    ) -> Tensor:  # [B, T, D]
+        """Return the input vectors of tokens, scaled where the model scales them: the space of `inputs_embeds`."""
+        with torch.no_grad():
+            return self._embedding(torch.as_tensor(tokens, device=self.device))  # type: ignore[no-any-return]
+
+    def hidden(
+        self,
+        inputs: Tensor,  # [B, T, D]
+        cache: KVCache,
+        positions: Tensor | None = None,  # [B, T]
+        visible: Tensor | None = None,  # [T, T], or [T, S], or [B, T, T]
+        adapter: Adapter | None = None,
+        num_adapted: int = 0,
+    ) -> Tensor:  # [B, T, D']
+        """Run one pass per row behind its cached positions; see `Transformer.hidden`.
+
+        Rows that would stand beyond the model's last position are padding, and get none.
+
+        Raises:
+            ValueError: an adapter is given, or a mask to a model that takes none.
+        """
+        if adapter is not None:
+            raise ValueError(f"adapter: found one for {self.name!r}, expected none for a model of transformers")
+        caches, num_rows = row_caches(cache), inputs.shape[1]
+        found = []
+        for b, (row, length) in enumerate(zip(caches.rows, caches.lengths.tolist(), strict=True)):
+            row.settle(length)
+            standing = (
+                torch.arange(length, length + num_rows, device=self.device) if positions is None else positions[b]
+            )
+            masks = None
+            if positions is None and visible is None:
+                standing = standing[: max(1, self.max_position_embeddings - length)]
+            else:
+                self.require_masks()
+                standing = standing.clamp(max=self.max_position_embeddings - 1)
+                seen = visible if visible is None or visible.ndim == 2 else visible[b]
+                masks = row_masks(self.text_config, row.cache, length, standing, seen, self.dtype)
+            hidden = self._pass(inputs[b : b + 1, : len(standing)], row.cache, standing.unsqueeze(0), masks)
+            row.grow(len(standing))
+            if len(standing) < num_rows:
+                hidden = torch.nn.functional.pad(hidden, (0, 0, 0, num_rows - len(standing)))
+            found.append(hidden)
+        caches.advance(num_rows)
+        return torch.cat(found)
+
+    def logits(
+        self,
+        hidden: Tensor,  # [..., D']
+    ) -> Tensor:  # [..., V]
+        """Project hidden states to logits as the model itself does."""
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        found = self._call(self._head, {"inputs_embeds": rows, "use_cache": False}).logits
+        return found.to(self.device).view(*hidden.shape[:-1], found.shape[-1])  # type: ignore[no-any-return]
+
+    def _pass(
+        self,
+        inputs: Tensor,  # [1, T, D]
+        cache: Any,
+        positions: Tensor,  # [1, T]
+        masks: Any,
+    ) -> Tensor:  # [1, T, D']
+        """Run the body over one row."""
+        named = {"inputs_embeds": inputs, "past_key_values": cache, "use_cache": True, "position_ids": positions}
+        named = {name: value for name, value in named.items() if name in self._named}
+        if masks is not None:
+            named["attention_mask"] = masks
+        return self._call(self._body, named)[0].to(self.device)  # type: ignore[no-any-return]
+
+    def _call(self, module: Any, named: dict[str, Any]) -> Any:
+        """Call a module; gradients go through its weights to its inputs, if those ask for them, not to the weights."""
+        if not (torch.is_grad_enabled() and named["inputs_embeds"].requires_grad):
+            with torch.no_grad():
+                return module(**named)
+        frozen = {name: each.detach() for name, each in module.named_parameters()}
+        return functional_call(module, frozen, (), named)

@@ -1,0 +1,95 @@
+"""Which models of transformers are refused, before any pass."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import PreTrainedModel
+
+ATTENTION = ("eager", "sdpa")  # those that take a mask of numbers
+KINDS = {"full_attention", "sliding_attention"}
+NO_LIMIT = 2**31
+
+
+def check_model(model: Any) -> None:
+    """Refuse a model whose passes could not be undone, or whose law is none.
+
+    Raises:
+        ValueError: it is no causal model of transformers, keeps a recurrent state, adds embeddings per layer, has
+            different vocabularies for input and output, or is in training mode.
+    """
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        raise ValueError(f"model: found a {name}, expected a causal language model of transformers")
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"model: found {name}, an encoder and a decoder, expected a decoder alone")
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(f"model: found {name}, whose recurrent state cannot be rolled back, expected attention alone")
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "hidden_size_per_layer_input", 0):
+        raise ValueError(
+            f"model: found {name}, which adds embeddings of tokens in every layer, expected a model that reads "
+            "inputs_embeds alone"
+        )
+    if model.training:
+        raise ValueError(f"model: found {name} in training mode, expected model.eval()")
+    body = getattr(model, body_name(model), None)
+    accepted = {} if body is None else inspect.signature(body.forward).parameters
+    missing = [each for each in ("inputs_embeds", "past_key_values") if each not in accepted]
+    if missing:
+        found = "is not apart from its head" if body is None else f"takes no {missing[0]}"
+        raise ValueError(
+            f"model: found {name}, whose body {found}, expected one that takes inputs_embeds and past_key_values"
+        )
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    read: Any = model.get_input_embeddings()
+    inputs = read.weight.shape[0]
+    if head is None or head.weight.shape[0] != inputs:
+        found = "no output embeddings" if head is None else f"logits of {head.weight.shape[0]} tokens"
+        raise ValueError(f"model: found {name} with {found}, expected those of the {inputs} tokens it reads")
+
+
+def body_name(model: Any) -> str:
+    """Return under which name a model keeps what computes hidden states."""
+    return model.base_model_prefix if model.base_model_prefix in model._modules else "model"
+
+
+def check_masks(model: Any, config: Any) -> None:
+    """Raise ValueError where a mask that says who sees whom would be ignored or misread."""
+    kind = getattr(config, "_attn_implementation", None)
+    if kind not in ATTENTION:
+        raise ValueError(
+            f"attn_implementation: found {kind!r}, expected 'eager' or 'sdpa', which take masks of numbers"
+        )
+    kinds = set(getattr(config, "layer_types", None) or KINDS)
+    local = set(getattr(config, "attention_layers", None) or ()) - {"global"}
+    if local or not kinds <= KINDS:
+        raise ValueError(
+            f"model: found {type(model).__name__} with layers of the kinds {sorted(local or kinds)}, expected full "
+            "attention and sliding windows, for which masks of numbers are enough"
+        )
+
+
+def longest_text(config: Any) -> int:
+    """Return the longest sequence that a model can read; some have no limit."""
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else NO_LIMIT
+
+
+def check_rope(config: Any, prompt_length: int, max_new_tokens: int, num_beyond: int = 0) -> None:
+    """Raise ValueError where rotary frequencies would change within the text: then a pass is not what it was.
+
+    They follow from the last position of a pass, which may be `num_beyond` behind the end of the text.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    tables = [each for each in parameters.values() if isinstance(each, dict)] or [parameters]
+    for table in tables:
+        original = table.get("original_max_position_embeddings") or NO_LIMIT
+        if table.get("rope_type") != "longrope" or prompt_length > original:
+            continue
+        if prompt_length + max_new_tokens + num_beyond > original:
+            raise ValueError(
+                f"max_new_tokens: found a prompt of {prompt_length} tokens and {max_new_tokens} new ones, expected at "
+                f"most {original - num_beyond} together or a longer prompt: there the model's rotary frequencies change"
+            )

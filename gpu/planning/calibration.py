@@ -1,0 +1,193 @@
+"""What cycles cost on this machine, and how far their drafts come, measured in seconds.
+
+Everything takes turns, and of each the quickest counts: whatever else a machine does can only make it slower.
+
+Glossary of shapes: K drafts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from ..benchmarking.expectation import cycles_behind
+from ..ending import Ending
+from ..methods import FusedPaSS, Method, SpeculativeSampling
+from ..record import Record
+from ..tape import tape
+from ..transformer import Transformer
+
+__all__ = ["Calibration", "Measured", "Way", "calibrate", "most_drafts", "with_settings"]
+
+DEPTHS = (1, 2, 3, 4, 6, 8)  # numbers of drafts that are timed
+ROWS = (1, 2, 3, 5, 9, 17, 33, 65)  # rows of a pass that are timed
+CYCLES = 6  # that count, of each run
+NUM_TAPES = 3  # on which drafts are drawn behind each prefix
+Drafting = TypeVar("Drafting", bound=Method)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to draft, at its fullest: as many drafts as it can make, behind any number of accepted ones."""
+
+    name: str  # of the method, on the command line
+    method: Method
+    options: dict[str, Any]  # flags that say what it drafts from
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way costs and yields."""
+
+    milliseconds: dict[int, float]  # of a cycle of K drafts, verified token by token
+    block_milliseconds: float  # that the block rule takes more, at most drafts
+    survival: tuple[float, ...]  # [K], the chance that at least so many drafts are accepted, by the token rule
+    block_survival: tuple[float, ...]  # [K], by the block rule, at most drafts
+    num_exact: float  # tokens of a cycle that no draft stands for, beside the last one
+
+    @property
+    def most(self) -> int:
+        """The most drafts that were measured."""
+        return len(self.survival)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured of a model, and of every way by its place."""
+
+    pass_milliseconds: dict[int, float]  # of a pass over so many rows
+    plain_milliseconds: float  # of a token by plain decoding
+    ways: tuple[Measured, ...]
+
+
+def with_settings(method: Drafting, num_draft: int, rule: str, groups: tuple[int, ...] | None = None) -> Drafting:
+    """Return a method that drafts so many tokens, verified by a rule, with look-ahead groups where it is said."""
+    changes: dict[str, Any] = {"rule": rule}
+    if isinstance(method, SpeculativeSampling):
+        changes["num_draft"] = num_draft
+    else:
+        changes["num_lookahead"] = num_draft
+    if groups is not None:
+        changes["groups"] = groups
+    return replace(method, **changes)  # type: ignore[type-var]  # every method is a dataclass
+
+
+def most_drafts(method: Method) -> int:
+    """Return how many tokens a method drafts in a cycle at most."""
+    return method.num_draft if isinstance(method, SpeculativeSampling) else len(method.vectors)  # type: ignore[attr-defined]
+
+
+@torch.inference_mode()
+def calibrate(
+    plain: Method,
+    ways: Sequence[Way],
+    prefixes: Sequence[Sequence[int]],
+    seconds: float = 2.0,
+    report: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Measure passes, cycles and acceptance behind some prefixes; about so many seconds go to the timing of cycles.
+
+    Raises:
+        ValueError: there is no prefix, or one leaves no room for a cycle in the model's context.
+    """
+    report = report or (lambda done, total: None)
+    tasks: dict[tuple[int, int, str], Method] = {(-1, 0, ""): plain}
+    for place, way in enumerate(ways):
+        most = most_drafts(way.method)
+        for depth in sorted({depth for depth in DEPTHS if depth < most} | {most}):
+            tasks[place, depth, "token"] = with_settings(way.method, depth, "token")
+        tasks[place, most, "block"] = with_settings(way.method, most, "block")
+    times: dict[tuple[int, int, str], list[float]] = {task: [] for task in tasks}
+    began, turn, steps = time.perf_counter(), 0, len(ways) + 3
+    while turn < 2 or (turn < 9 and time.perf_counter() - began < seconds):
+        for task, method in tasks.items():
+            times[task] += _cycle_milliseconds(method, prefixes[turn % len(prefixes)])
+        turn += 1
+        report(min(turn, 2), steps)
+    passes = _pass_milliseconds(plain.model, prefixes[0])  # type: ignore[arg-type]  # a plan is made for a Transformer
+    report(3, steps)
+    found = {task: min(values) for task, values in times.items()}
+    for place, depth, rule in sorted(found, reverse=True):  # more drafts never cost less
+        deeper = [found[task] for task in found if task[0] == place and task[1] > depth and task[2] == rule]
+        found[place, depth, rule] = min([found[place, depth, rule], *deeper])
+    measured = []
+    for place, way in enumerate(ways):
+        most = most_drafts(way.method)
+        methods = (with_settings(way.method, most, rule) for rule in ("token", "block"))
+        token, block = (cycles_behind(method, prefixes, NUM_TAPES) for method in methods)
+        measured.append(
+            Measured(
+                {
+                    depth: found[task]
+                    for task in tasks
+                    if task[0] == place and task[2] == "token"
+                    for depth in task[1:2]
+                },
+                max(0.0, found[place, most, "block"] - found[place, most, "token"]),
+                tuple(np.mean([_survival(record, most) for record in token], axis=0).tolist()),
+                tuple(np.mean([_block_survival(record, most) for record in block], axis=0).tolist()),
+                float(np.mean([record.sources.count("exact") for record in token])),
+            )
+        )
+        report(place + 4, steps)
+    return Calibration(passes, found[-1, 0, ""], tuple(measured))
+
+
+def _cycle_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
+    """Time whole cycles behind a prefix, with what the loop does between them; those that warm up do not count."""
+    device, most = method.model.device, method.model.max_position_embeddings
+    unmeasured = 2 if isinstance(method, FusedPaSS) else 1  # the prefix's own pass, and the first with drafts
+    tokens = max(1, method.num_slots)  # of a cycle at most: a token needs a uniform
+    cycles = unmeasured + max(1, min(CYCLES, (most - len(prefix) - 1) // tokens - unmeasured))
+    state = method.start(prefix, Ending(cycles * tokens + 1))
+    uniforms = [tape(0, [0], cycle, method.num_slots, device=device) for cycle in range(cycles)]
+    times = []
+    for each in uniforms:
+        started = _clock(device)
+        state, batch = method.step(state, each)
+        state.raise_fault()
+        state.cache.measure()
+        batch.rows()
+        times.append(1000 * (_clock(device) - started))
+    return times[unmeasured:]
+
+
+def _pass_milliseconds(model: Transformer, prefix: Sequence[int]) -> dict[int, float]:
+    """Time passes over different numbers of rows behind a prefix."""
+    rows = [count for count in ROWS if len(prefix) + count <= model.max_position_embeddings]
+    cache = model.new_cache(len(prefix) + max(rows))
+    model.hidden(model.embed([list(prefix)]), cache)
+    length = cache.lengths
+    times: dict[int, list[float]] = {count: [] for count in rows}
+    for _ in range(7):
+        for count in rows:
+            inputs = model.embed([[0] * count])
+            started = _clock(model.device)
+            model.logits(model.hidden(inputs, cache))
+            times[count].append(1000 * (_clock(model.device) - started))
+            cache.truncate(length)
+    return {count: min(values) for count, values in times.items()}
+
+
+def _survival(record: Record, most: int) -> list[float]:
+    """Return the chance that at least so many drafts are accepted one by one, given the drafts."""
+    chances = np.cumprod(record.accept_probs)
+    return [float(value) for value in chances] + [0.0] * (most - len(chances))
+
+
+def _block_survival(record: Record, most: int) -> list[float]:
+    """Return the same by the block rule, which asks from the longest run down."""
+    accept = np.array(record.accept_probs)
+    given_up = np.cumprod((1.0 - accept)[::-1])[::-1]  # that this run and all longer ones are
+    return [float(value) for value in 1.0 - given_up] + [0.0] * (most - len(accept))
+
+
+def _clock(device: torch.device | str) -> float:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,111 @@
+"""What methods of one call per step share: the pass that verifies also looks ahead, behind whatever may survive.
+
+Behind the last token, and behind every draft, hangs a group of look-ahead rows that sees the text up to there and
+nothing of the others. When verification has kept some drafts, the group behind the last of them is where the next
+drafts come from: no call is spent on drafting.
+
+Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
+the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups behind every draft.
+
+Glossary of shapes: L look-ahead vectors, D input vector, D' hidden state, R places in use, N rows of a group, K of them
+that are of use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..adapter import Adapter
+from ..config import SamplingConfig
+from ..draft_tree import DraftTree
+from ..layers import Array
+from ..lookahead import LookAhead
+from ..refine import Refinement, refinement_of
+from ..sampling import Processor
+from ..state import State
+from ..verify import Tokens
+from .base import Method
+from .checks import check_groups, check_settings
+from .language_model import LanguageModel
+from .trees import layout
+
+
+@dataclass(frozen=True, eq=False)
+class Fused(Method):
+    """A method whose one call per step verifies the drafts of the step before and looks ahead for the next ones.
+
+    `refinement` says how drafts follow from look-ahead rows and one another (default: by the head that was trained with
+    the vectors, if there is one). `groups` says behind how many accepted drafts a group hangs (default: behind any
+    number); where none does, the next step drafts nothing. A head that drafts alone needs no groups at all.
+    """
+
+    model: LanguageModel
+    lookahead: LookAhead
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    draft_sampling: SamplingConfig | None = None
+    rule: str = "token"
+    processor: Processor | None = None
+    refinement: Refinement = None  # type: ignore[assignment]  # that of the folder
+    groups: tuple[int, ...] | None = None
+    vectors: Array = field(init=False, repr=False)  # [L, D]
+    adapter: Adapter | None = field(init=False, repr=False)
+    tree: DraftTree = field(init=False, repr=False)
+
+    def prepare(self, rules: Collection[str], num_lookahead: int | None) -> None:
+        """Check the settings, and make what was trained ready for the model.
+
+        Raises:
+            ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative number of
+                them or more than there are, a group behind more drafts than there can be, or a refinement for another
+                model.
+        """
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, rules)
+        object.__setattr__(self, "vectors", self.lookahead.inputs(self.model, num_lookahead))
+        check_groups(self.groups, len(self.vectors))
+        if self.refinement is None:
+            object.__setattr__(self, "refinement", refinement_of(self.lookahead, self.vectors.dtype))
+        self.refinement.check(self.model)
+        adapter = self.lookahead.adapter
+        object.__setattr__(self, "adapter", adapter and adapter.to(self.vectors.dtype))
+
+    def _one_call(
+        self,
+        state: State,
+        places: list[int],
+        draft_tokens: Tokens,  # [R-1]
+    ) -> tuple[Array, dict[int, Array]]:  # [R, D']
+        """Run the one call: what the model has not seen, the drafts, and groups of look-ahead vectors behind them.
+
+        Returned are the hidden states behind each of the `places`, the first of which is the last token, and of the
+        group that hangs behind a place, if one does.
+        """
+        pending = state.pending
+        text = [*pending, *draft_tokens.tolist()]
+        depth = max(0, min(len(self.vectors), state.remaining - 2))  # of a group: this step and the next end in a token
+        behind = [place for place in places if depth and self._hangs(int(self.tree.depths[place]))]
+        inputs = np.concatenate([self.model.embed(text), *[self.vectors[:depth]] * len(behind)])
+        positions, visible = layout(state.cached, len(pending), self.tree, places, behind, depth)
+        adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": len(behind) * depth}
+        hidden = self.model.hidden(inputs, state.cache, positions, visible, **adapted)
+        starts = range(len(text), len(hidden), depth or 1)
+        ahead = {place: hidden[start : start + depth] for place, start in zip(behind, starts, strict=True)}
+        return hidden[len(pending) - 1 : len(text)], ahead
+
+    def _carry(
+        self,
+        state: State,
+        last: Array,  # [D']
+        group: Array | None,  # [N, D']
+    ) -> Array | None:  # [K+1, D']
+        """Return what the next step drafts from: the group behind the last draft that survived, as far as it may go."""
+        useful = min(len(self.vectors), state.remaining - 1)
+        if self.refinement.alone and useful > 0:
+            return np.repeat(last[None], 1 + useful, axis=0)
+        return None if group is None or useful <= 0 else np.concatenate([last[None], group[:useful]])
+
+    def _hangs(self, num_accepted: int) -> bool:
+        """Say whether a group hangs behind so many drafts."""
+        return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)

@@ -1,0 +1,186 @@
+"""The engine: every request's text is the one it has alone, whatever is decoded beside it, and in fixed shapes too."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import pass_sampling.reference as reference
+from models import TINY, exact_target, package, transformer
+from pass_sampling.reference.law import output_law
+
+pytestmark = pytest.mark.torch
+KINDS = (
+    "plain",
+    "lookahead",
+    "fused",
+    "fused head",
+    "head alone",
+    "draft model",
+    "block",
+    "heuristic",
+    "entropy",
+    "ngram",
+)
+
+
+def method_of(kind: str, pkg: Any, model: Any, device: str = "cpu") -> Any:
+    """A method of each kind, none of whose parts is trained."""
+    sampling = pkg.SamplingConfig(temperature=0.9)
+    vectors = pkg.LookAhead.random(2, model.hidden_size, 7)
+    head = pkg.SamplerHead.random(model.hidden_size, 5, 7)
+    if kind == "plain":
+        return pkg.Autoregressive(model, sampling)
+    if kind == "lookahead":
+        return pkg.PaSS(model, vectors, sampling)
+    if "fused" in kind or kind == "head alone":
+        parts = {} if kind == "fused" else {"head": replace(head, alone=kind == "head alone")}
+        return pkg.FusedPaSS(model, replace(vectors, **parts), sampling)
+    if kind == "ngram":
+        return pkg.SpeculativeSampling(model, pkg.PromptLookup(model.vocab_size), sampling, num_draft=2)
+    drafter = pkg.ModelDrafter(on_device(pkg, 5, device))
+    settings = {"block": {"rule": "block"}, "heuristic": {"schedule": pkg.Heuristic(2)}}
+    settings |= {"entropy": {"schedule": pkg.EntropyBound()}}
+    return pkg.SpeculativeSampling(model, drafter, sampling, num_draft=2, **settings.get(kind, {}))
+
+
+def on_device(pkg: Any, seed: int, device: str) -> Any:
+    config = pkg.ModelConfig(**TINY)
+    return pkg.Transformer(config, pkg.Weights.random(config, seed, device=device))
+
+
+PROMPTS = [(1, 0), (2,), (0, 1, 2, 1), (1,), (2, 2, 0), (0, 0), (1, 2)]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_request_has_the_text_that_it_has_alone(kind: str, num_rows: int) -> None:
+    """In float64, record by record; more requests than rows, or fewer."""
+    from pass_sampling.gpu.engine import Engine, Request
+
+    pkg = package("gpu")
+    method = method_of(kind, pkg, transformer(pkg, 4))
+    ending = pkg.Ending(9, (2,))
+    engine = Engine(method, ending, num_rows, longest_prompt=4, seed=3)
+    heard: dict[int, list[Any]] = {number: [] for number in range(len(PROMPTS))}
+    requests = (Request(number, prompt) for number, prompt in enumerate(PROMPTS))
+    found = dict(engine.run(requests, lambda number, record: heard[number].append(record)))
+    assert sorted(found) == list(range(len(PROMPTS)))
+    for number, prompt in enumerate(PROMPTS):
+        alone = pkg.generate(method, prompt, 9, (2,), seed=3, request=number)
+        assert found[number].tokens == alone.tokens and found[number].end == alone.end
+        assert [record.sources for record in found[number].records] == [record.sources for record in alone.records]
+        assert tuple(heard[number]) == found[number].records
+        assert found[number].num_positions == alone.num_positions
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fixed_shapes_make_the_same_texts(kind: str) -> None:
+    """A step whose shapes depend on nothing in its tensors, as one that is captured."""
+    from pass_sampling.gpu.capture import Frozen, standing
+    from pass_sampling.gpu.rows import empty_rows, put_row
+    from pass_sampling.gpu.tape import tape
+
+    pkg = package("gpu")
+    method, ending = method_of(kind, pkg, transformer(pkg, 4)), pkg.Ending(9, (2,))
+    alone = [pkg.generate(method, prompt, 9, (2,), seed=3, request=number) for number, prompt in enumerate(PROMPTS)]
+    state = empty_rows(method, ending, len(PROMPTS), 4)
+    texts: list[tuple[int, ...]] = []
+    for number, prompt in enumerate(PROMPTS):
+        first, batch = method.step(method.start(prompt, ending), tape(3, [number], 0, method.num_slots))
+        texts.append(batch.rows()[0].tokens)
+        state = put_row(state, number, first)
+    frozen = Frozen(method, standing(state), state.cache.capacity)
+    places = {name: getattr(frozen.state, name).data_ptr() for name in ("tokens", "lengths", "carried", "pace")}
+    for cycle in range(1, 10):
+        record = frozen.step(tape(3, list(range(len(PROMPTS))), cycle, method.num_slots))
+        texts = [text + row.tokens for text, row in zip(texts, record.rows(), strict=True)]
+        assert places == {name: getattr(frozen.state, name).data_ptr() for name in places}
+    assert texts == [text.tokens for text in alone]
+
+
+class FixedShapes:
+    """A method whose states have fixed shapes from the beginning."""
+
+    def __init__(self, method: Any):
+        self._method = method
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def start(self, prompt: Any, ending: Any) -> Any:
+        state = self._method.start(prompt, ending)
+        for cache in state.caches:
+            cache.fix(cache.capacity)
+        return state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_law_of_a_step_in_fixed_shapes_is_the_targets(kind: str) -> None:
+    pkg = package("gpu")
+    method = method_of(kind, pkg, transformer(pkg, 4))
+    law = output_law(FixedShapes(method), (1, 0), pkg.Ending(4, (2,)))
+    sampling, ending = reference.SamplingConfig(temperature=0.9), reference.Ending(4, (2,))
+    target = exact_target(transformer(reference, 4), sampling, (1, 0), ending)
+    assert law.largest_deviation(target) <= 1e-12
+
+
+def test_stop_strings_end_texts_of_the_engine_as_elsewhere() -> None:
+    from pass_sampling.gpu.engine import Engine, Request
+
+    pkg = package("gpu")
+    method = method_of("draft model", pkg, transformer(pkg, 4))
+    decode = lambda tokens: "".join("abc"[token] for token in tokens)  # noqa: E731
+    ending = pkg.Ending(12, (), ("bc", "aaa"), decode)
+    engine = Engine(method, ending, 2, longest_prompt=4, seed=1)
+    found = dict(engine.run(Request(number, prompt) for number, prompt in enumerate(PROMPTS)))
+    for number, prompt in enumerate(PROMPTS):
+        alone = pkg.generate(method, prompt, 12, (), ("bc", "aaa"), decode, seed=1, request=number)
+        assert (found[number].tokens, found[number].text, found[number].end) == (alone.tokens, alone.text, alone.end)
+    assert any(text.end == "stop_string" for text in found.values())
+
+
+def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    from pass_sampling.gpu.engine import Engine, Request
+
+    pkg = package("gpu")
+    method = method_of("fused head", pkg, transformer(pkg, 4))
+    with caplog.at_level(logging.WARNING):
+        engine = Engine(method, pkg.Ending(8), 2, longest_prompt=4, captures=True)
+        found = dict(engine.run(Request(number, prompt) for number, prompt in enumerate(PROMPTS)))
+    (warning,) = caplog.records
+    assert warning.getMessage() == "the step runs eagerly, as it cannot be captured: it runs on cpu, not on a GPU"
+    assert found[2].tokens == pkg.generate(method, PROMPTS[2], 8, request=2).tokens
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    from pass_sampling.gpu.engine import Engine, Request
+
+    pkg = package("gpu")
+    method = method_of("plain", pkg, transformer(pkg, 4))
+    longest = method.model.max_position_embeddings
+    with pytest.raises(ValueError, match=f"^max_new_tokens: found a prompt of {longest} tokens and 8 new ones"):
+        Engine(method, pkg.Ending(8), 2, longest_prompt=longest)
+    with pytest.raises(ValueError, match=r"^num_rows: found 0, expected an integer from 1 to 65536$"):
+        Engine(method, pkg.Ending(8), 0)
+    engine = Engine(method, pkg.Ending(8), 2, longest_prompt=3)
+    with pytest.raises(ValueError, match=r"^prompt: found 4 tokens, expected at most 3, longest_prompt$"):
+        list(engine.run([Request(0, (0, 1, 2, 1))]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_captured_steps_make_the_texts_of_eager_ones(kind: str) -> None:
+    """On a GPU, in float64."""
+    from pass_sampling.gpu.engine import Engine, Request
+
+    pkg = package("gpu")
+    method, ending = method_of(kind, pkg, on_device(pkg, 4, "cuda"), "cuda"), pkg.Ending(9, (2,))
+    engine = Engine(method, ending, 3, longest_prompt=4, seed=3)
+    found = dict(engine.run(Request(number, prompt) for number, prompt in enumerate(PROMPTS)))
+    assert engine._captured is not None, "the step was not captured"
+    for number, prompt in enumerate(PROMPTS):
+        assert found[number].tokens == pkg.generate(method, prompt, 9, (2,), seed=3, request=number).tokens

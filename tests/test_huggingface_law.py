@@ -1,0 +1,125 @@
+"""The exact law of what PaSS writes over models of transformers: that of drawing one token after another."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
+
+from hf_float64 import Float64Mode, build
+from hf_models import config_of
+from pass_sampling.gpu import Autoregressive, Ending, FusedPaSS, PaSS, SamplingConfig, TransformersModel
+from pass_sampling.gpu import untrained_lookahead as untrained
+from pass_sampling.gpu.hf.hooks import processor_hook
+from pass_sampling.gpu.hf.row_caches import RowCache, RowCaches
+from pass_sampling.reference.law import OutputLaw, output_law
+
+PROMPT = [0, 1, 1]
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gpt2": {},
+    "gemma3_text": {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]},
+    "mistral": {"sliding_window": 3},
+}
+METHODS = {"two-calls": PaSS, "one-call": FusedPaSS}
+
+
+class Windowed(TransformersModel):
+    """The same model over the caches that `generate` makes: layers with a window keep no more than that."""
+
+    def new_cache(self, capacity: int = 16, batch_size: int = 1) -> RowCaches:
+        rows = [RowCache(DynamicCache(config=self.text_config)) for _ in range(batch_size)]
+        return RowCaches(rows, torch.zeros(batch_size, dtype=torch.int64), capacity)
+
+
+@cache
+def model_of(kind: str) -> Any:
+    """A model of three tokens, wholly in float64, whose laws are far from one-hot."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        changes = {"num_hidden_layers": 2, "vocab_size": 3, "layer_types": None, **MODELS[kind]}
+        model = build(config_of(kind, **{name: value for name, value in changes.items() if value is not None}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return model
+
+
+def law(method: Any, ending: Ending) -> OutputLaw:
+    return output_law(method, PROMPT, ending)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_law_is_that_of_plain_decoding(kind: str, method: Any) -> None:
+    with Float64Mode():
+        model, ending = TransformersModel(model_of(kind)), Ending(5, eos_token_ids=[2])
+        plain = law(Autoregressive(model), ending)
+        for each in (model, Windowed(model_of(kind))) if "sliding_window" in MODELS[kind] else (model,):
+            found = law(method(each, untrained(model_of(kind), 2)), ending)
+            assert len(found) == len(plain) == 63
+            assert sum(count > 0 for count in found.verified) >= 2
+            assert found.largest_deviation(plain) < 1e-12
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_law_holds_with_processors_and_a_criterion(method: Any) -> None:
+    with Float64Mode():
+        model = TransformersModel(model_of("gpt2"))
+        processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.5), TopPLogitsWarper(0.9)])
+        hook = processor_hook(processors, torch.tensor([PROMPT]), 0, 0, torch.float64)
+        ending = Ending(5, criterion=lambda tokens: tokens[-1] == 2 and len(tokens) % 2 == 0)
+        plain = law(Autoregressive(model, processor=hook), ending)
+        settings = {"processor": hook, "draft_sampling": SamplingConfig(temperature=2.0)}
+        found = law(method(model, untrained(model_of("gpt2"), 2), **settings), ending)
+        assert found.largest_deviation(plain) < 1e-12
+        assert {len(tokens) for tokens in found} == {2, 4, 5}
+
+
+def test_plain_decoding_has_the_law_of_the_librarys_own_rows() -> None:
+    with Float64Mode():
+        model = model_of("gemma3_text")
+        found = law(Autoregressive(TransformersModel(model)), Ending(3))
+        for tokens, prob in found.items():
+            with torch.no_grad():
+                rows = model(torch.tensor([[*PROMPT, *tokens]]), use_cache=False).logits[0, len(PROMPT) - 1 : -1]
+            expected = rows.softmax(dim=-1).gather(1, torch.tensor(tokens).unsqueeze(1)).prod()
+            assert abs(float(expected) - prob) < 1e-12
+
+
+@pytest.mark.parametrize("model_class", [TransformersModel, Windowed])
+@pytest.mark.parametrize("kind", MODELS)
+def test_look_ahead_groups_are_chains_of_their_own_also_behind_a_window(kind: str, model_class: Any) -> None:
+    """Two groups behind one text, in one pass; each must be what it would be alone, where it stands."""
+    with Float64Mode():
+        model = model_class(model_of(kind))
+        inputs = model.embed((torch.arange(14) ** 2 % 3).unsqueeze(0))
+        cache = model.new_cache(32)
+        model.hidden(inputs[:, :8], cache)
+        cache.truncate(torch.full_like(cache.lengths, 7))
+        visible = torch.eye(5, dtype=torch.bool)
+        visible[1, 0] = visible[2, :2] = visible[4, 3] = True  # 0, 1, 2 and 3, 4
+        positions = torch.tensor([[7, 8, 9, 7, 8]])
+        found = model.hidden(inputs[:, [7, 8, 9, 12, 13]], cache, positions, visible)[0]
+        for group, rows in (([0, 1, 2], [7, 8, 9]), ([3, 4], [12, 13])):
+            chain = inputs[:, [*range(7), *rows]]
+            expected = model.hidden(chain, TransformersModel.new_cache(model, 32))[0, 7:]
+            assert (found[group] - expected).abs().max() < 1e-12
+
+
+def test_a_cache_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant keeps what was rejected, and only counts it as gone."""
+
+    def settle(self: RowCache, length: int) -> None:
+        self.held = length
+
+    with Float64Mode():
+        model, ending = TransformersModel(model_of("gpt2")), Ending(4)
+        plain = law(Autoregressive(model), ending)
+        monkeypatch.setattr(RowCache, "settle", settle)
+        found = output_law(PaSS(model, untrained(model_of("gpt2"), 2)), PROMPT, ending, merge=False)
+        assert found.largest_deviation(plain) > 1e-4

@@ -1,0 +1,190 @@
+"""Training for models of transformers, folders to share, and a command that reads folders of other kinds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from console import Box, run
+from hf_float64 import Float64Mode, build
+from hf_models import VOCAB, config_of, prompts, shared, tiny
+from pass_sampling.gpu import LookAhead, TransformersModel, load_model, write_custom_generate
+from pass_sampling.gpu.adapter import Adapter
+from pass_sampling.gpu.checkpoints import MODEL
+from pass_sampling.gpu.hf.loading import load_with_transformers
+from pass_sampling.gpu.sampler_head import SamplerHead
+from pass_sampling.gpu.train import TrainConfig, train
+from pass_sampling.gpu.training.anchors import anchored_rows
+from pass_sampling.gpu.training.losses import kl_loss, mean_loss
+from pass_sampling.gpu.training.parts import first_parts
+from test_huggingface import greedy, with_pass
+
+SMALL = {"num_lookahead": 2, "num_steps": 4, "batch_size": 2, "context": 24, "num_anchors": 6}
+KINDS = ("llama", "gpt2", "mistral", "gemma3_text", "opt")
+
+
+def text(length: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(4, VOCAB, length)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_behind_many_anchors_are_those_of_draft_calls(kind: str) -> None:
+    with Float64Mode():
+        model = TransformersModel(build(config_of(kind)))
+        tokens, anchors = torch.from_numpy(text(40)).view(2, 20), torch.tensor([0, 4, 5, 11, 16])
+        vectors = model.embed(torch.tensor([[7, 8]]))[0]
+        rows = anchored_rows(model, vectors, tokens, anchors)
+        for b, row in enumerate(tokens):
+            for n, anchor in enumerate(anchors.tolist()):
+                inputs = torch.cat([model.embed(row[None, : anchor + 1]), vectors[None]], dim=1)
+                call = model.logits(model.hidden(inputs, model.new_cache(20)))[0, anchor + 1 :]
+                assert (rows.draft_logits[b, n] - call).abs().max() < 1e-12
+            plain = model.logits(model.hidden(model.embed(row[None]), model.new_cache(20)))[0]
+            standing = anchors.unsqueeze(1) + torch.tensor([1, 2])
+            assert (rows.target_logits[b] - plain[standing]).abs().max() < 1e-12
+
+
+def test_gradients_reach_the_vectors_and_no_weight() -> None:
+    model = tiny("gemma2")
+    vectors = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
+    rows = anchored_rows(TransformersModel(model), vectors, prompts(2, 20), torch.tensor([3, 9]))
+    rows.draft_logits.square().mean().backward()
+    assert vectors.grad is not None and float(vectors.grad.abs().min()) > 0
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("head_width", [0, 5])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
+def test_vectors_and_heads_learn_and_are_used(kind: str, head_width: int, tmp_path: Path) -> None:
+    model = tiny(kind, torch.float32)
+    config = TrainConfig(**{**SMALL, "num_steps": 30}, head_width=head_width)
+    adapted = TransformersModel(model)
+    lookahead = train(adapted, text(2000), text(400, seed=1), tmp_path / "vectors", config)
+    tokens, anchors = torch.from_numpy(text(240)).view(10, 24), torch.arange(0, 20, 3)
+    with torch.no_grad():
+        before, after = (
+            mean_loss(kl_loss(anchored_rows(adapted, each.vectors, tokens, anchors, head=each.head), 0.8), 1.0)
+            for each in (first_parts(adapted, config), lookahead)
+        )
+    assert after < before
+    assert lookahead.base_shapes["vocab_size"] == VOCAB
+    inputs = {"input_ids": prompts(1)}
+    found = with_pass(model, inputs, lookahead=tmp_path / "vectors", return_dict_in_generate=True)
+    assert torch.equal(found.sequences, greedy(model, inputs))
+    assert (lookahead.head is not None) == bool(head_width)
+
+
+def test_a_head_drafts_in_one_call_by_default() -> None:
+    model = shared("llama")
+    head = SamplerHead.random(16, 5, seed=0)
+    lookahead = LookAhead(0.1 * torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), head=head)
+    found = with_pass(model, {"input_ids": prompts(1)}, lookahead=lookahead, return_dict_in_generate=True)
+    assert torch.equal(found.sequences, greedy(model, {"input_ids": prompts(1)}))
+    assert {"exact"}.isdisjoint(found.generations[0].sources)  # PaSS in two calls begins with one
+    with pytest.raises(ValueError, match="expected FusedPaSS"):
+        with_pass(model, {"input_ids": prompts(1)}, lookahead=lookahead, fused=False)
+
+
+def test_an_adapter_is_refused_by_name(tmp_path: Path) -> None:
+    model = TransformersModel(shared("llama"))
+    with pytest.raises(ValueError, match=r"adapter_rank: found 2 with a model of transformers, expected 0"):
+        train(model, text(400), text(400), tmp_path / "vectors", TrainConfig(**SMALL, adapter_rank=2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_fingerprint_is_that_of_the_folder() -> None:
+    model = TransformersModel(load_with_transformers(MODEL))
+    assert (model.fingerprint, model.name) == (load_model(MODEL).fingerprint, MODEL.name)
+    assert model.eos_token_ids == load_model(MODEL).eos_token_ids
+
+
+# --- Folders ---
+
+
+def test_a_shared_folder_is_used_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model, inputs = shared("llama"), {"input_ids": prompts(1)}
+    lookahead = LookAhead.random(3, 16, seed=0)
+    folder = tmp_path / "shared"
+    write_custom_generate(folder, lookahead)
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
+        "README.md",
+        "custom_generate/generate.py",
+        "custom_generate/requirements.txt",
+        "lookahead/config.json",
+        "lookahead/model.safetensors",
+    ]
+    assert "- custom_generate\n" in (folder / "README.md").read_text(encoding="utf-8")
+    expected = greedy(model, inputs)
+    for settings in ({}, {"fused": True, "num_lookahead": 2}, {"lookahead": lookahead}):
+        found = greedy(model, inputs, custom_generate=str(folder), trust_remote_code=True, **settings)
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        greedy(model, inputs, custom_generate=str(folder), trust_remote_code=False)
+    with pytest.raises(ValueError, match="holds something already, expected a new path or an empty folder"):
+        write_custom_generate(folder, lookahead)
+
+
+def test_the_card_names_the_repository_and_the_model(tmp_path: Path) -> None:
+    lookahead = LookAhead(
+        torch.ones(2, 16),
+        base_model="a/small",
+        training={"held_out": {"acceptance": [0.5, 0.25], "expected_tokens": 1.5}},
+    )
+    write_custom_generate(tmp_path / "shared", lookahead, "somebody/vectors")
+    card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
+    assert "base_model: a/small\n" in card and "custom_generate='somebody/vectors'" in card
+    assert "| these | 0.500 | 0.250 | 1.500 |" in card
+    code = (tmp_path / "shared" / "custom_generate" / "generate.py").read_text(encoding="utf-8")
+    assert "REPOSITORY = 'somebody/vectors'" in code
+    compile(code, "generate.py", "exec")
+
+
+def test_vectors_with_an_adapter_are_not_shared(tmp_path: Path) -> None:
+    from folders import tiny_config
+
+    config = tiny_config()
+    lookahead = LookAhead(torch.ones(2, config.hidden_size), adapter=Adapter.random(config, 2, 0))
+    with pytest.raises(ValueError, match="lookahead: found vectors with an adapter"):
+        write_custom_generate(tmp_path / "shared", lookahead)
+    assert not (tmp_path / "shared").exists()
+
+
+# --- The command line ---
+
+
+@pytest.fixture(scope="module")
+def folder(box: Box, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of a kind that this package's own Transformer is not, with the tokenizer of the box."""
+    from transformers import AutoTokenizer
+
+    path = tmp_path_factory.mktemp("gpt2")
+    tiny("gpt2", torch.float32, vocab_size=300).save_pretrained(path)
+    AutoTokenizer.from_pretrained(str(box.model)).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("source", ["text", "self"])
+def test_the_command_trains_for_models_of_other_kinds(
+    source: str, box: Box, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--text", box.text] if source == "text" else ["--self", "--self-tokens", 300]
+    small = ["--steps", 2, "--batch-size", 2, "--context", 24, "--anchors", 4, "--num-lookahead", 2, "--json"]
+    assert run("train", "--model", folder, "--output", tmp_path / "vectors", *given, *small) == 0
+    assert len(json.loads(capsys.readouterr().out)["held_out"]["acceptance"]) == 2
+    assert LookAhead.load(tmp_path / "vectors").hidden_size == 16
+
+
+def test_the_command_refuses_what_transformers_does_not_read(
+    box: Box, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "unheard-of"}', encoding="utf-8")
+    (tmp_path / "model" / "tokenizer.json").write_bytes((box.model / "tokenizer.json").read_bytes())
+    assert run("train", "--model", tmp_path / "model", "--output", tmp_path / "vectors", "--text", box.text) == 2
+    assert "holds nothing for transformers" in capsys.readouterr().err
