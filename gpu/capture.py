@@ -10,6 +10,7 @@ Glossary of shapes: B rows.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,13 +18,19 @@ import torch
 from torch import Tensor
 
 from .batch_record import BatchRecord
+from .methods import Candidates, FusedCandidates, FusedPaSS
 from .methods.base import Method
 from .state import PER_ROW, State
 
-__all__ = ["Captured", "Frozen", "capture", "standing"]
+__all__ = ["CaptureError", "Captured", "Frozen", "capture", "standing"]
 
 LEAST_SIGHT = 256  # slots
 log = logging.getLogger(__name__)
+Launch = Callable[[], None]
+
+
+class CaptureError(RuntimeError):
+    """A step could not be captured; its state is as it was."""
 
 
 @dataclass
@@ -52,77 +59,89 @@ class Frozen:
         return record
 
 
+def graph_of(run: Callable[[], BatchRecord]) -> tuple[Launch, BatchRecord]:
+    """Capture what `run` does on a GPU; return what does it again, and where its record will stand."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        record = run()
+    return graph.replay, record
+
+
 @dataclass
 class Captured:
     """Graphs of one step, one for each sight."""
 
     method: Method
     state: State
-    graphs: dict[int, tuple[Any, Tensor, BatchRecord]] = field(default_factory=dict)
-    reach: int = 0  # slots that no row can have gone beyond
+    make: Callable[[Callable[[], BatchRecord]], tuple[Launch, BatchRecord]] = graph_of
+    least_sight: int = LEAST_SIGHT
+    graphs: dict[int, tuple[Launch, Tensor, BatchRecord]] = field(default_factory=dict)
+    held: list[Any] = field(default_factory=list)  # what graphs read and others may let go: tables of rotations
 
     def replay(
         self,
         uniforms: Tensor,  # [B, num_slots]
+        longest: int,
     ) -> BatchRecord:
-        """Run one cycle; the record is a copy, as the next replay writes to the same places."""
-        sight = self._sight()
+        """Run one cycle, where no text is longer than `longest`; the record is a copy, as the next goes to its place.
+
+        Raises:
+            CaptureError: the step cannot be captured at this sight.
+        """
+        sight = self.sight(longest)
         if sight not in self.graphs:
             self.graphs[sight] = self._capture(sight, uniforms)
-        graph, buffer, record = self.graphs[sight]
+        launch, buffer, record = self.graphs[sight]
         buffer.copy_(uniforms)
-        graph.replay()
-        self.reach += self.method.scratch
+        launch()
         return _copy(record)
 
-    def measure(self, longest: int) -> None:
-        """Note how long the longest text was when the host last looked, and that one step more is under way."""
-        self.reach = longest + self.method.scratch
-
-    def _sight(self) -> int:
+    def sight(self, longest: int) -> int:
         """Return how many slots to read: enough for this cycle, of few different numbers."""
-        needed, sight = self.reach + self.method.scratch + 1, LEAST_SIGHT
+        needed, sight = longest + self.method.scratch + 1, self.least_sight
         while sight < needed:
             sight *= 2
         return min(sight, self.state.cache.capacity)
 
-    def _capture(self, sight: int, uniforms: Tensor) -> tuple[Any, Tensor, BatchRecord]:
-        """Run the step a few times on the side, then capture it; the state is then as it was."""
+    def _capture(
+        self,
+        sight: int,
+        uniforms: Tensor,  # [B, num_slots]
+    ) -> tuple[Launch, Tensor, BatchRecord]:
+        """Run the step a few times on the side, then capture it; the state is then as it was, also if that fails."""
+        caches, frozen, buffer = self.state.caches, Frozen(self.method, self.state, sight), uniforms.clone()
         before = {name: getattr(self.state, name).clone() for name in PER_ROW}
-        lengths = [cache.lengths.clone() for cache in self.state.caches]
-        frozen, buffer = Frozen(self.method, self.state, sight), uniforms.clone()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        lengths = [(cache.lengths, cache.lengths.clone()) for cache in caches]
+
+        def restore() -> None:
+            for name, tensor in before.items():
+                getattr(self.state, name).copy_(tensor)
+            for cache, (place, length) in zip(caches, lengths, strict=True):
+                cache.lengths = place
+                place.copy_(length)
+
+        try:
             for _ in range(3):
-                frozen.step(buffer)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            record = frozen.step(buffer)
-        for name, tensor in before.items():
-            getattr(self.state, name).copy_(tensor)
-        for cache, length in zip(self.state.caches, lengths, strict=True):
-            cache.lengths.copy_(length)
-        return graph, buffer, record
+                _on_the_side(lambda: frozen.step(buffer), uniforms.device)
+                restore()
+            launch, record = self.make(lambda: frozen.step(buffer))
+        except (RuntimeError, ValueError, IndexError) as error:
+            log.warning("the step runs eagerly, as it cannot be captured: %s", str(error).partition("\n")[0][:200])
+            raise CaptureError(str(error)) from error
+        finally:
+            restore()
+            for cache in caches:
+                cache.fix(None)
+        models = [self.method.model, getattr(getattr(self.method, "drafter", None), "model", None)]
+        self.held += [getattr(model, "_tables", None) for model in models]
+        return launch, buffer, record
 
 
-def capture(
-    method: Method,
-    state: State,
-    uniforms: Tensor,  # [B, num_slots]
-) -> Captured | None:
-    """Capture a method's step on a state; None, with one warning, where that cannot be done."""
+def capture(method: Method, state: State) -> Captured | None:
+    """Prepare a method's step on a state for capture; None, with one warning, where that cannot be done."""
     reason = why_not(method, state)
     if reason is None:
-        captured = Captured(method, standing(state))
-        captured.measure(int(state.lengths.max()))
-        try:
-            captured.graphs[captured._sight()] = captured._capture(captured._sight(), uniforms)
-            return captured
-        except RuntimeError as error:
-            torch.cuda.synchronize()
-            reason = str(error).partition("\n")[0][:200]
+        return Captured(method, standing(state))
     log.warning("the step runs eagerly, as it cannot be captured: %s", reason)
     return None
 
@@ -131,6 +150,10 @@ def why_not(method: Method, state: State) -> str | None:
     """Return why a step cannot be captured, if it cannot: the host would have to look at texts or logits."""
     if state.cache.lengths.device.type != "cuda":
         return f"it runs on {state.cache.lengths.device}, not on a GPU"
+    if isinstance(method, Candidates | FusedCandidates):
+        return "a tree of drafts is as large as its rows need"
+    if isinstance(method, FusedPaSS) and state.carried.shape[1] == 1:
+        return "texts are too short to look ahead"
     if getattr(method, "processor", None) is not None:
         return "a processor looks at every row on the host"
     if state.ending.asks_host:
@@ -140,7 +163,20 @@ def why_not(method: Method, state: State) -> str | None:
 
 def standing(state: State) -> State:
     """Return the state with tensors of its own, that nothing else writes to."""
-    return replace(state, **{name: getattr(state, name).clone().contiguous() for name in PER_ROW})
+    tensors: dict[str, Any] = {name: getattr(state, name).clone().contiguous() for name in PER_ROW}
+    return replace(state, **tensors)
+
+
+def _on_the_side(run: Callable[[], Any], device: torch.device) -> None:
+    """Run something on another stream, as what is captured later must have been before."""
+    if device.type != "cuda":
+        run()
+        return
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
 
 
 def _copy(record: BatchRecord) -> BatchRecord:

@@ -1,6 +1,7 @@
 """Linear layers of a frozen model: on a CPU the weights are laid out once for its matrix units, not in every pass.
 
-In bfloat16 the laying out takes a third of a pass over few rows. The numbers are the same, to the last bit.
+In bfloat16 the laying out takes a third of a pass over few rows. For rows that lie side by side in memory, as here, the
+numbers are the same to the last bit. A weight that is changed afterwards is not seen: the model is frozen.
 
 Glossary of shapes: I inputs and O outputs of a layer.
 """

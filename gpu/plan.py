@@ -19,6 +19,7 @@ from .files.folder import read_json
 __all__ = ["FORMAT_VERSION", "Plan"]
 
 FORMAT_VERSION = 1
+FIGURES = {"tokens_per_cycle", "milliseconds_per_cycle", "tokens_per_second", "ratio_to_plain"}  # that are predicted
 OPTIONS: dict[str, type | tuple[type, ...]] = {
     "lookahead": str,
     "draft_model": str,
@@ -26,6 +27,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
     "num_draft": int,
     "verify": str,
     "refine": str,
+    "lattice": int,
     "groups": list,
     "candidates": str,
 }
@@ -65,11 +67,12 @@ class Plan:
         """
         for name, what in (("model", "the model"), ("lookahead", "the look-ahead vectors"),
                            ("draft_model", "the draft model"), ("ngram", "the n-gram model")):  # fmt: skip
-            mine, yours = self.made_for.get(name), made_for.get(name)
+            mine, yours = _identity(self.made_for.get(name)), _identity(made_for.get(name))
             if name in self.options and yours is None:
                 raise ValueError(f"plan: found no {self.options[name]}, expected {what} it was made with")
             if mine is not None and yours is not None and mine != yours:
-                raise ValueError(f"plan: found it made for {_said(mine)}, expected {what} {_said(yours)}")
+                known = _said(self.made_for.get(name)), _said(made_for.get(name))
+                raise ValueError(f"plan: found it made for {known[0]}, expected {what} {known[1]}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, whole or not at all.
@@ -105,7 +108,15 @@ class Plan:
         for name, kind in kinds.items():
             if not isinstance(found[name], kind):
                 raise ValueError(f"{path}: found {name} {found[name]!r:.80}, expected a plan's")
+        considered = found["calibration"].get("considered")
+        if not FIGURES <= found["prediction"].keys() or not isinstance(considered, list):
+            raise ValueError(f"{path} is a plan without what it was chosen from, expected a whole one")
         return Plan(**{name: found[name] for name in names})
+
+
+def _identity(named: Any) -> Any:
+    """Return what tells something from others: its fingerprint, where it has one."""
+    return named.get("fingerprint") or named if isinstance(named, dict) else named
 
 
 def _said(identity: Any) -> str:

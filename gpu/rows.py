@@ -8,7 +8,9 @@ import torch
 
 from .ending import Ending
 from .methods.base import Method
+from .methods.fused import Fused
 from .state import PER_ROW, State
+from .transformer import Transformer
 
 __all__ = ["empty_rows", "put_row"]
 
@@ -21,14 +23,18 @@ def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: in
     """
     state = method.start_batch([[0] * longest_prompt] * num_rows, ending)
     one = torch.ones_like(state.lengths)  # a row has a last token, even if nothing is made of it
+    carried = state.carried
+    if isinstance(method, Fused) and isinstance(method.model, Transformer):
+        carried = method.vectors.new_zeros((num_rows, len(method.vectors) + 1, method.model.hidden_size))
     return replace(
         state,
+        carried=carried,
         lengths=one,
         prompt_lengths=one.clone(),
         limits=one + ending.max_new_tokens,
         ended=torch.ones_like(state.ended),
         max_pending=1,
-        draft_pending=1,
+        draft_pending=2,  # as behind every cycle but the first
     )
 
 

@@ -168,11 +168,15 @@ class State:
 
     def raise_fault(self) -> None:
         """Raise ValueError if some row's logits had no law: the host asks once per cycle."""
-        for fault, position in zip(self.fault.tolist(), self.fault_position.tolist(), strict=True):
-            if fault != 0:
-                raise ValueError(
-                    f"logits behind position {position}: the largest logit is {fault}, expected a finite number"
-                )
+        if any(fault != 0 for fault in self.fault.tolist()):
+            raise ValueError(next(filter(None, map(self.complaint, range(len(self.fault))))))
+
+    def complaint(self, place: int) -> str | None:
+        """Return what was wrong with the logits of a row, if something was."""
+        fault, position = float(self.fault[place]), int(self.fault_position[place])
+        if fault == 0:
+            return None
+        return f"logits behind position {position}: the largest logit is {fault}, expected a finite number"
 
     def select(
         self,

@@ -91,6 +91,14 @@ class TableModel:
         """Return the rows as they are."""
         return hidden
 
+    def logits_of(
+        self,
+        hidden: Tensor,  # [..., V]
+        tokens: Tensor,  # [..., N]
+    ) -> Tensor:  # [..., N]
+        """Return some tokens' places of the rows."""
+        return hidden.gather(-1, tokens)
+
     def row(
         self,
         code: Tensor,  # [...]

@@ -119,7 +119,6 @@ def train(
         config: what to train, and how long.
         report: called with what is known: `seconds_per_step` and `memory` before the first step, then `step` and
             `loss`, at the end what `compared` finds: acceptance, and that of untrained controls.
-
         begin: what to go on from, instead of parts that know nothing yet.
 
     Raises:

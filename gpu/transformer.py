@@ -134,6 +134,14 @@ class Transformer:
         """Project hidden states to one logit per token."""
         return self._output(hidden)
 
+    def logits_of(
+        self,
+        hidden: Tensor,  # [..., D]
+        tokens: Tensor,  # [..., N]
+    ) -> Tensor:  # [..., N]
+        """Project hidden states to the logits of some tokens each, reading no other rows of the projection."""
+        return (functional.embedding(tokens, self.weights.output) @ hidden.unsqueeze(-1)).squeeze(-1)
+
     def forward(
         self,
         inputs: Inputs,  # [B, T] tokens or [B, T, D] embeddings

@@ -3,7 +3,7 @@
 A look-ahead row alone gives the law of a token given the text, whatever stands between. A refinement turns it into a
 law given the tokens between as well.
 
-Glossary of shapes: D' hidden state, V vocabulary.
+Glossary of shapes: L look-ahead rows, D' hidden state, V vocabulary, N tokens of a lattice.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .config import check_integer
 from .drafters.ngram import NgramModel
 from .layers import Array
 from .lookahead import LookAhead
@@ -24,6 +25,9 @@ from .sampler_head import SamplerHead
 
 if TYPE_CHECKING:
     from .methods.language_model import LanguageModel
+
+Memory = tuple[npt.NDArray[Any], ...]
+"""What a refinement carries from one draft to the next."""
 
 
 class Refinement(Protocol):
@@ -38,17 +42,18 @@ class Refinement(Protocol):
 
     def start(
         self,
-        real_hidden: Array,  # [D']
-    ) -> Any:
-        """Return the memory before the first draft, from the hidden state of the last text row."""
+        model: LanguageModel,
+        carried: Array,  # [L+1, D']
+    ) -> Memory:
+        """Return the memory before the first draft, from the hidden states of the last text row and those ahead."""
 
     def logits(
         self,
         model: LanguageModel,
         hidden: Array,  # [D']
         tokens: Sequence[int],
-        memory: Any,
-    ) -> tuple[Array, Any]:  # [V]
+        memory: Memory,
+    ) -> tuple[Array, Memory]:  # [V]
         """Return the logits of a draft from its look-ahead row, behind all tokens before it, and the next memory."""
 
 
@@ -63,26 +68,38 @@ class Unrefined:
 
     def start(
         self,
-        real_hidden: Array,  # [D']
-    ) -> None:
+        model: LanguageModel,
+        carried: Array,  # [L+1, D']
+    ) -> Memory:
         """Remember nothing."""
+        return ()
 
     def logits(
         self,
         model: LanguageModel,
         hidden: Array,  # [D']
         tokens: Sequence[int],
-        memory: None,
-    ) -> tuple[Array, None]:  # [V]
+        memory: Memory,
+    ) -> tuple[Array, Memory]:  # [V]
         """Return the row's own logits."""
-        return model.logits(hidden), None
+        return model.logits(hidden), ()
 
 
 @dataclass(frozen=True, eq=False)
 class HeadRefinement:
-    """Refine by a trained sampler head."""
+    """Refine by a trained sampler head.
+
+    A draft is scored over all tokens, or over a `lattice` of N: those that the look-ahead row itself finds likeliest.
+    All others then have the logit -inf, and the cost of a draft's logits does not grow with the vocabulary.
+    """
 
     head: SamplerHead
+    lattice: int | None = None  # N
+
+    def __post_init__(self) -> None:
+        """Check the size of the lattice."""
+        if self.lattice is not None:
+            check_integer("lattice", self.lattice, 1, 2**31 - 1)
 
     @property
     def alone(self) -> bool:
@@ -90,32 +107,45 @@ class HeadRefinement:
         return self.head.alone
 
     def check(self, model: LanguageModel) -> None:
-        """Refuse a model whose hidden states have another width.
+        """Refuse a model whose hidden states have another width, or that has fewer tokens than the lattice.
 
         Raises:
-            ValueError: they have.
+            ValueError: they have, or it has.
         """
         found, config = self.head.first.shape[1], getattr(model, "config", None)
         if config is not None and found != config.hidden_size:
             raise ValueError(f"the sampler head reads hidden states of width {found}, expected {config.hidden_size}")
+        if self.lattice is not None and self.lattice > model.vocab_size:
+            raise ValueError(f"lattice: found {self.lattice}, expected at most {model.vocab_size}, the vocabulary")
 
     def start(
         self,
-        real_hidden: Array,  # [D']
-    ) -> Array:  # [F]
-        """Begin the head's state."""
-        return self.head.start(real_hidden)
+        model: LanguageModel,
+        carried: Array,  # [L+1, D']
+    ) -> Memory:
+        """Begin the head's state, and choose the tokens of every draft; one projection serves all drafts."""
+        state = self.head.start(carried[0])
+        if self.lattice is None:
+            return (state,)
+        rows = carried[:1] if self.alone else carried[1:]
+        tokens = _likeliest(model.logits(rows), self.lattice)
+        return state, np.broadcast_to(tokens, (len(carried) - 1, self.lattice))
 
     def logits(
         self,
         model: LanguageModel,
         hidden: Array,  # [D']
         tokens: Sequence[int],
-        memory: Array,  # [F]
-    ) -> tuple[Array, Array]:  # [V], [F]
+        memory: Memory,
+    ) -> tuple[Array, Memory]:  # [V]
         """Add what follows from the last token and the head's state to the row's hidden state."""
-        refined, memory = self.head.step(hidden, model.embed(tokens[-1:])[0], memory)
-        return model.logits(refined), memory
+        refined, state = self.head.step(hidden, model.embed(tokens[-1:])[0], memory[0])
+        if self.lattice is None:
+            return model.logits(refined), (state,)
+        here, ahead = memory[1][0], memory[1][1:]
+        logits = np.full(model.vocab_size, -np.inf, dtype=refined.dtype)
+        logits[here] = model.logits_of(refined, here)
+        return logits, (state, ahead)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,20 +176,22 @@ class NgramRefinement:
 
     def start(
         self,
-        real_hidden: Array,  # [D']
-    ) -> None:
+        model: LanguageModel,
+        carried: Array,  # [L+1, D']
+    ) -> Memory:
         """Remember nothing: the tokens say it all."""
+        return ()
 
     def logits(
         self,
         model: LanguageModel,
         hidden: Array,  # [D']
         tokens: Sequence[int],
-        memory: None,
-    ) -> tuple[Array, None]:  # [V]
+        memory: Memory,
+    ) -> tuple[Array, Memory]:  # [V]
         """Rescore the row's logits."""
         gained = self.ngram.logits(tokens, None) - self._log_unigram
-        return model.logits(hidden) + self.weight * gained, None
+        return model.logits(hidden) + self.weight * gained, ()
 
     @cached_property
     def _log_unigram(self) -> Array:  # [V]
@@ -170,3 +202,11 @@ class NgramRefinement:
 def refinement_of(lookahead: LookAhead, dtype: npt.DTypeLike) -> Refinement:
     """Return the refinement that was trained with look-ahead vectors, if any, in a model's dtype."""
     return Unrefined() if lookahead.head is None else HeadRefinement(lookahead.head.to(dtype))
+
+
+def _likeliest(
+    logits: Array,  # [..., V]
+    number: int,
+) -> npt.NDArray[np.int64]:  # [..., N]
+    """Return the tokens of largest logit in each row, the lowest ids among equals, in the order of their ids."""
+    return np.sort(np.argsort(-logits, axis=-1, kind="stable")[..., :number], axis=-1)

@@ -88,6 +88,14 @@ class TableModel:
         """Return the rows as they are."""
         return hidden
 
+    def logits_of(
+        self,
+        hidden: Array,  # [..., V]
+        tokens: npt.NDArray[np.integer],  # [..., N]
+    ) -> Array:  # [..., N]
+        """Return some tokens' places of the rows."""
+        return np.take_along_axis(hidden, tokens, axis=-1)
+
     def row(
         self,
         code: Codes,  # [...]

@@ -123,6 +123,15 @@ class Transformer:
         """Project hidden states to one logit per token."""
         return hidden @ self.weights.output.T
 
+    def logits_of(
+        self,
+        hidden: Array,  # [..., D]
+        tokens: npt.NDArray[np.integer],  # [..., N]
+    ) -> Array:  # [..., N]
+        """Project hidden states to the logits of some tokens each, reading no other rows of the projection."""
+        found: Array = (self.weights.output[tokens] @ hidden[..., None])[..., 0]
+        return found
+
     def forward(
         self,
         inputs: Inputs,  # [T] tokens or [T, D] embeddings

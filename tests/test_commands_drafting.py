@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -61,8 +62,33 @@ def test_look_ahead_drafts_are_refined_as_asked(box, capsys):
         assert read_strictly(capsys.readouterr().out)["options"]["refine"] == "unrefined"
     assert generate(box, *flags, "--refine", "head") == 2
     assert "--refine: found head, and vectors without one, expected none, ngram or" in capsys.readouterr().err
+    assert generate(box, *flags, "--refine", "none", "--lattice", 8) == 2
+    assert "--lattice: found 8 with --refine none, expected --refine head" in capsys.readouterr().err
+    assert generate(box, *flags, "--lattice", 8) == 2
+    assert "--lattice: found 8, and vectors without a head, expected another" in capsys.readouterr().err
     assert generate(box, *flags, "--refine", "ngram") == 2
     assert "found no n-gram model for" in capsys.readouterr().err
+
+
+def test_a_head_drafts_from_a_lattice_as_asked(box, capsys, tmp_path):
+    """Greedy text is the same with it; a plan may say it."""
+    from pass_sampling.gpu import LookAhead, SamplerHead
+    from pass_sampling.gpu.plan import Plan
+
+    vectors = LookAhead.load(box.vectors)
+    head = SamplerHead.random(vectors.hidden_size, 5, 3)
+    replace(vectors, head=head).save(tmp_path / "vectors")
+    flags, texts = ["--lookahead", tmp_path / "vectors", "--temperature", 0, "--json"], set()
+    for lattice in (["--refine", "head"], ["--lattice", 1], ["--refine", "head", "--lattice", 8]):
+        assert generate(box, *flags, *lattice) == 0
+        found = read_strictly(capsys.readouterr().out)
+        assert (found["method"], found["options"]["refine"]) == ("lookahead-fused", "head")
+        assert found["options"].get("lattice") == (lattice[-1] if "--lattice" in lattice else None)
+        texts.add(found["text"])
+    assert len(texts) == 1
+    assert generate(box, *flags, "--lattice", 500) == 2
+    assert "lattice: found 500, expected at most" in capsys.readouterr().err
+    assert Plan("lookahead-fused", {"lattice": 8}).options == {"lattice": 8}
 
 
 @pytest.mark.parametrize("verify", ["without-replacement", "with-replacement", "k-seq", "match"])
@@ -113,6 +139,7 @@ TREE = ["--method", "prompt-lookup", "--candidates", "2,2"]
         (["--method", "draft-model", "--schedule", "guess"], ["--schedule", "'guess'", "'heuristic'"]),
         (["--method", "draft-model", "--draft-model", "nowhere"], ["nowhere"]),
         (["--method", "lookahead", "--refine", "none"], ["--refine: found none with --method lookahead"]),
+        (["--method", "lookahead", "--lattice", "8"], ["--lattice: found 8 with --method lookahead, which has no use"]),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(flags, words, box, capsys):

@@ -55,6 +55,15 @@ def on_device(pkg: Any, seed: int, device: str) -> Any:
 PROMPTS = [(1, 0), (2,), (0, 1, 2, 1), (1,), (2, 2, 0), (0, 0), (1, 2)]
 
 
+def same_records(found: Any, alone: Any) -> None:
+    """Tokens could be the same by chance, of three: so are all recorded probabilities, up to rounding."""
+    assert found.tokens == alone.tokens and found.end == alone.end and found.sources == alone.sources
+    assert found.num_positions == alone.num_positions and found.num_draft_tokens == alone.num_draft_tokens
+    for mine, yours in zip(found.records, alone.records, strict=True):
+        for name in ("log_probs", "draft_token_probs", "target_token_probs", "accept_probs"):
+            assert getattr(mine, name) == pytest.approx(getattr(yours, name), abs=1e-12, nan_ok=True)
+
+
 @pytest.mark.parametrize("num_rows", [1, 3, 8])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_request_has_the_text_that_it_has_alone(kind: str, num_rows: int) -> None:
@@ -72,9 +81,8 @@ def test_a_request_has_the_text_that_it_has_alone(kind: str, num_rows: int) -> N
     for number, prompt in enumerate(PROMPTS):
         alone = pkg.generate(method, prompt, 9, (2,), seed=3, request=number)
         assert found[number].tokens == alone.tokens and found[number].end == alone.end
-        assert [record.sources for record in found[number].records] == [record.sources for record in alone.records]
         assert tuple(heard[number]) == found[number].records
-        assert found[number].num_positions == alone.num_positions
+        same_records(found[number], alone)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,6 +134,119 @@ def test_the_law_of_a_step_in_fixed_shapes_is_the_targets(kind: str) -> None:
     sampling, ending = reference.SamplingConfig(temperature=0.9), reference.Ending(4, (2,))
     target = exact_target(transformer(reference, 4), sampling, (1, 0), ending)
     assert law.largest_deviation(target) <= 1e-12
+
+
+def replayed(run: Any) -> tuple[Any, Any]:
+    """What stands in for a graph on a CPU: done again as it was, its record in the same place."""
+    record = run()
+
+    def launch() -> None:
+        again = run()
+        for name, tensor in vars(record).items():
+            if hasattr(tensor, "copy_"):
+                tensor.copy_(getattr(again, name))
+
+    return launch, record
+
+
+def captured_engine(method: Any, ending: Any, make: Any, num_rows: int = 2, longest_prompt: int = 20) -> Any:
+    """An engine that replays steps and reads them one step late, as on a GPU; sights begin at 4 slots."""
+    from pass_sampling.gpu.capture import Captured, standing
+    from pass_sampling.gpu.engine import Engine
+
+    engine = Engine(method, ending, num_rows, longest_prompt, seed=3)
+    engine._captured = Captured(method, standing(engine._state), make, least_sight=4)
+    engine._state = engine._captured.state
+    return engine
+
+
+LONG = [(2,), (1, 0), (0, 1, 2, 1) * 5, (1,), (2, 0) * 6, (0, 0), (1, 2) * 9]
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_replayed_steps_see_as_much_as_the_longest_text_needs(kind: str, window: int | None) -> None:
+    """Longer prompts come in while shorter texts are under way, and the host reads one step late."""
+    pkg = package("gpu")
+    method, ending = method_of(kind, pkg, transformer(pkg, 4, sliding_window=window)), pkg.Ending(9, (2,))
+    engine = captured_engine(method, ending, replayed)
+    requests = [pkg.Request(number, prompt) for number, prompt in enumerate(LONG)]
+    found = dict(engine.run(requests))
+    assert len(engine._captured.graphs) > 1 and len(found) == len(LONG)
+    for number, prompt in enumerate(LONG):
+        same_records(found[number], pkg.generate(method, prompt, 9, (2,), seed=3, request=number))
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_where_capture_fails_the_step_runs_eagerly_from_where_it_was(
+    late: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the first sight, or at a later one: with one warning, and the texts are those that they would have been."""
+    pkg = package("gpu")
+    made: list[int] = []
+
+    def fails(run: Any) -> Any:
+        made.append(1)
+        if len(made) > late:
+            run()
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        return replayed(run)
+
+    method, ending = method_of("fused head", pkg, transformer(pkg, 4)), pkg.Ending(9, (2,))
+    engine = captured_engine(method, ending, fails)
+    with caplog.at_level(logging.WARNING):
+        found = dict(engine.run(pkg.Request(number, prompt) for number, prompt in enumerate(LONG)))
+    said = "the step runs eagerly, as it cannot be captured: operation not permitted when stream is capturing"
+    assert [record.getMessage() for record in caplog.records] == [said]
+    for number, prompt in enumerate(LONG):
+        same_records(found[number], pkg.generate(method, prompt, 9, (2,), seed=3, request=number))
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_whoever_leaves_early_finds_everything_when_coming_back(captures: bool) -> None:
+    """Also where a callback raises: no record is lost, none is heard twice but the one that raised."""
+    from pass_sampling.gpu.engine import Engine
+
+    pkg = package("gpu")
+    method, ending = method_of("draft model", pkg, transformer(pkg, 4)), pkg.Ending(9, (2,))
+    engine = captured_engine(method, ending, replayed, 3) if captures else Engine(method, ending, 3, 20, seed=3)
+    requests = iter([pkg.Request(number, prompt) for number, prompt in enumerate(LONG)])
+    found, calls = {}, iter(range(1000))
+
+    def sometimes_raises(number: int, record: Any) -> None:
+        if next(calls) % 5 == 3:
+            raise KeyError(number)
+
+    while len(found) < len(LONG):
+        try:
+            for number, text in engine.run(requests, sometimes_raises):
+                assert number not in found
+                found[number] = text
+                break
+        except KeyError:
+            continue
+    for number, prompt in enumerate(LONG):
+        same_records(found[number], pkg.generate(method, prompt, 9, (2,), seed=3, request=number))
+
+
+def test_logits_that_are_not_finite_end_their_own_request_alone() -> None:
+    from pass_sampling.gpu.engine import Engine
+
+    pkg = package("gpu")
+
+    def breaks(prefix: tuple[int, ...], logits: Any) -> Any:
+        return logits * float("nan") if prefix[:6] == (2, 0) * 3 and len(prefix) > 13 else logits
+
+    method = replace(method_of("plain", pkg, transformer(pkg, 4)), processor=breaks)
+    engine, found = Engine(method, pkg.Ending(9), 2, longest_prompt=20, seed=3), {}
+    requests = iter([pkg.Request(number, prompt) for number, prompt in enumerate(LONG)])
+    with pytest.raises(ValueError, match=r"^request 4: logits behind position 13: the largest logit is nan"):
+        found.update(engine.run(requests))
+    for number, text in engine.run(requests):
+        found[number] = text
+    assert sorted(found) == [0, 1, 2, 3, 5, 6]
+    for number, text in found.items():
+        same_records(text, pkg.generate(method, LONG[number], 9, (), seed=3, request=number))
 
 
 def test_stop_strings_end_texts_of_the_engine_as_elsewhere() -> None:

@@ -156,3 +156,5 @@ def test_a_head_works_apart_from_its_body() -> None:
     from pass_sampling.gpu import TransformersModel
 
     assert torch.equal(TransformersModel(model).logits(hidden), model(prompts(1)).logits.detach())
+    some = torch.arange(3).expand(*hidden.shape[:-1], -1)
+    assert torch.equal(TransformersModel(model).logits_of(hidden, some), model(prompts(1)).logits.detach()[..., :3])

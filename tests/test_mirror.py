@@ -52,6 +52,7 @@ PORT_FILES = {
     "engine.py",
     "plan.py",
     "rows.py",
+    "underway.py",
     "train.py",
     "pretrain.py",
     "huggingface.py",
@@ -94,7 +95,7 @@ PORT_ONLY = {
     "methods.candidates.Candidates": {"propose"},  # of which an expectation over acceptances is taken
     "methods.candidates_fused.FusedCandidates": {"propose"},
     "ending.Ending": {"asks_host"},  # the others are looked for on the device
-    "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "select", "stack"},
+    "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "complaint", "select", "stack"},
     "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},
     "methods.language_model.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 from console import read_strictly, run
 
 pytestmark = pytest.mark.torch
+FIGURES = ("tokens_per_cycle", "milliseconds_per_cycle", "tokens_per_second", "ratio_to_plain")
+PREDICTED = dict.fromkeys(FIGURES, 1.5)
+NOTHING_MEASURED = SimpleNamespace(pass_milliseconds={1: 1.0})  # a calibration that nobody looks at
 PLANNED = ["--max-new-tokens", "12", "--json"]
 
 
@@ -72,9 +76,8 @@ def test_the_fastest_is_chosen_and_plain_decoding_where_nothing_pays(survival, c
 def test_a_plan_is_read_as_it_was_written(tmp_path):
     from pass_sampling.gpu.plan import Plan
 
-    plan = Plan(
-        "lookahead-fused", {"num_draft": 3, "groups": [0, 3], "verify": "block"}, {"dtype": "float32"}, {"x": 1.5}
-    )
+    options = {"num_draft": 3, "groups": [0, 3], "verify": "block"}
+    plan = Plan("lookahead-fused", options, {"dtype": "float32"}, PREDICTED, {"considered": []})
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
@@ -89,14 +92,16 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         ({"options": {"temperature": 0.5}}, "found the option temperature=0.5, expected one of lookahead"),
         ({"options": {"num_draft": "3"}}, "found the option num_draft='3', expected one of"),
         ({"options": {"groups": [0, -1]}}, "found groups=[0, -1], expected small numbers"),
-        ({"prediction": {"tokens_per_second": "fast"}}, "expected a number"),
+        ({"prediction": PREDICTED | {"tokens_per_second": "fast"}}, "expected a number"),
+        ({"prediction": {"tokens_per_second": 3.5}}, "is a plan without what it was chosen from, expected a whole one"),
+        ({"calibration": {}}, "is a plan without what it was chosen from, expected a whole one"),
     ],
 )
 def test_a_file_that_holds_something_else_is_refused(tmp_path, change, said):
     from pass_sampling.gpu.plan import Plan
 
     path = tmp_path / "plan.json"
-    Plan("autoregressive").save(path)
+    Plan("autoregressive", prediction=PREDICTED, calibration={"considered": []}).save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="plan") as error:
         Plan.load(path)
@@ -183,3 +188,52 @@ def test_a_plan_for_something_else_is_refused(box, plan_file, tmp_path, capsys):
     assert "--plan: found it with --verify, expected one of them" in complaint(plan, "--verify", "block")
     assert run(*argv, "--plan", tmp_path / "none.json") == 2
     assert "none.json is not a file, expected a plan" in capsys.readouterr().err
+
+
+def test_a_plan_knows_the_folder_of_its_own_method(box, tmp_path, capsys, monkeypatch):
+    """Two ways may draft from two folders of one kind: those in the box do."""
+    from pass_sampling.gpu.checkpoints import FUSED, LOOKAHEAD
+    from pass_sampling.gpu.planning.choice import Outcome
+
+    def chosen(method):
+        def outcomes(calibration, ways):
+            place = [way.name for way in ways].index(method)
+            return [Outcome(place, 2, "token", None, 2.0, 1.0), Outcome(None, 0, "", None, 1.0, 1.0)]
+
+        return outcomes
+
+    monkeypatch.setattr("pass_sampling.gpu.planning.calibration.calibrate", lambda *given, **named: NOTHING_MEASURED)
+    for method, folder in (("lookahead", LOOKAHEAD), ("lookahead-fused", FUSED)):
+        monkeypatch.setattr("pass_sampling.gpu.planning.choice.best_outcomes", chosen(method))
+        file = tmp_path / f"{method}.json"
+        assert run("plan", "--again", "--output", file, "--json") == 0
+        found = json.loads(file.read_text())
+        assert found["options"]["lookahead"] == str(folder) and found["made_for"]["lookahead"]["name"] == folder.name
+        capsys.readouterr()
+        assert run("generate", "--plan", file, "--prompt", "def", "--max-new-tokens", 4, "--json") == 0
+        assert read_strictly(capsys.readouterr().out)["method"] == method
+
+
+def test_a_kept_plan_that_is_not_whole_is_made_again(box, plan_file, capsys):
+    import os
+    from pathlib import Path
+
+    (kept,) = [
+        path
+        for path in (Path(os.environ["XDG_CACHE_HOME"]) / "pass-sampling" / "plans").glob("*.json")
+        if json.loads(path.read_text())["made_for"] == json.loads(plan_file.read_text())["made_for"]
+    ]
+    whole = json.loads(kept.read_text())
+    for broken in (whole | {"method": "guess"}, whole | {"calibration": {}}, []):
+        kept.write_text(json.dumps(broken))
+        assert run("plan", "--model", box.model, "--lookahead", box.vectors, "--json") == 0
+        capsys.readouterr()
+        assert json.loads(kept.read_text()).keys() == whole.keys()
+
+
+def test_many_vectors_take_no_longer_to_choose_from():
+    from pass_sampling.gpu.planning.choice import _with_groups
+
+    survival = np.cumprod(np.full(24, 0.9))
+    outcomes = list(_with_groups(0, "token", survival, 30.0, calibration_of({24: 30.0}, survival)))
+    assert len(outcomes) == 24 and all(each.milliseconds_per_cycle > 0 for each in outcomes)

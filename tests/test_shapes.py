@@ -158,7 +158,8 @@ def refinements(package: str, model: Any) -> list[Any]:
     found = [refine.NgramRefinement(ngram(tensor(package, np.ones(model.vocab_size, np.float32))))]
     if hasattr(model, "weights"):
         head = module(package, "sampler_head").SamplerHead.random(model.hidden_size, 6, 0)
-        found.append(refine.HeadRefinement(head.to(model.weights.embedding.dtype)))
+        head = head.to(model.weights.embedding.dtype)
+        found += [refine.HeadRefinement(head), refine.HeadRefinement(head, lattice=2)]
     return found
 
 
@@ -177,6 +178,8 @@ def exercise(package: str) -> None:
             generation.generate(method, [1, 2, 3], 7, seed=1, trace=True)
             generation.generate_batch(method, [[1], [2, 3, 1], [4, 0]], 5, eos_token_ids=[2])
         generation.generate(method, [1], 4, stop_strings=["aa"], decode=lambda tokens: "a" * len(tokens))
+        hidden = np.ones((1, model.vocab_size if hasattr(model, "spread") else model.hidden_size))
+        model.logits_of(tensor(package, hidden), tensor(package, [[2, 0]]))
         state = method.start([1, 2], ending(4))
         method.run([state, state], np.full((2, method.num_slots), 0.5))
         assert state.agrees(state.copy())

@@ -107,14 +107,14 @@ def run(arguments: argparse.Namespace) -> None:
     model = open_model(arguments)
     tokenizer = load_tokenizer(arguments.model)
     prompts = prompts_for(arguments, tokenizer, texts, model.max_position_embeddings)
+    if arguments.quick:
+        _spare_threads(model.device.type)  # before anything is timed
     plan = planned(arguments, model, sampling)[0] if PLANNED in names else None
     contenders, methods, left_out = contenders_for(names, arguments, model, sampling, plan)
     for method in methods.values():
         for prompt in prompts:
             method.start(prompt, Ending(arguments.max_new_tokens))  # refuses what does not fit, before anything is run
     prefixes = prefixes_for(arguments, tokenizer, texts, prompts, min(map(room_of, methods.values())))
-    if arguments.quick:
-        _spare_threads(model.device.type)
     where = machine(model.device)
     with Bar("writing", unit="text", quiet=arguments.json) as bar:
         runs = run_all(

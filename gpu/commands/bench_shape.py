@@ -22,12 +22,20 @@ def run_shape(arguments: argparse.Namespace) -> None:
     import torch
 
     from ..benchmarking.roofline import SHAPES, measure_shape
+    from ..config import check_integer
     from ..precision import check_device, check_dtype
 
+    repeats = 5 if arguments.repeats is None else arguments.repeats
+    check_integer("repeats", repeats, 1, 10**6)
+    for name in ("methods", "prompts", "plot", "plan", "max_new_tokens"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: found it with --shape, which has no use for it, expected neither"
+            )
     device, dtype = check_device(arguments.device), check_dtype(arguments.dtype or "bfloat16")
     config = SHAPES[arguments.shape]
     with Bar("measuring", unit="part", quiet=arguments.json) as bar:
-        found = measure_shape(config, dtype, torch.device(device), arguments.repeats or 5, bar.show)
+        found = measure_shape(config, dtype, torch.device(device), repeats, bar.show)
     result = {"machine": machine(torch.device(device)), "versions": versions(), "shape": arguments.shape,
               "dtype": str(dtype).removeprefix("torch."), **found}  # fmt: skip
     if arguments.json:

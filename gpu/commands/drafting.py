@@ -23,7 +23,7 @@ __all__ = [
     "numbers",
 ]
 
-HOW = ("num_draft", "candidates", "verify", "schedule", "lenience", "refine", "groups")
+HOW = ("num_draft", "candidates", "verify", "schedule", "lenience", "refine", "lattice", "groups")
 FLAGS = ("lookahead", "draft_model", "ngram", *HOW)  # of methods that draft
 NUM_DRAFT = 4
 
@@ -74,6 +74,13 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         choices=("none", "ngram", "head"),
         help="what tells drafts from look-ahead rows of one another: nothing, an n-gram model, or the head that was "
         "trained with the vectors; default: the head where there is one",
+    )
+    parser.add_argument(
+        "--lattice",
+        type=int,
+        metavar="N",
+        help="with a head: draft only among the N tokens that the look-ahead row alone finds likeliest, so that no "
+        "draft is scored over the whole vocabulary; default: among all",
     )
     parser.add_argument(
         "--groups",

@@ -24,6 +24,8 @@ def options_of(method: Method) -> dict[str, Any]:
         parts = [part for part in ("adapter", "head") if getattr(method.lookahead, part) is not None]
         refined = type(method.refinement).__name__.removesuffix("Refinement").lower()
         found = {"num_lookahead": len(method.vectors), "parts": parts, "refine": refined, "verify": method.rule}
+        lattice = getattr(method.refinement, "lattice", None)
+        found |= {} if lattice is None else {"lattice": lattice}
         found |= {} if method.groups is None else {"groups": list(method.groups)}
         if isinstance(method, FusedCandidates):
             found["candidates"] = as_written(method.num_candidates)

@@ -52,7 +52,7 @@ def method_for(arguments: argparse.Namespace, model: Transformer, sampling: Samp
 
 def _wanted(arguments: argparse.Namespace) -> str:
     """Return the method that the flags speak of."""
-    if arguments.refine is not None:
+    if arguments.refine is not None or arguments.lattice is not None:
         return "lookahead-fused"
     sources = {"lookahead": "lookahead", "draft_model": "draft-model", "ngram": "ngram"}
     given = [flag for flag in sources if getattr(arguments, flag) is not None]
@@ -115,7 +115,7 @@ def _lookahead(arguments: argparse.Namespace, model: Transformer, sampling: Samp
 
 def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
     from ..methods import FusedCandidates, FusedPaSS
-    from ..refine import NgramRefinement, Unrefined
+    from ..refine import HeadRefinement, NgramRefinement, Unrefined
 
     method: FusedPaSS | FusedCandidates
     if arguments.candidates is None:
@@ -125,6 +125,16 @@ def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling
         method = FusedCandidates(model, lookahead, sampling, rule=rule_of(arguments), num_candidates=shape)
     if arguments.groups is not None:
         method = replace(method, groups=arguments.groups)
+    if arguments.lattice is not None:
+        if arguments.refine not in (None, "head"):
+            raise ValueError(
+                f"--lattice: found {arguments.lattice} with --refine {arguments.refine}, expected --refine head"
+            )
+        if not isinstance(method.refinement, HeadRefinement):
+            raise ValueError(
+                f"--lattice: found {arguments.lattice}, and vectors without a head, expected another --lookahead"
+            )
+        return replace(method, refinement=replace(method.refinement, lattice=arguments.lattice))
     if arguments.refine == "none":
         return replace(method, refinement=Unrefined())
     if arguments.refine == "ngram":
@@ -212,7 +222,7 @@ METHODS = {
     "autoregressive": Entry(_autoregressive),
     "lookahead": Entry(_lookahead, ("lookahead", "num_draft", "verify")),
     "lookahead-fused": Entry(
-        _lookahead_fused, ("lookahead", "num_draft", "candidates", "verify", "refine", "groups", "ngram")
+        _lookahead_fused, ("lookahead", "num_draft", "candidates", "verify", "refine", "lattice", "groups", "ngram")
     ),
     "draft-model": Entry(_draft_model, ("draft_model", *OF_DRAFTERS)),
     "prompt-lookup": Entry(_prompt_lookup, OF_DRAFTERS),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..planning.calibration import Way
     from ..transformer import Transformer
 
-__all__ = ["SOURCES", "made_for", "places_in_text", "ways_for"]
+__all__ = ["SOURCES", "folders_in", "made_for", "places_in_text", "ways_for"]
 
 SOURCES = ("lookahead", "draft_model", "ngram")
 NUM_PREFIXES, PREFIX_LENGTH = 16, 96  # that a calibration stands behind
@@ -40,12 +40,16 @@ def made_for(model: Transformer, sampling: SamplingConfig, folders: dict[str, Pa
     }
 
 
+def folders_in(options: dict[str, Any]) -> dict[str, Path]:
+    """Return the folders among a plan's options, by their flags."""
+    return {name: Path(folder) for name, folder in options.items() if name in SOURCES}
+
+
 def ways_for(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> list[Way]:
     """Return every way of drafting that what was given allows; if nothing was, what there is for the model."""
     from ..planning.calibration import Way, most_drafts, with_settings
 
     given = {flag for flag in SOURCES if getattr(arguments, flag) is not None}
-    fitting = ((model.max_position_embeddings - _prefix_length(model) - 2) // 3 - 2) // 2  # three cycles' uniforms
     ways = []
     for name, entry in METHODS.items():
         if name == "autoregressive" or (given and not given & set(entry.takes)):
@@ -57,6 +61,9 @@ def ways_for(arguments: argparse.Namespace, model: Transformer, sampling: Sampli
             method = method_called(name, asked, model, sampling)
         except Unavailable:
             continue
+        context = getattr(getattr(method, "drafter", None), "max_position_embeddings", None)
+        context = min(context or model.max_position_embeddings, model.max_position_embeddings)
+        fitting = ((context - _prefix_length(model) - 2) // 3 - 2) // 2  # drafts for which there are three cycles
         most = min(most_drafts(method), fitting)
         if most > 0:
             ways.append(Way(name, with_settings(method, most, "token"), _sources_of(name, asked)))
@@ -91,5 +98,5 @@ def _identity(folder: Path) -> dict[str, str] | None:
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
         with path.open("rb") as file:
-            digest.update(file.read(2**24))
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return {"name": folder.name, "fingerprint": digest.hexdigest()}

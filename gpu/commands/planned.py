@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .drafting import HOW
 from .methods import METHODS
-from .plan_inputs import SOURCES, made_for, places_in_text, ways_for
+from .plan_inputs import SOURCES, folders_in, made_for, places_in_text, ways_for
 from .progress import Bar
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def read_plan(path: Path, arguments: argparse.Namespace, model: Transformer, sam
     plan = Plan.load(path)
     if plan.method not in METHODS:
         raise ValueError(f"{path}: found the method {plan.method!r:.80}, expected one of {', '.join(METHODS)}")
-    folders = {name: Path(folder) for name, folder in plan.options.items() if name in SOURCES}
-    plan.check(made_for(model, sampling, folders))
+    plan.check(made_for(model, sampling, folders_in(plan.options)))
     return plan
 
 
@@ -95,13 +95,15 @@ def found_plan(
 
     ways = ways_for(arguments, model, sampling)
     check()
-    folders = {name: Path(way.options[name]) for way in ways for name in SOURCES if name in way.options}
-    wanted = made_for(model, sampling, folders) | {"ways": [[way.name, way.options] for way in ways]}
+    each = [{"method": way.name} | made_for(model, sampling, folders_in(way.options)) for way in ways]
+    wanted = made_for(model, sampling, {}) | {"ways": each, "config": repr(model.config)}
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     path = _cache_folder() / f"{digest[:32]}.json"
     if not getattr(arguments, "again", False):
         with contextlib.suppress(OSError, ValueError):
-            return Plan.load(path)
+            plan = Plan.load(path)
+            if plan.method in METHODS:
+                return plan
     plan = calibrated_plan(ways, wanted, arguments, model, sampling)
     with contextlib.suppress(OSError):  # a plan that cannot be kept is made again
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,11 +138,11 @@ def _plan_of(outcomes: list[Outcome], calibration: Any, ways: list[Way], wanted:
     best, plain = outcomes[0], next(each for each in outcomes if each.way is None)
     considered = [{"method": _name(each, ways), **_settings(each, ways), **_expected(each, plain)} for each in outcomes]
     options = {} if best.way is None else ways[best.way].options | _settings(best, ways)
-    folders = [flag for flag in SOURCES if flag not in options]
+    chosen = {} if best.way is None else wanted["ways"][best.way]
     return Plan(
         _name(best, ways),
         options,
-        {name: value for name, value in wanted.items() if name not in (*folders, "ways")},
+        {name: value for name, value in (wanted | chosen).items() if name not in ("ways", "config", "method")},
         _expected(best, plain),
         {
             "milliseconds_per_pass": {str(rows): round(ms, 3) for rows, ms in calibration.pass_milliseconds.items()},
@@ -172,4 +174,7 @@ def _expected(outcome: Outcome, plain: Outcome) -> dict[str, float]:
 def _cache_folder() -> Path:
     """Return where plans are kept."""
     home = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
-    return Path(home or Path.home() / ".cache") / "pass-sampling" / "plans"
+    try:
+        return Path(home or Path.home() / ".cache") / "pass-sampling" / "plans"
+    except RuntimeError:  # nobody's home is known
+        return Path(tempfile.gettempdir()) / "pass-sampling" / "plans"

@@ -4,7 +4,7 @@ The library's own forward is run in two halves: the body, and behind it a copy o
 what it is given, so that whatever a model does to its logits (a scale, a cap) is done to them. Rows of a batch have a
 pass each: no padding, no mask, and no row's numbers depend on its neighbours.
 
-Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state, V vocabulary.
+Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state, V vocabulary, N tokens of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,11 +22,11 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.utils.generic import ModelOutput
 
 from ..adapter import Adapter
 from ..cache import KVCache
 from ..files.folder import name_of
+from .hand_through import HandThrough
 from .hub import is_repository
 from .model_checks import body_name, check_masks, check_model, longest_text
 from .probe import probe, probe_masks
@@ -37,31 +36,6 @@ from .row_masks import row_masks
 __all__ = ["TransformersModel"]
 
 _FINGERPRINTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-
-
-@dataclass
-class _BodyOutput(ModelOutput):
-    """What a head finds in the output of any body; only the hidden states are there."""
-
-    last_hidden_state: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-    cross_attentions: Any = None
-    router_logits: Any = None
-
-
-class _HandThrough(torch.nn.Module):
-    """A body that returns its input vectors as its hidden states."""
-
-    @property
-    def decoder(self) -> _HandThrough:
-        """The same, for models whose body has a decoder inside."""
-        return self
-
-    def forward(self, *arguments: Any, inputs_embeds: Tensor, **named: Any) -> _BodyOutput:
-        """Return the vectors in the form that a head expects."""
-        return _BodyOutput(last_hidden_state=inputs_embeds)
 
 
 class TransformersModel:
@@ -81,7 +55,7 @@ class TransformersModel:
         self._body = getattr(model, body_name(model))
         self._head = copy.copy(model)
         self._head.__dict__.pop("forward", None)  # that of the model it was copied from, where a library has hooks
-        self._head._modules = {**model._modules, body_name(model): _HandThrough()}
+        self._head._modules = {**model._modules, body_name(model): HandThrough()}
         self._embedding = model.get_input_embeddings()
         self._named = inspect.signature(self._body.forward).parameters.keys()
         self.vocab_size = int(self._embedding.weight.shape[0])
@@ -204,6 +178,14 @@ class TransformersModel:
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         found = self._call(self._head, {"inputs_embeds": rows, "use_cache": False}).logits
         return found.to(self.device).view(*hidden.shape[:-1], found.shape[-1])  # type: ignore[no-any-return]
+
+    def logits_of(
+        self,
+        hidden: Tensor,  # [..., D']
+        tokens: Tensor,  # [..., N]
+    ) -> Tensor:  # [..., N]
+        """Return the logits of some tokens each: taken from those of all, with whatever the model does to them."""
+        return self.logits(hidden).gather(-1, tokens)
 
     def _pass(
         self,

@@ -86,24 +86,24 @@ class FusedCandidates(Fused):
 
     def _draft(self, state: State, draws: Draws) -> TreeDrafts:
         """Draw the tree from the rows that the step before has left; what a refinement remembers follows each path."""
-        memory = self.refinement.start(state.carried[:, 0]) if state.carried.shape[1] > 1 else None
-        memory = memory if memory is None else memory.unsqueeze(1)
+        memory = self.refinement.start(self.model, state.carried) if state.carried.shape[1] > 1 else ()
+        memory = tuple(each.unsqueeze(1) for each in memory)
         parents = self.tree.parents
 
         def next_logits(paths: Tokens, places: range) -> Tensor:
             nonlocal memory
             batch_size, num_places, depth = paths.shape
-            if depth and memory is not None:
+            if depth:
                 before = self.tree.levels[depth - 1].start
-                memory = memory[:, [parents[place] - before for place in places]]
+                memory = tuple(each[:, [parents[place] - before for place in places]] for each in memory)
             row = state.carried[:, 1 + depth].unsqueeze(1).expand(-1, num_places, -1).flatten(0, 1)
             lengths = (state.lengths + depth).repeat_interleave(num_places)
             text = state.tokens.repeat_interleave(num_places, dim=0)
             order = lengths.unsqueeze(1) - depth + torch.arange(depth, device=text.device)
             text = text.scatter(1, order, paths.flatten(0, 1))
-            memory = memory if memory is None else memory.flatten(0, 1)
+            memory = tuple(each.flatten(0, 1) for each in memory)
             logits, memory = self.refinement.logits(self.model, row, text, memory, lengths)
-            memory = memory if memory is None else memory.unflatten(0, (batch_size, num_places))
+            memory = tuple(each.unflatten(0, (batch_size, num_places)) for each in memory)
             found: Tensor = logits.unflatten(0, (batch_size, num_places))
             return found
 

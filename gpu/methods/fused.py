@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,13 @@ class Ahead(NamedTuple):
     ) -> Tensor:  # [B]
         """Return how many rows of groups hang behind places in use."""
         return used[:, self.behind].sum(dim=1) * self.depths
+
+
+@lru_cache(maxsize=256)
+def _places(behind: tuple[int, ...], device: torch.device) -> Tensor:  # [N]
+    """Return places as a tensor, made once: a step that is captured must not bring anything to its device."""
+    with torch.inference_mode(False):
+        return torch.tensor(behind, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +119,7 @@ class Fused(Method):
         num_tokens = state.max_pending + tree.num_drafts
         hangs = [bool(depth) and self._hangs(number) for number in range(len(tree.levels))]
         behind = tuple(place for level, any_ in zip(tree.levels, hangs, strict=True) if any_ for place in level)
-        places = torch.tensor(behind, dtype=torch.int64, device=pending.device)
+        places = _places(behind, pending.device)
         if not behind and tree.num_drafts < len(tree.levels):  # a chain of drafts, and nothing else
             real = self.feed_drafts(state, state.followed_by(draft_tokens), tree.num_drafts)
             return real, Ahead(real[:, :0, None], places, depths)

@@ -1,6 +1,7 @@
 """What a method needs of a model.
 
-Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary.
+Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary, N tokens
+of it.
 """
 
 from __future__ import annotations
@@ -72,3 +73,10 @@ class LanguageModel(Protocol):
         hidden: Tensor,  # [..., D']
     ) -> Tensor:  # [..., V]
         """Project hidden states to logits."""
+
+    def logits_of(
+        self,
+        hidden: Tensor,  # [..., D']
+        tokens: Tensor,  # [..., N]
+    ) -> Tensor:  # [..., N]
+        """Project hidden states to the logits of some tokens each."""

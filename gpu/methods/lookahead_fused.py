@@ -71,7 +71,7 @@ class FusedPaSS(Fused):
 
     def _draft(self, state: State, draws: Draws) -> Drafts:
         """Draft from the rows that the step before has left."""
-        memory = self.refinement.start(state.carried[:, 0]) if state.carried.shape[1] > 1 else None
+        memory = self.refinement.start(self.model, state.carried) if state.carried.shape[1] > 1 else ()
 
         def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
             nonlocal memory

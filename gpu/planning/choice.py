@@ -18,6 +18,7 @@ from .calibration import Calibration, Measured, Way
 __all__ = ["Outcome", "best_outcomes", "group_share"]
 
 Array = npt.NDArray[np.float64]
+MOST = 8  # drafts up to which all sets of groups are tried; beyond, those behind the fewest accepted drafts
 LEAST_GAIN = 1.02  # over plain decoding: less is within the noise of a calibration
 
 
@@ -80,13 +81,18 @@ def _with_groups(
     depth = len(survival)
     everywhere = _pass_cost(calibration, (depth + 1) ** 2)
     bare = calibration.plain_milliseconds + _pass_cost(calibration, 1 + depth) - _pass_cost(calibration, 1)
-    for size in range(depth):
-        for rest in combinations(range(1, depth + 1), size):
-            groups = (0, *rest)
-            share = group_share(survival, groups)
-            drafting = milliseconds + _pass_cost(calibration, 1 + depth + len(groups) * depth) - everywhere
-            tokens = 1.0 + share * float(survival.sum())
-            yield Outcome(place, depth, rule, groups, tokens, share * drafting + (1.0 - share) * bare)
+    sets = (
+        [rest for size in range(depth) for rest in combinations(range(1, depth + 1), size)]
+        if depth <= MOST
+        else [tuple(range(1, last + 1)) for last in range(depth)]
+    )
+    for rest in sets:
+        groups = (0, *rest)
+        share = group_share(survival, groups)
+        drafting = milliseconds + _pass_cost(calibration, 1 + depth + len(groups) * depth) - everywhere
+        drafting = max(drafting, bare)  # what was measured beyond the last rows may be too steep
+        tokens = 1.0 + share * float(survival.sum())
+        yield Outcome(place, depth, rule, groups, tokens, share * drafting + (1.0 - share) * bare)
 
 
 def group_share(

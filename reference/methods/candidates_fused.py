@@ -12,7 +12,6 @@ Glossary of shapes: L look-ahead vectors, N drafts of the tree.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +85,7 @@ class FusedCandidates(Fused):
     def _draft(self, state: State, draws: Draws) -> TreeDrafts:
         """Draw the tree from the rows that the step before has left; what a refinement remembers follows each path."""
         rows = np.zeros((1, 0)) if state.carried is None else state.carried
-        memories: dict[int, Any] = {-1: self.refinement.start(rows[0]) if len(rows) > 1 else None}
+        memories = {-1: self.refinement.start(self.model, rows) if len(rows) > 1 else ()}
 
         def next_logits(tokens: tuple[int, ...], place: int) -> Array:
             row, memory = rows[1 + int(self.tree.depths[place])], memories[self.tree.parents[place]]

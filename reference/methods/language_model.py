@@ -65,3 +65,10 @@ class LanguageModel(Protocol):
         hidden: Array,  # [..., D']
     ) -> Array:  # [..., V]
         """Project hidden states to logits."""
+
+    def logits_of(
+        self,
+        hidden: Array,  # [..., D']
+        tokens: npt.NDArray[np.integer],  # [..., N]
+    ) -> Array:  # [..., N]
+        """Project hidden states to the logits of some tokens each."""

@@ -70,7 +70,7 @@ class FusedPaSS(Fused):
     def _draft(self, state: State, draws: Draws) -> Drafts:
         """Draft from the rows that the step before has left."""
         rows = np.zeros((1, 0)) if state.carried is None else state.carried
-        memory = self.refinement.start(rows[0]) if len(rows) > 1 else None
+        memory = self.refinement.start(self.model, rows) if len(rows) > 1 else ()
 
         def next_logits(tokens: tuple[int, ...], depth: int) -> Array:
             nonlocal memory
