@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["SOURCES", "folders_in", "made_for", "places_in_text", "ways_for"]
 
 SOURCES = ("lookahead", "draft_model", "ngram")
-NUM_PREFIXES, PREFIX_LENGTH = 16, 96  # that a calibration stands behind
+NUM_PREFIXES, PREFIX_LENGTH = 64, 96  # that a calibration stands behind
 MOST_DRAFTS = 6  # of drafters that could go on
 
 

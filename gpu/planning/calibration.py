@@ -27,7 +27,7 @@ __all__ = ["Calibration", "Measured", "Way", "calibrate", "most_drafts", "with_s
 DEPTHS = (1, 2, 3, 4, 6, 8)  # numbers of drafts that are timed
 ROWS = (1, 2, 3, 5, 9, 17, 33, 65)  # rows of a pass that are timed
 CYCLES = 6  # that count, of each run
-NUM_TAPES = 3  # on which drafts are drawn behind each prefix
+NUM_TAPES = 1  # on which drafts are drawn behind each prefix: more prefixes say more than more tapes
 Drafting = TypeVar("Drafting", bound=Method)
 
 
