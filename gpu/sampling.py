@@ -104,9 +104,9 @@ def draw(
     The same tokens as a search of `cell_edges`, without building them.
     """
     sums = _running_sum(probs)
-    edges = sums.masked_fill(sums >= sums[..., -1:], 1.0)  # the last cell that is not empty holds all beyond it
-    found = torch.searchsorted(edges, uniform.unsqueeze(-1).contiguous(), right=True)
-    return found.squeeze(-1).clamp(max=probs.shape[-1] - 1)
+    found = torch.searchsorted(sums, uniform.unsqueeze(-1).contiguous(), right=True)
+    last = torch.searchsorted(sums, sums[..., -1:].contiguous())  # the last cell that is not empty holds all beyond it
+    return torch.minimum(found, last).squeeze(-1).clamp(max=probs.shape[-1] - 1)
 
 
 def _running_sum(

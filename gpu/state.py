@@ -6,6 +6,7 @@ L look-ahead vectors, D' hidden state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,7 @@ from .ending import Ending
 class State:
     """A committed prefix per row, and the cache of all of it but its last tokens, which the next pass feeds.
 
-    What a step needs is in tensors on the device; the host is asked only how wide a pass must be, and for stop strings.
+    What a step needs is in tensors on the device; the host is asked only what `asking` says, and for stop strings.
     A step never changes a cached row below `cached`, so it is a pure function of state and uniforms. Its results and
     its scratch live in the one cache, though: to continue a state twice, `copy` it first. A state whose cache another
     step has moved on is refused.
@@ -155,7 +156,8 @@ class State:
 
         Row i stands behind the committed prefix and `num_more` + i tokens more.
         """
-        if largest.shape[1] == 0 or (largest.device.type == "cpu" and bool(largest.isfinite().all())):
+        on_host = largest.device.type == "cpu"  # where a list is quicker than a comparison of tensors
+        if largest.numel() == 0 or (on_host and all(map(math.isfinite, largest.flatten().tolist()))):
             return self
         faulty = used & ~largest.isfinite()
         first = faulty.long().argmax(dim=1, keepdim=True)
@@ -168,15 +170,14 @@ class State:
 
     def raise_fault(self) -> None:
         """Raise ValueError if some row's logits had no law: the host asks once per cycle."""
-        if any(fault != 0 for fault in self.fault.tolist()):
+        if any(self.fault.tolist()):
             raise ValueError(next(filter(None, map(self.complaint, range(len(self.fault))))))
 
     def complaint(self, place: int) -> str | None:
         """Return what was wrong with the logits of a row, if something was."""
         fault, position = float(self.fault[place]), int(self.fault_position[place])
-        if fault == 0:
-            return None
-        return f"logits behind position {position}: the largest logit is {fault}, expected a finite number"
+        said = f"logits behind position {position}: the largest logit is {fault}, expected a finite number"
+        return said if fault else None
 
     def select(
         self,
