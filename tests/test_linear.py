@@ -1,0 +1,87 @@
+"""Linear layers whose weights are laid out for a CPU: the same numbers, and gradients where they are due."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def laid_out():
+    import torch
+
+    from pass_sampling.gpu.linear import laid_out
+
+    if laid_out(torch.ones((2, 2), dtype=torch.bfloat16)) is None:
+        pytest.skip("this CPU, or this PyTorch, has no layout of its own for bfloat16 weights")
+    return laid_out
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 9, 49])
+@pytest.mark.parametrize("shape", [(512, 128), (1792, 320), (7, 5), (320, 896)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_products_are_the_same_to_the_last_bit(laid_out, shape, num_rows, biased):
+    import torch
+
+    from pass_sampling.gpu.linear import Linear
+
+    generator = torch.Generator().manual_seed(num_rows)
+    weight = torch.randn(shape, generator=generator).bfloat16()
+    bias = torch.randn(shape[0], generator=generator).bfloat16() if biased else None
+    x = torch.randn((2, num_rows, shape[1]), generator=generator).bfloat16()
+    with torch.inference_mode():
+        found = Linear(weight, bias, laid_out(weight))(x)
+    assert torch.equal(found, torch.nn.functional.linear(x, weight, bias))
+
+
+def test_gradients_go_through_the_plain_weight(laid_out):
+    import torch
+
+    from pass_sampling.gpu.linear import Linear
+
+    weight = torch.randn((6, 4)).bfloat16()
+    x = torch.randn((3, 4)).bfloat16().requires_grad_()
+    Linear(weight, None, laid_out(weight))(x).sum().backward()
+    assert torch.equal(x.grad, weight.sum(dim=0).expand(3, -1))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_what_gains_nothing_and_what_still_learns_stays_as_it_is(dtype):
+    import torch
+
+    from pass_sampling.gpu.linear import laid_out
+
+    assert laid_out(torch.ones((4, 4), dtype=getattr(torch, dtype))) is None
+    assert laid_out(torch.ones((4, 4), dtype=torch.bfloat16, requires_grad=True)) is None
+
+
+def test_large_models_keep_one_copy_of_their_weights(laid_out, monkeypatch):
+    """A layout is a second copy; a model that is tied has its embedding once more as output."""
+    import torch
+
+    import pass_sampling.gpu as port
+    from models import TINY
+    from pass_sampling.gpu import linear
+
+    config = port.ModelConfig(**TINY)
+    weights = port.Weights.random(config, 0, torch.bfloat16)
+    layers, output = linear.linears_of(weights)
+    assert output.laid_out is not None and all(layer.gate_up.laid_out is not None for layer in layers)
+    monkeypatch.setattr(linear, "LAID_OUT_AT_MOST", 100)
+    layers, output = linear.linears_of(weights)
+    assert output.laid_out is None and all(layer.gate_up.laid_out is None for layer in layers)
+
+
+def test_a_pass_over_a_laid_out_model_is_that_of_the_plain_one(laid_out, monkeypatch):
+    import torch
+
+    import pass_sampling.gpu as port
+    from models import TINY
+    from pass_sampling.gpu import linear
+
+    config = port.ModelConfig(**TINY)
+    weights = port.Weights.random(config, 0, torch.bfloat16)
+    found = port.Transformer(config, weights).forward([[1, 2, 0, 1]])
+    monkeypatch.setattr(linear, "LAID_OUT_AT_MOST", 0)
+    assert torch.equal(found, port.Transformer(config, weights).forward([[1, 2, 0, 1]]))
