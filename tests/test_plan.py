@@ -221,7 +221,7 @@ def test_a_kept_plan_that_is_not_whole_is_made_again(box, plan_file, capsys):
     (kept,) = [
         path
         for path in (Path(os.environ["XDG_CACHE_HOME"]) / "pass-sampling" / "plans").glob("*.json")
-        if json.loads(path.read_text())["made_for"] == json.loads(plan_file.read_text())["made_for"]
+        if path.read_text() == plan_file.read_text()
     ]
     whole = json.loads(kept.read_text())
     for broken in (whole | {"method": "guess"}, whole | {"calibration": {}}, []):
