@@ -196,11 +196,11 @@ def configurations() -> list[Configuration]:
         Configuration("table, many zeros", seed=6, zeros=0.4, num_candidates=(2, (1, 0))),
         Configuration("table, peaked rows", seed=30, spread=6.0),
         Configuration("table, nearly equal rows", seed=8, spread=0.05),
-        Configuration("table, 4 tokens", seed=9, vocab_size=4, sampling={"top_k": 3}, zeros=0.3, refine="ngram"),
+        Configuration("table, 4 tokens", seed=9, vocab_size=4, zeros=0.3, refine="ngram"),
         Configuration("table, 3 drafts", seed=10, num_draft=3, num_candidates=(3,)),
-        Configuration("table, no end of text", seed=11, eos_token_ids=(), zeros=0.25),
+        Configuration("table, no end of text", seed=11, eos_token_ids=()),
         Configuration("table, two ends of text", seed=18, eos_token_ids=(1, 2), spread=1.0, num_candidates=(2, (0, 1))),
-        Configuration("table, longer texts", seed=19, max_new_tokens=6, zeros=0.25),
+        Configuration("table, longer texts", seed=19, max_new_tokens=6),
         Configuration("table, penalty", seed=20, processor=penalty),
         Configuration(
             "table, penalty and filters", seed=21, processor=penalty, sampling={"temperature": 0.9, "top_p": 0.9}
