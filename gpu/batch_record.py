@@ -81,6 +81,10 @@ class Packed:
     num_parents: int  # K of a tree, else 0
     choices: tuple[Choices, ...] | None
 
+    def pack(self) -> Packed:
+        """Return itself, as a `BatchRecord` returns its numbers side by side."""
+        return self
+
     def rows(self) -> list[Record]:
         """Read the record of every row."""
         records, width, depth = [], self.width, self.depth

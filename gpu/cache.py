@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from .host import at_hand
 
 
 class KVCache:
@@ -83,6 +86,11 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
         """Write one layer's rows of a pass and return every slot that some row of the batch can see."""
         end = self.num_slots(keys.shape[2])
+        if self.sight is not None:  # each write names its places in the whole, so that a compiler makes no copy
+            layers = torch.full_like(slots[:1, :1], layer)
+            self.keys[layers, self._rows, :, slots] = keys.transpose(1, 2)
+            self.values[layers, self._rows, :, slots] = values.transpose(1, 2)
+            return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
         for arrays, new in ((self.keys[layer], keys), (self.values[layer], values)):
             if self.level:
                 arrays[:, :, self.extent : end] = new
@@ -163,6 +171,20 @@ class KVCache:
         kept = self.keys.clone(), self.values.clone(), self.lengths.clone()
         return self._twin(*kept, self.extent, self.level, self.sight)
 
+    def widened(self, capacity: int) -> KVCache:
+        """Return an independent cache with the same contents, and room for so many positions per row."""
+        more = (0, 0, 0, capacity - self.capacity)
+        return self.with_tensors(pad(self.keys, more), pad(self.values, more), self.lengths.clone())
+
+    def with_tensors(
+        self,
+        keys: Tensor,  # [layers, B, G, capacity, E]
+        values: Tensor,  # [layers, B, G, capacity, E]
+        lengths: Tensor,  # [B]
+    ) -> KVCache:
+        """Return a cache of the same kind in other tensors."""
+        return self._twin(keys, values, lengths, self.extent, self.level, self.sight)
+
     def agrees(self, other: KVCache) -> bool:
         """Say whether the rows that two caches of one sequence both hold are the same up to rounding."""
         length = min(int(self.lengths), int(other.lengths))
@@ -195,7 +217,7 @@ class KVCache:
     @property
     def _at_hand(self) -> bool:
         """Whether the host can read the lengths without waiting for a device."""
-        return self.lengths.device.type == "cpu"
+        return at_hand(self.lengths)
 
     def _check_length(
         self,

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch_record import BatchRecord
-from .methods import Candidates, FusedCandidates, FusedPaSS
+from .batch_record import Packed
+from .fixed_shapes import LEAST_SIGHT, sight_for, why_not_fixed
 from .methods.base import Method
 from .state import PER_ROW, State
 
 __all__ = ["CaptureError", "Captured", "Frozen", "capture", "standing"]
 
-LEAST_SIGHT = 256  # slots
 log = logging.getLogger(__name__)
 Launch = Callable[[], None]
 
@@ -44,7 +43,7 @@ class Frozen:
     def step(
         self,
         uniforms: Tensor,  # [B, num_slots]
-    ) -> BatchRecord:
+    ) -> Packed:
         """Run one cycle in fixed shapes; the state's tensors then hold what follows."""
         caches = self.state.caches
         lengths = [cache.lengths for cache in caches]
@@ -56,10 +55,10 @@ class Frozen:
         for cache, length in zip(caches, lengths, strict=True):
             length.copy_(cache.lengths)
             cache.lengths = length
-        return record
+        return record.pack()
 
 
-def graph_of(run: Callable[[], BatchRecord]) -> tuple[Launch, BatchRecord]:
+def graph_of(run: Callable[[], Packed]) -> tuple[Launch, Packed]:
     """Capture what `run` does on a GPU; return what does it again, and where its record will stand."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -73,16 +72,16 @@ class Captured:
 
     method: Method
     state: State
-    make: Callable[[Callable[[], BatchRecord]], tuple[Launch, BatchRecord]] = graph_of
+    make: Callable[[Callable[[], Packed]], tuple[Launch, Packed]] = graph_of
     least_sight: int = LEAST_SIGHT
-    graphs: dict[int, tuple[Launch, Tensor, BatchRecord]] = field(default_factory=dict)
+    graphs: dict[int, tuple[Launch, Tensor, Packed]] = field(default_factory=dict)
     held: list[Any] = field(default_factory=list)  # what graphs read and others may let go: tables of rotations
 
     def replay(
         self,
         uniforms: Tensor,  # [B, num_slots]
         longest: int,
-    ) -> BatchRecord:
+    ) -> Packed:
         """Run one cycle, where no text is longer than `longest`; the record is a copy, as the next goes to its place.
 
         Raises:
@@ -98,16 +97,13 @@ class Captured:
 
     def sight(self, longest: int) -> int:
         """Return how many slots to read: enough for this cycle, of few different numbers."""
-        needed, sight = longest + self.method.scratch + 1, self.least_sight
-        while sight < needed:
-            sight *= 2
-        return min(sight, self.state.cache.capacity)
+        return sight_for(longest + self.method.scratch + 1, self.least_sight, self.state.cache.capacity)
 
     def _capture(
         self,
         sight: int,
         uniforms: Tensor,  # [B, num_slots]
-    ) -> tuple[Launch, Tensor, BatchRecord]:
+    ) -> tuple[Launch, Tensor, Packed]:
         """Run the step a few times on the side, then capture it; the state is then as it was, also if that fails."""
         caches, frozen, buffer = self.state.caches, Frozen(self.method, self.state, sight), uniforms.clone()
         before = {name: getattr(self.state, name).clone() for name in PER_ROW}
@@ -147,18 +143,10 @@ def capture(method: Method, state: State) -> Captured | None:
 
 
 def why_not(method: Method, state: State) -> str | None:
-    """Return why a step cannot be captured, if it cannot: the host would have to look at texts or logits."""
+    """Return why a step cannot be captured, if it cannot."""
     if state.cache.lengths.device.type != "cuda":
         return f"it runs on {state.cache.lengths.device}, not on a GPU"
-    if isinstance(method, Candidates | FusedCandidates):
-        return "a tree of drafts is as large as its rows need"
-    if isinstance(method, FusedPaSS) and state.carried.shape[1] == 1:
-        return "texts are too short to look ahead"
-    if getattr(method, "processor", None) is not None:
-        return "a processor looks at every row on the host"
-    if state.ending.asks_host:
-        return "the host looks at every text for its end"
-    return None
+    return why_not_fixed(method, state)
 
 
 def standing(state: State) -> State:
@@ -179,6 +167,5 @@ def _on_the_side(run: Callable[[], Any], device: torch.device) -> None:
     torch.cuda.current_stream().wait_stream(side)
 
 
-def _copy(record: BatchRecord) -> BatchRecord:
-    tensors: dict[str, Any] = {name: value.clone() for name, value in vars(record).items() if isinstance(value, Tensor)}
-    return replace(record, **tensors)
+def _copy(record: Packed) -> Packed:
+    return replace(record, integers=record.integers.clone(), floats=record.floats.clone())

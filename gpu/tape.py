@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .batch_record import Choices
 from .config import check_integer
+from .host import at_hand
 from .sampling import Probs, cell_edges, draw
 
 Slots = Mapping[str, int]
@@ -48,6 +49,24 @@ def tape(
     return torch.from_numpy(rows if isinstance(request, Sequence) else rows[0]).to(device)
 
 
+def check_uniforms(
+    uniforms: Tensor,  # [B, num_slots]
+    num_slots: int,
+) -> None:
+    """Refuse what are no uniforms of a cycle.
+
+    Raises:
+        ValueError: the rows have another length than the slots together, or hold a number outside [0, 1); the latter
+            is checked on the CPU alone, where asking costs no synchronisation.
+    """
+    if uniforms.shape[1:] != (num_slots,):
+        raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_slots,)}")
+    if not at_hand(uniforms):
+        return
+    if not all(0 <= uniform < 1 for row in uniforms.tolist() for uniform in row):  # quicker than to compare tensors
+        raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
+
+
 class Draws:
     """One cycle's uniforms of a batch, handed out by slot name; each uniform serves one decision."""
 
@@ -60,15 +79,9 @@ class Draws:
         """Lay the slots over the rows; with `trace`, keep what every uniform was compared with.
 
         Raises:
-            ValueError: the rows have another length than the slots together, or hold a number outside [0, 1); the
-                latter is checked on the CPU alone, where asking costs no synchronisation.
+            ValueError: see `check_uniforms`.
         """
-        num_slots = sum(slots.values())
-        if uniforms.shape[1:] != (num_slots,):
-            raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_slots,)}")
-        on_host = uniforms.device.type == "cpu"  # where a list is quicker than a comparison of tensors
-        if on_host and not all(0 <= uniform < 1 for row in uniforms.tolist() for uniform in row):
-            raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
+        check_uniforms(uniforms, sum(slots.values()))
         self._uniforms = uniforms
         self._slots = slots
         self._start = dict(zip(slots, accumulate(slots.values(), initial=0), strict=False))

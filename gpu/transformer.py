@@ -11,6 +11,7 @@ from torch.nn import functional
 from .adapter import NO_TERMS, Adapter, add_to_last
 from .cache import KVCache
 from .config import ModelConfig
+from .host import at_hand, is_written_down
 from .layers import attention, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
 from .linear import linears_of
 from .masks import Masks
@@ -182,9 +183,9 @@ class Transformer:
     ) -> list[Tensor]:
         """Return what turns the heads of every row: looked up where the host knows that it can be, else computed."""
         places, capacity = slots if positions is None else positions, len(self._tables[0])
-        if positions is None or (positions.device.type == "cpu" and int(positions.max()) < capacity):
+        if not is_written_down(places) and (positions is None or (at_hand(places) and int(places.max()) < capacity)):
             return [table[places].unsqueeze(1) for table in self._tables]
-        return [each.unsqueeze(1) for each in self._rotation(positions)]
+        return [each.unsqueeze(1) for each in self._rotation(places)]
 
     def _rotation(
         self,

@@ -49,7 +49,7 @@ class Underway:
     arrived: Any  # a CUDA event, or None where nothing travels
 
     @staticmethod
-    def of(rows: list[Row | None], batch: BatchRecord, state: State) -> Underway:
+    def of(rows: list[Row | None], batch: BatchRecord | Packed, state: State) -> Underway:
         """Send it on its way; what comes after it on the device is not waited for."""
         packed, names = batch.pack(), ("ended", "lengths", "fault", "fault_position")
         if state.lengths.device.type == "cpu":  # the next cycle may write to the same places

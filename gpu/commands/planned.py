@@ -6,13 +6,12 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.cache_folder import cache_folder
 from .drafting import HOW
 from .methods import METHODS
 from .plan_inputs import SOURCES, folders_in, made_for, places_in_text, ways_for
@@ -98,7 +97,7 @@ def found_plan(
     each = [{"method": way.name} | made_for(model, sampling, folders_in(way.options)) for way in ways]
     wanted = made_for(model, sampling, {}) | {"ways": each, "config": repr(model.config)}
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-    path = _cache_folder() / f"{digest[:32]}.json"
+    path = cache_folder("plans") / f"{digest[:32]}.json"
     if not getattr(arguments, "again", False):
         with contextlib.suppress(OSError, ValueError):
             plan = Plan.load(path)
@@ -169,12 +168,3 @@ def _expected(outcome: Outcome, plain: Outcome) -> dict[str, float]:
         "tokens_per_second": round(outcome.tokens_per_second, 1),
         "ratio_to_plain": round(outcome.tokens_per_second / plain.tokens_per_second, 3),
     }
-
-
-def _cache_folder() -> Path:
-    """Return where plans are kept."""
-    home = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(home or Path.home() / ".cache") / "pass-sampling" / "plans"
-    except RuntimeError:  # nobody's home is known
-        return Path(tempfile.gettempdir()) / "pass-sampling" / "plans"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch_record import BatchRecord
+from ..batch_record import BatchRecord, Packed
 from ..config import SamplingConfig
 from ..ending import Ending
 from ..first_state import first_state
@@ -44,7 +44,7 @@ class Method(ABC):
         state: State,
         uniforms: Tensor,  # [B, num_slots]
         trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    ) -> tuple[State, BatchRecord | Packed]:
         """Run one cycle; with `trace`, the record keeps every law that a uniform was compared with."""
 
     @property

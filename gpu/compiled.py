@@ -1,0 +1,131 @@
+"""A method whose step is compiled: on a CPU, a cycle is then one call of native code instead of hundreds of operations.
+
+It is the method's own step, written down once for each shape of its tensors and compiled by PyTorch's compiler. Its law
+is the target's, its tokens are those of the method wherever rounding does not decide, and what cannot be compiled runs
+as it is.
+
+Glossary of shapes: B rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch_record import BatchRecord, Packed
+from .compiling.packages import Call, compiled_package, has_compiler
+from .compiling.written import Layout, inputs_of, write_down
+from .config import SamplingConfig
+from .ending import Ending
+from .fixed_shapes import LEAST_SIGHT, sight_for, why_not_fixed
+from .methods.base import Method
+from .methods.language_model import LanguageModel
+from .record import Record
+from .sampling import Processor
+from .state import State
+from .tape import Slots, check_uniforms
+
+__all__ = ["Compiled"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled(Method):
+    """Another method, compiled.
+
+    The first cycle of a text, which reads the prompt, is not. Each number of rows, and each doubling of the text
+    beyond `least_sight` tokens, is compiled for itself, for a minute or so, and kept in the user's cache folder.
+    """
+
+    method: Method
+    least_sight: int = LEAST_SIGHT  # slots that attention reads at least
+    steps: dict[Any, tuple[Call, Layout] | None] = field(default_factory=dict, init=False, repr=False)
+
+    model: LanguageModel = field(init=False, repr=False)
+    sampling: SamplingConfig = field(init=False, repr=False)
+    processor: Processor | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Take over what people ask a method for."""
+        for name in ("model", "sampling", "processor"):
+            object.__setattr__(self, name, getattr(self.method, name, None))
+
+    @property
+    def slots(self) -> Slots:
+        """The method's uniforms."""
+        return self.method.slots
+
+    @property
+    def scratch(self) -> int:
+        """Slots that a pass may need beyond the longest text."""
+        return self.method.scratch
+
+    def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
+        """Return the state before the first cycle, with room for a power of two of tokens: so shapes are few."""
+        state = self.method.start_batch(prompts, ending)
+        if self._unfit is not None:
+            return state
+        capacity = self.least_sight
+        while capacity < state.cache.capacity:
+            capacity *= 2
+        return state.widened(capacity)
+
+    def step(
+        self,
+        state: State,
+        uniforms: Tensor,  # [B, num_slots]
+        trace: bool = False,
+    ) -> tuple[State, BatchRecord | Packed]:
+        """Run one cycle: by native code, where there is some for it."""
+        found = None if state.max_pending > 1 else self._compiled(state, trace)
+        if found is None:
+            return self.method.step(state, uniforms, trace)
+        check_uniforms(uniforms, self.num_slots)
+        state.check_fresh()
+        call, layout = found
+        return layout.read(state, call(*inputs_of(state, uniforms)))
+
+    def run(self, states: Sequence[State], uniforms: Any) -> list[tuple[State, Record]]:  # [len(states), num_slots]
+        """Step copies of many states one after another: there is native code for few numbers of rows."""
+        found: list[tuple[State, Record]] = []
+        for state, row in zip(states, torch.as_tensor(uniforms), strict=True):
+            found += super().run([state], row.unsqueeze(0))
+        return found
+
+    def _compiled(self, state: State, trace: bool) -> tuple[Call, Layout] | None:
+        """Return native code for a state of such shapes; None where there is none."""
+        longest = max(cache.extent for cache in state.caches)
+        sight = sight_for(longest + self.scratch + 1, self.least_sight, state.cache.capacity)
+        shapes = [tuple(tensor.shape) for tensor in (state.eos, state.tokens, state.carried, state.pace)]
+        key = (sight, trace, state.draft_pending, *shapes)
+        if key not in self.steps:
+            self.steps[key] = self._compile(state, sight, trace)
+        return self.steps[key]
+
+    def _compile(self, state: State, sight: int, trace: bool) -> tuple[Call, Layout] | None:
+        reason = self._unfit or why_not_fixed(self.method, state)
+        if reason is None:
+            try:
+                graph, examples, layout = write_down(self.method, state, sight, trace)
+                what = f"{type(self.method).__name__} for texts of up to {sight} tokens"
+                return compiled_package(graph, examples, what), layout
+            except Exception as error:  # a compiler has many ways to fail, and none may cost a text
+                reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        log.warning("the step runs as it is, as it cannot be compiled: %s", reason)
+        return None
+
+    @cached_property
+    def _unfit(self) -> str | None:
+        """Why no step of this method can be compiled here, if so."""
+        if self.model.device.type != "cpu":
+            return f"it runs on {self.model.device}, where steps are captured"
+        if not has_compiler():
+            return "there is no C++ compiler, expected g++ or clang++"
+        return None

@@ -1,0 +1,1 @@
+"""A step written down as operations, compiled, and kept."""

@@ -1,0 +1,108 @@
+"""Written steps, compiled by PyTorch's own compiler into packages that are kept on disk.
+
+A package is named after all that it is made of: the operations, the weights in them, PyTorch, the processor and the
+number of threads. So one that is there is never stale. It holds native code: packages are read from the user's own
+cache folder alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ..files.cache_folder import cache_folder
+
+__all__ = ["compiled_package", "has_compiler"]
+
+Call = Callable[..., list[Tensor]]
+OPTIONS = {
+    "freezing": True,  # weights are laid out for the processor's units
+    "max_autotune": True,  # of matrix products, the quickest code for each
+    "max_autotune_gemm_backends": "CPP,ATEN",
+    "autotune_num_choices_displayed": 0,  # what was tried is not printed
+}
+log = logging.getLogger(__name__)
+
+
+def compiled_package(graph: GraphModule, examples: list[Tensor], what: str) -> Call:
+    """Return a function that runs a written step; it is compiled the first time, for a minute or so.
+
+    Raises:
+        Exception: of many kinds, where it cannot be compiled.
+    """
+    path = cache_folder("compiled") / f"{_digest(graph, examples)}.pt2"
+    if not path.is_file():
+        log.info("compiling %s, once for this model and machine", what)
+        _compile(graph, examples, path)
+    package = torch._inductor.aoti_load_package(str(path))
+    return _call_of(package)
+
+
+def has_compiler() -> bool:
+    """Say whether there is a compiler of C++, without which nothing can be compiled."""
+    asked = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ((asked,) if asked else ("g++", "clang++", "cl")))
+
+
+def _compile(graph: GraphModule, examples: list[Tensor], path: Path) -> None:
+    """Compile a written step into a package, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quietly(), torch.no_grad():
+        exported = torch.export.export(graph, tuple(examples), strict=False)
+        made = torch._inductor.aoti_compile_and_package(
+            exported, package_path=str(Path(folder) / "step.pt2"), inductor_configs=OPTIONS
+        )
+        os.replace(made, path)
+
+
+def _call_of(package: Any) -> Call:
+    def call(*inputs: Tensor) -> list[Tensor]:
+        found: list[Tensor] = package.loader.run(list(inputs))
+        return found
+
+    return call
+
+
+def _digest(graph: GraphModule, examples: list[Tensor]) -> str:
+    """Return what tells a package from all others."""
+    digest = hashlib.sha256(graph.code.encode())
+    for tensor in (*examples, *graph.buffers()):
+        digest.update(f"{tuple(tensor.shape)} {tensor.stride()} {tensor.dtype}".encode())
+    for tensor in graph.buffers():
+        digest.update(tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    digest.update(f"{torch.__version__} {torch.get_num_threads()} {sorted(OPTIONS.items())}".encode())
+    digest.update(f"{torch.backends.cpu.get_cpu_capability()} {_processor()}".encode())
+    return digest.hexdigest()[:40]
+
+
+def _processor() -> str:
+    """Return what the processor can do, where the system says it."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line for line in file if line.startswith(("flags", "Features"))), "")
+    return ""
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the compiler's remarks from the user's terminal."""
+    loud = logging.getLogger("torch._inductor.select_algorithm")
+    level = loud.level
+    loud.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        loud.setLevel(level)

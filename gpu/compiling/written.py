@@ -1,0 +1,127 @@
+"""A step written down: the operations that it runs on the tensors of a state, without the Python around them.
+
+What a step asks the host cannot be written down, so its shapes are fixed, as for a capture on a GPU: they depend on
+nothing that is in its tensors.
+
+Glossary of shapes: B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..batch_record import Choices, Packed
+from ..methods.base import Method
+from ..state import PER_ROW, State
+
+__all__ = ["LARGEST", "Layout", "inputs_of", "write_down"]
+
+LARGEST = 2**31  # bytes of weights: what is compiled holds them once more
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the numbers that come out of a written step are, in order."""
+
+    changed: tuple[str, ...]  # tensors of the state that the step replaces; the caches' lengths follow
+    packed: Packed  # the record, whose integers and floats come next
+    choices: tuple[int, ...] | None  # slots of the choices, if traced: edges, outcome and activity of each come last
+
+    def read(self, state: State, outputs: Sequence[Tensor]) -> tuple[State, Packed]:
+        """Return the state that follows one, whose cached rows have been written in place, and the record."""
+        found = iter(outputs)
+        tensors: dict[str, Any] = {name: next(found) for name in self.changed}
+        for cache in state.caches:
+            cache.lengths = next(found)
+            cache.measure()
+        packed = replace(self.packed, integers=next(found), floats=next(found))
+        if self.choices is not None:
+            choices = tuple(Choices(slot, next(found), next(found), next(found)) for slot in self.choices)
+            packed = replace(packed, choices=choices)
+        after = replace(state, **tensors, cached=state.cache.lengths, max_pending=1, draft_pending=2)
+        return after, packed
+
+
+def inputs_of(
+    state: State,
+    uniforms: Tensor,  # [B, num_slots]
+) -> list[Tensor]:
+    """Return everything that a step reads and that is not the method's own, in the order of a written step."""
+    rows = [getattr(state, name) for name in PER_ROW]
+    cached = [tensor for cache in state.caches for tensor in (cache.keys, cache.values, cache.lengths)]
+    return [tensor.contiguous() for tensor in (uniforms, state.eos, *rows, *cached)]
+
+
+def write_down(method: Method, state: State, sight: int, trace: bool) -> tuple[GraphModule, list[Tensor], Layout]:
+    """Return a step's operations on inputs of some shapes, such inputs, and what comes out.
+
+    Before, the step is run once on a copy, so that whatever it makes once and keeps is there.
+
+    Raises:
+        ValueError: its weights are too large to be held twice.
+        Exception: of many kinds, where a step asks the host.
+    """
+    uniforms = torch.zeros((len(state.lengths), method.num_slots), dtype=torch.float64)
+    _step(method, _fixed(state.copy(), sight), uniforms, trace)
+    layouts: list[Layout] = []
+
+    def step(*inputs: Tensor) -> list[Tensor]:
+        uniforms, eos, *rest = inputs
+        before = _fixed(state.with_tensors(dict(zip(PER_ROW, rest, strict=False)), rest[len(PER_ROW) :]), sight)
+        outputs, layout = _step(method, replace(before, eos=eos), uniforms, trace)
+        layouts.append(layout)
+        return outputs
+
+    with torch.inference_mode(False), torch.no_grad():
+        examples = [torch.zeros_like(tensor) for tensor in inputs_of(state, uniforms)]
+        graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+        _hold_constants(graph)
+    return graph, examples, layouts[-1]
+
+
+def _step(
+    method: Method,
+    before: State,
+    uniforms: Tensor,  # [B, num_slots]
+    trace: bool,
+) -> tuple[list[Tensor], Layout]:
+    after, record = method.step(before, uniforms, trace)
+    changed = tuple(name for name in PER_ROW if getattr(after, name) is not getattr(before, name))
+    packed = record.pack()
+    outputs = [getattr(after, name) for name in changed] + [cache.lengths for cache in after.caches]
+    outputs += [packed.integers, packed.floats]
+    outputs += [each for choice in packed.choices or () for each in (choice.edges, choice.outcome, choice.active)]
+    slots = None if packed.choices is None else tuple(choice.slot for choice in packed.choices)
+    nothing = torch.empty(0)
+    return outputs, Layout(changed, replace(packed, integers=nothing, floats=nothing, choices=None), slots)
+
+
+def _fixed(state: State, sight: int) -> State:
+    for cache in state.caches:
+        cache.fix(sight)
+    return state
+
+
+def _hold_constants(graph: GraphModule) -> None:
+    """Make buffers of the weights and tables that operations name: only such are known to be constant."""
+    constants = {node.target: getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    size = sum(tensor.nbytes for tensor in constants.values())
+    if size > LARGEST:
+        raise ValueError(f"found {size / 2**30:.1f} GB of weights, expected at most {LARGEST / 2**30:.0f}")
+    names: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            if node.target not in names:
+                names[node.target] = f"held_{len(names)}"
+                graph.register_buffer(names[node.target], getattr(graph, node.target).detach().clone())
+            node.target = names[node.target]
+    for name in names:
+        delattr(graph, name)
+    graph.recompile()
