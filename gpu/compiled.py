@@ -10,7 +10,7 @@ Glossary of shapes: B rows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from .batch_record import BatchRecord, Packed
-from .compiling.packages import Call, compiled_package, has_compiler
+from .compiling.compilers import COMPILERS, has_compiler
+from .compiling.packages import Call, compiled_package
 from .compiling.written import Layout, inputs_of, write_down
 from .config import SamplingConfig
 from .ending import Ending
@@ -46,6 +47,7 @@ class Compiled(Method):
 
     method: Method
     least_sight: int = LEAST_SIGHT  # slots that attention reads at least
+    report: Callable[[str], None] | None = None  # is told what is compiled, before it is
     steps: dict[Any, tuple[Call, Layout] | None] = field(default_factory=dict, init=False, repr=False)
 
     model: LanguageModel = field(init=False, repr=False)
@@ -84,7 +86,7 @@ class Compiled(Method):
         trace: bool = False,
     ) -> tuple[State, BatchRecord | Packed]:
         """Run one cycle: by native code, where there is some for it."""
-        found = None if state.max_pending > 1 else self._compiled(state, trace)
+        found = self._compiled(state, trace) if state.cache.extent else None  # which is 0 before the prompt is read
         if found is None:
             return self.method.step(state, uniforms, trace)
         check_uniforms(uniforms, self.num_slots)
@@ -115,7 +117,8 @@ class Compiled(Method):
             try:
                 graph, examples, layout = write_down(self.method, state, sight, trace)
                 what = f"{type(self.method).__name__} for texts of up to {sight} tokens"
-                return compiled_package(graph, examples, what), layout
+                log.info("compiling %s", what)
+                return compiled_package(graph, examples, lambda: self.report and self.report(what)), layout
             except Exception as error:  # a compiler has many ways to fail, and none may cost a text
                 reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         log.warning("the step runs as it is, as it cannot be compiled: %s", reason)
@@ -127,5 +130,5 @@ class Compiled(Method):
         if self.model.device.type != "cpu":
             return f"it runs on {self.model.device}, where steps are captured"
         if not has_compiler():
-            return "there is no C++ compiler, expected g++ or clang++"
+            return f"there is no C++ compiler, expected one of {', '.join(COMPILERS)}"
         return None

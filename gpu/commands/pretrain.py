@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
+from ..compiling.compilers import COMPILERS, has_compiler
 from .options import add_device, add_json, add_seed, add_text, check_new_folder, named_held_out, read_training_texts
 from .progress import Bar, forecast
 
@@ -37,7 +36,6 @@ SIZES = (
 )
 VOCAB_SIZE = 4096
 DEFAULTS = (320, 896, 6, 5, 1, 512, 1600, 16)
-COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
         compile=arguments.compile,
     )
     check_device(arguments.device)
-    if arguments.compile and not any(map(shutil.which, (os.environ.get("CXX") or "c++", *COMPILERS))):
+    if arguments.compile and not has_compiler():
         raise ValueError("--compile: found no C++ compiler, expected one of " + ", ".join(COMPILERS))
     held_out = None if arguments.held_out_list is None else named_held_out(arguments.held_out_list)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of writing the weights

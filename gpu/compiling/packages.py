@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from torch.fx import GraphModule
 
 from ..files.cache_folder import cache_folder
 
-__all__ = ["compiled_package", "has_compiler"]
+__all__ = ["Call", "compiled_package"]
 
 Call = Callable[..., list[Tensor]]
 OPTIONS = {
@@ -33,27 +32,22 @@ OPTIONS = {
     "max_autotune_gemm_backends": "CPP,ATEN",
     "autotune_num_choices_displayed": 0,  # what was tried is not printed
 }
-log = logging.getLogger(__name__)
 
 
-def compiled_package(graph: GraphModule, examples: list[Tensor], what: str) -> Call:
+def compiled_package(graph: GraphModule, examples: list[Tensor], begins: Callable[[], Any] = bool) -> Call:
     """Return a function that runs a written step; it is compiled the first time, for a minute or so.
+
+    `begins` is called before that.
 
     Raises:
         Exception: of many kinds, where it cannot be compiled.
     """
     path = cache_folder("compiled") / f"{_digest(graph, examples)}.pt2"
     if not path.is_file():
-        log.info("compiling %s, once for this model and machine", what)
+        begins()
         _compile(graph, examples, path)
     package = torch._inductor.aoti_load_package(str(path))
     return _call_of(package)
-
-
-def has_compiler() -> bool:
-    """Say whether there is a compiler of C++, without which nothing can be compiled."""
-    asked = os.environ.get("CXX")
-    return any(shutil.which(name) for name in ((asked,) if asked else ("g++", "clang++", "cl")))
 
 
 def _compile(graph: GraphModule, examples: list[Tensor], path: Path) -> None:
@@ -62,7 +56,9 @@ def _compile(graph: GraphModule, examples: list[Tensor], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quietly(), torch.no_grad():
         exported = torch.export.export(graph, tuple(examples), strict=False)
         made = torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(Path(folder) / "step.pt2"), inductor_configs=OPTIONS
+            exported,
+            package_path=str(Path(folder) / "step.pt2"),
+            inductor_configs=dict(OPTIONS),  # which it adds to
         )
         os.replace(made, path)
 

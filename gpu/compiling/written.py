@@ -23,6 +23,7 @@ from ..state import PER_ROW, State
 
 __all__ = ["LARGEST", "Layout", "inputs_of", "write_down"]
 
+NOTHING = torch.empty(0)
 LARGEST = 2**31  # bytes of weights: what is compiled holds them once more
 
 
@@ -99,8 +100,7 @@ def _step(
     outputs += [packed.integers, packed.floats]
     outputs += [each for choice in packed.choices or () for each in (choice.edges, choice.outcome, choice.active)]
     slots = None if packed.choices is None else tuple(choice.slot for choice in packed.choices)
-    nothing = torch.empty(0)
-    return outputs, Layout(changed, replace(packed, integers=nothing, floats=nothing, choices=None), slots)
+    return outputs, Layout(changed, replace(packed, integers=NOTHING, floats=NOTHING, choices=None), slots)
 
 
 def _fixed(state: State, sight: int) -> State:

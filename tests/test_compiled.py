@@ -1,0 +1,137 @@
+"""A compiled step: the law of the target, the texts of the step as it is, and nothing lost where it cannot be had."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pass_sampling.reference as reference
+from models import exact_target, package, transformer
+from pass_sampling.reference.law import output_law
+from test_engine import KINDS, LONG, PROMPTS, method_of, same_records
+
+pytestmark = pytest.mark.torch
+
+
+def each_but(quick: str) -> list[Any]:
+    """A step takes some ten seconds to compile: all but one are slow tests."""
+    return [pytest.param(kind, marks=() if kind == quick else pytest.mark.slow) for kind in KINDS]
+
+
+def compiled(method: Any, **settings: Any) -> tuple[Any, list[str]]:
+    """The method, compiled, with room for short texts; and what was compiled, not found among what is kept."""
+    from pass_sampling.gpu.compiled import Compiled
+
+    made: list[str] = []
+    return Compiled(method, **{"least_sight": 32, "report": made.append} | settings), made
+
+
+def kind_of(kind: str, seed: int = 4) -> Any:
+    pkg = package("gpu")
+    return method_of(kind, pkg, transformer(pkg, seed))
+
+
+@pytest.mark.parametrize("kind", each_but("block"))
+def test_a_compiled_text_is_that_of_the_step_as_it_is(kind: str) -> None:
+    """In float64, with all recorded probabilities; a package is kept, and found by the next."""
+    pkg = package("gpu")
+    method = kind_of(kind)
+    native, made = compiled(method)
+    for number, prompt in enumerate(PROMPTS):
+        found = pkg.generate(native, prompt, 9, (2,), seed=3, request=number)
+        same_records(found, pkg.generate(method, prompt, 9, (2,), seed=3, request=number))
+    assert None not in native.steps.values() and len(native.steps) == len(made) > 0
+    again, made_again = compiled(kind_of(kind))
+    same_records(pkg.generate(again, (1, 0), 9, (2,)), pkg.generate(method, (1, 0), 9, (2,)))
+    other, made_of_another = compiled(kind_of(kind, 6)) if kind == "plain" else (None, [])
+    assert None not in again.steps.values() and not made_again
+    if other is not None:  # other weights are another package
+        same_records(pkg.generate(other, (1, 0), 9, (2,)), pkg.generate(kind_of(kind, 6), (1, 0), 9, (2,)))
+        assert made_of_another
+
+
+@pytest.mark.parametrize("kind", each_but("fused head"))
+def test_the_law_of_a_compiled_step_is_the_targets(kind: str) -> None:
+    pkg = package("gpu")
+    native, _ = compiled(kind_of(kind))
+    law = output_law(native, (1, 0), pkg.Ending(4, (2,)))
+    sampling, ending = reference.SamplingConfig(temperature=0.9), reference.Ending(4, (2,))
+    assert law.largest_deviation(exact_target(transformer(reference, 4), sampling, (1, 0), ending)) <= 1e-12
+    assert None not in native.steps.values() and native.steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "draft model"])
+def test_longer_texts_and_more_rows_are_compiled_for_themselves(kind: str) -> None:
+    """The text of a request does not depend on its neighbours, nor on where one code takes over from another."""
+    pkg = package("gpu")
+    method = kind_of(kind)
+    native, _ = compiled(method, least_sight=8)
+    found = pkg.generate_batch(native, LONG[:3], 12, (), seed=3)
+    for number, prompt in enumerate(LONG[:3]):
+        same_records(found[number], pkg.generate(method, prompt, 12, (), seed=3, request=number))
+    assert len({key[0] for key in native.steps}) > 1 and None not in native.steps.values()
+    engine = pkg.Engine(native, pkg.Ending(9, (2,)), 2, longest_prompt=20, seed=3)
+    for number, text in engine.run([pkg.Request(number, prompt) for number, prompt in enumerate(LONG)]):
+        same_records(text, pkg.generate(method, LONG[number], 9, (2,), seed=3, request=number))
+    assert None not in native.steps.values()
+
+
+def unfit(reason: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
+    """A method that cannot be compiled, and what else a text of it takes."""
+    pkg = package("gpu")
+    settings: dict[str, Any] = {}
+    method = kind_of("plain", 8)
+    if reason == "a processor":
+        method = pkg.Autoregressive(method.model, method.sampling, processor=lambda prefix, logits: logits + 0.5)
+    if reason == "looks at every text":
+        settings = {"stop_strings": ["22"], "decode": lambda tokens: "".join(map(str, tokens))}
+    if reason == "no C++ compiler":
+        monkeypatch.setattr("shutil.which", lambda name: None)
+    if reason == "out of room":
+
+        def fails(*arguments: Any, **options: Any) -> None:
+            raise OSError("out of room")
+
+        monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fails)
+    if reason == "of weights":
+        monkeypatch.setattr("pass_sampling.gpu.compiling.written.LARGEST", 100)
+    return method, settings
+
+
+@pytest.mark.parametrize(
+    "reason", ["a processor", "looks at every text", "no C++ compiler", "out of room", "of weights"]
+)
+def test_what_cannot_be_compiled_runs_as_it_is_with_one_warning(
+    reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pkg = package("gpu")
+    method, settings = unfit(reason, monkeypatch)
+    native, _ = compiled(method)
+    with caplog.at_level(logging.WARNING):
+        found = pkg.generate(native, (1, 0), 9, (), seed=3, **settings)
+    same_records(found, pkg.generate(method, (1, 0), 9, (), seed=3, **settings))
+    assert [reason in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_native_code_is_given_nothing_that_does_not_fit() -> None:
+    """It would read beyond what it is given: so uniforms are checked before, and a state is continued once."""
+    from pass_sampling.gpu.tape import tape
+
+    pkg = package("gpu")
+    native, _ = compiled(kind_of("block"))
+    state = native.start((1, 0), pkg.Ending(9, ()))
+    uniforms = tape(3, [0], 0, native.num_slots)
+    first, _ = native.step(state, uniforms)
+    after, _ = native.step(first.copy(), uniforms)
+    assert native.steps and None not in native.steps.values()
+    for bad in (uniforms[:, 1:], uniforms + 1.0):
+        with pytest.raises(ValueError, match="uniforms: found"):
+            native.step(first, bad)
+    native.step(first, uniforms)
+    with pytest.raises(ValueError, match="expected a copy to continue twice"):
+        native.step(first, uniforms)
+    assert np.array_equal(after.tokens[:, :2], first.tokens[:, :2])
