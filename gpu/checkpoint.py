@@ -20,6 +20,7 @@ from .files.folder import StoredTensor, name_of, open_folder, stored_tensors
 from .files.generation_settings import read_generation_config
 from .files.model_settings import read_config
 from .hf.hub import local_folder
+from .memory import Memory, check_memory, weight_bytes
 from .precision import check_device, check_dtype
 from .weights import Weights, allocate, destination, weight_table
 
@@ -78,13 +79,15 @@ def read_weights(
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
-        ValueError: the files do not hold exactly the finite tensors that `config` calls for.
+        ValueError: the files do not hold exactly the finite tensors that `config` calls for, or these do not fit into
+            the memory that is free.
     """
     device, dtype = check_device(device), None if dtype is None else check_dtype(dtype)
     root = open_folder(folder)
     stored = stored_tensors(root)
     _check_tensors(root, stored, config)
     dtype = check_dtype(DTYPES[stored[EMBEDDING].dtype]) if dtype is None else dtype
+    check_memory(Memory(weights=weight_bytes(config, dtype)), device)
     weights = allocate(config, dtype, device)
     beginnings: dict[str, bytes] = {}
     for entry in weight_table(config):

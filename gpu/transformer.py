@@ -15,8 +15,10 @@ from .host import at_hand, is_written_down
 from .layers import attention, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
 from .linear import linears_of
 from .masks import Masks
+from .memory import Memory, cache_bytes, check_memory, pass_bytes
 from .weights import LayerWeights, Weights
 
+LONG = 512  # rows of a pass whose memory is worth asking for
 Inputs = Tensor | Sequence[Sequence[int]]
 
 
@@ -67,8 +69,13 @@ class Transformer:
         return self.weights.embedding.dtype
 
     def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
-        """Return an empty cache of this model's shape."""
+        """Return an empty cache of this model's shape.
+
+        Raises:
+            ValueError: it does not fit into the memory that is free.
+        """
         config = self.config
+        check_memory(Memory(cache=cache_bytes(config, self.dtype, capacity, batch_size)), self.device)
         if capacity > len(self._tables[0]):
             self._tables = self._rotation(torch.arange(capacity, device=self.device))
         return KVCache(
@@ -106,6 +113,9 @@ class Transformer:
 
         Cost: one read of the weights, plus a read of the cache.
         """
+        if inputs.shape[1] > LONG:
+            needed = pass_bytes(self.config, self.dtype, inputs.shape[0] * inputs.shape[1])
+            check_memory(Memory(workspace=needed), self.device)
         slots = cache.slots(inputs.shape[1])
         turning = self._turning(slots, positions)
         standing = slots if positions is None else positions

@@ -9,19 +9,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..config import ModelConfig, SamplingConfig
 from ..generation import generate
+from ..memory import check_memory, memory_of, tensors_of
 from ..methods import Autoregressive
 from ..transformer import Transformer
-from ..weights import Weights, allocate
+from ..weights import allocate
 
-__all__ = ["SHAPES", "Memory", "bandwidth", "check_memory", "measure_shape", "memory_of", "random_model"]
+__all__ = ["SHAPES", "bandwidth", "measure_shape", "random_model"]
 
 CONTEXT = 512  # tokens that stand in the cache while passes are timed
 NEW_TOKENS = 64
@@ -35,49 +34,11 @@ SHAPES = {
 """Like Llama-3.2-1B and Llama-2-7B; tiny is to try the benchmark itself."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a run needs."""
-
-    weights: int
-    cache: int
-    workspace: int
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.weights + self.cache + self.workspace
-
-
-def memory_of(config: ModelConfig, dtype: torch.dtype, capacity: int, num_rows: int) -> Memory:
-    """Return what a model needs: its weights, a cache for one text, and what a pass over so many rows makes."""
-    size = torch.empty(0, dtype=dtype).element_size()
-    weights = allocate(config, dtype, "meta")
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * capacity * config.head_dim
-    widest = max(2 * config.intermediate_size, config.vocab_size)
-    return Memory(sum(tensor.nbytes for tensor in _tensors(weights)), size * cache, num_rows * (4 * size + 16) * widest)
-
-
-def check_memory(needed: Memory, device: torch.device) -> None:
-    """Refuse what does not fit, before anything is allocated.
-
-    Raises:
-        ValueError: less is free.
-    """
-    free = _free(device)
-    if free is not None and needed.total > free:
-        gigabytes = {each.name: getattr(needed, each.name) / 1e9 for each in fields(Memory)}
-        parts = ", ".join(f"{amount:.1f} of {name}" for name, amount in gigabytes.items())
-        raise ValueError(
-            f"memory: found {free / 1e9:.1f} GB free on {device}, expected {needed.total / 1e9:.1f}: {parts}"
-        )
-
-
 def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
     """Make a model of random weights on a device."""
     weights = allocate(config, dtype, device)
     generator = torch.Generator(device).manual_seed(0)
-    for tensor in _tensors(weights):
+    for tensor in tensors_of(weights):
         tensor.normal_(0.0, 0.02, generator=generator)
     for layer in weights.layers:
         layer.attention_norm.fill_(1.0)
@@ -197,24 +158,6 @@ def _generates(peer: Any, device: torch.device, repeats: int, settings: dict[str
         short, long = write(4), write(4 + NEW_TOKENS)
         rates.append(NEW_TOKENS / max(long - short, 1e-9))
     return statistics.median(rates[1:])
-
-
-def _tensors(weights: Weights) -> list[torch.Tensor]:
-    """Return every tensor once."""
-    layers = [tensor for layer in weights.layers for tensor in vars(layer).values() if tensor is not None]
-    output = [] if weights.output is weights.embedding else [weights.output]
-    return [weights.embedding, weights.norm, *output, *layers]
-
-
-def _free(device: torch.device) -> int | None:
-    """Return the bytes that are free, where the system tells."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _seconds(run: Callable[[], Any], device: torch.device) -> float:

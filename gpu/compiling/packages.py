@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
+import io
 import os
 import tempfile
 import warnings
@@ -30,7 +30,6 @@ OPTIONS = {
     "freezing": True,  # weights are laid out for the processor's units
     "max_autotune": True,  # of matrix products, the quickest code for each
     "max_autotune_gemm_backends": "CPP,ATEN",
-    "autotune_num_choices_displayed": 0,  # what was tried is not printed
 }
 
 
@@ -93,12 +92,6 @@ def _processor() -> str:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep the compiler's remarks from the user's terminal."""
-    loud = logging.getLogger("torch._inductor.select_algorithm")
-    level = loud.level
-    loud.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        loud.setLevel(level)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
