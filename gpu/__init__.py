@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapter import Adapter
     from .checkpoint import load_model, read_config, read_generation_config, read_weights
+    from .compiled import Compiled
     from .config import ModelConfig, RopeScaling, SamplingConfig
     from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
     from .ending import Ending
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapter": ["Adapter"],
     "checkpoint": ["load_model", "read_config", "read_generation_config", "read_weights"],
+    "compiled": ["Compiled"],
     "config": ["ModelConfig", "RopeScaling", "SamplingConfig"],
     "drafters": ["Drafter", "ModelDrafter", "NgramModel", "PromptLookup"],
     "ending": ["Ending"],
@@ -76,6 +78,7 @@ __all__ = [
     "Autoregressive",
     "Candidates",
     "Choice",
+    "Compiled",
     "Drafter",
     "Ending",
     "Engine",

@@ -1,11 +1,11 @@
 """What one cycle did to a batch, as tensors, and how the host reads it.
 
-Glossary of shapes: B batch, W tokens that a cycle can commit, K drafts.
+Glossary of shapes: B batch, W tokens that a cycle can commit, K drafts, I integers and F floats of all that is recorded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -15,6 +15,10 @@ from .record import Choice, Record
 
 _Value = TypeVar("_Value")
 SOURCES = ("exact", "accepted", "correction", "bonus")
+COUNTERS = (
+    *("count", "num_draft", "num_accepted", "final_token"),
+    *("num_forward_passes", "num_positions", "num_draft_passes"),
+)
 EXACT, ACCEPTED, CORRECTION, BONUS = range(len(SOURCES))
 
 
@@ -58,8 +62,7 @@ class BatchRecord:
 
     def pack(self) -> Packed:
         """Return all numbers side by side, so that the host gets them at once."""
-        counters = [self.count, self.num_draft, self.num_accepted, self.final_token]
-        counters += [self.num_forward_passes, self.num_positions, self.num_draft_passes]
+        counters = [getattr(self, name) for name in COUNTERS]
         parents = self.draft_tokens[:, :0] if self.draft_parents is None else self.draft_parents
         per_token = [self.tokens, self.sources, self.draft_tokens, parents]
         integers = torch.cat([torch.stack(counters, dim=1), *per_token], dim=1)
@@ -73,8 +76,8 @@ class BatchRecord:
 class Packed:
     """The numbers of a batch's records, side by side."""
 
-    integers: Tensor  # [B, ...]
-    floats: Tensor  # [B, ...]
+    integers: Tensor  # [B, I]
+    floats: Tensor  # [B, F]
     num_counters: int
     width: int  # W
     depth: int  # K
@@ -84,6 +87,18 @@ class Packed:
     def pack(self) -> Packed:
         """Return itself, as a `BatchRecord` returns its numbers side by side."""
         return self
+
+    def counting(
+        self,
+        positions: Tensor,  # [B]
+        draft_passes: int,
+    ) -> Packed:
+        """Return the records with one pass more, over so many rows of each text, where there are any."""
+        passes = (positions > 0).long()
+        more = torch.zeros_like(self.integers)
+        for name, number in zip(COUNTERS[4:], (passes, positions, draft_passes * passes), strict=True):
+            more[:, COUNTERS.index(name)] = number
+        return replace(self, integers=self.integers + more)
 
     def rows(self) -> list[Record]:
         """Read the record of every row."""

@@ -6,9 +6,10 @@ N slots or rows that are kept.
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .host import at_hand
 
@@ -41,10 +42,10 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, B, G, capacity, E]
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # [layers, B, G, capacity, E]
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
-        self.extent = 0
-        self.level = True
+        self.extent, self.level = 0, True
         self.sight: int | None = None
         self._rows = torch.arange(batch_size, device=device).unsqueeze(1)  # [B, 1]
+        self._layers = torch.arange(num_layers, device=device).unsqueeze(1)  # [layers, 1]
         self._places: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -73,9 +74,8 @@ class KVCache:
 
     def fix(self, sight: int | None) -> None:
         """Let every pass read that many slots, which no row may run past; None: as many as there are."""
-        self.sight, self.level, self._places = sight, False, None
-        if sight is None:
-            self.measure()
+        self.sight, self.level = sight, False
+        self.measure()
 
     def write(
         self,
@@ -86,16 +86,11 @@ class KVCache:
     ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
         """Write one layer's rows of a pass and return every slot that some row of the batch can see."""
         end = self.num_slots(keys.shape[2])
-        if self.sight is not None:  # each write names its places in the whole, so that a compiler makes no copy
-            layers = torch.full_like(slots[:1, :1], layer)
-            self.keys[layers, self._rows, :, slots] = keys.transpose(1, 2)
-            self.values[layers, self._rows, :, slots] = values.transpose(1, 2)
-            return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-        for arrays, new in ((self.keys[layer], keys), (self.values[layer], values)):
+        for whole, new in ((self.keys, keys), (self.values, values)):
             if self.level:
-                arrays[:, :, self.extent : end] = new
-            else:
-                arrays.transpose(1, 2)[self._rows, slots] = new.transpose(1, 2)
+                whole[layer, :, :, self.extent : end] = new
+            else:  # in the whole, not in a part of it: so a compiler makes no copy
+                whole[self._layers[layer], self._rows, :, slots] = new.transpose(1, 2)
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, num_rows: int) -> None:
@@ -163,27 +158,11 @@ class KVCache:
         rows: Tensor,  # [N]
     ) -> KVCache:
         """Return an independent cache of the given rows of the batch."""
-        kept = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
-        return self._twin(*kept, self.extent, self.level, self.sight)
+        return self._like(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
 
     def copy(self) -> KVCache:
         """Return an independent cache with the same contents."""
-        kept = self.keys.clone(), self.values.clone(), self.lengths.clone()
-        return self._twin(*kept, self.extent, self.level, self.sight)
-
-    def widened(self, capacity: int) -> KVCache:
-        """Return an independent cache with the same contents, and room for so many positions per row."""
-        more = (0, 0, 0, capacity - self.capacity)
-        return self.with_tensors(pad(self.keys, more), pad(self.values, more), self.lengths.clone())
-
-    def with_tensors(
-        self,
-        keys: Tensor,  # [layers, B, G, capacity, E]
-        values: Tensor,  # [layers, B, G, capacity, E]
-        lengths: Tensor,  # [B]
-    ) -> KVCache:
-        """Return a cache of the same kind in other tensors."""
-        return self._twin(keys, values, lengths, self.extent, self.level, self.sight)
+        return self._like(self.keys.clone(), self.values.clone(), self.lengths.clone())
 
     def agrees(self, other: KVCache) -> bool:
         """Say whether the rows that two caches of one sequence both hold are the same up to rounding."""
@@ -194,23 +173,22 @@ class KVCache:
     @staticmethod
     def stack(caches: list[KVCache]) -> KVCache:
         """Return an independent cache whose rows are those of caches of equal capacity, one after the other."""
-        extent = max(cache.extent for cache in caches)
-        return KVCache._twin(
+        twin = caches[0]._like(
             torch.cat([cache.keys for cache in caches], dim=1),
             torch.cat([cache.values for cache in caches], dim=1),
             torch.cat([cache.lengths for cache in caches]),
-            extent,
-            all(cache.level and cache.extent == extent for cache in caches),
-            caches[0].sight,
         )
+        if not twin._at_hand:
+            twin.extent = max(cache.extent for cache in caches)
+            twin.level = all(cache.level and cache.extent == twin.extent for cache in caches)
+        return twin
 
-    @staticmethod
-    def _twin(keys: Tensor, values: Tensor, lengths: Tensor, extent: int, level: bool, sight: int | None) -> KVCache:
-        twin = object.__new__(KVCache)
-        twin.keys, twin.values, twin.lengths, twin.extent, twin.level = keys, values, lengths, extent, level
-        twin.sight = sight
-        twin._rows, twin._places = torch.arange(lengths.shape[0], device=lengths.device).unsqueeze(1), None
-        if twin._at_hand and sight is None:
+    def _like(self, keys: Tensor, values: Tensor, lengths: Tensor) -> KVCache:
+        """Return a cache of other rows, as far as the host knows like this one."""
+        twin = copy(self)
+        twin.keys, twin.values, twin.lengths, twin._places = keys, values, lengths, None
+        twin._rows = torch.arange(len(lengths), device=lengths.device).unsqueeze(1)
+        if twin._at_hand:
             twin.measure()
         return twin
 

@@ -21,16 +21,20 @@ from torch import Tensor
 from .batch_record import BatchRecord, Packed
 from .compiling.compilers import COMPILERS, has_compiler
 from .compiling.packages import Call, compiled_package
+from .compiling.prompts import read_prompts
+from .compiling.states import widened
 from .compiling.written import Layout, inputs_of, write_down
 from .config import SamplingConfig
 from .ending import Ending
-from .fixed_shapes import LEAST_SIGHT, sight_for, why_not_fixed
+from .fixed_shapes import LEAST_SIGHT, needs_host, sight_for, why_not_fixed
 from .methods.base import Method
 from .methods.language_model import LanguageModel
 from .record import Record
 from .sampling import Processor
 from .state import State
+from .table import TableModel
 from .tape import Slots, check_uniforms
+from .transformer import Transformer
 
 __all__ = ["Compiled"]
 
@@ -41,7 +45,7 @@ log = logging.getLogger(__name__)
 class Compiled(Method):
     """Another method, compiled.
 
-    The first cycle of a text, which reads the prompt, is not. Each number of rows, and each doubling of the text
+    The prompt is read by a pass that is not, but for its last token. Each number of rows, and each doubling of the text
     beyond `least_sight` tokens, is compiled for itself, for a minute or so, and kept in the user's cache folder.
     """
 
@@ -77,7 +81,7 @@ class Compiled(Method):
         capacity = self.least_sight
         while capacity < state.cache.capacity:
             capacity *= 2
-        return state.widened(capacity)
+        return widened(state, capacity)
 
     def step(
         self,
@@ -85,14 +89,19 @@ class Compiled(Method):
         uniforms: Tensor,  # [B, num_slots]
         trace: bool = False,
     ) -> tuple[State, BatchRecord | Packed]:
-        """Run one cycle: by native code, where there is some for it."""
-        found = self._compiled(state, trace) if state.cache.extent else None  # which is 0 before the prompt is read
-        if found is None:
-            return self.method.step(state, uniforms, trace)
+        """Run one cycle: by native code, where there is some for it.
+
+        Before the first one the prompt is read, by a pass of its own, which its record counts.
+        """
         check_uniforms(uniforms, self.num_slots)
         state.check_fresh()
-        call, layout = found
-        return layout.read(state, call(*inputs_of(state, uniforms)))
+        if state.max_pending == 1 and state.cache.extent:
+            return self._step(state, uniforms, trace)
+        if self._unfit is not None or needs_host(self.method, state) is not None:
+            return self.method.step(state, uniforms, trace)
+        state, read, draft_passes = read_prompts(self.method, state)
+        state, record = self._step(state, uniforms, trace)
+        return state, record.pack().counting(read, draft_passes)
 
     def run(self, states: Sequence[State], uniforms: Any) -> list[tuple[State, Record]]:  # [len(states), num_slots]
         """Step copies of many states one after another: there is native code for few numbers of rows."""
@@ -100,6 +109,18 @@ class Compiled(Method):
         for state, row in zip(states, torch.as_tensor(uniforms), strict=True):
             found += super().run([state], row.unsqueeze(0))
         return found
+
+    def _step(
+        self,
+        state: State,
+        uniforms: Tensor,  # [B, num_slots]
+        trace: bool,
+    ) -> tuple[State, BatchRecord | Packed]:
+        found = self._compiled(state, trace)
+        if found is None:
+            return self.method.step(state, uniforms, trace)
+        call, layout = found
+        return layout.read(state, call(*inputs_of(state, uniforms)))
 
     def _compiled(self, state: State, trace: bool) -> tuple[Call, Layout] | None:
         """Return native code for a state of such shapes; None where there is none."""
@@ -115,10 +136,11 @@ class Compiled(Method):
         reason = self._unfit or why_not_fixed(self.method, state)
         if reason is None:
             try:
-                graph, examples, layout = write_down(self.method, state, sight, trace)
+                written = write_down(self.method, state, sight, trace)
                 what = f"{type(self.method).__name__} for texts of up to {sight} tokens"
                 log.info("compiling %s", what)
-                return compiled_package(graph, examples, lambda: self.report and self.report(what)), layout
+                call = compiled_package(written.graph, written.examples, lambda: self.report and self.report(what))
+                return call, written.layout
             except Exception as error:  # a compiler has many ways to fail, and none may cost a text
                 reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         log.warning("the step runs as it is, as it cannot be compiled: %s", reason)
@@ -129,6 +151,8 @@ class Compiled(Method):
         """Why no step of this method can be compiled here, if so."""
         if self.model.device.type != "cpu":
             return f"it runs on {self.model.device}, where steps are captured"
+        if not isinstance(self.model, Transformer | TableModel):
+            return "its model is one of transformers"
         if not has_compiler():
             return f"there is no C++ compiler, expected one of {', '.join(COMPILERS)}"
         return None

@@ -10,7 +10,7 @@ from .methods import Candidates, FusedCandidates, FusedPaSS
 from .methods.base import Method
 from .state import State
 
-__all__ = ["LEAST_SIGHT", "sight_for", "why_not_fixed"]
+__all__ = ["LEAST_SIGHT", "needs_host", "sight_for", "why_not_fixed"]
 
 LEAST_SIGHT = 256  # slots
 
@@ -24,11 +24,16 @@ def sight_for(needed: int, least: int, capacity: int) -> int:
 
 
 def why_not_fixed(method: Method, state: State) -> str | None:
-    """Return why a step cannot have fixed shapes, if it cannot: the host would have to look at texts or logits."""
-    if isinstance(method, Candidates | FusedCandidates):
-        return "a tree of drafts is as large as its rows need"
+    """Return why a step of a state cannot have fixed shapes, if it cannot."""
     if isinstance(method, FusedPaSS) and state.carried.shape[1] == 1:
         return "texts are too short to look ahead"
+    return needs_host(method, state)
+
+
+def needs_host(method: Method, state: State) -> str | None:
+    """Return why no step of a method can have fixed shapes, if so: the host would have to look at texts or logits."""
+    if isinstance(method, Candidates | FusedCandidates):
+        return "a tree of drafts is as large as its rows need"
     if getattr(method, "processor", None) is not None:
         return "a processor looks at every row on the host"
     if state.ending.asks_host:

@@ -8,11 +8,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 __all__ = ["at_hand", "is_written_down"]
 
 
-def is_written_down(tensor: Tensor) -> bool:
+def is_written_down(
+    tensor: Tensor,  # [...]
+) -> bool:
     """Say whether a tensor has no numbers, as its step is only written down, to be compiled."""
     return isinstance(tensor, FakeTensor)
 
 
-def at_hand(tensor: Tensor) -> bool:
+def at_hand(
+    tensor: Tensor,  # [...]
+) -> bool:
     """Say whether the host can read a tensor without waiting for a device."""
     return tensor.device.type == "cpu" and not is_written_down(tensor)

@@ -128,14 +128,14 @@ def attention(
         if visible is not None and visible.shape[2] != queries.shape[2]:
             visible = visible.repeat(1, 1, queries.shape[2] // visible.shape[2], 1)
         if is_written_down(queries) and queries.shape[2] <= FEW_ROWS:
-            return _attention_of_few(queries, keys, values, visible).view(shape).transpose(1, 2).flatten(2)
+            return attention_of_few(queries, keys, values, visible).view(shape).transpose(1, 2).flatten(2)
     mixed = functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=visible, is_causal=causal, enable_gqa=True
     )
     return mixed.view(shape).transpose(1, 2).flatten(2)
 
 
-def _attention_of_few(
+def attention_of_few(
     queries: Tensor,  # [B, G, R, E]
     keys: Tensor,  # [B, G, S, E]
     values: Tensor,  # [B, G, S, E]

@@ -7,7 +7,7 @@ L look-ahead vectors, D' hidden state.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,11 +74,7 @@ class State:
 
     @property
     def pending(self) -> Tensor:  # [B]
-        """How many committed tokens no pass has seen yet.
-
-        Raises:
-            ValueError: a step has continued this state already, in the same cache.
-        """
+        """How many committed tokens no pass has seen yet; see `check_fresh`."""
         self.check_fresh()
         return self.lengths - self.cache.lengths
 
@@ -161,10 +157,8 @@ class State:
 
         Row i stands behind the committed prefix and `num_more` + i tokens more.
         """
-        if largest.numel() == 0:
-            return self
-        if at_hand(largest) and all(map(math.isfinite, largest.flatten().tolist())):  # quicker than to compare tensors
-            return self
+        if largest.numel() == 0 or (at_hand(largest) and all(map(math.isfinite, largest.flatten().tolist()))):
+            return self  # a list is quicker than a comparison of tensors
         faulty = used & ~largest.isfinite()
         first = faulty.long().argmax(dim=1, keepdim=True)
         new = faulty.any(dim=1) & (self.fault == 0)
@@ -215,16 +209,6 @@ class State:
             max_pending=max(state.max_pending for state in states),
             draft_pending=max(state.draft_pending for state in states),
         )
-
-    def widened(self, capacity: int) -> State:
-        """Return an independent state with room for so many tokens of a row."""
-        tokens = torch.nn.functional.pad(self.tokens, (0, capacity - self.tokens.shape[1]))
-        return self._with({"tokens": tokens}, *(cache.widened(capacity) for cache in self.caches))
-
-    def with_tensors(self, rows: Mapping[str, Tensor], cached: Sequence[Tensor]) -> State:
-        """Return a state of the same kind in other tensors: `PER_ROW` by name, then three of each cache."""
-        caches = [cache.with_tensors(*cached[3 * i : 3 * i + 3]) for i, cache in enumerate(self.caches)]
-        return self._with(dict(rows), *caches)
 
     def _with(self, tensors: dict[str, Tensor], cache: KVCache, draft_cache: KVCache | None = None) -> State:
         return replace(self, cache=cache, cached=cache.lengths, draft_cache=draft_cache, **tensors)  # type: ignore[arg-type]  # all of them are tensor fields

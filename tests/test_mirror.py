@@ -49,7 +49,12 @@ PORT_FILES = {
     "masks.py",
     "asking.py",
     "capture.py",
+    "compiled.py",
     "engine.py",
+    "files/cache_folder.py",
+    "fixed_shapes.py",
+    "host.py",
+    "memory.py",
     "plan.py",
     "rows.py",
     "underway.py",
@@ -62,10 +67,11 @@ PORT_FILES = {
     "unknown.py",
     "__main__.py",
 }
-PORT_FOLDERS = ("benchmarking/", "checkpoints/", "commands/", "hf/", "planning/", "training/")
+PORT_FOLDERS = ("benchmarking/", "checkpoints/", "commands/", "compiling/", "hf/", "planning/", "training/")
 
 # What the port exports beyond the reference: the engine, and the way into another library, which computes in PyTorch.
 PORT_EXPORTS = {
+    "Compiled",
     "Engine",
     "Request",
     "TransformersModel",
@@ -85,8 +91,9 @@ PORT_ONLY = {
     "sampling": {"largest_logits"},  # a device does not raise: it keeps the number that would be complained about
     "verify": {"drafted", "row"},  # batches are padded
     "precision": {"check_device"},
+    "tape": {"check_uniforms"},  # before native code is given them, too
     "lookahead.LookAhead": {"save_pretrained", "from_pretrained", "push_to_hub"},  # the Hub's names, by its library
-    "layers": {"rotation", "rotate"},  # `rope`, half of which is the same in every layer
+    "layers": {"rotation", "rotate", "attention_of_few"},  # half of `rope`; what is compiled
     "tape.Draws": {"tokens", "tokens_at", "restrict", "room"},  # several draws in one call, some of them idle
     "cache.KVCache": {"slots", "num_slots", "fix", "measure", "select", "stack"},  # rows of a batch
     "draft_tree.DraftTree": {"candidates", "levels", "paths", "order", "cut", "layouts"},  # tables for rows of a batch
@@ -95,7 +102,7 @@ PORT_ONLY = {
     "methods.candidates.Candidates": {"propose"},  # of which an expectation over acceptances is taken
     "methods.candidates_fused.FusedCandidates": {"propose"},
     "ending.Ending": {"asks_host"},  # the others are looked for on the device
-    "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "complaint", "select", "stack"},
+    "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "complaint", "select", "stack", "check_fresh"},
     "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},
     "methods.language_model.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},

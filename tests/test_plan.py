@@ -54,7 +54,7 @@ def calibration_of(method_milliseconds, survival, plain=1.0):
 
 
 def way():
-    from pass_sampling.gpu.planning.calibration import Way
+    from pass_sampling.gpu.planning.ways import Way
 
     return Way("ngram", None, {})  # type: ignore[arg-type]  # the choice asks only what kind it is
 
@@ -153,6 +153,7 @@ def test_every_plan_writes_the_same_greedy_text(box, plan_file, tmp_path, capsys
         ("autoregressive", {}),
         ("lookahead", vectors | {"num_draft": 2, "verify": "token"}),
         ("lookahead-fused", vectors | {"num_draft": 3, "verify": "block", "groups": [0, 2]}),
+        ("lookahead-fused", vectors | {"candidates": "2,1+0", "verify": "without-replacement"}),
         ("prompt-lookup", {"num_draft": 2, "verify": "block"}),
     ):
         replace(plan, method=method, options=options).save(tmp_path / "plan.json")
@@ -237,3 +238,50 @@ def test_many_vectors_take_no_longer_to_choose_from():
     survival = np.cumprod(np.full(24, 0.9))
     outcomes = list(_with_groups(0, "token", survival, 30.0, calibration_of({24: 30.0}, survival)))
     assert len(outcomes) == 24 and all(each.milliseconds_per_cycle > 0 for each in outcomes)
+
+
+def rates():
+    """For each depth chances of candidates, none above the one before it."""
+    ranks = st.lists(st.floats(0, 1), min_size=1, max_size=3).map(lambda found: sorted(found, reverse=True))
+    return st.lists(ranks, min_size=1, max_size=3)
+
+
+@given(rates=rates(), budget=st.integers(1, 9))
+def test_the_trees_of_a_plan_are_the_best_of_their_size(rates, budget):
+    """As the specification's dynamic programming finds them, where every draft takes one row."""
+    from pass_sampling.gpu.planning.trees import best_shapes
+    from pass_sampling.reference.candidate_theory import best_tree, tree_tokens
+
+    for shape, tokens in best_shapes(rates, [budget]):
+        assert tokens == pytest.approx(tree_tokens(rates, shape))
+        assert tokens == pytest.approx(tree_tokens(rates, best_tree(rates, budget)))
+    assert best_shapes(rates, [budget]) or rates[0][0] == 0
+
+
+def test_rates_are_those_that_the_records_speak_of():
+    """Of two trees: accepted first, second, or neither; a third candidate is never said to come before a second."""
+    from pass_sampling.gpu.planning.trees import rank_rates
+    from pass_sampling.gpu.record import Record
+
+    def record(*accept):
+        parents = (-1, -1, -1, 0, 1)
+        return Record((), (), (), draft_tokens=(0,) * 5, accept_probs=accept, draft_parents=parents)
+
+    found = rank_rates([record(0.5, 0.2, 0.5, 1.0, 0.5), record(0.7, 0.0, 0.0, 0.5, 0.5)], "without-replacement")
+    first, second = (0.5 + 0.7) / 2, 0.5 * 0.2 / 2
+    assert found[0] == pytest.approx([first, second, second])
+    assert found[1] == pytest.approx([(0.5 * 1.0 + 0.7 * 0.5 + 0.1 * 0.5) / (0.5 + 0.7 + 0.1)])
+
+
+def test_a_tree_is_planned_where_it_is_the_fastest():
+    from pass_sampling.gpu.commands.planned import _settings
+    from pass_sampling.gpu.planning.calibration import MeasuredTree
+    from pass_sampling.gpu.planning.choice import best_outcomes
+
+    calibration = calibration_of({2: 1.5}, [0.6, 0.3])
+    trees = (MeasuredTree((2, (1, 0)), 1.4, 2.2), MeasuredTree((3, 1), 2.0, 2.4))
+    measured = replace(calibration.ways[0], trees=trees)
+    best, chain, plain = best_outcomes(replace(calibration, ways=(measured,)), [way()])
+    assert best.candidates == (2, (1, 0)) and best.tokens_per_second == pytest.approx(2200 / 1.4)
+    assert chain.candidates is None and chain.num_draft == 2 and plain.way is None
+    assert _settings(best, [way()]) == {"candidates": "2,1+0", "verify": "without-replacement"}

@@ -194,6 +194,10 @@ def exercise(package: str) -> None:
     if package == "gpu":
         module(package, "tape").tape(1, [2, 3], 3, 4)
         number = tensor(package, np.ones(1))
+        _, record = method.step(method.start([1, 2], ending(4)), tensor(package, np.full((1, method.num_slots), 0.5)))
+        record.pack().counting(number.long(), 1)
+        few = tensor(package, np.ones((1, 2, 3, 4)))
+        module(package, "layers").attention_of_few(few, few, few, tensor(package, np.zeros((1, 1, 3, 3))))
         module(package, "schedule").Schedule().follow(number[None, :0], 2, number, number)
         angles = tensor(package, np.ones((1, 1, 2, 3)))
         module(package, "layers").rope(tensor(package, np.ones((1, 4, 2, 6))), angles, angles)

@@ -17,7 +17,7 @@ from .text import encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
     from ..config import SamplingConfig
-    from ..planning.calibration import Way
+    from ..planning.ways import Way
     from ..transformer import Transformer
 
 __all__ = ["SOURCES", "folders_in", "made_for", "places_in_text", "ways_for"]
@@ -47,7 +47,7 @@ def folders_in(options: dict[str, Any]) -> dict[str, Path]:
 
 def ways_for(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> list[Way]:
     """Return every way of drafting that what was given allows; if nothing was, what there is for the model."""
-    from ..planning.calibration import Way, most_drafts, with_settings
+    from ..planning.ways import Way, most_drafts, with_settings
 
     given = {flag for flag in SOURCES if getattr(arguments, flag) is not None}
     ways = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.cache_folder import cache_folder
+from .candidates import as_written
 from .drafting import HOW
 from .methods import METHODS
 from .plan_inputs import SOURCES, folders_in, made_for, places_in_text, ways_for
@@ -20,8 +21,8 @@ from .progress import Bar
 if TYPE_CHECKING:
     from ..config import SamplingConfig
     from ..plan import Plan
-    from ..planning.calibration import Way
     from ..planning.choice import Outcome
+    from ..planning.ways import Way
     from ..transformer import Transformer
 
 __all__ = ["add_plan", "found_plan", "planned", "with_plan"]
@@ -157,6 +158,8 @@ def _name(outcome: Outcome, ways: list[Way]) -> str:
 def _settings(outcome: Outcome, ways: list[Way]) -> dict[str, Any]:
     if outcome.way is None:
         return {}
+    if outcome.candidates is not None:
+        return {"candidates": as_written(outcome.candidates), "verify": outcome.rule}
     found: dict[str, Any] = {"num_draft": outcome.num_draft, "verify": outcome.rule}
     return found if outcome.groups is None else found | {"groups": list(outcome.groups)}
 

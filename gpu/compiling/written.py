@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ..batch_record import Choices, Packed
 from ..methods.base import Method
 from ..state import PER_ROW, State
+from .states import in_tensors
 
-__all__ = ["LARGEST", "Layout", "inputs_of", "write_down"]
+__all__ = ["LARGEST", "Layout", "Written", "inputs_of", "write_down"]
 
 NOTHING = torch.empty(0)
 LARGEST = 2**31  # bytes of weights: what is compiled holds them once more
@@ -60,8 +61,16 @@ def inputs_of(
     return [tensor.contiguous() for tensor in (uniforms, state.eos, *rows, *cached)]
 
 
-def write_down(method: Method, state: State, sight: int, trace: bool) -> tuple[GraphModule, list[Tensor], Layout]:
-    """Return a step's operations on inputs of some shapes, such inputs, and what comes out.
+class Written(NamedTuple):
+    """A step's operations, inputs of the shapes that they are for, and what comes out."""
+
+    graph: GraphModule
+    examples: list[Tensor]
+    layout: Layout
+
+
+def write_down(method: Method, state: State, sight: int, trace: bool) -> Written:
+    """Write down a method's step on states like one.
 
     Before, the step is run once on a copy, so that whatever it makes once and keeps is there.
 
@@ -70,12 +79,15 @@ def write_down(method: Method, state: State, sight: int, trace: bool) -> tuple[G
         Exception: of many kinds, where a step asks the host.
     """
     uniforms = torch.zeros((len(state.lengths), method.num_slots), dtype=torch.float64)
-    _step(method, _fixed(state.copy(), sight), uniforms, trace)
+    again = state.copy()
+    for cache in again.caches:
+        cache.fix(sight)
+    _step(method, again, uniforms, trace)
     layouts: list[Layout] = []
 
     def step(*inputs: Tensor) -> list[Tensor]:
         uniforms, eos, *rest = inputs
-        before = _fixed(state.with_tensors(dict(zip(PER_ROW, rest, strict=False)), rest[len(PER_ROW) :]), sight)
+        before = in_tensors(state, dict(zip(PER_ROW, rest, strict=False)), rest[len(PER_ROW) :], sight)
         outputs, layout = _step(method, replace(before, eos=eos), uniforms, trace)
         layouts.append(layout)
         return outputs
@@ -84,7 +96,7 @@ def write_down(method: Method, state: State, sight: int, trace: bool) -> tuple[G
         examples = [torch.zeros_like(tensor) for tensor in inputs_of(state, uniforms)]
         graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
         _hold_constants(graph)
-    return graph, examples, layouts[-1]
+    return Written(graph, examples, layouts[-1])
 
 
 def _step(
@@ -101,12 +113,6 @@ def _step(
     outputs += [each for choice in packed.choices or () for each in (choice.edges, choice.outcome, choice.active)]
     slots = None if packed.choices is None else tuple(choice.slot for choice in packed.choices)
     return outputs, Layout(changed, replace(packed, integers=NOTHING, floats=NOTHING, choices=None), slots)
-
-
-def _fixed(state: State, sight: int) -> State:
-    for cache in state.caches:
-        cache.fix(sight)
-    return state
 
 
 def _hold_constants(graph: GraphModule) -> None:

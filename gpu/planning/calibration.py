@@ -10,34 +10,36 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from ..benchmarking.expectation import cycles_behind
+from ..draft_tree import NumCandidates
 from ..ending import Ending
-from ..methods import FusedPaSS, Method, SpeculativeSampling
+from ..methods import Candidates, FusedCandidates, Method
+from ..methods.fused import Fused
 from ..record import Record
 from ..tape import tape
 from ..transformer import Transformer
+from .trees import WIDEST, best_shapes, rank_rates
+from .ways import Way, most_drafts, with_settings
 
-__all__ = ["Calibration", "Measured", "Way", "calibrate", "most_drafts", "with_settings"]
+__all__ = ["Calibration", "Measured", "MeasuredTree", "calibrate"]
 
 DEPTHS = (1, 2, 3, 4, 6, 8)  # numbers of drafts that are timed
 ROWS = (1, 2, 3, 5, 9, 17, 33, 65)  # rows of a pass that are timed
 CYCLES = 6  # that count, of each run
 NUM_TAPES = 1  # on which drafts are drawn behind each prefix: more prefixes say more than more tapes
-Drafting = TypeVar("Drafting", bound=Method)
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to draft, at its fullest: as many drafts as it can make, behind any number of accepted ones."""
+class MeasuredTree:
+    """What a tree of candidates costs and yields, verified without replacement."""
 
-    name: str  # of the method, on the command line
-    method: Method
-    options: dict[str, Any]  # flags that say what it drafts from
+    shape: NumCandidates
+    milliseconds: float
+    tokens: float
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Measured:
     survival: tuple[float, ...]  # [K], the chance that at least so many drafts are accepted, by the token rule
     block_survival: tuple[float, ...]  # [K], by the block rule, at most drafts
     num_exact: float  # tokens of a cycle that no draft stands for, beside the last one
+    trees: tuple[MeasuredTree, ...] = ()
 
     @property
     def most(self) -> int:
@@ -63,23 +66,6 @@ class Calibration:
     pass_milliseconds: dict[int, float]  # of a pass over so many rows
     plain_milliseconds: float  # of a token by plain decoding
     ways: tuple[Measured, ...]
-
-
-def with_settings(method: Drafting, num_draft: int, rule: str, groups: tuple[int, ...] | None = None) -> Drafting:
-    """Return a method that drafts so many tokens, verified by a rule, with look-ahead groups where it is said."""
-    changes: dict[str, Any] = {"rule": rule}
-    if isinstance(method, SpeculativeSampling):
-        changes["num_draft"] = num_draft
-    else:
-        changes["num_lookahead"] = num_draft
-    if groups is not None:
-        changes["groups"] = groups
-    return replace(method, **changes)  # type: ignore[type-var]  # every method is a dataclass
-
-
-def most_drafts(method: Method) -> int:
-    """Return how many tokens a method drafts in a cycle at most."""
-    return method.num_draft if isinstance(method, SpeculativeSampling) else len(method.vectors)  # type: ignore[attr-defined]
 
 
 @torch.inference_mode()
@@ -103,7 +89,7 @@ def calibrate(
             tasks[place, depth, "token"] = with_settings(way.method, depth, "token")
         tasks[place, most, "block"] = with_settings(way.method, most, "block")
     times: dict[tuple[int, int, str], list[float]] = {task: [] for task in tasks}
-    began, turn, steps = time.perf_counter(), 0, len(ways) + 3
+    began, turn, steps = time.perf_counter(), 0, 2 * len(ways) + 3
     while turn < 2 or (turn < 9 and time.perf_counter() - began < seconds):
         for task, method in tasks.items():
             times[task] += _cycle_milliseconds(method, prefixes[turn % len(prefixes)])
@@ -134,15 +120,33 @@ def calibrate(
                 float(np.mean([record.sources.count("exact") for record in token])),
             )
         )
-        report(place + 4, steps)
+        report(2 * place + 4, steps)
+        measured[-1] = replace(measured[-1], trees=_measured_trees(way, prefixes))
+        report(2 * place + 5, steps)
     return Calibration(passes, found[-1, 0, ""], tuple(measured))
+
+
+def _measured_trees(way: Way, prefixes: Sequence[Sequence[int]]) -> tuple[MeasuredTree, ...]:
+    """Measure how often each candidate is accepted, and time the best tree of each of some sizes."""
+    wide = way.tree(WIDEST[: most_drafts(way.method)])
+    if wide is None:
+        return ()
+    shapes = dict(best_shapes(rank_rates(cycles_behind(wide, prefixes, NUM_TAPES), wide.rule)))
+    times: dict[NumCandidates, list[float]] = {shape: [] for shape in shapes}
+    for turn in range(2):
+        for shape, values in times.items():
+            method = way.tree(shape)
+            assert method is not None
+            values += _cycle_milliseconds(method, prefixes[turn % len(prefixes)])
+    return tuple(MeasuredTree(shape, min(times[shape]), tokens) for shape, tokens in shapes.items())
 
 
 def _cycle_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
     """Time whole cycles behind a prefix, with what the loop does between them; those that warm up do not count."""
     device, most = method.model.device, method.model.max_position_embeddings
-    unmeasured = 2 if isinstance(method, FusedPaSS) else 1  # the prefix's own pass, and the first with drafts
-    tokens = max(1, method.num_slots)  # of a cycle at most: a token needs a uniform
+    unmeasured = 2 if isinstance(method, Fused) else 1  # the prefix's own pass, and the first with drafts
+    trees = Candidates, FusedCandidates
+    tokens = len(method.tree.num_candidates) + 1 if isinstance(method, trees) else max(1, method.num_slots)  # at most
     cycles = unmeasured + max(1, min(CYCLES, (most - len(prefix) - 1) // tokens - unmeasured))
     state = method.start(prefix, Ending(cycles * tokens + 1))
     uniforms = [tape(0, [0], cycle, method.num_slots, device=device) for cycle in range(cycles)]

@@ -12,13 +12,16 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from ..draft_tree import DraftTree, NumCandidates
 from ..methods import FusedPaSS
-from .calibration import Calibration, Measured, Way
+from .calibration import Calibration, Measured
+from .ways import Way
 
 __all__ = ["Outcome", "best_outcomes", "group_share"]
 
 Array = npt.NDArray[np.float64]
 MOST = 8  # drafts up to which all sets of groups are tried; beyond, those behind the fewest accepted drafts
+TREE_RULE = "without-replacement"
 LEAST_GAIN = 1.02  # over plain decoding: less is within the noise of a calibration
 
 
@@ -32,6 +35,7 @@ class Outcome:
     groups: tuple[int, ...] | None
     tokens_per_cycle: float
     milliseconds_per_cycle: float
+    candidates: NumCandidates | None = None  # of a tree
 
     @property
     def tokens_per_second(self) -> float:
@@ -40,22 +44,23 @@ class Outcome:
 
 
 def best_outcomes(calibration: Calibration, ways: Sequence[Way]) -> list[Outcome]:
-    """Return the best settings of every way, and plain decoding, the fastest first.
+    """Return the best settings of every way, as a chain and as a tree, and plain decoding, the fastest first.
 
     What is hardly faster than plain decoding stands behind it.
     """
     plain = Outcome(None, 0, "", None, 1.0, calibration.plain_milliseconds)
     found = []
     for place, (way, measured) in enumerate(zip(ways, calibration.ways, strict=True)):
-        outcomes = list(_outcomes(place, way, measured, calibration))
-        found.append(max(outcomes, key=lambda outcome: outcome.tokens_per_second))
+        for outcomes in (list(_outcomes(place, way, measured, calibration)), _trees(place, measured)):
+            if outcomes:
+                found.append(max(outcomes, key=lambda outcome: outcome.tokens_per_second))
     found.sort(key=lambda outcome: -outcome.tokens_per_second)
     enough = [each for each in found if each.tokens_per_second >= LEAST_GAIN * plain.tokens_per_second]
     return [*enough, plain, *found[len(enough) :]]
 
 
 def _outcomes(place: int, way: Way, measured: Measured, calibration: Calibration) -> Iterator[Outcome]:
-    """Expect something of every number of drafts, either rule, and every choice of groups that can go on for ever."""
+    """Expect something of every number of drafts, rule, and every choice of groups that can go on for ever."""
     for depth, milliseconds in measured.milliseconds.items():
         part = (depth - 1) / max(1, measured.most - 1)
         token = np.array(measured.survival[:depth])
@@ -68,6 +73,14 @@ def _outcomes(place: int, way: Way, measured: Measured, calibration: Calibration
             yield Outcome(place, depth, rule, None, tokens, each)
             if isinstance(way.method, FusedPaSS) and not way.method.refinement.alone:
                 yield from _with_groups(place, rule, survival, each, calibration)
+
+
+def _trees(place: int, measured: Measured) -> list[Outcome]:
+    """Expect of every tree what was measured of it."""
+    return [
+        Outcome(place, DraftTree(tree.shape).num_drafts, TREE_RULE, None, tree.tokens, tree.milliseconds, tree.shape)
+        for tree in measured.trees
+    ]
 
 
 def _with_groups(
