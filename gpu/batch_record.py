@@ -1,6 +1,6 @@
 """What one cycle did to a batch, as tensors, and how the host reads it.
 
-Glossary of shapes: B batch, W tokens that a cycle can commit, K drafts, I integers and F floats of all that is recorded.
+Glossary of shapes: B batch, W tokens that a cycle can commit, K drafts, I integers and F floats of a whole record.
 """
 
 from __future__ import annotations

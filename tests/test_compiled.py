@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pass_sampling.reference as reference
+from console import read_strictly, run
 from models import exact_target, package, transformer
 from pass_sampling.reference.law import output_law
 from test_engine import KINDS, LONG, PROMPTS, method_of, same_records
@@ -42,7 +43,9 @@ def test_a_compiled_text_is_that_of_the_step_as_it_is(kind: str) -> None:
     native, made = compiled(method)
     for number, prompt in enumerate(PROMPTS):
         found = pkg.generate(native, prompt, 9, (2,), seed=3, request=number)
-        same_records(found, pkg.generate(method, prompt, 9, (2,), seed=3, request=number))
+        alone = pkg.generate(method, prompt, 9, (2,), seed=3, request=number)
+        same_records(found, alone)
+        assert found.num_forward_passes == alone.num_forward_passes + (len(prompt) > 1), "the prompt's own pass counts"
     assert None not in native.steps.values() and len(native.steps) == len(made) > 0
     again, made_again = compiled(kind_of(kind))
     same_records(pkg.generate(again, (1, 0), 9, (2,)), pkg.generate(method, (1, 0), 9, (2,)))
@@ -135,3 +138,43 @@ def test_native_code_is_given_nothing_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="expected a copy to continue twice"):
         native.step(first, uniforms)
     assert np.array_equal(after.tokens[:, :2], first.tokens[:, :2])
+
+
+def test_packages_that_nobody_asks_for_are_forgotten(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest first, and never the one that was just made."""
+    import os
+
+    from pass_sampling.gpu.compiling import packages
+
+    for age, name in enumerate(("new", "used", "old", "older")):
+        (tmp_path / f"{name}.pt2").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{name}.pt2", (1000 - age, 1000 - age))
+    (tmp_path / "other").write_bytes(bytes(1000))
+    for most, left in ((250, ["new.pt2", "other", "used.pt2"]), (10, ["new.pt2", "other"])):
+        monkeypatch.setattr(packages, "MOST_KEPT", most)
+        packages._forget_oldest(tmp_path / "new.pt2")
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_the_command_refuses_to_compile_without_a_compiler(
+    box: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert run("generate", "--model", box.model, "--prompt", "def", "--compile") == 2
+    assert "--compile: found no C++ compiler, expected one of c++, g++" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_compiled_command_writes_the_text_of_one_that_is_not(box: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """In float64; what is compiled is said, and only the first time."""
+    texts = []
+    argv = ["generate", "--model", box.model, "--lookahead", box.vectors, "--method", "lookahead-fused"]
+    argv += ["--prompt", "def", "--max-new-tokens", 12, "--dtype", "float64"]
+    for more, said in (([], False), (["--compile"], True), (["--compile"], False)):
+        assert run(*argv, *more) == 0
+        printed = capsys.readouterr()
+        texts.append(printed.out)
+        assert ("compiling FusedPaSS for texts of up to 256 tokens" in printed.err) == said
+    assert len(set(texts)) == 1
+    assert run(*argv, "--compile", "--json") == 0
+    assert read_strictly(capsys.readouterr().out)["options"]["compiled"] is True

@@ -26,6 +26,7 @@ from ..files.cache_folder import cache_folder
 __all__ = ["Call", "compiled_package"]
 
 Call = Callable[..., list[Tensor]]
+MOST_KEPT = 2**31  # bytes of packages
 OPTIONS = {
     "freezing": True,  # weights are laid out for the processor's units
     "max_autotune": True,  # of matrix products, the quickest code for each
@@ -45,6 +46,8 @@ def compiled_package(graph: GraphModule, examples: list[Tensor], begins: Callabl
     if not path.is_file():
         begins()
         _compile(graph, examples, path)
+        _forget_oldest(path)
+    os.utime(path)
     package = torch._inductor.aoti_load_package(str(path))
     return _call_of(package)
 
@@ -87,6 +90,16 @@ def _processor() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         return next((line for line in file if line.startswith(("flags", "Features"))), "")
     return ""
+
+
+def _forget_oldest(kept: Path) -> None:
+    """Remove the packages that nobody has asked for the longest, until all that are left are of a bearable size."""
+    packages = sorted(kept.parent.glob("*.pt2"), key=lambda path: path.stat().st_mtime, reverse=True)
+    size = 0
+    for path in packages:
+        size += path.stat().st_size
+        if size > MOST_KEPT and path != kept:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
