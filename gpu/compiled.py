@@ -52,6 +52,7 @@ class Compiled(Method):
     method: Method
     least_sight: int = LEAST_SIGHT  # slots that attention reads at least
     report: Callable[[str], None] | None = None  # is told what is compiled, before it is
+    said: set[str] = field(default_factory=set, init=False, repr=False)
     steps: dict[Any, tuple[Call, Layout] | None] = field(default_factory=dict, init=False, repr=False)
 
     model: LanguageModel = field(init=False, repr=False)
@@ -93,12 +94,18 @@ class Compiled(Method):
 
         Before the first one the prompt is read, by a pass of its own, which its record counts.
         """
-        check_uniforms(uniforms, self.num_slots)
-        state.check_fresh()
-        if state.max_pending == 1 and state.cache.extent:
-            return self._step(state, uniforms, trace)
-        if self._unfit is not None or needs_host(self.method, state) is not None:
+        reason = self._unfit or needs_host(self.method, state)
+        if reason is not None:
+            self._warn(reason)
             return self.method.step(state, uniforms, trace)
+        check_uniforms(uniforms, self.num_slots)
+        if len(uniforms) != len(state.lengths):  # native code would read beyond them
+            raise ValueError(f"uniforms: found {len(uniforms)} rows, expected {len(state.lengths)}, one for each text")
+        state.check_fresh()
+        uniforms = uniforms.double()
+        if state.cache.extent:
+            fits = state.max_pending == 1  # not where some texts have begun and others have not
+            return self._step(state, uniforms, trace) if fits else self.method.step(state, uniforms, trace)
         state, read, draft_passes = read_prompts(self.method, state)
         state, record = self._step(state, uniforms, trace)
         return state, record.pack().counting(read, draft_passes)
@@ -133,7 +140,7 @@ class Compiled(Method):
         return self.steps[key]
 
     def _compile(self, state: State, sight: int, trace: bool) -> tuple[Call, Layout] | None:
-        reason = self._unfit or why_not_fixed(self.method, state)
+        reason = why_not_fixed(self.method, state)
         if reason is None:
             try:
                 written = write_down(self.method, state, sight, trace)
@@ -143,8 +150,14 @@ class Compiled(Method):
                 return call, written.layout
             except Exception as error:  # a compiler has many ways to fail, and none may cost a text
                 reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-        log.warning("the step runs as it is, as it cannot be compiled: %s", reason)
+        self._warn(reason)
         return None
+
+    def _warn(self, reason: str) -> None:
+        """Say once why a step is not compiled."""
+        if reason not in self.said:
+            self.said.add(reason)
+            log.warning("the step runs as it is, as it cannot be compiled: %s", reason)
 
     @cached_property
     def _unfit(self) -> str | None:

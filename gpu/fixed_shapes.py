@@ -25,6 +25,7 @@ def sight_for(needed: int, least: int, capacity: int) -> int:
 
 def why_not_fixed(method: Method, state: State) -> str | None:
     """Return why a step of a state cannot have fixed shapes, if it cannot."""
+    method = getattr(method, "method", method)  # of one that is compiled
     if isinstance(method, FusedPaSS) and state.carried.shape[1] == 1:
         return "texts are too short to look ahead"
     return needs_host(method, state)
@@ -32,6 +33,7 @@ def why_not_fixed(method: Method, state: State) -> str | None:
 
 def needs_host(method: Method, state: State) -> str | None:
     """Return why no step of a method can have fixed shapes, if so: the host would have to look at texts or logits."""
+    method = getattr(method, "method", method)
     if isinstance(method, Candidates | FusedCandidates):
         return "a tree of drafts is as large as its rows need"
     if getattr(method, "processor", None) is not None:

@@ -126,14 +126,17 @@ def test_native_code_is_given_nothing_that_does_not_fit() -> None:
 
     pkg = package("gpu")
     native, _ = compiled(kind_of("block"))
-    state = native.start((1, 0), pkg.Ending(9, ()))
+    state = native.start((1, 0), pkg.Ending(9, (2,)))  # as above: the same shapes, so it is compiled already
     uniforms = tape(3, [0], 0, native.num_slots)
     first, _ = native.step(state, uniforms)
     after, _ = native.step(first.copy(), uniforms)
     assert native.steps and None not in native.steps.values()
-    for bad in (uniforms[:, 1:], uniforms + 1.0):
+    for bad in (uniforms[:, 1:], uniforms + 1.0, uniforms[:0], uniforms.repeat(2, 1)):
         with pytest.raises(ValueError, match="uniforms: found"):
             native.step(first, bad)
+    short = uniforms.float()  # other numbers, of another width
+    narrow, wide = native.step(first.copy(), short)[1].rows(), native.step(first.copy(), short.double())[1].rows()
+    assert narrow == wide
     native.step(first, uniforms)
     with pytest.raises(ValueError, match="expected a copy to continue twice"):
         native.step(first, uniforms)
@@ -178,3 +181,60 @@ def test_a_compiled_command_writes_the_text_of_one_that_is_not(box: Any, capsys:
     assert len(set(texts)) == 1
     assert run(*argv, "--compile", "--json") == 0
     assert read_strictly(capsys.readouterr().out)["options"]["compiled"] is True
+
+
+def test_a_text_that_the_host_looks_at_is_never_left_to_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is native code for its shapes already, or has been refused for a text before."""
+    pkg = package("gpu")
+    method = kind_of("plain")
+    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
+    stops = {"stop_strings": ["02"], "decode": lambda tokens: "".join(map(str, tokens))}
+    for order in (({}, stops), (stops, {})):
+        native, _ = compiled(method)
+        for settings in order:
+            found = pkg.generate(native, (1, 0), 12, (), seed=3, **settings)
+            alone = pkg.generate(method, (1, 0), 12, (), seed=3, **settings)
+            same_records(found, alone)
+            assert found.end == ("stop_string" if settings else "length")
+        assert None not in native.steps.values() and native.steps
+
+
+def test_texts_under_way_and_new_ones_are_stepped_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pass_sampling.gpu.tape import tape
+
+    pkg = package("gpu")
+    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
+    method = kind_of("draft model")
+    native, _ = compiled(method)
+    ending, records = pkg.Ending(9, ()), []
+    for each in (method, native):
+        state, _ = each.step(each.start((1, 0), ending), tape(3, [0], 0, method.num_slots))
+        other = each.start((2, 1), ending)
+        _, record = each.step(type(state).stack([state, other]), tape(3, [0, 1], 1, method.num_slots))
+        records.append([(row.tokens, row.num_positions) for row in record.rows()])
+    assert records[0] == records[1]
+
+
+def test_a_package_that_cannot_be_loaded_is_made_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pass_sampling.gpu.compiling import packages
+
+    made: list[Any] = []
+
+    def compile_again(graph: Any, examples: Any, path: Any) -> None:
+        made.append(path)
+        path.write_bytes(b"good")
+
+    def load(path: str) -> Any:
+        with open(path, "rb") as file:
+            if file.read() != b"good":
+                raise RuntimeError("damaged")
+        return "package"
+
+    monkeypatch.setattr(packages, "cache_folder", lambda what: tmp_path)
+    monkeypatch.setattr(packages, "_digest", lambda graph, examples: "digest")
+    monkeypatch.setattr(packages, "_compile", compile_again)
+    monkeypatch.setattr(packages, "_call_of", lambda package: package)
+    monkeypatch.setattr("torch._inductor.aoti_load_package", load)
+    (tmp_path / "digest.pt2").write_bytes(b"bad")
+    assert packages.compiled_package(None, []) == "package" and len(made) == 1  # type: ignore[arg-type,comparison-overlap]
+    assert packages.compiled_package(None, []) == "package" and len(made) == 1  # type: ignore[arg-type,comparison-overlap]

@@ -44,11 +44,18 @@ def check_compile(arguments: argparse.Namespace) -> None:
 
 
 def compiled_if_asked(arguments: argparse.Namespace, method: Method) -> Method:
-    """Return the method, compiled if that was asked for."""
+    """Return the method, compiled if that was asked for.
+
+    Raises:
+        ValueError: a plan says that it drafts a tree.
+    """
     from ..compiled import Compiled
+    from ..methods import Candidates, FusedCandidates
 
     if not arguments.compile:
         return method
+    if isinstance(method, Candidates | FusedCandidates):
+        raise ValueError("--compile: found a plan with a tree of candidates, expected --method, or another --plan")
     return Compiled(method, report=None if arguments.json else _report)
 
 

@@ -26,7 +26,7 @@ from ..files.cache_folder import cache_folder
 __all__ = ["Call", "compiled_package"]
 
 Call = Callable[..., list[Tensor]]
-MOST_KEPT = 2**31  # bytes of packages
+MOST_KEPT = 2**32  # bytes of packages
 OPTIONS = {
     "freezing": True,  # weights are laid out for the processor's units
     "max_autotune": True,  # of matrix products, the quickest code for each
@@ -43,13 +43,20 @@ def compiled_package(graph: GraphModule, examples: list[Tensor], begins: Callabl
         Exception: of many kinds, where it cannot be compiled.
     """
     path = cache_folder("compiled") / f"{_digest(graph, examples)}.pt2"
-    if not path.is_file():
-        begins()
-        _compile(graph, examples, path)
-        _forget_oldest(path)
-    os.utime(path)
-    package = torch._inductor.aoti_load_package(str(path))
-    return _call_of(package)
+    for again in (True, False):
+        if not path.is_file():
+            begins()
+            _compile(graph, examples, path)
+            _forget_oldest(path)
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        try:
+            return _call_of(torch._inductor.aoti_load_package(str(path)))
+        except Exception:  # damaged: it is made again, once
+            if not again:
+                raise
+            path.unlink(missing_ok=True)
+    raise AssertionError("unreachable")
 
 
 def _compile(graph: GraphModule, examples: list[Tensor], path: Path) -> None:
@@ -94,12 +101,13 @@ def _processor() -> str:
 
 def _forget_oldest(kept: Path) -> None:
     """Remove the packages that nobody has asked for the longest, until all that are left are of a bearable size."""
-    packages = sorted(kept.parent.glob("*.pt2"), key=lambda path: path.stat().st_mtime, reverse=True)
     size = 0
-    for path in packages:
-        size += path.stat().st_size
-        if size > MOST_KEPT and path != kept:
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others may be at it
+        packages = [(path.stat().st_mtime, path.stat().st_size, path) for path in kept.parent.glob("*.pt2")]
+        for _, each, path in sorted(packages, reverse=True):
+            size += each
+            if size > MOST_KEPT and path != kept:
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

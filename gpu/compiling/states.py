@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..cache import KVCache
+from ..memory import Memory, check_memory
 from ..state import State
 
 __all__ = ["in_tensors", "widened"]
@@ -28,8 +29,14 @@ def in_tensors(state: State, rows: Mapping[str, Tensor], cached: Sequence[Tensor
 
 
 def widened(state: State, capacity: int) -> State:
-    """Return an independent state with room for so many tokens of a row."""
+    """Return an independent state with room for so many tokens of a row.
+
+    Raises:
+        ValueError: it does not fit into the memory that is free.
+    """
     more = capacity - state.cache.capacity
+    size = sum(cache.keys.nbytes + cache.values.nbytes for cache in state.caches)
+    check_memory(Memory(cache=size * capacity // state.cache.capacity), state.cache.lengths.device)
     cached: list[Tensor] = []
     for cache in state.caches:
         cached += [pad(cache.keys, (0, 0, 0, more)), pad(cache.values, (0, 0, 0, more)), cache.lengths.clone()]

@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..batch_record import Choices, Packed
+from ..memory import Memory, check_memory
 from ..methods.base import Method
 from ..state import PER_ROW, State
 from .states import in_tensors
@@ -25,7 +26,7 @@ from .states import in_tensors
 __all__ = ["LARGEST", "Layout", "Written", "inputs_of", "write_down"]
 
 NOTHING = torch.empty(0)
-LARGEST = 2**31  # bytes of weights: what is compiled holds them once more
+LARGEST = 2**29  # bytes of weights: every package holds them once more, and larger models gain less
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def _hold_constants(graph: GraphModule) -> None:
     constants = {node.target: getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     size = sum(tensor.nbytes for tensor in constants.values())
     if size > LARGEST:
-        raise ValueError(f"found {size / 2**30:.1f} GB of weights, expected at most {LARGEST / 2**30:.0f}")
+        raise ValueError(f"found {size / 2**30:.1f} GB of weights, expected at most {LARGEST / 2**30:.1f}")
+    check_memory(Memory(weights=4 * size), torch.device("cpu"))  # while it is compiled
     names: dict[str, str] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 
 __all__ = ["cache_folder"]
@@ -15,4 +16,10 @@ def cache_folder(what: str) -> Path:
     try:
         return Path(home or Path.home() / ".cache") / "pass-sampling" / what
     except RuntimeError:  # nobody's home is known
-        return Path(tempfile.gettempdir()) / "pass-sampling" / what
+        return _own_folder() / what
+
+
+@cache
+def _own_folder() -> Path:
+    """Return a folder of this process alone: what lies in one that others can write to is not to be trusted."""
+    return Path(tempfile.mkdtemp(prefix="pass-sampling-"))
