@@ -11,10 +11,12 @@ import pytest
 import pass_sampling.reference as reference
 from console import read_strictly, run
 from models import exact_target, package, transformer
+from pass_sampling.gpu.compiling.compilers import has_compiler
 from pass_sampling.reference.law import output_law
 from test_engine import KINDS, LONG, PROMPTS, method_of, same_records
 
 pytestmark = pytest.mark.torch
+compiles = pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler, and there is none")
 
 
 def each_but(quick: str) -> list[Any]:
@@ -35,6 +37,7 @@ def kind_of(kind: str, seed: int = 4) -> Any:
     return method_of(kind, pkg, transformer(pkg, seed))
 
 
+@compiles
 @pytest.mark.parametrize("kind", each_but("block"))
 def test_a_compiled_text_is_that_of_the_step_as_it_is(kind: str) -> None:
     """In float64, with all recorded probabilities; a package is kept, and found by the next."""
@@ -56,6 +59,7 @@ def test_a_compiled_text_is_that_of_the_step_as_it_is(kind: str) -> None:
         assert made_of_another
 
 
+@compiles
 @pytest.mark.parametrize("kind", each_but("fused head"))
 def test_the_law_of_a_compiled_step_is_the_targets(kind: str) -> None:
     pkg = package("gpu")
@@ -66,6 +70,7 @@ def test_the_law_of_a_compiled_step_is_the_targets(kind: str) -> None:
     assert None not in native.steps.values() and native.steps
 
 
+@compiles
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "draft model"])
 def test_longer_texts_and_more_rows_are_compiled_for_themselves(kind: str) -> None:
@@ -88,6 +93,8 @@ def unfit(reason: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, 
     pkg = package("gpu")
     settings: dict[str, Any] = {}
     method = kind_of("plain", 8)
+    if reason != "no C++ compiler":
+        monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
     if reason == "a processor":
         method = pkg.Autoregressive(method.model, method.sampling, processor=lambda prefix, logits: logits + 0.5)
     if reason == "looks at every text":
@@ -120,6 +127,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_with_one_warning(
     assert [reason in record.getMessage() for record in caplog.records] == [True]
 
 
+@compiles
 def test_native_code_is_given_nothing_that_does_not_fit() -> None:
     """It would read beyond what it is given: so uniforms are checked before, and a state is continued once."""
     from pass_sampling.gpu.tape import tape
@@ -167,6 +175,7 @@ def test_the_command_refuses_to_compile_without_a_compiler(
     assert "--compile: found no C++ compiler, expected one of c++, g++" in capsys.readouterr().err
 
 
+@compiles
 @pytest.mark.slow
 def test_a_compiled_command_writes_the_text_of_one_that_is_not(box: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """In float64; what is compiled is said, and only the first time."""
@@ -185,6 +194,7 @@ def test_a_compiled_command_writes_the_text_of_one_that_is_not(box: Any, capsys:
 
 def test_a_text_that_the_host_looks_at_is_never_left_to_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there is native code for its shapes already, or has been refused for a text before."""
+    monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
     pkg = package("gpu")
     method = kind_of("plain")
     monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
@@ -202,6 +212,7 @@ def test_a_text_that_the_host_looks_at_is_never_left_to_native_code(monkeypatch:
 def test_texts_under_way_and_new_ones_are_stepped_together(monkeypatch: pytest.MonkeyPatch) -> None:
     from pass_sampling.gpu.tape import tape
 
+    monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
     pkg = package("gpu")
     monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
     method = kind_of("draft model")
