@@ -19,22 +19,23 @@ MADE := python-8m python-8m-lookahead python-8m-lookahead-fused python-8m-draft 
 LIBRARY := --standard-library --held-out-list gpu/checkpoints/held_out.txt
 BIN := $(VENV)/bin/python
 ARGS ?=
+WORKERS ?= -n auto --maxprocesses 8 --dist worksteal
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="-k law" is handed to pytest.'
+	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="-k law" is handed to pytest, WORKERS= runs it in one process.'
 
 demo: $(READY) ## Watch the model in the box write Python, drafted and verified by itself.
 	$(BIN) -m pass_sampling.gpu demo $(ARGS)
 
-test: $(READY) ## Run the tests.
-	$(BIN) -m pytest $(ARGS)
+test: $(READY) ## Run the tests, on every core.
+	$(BIN) -m pytest $(WORKERS) $(ARGS)
 
 check: $(READY) ## Check format, style and types, then run the tests.
 	$(BIN) -m ruff format --check .
 	$(BIN) -m ruff check .
 	$(BIN) -m mypy
-	$(BIN) -m pytest $(ARGS)
+	$(BIN) -m pytest $(WORKERS) $(ARGS)
 
 test-docs: $(READY_DOCS) ## Run the notebooks and compare what they print with what is stored in them.
 	$(BIN) -m pytest -m docs $(ARGS)

@@ -98,14 +98,15 @@ class Compiled(Method):
         if reason is not None:
             self._warn(reason)
             return self.method.step(state, uniforms, trace)
-        check_uniforms(uniforms, self.num_slots)
-        if len(uniforms) != len(state.lengths):  # native code would read beyond them
+        if uniforms.shape != (len(state.lengths), self.num_slots):  # native code would read beyond them
+            check_uniforms(uniforms, self.num_slots)
             raise ValueError(f"uniforms: found {len(uniforms)} rows, expected {len(state.lengths)}, one for each text")
         state.check_fresh()
         uniforms = uniforms.double()
         if state.cache.extent:
             fits = state.max_pending == 1  # not where some texts have begun and others have not
             return self._step(state, uniforms, trace) if fits else self.method.step(state, uniforms, trace)
+        check_uniforms(uniforms, self.num_slots)  # later, native code looks
         state, read, draft_passes = read_prompts(self.method, state)
         state, record = self._step(state, uniforms, trace)
         return state, record.pack().counting(read, draft_passes)
@@ -127,13 +128,14 @@ class Compiled(Method):
         if found is None:
             return self.method.step(state, uniforms, trace)
         call, layout = found
-        return layout.read(state, call(*inputs_of(state, uniforms)))
+        after = layout.read(state, call(*inputs_of(state, uniforms)))
+        return self.method.step(state, uniforms, trace) if after is None else after
 
     def _compiled(self, state: State, trace: bool) -> tuple[Call, Layout] | None:
         """Return native code for a state of such shapes; None where there is none."""
         longest = max(cache.extent for cache in state.caches)
         sight = sight_for(longest + self.scratch + 1, self.least_sight, state.cache.capacity)
-        shapes = [tuple(tensor.shape) for tensor in (state.eos, state.tokens, state.carried, state.pace)]
+        shapes = state.eos.shape, state.tokens.shape, state.carried.shape, state.pace.shape
         key = (sight, trace, state.draft_pending, *shapes)
         if key not in self.steps:
             self.steps[key] = self._compile(state, sight, trace)

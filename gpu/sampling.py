@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from .config import SamplingConfig
+from .host import is_written_down
 
 Probs = Tensor
+FEW = 256  # tokens of a law
 Processor = Callable[[tuple[int, ...], Tensor], Tensor]
 """A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
 
@@ -104,6 +106,9 @@ def draw(
     The same tokens as a search of `cell_edges`, without building them.
     """
     sums = _running_sum(probs)
+    if is_written_down(sums) and sums.shape[-1] <= FEW:  # which a compiler makes one loop of
+        found, last = (sums <= uniform.unsqueeze(-1)).sum(dim=-1), (sums < sums[..., -1:]).sum(dim=-1)
+        return torch.minimum(found, last).clamp(max=probs.shape[-1] - 1)
     found = torch.searchsorted(sums, uniform.unsqueeze(-1).contiguous(), right=True)
     last = torch.searchsorted(sums, sums[..., -1:].contiguous())  # the last cell that is not empty holds all beyond it
     return torch.minimum(found, last).squeeze(-1).clamp(max=probs.shape[-1] - 1)

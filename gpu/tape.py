@@ -14,6 +14,7 @@ from .batch_record import Choices
 from .config import check_integer
 from .host import at_hand
 from .sampling import Probs, cell_edges, draw
+from .shortlist import Laws, Shortlist
 
 Slots = Mapping[str, int]
 """A cycle's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
@@ -100,27 +101,31 @@ class Draws:
     def token(
         self,
         slot: str,
-        probs: Probs,  # [B, V]
+        probs: Laws,  # [B, V]
         index: int = 0,
         active: Tensor | None = None,  # [B]
     ) -> Tensor:  # [B]
         """Draw a token from a law with the uniform `slot[index]`, in each row; only active rows are traced."""
-        return self.tokens(slot, probs.unsqueeze(1), index, None if active is None else active.unsqueeze(1)).squeeze(1)
+        asked = None if active is None else active.unsqueeze(1)
+        return self.tokens(slot, probs[:, None], index, asked).squeeze(1)
 
     def tokens(
         self,
         slot: str,
-        probs: Probs,  # [B, K, V]
+        probs: Laws,  # [B, K, V]
         index: int = 0,
         active: Tensor | None = None,  # [B, K]
     ) -> Tensor:  # [B, K]
-        """Draw K tokens from K laws, with the uniforms from `slot[index]` on."""
-        columns = self._take(slot, index, probs.shape[1])
-        outcomes = draw(probs, self._uniforms[:, columns])
+        """Draw K tokens from K laws, with the uniforms from `slot[index]` on; outcomes are places of a list."""
+        listed = probs.probs if isinstance(probs, Shortlist) else probs
+        columns = self._take(slot, index, listed.shape[1])
+        outcomes = draw(listed, self._uniforms[:, columns])
         if self._choices is not None:
             if active is None:
                 active = torch.ones_like(outcomes, dtype=torch.bool)
-            self._choices += _split(columns, cell_edges(probs), outcomes, active)
+            self._choices += _split(columns, cell_edges(listed), outcomes, active)
+        if isinstance(probs, Shortlist):
+            return probs.tokens.gather(-1, outcomes.unsqueeze(-1)).squeeze(-1)
         return outcomes
 
     def tokens_at(

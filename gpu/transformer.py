@@ -76,8 +76,7 @@ class Transformer:
         """
         config = self.config
         check_memory(Memory(cache=cache_bytes(config, self.dtype, capacity, batch_size)), self.device)
-        if capacity > len(self._tables[0]):
-            self._tables = self._rotation(torch.arange(capacity, device=self.device))
+        self._reach(capacity)
         return KVCache(
             config.num_hidden_layers,
             config.num_key_value_heads,
@@ -117,7 +116,7 @@ class Transformer:
             needed = pass_bytes(self.config, self.dtype, inputs.shape[0] * inputs.shape[1])
             check_memory(Memory(workspace=needed), self.device)
         slots = cache.slots(inputs.shape[1])
-        turning = self._turning(slots, positions)
+        turning = self._turning(cache, slots, positions)
         standing = slots if positions is None else positions
         share = self.config.num_attention_heads // self.config.num_key_value_heads
         masks = Masks(cache, slots, standing, visible, inputs.dtype, share)
@@ -188,14 +187,22 @@ class Transformer:
 
     def _turning(
         self,
+        cache: KVCache,
         slots: Tensor,  # [B, T]
         positions: Tensor | None,  # [B, T]
     ) -> list[Tensor]:
         """Return what turns the heads of every row: looked up where the host knows that it can be, else computed."""
-        places, capacity = slots if positions is None else positions, len(self._tables[0])
-        if not is_written_down(places) and (positions is None or (at_hand(places) and int(places.max()) < capacity)):
+        places = slots if positions is None else positions
+        self._reach(cache.sight or 0)
+        known = positions is None or is_written_down(places)  # the positions of a pass are no larger than its slots
+        if known or (at_hand(places) and int(places.max()) < len(self._tables[0])):
             return [table[places].unsqueeze(1) for table in self._tables]
         return [each.unsqueeze(1) for each in self._rotation(places)]
+
+    def _reach(self, num_positions: int) -> None:
+        """Have tables for so many positions."""
+        if num_positions > len(self._tables[0]):
+            self._tables = self._rotation(torch.arange(num_positions, device=self.device))
 
     def _rotation(
         self,

@@ -57,6 +57,8 @@ PORT_FILES = {
     "memory.py",
     "plan.py",
     "rows.py",
+    "shortlist.py",
+    "methods/judging.py",
     "underway.py",
     "train.py",
     "pretrain.py",

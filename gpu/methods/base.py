@@ -18,7 +18,8 @@ from ..config import SamplingConfig
 from ..ending import Ending
 from ..first_state import first_state
 from ..record import Record
-from ..sampling import Probs, Processor, largest_logits, probs_from_logits
+from ..sampling import Processor, largest_logits
+from ..shortlist import Laws, Shortlists, laws_of
 from ..state import State
 from ..tape import Slots
 from ..verify import Tokens
@@ -32,6 +33,7 @@ class Method(ABC):
     model: LanguageModel
     sampling: SamplingConfig
     processor: Processor | None
+    shortlists: Shortlists | None = None  # of a step that is written down, if its settings leave few tokens
 
     @property
     @abstractmethod
@@ -94,7 +96,7 @@ class Method(ABC):
         more: Tokens | None = None,  # [B, ...] tokens behind the committed prefix
         num_more: int = 0,
         sampling: SamplingConfig | None = None,
-    ) -> tuple[Probs, Tensor]:  # [B, N, V], [B, N]
+    ) -> tuple[Laws, Tensor]:  # [B, N, V], [B, N]
         """Return the laws behind the committed prefix and its continuations: processor, then settings.
 
         Row i stands behind the prefix and `num_more` + i of the tokens `more`. Only `used` rows mean anything. The
@@ -102,7 +104,7 @@ class Method(ABC):
         are the target's by default.
         """
         logits = self.process(state, logits, used, more, num_more)
-        return probs_from_logits(logits, sampling or self.sampling), largest_logits(logits)
+        return laws_of(logits, sampling or self.sampling, self.shortlists), largest_logits(logits)
 
     def process(
         self,

@@ -23,12 +23,13 @@ from ..sampling import Processor
 from ..schedule import Schedule
 from ..state import State
 from ..tape import Draws, Slots
-from ..verify import RULES, Tokens
+from ..verify import Tokens
 from .base import Method
 from .checks import check_drafter, check_drafter_context, check_lenience, check_settings
 from .drafting import Drafts, draft_left_to_right
+from .judging import judge
 from .language_model import LanguageModel
-from .records import drafting_record, verified_record
+from .records import drafting_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +100,13 @@ class SpeculativeSampling(Method):
         # One pass over what the target has not seen and the drafts; row i holds its law after i drafts.
         text = state.followed_by(draft_tokens)
         logits = self.model.logits(self.feed_drafts(state, text, draft_tokens.shape[1]))
-        rows = torch.arange(logits.shape[1], device=logits.device)
-        used = (rows < (num_draft + goes_on).unsqueeze(1)) & active.unsqueeze(1)
-        target_probs, largest = self.laws(state, logits, used, draft_tokens)
-        judged = draft_probs if self.lenience == 1 else self.lenience * draft_probs
-        verdict = RULES[self.rule](target_probs, judged, draft_tokens, draws, num_draft, goes_on, active)
-        state = state.note_fault(largest, 0, used & (rows < verdict.num_reached.unsqueeze(1)))
+        drafts = draft_tokens, draft_probs, num_draft, goes_on
+        state, record, verdict = judge(
+            self, self.rule, state, record, draws, logits, *drafts, active, lenience=self.lenience
+        )
         if state.pace.shape[1]:
             pace = self.schedule.follow(state.pace, self.num_draft, num_draft, verdict.num_accepted)
             state = replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace))
-        record = verified_record(
-            record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
-        )
         sound = state.lengths + verdict.num_accepted * active  # rejected drafts leave no trace, in either cache
         return state.commit(record, sound)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..asking import any_of, most_of
 from ..config import SamplingConfig
-from ..sampling import Probs, largest_logits, probs_from_logits
+from ..sampling import largest_logits
+from ..shortlist import Laws, joined, laws_of
 from ..state import State
 from ..tape import Draws
 from ..verify import Tokens, drafted
@@ -24,7 +25,7 @@ class Drafts(NamedTuple):
     """What the rows of a batch drafted in a cycle; what stands behind a row's drafts means nothing."""
 
     tokens: Tokens  # [B, K]
-    probs: Probs  # [B, K, V], the very laws that the tokens were drawn from
+    probs: Laws  # [B, K, V], the very laws that the tokens were drawn from
     goes_on: Tensor  # [B], whether the text goes on behind the last
     num_asked: Tensor  # [B], laws that were asked for
     num_draft: Tensor  # [B]
@@ -51,26 +52,28 @@ def draft_left_to_right(
     most = most_of(state, limit, draws.room("draft") if bound is None else bound)
     step_by_step = wanted is not None or method.processor is not None
     going, text = limit > 0, state.tokens.clone()
-    tokens, probs, lawful = [text[:, :0]], [text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)], []
-    while len(probs) <= most and (not step_by_step or any_of(state, going)):
-        depth, lengths = len(probs) - 1, state.lengths + (len(probs) - 1)
+    nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
+    tokens, lawful = [text[:, :0]], []
+    laws: list[Laws] = [nothing]
+    while len(laws) <= most and (not step_by_step or any_of(state, going)):
+        depth, lengths = len(laws) - 1, state.lengths + (len(laws) - 1)
         logits = next_logits(text, lengths, depth).unsqueeze(1)
         if method.processor is not None:
             logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
         lawful.append(largest_logits(logits).isfinite())
         if wanted is not None:
             lawful[-1] = lawful[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
-        probs.append(probs_from_logits(logits, sampling))
-        tokens.append(draws.tokens("draft", probs[-1], depth))
+        laws.append(laws_of(logits, sampling, method.shortlists))
+        tokens.append(draws.tokens("draft", laws[-1], depth))
         text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:
             ends = state.kept(torch.cat(tokens, dim=1), (depth + 1) * going)[1]
             going = going & lawful[-1][:, 0] & (limit > depth + 1) & ~ends
     block = torch.cat(tokens, dim=1)
     if not lawful:
-        return Drafts(block, probs[0], limit == 0, limit, limit)
+        return Drafts(block, nothing, limit == 0, limit, limit)
     can = torch.minimum(limit, torch.cat(lawful, dim=1).long().cumprod(dim=1).sum(dim=1))
     num_draft, ended = state.kept(block, can)
     draws.restrict("draft", drafted(block, num_draft))
     num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))
-    return Drafts(block, torch.cat(probs, dim=1), ~ended, num_asked, num_draft)
+    return Drafts(block, joined(laws), ~ended, num_asked, num_draft)

@@ -17,14 +17,16 @@ from ..asking import any_of, most_of
 from ..batch_record import BatchRecord
 from ..config import SamplingConfig, check_integer
 from ..lookahead import LookAhead
-from ..sampling import Probs, Processor
+from ..sampling import Processor
+from ..shortlist import Laws, joined
 from ..state import State
 from ..tape import Draws, Slots
-from ..verify import RULES, Tokens, drafted
+from ..verify import Tokens, drafted
 from .base import Method
 from .checks import check_settings, check_token
+from .judging import judge
 from .language_model import LanguageModel
-from .records import exact_record, verified_record
+from .records import exact_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,19 +90,13 @@ class PaSS(Method):
         active = active & ~state.ends_with(exact_token.unsqueeze(1)) & largest[:, 0].isfinite()
         if not any_of(state, active):
             return state.commit(record)
-        draft_tokens, draft_probs, num_draft, goes_on = self._draft(
-            state, exact_token.unsqueeze(1), logits[:, 1:], num_draft, active, draws
-        )
+        drafts = self._draft(state, exact_token.unsqueeze(1), logits[:, 1:], num_draft, active, draws)
 
         # Call 2: the exact token and the drafts; row i holds the target's law after i drafts.
-        block = torch.cat([exact_token.unsqueeze(1), draft_tokens], dim=1)
+        block = torch.cat([exact_token.unsqueeze(1), drafts[0]], dim=1)
         logits = self.model.logits(self.model.hidden(self.model.embed(block), state.cache))
-        used = drafted(block, num_draft + goes_on) & active.unsqueeze(1)
-        target_probs, largest = self.laws(state, logits, used, block, 1)
-        verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws, num_draft, goes_on, active)
-        state = state.note_fault(largest, 1, used & drafted(block, verdict.num_reached))
-        record = verified_record(
-            record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
+        state, record, verdict = judge(
+            self, self.rule, state, record, draws, logits, *drafts, active, exact_token.unsqueeze(1)
         )
         sound = state.lengths + (1 + verdict.num_accepted) * active  # nor do the rejected drafts
         return state.commit(record, sound)
@@ -113,7 +109,7 @@ class PaSS(Method):
         num_draft: Tensor,  # [B]
         active: Tensor,  # [B]
         draws: Draws,
-    ) -> tuple[Tokens, Probs, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
+    ) -> tuple[Tokens, Laws, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
         """Draw the drafts; return the very laws they were drawn from, how many, and whether the text goes on behind.
 
         Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
@@ -122,7 +118,7 @@ class PaSS(Method):
         depth = logits.shape[1]
         at_once = 1 if depth == 0 or self.processor is not None else depth
         goes_on = torch.ones_like(active)
-        laws = [logits.new_zeros((len(logits), 0, logits.shape[2]), dtype=torch.float64)]
+        laws: list[Laws] = [logits.new_zeros((len(logits), 0, logits.shape[2]), dtype=torch.float64)]
         for start in range(0, depth, at_once):
             rows = logits[:, start : start + at_once]
             wanted = drafted(logits[:, :, 0], num_draft)[:, start : start + at_once] & active.unsqueeze(1)
@@ -136,7 +132,7 @@ class PaSS(Method):
             goes_on = ~(ended & (num_draft == kept - 1))
             laws.append(probs)
         draws.restrict("draft", drafted(block[:, 1:], num_draft) & active.unsqueeze(1))
-        return block[:, 1:], torch.cat(laws, dim=1), num_draft, goes_on
+        return block[:, 1:], joined(laws), num_draft, goes_on
 
     def _input_vectors(self) -> Tensor:  # [L, D]
         """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""

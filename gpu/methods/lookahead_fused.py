@@ -22,7 +22,8 @@ from ..tape import Draws, Slots
 from ..verify import RULES, Tokens
 from .drafting import Drafts, draft_left_to_right
 from .fused import Fused
-from .records import drafting_record, verified_record
+from .judging import judge
+from .records import drafting_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +54,10 @@ class FusedPaSS(Fused):
         draft_tokens, draft_probs, goes_on, _, num_draft = self._draft(state, draws)
         real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
 
-        # Row i holds the target's law after i drafts.
-        logits = self.model.logits(real)
-        rows = torch.arange(logits.shape[1], device=logits.device)
-        num_ahead = ahead.num_rows(rows <= num_draft.unsqueeze(1))
+        num_ahead = ahead.num_rows(torch.arange(real.shape[1], device=real.device) <= num_draft.unsqueeze(1))
         record = drafting_record(pending - 1 + num_ahead, torch.zeros_like(pending), active)
-        used = (rows < (num_draft + goes_on).unsqueeze(1)) & active.unsqueeze(1)
-        target_probs, largest = self.laws(state, logits, used, draft_tokens)
-        verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws, num_draft, goes_on, active)
-        state = state.note_fault(largest, 0, used & (rows < verdict.num_reached.unsqueeze(1)))
-        record = verified_record(
-            record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
-        )
+        drafts = draft_tokens, draft_probs, num_draft, goes_on
+        state, record, verdict = judge(self, self.rule, state, record, draws, self.model.logits(real), *drafts, active)
         sound = state.lengths + verdict.num_accepted * active  # rejected drafts and look-ahead rows leave no trace
         state, record = state.commit(record, sound)
         return self._carry(state, verdict.num_accepted, real, ahead), record

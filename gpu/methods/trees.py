@@ -173,6 +173,7 @@ def walk_tree(
     for depth in range(len(tree.num_candidates) + 1):
         here, largest = method.laws(state, row(logits, place).unsqueeze(1), going.unsqueeze(1), text, depth)
         state = state.note_fault(largest, depth, going.unsqueeze(1))
+        assert isinstance(here, Tensor)  # a tree is not written down
         target_probs = here.squeeze(1)
         last_probs = torch.where(going.unsqueeze(1), target_probs, last_probs)
         if depth == len(tree.num_candidates):

@@ -1,0 +1,209 @@
+"""Laws over the few tokens that top-k leaves, in place of the whole vocabulary: what a compiled step computes with.
+
+Top-k leaves k tokens, and more where some share the k-th largest logit: they survive together. A list has a few places
+for such. If it is too short all the same, the step says that it is not valid, and is run again over the whole vocabulary.
+Otherwise it draws what it would draw there: the sums on the way are over the same numbers, but for zeros between them.
+
+Glossary of shapes: B batch, K drafts, N tokens of a list, M tokens or columns that are asked for,
+C columns (2N, where all lists are as long), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import SamplingConfig
+from .sampling import Probs, probs_from_logits
+
+if TYPE_CHECKING:
+    from .methods.base import Method
+
+__all__ = ["Beside", "Laws", "Shortlist", "Shortlists", "beside", "joined", "laws_of", "prob_of"]
+
+LONGEST = 64  # of top-k: the work of putting two lists beside each other grows with the square of their length
+SLACK = 4  # places at least for tokens that share the k-th largest logit
+MULTIPLE = 8  # of which lists are, for the processor's vectors
+CHUNKS = 128  # parts of a vocabulary, of which only those that hold the largest logits are searched
+
+
+@dataclass(frozen=True, eq=False)
+class Shortlist:
+    """Laws of which all tokens that are not listed have probability 0."""
+
+    tokens: Tensor  # [..., N], in the order of their ids
+    probs: Probs  # [..., N]
+
+    def __getitem__(self, place: tuple[slice | int | None, ...]) -> Shortlist:
+        """Return some of the laws."""
+        return Shortlist(self.tokens[place], self.probs[place])
+
+    def __rmul__(self, factor: float) -> Shortlist:
+        """Return what is a multiple of the laws, as a lenience makes it."""
+        return replace(self, probs=factor * self.probs)
+
+
+Laws = Probs | Shortlist
+"""Laws over the whole vocabulary, or lists in their place."""
+
+
+def prob_of(
+    laws: Laws,
+    tokens: Tensor,  # [...]
+) -> Probs:  # [...]
+    """Return the probability of a token in each law."""
+    if isinstance(laws, Shortlist):
+        return torch.where(laws.tokens == tokens.unsqueeze(-1), laws.probs, 0.0).sum(dim=-1)
+    return laws.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def joined(laws: Sequence[Laws]) -> Laws:
+    """Put laws of one kind behind one another, along the dimension of drafts; of the vocabulary what is empty."""
+    lists = [each for each in laws if isinstance(each, Shortlist)]
+    if not lists:
+        return torch.cat([each for each in laws if isinstance(each, Tensor)], dim=1)
+    return Shortlist(
+        torch.cat([each.tokens for each in lists], dim=1), torch.cat([each.probs for each in lists], dim=1)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Shortlists:
+    """Makes short lists of logits, where all settings leave few tokens, and remembers which were too short."""
+
+    too_short: list[Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def of(method: Method) -> Shortlists | None:
+        """Return what makes the lists of a method, or None if there is a setting that leaves too many tokens."""
+        settings = [getattr(method, name, None) for name in ("sampling", "draft_sampling")]
+        fits = all(_length(each, method.model.vocab_size) for each in settings if each is not None)
+        return Shortlists() if fits else None
+
+    def laws(
+        self,
+        logits: Tensor,  # [..., V]
+        sampling: SamplingConfig,
+    ) -> Shortlist:
+        """Return the same laws as `probs_from_logits`, as lists."""
+        if sampling.temperature == 0:
+            token = logits.argmax(dim=-1, keepdim=True)
+            return Shortlist(token, torch.ones_like(token, dtype=torch.float64))
+        values, found = _largest(logits, _length(sampling, logits.shape[-1]))
+        last, shortest = values[..., min(sampling.top_k, values.shape[-1]) - 1, None], values[..., -1:]
+        if values.shape[-1] < logits.shape[-1]:
+            self.too_short.append(~((shortest < last) | (shortest == float("-inf"))).all())
+        tokens, scaled = _by_token(found, values.double())
+        scaled = torch.where(scaled < last, float("-inf"), scaled)
+        if sampling.temperature != 1:
+            scaled = (scaled - values[..., :1].double()) / sampling.temperature
+        return Shortlist(tokens, scaled.softmax(dim=-1))
+
+    def some_too_short(self) -> Tensor:  # []
+        """Say whether any list does not hold all tokens that it should."""
+        return torch.stack(self.too_short).any() if self.too_short else torch.tensor(False)
+
+
+def laws_of(
+    logits: Tensor,  # [..., V]
+    sampling: SamplingConfig,
+    lists: Shortlists | None,
+) -> Laws:
+    """Return the laws that settings make of logits, as short lists in a step that computes with such."""
+    return probs_from_logits(logits, sampling) if lists is None else lists.laws(logits, sampling)
+
+
+def _length(sampling: SamplingConfig, vocab_size: int) -> int:
+    """Return N, or 0 if the settings leave too many tokens, or are not worth a list."""
+    if sampling.temperature == 0:
+        return 1
+    if not 0 < sampling.top_k <= LONGEST or sampling.top_p < 1:
+        return 0
+    return min(-(-(sampling.top_k + SLACK) // MULTIPLE) * MULTIPLE, vocab_size)
+
+
+def _largest(
+    logits: Tensor,  # [..., V]
+    number: int,
+) -> tuple[Tensor, Tensor]:  # [..., N], [..., N]
+    """Return the largest logits, the largest first, and whose they are; of a long row only likely parts are searched.
+
+    The largest N stand in the N parts that have the largest maxima.
+    """
+    size = logits.shape[-1]
+    if size % CHUNKS or number * 4 > CHUNKS or size < 8 * CHUNKS:
+        found = logits.topk(number, dim=-1)
+        return found.values, found.indices
+    parts = logits.unflatten(-1, (CHUNKS, -1))
+    places = parts.amax(dim=-1).topk(number, dim=-1).indices
+    tokens = places.unsqueeze(-1) * parts.shape[-1] + torch.arange(parts.shape[-1], device=logits.device)
+    tokens = tokens.flatten(-2)
+    found = logits.gather(-1, tokens).topk(number, dim=-1)
+    return found.values, tokens.gather(-1, found.indices)
+
+
+def _by_token(
+    tokens: Tensor,  # [..., N], all different
+    values: Tensor,  # [..., N]
+) -> tuple[Tensor, Tensor]:  # [..., N], [..., N]
+    """Put both in the order of the tokens: sums of few comparisons, of which a compiler makes loops."""
+    places = _places(tokens, tokens)
+    return torch.zeros_like(tokens).scatter(-1, places, tokens), torch.zeros_like(values).scatter(-1, places, values)
+
+
+def _places(
+    tokens: Tensor,  # [..., M]
+    among: Tensor,  # [..., N]
+) -> Tensor:  # [..., M]
+    """Return how many of a list's tokens come before each token."""
+    return (among.unsqueeze(-2) < tokens.unsqueeze(-1)).sum(dim=-1)
+
+
+class Beside(NamedTuple):
+    """The target's laws and the drafts' as rules read them: over the same few columns in place of the vocabulary."""
+
+    target_probs: Probs  # [B, K+1, V], or [B, K+1, C]
+    draft_probs: Probs  # [B, K, V], or [B, K, C]
+    draft_columns: Tensor  # [B, K]
+    tokens: Tensor | None  # [B, K+1, C], whose column is whose; None: every token has its own
+
+    def tokens_of(
+        self,
+        columns: Tensor,  # [B, M], of the first M rows
+    ) -> Tensor:  # [B, M]
+        """Return the tokens of columns."""
+        if self.tokens is None:
+            return columns
+        return self.tokens[:, : columns.shape[1]].gather(-1, columns.unsqueeze(-1)).squeeze(-1)
+
+
+def beside(
+    target: Laws,  # [B, K+1, V]
+    draft: Laws,  # [B, K, V]
+    draft_tokens: Tensor,  # [B, K]
+) -> Beside:
+    """Put each of the target's laws beside that of the draft which it judges; the law behind the last is alone."""
+    if isinstance(target, Shortlist) and not draft_tokens.shape[1]:
+        draft = target[:, :0]
+    if not isinstance(target, Shortlist) or not isinstance(draft, Shortlist):
+        assert isinstance(target, Tensor) and isinstance(draft, Tensor)
+        return Beside(target, draft, draft_tokens, None)
+    alone = target.tokens.shape[1] - draft.tokens.shape[1]
+    others = torch.cat([draft.tokens, draft.tokens.new_zeros((len(draft_tokens), alone, draft.tokens.shape[2]))], dim=1)
+    both = torch.cat([target.tokens, others], dim=-1)
+    places = _places(both, both)  # a token that is on both lists has one column, and leaves one empty
+    tokens = torch.zeros_like(both).scatter(-1, places, both)
+    here, there = places.split([target.tokens.shape[2], others.shape[2]], dim=-1)
+    empty = torch.zeros(both.shape, dtype=torch.float64, device=both.device)
+    depth = draft_tokens.shape[1]
+    columns = _places(draft_tokens.unsqueeze(-1), both[:, :depth]).squeeze(-1)
+    return Beside(
+        empty.scatter(-1, here, target.probs),
+        empty[:, :depth].scatter(-1, there[:, :depth], draft.probs),
+        columns,
+        tokens,
+    )
