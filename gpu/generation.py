@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .batch_record import BatchRecord, Packed
 from .ending import Decode, Ending
 from .methods.base import Method
 from .record import Generation, Record
@@ -92,9 +93,13 @@ def _generate(
     trace: bool,
     callback: Callback | None,
 ) -> list[Generation]:
-    """Step all rows together; rows that have ended leave the batch once they are half of it."""
+    """Step all rows together; rows that have ended leave the batch once they are half of it.
+
+    Records that nobody is waiting for are read at the end, all together: between passes Python is slow.
+    """
     state = method.start_batch(prompts, ending)
     records: list[list[Record]] = [[] for _ in prompts]
+    unread: list[tuple[list[int], set[int], BatchRecord | Packed]] = []
     rows = list(range(len(prompts)))  # the prompt behind each row of the state
     going = set(rows)
     cycle = 0
@@ -105,11 +110,9 @@ def _generate(
         state, batch = method.step(state, ahead.pop(0), trace)
         state.raise_fault()
         state.cache.measure()  # the host waits for this cycle's tokens anyway
-        for row, record in zip(rows, batch.rows(), strict=True):
-            if row in going:
-                records[row].append(record)
-                if callback is not None:
-                    callback(requests[row], record)
+        unread.append((rows, going, batch if trace else batch.pack()))
+        if trace or callback is not None:
+            _read(unread, records, requests, callback)
         going = {row for row, ended in zip(rows, state.ended.tolist(), strict=True) if not ended}
         if 0 < len(going) <= len(rows) // 2:
             kept = [place for place, row in enumerate(rows) if row in going]
@@ -117,7 +120,24 @@ def _generate(
             state, ahead = state.select(places), [uniforms[places] for uniforms in ahead]
             rows = [rows[place] for place in kept]
         cycle += 1
+    _read(unread, records, requests, callback)
     return [_generation(prompt, record, ending) for prompt, record in zip(prompts, records, strict=True)]
+
+
+def _read(
+    unread: list[tuple[list[int], set[int], BatchRecord | Packed]],
+    records: list[list[Record]],
+    requests: list[int],
+    callback: Callback | None,
+) -> None:
+    """Put the records of some cycles to those of their rows, of the rows that were going."""
+    for rows, going, batch in unread:
+        for row, record in zip(rows, batch.rows(), strict=True):
+            if row in going:
+                records[row].append(record)
+                if callback is not None:
+                    callback(requests[row], record)
+    unread.clear()
 
 
 def _tapes(method: Method, seed: int, requests: list[int], cycle: int) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """Laws over the few tokens that top-k leaves, in place of the whole vocabulary: what a compiled step computes with.
 
-Top-k leaves k tokens, and more where some share the k-th largest logit: they survive together. A list has a few places
-for such. If it is too short all the same, the step says that it is not valid, and is run again over the whole vocabulary.
-Otherwise it draws what it would draw there: the sums on the way are over the same numbers, but for zeros between them.
+Top-k leaves k tokens, and more where some share the k-th largest logit: they survive together. A list has some places
+for such. If it is too short all the same, the step says that it is not valid, and is run again over all tokens. If not,
+it draws what it would draw there: the sums on the way are over the same numbers, but for zeros between them.
 
 Glossary of shapes: B batch, K drafts, N tokens of a list, M tokens or columns that are asked for,
 C columns (2N, where all lists are as long), V vocabulary.
