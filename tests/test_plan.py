@@ -232,6 +232,38 @@ def test_a_kept_plan_that_is_not_whole_is_made_again(box, plan_file, capsys):
         assert json.loads(kept.read_text()).keys() == whole.keys()
 
 
+def test_a_plan_for_compiled_steps_is_made_of_compiled_steps(box, capsys, monkeypatch):
+    """What it considers is timed compiled, and nothing else; it is kept beside the other."""
+    from pass_sampling.gpu import Compiled
+    from pass_sampling.gpu.planning import native
+
+    timed = []
+
+    def measured(method, prefix):
+        timed.append(method)
+        return [2.0 if type(method.method).__name__ == "Autoregressive" else 1.0]
+
+    monkeypatch.setattr("pass_sampling.gpu.compiling.compilers.has_compiler", lambda: True)
+    monkeypatch.setattr(native, "cycle_milliseconds", measured)
+    argv = ["plan", "--model", box.model, "--lookahead", box.vectors, "--json"]
+    assert run(*argv, "--compile") == 0
+    plan = read_strictly(capsys.readouterr().out)
+    assert {type(method) for method in timed} == {Compiled}
+    considered = plan["calibration"]["considered"]
+    assert 2 <= len(considered) <= native.MOST + 1 and not any("candidates" in each for each in considered)
+    assert (
+        [each["milliseconds_per_cycle"] for each in considered][-1]
+        == 2.0
+        == 2 * considered[0]["milliseconds_per_cycle"]
+    )
+    assert plan["method"] == considered[0]["method"] and plan["made_for"]["compiled"] is True
+    number = len(timed)
+    for flags, made_for in ((["--compile"], True), ([], None)):
+        assert run(*argv, *flags) == 0
+        assert read_strictly(capsys.readouterr().out)["made_for"].get("compiled") is made_for
+    assert len(timed) == number
+
+
 def test_many_vectors_take_no_longer_to_choose_from():
     from pass_sampling.gpu.planning.choice import _with_groups
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..methods import Method
 
-__all__ = ["add_compile", "check_compile", "compiled_if_asked"]
+__all__ = ["add_compile", "check_compile", "compiled_if_asked", "said_before_compiling"]
 
 
 def add_compile(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +56,9 @@ def compiled_if_asked(arguments: argparse.Namespace, method: Method) -> Method:
         return method
     if isinstance(method, Candidates | FusedCandidates):
         raise ValueError("--compile: found a plan with a tree of candidates, expected --method, or another --plan")
-    return Compiled(method, report=None if arguments.json else _report)
+    return Compiled(method, report=None if arguments.json else said_before_compiling)
 
 
-def _report(what: str) -> None:
+def said_before_compiling(what: str) -> None:
+    """Say what is compiled: it takes a while."""
     print(f"compiling {what}, once for this model and machine: a minute or two", file=sys.stderr, flush=True)

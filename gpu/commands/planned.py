@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.cache_folder import cache_folder
 from .candidates import as_written
+from .compiling import said_before_compiling
 from .drafting import HOW
 from .methods import METHODS
 from .plan_inputs import SOURCES, folders_in, made_for, places_in_text, ways_for
@@ -97,6 +98,8 @@ def found_plan(
     check()
     each = [{"method": way.name} | made_for(model, sampling, folders_in(way.options)) for way in ways]
     wanted = made_for(model, sampling, {}) | {"ways": each, "config": repr(model.config)}
+    if getattr(arguments, "compile", False):
+        wanted["compiled"] = True
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     path = cache_folder("plans") / f"{digest[:32]}.json"
     if not getattr(arguments, "again", False):
@@ -122,13 +125,17 @@ def calibrated_plan(
     from ..methods import Autoregressive
     from ..planning.calibration import calibrate
     from ..planning.choice import best_outcomes
+    from ..planning.native import compiled_outcomes
 
-    prefixes = places_in_text(arguments, model)
+    plain, prefixes = Autoregressive(model, sampling), places_in_text(arguments, model)
     if not arguments.json:
         print("measuring which way of drafting pays here, once for this model and machine", file=sys.stderr)
     with Bar("measuring", unit="step", quiet=arguments.json) as bar:
-        calibration = calibrate(Autoregressive(model, sampling), ways, prefixes, report=bar.show)
-    return _plan_of(best_outcomes(calibration, ways), calibration, ways, wanted)
+        calibration = calibrate(plain, ways, prefixes, report=bar.show)
+    outcomes = best_outcomes(calibration, ways)
+    if getattr(arguments, "compile", False):
+        outcomes = compiled_outcomes(outcomes, plain, ways, prefixes, None if arguments.json else said_before_compiling)
+    return _plan_of(outcomes, calibration, ways, wanted)
 
 
 def _plan_of(outcomes: list[Outcome], calibration: Any, ways: list[Way], wanted: dict[str, Any]) -> Plan:

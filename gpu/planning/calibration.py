@@ -25,7 +25,7 @@ from ..transformer import Transformer
 from .trees import WIDEST, best_shapes, rank_rates
 from .ways import Way, most_drafts, with_settings
 
-__all__ = ["Calibration", "Measured", "MeasuredTree", "calibrate"]
+__all__ = ["Calibration", "Measured", "MeasuredTree", "calibrate", "cycle_milliseconds"]
 
 DEPTHS = (1, 2, 3, 4, 6, 8)  # numbers of drafts that are timed
 ROWS = (1, 2, 3, 5, 9, 17, 33, 65)  # rows of a pass that are timed
@@ -92,7 +92,7 @@ def calibrate(
     began, turn, steps = time.perf_counter(), 0, 2 * len(ways) + 3
     while turn < 2 or (turn < 9 and time.perf_counter() - began < seconds):
         for task, method in tasks.items():
-            times[task] += _cycle_milliseconds(method, prefixes[turn % len(prefixes)])
+            times[task] += cycle_milliseconds(method, prefixes[turn % len(prefixes)])
         turn += 1
         report(min(turn, 2), steps)
     passes = _pass_milliseconds(plain.model, prefixes[0])  # type: ignore[arg-type]  # a plan is made for a Transformer
@@ -137,14 +137,15 @@ def _measured_trees(way: Way, prefixes: Sequence[Sequence[int]]) -> tuple[Measur
         for shape, values in times.items():
             method = way.tree(shape)
             assert method is not None
-            values += _cycle_milliseconds(method, prefixes[turn % len(prefixes)])
+            values += cycle_milliseconds(method, prefixes[turn % len(prefixes)])
     return tuple(MeasuredTree(shape, min(times[shape]), tokens) for shape, tokens in shapes.items())
 
 
-def _cycle_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
+def cycle_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
     """Time whole cycles behind a prefix, with what the loop does between them; those that warm up do not count."""
     device, most = method.model.device, method.model.max_position_embeddings
-    unmeasured = 2 if isinstance(method, Fused) else 1  # the prefix's own pass, and the first with drafts
+    kind = getattr(method, "method", method)  # of one that is compiled
+    unmeasured = 2 if isinstance(kind, Fused) else 1  # the prefix's own pass, and the first with drafts
     trees = Candidates, FusedCandidates
     tokens = len(method.tree.num_candidates) + 1 if isinstance(method, trees) else max(1, method.num_slots)  # at most
     cycles = unmeasured + max(1, min(CYCLES, (most - len(prefix) - 1) // tokens - unmeasured))

@@ -5,7 +5,7 @@ Glossary of shapes: K drafts, R numbers of accepted drafts, from none to all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,7 +17,7 @@ from ..methods import FusedPaSS
 from .calibration import Calibration, Measured
 from .ways import Way
 
-__all__ = ["Outcome", "best_outcomes", "group_share"]
+__all__ = ["Outcome", "best_outcomes", "group_share", "in_order"]
 
 Array = npt.NDArray[np.float64]
 MOST = 8  # drafts up to which all sets of groups are tried; beyond, those behind the fewest accepted drafts
@@ -44,19 +44,19 @@ class Outcome:
 
 
 def best_outcomes(calibration: Calibration, ways: Sequence[Way]) -> list[Outcome]:
-    """Return the best settings of every way, as a chain and as a tree, and plain decoding, the fastest first.
-
-    What is hardly faster than plain decoding stands behind it.
-    """
-    plain = Outcome(None, 0, "", None, 1.0, calibration.plain_milliseconds)
-    found = []
+    """Return the best settings of every way, as a chain and as a tree, and plain decoding; see `in_order`."""
+    found = [Outcome(None, 0, "", None, 1.0, calibration.plain_milliseconds)]
     for place, (way, measured) in enumerate(zip(ways, calibration.ways, strict=True)):
         for outcomes in (list(_outcomes(place, way, measured, calibration)), _trees(place, measured)):
             if outcomes:
                 found.append(max(outcomes, key=lambda outcome: outcome.tokens_per_second))
-    found.sort(key=lambda outcome: -outcome.tokens_per_second)
-    enough = [each for each in found if each.tokens_per_second >= LEAST_GAIN * plain.tokens_per_second]
-    return [*enough, plain, *found[len(enough) :]]
+    return in_order(found)
+
+
+def in_order(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return plain decoding and others, the fastest first; what is hardly faster than plain stands behind it."""
+    gain = {True: LEAST_GAIN, False: 1.0}  # that plain decoding is given
+    return sorted(outcomes, key=lambda outcome: -outcome.tokens_per_second * gain[outcome.way is None])
 
 
 def _outcomes(place: int, way: Way, measured: Measured, calibration: Calibration) -> Iterator[Outcome]:
