@@ -10,6 +10,7 @@ Glossary of shapes: B rows.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +40,7 @@ from .transformer import Transformer
 __all__ = ["Compiled"]
 
 log = logging.getLogger(__name__)
+SELDOM = 16  # cycles of the last 64 that may have to be run again
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,7 @@ class Compiled(Method):
     method: Method
     least_sight: int = LEAST_SIGHT  # slots that attention reads at least
     report: Callable[[str], None] | None = None  # is told what is compiled, before it is
+    again: deque[bool] = field(default_factory=lambda: deque(maxlen=64), init=False, repr=False)  # of the last cycles
     said: set[str] = field(default_factory=set, init=False, repr=False)
     steps: dict[Any, tuple[Call, Layout] | None] = field(default_factory=dict, init=False, repr=False)
 
@@ -68,6 +71,11 @@ class Compiled(Method):
     def slots(self) -> Slots:
         """The method's uniforms."""
         return self.method.slots
+
+    @property
+    def is_native(self) -> bool:
+        """Whether there has been native code for every step so far."""
+        return bool(self.steps) and None not in self.steps.values()
 
     @property
     def scratch(self) -> int:
@@ -129,6 +137,8 @@ class Compiled(Method):
             return self.method.step(state, uniforms, trace)
         call, layout = found
         after = layout.read(state, call(*inputs_of(state, uniforms)))
+        if self._makes_lists:
+            self.again.append(after is None)
         return self.method.step(state, uniforms, trace) if after is None else after
 
     def _compiled(self, state: State, trace: bool) -> tuple[Call, Layout] | None:
@@ -136,16 +146,17 @@ class Compiled(Method):
         longest = max(cache.extent for cache in state.caches)
         sight = sight_for(longest + self.scratch + 1, self.least_sight, state.cache.capacity)
         shapes = state.eos.shape, state.tokens.shape, state.carried.shape, state.pace.shape
-        key = (sight, trace, state.draft_pending, *shapes)
+        lists = self._makes_lists
+        key = (sight, trace, lists, state.draft_pending, *shapes)
         if key not in self.steps:
-            self.steps[key] = self._compile(state, sight, trace)
+            self.steps[key] = self._compile(state, sight, trace, lists)
         return self.steps[key]
 
-    def _compile(self, state: State, sight: int, trace: bool) -> tuple[Call, Layout] | None:
+    def _compile(self, state: State, sight: int, trace: bool, lists: bool) -> tuple[Call, Layout] | None:
         reason = why_not_fixed(self.method, state)
         if reason is None:
             try:
-                written = write_down(self.method, state, sight, trace)
+                written = write_down(self.method, state, sight, trace, lists)
                 what = f"{type(self.method).__name__} for texts of up to {sight} tokens"
                 log.info("compiling %s", what)
                 call = compiled_package(written.graph, written.examples, lambda: self.report and self.report(what))
@@ -154,6 +165,11 @@ class Compiled(Method):
                 reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
         self._warn(reason)
         return None
+
+    @property
+    def _makes_lists(self) -> bool:
+        """Whether steps compute with short lists of tokens: not any more where these were often too short."""
+        return sum(self.again) <= SELDOM
 
     def _warn(self, reason: str) -> None:
         """Say once why a step is not compiled."""

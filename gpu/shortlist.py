@@ -2,7 +2,8 @@
 
 Top-k leaves k tokens, and more where some share the k-th largest logit: they survive together. A list has some places
 for such. If it is too short all the same, the step says that it is not valid, and is run again over all tokens. If not,
-it draws what it would draw there: the sums on the way are over the same numbers, but for zeros between them.
+it draws what it would draw there, up to rounding: the sums on the way are over the same numbers, but for zeros between
+them. Where choices are traced, they are told over all tokens.
 
 Glossary of shapes: B batch, K drafts, N tokens of a list, M tokens or columns that are asked for,
 C columns (2N, where all lists are as long), V vocabulary.
@@ -23,7 +24,7 @@ from .sampling import Probs, probs_from_logits
 if TYPE_CHECKING:
     from .methods.base import Method
 
-__all__ = ["Beside", "Laws", "Shortlist", "Shortlists", "beside", "joined", "laws_of", "prob_of"]
+__all__ = ["Beside", "Laws", "Shortlist", "Shortlists", "beside", "joined", "laws_of", "prob_of", "whole"]
 
 LONGEST = 64  # of top-k: the work of putting two lists beside each other grows with the square of their length
 SLACK = 4  # places at least for tokens that share the k-th largest logit
@@ -37,14 +38,11 @@ class Shortlist:
 
     tokens: Tensor  # [..., N], in the order of their ids
     probs: Probs  # [..., N]
+    vocab_size: int
 
     def __getitem__(self, place: tuple[slice | int | None, ...]) -> Shortlist:
         """Return some of the laws."""
-        return Shortlist(self.tokens[place], self.probs[place])
-
-    def __rmul__(self, factor: float) -> Shortlist:
-        """Return what is a multiple of the laws, as a lenience makes it."""
-        return replace(self, probs=factor * self.probs)
+        return replace(self, tokens=self.tokens[place], probs=self.probs[place])
 
 
 Laws = Probs | Shortlist
@@ -66,9 +64,16 @@ def joined(laws: Sequence[Laws]) -> Laws:
     lists = [each for each in laws if isinstance(each, Shortlist)]
     if not lists:
         return torch.cat([each for each in laws if isinstance(each, Tensor)], dim=1)
-    return Shortlist(
-        torch.cat([each.tokens for each in lists], dim=1), torch.cat([each.probs for each in lists], dim=1)
-    )
+    tokens, probs = ([getattr(each, name) for each in lists] for name in ("tokens", "probs"))
+    return Shortlist(torch.cat(tokens, dim=1), torch.cat(probs, dim=1), lists[0].vocab_size)
+
+
+def whole(laws: Laws) -> Probs:
+    """Return laws over the whole vocabulary."""
+    if not isinstance(laws, Shortlist):
+        return laws
+    nothing = laws.probs.new_zeros((*laws.probs.shape[:-1], laws.vocab_size))
+    return nothing.scatter(-1, laws.tokens, laws.probs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +93,22 @@ class Shortlists:
         self,
         logits: Tensor,  # [..., V]
         sampling: SamplingConfig,
+        used: Tensor,  # [...]
     ) -> Shortlist:
-        """Return the same laws as `probs_from_logits`, as lists."""
+        """Return the same laws as `probs_from_logits`, as lists; those that are not used may be too short."""
         if sampling.temperature == 0:
             token = logits.argmax(dim=-1, keepdim=True)
-            return Shortlist(token, torch.ones_like(token, dtype=torch.float64))
+            return Shortlist(token, torch.ones_like(token, dtype=torch.float64), logits.shape[-1])
         values, found = _largest(logits, _length(sampling, logits.shape[-1]))
         last, shortest = values[..., min(sampling.top_k, values.shape[-1]) - 1, None], values[..., -1:]
         if values.shape[-1] < logits.shape[-1]:
-            self.too_short.append(~((shortest < last) | (shortest == float("-inf"))).all())
+            fits = (shortest < last) | (shortest == float("-inf"))
+            self.too_short.append((used & ~fits.squeeze(-1)).any())
         tokens, scaled = _by_token(found, values.double())
         scaled = torch.where(scaled < last, float("-inf"), scaled)
         if sampling.temperature != 1:
             scaled = (scaled - values[..., :1].double()) / sampling.temperature
-        return Shortlist(tokens, scaled.softmax(dim=-1))
+        return Shortlist(tokens, scaled.softmax(dim=-1), logits.shape[-1])
 
     def some_too_short(self) -> Tensor:  # []
         """Say whether any list does not hold all tokens that it should."""
@@ -112,9 +119,10 @@ def laws_of(
     logits: Tensor,  # [..., V]
     sampling: SamplingConfig,
     lists: Shortlists | None,
+    used: Tensor,  # [...]
 ) -> Laws:
     """Return the laws that settings make of logits, as short lists in a step that computes with such."""
-    return probs_from_logits(logits, sampling) if lists is None else lists.laws(logits, sampling)
+    return probs_from_logits(logits, sampling) if lists is None else lists.laws(logits, sampling, used)
 
 
 def _length(sampling: SamplingConfig, vocab_size: int) -> int:

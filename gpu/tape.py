@@ -14,7 +14,7 @@ from .batch_record import Choices
 from .config import check_integer
 from .host import at_hand
 from .sampling import Probs, cell_edges, draw
-from .shortlist import Laws, Shortlist
+from .shortlist import Laws, Shortlist, whole
 
 Slots = Mapping[str, int]
 """A cycle's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
@@ -116,16 +116,16 @@ class Draws:
         index: int = 0,
         active: Tensor | None = None,  # [B, K]
     ) -> Tensor:  # [B, K]
-        """Draw K tokens from K laws, with the uniforms from `slot[index]` on; outcomes are places of a list."""
+        """Draw K tokens from K laws, with the uniforms from `slot[index]` on."""
         listed = probs.probs if isinstance(probs, Shortlist) else probs
         columns = self._take(slot, index, listed.shape[1])
         outcomes = draw(listed, self._uniforms[:, columns])
+        if isinstance(probs, Shortlist):
+            outcomes = probs.tokens.gather(-1, outcomes.unsqueeze(-1)).squeeze(-1)
         if self._choices is not None:
             if active is None:
                 active = torch.ones_like(outcomes, dtype=torch.bool)
-            self._choices += _split(columns, cell_edges(listed), outcomes, active)
-        if isinstance(probs, Shortlist):
-            return probs.tokens.gather(-1, outcomes.unsqueeze(-1)).squeeze(-1)
+            self._choices += _split(columns, cell_edges(whole(probs)), outcomes, active)
         return outcomes
 
     def tokens_at(

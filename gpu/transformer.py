@@ -41,6 +41,7 @@ class Transformer:
         self.name = name
         self._frequencies = rope_frequencies(config).to(self.device)
         self._tables = self._rotation(torch.arange(0, device=self.device))
+        self._fixed_tables: dict[int, list[Tensor]] = {}
         self._linears, self._output = linears_of(weights)
 
     @property
@@ -193,11 +194,17 @@ class Transformer:
     ) -> list[Tensor]:
         """Return what turns the heads of every row: looked up where the host knows that it can be, else computed."""
         places = slots if positions is None else positions
-        self._reach(cache.sight or 0)
+        tables = self._tables if cache.sight is None else self._tables_of(cache.sight)
         known = positions is None or is_written_down(places)  # the positions of a pass are no larger than its slots
-        if known or (at_hand(places) and int(places.max()) < len(self._tables[0])):
-            return [table[places].unsqueeze(1) for table in self._tables]
+        if known or (at_hand(places) and int(places.max()) < len(tables[0])):
+            return [table[places].unsqueeze(1) for table in tables]
         return [each.unsqueeze(1) for each in self._rotation(places)]
+
+    def _tables_of(self, sight: int) -> list[Tensor]:
+        """Return tables of just so many positions: what is compiled must not depend on the longest text there was."""
+        if sight not in self._fixed_tables:
+            self._fixed_tables[sight] = self._rotation(torch.arange(sight, device=self.device))
+        return self._fixed_tables[sight]
 
     def _reach(self, num_positions: int) -> None:
         """Have tables for so many positions."""

@@ -41,14 +41,14 @@ def method_of(kind: str, pkg: Any, model: Any, device: str = "cpu") -> Any:
         return pkg.FusedPaSS(model, replace(vectors, **parts), sampling)
     if kind == "ngram":
         return pkg.SpeculativeSampling(model, pkg.PromptLookup(model.vocab_size), sampling, num_draft=2)
-    drafter = pkg.ModelDrafter(on_device(pkg, 5, device))
+    drafter = pkg.ModelDrafter(on_device(pkg, 5, device, model.vocab_size))
     settings = {"block": {"rule": "block"}, "heuristic": {"schedule": pkg.Heuristic(2)}}
     settings |= {"entropy": {"schedule": pkg.EntropyBound()}}
     return pkg.SpeculativeSampling(model, drafter, sampling, num_draft=2, **settings.get(kind, {}))
 
 
-def on_device(pkg: Any, seed: int, device: str) -> Any:
-    config = pkg.ModelConfig(**TINY)
+def on_device(pkg: Any, seed: int, device: str, vocab_size: int = TINY["vocab_size"]) -> Any:
+    config = pkg.ModelConfig(**TINY | {"vocab_size": vocab_size})
     return pkg.Transformer(config, pkg.Weights.random(config, seed, device=device))
 
 

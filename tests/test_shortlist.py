@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,18 +44,15 @@ def lists_for(sampling: Any, size: int) -> Any:
     return Shortlists.of(SimpleNamespace(model=SimpleNamespace(vocab_size=size), sampling=sampling))  # type: ignore[arg-type]
 
 
-def whole(laws: Any, size: int) -> Any:
-    return torch.zeros((*laws.probs.shape[:-1], size), dtype=torch.float64).scatter(-1, laws.tokens, laws.probs)
-
-
 @given(rows_and_settings(3))
 def test_a_list_is_the_law_or_said_to_be_too_short(case: tuple[Any, Any]) -> None:
     from pass_sampling.gpu.sampling import draw, probs_from_logits
+    from pass_sampling.gpu.shortlist import whole
 
     logits, sampling = case
     size = logits.shape[-1]
     lists, probs = lists_for(sampling, size), probs_from_logits(logits, sampling)
-    laws = lists.laws(logits, sampling)
+    laws = lists.laws(logits, sampling, torch.ones(len(logits), dtype=torch.bool))
     kth = logits.double().sort(dim=-1, descending=True).values[:, sampling.top_k - 1, None]
     survivors = ((logits >= kth) & (logits > float("-inf"))).sum(dim=-1)
     if sampling.temperature == 0:
@@ -63,7 +61,7 @@ def test_a_list_is_the_law_or_said_to_be_too_short(case: tuple[Any, Any]) -> Non
     if not bool(lists.some_too_short()):
         assert fits
         assert bool((laws.tokens.diff(dim=-1) > 0).all())
-        np.testing.assert_allclose(whole(laws, size), probs, rtol=1e-14, atol=0)
+        np.testing.assert_allclose(whole(laws), probs, rtol=1e-14, atol=0)
         for uniform in (0.0, 0.3, 0.77, 1 - 2.0**-53):
             at = torch.full((len(logits),), uniform, dtype=torch.float64)
             assert draw(probs, at).tolist() == laws.tokens.gather(1, draw(laws.probs, at)[:, None])[:, 0].tolist()
@@ -74,18 +72,21 @@ def test_a_list_is_the_law_or_said_to_be_too_short(case: tuple[Any, Any]) -> Non
 @given(rows_and_settings(7), st.sampled_from(["token", "block", "match"]), st.integers(0, 999), st.integers(0, 3))
 def test_a_rule_says_the_same_over_columns(case: tuple[Any, Any], rule: str, seed: int, num_draft: int) -> None:
     from pass_sampling.gpu.sampling import probs_from_logits
-    from pass_sampling.gpu.shortlist import beside, prob_of
+    from pass_sampling.gpu.shortlist import beside, prob_of, whole
     from pass_sampling.gpu.tape import Draws, tape
     from pass_sampling.gpu.verify import RULES
 
     logits, sampling = case
-    lists, size = lists_for(sampling, logits.shape[-1]), logits.shape[-1]
-    target, draft = (lists.laws(rows[None], sampling) for rows in (logits[:4], logits[4:]))
+    lists = lists_for(sampling, logits.shape[-1])
+    target, draft = (
+        lists.laws(rows[None], sampling, torch.ones(1, len(rows), dtype=torch.bool))
+        for rows in (logits[:4], logits[4:])
+    )
     if bool(lists.some_too_short()):
         return
     slots = {"draft": 3, "accept": 3, "final": 1}
     draws = [Draws(tape(seed, [0], 0, 7), slots, trace=True) for _ in range(2)]
-    tokens = [each.tokens("draft", laws) for each, laws in zip(draws, (draft, whole(draft, size)), strict=True)]
+    tokens = [each.tokens("draft", laws) for each, laws in zip(draws, (draft, whole(draft)), strict=True)]
     assert tokens[0].tolist() == tokens[1].tolist()
     one = torch.ones(1, dtype=torch.int64)
     rest = one * num_draft, one > 0, one > 0
@@ -104,51 +105,158 @@ def test_a_rule_says_the_same_over_columns(case: tuple[Any, Any], rule: str, see
     assert len(draws[0].choices or ()) == len(draws[1].choices or ())
 
 
-def written(method: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
+def written(method: Any, monkeypatch: pytest.MonkeyPatch, seldom: int = 16, **settings: Any) -> Any:
     """The method with its step written down, and run as written."""
     from pass_sampling.gpu.compiled import Compiled
 
+    monkeypatch.setattr("pass_sampling.gpu.compiled.SELDOM", seldom)
     monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
     monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
     return Compiled(method, **{"least_sight": 32} | settings)
 
 
-def few_tokens(kind: str, **settings: Any) -> Any:
+def few_tokens(kind: str, vocab_size: int = 3, seed: int = 4, **settings: Any) -> Any:
+    """A method of each kind with such settings."""
     pkg = package("gpu")
-    method = method_of(kind, pkg, transformer(pkg, 4))
+    method = method_of(kind, pkg, transformer(pkg, seed, vocab_size=vocab_size))
     object.__setattr__(method, "sampling", pkg.SamplingConfig(**settings))
     return method
+
+
+def with_ties(kind: str, seed: int, top_k: int) -> Any:
+    """A method over a model to which nine of thirteen tokens are always as likely as one another."""
+    method = few_tokens(kind, 13, seed, temperature=0.9, top_k=top_k)
+    with torch.no_grad():
+        method.model.weights.output[4:] = method.model.weights.output[4]
+    return method
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
+    """How many written steps were valid, and how many not."""
+    from pass_sampling.gpu.compiling.written import Layout
+
+    counted: Counter[bool] = Counter()
+    read = Layout.read
+
+    def reading(self: Any, state: Any, outputs: Any) -> Any:
+        found = read(self, state, outputs)
+        counted[found is not None] += 1
+        return found
+
+    monkeypatch.setattr(Layout, "read", reading)
+    return counted
+
+
+def deviation(method: Any, monkeypatch: pytest.MonkeyPatch, max_new_tokens: int = 4) -> float:
+    """How far the law of the written step is from the definition, in the specification, with the same weights."""
+    pkg, sampling = package("gpu"), method.sampling
+    native = written(method, monkeypatch)
+    law = output_law(native, (1, 0), pkg.Ending(max_new_tokens, (2,)))
+    assert native.is_native
+    target = transformer(reference, 4, vocab_size=method.model.vocab_size)
+    definition = reference.SamplingConfig(sampling.temperature, sampling.top_k)
+    ending = reference.Ending(max_new_tokens, (2,))
+    return law.largest_deviation(exact_target(target, definition, (1, 0), ending))
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.9, "top_k": 2}, {"temperature": 0.0}], ids=["top-k", "greedy"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_law_of_a_step_with_short_lists_is_the_targets(
-    kind: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    kind: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, outcomes: Counter[bool]
 ) -> None:
-    pkg = package("gpu")
-    native = written(few_tokens(kind, **settings), monkeypatch)
-    law = output_law(native, (1, 0), pkg.Ending(4, (2,)))
-    sampling, ending = reference.SamplingConfig(**settings), reference.Ending(4, (2,))
-    assert law.largest_deviation(exact_target(transformer(reference, 4), sampling, (1, 0), ending)) <= 1e-12
-    assert None not in native.steps.values() and native.steps
+    """Lists of 8 of 13 tokens, or of one."""
+    assert deviation(few_tokens(kind, 13, **settings), monkeypatch) <= 1e-12
+    assert outcomes[True] > 1 and not outcomes[False]
+
+
+@pytest.mark.parametrize("kind", ["plain", "block", "fused head"])
+def test_so_is_that_of_a_large_vocabulary(kind: str, monkeypatch: pytest.MonkeyPatch, outcomes: Counter[bool]) -> None:
+    """Of which only likely parts are searched."""
+    assert deviation(few_tokens(kind, 1024, temperature=0.9, top_k=2), monkeypatch, max_new_tokens=3) <= 1e-12
+    assert outcomes[True] > 1 and not outcomes[False]
+
+
+@pytest.mark.parametrize("draft", [(1.0, 4), (0.0, 0), (0.7, 1)], ids=["wider", "greedy", "narrower"])
+def test_so_is_that_of_drafts_with_settings_of_their_own(
+    draft: tuple[float, int], monkeypatch: pytest.MonkeyPatch, outcomes: Counter[bool]
+) -> None:
+    method = few_tokens("draft model", 13, temperature=0.9, top_k=2)
+    object.__setattr__(method, "draft_sampling", package("gpu").SamplingConfig(*draft))
+    assert deviation(method, monkeypatch, 3) <= 1e-12
+    assert outcomes[True] > 1 and not outcomes[False]
+
+
+@pytest.mark.parametrize("kind", ["plain", "lookahead", "fused head", "draft model", "block"])
+def test_so_is_that_of_a_step_that_is_run_again_now_and_then(
+    kind: str, monkeypatch: pytest.MonkeyPatch, outcomes: Counter[bool]
+) -> None:
+    """Nine tokens are always as likely as one another: where they are among the likeliest two, no list holds them."""
+    ending = package("gpu").Ending(3, (2,))
+    method = with_ties(kind, 11, 2)
+    native = written(method, monkeypatch, seldom=1000)
+    assert output_law(native, (1, 0), ending).largest_deviation(output_law(method, (1, 0), ending)) <= 1e-12
+    assert native.is_native and outcomes[True] > 10 and outcomes[False] > 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_whose_lists_are_too_short_is_run_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists of one token, of which many share the largest logit: the text is that of the step as it is."""
+def test_a_text_is_the_same_whether_steps_are_run_again_or_not(
+    kind: str, monkeypatch: pytest.MonkeyPatch, outcomes: Counter[bool]
+) -> None:
+    """Lists of two, where nine tokens share the largest logit, or one is alone in front; three texts side by side."""
     monkeypatch.setattr("pass_sampling.gpu.shortlist.SLACK", 0)
-    monkeypatch.setattr("pass_sampling.gpu.shortlist.MULTIPLE", 1)
+    monkeypatch.setattr("pass_sampling.gpu.shortlist.MULTIPLE", 2)
     pkg = package("gpu")
-    method = few_tokens(kind, temperature=0.9, top_k=1)
-    output = method.model.weights.output
-    with torch.no_grad():
-        output[2] = output[1]  # two tokens that are always as likely
-    native, again = written(method, monkeypatch), []
-    step = type(method).step
-    monkeypatch.setattr(type(method), "step", lambda *args: again.append(args) or step(*args))
-    for number, prompt in enumerate(PROMPTS):
-        before = len(again)
+    method = with_ties(kind, 4, 1)
+    native = written(method, monkeypatch, seldom=1000)
+    for number, prompt in enumerate(PROMPTS[:3]):
         found = pkg.generate(native, prompt, 9, (), seed=3, request=number)
-        assert len(again) - before >= len(found.records)
         same_records(found, pkg.generate(method, prompt, 9, (), seed=3, request=number))
-    assert None not in native.steps.values() and native.steps
+    beside = pkg.generate_batch(native, PROMPTS[:3], 9, (2,), seed=3)
+    for found, alone in zip(beside, pkg.generate_batch(method, PROMPTS[:3], 9, (2,), seed=3), strict=True):
+        assert found.tokens == alone.tokens
+    assert native.is_native and outcomes[True] and outcomes[False]
+
+
+def test_lists_that_are_often_too_short_are_given_up(monkeypatch: pytest.MonkeyPatch, outcomes: Counter[bool]) -> None:
+    monkeypatch.setattr("pass_sampling.gpu.shortlist.SLACK", 0)
+    monkeypatch.setattr("pass_sampling.gpu.shortlist.MULTIPLE", 1)  # no list knows that it is long enough
+    pkg = package("gpu")
+    native = written(few_tokens("plain", 13, temperature=0.9, top_k=2), monkeypatch)
+    text = pkg.generate(native, (1, 0), 40, (), seed=3)
+    same_records(text, pkg.generate(native.method, (1, 0), 40, (), seed=3))
+    assert outcomes == {False: 17, True: 23} and native.is_native
+
+
+def test_choices_of_a_written_step_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of the step as it is: what they are compared with has a cell per token."""
+    pkg = package("gpu")
+    for kind in ("plain", "block", "lookahead", "fused head"):
+        method = few_tokens(kind, 13, temperature=0.9, top_k=2)
+        texts = [
+            pkg.generate(each, (1, 0), 9, (2,), seed=3, trace=True) for each in (written(method, monkeypatch), method)
+        ]
+        for mine, yours in zip(*(text.records for text in texts), strict=True):
+            for here, there in zip(mine.choices, yours.choices, strict=True):
+                assert (here.slot, here.outcome) == (there.slot, there.outcome)
+                np.testing.assert_allclose(here.edges, there.edges, atol=1e-12)
+
+
+def test_packages_do_not_depend_on_how_long_a_text_may_become(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on the longest one before it: all that see as far are one package."""
+    from pass_sampling.gpu.compiling import packages
+
+    pkg, digests = package("gpu"), []
+
+    def kept(graph: Any, examples: Any, begins: Any) -> Any:
+        digests.append(packages._digest(graph, examples))
+        return graph
+
+    model = transformer(pkg, 4, max_position_embeddings=512)
+    for longest in (40, 41, 60, 300, 50):
+        model.new_cache(longest)
+        native = written(pkg.Autoregressive(model, pkg.SamplingConfig(0.9)), monkeypatch, least_sight=32)
+        monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", kept)
+        state = native.start((1, 0), pkg.Ending(max_new_tokens=40))  # in a cache of 64
+        native.step(state, torch.full((1, 1), 0.3, dtype=torch.float64))
+    assert len(digests) == 5 and len(set(digests)) == 1

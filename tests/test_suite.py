@@ -92,7 +92,7 @@ def verify(*arguments: str, first: str = "pass", num_cases: int = FEW) -> subpro
         f"suite.exact_suite = partial(suite.exact_suite, cases=cases.configurations()[:{num_cases}]); "
         f"from pass_sampling.gpu.__main__ import main; sys.exit(main(['verify', *{arguments}]))"
     )
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=1200)
 
 
 def test_verify_needs_no_torch_for_the_specification() -> None:
@@ -100,7 +100,7 @@ def test_verify_needs_no_torch_for_the_specification() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["configurations"] == FEW * len(cases.METHODS)
-    assert found["largest_deviation"] <= 1e-12 and found["executions"] > 1000 and found["seconds"] > 0
+    assert found["largest_deviation"] <= 1e-12 and found["executions"] > 1000
     assert {row["package"] for row in found["rows"]} == {"reference"}
 
 

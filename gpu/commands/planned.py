@@ -108,6 +108,8 @@ def found_plan(
             if plan.method in METHODS:
                 return plan
     plan = calibrated_plan(ways, wanted, arguments, model, sampling)
+    if plan.made_for.get("compiled") != wanted.get("compiled"):
+        return plan
     with contextlib.suppress(OSError):  # a plan that cannot be kept is made again
         path.parent.mkdir(parents=True, exist_ok=True)
         plan.save(path)
@@ -134,7 +136,12 @@ def calibrated_plan(
         calibration = calibrate(plain, ways, prefixes, report=bar.show)
     outcomes = best_outcomes(calibration, ways)
     if getattr(arguments, "compile", False):
-        outcomes = compiled_outcomes(outcomes, plain, ways, prefixes, None if arguments.json else said_before_compiling)
+        report = None if arguments.json else said_before_compiling
+        native = compiled_outcomes(outcomes, plain, ways, prefixes, report)
+        if not native:  # then it is no plan for compiled steps, and none that is kept as one
+            outcomes = [each for each in outcomes if each.candidates is None]
+            wanted = {name: value for name, value in wanted.items() if name != "compiled"}
+        outcomes = native or outcomes
     return _plan_of(outcomes, calibration, ways, wanted)
 
 

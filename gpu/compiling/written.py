@@ -85,8 +85,8 @@ class Written(NamedTuple):
     layout: Layout
 
 
-def write_down(method: Method, state: State, sight: int, trace: bool) -> Written:
-    """Write down a method's step on states like one.
+def write_down(method: Method, state: State, sight: int, trace: bool, lists: bool = True) -> Written:
+    """Write down a method's step on states like one, with short lists of tokens where its settings allow it.
 
     Before, the step is run once on a copy, so that whatever it makes once and keeps is there.
 
@@ -104,7 +104,8 @@ def write_down(method: Method, state: State, sight: int, trace: bool) -> Written
     def step(*inputs: Tensor) -> list[Tensor]:
         uniforms, eos, *rest = inputs
         before = in_tensors(state, dict(zip(PER_ROW, rest, strict=False)), rest[len(PER_ROW) :], sight)
-        outputs, layout = _step(_with_shortlists(method), replace(before, eos=eos), uniforms, trace)
+        stepped = _with_shortlists(method) if lists else method
+        outputs, layout = _step(stepped, replace(before, eos=eos), uniforms, trace)
         layouts.append(layout)
         return outputs
 

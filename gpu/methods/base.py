@@ -104,7 +104,7 @@ class Method(ABC):
         are the target's by default.
         """
         logits = self.process(state, logits, used, more, num_more)
-        return laws_of(logits, sampling or self.sampling, self.shortlists), largest_logits(logits)
+        return laws_of(logits, sampling or self.sampling, self.shortlists, used), largest_logits(logits)
 
     def process(
         self,

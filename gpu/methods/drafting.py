@@ -63,7 +63,7 @@ def draft_left_to_right(
         lawful.append(largest_logits(logits).isfinite())
         if wanted is not None:
             lawful[-1] = lawful[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
-        laws.append(laws_of(logits, sampling, method.shortlists))
+        laws.append(laws_of(logits, sampling, method.shortlists, limit.unsqueeze(1) > depth))
         tokens.append(draws.tokens("draft", laws[-1], depth))
         text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:

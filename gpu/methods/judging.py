@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch_record import BatchRecord
-from ..shortlist import Laws, beside
+from ..shortlist import Laws, beside, whole
 from ..state import State
 from ..tape import Draws
 from ..verify import RULES, Tokens, Verification
@@ -38,6 +38,8 @@ def judge(
     rows = torch.arange(logits.shape[1], device=logits.device)
     used = (rows < (num_draft + goes_on).unsqueeze(1)) & active.unsqueeze(1)
     target_probs, largest = method.laws(state, logits, used, block, num_more)
+    if draws.choices is not None:  # which are told over all tokens
+        target_probs, draft_probs = whole(target_probs), whole(draft_probs)
     laws = beside(target_probs, draft_probs, draft_tokens)
     judged = laws.draft_probs if lenience == 1 else lenience * laws.draft_probs
     verdict = RULES[rule](laws.target_probs, judged, laws.draft_columns, draws, num_draft, goes_on, active)

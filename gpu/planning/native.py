@@ -33,7 +33,8 @@ def compiled_outcomes(
 ) -> list[Outcome]:
     """Return plain decoding and the best chains of drafts with what their cycles cost compiled, the fastest first.
 
-    `report` is told what is compiled, before it is.
+    What cannot be compiled is left out; nothing is returned if that is plain decoding. `report` is told what is
+    compiled, before it is.
     """
     chains = [each for each in outcomes if each.way is not None and each.candidates is None]
     found = [next(each for each in outcomes if each.way is None), *chains[:MOST]]
@@ -42,8 +43,12 @@ def compiled_outcomes(
     for turn in range(TURNS):
         for method, values in zip(methods, times, strict=True):
             values += cycle_milliseconds(method, prefixes[turn % len(prefixes)])
+    if not methods[0].is_native:
+        return []
     return in_order(
-        replace(each, milliseconds_per_cycle=min(values)) for each, values in zip(found, times, strict=True)
+        replace(each, milliseconds_per_cycle=min(values))
+        for each, method, values in zip(found, methods, times, strict=True)
+        if method.is_native
     )
 
 
