@@ -137,7 +137,7 @@ def calibrated_plan(
     outcomes = best_outcomes(calibration, ways)
     if getattr(arguments, "compile", False):
         report = None if arguments.json else said_before_compiling
-        native = compiled_outcomes(outcomes, plain, ways, prefixes, report)
+        native = compiled_outcomes(outcomes, plain, ways, calibration, prefixes, report)
         if not native:  # then it is no plan for compiled steps, and none that is kept as one
             outcomes = [each for each in outcomes if each.candidates is None]
             wanted = {name: value for name, value in wanted.items() if name != "compiled"}

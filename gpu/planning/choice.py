@@ -17,7 +17,7 @@ from ..methods import FusedPaSS
 from .calibration import Calibration, Measured
 from .ways import Way
 
-__all__ = ["Outcome", "best_outcomes", "group_share", "in_order"]
+__all__ = ["Outcome", "best_outcomes", "chain_outcomes", "group_share", "in_order"]
 
 Array = npt.NDArray[np.float64]
 MOST = 8  # drafts up to which all sets of groups are tried; beyond, those behind the fewest accepted drafts
@@ -47,7 +47,7 @@ def best_outcomes(calibration: Calibration, ways: Sequence[Way]) -> list[Outcome
     """Return the best settings of every way, as a chain and as a tree, and plain decoding; see `in_order`."""
     found = [Outcome(None, 0, "", None, 1.0, calibration.plain_milliseconds)]
     for place, (way, measured) in enumerate(zip(ways, calibration.ways, strict=True)):
-        for outcomes in (list(_outcomes(place, way, measured, calibration)), _trees(place, measured)):
+        for outcomes in (list(chain_outcomes(place, way, measured, calibration)), _trees(place, measured)):
             if outcomes:
                 found.append(max(outcomes, key=lambda outcome: outcome.tokens_per_second))
     return in_order(found)
@@ -59,7 +59,7 @@ def in_order(outcomes: Iterable[Outcome]) -> list[Outcome]:
     return sorted(outcomes, key=lambda outcome: -outcome.tokens_per_second * gain[outcome.way is None])
 
 
-def _outcomes(place: int, way: Way, measured: Measured, calibration: Calibration) -> Iterator[Outcome]:
+def chain_outcomes(place: int, way: Way, measured: Measured, calibration: Calibration) -> Iterator[Outcome]:
     """Expect something of every number of drafts, rule, and every choice of groups that can go on for ever."""
     for depth, milliseconds in measured.milliseconds.items():
         part = (depth - 1) / max(1, measured.most - 1)

@@ -1,20 +1,20 @@
 """The plan for compiled steps: what promises most as it is, is compiled and timed again.
 
 Compiling takes a minute a method, so not everything that is considered can be compiled. How far drafts come does not
-depend on it, what a cycle costs does: most of what stands around the passes is gone.
+depend on it, what a cycle costs does: most of what stands around the passes is gone, so more drafts may pay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..compiled import Compiled
 from ..methods.base import Method
-from .calibration import cycle_milliseconds
-from .choice import Outcome, in_order
+from .calibration import Calibration, cycle_milliseconds
+from .choice import LEAST_GAIN, Outcome, chain_outcomes, in_order
 from .ways import Way, with_settings
 
 __all__ = ["compiled_outcomes"]
@@ -28,31 +28,71 @@ def compiled_outcomes(
     outcomes: Sequence[Outcome],
     plain: Method,
     ways: Sequence[Way],
+    calibration: Calibration,
     prefixes: Sequence[Sequence[int]],
     report: Callable[[str], None] | None = None,
 ) -> list[Outcome]:
     """Return plain decoding and the best chains of drafts with what their cycles cost compiled, the fastest first.
 
+    Each is compiled with the settings that are best for it as it is, and again with others if these promise more then.
     What cannot be compiled is left out; nothing is returned if that is plain decoding. `report` is told what is
     compiled, before it is.
     """
-    chains = [each for each in outcomes if each.way is not None and each.candidates is None]
-    found = [next(each for each in outcomes if each.way is None), *chains[:MOST]]
-    methods = [Compiled(_method(each, plain, ways), report=report) for each in found]
-    times: list[list[float]] = [[] for _ in found]
-    for turn in range(TURNS):
-        for method, values in zip(methods, times, strict=True):
-            values += cycle_milliseconds(method, prefixes[turn % len(prefixes)])
-    if not methods[0].is_native:
+    clock = _Clock(plain, ways, prefixes, report)
+    first = clock.timed([next(each for each in outcomes if each.way is None)])
+    if not first:
         return []
-    return in_order(
-        replace(each, milliseconds_per_cycle=min(values))
-        for each, method, values in zip(found, methods, times, strict=True)
-        if method.is_native
-    )
+    chains = [each for each in outcomes if each.way is not None and each.candidates is None][:MOST]
+    found = clock.timed(chains)
+    others = [_promising(each, first[0], ways, calibration) for each in found]
+    found += clock.timed([each for each in others if each is not None])
+    return in_order([*first, *_best_of_each_way(found)])
 
 
-def _method(outcome: Outcome, plain: Method, ways: Sequence[Way]) -> Method:
-    if outcome.way is None:
-        return plain
-    return with_settings(ways[outcome.way].method, outcome.num_draft, outcome.rule, outcome.groups)
+@dataclass(frozen=True)
+class _Clock:
+    """Times methods, compiled; all of them take turns."""
+
+    plain: Method
+    ways: Sequence[Way]
+    prefixes: Sequence[Sequence[int]]
+    report: Callable[[str], None] | None
+
+    def timed(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Return the same with what a cycle takes, but for those that cannot be compiled."""
+        methods = [Compiled(self._method(each), report=self.report) for each in outcomes]
+        times: list[list[float]] = [[] for _ in outcomes]
+        for turn in range(TURNS):
+            for method, values in zip(methods, times, strict=True):
+                values += cycle_milliseconds(method, self.prefixes[turn % len(self.prefixes)])
+        return [
+            replace(each, milliseconds_per_cycle=min(values))
+            for each, method, values in zip(outcomes, methods, times, strict=True)
+            if method.is_native
+        ]
+
+    def _method(self, outcome: Outcome) -> Method:
+        if outcome.way is None:
+            return self.plain
+        return with_settings(self.ways[outcome.way].method, outcome.num_draft, outcome.rule, outcome.groups)
+
+
+def _promising(timed: Outcome, plain: Outcome, ways: Sequence[Way], calibration: Calibration) -> Outcome | None:
+    """Return other settings of the same way, if they should be faster: where every draft costs the same."""
+    assert timed.way is not None
+    a_draft = (timed.milliseconds_per_cycle - plain.milliseconds_per_cycle) / timed.num_draft
+    others = [
+        replace(each, milliseconds_per_cycle=plain.milliseconds_per_cycle + each.num_draft * a_draft)
+        for each in chain_outcomes(timed.way, ways[timed.way], calibration.ways[timed.way], calibration)
+        if each.groups is None and timed.groups is None
+    ]
+    best = max(others, key=lambda each: each.tokens_per_second, default=timed)
+    return best if best.tokens_per_second > LEAST_GAIN * timed.tokens_per_second else None
+
+
+def _best_of_each_way(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the fastest of every way."""
+    best: dict[int | None, Outcome] = {}
+    for each in sorted(outcomes, key=lambda outcome: outcome.tokens_per_second):
+        best[each.way] = each
+    return list(best.values())
