@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ from .transformer import Transformer
 __all__ = ["Compiled"]
 
 log = logging.getLogger(__name__)
-SELDOM = 16  # cycles of the last 64 that may have to be run again
+SELDOM, OF_THE_LAST = 16, 64  # cycles that may have to be run again
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,8 @@ class Compiled(Method):
     method: Method
     least_sight: int = LEAST_SIGHT  # slots that attention reads at least
     report: Callable[[str], None] | None = None  # is told what is compiled, before it is
-    again: deque[bool] = field(default_factory=lambda: deque(maxlen=64), init=False, repr=False)  # of the last cycles
+    made: _Made | None = field(default=None, init=False, repr=False)
+    tally: _Tally = field(default_factory=lambda: _Tally(), init=False, repr=False)
     said: set[str] = field(default_factory=set, init=False, repr=False)
     steps: dict[Any, tuple[Call, Layout] | None] = field(default_factory=dict, init=False, repr=False)
 
@@ -102,6 +104,10 @@ class Compiled(Method):
 
         Before the first one the prompt is read, by a pass of its own, which its record counts.
         """
+        made = self.made
+        if made is not None and made.steps(state, uniforms, trace):
+            state.check_fresh()
+            return self._call(made, state, uniforms.double())
         reason = self._unfit or needs_host(self.method, state)
         if reason is not None:
             self._warn(reason)
@@ -135,19 +141,36 @@ class Compiled(Method):
         found = self._compiled(state, trace)
         if found is None:
             return self.method.step(state, uniforms, trace)
-        call, layout = found
-        after = layout.read(state, call(*inputs_of(state, uniforms)))
-        if self._makes_lists:
-            self.again.append(after is None)
-        return self.method.step(state, uniforms, trace) if after is None else after
+        room = self._sight(state) - self.scratch - 1
+        after, record = self._call(_Made(*found, trace, uniforms.shape, room, lambda: None), state, uniforms)
+        if _shapes(after) != _shapes(state):
+            object.__setattr__(self, "made", None)
+        return after, record
+
+    def _call(
+        self,
+        made: _Made,
+        state: State,
+        uniforms: Tensor,  # [B, num_slots]
+    ) -> tuple[State, BatchRecord | Packed]:
+        """Run native code; where that was not valid, the step as it is."""
+        self.tally.cycles += 1
+        after = made.layout.read(state, made.call(*inputs_of(state, uniforms)))
+        if after is None:
+            self.tally.count_again()
+            object.__setattr__(self, "made", None)
+            return self.method.step(state, uniforms, made.trace)
+        object.__setattr__(self, "made", made._replace(state=ref(after[0])))
+        return after
+
+    def _sight(self, state: State) -> int:
+        longest = max(cache.extent for cache in state.caches)
+        return sight_for(longest + self.scratch + 1, self.least_sight, state.cache.capacity)
 
     def _compiled(self, state: State, trace: bool) -> tuple[Call, Layout] | None:
         """Return native code for a state of such shapes; None where there is none."""
-        longest = max(cache.extent for cache in state.caches)
-        sight = sight_for(longest + self.scratch + 1, self.least_sight, state.cache.capacity)
-        shapes = state.eos.shape, state.tokens.shape, state.carried.shape, state.pace.shape
-        lists = self._makes_lists
-        key = (sight, trace, lists, state.draft_pending, *shapes)
+        sight, lists = self._sight(state), self.tally.makes_lists
+        key = (sight, trace, lists, *_shapes(state))
         if key not in self.steps:
             self.steps[key] = self._compile(state, sight, trace, lists)
         return self.steps[key]
@@ -166,11 +189,6 @@ class Compiled(Method):
         self._warn(reason)
         return None
 
-    @property
-    def _makes_lists(self) -> bool:
-        """Whether steps compute with short lists of tokens: not any more where these were often too short."""
-        return sum(self.again) <= SELDOM
-
     def _warn(self, reason: str) -> None:
         """Say once why a step is not compiled."""
         if reason not in self.said:
@@ -187,3 +205,40 @@ class Compiled(Method):
         if not has_compiler():
             return f"there is no C++ compiler, expected one of {', '.join(COMPILERS)}"
         return None
+
+
+def _shapes(state: State) -> tuple[Any, ...]:
+    """Return what code for a state depends on, beside how far it sees."""
+    return state.draft_pending, state.eos.shape, state.tokens.shape, state.carried.shape, state.pace.shape
+
+
+class _Made(NamedTuple):
+    """What made the newest state, and makes the next one as well, while there is room: found without looking."""
+
+    call: Call
+    layout: Layout
+    trace: bool
+    shape: tuple[int, ...]  # of the uniforms
+    room: int  # tokens of a text that it can step
+    state: Callable[[], State | None]
+
+    def steps(self, state: State, uniforms: Tensor, trace: bool) -> bool:  # [B, num_slots]
+        """Say whether the same code steps this state."""
+        if self.state() is not state or trace != self.trace or uniforms.shape != self.shape:
+            return False
+        return all(cache.extent <= self.room for cache in state.caches)
+
+
+@dataclass
+class _Tally:
+    """How often steps had to be run again, as lists were too short: where that is often, these are given up."""
+
+    makes_lists: bool = True
+    cycles: int = 0
+    again: deque[int] = field(default_factory=lambda: deque(maxlen=SELDOM + 1))  # the last cycles that were
+
+    def count_again(self) -> None:
+        """Count a cycle that was run again."""
+        self.again.append(self.cycles)
+        if len(self.again) > SELDOM and self.cycles - self.again[0] < OF_THE_LAST:
+            self.makes_lists = False

@@ -226,6 +226,32 @@ def test_texts_under_way_and_new_ones_are_stepped_together(monkeypatch: pytest.M
     assert records[0] == records[1]
 
 
+@pytest.mark.parametrize("kind", ["plain", "fused head", "draft model"])
+def test_texts_that_grow_and_take_turns_are_those_of_the_step_as_it_is(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What made a text's last state makes the next one only while it has room, and only that text's."""
+    from pass_sampling.gpu.tape import tape
+
+    monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
+    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
+    pkg = package("gpu")
+    method = kind_of(kind)
+    native, _ = compiled(method, least_sight=16)
+    texts: list[list[Any]] = []
+    for each in (native, method):
+        states = [each.start(prompt, pkg.Ending(24, ())) for prompt in ((1, 0), LONG[0], (2, 1))]
+        found: list[Any] = []
+        for cycle in range(48):
+            for place in (0,) if cycle < 24 else (1, 2):  # one alone, then two in turns
+                uniforms = tape(3, [place], cycle, each.num_slots)
+                states[place], record = each.step(states[place], uniforms)
+                found += [record.rows()[0].tokens]
+        texts.append(found)
+    assert texts[0] == texts[1]
+    assert len({key[0] for key in native.steps}) > 1 and native.is_native
+
+
 def test_a_package_that_cannot_be_loaded_is_made_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from pass_sampling.gpu.compiling import packages
 
