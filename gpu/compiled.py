@@ -10,11 +10,10 @@ Glossary of shapes: B rows.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 import torch
@@ -24,6 +23,7 @@ from .batch_record import BatchRecord, Packed
 from .compiling.compilers import COMPILERS, has_compiler
 from .compiling.packages import Call, compiled_package
 from .compiling.prompts import read_prompts
+from .compiling.recent import Made, Tally, shapes_of
 from .compiling.states import widened
 from .compiling.written import Layout, inputs_of, write_down
 from .config import SamplingConfig
@@ -41,7 +41,6 @@ from .transformer import Transformer
 __all__ = ["Compiled"]
 
 log = logging.getLogger(__name__)
-SELDOM, OF_THE_LAST = 16, 64  # cycles that may have to be run again
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +54,8 @@ class Compiled(Method):
     method: Method
     least_sight: int = LEAST_SIGHT  # slots that attention reads at least
     report: Callable[[str], None] | None = None  # is told what is compiled, before it is
-    made: _Made | None = field(default=None, init=False, repr=False)
-    tally: _Tally = field(default_factory=lambda: _Tally(), init=False, repr=False)
+    made: Made | None = field(default=None, init=False, repr=False)
+    tally: Tally = field(default_factory=Tally, init=False, repr=False)
     said: set[str] = field(default_factory=set, init=False, repr=False)
     steps: dict[Any, tuple[Call, Layout] | None] = field(default_factory=dict, init=False, repr=False)
 
@@ -142,14 +141,14 @@ class Compiled(Method):
         if found is None:
             return self.method.step(state, uniforms, trace)
         room = self._sight(state) - self.scratch - 1
-        after, record = self._call(_Made(*found, trace, uniforms.shape, room, lambda: None), state, uniforms)
-        if _shapes(after) != _shapes(state):
+        after, record = self._call(Made(*found, trace, uniforms.shape, room, lambda: None), state, uniforms)
+        if shapes_of(after) != shapes_of(state):
             object.__setattr__(self, "made", None)
         return after, record
 
     def _call(
         self,
-        made: _Made,
+        made: Made,
         state: State,
         uniforms: Tensor,  # [B, num_slots]
     ) -> tuple[State, BatchRecord | Packed]:
@@ -170,7 +169,7 @@ class Compiled(Method):
     def _compiled(self, state: State, trace: bool) -> tuple[Call, Layout] | None:
         """Return native code for a state of such shapes; None where there is none."""
         sight, lists = self._sight(state), self.tally.makes_lists
-        key = (sight, trace, lists, *_shapes(state))
+        key = (sight, trace, lists, *shapes_of(state))
         if key not in self.steps:
             self.steps[key] = self._compile(state, sight, trace, lists)
         return self.steps[key]
@@ -205,40 +204,3 @@ class Compiled(Method):
         if not has_compiler():
             return f"there is no C++ compiler, expected one of {', '.join(COMPILERS)}"
         return None
-
-
-def _shapes(state: State) -> tuple[Any, ...]:
-    """Return what code for a state depends on, beside how far it sees."""
-    return state.draft_pending, state.eos.shape, state.tokens.shape, state.carried.shape, state.pace.shape
-
-
-class _Made(NamedTuple):
-    """What made the newest state, and makes the next one as well, while there is room: found without looking."""
-
-    call: Call
-    layout: Layout
-    trace: bool
-    shape: tuple[int, ...]  # of the uniforms
-    room: int  # tokens of a text that it can step
-    state: Callable[[], State | None]
-
-    def steps(self, state: State, uniforms: Tensor, trace: bool) -> bool:  # [B, num_slots]
-        """Say whether the same code steps this state."""
-        if self.state() is not state or trace != self.trace or uniforms.shape != self.shape:
-            return False
-        return all(cache.extent <= self.room for cache in state.caches)
-
-
-@dataclass
-class _Tally:
-    """How often steps had to be run again, as lists were too short: where that is often, these are given up."""
-
-    makes_lists: bool = True
-    cycles: int = 0
-    again: deque[int] = field(default_factory=lambda: deque(maxlen=SELDOM + 1))  # the last cycles that were
-
-    def count_again(self) -> None:
-        """Count a cycle that was run again."""
-        self.again.append(self.cycles)
-        if len(self.again) > SELDOM and self.cycles - self.again[0] < OF_THE_LAST:
-            self.makes_lists = False

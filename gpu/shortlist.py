@@ -68,7 +68,9 @@ def joined(laws: Sequence[Laws]) -> Laws:
     return Shortlist(torch.cat(tokens, dim=1), torch.cat(probs, dim=1), lists[0].vocab_size)
 
 
-def whole(laws: Laws) -> Probs:
+def whole(
+    laws: Laws,  # [..., V]
+) -> Probs:  # [..., V]
     """Return laws over the whole vocabulary."""
     if not isinstance(laws, Shortlist):
         return laws

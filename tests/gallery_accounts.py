@@ -69,7 +69,8 @@ def nan_becomes_a_token(site: Site) -> None:
 
 
 def _record(site: Site, change: Any) -> None:
-    site.wrong("methods.lookahead", "verified_record", lambda right, *args: change(right(*args)))
+    home = "methods.lookahead" if site.single else "methods.judging"
+    site.wrong(home, "verified_record", lambda right, *args, **options: change(right(*args, **options)))
 
 
 def log_probabilities_of_0(site: Site) -> None:

@@ -114,9 +114,8 @@ def bfloat16_softmax(site: Site) -> None:
     def wrong(right: Any, *args: Any) -> Any:
         return site.bfloat16(right(*args))
 
-    for home in ("methods.base", "methods.lookahead"):
-        if hasattr(site.module(home), "probs_from_logits"):
-            site.wrong(home, "probs_from_logits", wrong)
+    for home in ("methods.base", "methods.lookahead") if site.single else ("shortlist",):
+        site.wrong(home, "probs_from_logits", wrong)
 
 
 DRAFTS = (

@@ -109,7 +109,7 @@ def written(method: Any, monkeypatch: pytest.MonkeyPatch, seldom: int = 16, **se
     """The method with its step written down, and run as written."""
     from pass_sampling.gpu.compiled import Compiled
 
-    monkeypatch.setattr("pass_sampling.gpu.compiled.SELDOM", seldom)
+    monkeypatch.setattr("pass_sampling.gpu.compiling.recent.SELDOM", seldom)
     monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
     monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
     return Compiled(method, **{"least_sight": 32} | settings)
