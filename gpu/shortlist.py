@@ -60,7 +60,7 @@ def prob_of(
 
 
 def joined(laws: Sequence[Laws]) -> Laws:
-    """Put laws of one kind behind one another, along the dimension of drafts; of the vocabulary what is empty."""
+    """Put the laws of drafts behind one another; beside lists, what stands over the vocabulary is empty."""
     lists = [each for each in laws if isinstance(each, Shortlist)]
     if not lists:
         return torch.cat([each for each in laws if isinstance(each, Tensor)], dim=1)
@@ -102,7 +102,7 @@ class Shortlists:
             token = logits.argmax(dim=-1, keepdim=True)
             return Shortlist(token, torch.ones_like(token, dtype=torch.float64), logits.shape[-1])
         values, found = _largest(logits, _length(sampling, logits.shape[-1]))
-        last, shortest = values[..., min(sampling.top_k, values.shape[-1]) - 1, None], values[..., -1:]
+        last, shortest = values[..., sampling.top_k - 1, None], values[..., -1:]
         if values.shape[-1] < logits.shape[-1]:
             fits = (shortest < last) | (shortest == float("-inf"))
             self.too_short.append((used & ~fits.squeeze(-1)).any())

@@ -303,6 +303,7 @@ def test_more_drafts_are_compiled_where_they_promise_more(timed):
     found = compiled_outcomes(outcomes, pkg.Autoregressive(model), ways, calibration, [(0,)])
     assert [each.num_draft for each in found if each.way is not None] == [4]
     assert found[0].milliseconds_per_cycle == 2.0
+    assert len(set(timed)) == len(set(timed[-3:])) == 3  # each compiled once, and all that is compared takes turns
 
 
 def test_many_vectors_take_no_longer_to_choose_from():

@@ -164,7 +164,7 @@ def _chances(method: Candidates | FusedCandidates, state: State, draws: Draws) -
             path, here = drafts.tokens[:, tree.path(place)], slice(children.start, children.stop)
             used = drafts.used[:, here]
             laws, _ = method.laws(state, logits[:, place : place + 1], used[:, :1], path, path.shape[1])
-            assert isinstance(laws, torch.Tensor)
+            assert isinstance(laws, torch.Tensor)  # a tree is not written down
             ignored = Draws(torch.zeros(used.shape, dtype=torch.float64, device=used.device), {"accept": len(children)})
             verify, count = RULES[method.rule].verify, used.sum(dim=1)
             candidates = drafts.probs[:, here], drafts.tokens[:, here]

@@ -135,13 +135,14 @@ def calibrated_plan(
     with Bar("measuring", unit="step", quiet=arguments.json) as bar:
         calibration = calibrate(plain, ways, prefixes, report=bar.show)
     outcomes = best_outcomes(calibration, ways)
-    if getattr(arguments, "compile", False):
+    if "compiled" in wanted:
         report = None if arguments.json else said_before_compiling
         native = compiled_outcomes(outcomes, plain, ways, calibration, prefixes, report)
-        if not native:  # then it is no plan for compiled steps, and none that is kept as one
+        if native:
+            outcomes = native
+        else:  # it is no plan for compiled steps, and none that is kept as one
             outcomes = [each for each in outcomes if each.candidates is None]
             wanted = {name: value for name, value in wanted.items() if name != "compiled"}
-        outcomes = native or outcomes
     return _plan_of(outcomes, calibration, ways, wanted)
 
 

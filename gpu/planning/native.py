@@ -7,7 +7,7 @@ depend on it, what a cycle costs does: most of what stands around the passes is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -34,33 +34,35 @@ def compiled_outcomes(
 ) -> list[Outcome]:
     """Return plain decoding and the best chains of drafts with what their cycles cost compiled, the fastest first.
 
-    Each is compiled with the settings that are best for it as it is, and again with others if these promise more then.
-    What cannot be compiled is left out; nothing is returned if that is plain decoding. `report` is told what is
-    compiled, before it is.
+    Each is compiled with the settings that are best for it as it is, and again with others if these promise more then;
+    all that is compared has taken turns. What cannot be compiled is left out; nothing is returned if that is plain
+    decoding. `report` is told what is compiled, before it is.
     """
     clock = _Clock(plain, ways, prefixes, report)
-    first = clock.timed([next(each for each in outcomes if each.way is None)])
-    if not first:
-        return []
     chains = [each for each in outcomes if each.way is not None and each.candidates is None][:MOST]
-    found = clock.timed(chains)
-    others = [_promising(each, first[0], ways, calibration) for each in found]
-    found += clock.timed([each for each in others if each is not None])
-    return in_order([*first, *_best_of_each_way(found)])
+    found = clock.timed([next(each for each in outcomes if each.way is None), *chains])
+    if not found or found[0].way is not None:
+        return []
+    others = [_promising(each, found[0], ways, calibration) for each in found[1:]]
+    more = [each for each in others if each is not None]
+    if more:
+        found = clock.timed([*found, *more])
+    return in_order(_best_of_each_way(found))
 
 
 @dataclass(frozen=True)
 class _Clock:
-    """Times methods, compiled; all of them take turns."""
+    """Times methods, compiled once each; those of one call take turns."""
 
     plain: Method
     ways: Sequence[Way]
     prefixes: Sequence[Sequence[int]]
     report: Callable[[str], None] | None
+    compiled: dict[tuple[object, ...], Compiled] = field(default_factory=dict)
 
     def timed(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Return the same with what a cycle takes, but for those that cannot be compiled."""
-        methods = [Compiled(self._method(each), report=self.report) for each in outcomes]
+        methods = [self._compiled(each) for each in outcomes]
         times: list[list[float]] = [[] for _ in outcomes]
         for turn in range(TURNS):
             for method, values in zip(methods, times, strict=True):
@@ -71,10 +73,13 @@ class _Clock:
             if method.is_native
         ]
 
-    def _method(self, outcome: Outcome) -> Method:
-        if outcome.way is None:
-            return self.plain
-        return with_settings(self.ways[outcome.way].method, outcome.num_draft, outcome.rule, outcome.groups)
+    def _compiled(self, outcome: Outcome) -> Compiled:
+        settings = outcome.num_draft, outcome.rule, outcome.groups
+        key = outcome.way, *settings
+        if key not in self.compiled:
+            method = self.plain if outcome.way is None else with_settings(self.ways[outcome.way].method, *settings)
+            self.compiled[key] = Compiled(method, report=self.report)
+        return self.compiled[key]
 
 
 def _promising(timed: Outcome, plain: Outcome, ways: Sequence[Way], calibration: Calibration) -> Outcome | None:
@@ -91,7 +96,7 @@ def _promising(timed: Outcome, plain: Outcome, ways: Sequence[Way], calibration:
 
 
 def _best_of_each_way(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the fastest of every way."""
+    """Return the fastest of every way, and plain decoding."""
     best: dict[int | None, Outcome] = {}
     for each in sorted(outcomes, key=lambda outcome: outcome.tokens_per_second):
         best[each.way] = each
