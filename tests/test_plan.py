@@ -242,8 +242,9 @@ def timed(monkeypatch):
 
     seen = []
 
-    def measured(method, prefix):
+    def measured(method, prefix, eos):
         seen.append(method)
+        assert eos == method.model.eos_token_ids
         plain = type(method.method).__name__ == "Autoregressive"
         return [1.0 if plain else 1.0 + most_drafts(method.method) / 4]
 
@@ -286,6 +287,21 @@ def test_a_plan_that_could_not_be_compiled_is_none_for_compiled_steps(box, capsy
         plan = read_strictly(capsys.readouterr().out)
         assert "compiled" not in plan["made_for"] and len(timed) > number
         assert not any("candidates" in each for each in plan["calibration"]["considered"])
+
+
+@pytest.mark.parametrize("kind", ["plain", "draft model", "fused head"])
+def test_a_text_uses_what_was_compiled_for_its_plan(kind, monkeypatch):
+    from pass_sampling.gpu.planning.calibration import cycle_milliseconds
+    from test_shortlist import few_tokens, written
+
+    pkg = package("gpu")
+    method = few_tokens(kind, 13, temperature=0.9, top_k=2)
+    method.model.eos_token_ids = (2,)
+    native = written(method, monkeypatch, least_sight=64)
+    assert min(cycle_milliseconds(native, (1, 0, 3), method.model.eos_token_ids)) > 0
+    compiled = set(native.steps)
+    pkg.generate(native, (0, 1), 9)
+    assert set(native.steps) == compiled and native.is_native
 
 
 def test_more_drafts_are_compiled_where_they_promise_more(timed):

@@ -141,15 +141,18 @@ def _measured_trees(way: Way, prefixes: Sequence[Sequence[int]]) -> tuple[Measur
     return tuple(MeasuredTree(shape, min(times[shape]), tokens) for shape, tokens in shapes.items())
 
 
-def cycle_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
-    """Time whole cycles behind a prefix, with what the loop does between them; those that warm up do not count."""
+def cycle_milliseconds(method: Method, prefix: Sequence[int], eos_token_ids: Sequence[int] = ()) -> list[float]:
+    """Time whole cycles behind a prefix, with what the loop does between them; those that warm up do not count.
+
+    Texts go on to the end, unless tokens are given that end them: native code takes as long behind an end.
+    """
     device, most = method.model.device, method.model.max_position_embeddings
     kind = getattr(method, "method", method)  # of one that is compiled
     unmeasured = 2 if isinstance(kind, Fused) else 1  # the prefix's own pass, and the first with drafts
     trees = Candidates, FusedCandidates
     tokens = len(method.tree.num_candidates) + 1 if isinstance(method, trees) else max(1, method.num_slots)  # at most
     cycles = unmeasured + max(1, min(CYCLES, (most - len(prefix) - 1) // tokens - unmeasured))
-    state = method.start(prefix, Ending(cycles * tokens + 1))
+    state = method.start(prefix, Ending(cycles * tokens + 1, eos_token_ids))
     uniforms = [tape(0, [0], cycle, method.num_slots, device=device) for cycle in range(cycles)]
     times = []
     for each in uniforms:

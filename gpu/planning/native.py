@@ -64,9 +64,11 @@ class _Clock:
         """Return the same with what a cycle takes, but for those that cannot be compiled."""
         methods = [self._compiled(each) for each in outcomes]
         times: list[list[float]] = [[] for _ in outcomes]
+        eos = self.plain.model.eos_token_ids
         for turn in range(TURNS):
             for method, values in zip(methods, times, strict=True):
-                values += cycle_milliseconds(method, self.prefixes[turn % len(self.prefixes)])
+                # with the ends of real texts: what is compiled here is what a text will use
+                values += cycle_milliseconds(method, self.prefixes[turn % len(self.prefixes)], eos)
         return [
             replace(each, milliseconds_per_cycle=min(values))
             for each, method, values in zip(outcomes, methods, times, strict=True)
