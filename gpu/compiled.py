@@ -23,9 +23,9 @@ from .batch_record import BatchRecord, Packed
 from .compiling.compilers import COMPILERS, has_compiler
 from .compiling.packages import Call, compiled_package
 from .compiling.prompts import read_prompts
-from .compiling.recent import Made, Tally, shapes_of
-from .compiling.states import widened
-from .compiling.written import Layout, inputs_of, write_down
+from .compiling.recent import Made, Tally
+from .compiling.states import shapes_of, widened
+from .compiling.written import AGAIN, GOES_ON, Layout, inputs_of, write_down
 from .config import SamplingConfig
 from .ending import Ending
 from .fixed_shapes import LEAST_SIGHT, needs_host, sight_for, why_not_fixed
@@ -57,7 +57,7 @@ class Compiled(Method):
     made: Made | None = field(default=None, init=False, repr=False)
     tally: Tally = field(default_factory=Tally, init=False, repr=False)
     said: set[str] = field(default_factory=set, init=False, repr=False)
-    steps: dict[Any, tuple[Call, Layout] | None] = field(default_factory=dict, init=False, repr=False)
+    code: dict[Any, tuple[Call, Layout] | None] = field(default_factory=dict, init=False, repr=False)
 
     model: LanguageModel = field(init=False, repr=False)
     sampling: SamplingConfig = field(init=False, repr=False)
@@ -76,7 +76,7 @@ class Compiled(Method):
     @property
     def is_native(self) -> bool:
         """Whether there has been native code for every step so far."""
-        return bool(self.steps) and None not in self.steps.values()
+        return bool(self.code) and None not in self.code.values()
 
     @property
     def scratch(self) -> int:
@@ -103,26 +103,38 @@ class Compiled(Method):
 
         Before the first one the prompt is read, by a pass of its own, which its record counts.
         """
+        state, (record,) = self.steps(state, uniforms.unsqueeze(0), trace)
+        return state, record
+
+    def steps(
+        self,
+        state: State,
+        uniforms: Tensor,  # [C, B, num_slots]
+        trace: bool = False,
+    ) -> tuple[State, list[BatchRecord | Packed]]:
+        """Run as many cycles as there are uniforms and room for, one call of native code behind another."""
         made = self.made
-        if made is not None and made.steps(state, uniforms, trace):
+        if made is not None and made.fits(state, uniforms[0], trace):
             state.check_fresh()
-            return self._call(made, state, uniforms.double())
+            return self._run(made, state, uniforms.double())
         reason = self._unfit or needs_host(self.method, state)
         if reason is not None:
             self._warn(reason)
-            return self.method.step(state, uniforms, trace)
-        if uniforms.shape != (len(state.lengths), self.num_slots):  # native code would read beyond them
-            check_uniforms(uniforms, self.num_slots)
-            raise ValueError(f"uniforms: found {len(uniforms)} rows, expected {len(state.lengths)}, one for each text")
+            return self.method.steps(state, uniforms, trace)
+        if uniforms.shape[1:] != (len(state.lengths), self.num_slots):  # native code would read beyond them
+            check_uniforms(uniforms[0], self.num_slots)
+            raise ValueError(
+                f"uniforms: found {uniforms.shape[1]} rows, expected {len(state.lengths)}, one for each text"
+            )
         state.check_fresh()
         uniforms = uniforms.double()
         if state.cache.extent:
             fits = state.max_pending == 1  # not where some texts have begun and others have not
-            return self._step(state, uniforms, trace) if fits else self.method.step(state, uniforms, trace)
-        check_uniforms(uniforms, self.num_slots)  # later, native code looks
+            return (self._steps if fits else self.method.steps)(state, uniforms, trace)
+        check_uniforms(uniforms[0], self.num_slots)  # later, native code looks
         state, read, draft_passes = read_prompts(self.method, state)
-        state, record = self._step(state, uniforms, trace)
-        return state, record.pack().counting(read, draft_passes)
+        state, (record, *others) = self._steps(state, uniforms, trace)
+        return state, [record.pack().counting(read, draft_passes), *others]
 
     def run(self, states: Sequence[State], uniforms: Any) -> list[tuple[State, Record]]:  # [len(states), num_slots]
         """Step copies of many states one after another: there is native code for few numbers of rows."""
@@ -131,36 +143,48 @@ class Compiled(Method):
             found += super().run([state], row.unsqueeze(0))
         return found
 
-    def _step(
+    def _steps(
         self,
         state: State,
-        uniforms: Tensor,  # [B, num_slots]
+        uniforms: Tensor,  # [C, B, num_slots]
         trace: bool,
-    ) -> tuple[State, BatchRecord | Packed]:
+    ) -> tuple[State, list[BatchRecord | Packed]]:
         found = self._compiled(state, trace)
         if found is None:
-            return self.method.step(state, uniforms, trace)
-        room = self._sight(state) - self.scratch - 1
-        after, record = self._call(Made(*found, trace, uniforms.shape, room, lambda: None), state, uniforms)
-        if shapes_of(after) != shapes_of(state):
-            object.__setattr__(self, "made", None)
-        return after, record
+            return self.method.steps(state, uniforms, trace)
+        longest = self._sight(state) - self.scratch - 1
+        return self._run(Made(*found, trace, uniforms.shape[1:], longest, lambda: None), state, uniforms)
 
-    def _call(
+    def _run(
         self,
         made: Made,
         state: State,
-        uniforms: Tensor,  # [B, num_slots]
-    ) -> tuple[State, BatchRecord | Packed]:
-        """Run native code; where that was not valid, the step as it is."""
-        self.tally.cycles += 1
-        after = made.layout.read(state, made.call(*inputs_of(state, uniforms)))
-        if after is None:
+        uniforms: Tensor,  # [C, B, num_slots]
+    ) -> tuple[State, list[BatchRecord | Packed]]:
+        """Run native code, and nothing between two cycles; where that was not valid, the step as it is."""
+        most = 1 + (made.longest - max(cache.extent for cache in state.caches)) // self.scratch
+        inputs, said = inputs_of(state, uniforms[0]), GOES_ON
+        found: list[list[Tensor]] = []
+        for inputs[0] in uniforms[: most if made.layout.lasts else 1].unbind():
+            outputs = made.call(*inputs)
+            said = int(outputs[0].item())
+            if said == AGAIN:
+                break
+            made.layout.follow(inputs, outputs)
+            found.append(outputs)
+            if said != GOES_ON:
+                break
+        self.tally.cycles += len(found)
+        records: list[BatchRecord | Packed] = [made.layout.record(outputs) for outputs in found]
+        if records:
+            state = made.layout.state(state, inputs)
+        if said == AGAIN:
             self.tally.count_again()
-            object.__setattr__(self, "made", None)
-            return self.method.step(state, uniforms, made.trace)
-        object.__setattr__(self, "made", made._replace(state=ref(after[0])))
-        return after
+            state, record = self.method.step(state, uniforms[len(records)], made.trace)
+            records.append(record)
+        lasts = made.layout.lasts and said != AGAIN
+        object.__setattr__(self, "made", made._replace(state=ref(state)) if lasts else None)
+        return state, records
 
     def _sight(self, state: State) -> int:
         longest = max(cache.extent for cache in state.caches)
@@ -170,9 +194,9 @@ class Compiled(Method):
         """Return native code for a state of such shapes; None where there is none."""
         sight, lists = self._sight(state), self.tally.makes_lists
         key = (sight, trace, lists, *shapes_of(state))
-        if key not in self.steps:
-            self.steps[key] = self._compile(state, sight, trace, lists)
-        return self.steps[key]
+        if key not in self.code:
+            self.code[key] = self._compile(state, sight, trace, lists)
+        return self.code[key]
 
     def _compile(self, state: State, sight: int, trace: bool, lists: bool) -> tuple[Call, Layout] | None:
         reason = why_not_fixed(self.method, state)

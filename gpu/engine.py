@@ -22,7 +22,7 @@ from .ending import Ending
 from .methods.base import Method
 from .record import Generation, Record
 from .rows import empty_rows, put_row
-from .tape import tape
+from .tape import tapes
 from .underway import Request, Row, Underway
 
 __all__ = ["Engine", "Request"]
@@ -171,8 +171,8 @@ class Engine:
     def _uniforms(self, row: Row) -> Tensor:  # [num_slots]
         """Return the next cycle's uniforms of a row's request."""
         if not row.ahead:
-            cycles = range(row.cycle, row.cycle + CYCLES_AHEAD)
-            row.ahead.extend(tape(self.seed, row.request.number, cycle, self.method.num_slots) for cycle in cycles)
+            ahead = tapes(self.seed, [row.request.number], row.cycle, CYCLES_AHEAD, self.method.num_slots)
+            row.ahead.extend(ahead.squeeze(1).unbind())
         row.cycle += 1
         return row.ahead.popleft()
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from .batch_record import BatchRecord, Packed
 from .ending import Decode, Ending
 from .methods.base import Method
 from .record import Generation, Record
-from .tape import tape
+from .tape import tapes
 
-CYCLES_AHEAD = 16  # whose uniforms are made together
+CYCLES_AHEAD = 32  # whose uniforms are made together: behind a pass the generator's code has left the caches
 Callback = Callable[[int, Record], None]
 """Called as `callback(request, record)` after every cycle of a request: `record.tokens` are new in its text."""
 
@@ -103,23 +102,24 @@ def _generate(
     rows = list(range(len(prompts)))  # the prompt behind each row of the state
     going = set(rows)
     cycle = 0
-    ahead: list[Tensor] = []
+    ahead = torch.empty(0)
     while going:
-        if not ahead:
-            ahead = _tapes(method, seed, [requests[row] for row in rows], cycle)
-        state, batch = method.step(state, ahead.pop(0), trace)
+        if not len(ahead):
+            now = [requests[row] for row in rows]
+            ahead = tapes(seed, now, cycle, CYCLES_AHEAD, method.num_slots, device=method.model.device)
+        state, batches = method.steps(state, ahead if callback is None else ahead[:1], trace)
+        cycle, ahead = cycle + len(batches), ahead[len(batches) :]
         state.raise_fault()
-        state.cache.measure()  # the host waits for this cycle's tokens anyway
-        unread.append((rows, going, batch if trace else batch.pack()))
+        state.cache.measure()  # the host waits for the newest tokens anyway
+        unread += [(rows, going, batch if trace else batch.pack()) for batch in batches]
         if trace or callback is not None:
             _read(unread, records, requests, callback)
         going = {row for row, ended in zip(rows, state.ended.tolist(), strict=True) if not ended}
         if 0 < len(going) <= len(rows) // 2:
             kept = [place for place, row in enumerate(rows) if row in going]
             places = torch.tensor(kept, device=method.model.device)
-            state, ahead = state.select(places), [uniforms[places] for uniforms in ahead]
+            state, ahead = state.select(places), ahead[:, places]
             rows = [rows[place] for place in kept]
-        cycle += 1
     _read(unread, records, requests, callback)
     return [_generation(prompt, record, ending) for prompt, record in zip(prompts, records, strict=True)]
 
@@ -138,12 +138,6 @@ def _read(
                 if callback is not None:
                     callback(requests[row], record)
     unread.clear()
-
-
-def _tapes(method: Method, seed: int, requests: list[int], cycle: int) -> list[Tensor]:
-    """Return the uniforms of some cycles, made together: behind a pass the generator's code has left the caches."""
-    rows = [tape(seed, requests, cycle + i, method.num_slots) for i in range(CYCLES_AHEAD)]
-    return list(torch.stack(rows).to(method.model.device).unbind())
 
 
 def _generation(prompt: Sequence[int], records: list[Record], ending: Ending) -> Generation:

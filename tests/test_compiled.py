@@ -49,11 +49,11 @@ def test_a_compiled_text_is_that_of_the_step_as_it_is(kind: str) -> None:
         alone = pkg.generate(method, prompt, 9, (2,), seed=3, request=number)
         same_records(found, alone)
         assert found.num_forward_passes == alone.num_forward_passes + (len(prompt) > 1), "the prompt's own pass counts"
-    assert None not in native.steps.values() and len(native.steps) == len(made) > 0
+    assert None not in native.code.values() and len(native.code) == len(made) > 0
     again, made_again = compiled(kind_of(kind))
     same_records(pkg.generate(again, (1, 0), 9, (2,)), pkg.generate(method, (1, 0), 9, (2,)))
     other, made_of_another = compiled(kind_of(kind, 6)) if kind == "plain" else (None, [])
-    assert None not in again.steps.values() and not made_again
+    assert None not in again.code.values() and not made_again
     if other is not None:  # other weights are another package
         same_records(pkg.generate(other, (1, 0), 9, (2,)), pkg.generate(kind_of(kind, 6), (1, 0), 9, (2,)))
         assert made_of_another
@@ -67,7 +67,7 @@ def test_the_law_of_a_compiled_step_is_the_targets(kind: str) -> None:
     law = output_law(native, (1, 0), pkg.Ending(4, (2,)))
     sampling, ending = reference.SamplingConfig(temperature=0.9), reference.Ending(4, (2,))
     assert law.largest_deviation(exact_target(transformer(reference, 4), sampling, (1, 0), ending)) <= 1e-12
-    assert None not in native.steps.values() and native.steps
+    assert None not in native.code.values() and native.code
 
 
 @compiles
@@ -81,11 +81,11 @@ def test_longer_texts_and_more_rows_are_compiled_for_themselves(kind: str) -> No
     found = pkg.generate_batch(native, LONG[:3], 12, (), seed=3)
     for number, prompt in enumerate(LONG[:3]):
         same_records(found[number], pkg.generate(method, prompt, 12, (), seed=3, request=number))
-    assert len({key[0] for key in native.steps}) > 1 and None not in native.steps.values()
+    assert len({key[0] for key in native.code}) > 1 and None not in native.code.values()
     engine = pkg.Engine(native, pkg.Ending(9, (2,)), 2, longest_prompt=20, seed=3)
     for number, text in engine.run([pkg.Request(number, prompt) for number, prompt in enumerate(LONG)]):
         same_records(text, pkg.generate(method, LONG[number], 9, (2,), seed=3, request=number))
-    assert None not in native.steps.values()
+    assert None not in native.code.values()
 
 
 def unfit(reason: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
@@ -138,7 +138,7 @@ def test_native_code_is_given_nothing_that_does_not_fit() -> None:
     uniforms = tape(3, [0], 0, native.num_slots)
     first, _ = native.step(state, uniforms)
     after, _ = native.step(first.copy(), uniforms)
-    assert native.steps and None not in native.steps.values()
+    assert native.code and None not in native.code.values()
     for bad in (uniforms[:, 1:], uniforms + 1.0, uniforms[:0], uniforms.repeat(2, 1)):
         with pytest.raises(ValueError, match="uniforms: found"):
             native.step(first, bad)
@@ -206,7 +206,7 @@ def test_a_text_that_the_host_looks_at_is_never_left_to_native_code(monkeypatch:
             alone = pkg.generate(method, (1, 0), 12, (), seed=3, **settings)
             same_records(found, alone)
             assert found.end == ("stop_string" if settings else "length")
-        assert None not in native.steps.values() and native.steps
+        assert None not in native.code.values() and native.code
 
 
 def test_texts_under_way_and_new_ones_are_stepped_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +249,7 @@ def test_texts_that_grow_and_take_turns_are_those_of_the_step_as_it_is(
                 found += [record.rows()[0].tokens]
         texts.append(found)
     assert texts[0] == texts[1]
-    assert len({key[0] for key in native.steps}) > 1 and native.is_native
+    assert len({key[0] for key in native.code}) > 1 and native.is_native
 
 
 def test_a_package_that_cannot_be_loaded_is_made_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,9 +299,9 @@ def test_a_text_uses_what_was_compiled_for_its_plan(kind, monkeypatch):
     method.model.eos_token_ids = (2,)
     native = written(method, monkeypatch, least_sight=64)
     assert min(cycle_milliseconds(native, (1, 0, 3), method.model.eos_token_ids)) > 0
-    compiled = set(native.steps)
+    compiled = set(native.code)
     pkg.generate(native, (0, 1), 9)
-    assert set(native.steps) == compiled and native.is_native
+    assert set(native.code) == compiled and native.is_native
 
 
 def test_more_drafts_are_compiled_where_they_promise_more(timed):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,14 +16,9 @@ from ..state import State
 from .packages import Call
 from .written import Layout
 
-__all__ = ["Made", "Tally", "shapes_of"]
+__all__ = ["Made", "Tally"]
 
 SELDOM, OF_THE_LAST = 16, 64  # cycles that may have to be run again
-
-
-def shapes_of(state: State) -> tuple[Any, ...]:
-    """Return what code for a state depends on, beside how far it sees."""
-    return state.draft_pending, state.eos.shape, state.tokens.shape, state.carried.shape, state.pace.shape
 
 
 class Made(NamedTuple):
@@ -33,10 +28,10 @@ class Made(NamedTuple):
     layout: Layout
     trace: bool
     shape: tuple[int, ...]  # of the uniforms
-    room: int  # tokens of a text that it can step
+    longest: int  # tokens of a text that it can step
     state: Callable[[], State | None]
 
-    def steps(
+    def fits(
         self,
         state: State,
         uniforms: Tensor,  # [B, num_slots]
@@ -45,7 +40,7 @@ class Made(NamedTuple):
         """Say whether the same code steps this state."""
         if self.state() is not state or trace != self.trace or uniforms.shape != self.shape:
             return False
-        return all(cache.extent <= self.room for cache in state.caches)
+        return all(cache.extent <= self.longest for cache in state.caches)
 
 
 @dataclass

@@ -17,7 +17,12 @@ from ..cache import KVCache
 from ..memory import Memory, check_memory
 from ..state import State
 
-__all__ = ["in_tensors", "widened"]
+__all__ = ["in_tensors", "shapes_of", "widened"]
+
+
+def shapes_of(state: State) -> tuple[Any, ...]:
+    """Return what code for a state depends on, beside how far it sees."""
+    return state.draft_pending, state.eos.shape, state.tokens.shape, state.carried.shape, state.pace.shape
 
 
 def in_tensors(state: State, rows: Mapping[str, Tensor], cached: Sequence[Tensor], sight: int | None = None) -> State:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -23,41 +24,55 @@ from ..memory import Memory, check_memory
 from ..methods.base import Method
 from ..shortlist import Shortlists
 from ..state import PER_ROW, State
-from .states import in_tensors
+from .states import in_tensors, shapes_of
 
-__all__ = ["LARGEST", "Layout", "Written", "inputs_of", "write_down"]
+__all__ = ["AGAIN", "GOES_ON", "LARGEST", "Layout", "Written", "inputs_of", "write_down"]
 
 Value = TypeVar("Value", State, Packed)
 NOTHING = torch.empty(0)
+GOES_ON, NEWS, AGAIN = range(3)
+"""What a written step says first: that all texts go on, that one has ended or has no law, or that the step is not
+valid, as laws would not fit into short lists, or as what it was given are no uniforms. Then all is as it was."""
 LARGEST = 2**29  # bytes of weights: every package holds them once more, and larger models gain less
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the numbers that come out of a written step are, in order."""
+    """What the numbers that come out of a written step are, behind what it says first."""
 
     changed: tuple[str, ...]  # tensors of the state that the step replaces; the caches' lengths follow
+    num_caches: int
+    lasts: bool  # whether its own results are of the shapes that it is for
     packed: Packed  # the record, whose integers and floats come next
     choices: tuple[int, ...] | None  # slots of the choices, if traced: edges, outcome and activity of each come last
 
-    def read(self, state: State, outputs: Sequence[Tensor]) -> tuple[State, Packed] | None:
-        """Return the state that follows one, whose cached rows have been written in place, and the record.
+    @cached_property
+    def followed(self) -> tuple[tuple[int, int], ...]:
+        """Which inputs of the next cycle are which outputs."""
+        lengths = [FIRST_CACHED + 3 * cache + 2 for cache in range(self.num_caches)]
+        places = [*(FIRST_ROW + PER_ROW.index(name) for name in self.changed), *lengths]
+        return tuple((place, 1 + i) for i, place in enumerate(places))
 
-        None if the step is not valid, as laws would not fit into short lists, or as what it was given are no uniforms:
-        then the state is as it was.
-        """
-        if outputs[0].item():
-            return None
-        found = iter(outputs[1:])
-        tensors: dict[str, Any] = {name: next(found) for name in self.changed}
-        for cache in state.caches:
-            cache.lengths = next(found)
+    def follow(self, inputs: list[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Make the inputs of a cycle, whose cached rows have been written in place, those of the next one."""
+        for place, output in self.followed:
+            inputs[place] = outputs[output]
+
+    def state(self, before: State, inputs: Sequence[Tensor]) -> State:
+        """Return the state of some inputs, which has come from one before."""
+        tensors: dict[str, Any] = {name: inputs[FIRST_ROW + PER_ROW.index(name)] for name in self.changed}
+        for cache, lengths in zip(before.caches, inputs[FIRST_CACHED + 2 :: 3], strict=True):
+            cache.lengths = lengths
             cache.measure()
-        integers, floats, choices = next(found), next(found), None
+        return _changed(before, **tensors, cached=before.cache.lengths, max_pending=1, draft_pending=2)
+
+    def record(self, outputs: Sequence[Tensor]) -> Packed:
+        """Return the record of a cycle."""
+        integers, floats, *rest = outputs[1 + len(self.followed) :]
+        found, choices = iter(rest), None
         if self.choices is not None:
             choices = tuple(Choices(slot, next(found), next(found), next(found)) for slot in self.choices)
-        packed = _changed(self.packed, integers=integers, floats=floats, choices=choices)
-        return _changed(state, **tensors, cached=state.cache.lengths, max_pending=1, draft_pending=2), packed
+        return _changed(self.packed, integers=integers, floats=floats, choices=choices)
 
 
 def _changed(value: Value, **fields: Any) -> Value:
@@ -75,6 +90,10 @@ def inputs_of(
     rows = [getattr(state, name) for name in PER_ROW]
     cached = [tensor for cache in state.caches for tensor in (cache.keys, cache.values, cache.lengths)]
     return [tensor.contiguous() for tensor in (uniforms, state.eos, *rows, *cached)]
+
+
+FIRST_ROW = 2
+FIRST_CACHED = FIRST_ROW + len(PER_ROW)
 
 
 class Written(NamedTuple):
@@ -123,16 +142,19 @@ def _step(
     trace: bool,
 ) -> tuple[list[Tensor], Layout]:
     after, record = method.step(before, uniforms, trace)
-    invalid = ~((uniforms >= 0) & (uniforms < 1)).all()
+    again = ~((uniforms >= 0) & (uniforms < 1)).all()
     if method.shortlists is not None:
-        invalid = invalid | method.shortlists.some_too_short()
+        again = again | method.shortlists.some_too_short()
+    news = (after.ended & ~before.ended).any() | (after.fault != 0).any()
+    said = torch.where(again, AGAIN, torch.where(news, NEWS, GOES_ON))
     changed = tuple(name for name in PER_ROW if getattr(after, name) is not getattr(before, name))
     packed = record.pack()
-    outputs = [invalid, *(getattr(after, name) for name in changed), *(cache.lengths for cache in after.caches)]
+    outputs = [said, *(getattr(after, name) for name in changed), *(cache.lengths for cache in after.caches)]
     outputs += [packed.integers, packed.floats]
     outputs += [each for choice in packed.choices or () for each in (choice.edges, choice.outcome, choice.active)]
     slots = None if packed.choices is None else tuple(choice.slot for choice in packed.choices)
-    return outputs, Layout(changed, replace(packed, integers=NOTHING, floats=NOTHING, choices=None), slots)
+    nothing = replace(packed, integers=NOTHING, floats=NOTHING, choices=None)
+    return outputs, Layout(changed, len(after.caches), shapes_of(after) == shapes_of(before), nothing, slots)
 
 
 def _with_shortlists(method: Method) -> Method:

@@ -1,7 +1,7 @@
 """What every decoding method has in common: a model, the settings of the target law, a start and a step.
 
 Glossary of shapes: B batch, D input vector, D' hidden state, V vocabulary, K drafts, N rows of logits per sequence,
-S capacity.
+S capacity, C cycles.
 """
 
 from __future__ import annotations
@@ -48,6 +48,20 @@ class Method(ABC):
         trace: bool = False,
     ) -> tuple[State, BatchRecord | Packed]:
         """Run one cycle; with `trace`, the record keeps every law that a uniform was compared with."""
+
+    def steps(
+        self,
+        state: State,
+        uniforms: Tensor,  # [C, B, num_slots]
+        trace: bool = False,
+    ) -> tuple[State, list[BatchRecord | Packed]]:
+        """Run some of C cycles, at least one, and none behind one in which a text ends; return a record for each.
+
+        It is one where a step is a call from Python anyway. Where it is native code, many cycles cost what lies around
+        one.
+        """
+        state, record = self.step(state, uniforms[0], trace)
+        return state, [record]
 
     @property
     def num_slots(self) -> int:
