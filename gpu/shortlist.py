@@ -6,7 +6,7 @@ it draws what it would draw there, up to rounding: the sums on the way are over 
 them. Where choices are traced, they are told over all tokens.
 
 Glossary of shapes: B batch, K drafts, N tokens of a list, M tokens or columns that are asked for,
-C columns (2N, where all lists are as long), V vocabulary.
+C columns (N+1), V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .config import SamplingConfig
 from .sampling import Probs, probs_from_logits
@@ -174,7 +175,11 @@ def _places(
 
 
 class Beside(NamedTuple):
-    """The target's laws and the drafts' as rules read them: over the same few columns in place of the vocabulary."""
+    """The target's laws and the drafts' as rules read them: over the same few columns in place of the vocabulary.
+
+    These are the target's list, and the draft itself where it is not on that. No other token can be drawn or accepted,
+    and rules ask for none.
+    """
 
     target_probs: Probs  # [B, K+1, V], or [B, K+1, C]
     draft_probs: Probs  # [B, K, V], or [B, K, C]
@@ -202,18 +207,17 @@ def beside(
     if not isinstance(target, Shortlist) or not isinstance(draft, Shortlist):
         assert isinstance(target, Tensor) and isinstance(draft, Tensor)
         return Beside(target, draft, draft_tokens, None)
-    alone = target.tokens.shape[1] - draft.tokens.shape[1]
-    others = torch.cat([draft.tokens, draft.tokens.new_zeros((len(draft_tokens), alone, draft.tokens.shape[2]))], dim=1)
-    both = torch.cat([target.tokens, others], dim=-1)
-    places = _places(both, both)  # a token that is on both lists has one column, and leaves one empty
-    tokens = torch.zeros_like(both).scatter(-1, places, both)
-    here, there = places.split([target.tokens.shape[2], others.shape[2]], dim=-1)
-    empty = torch.zeros(both.shape, dtype=torch.float64, device=both.device)
-    depth = draft_tokens.shape[1]
-    columns = _places(draft_tokens.unsqueeze(-1), both[:, :depth]).squeeze(-1)
+    depth, here = draft_tokens.shape[1], draft_tokens.unsqueeze(-1)
+    judging = target[:, :depth]
+    same = judging.tokens.unsqueeze(-1) == draft.tokens.unsqueeze(-2)  # [B, K, N, N of the drafts]
+    draft_probs = torch.where(same, draft.probs.unsqueeze(-2), 0.0).sum(dim=-1)
+    listed = judging.tokens == here
+    is_listed = listed.any(dim=-1, keepdim=True)
+    column = torch.where(is_listed, listed.long().argmax(dim=-1, keepdim=True), judging.tokens.shape[2]).squeeze(-1)
+    beyond = torch.where(is_listed, 0.0, prob_of(draft, draft_tokens).unsqueeze(-1))
     return Beside(
-        empty.scatter(-1, here, target.probs),
-        empty[:, :depth].scatter(-1, there[:, :depth], draft.probs),
-        columns,
-        tokens,
+        functional.pad(target.probs, (0, 1)),
+        torch.cat([draft_probs, beyond], dim=-1),
+        column,
+        torch.cat([target.tokens, functional.pad(here, (0, 0, 0, 1))], dim=-1),
     )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .sampling import Probs
 from .tape import Draws
@@ -87,7 +88,7 @@ def verify_token(
     accept = accept_probs(target_probs, draft_probs, draft_tokens)
     asked = drafted(draft_tokens, num_draft) & active.unsqueeze(1)
     accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")))
-    num_accepted = accepted.cumprod(dim=1).sum(dim=1)
+    num_accepted = num_leading(accepted)
     final_token = _final_token(target_probs, draft_probs, None, num_accepted, draws, num_draft, goes_on, active)
     return Verification(num_accepted, final_token, accept, num_accepted + 1)
 
@@ -206,6 +207,14 @@ def verify_match(
     bonus_token = draws.token("final", row(target_probs, num_draft.clamp(max=num_tokens)), active=going & goes_on)
     final_token = torch.where(going, bonus_token, final_token)
     return Verification(num_accepted, final_token, accept, num_accepted + 1)
+
+
+def num_leading(
+    flags: Tensor,  # [B, K]
+) -> Tensor:  # [B]
+    """Return how many stand before the first that is false."""
+    order = torch.arange(flags.shape[1] + 1, device=flags.device)
+    return torch.where(functional.pad(flags, (0, 1)), len(order), order).amin(dim=1)
 
 
 def drafted(

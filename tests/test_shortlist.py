@@ -134,17 +134,22 @@ def with_ties(kind: str, seed: int, top_k: int) -> Any:
 @pytest.fixture
 def outcomes(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
     """How many written steps were valid, and how many not."""
+    from pass_sampling.gpu.compiling.recent import Tally
     from pass_sampling.gpu.compiling.written import Layout
 
     counted: Counter[bool] = Counter()
-    read = Layout.read
 
-    def reading(self: Any, state: Any, outputs: Any) -> Any:
-        found = read(self, state, outputs)
-        counted[found is not None] += 1
-        return found
+    def count(owner: Any, name: str, valid: bool) -> None:
+        does = getattr(owner, name)
 
-    monkeypatch.setattr(Layout, "read", reading)
+        def counting(*arguments: Any) -> Any:
+            counted[valid] += 1
+            return does(*arguments)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(Layout, "follow", True)
+    count(Tally, "count_again", False)
     return counted
 
 

@@ -17,7 +17,7 @@ from ..sampling import largest_logits
 from ..shortlist import Laws, joined, laws_of
 from ..state import State
 from ..tape import Draws
-from ..verify import Tokens, drafted
+from ..verify import Tokens, drafted, num_leading
 from .base import Method
 
 
@@ -72,7 +72,7 @@ def draft_left_to_right(
     block = torch.cat(tokens, dim=1)
     if not lawful:
         return Drafts(block, nothing, limit == 0, limit, limit)
-    can = torch.minimum(limit, torch.cat(lawful, dim=1).long().cumprod(dim=1).sum(dim=1))
+    can = torch.minimum(limit, num_leading(torch.cat(lawful, dim=1)))
     num_draft, ended = state.kept(block, can)
     draws.restrict("draft", drafted(block, num_draft))
     num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))

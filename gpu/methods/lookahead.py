@@ -21,7 +21,7 @@ from ..sampling import Processor
 from ..shortlist import Laws, joined
 from ..state import State
 from ..tape import Draws, Slots
-from ..verify import Tokens, drafted
+from ..verify import Tokens, drafted, num_leading
 from .base import Method
 from .checks import check_settings, check_token
 from .judging import judge
@@ -123,7 +123,7 @@ class PaSS(Method):
             rows = logits[:, start : start + at_once]
             wanted = drafted(logits[:, :, 0], num_draft)[:, start : start + at_once] & active.unsqueeze(1)
             probs, largest = self.laws(state, rows, wanted, block, 1 + start, self.draft_sampling)
-            has_law = largest.isfinite().cumprod(dim=1).sum(dim=1)
+            has_law = num_leading(largest.isfinite())
             num_draft = torch.where(has_law < rows.shape[1], torch.minimum(num_draft, start + has_law), num_draft)
             tokens = draws.tokens("draft", probs, start)
             block = torch.cat([block, tokens], dim=1)
