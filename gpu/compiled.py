@@ -24,7 +24,8 @@ from .compiling.compilers import COMPILERS, has_compiler
 from .compiling.packages import Call, compiled_package
 from .compiling.prompts import read_prompts
 from .compiling.recent import Made, Tally
-from .compiling.states import shapes_of, widened
+from .compiling.states import shapes_of
+from .compiling.twins import twin_of
 from .compiling.written import AGAIN, GOES_ON, Layout, inputs_of, write_down
 from .config import SamplingConfig
 from .ending import Ending
@@ -85,13 +86,7 @@ class Compiled(Method):
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
         """Return the state before the first cycle, with room for a power of two of tokens: so shapes are few."""
-        state = self.method.start_batch(prompts, ending)
-        if self._unfit is not None:
-            return state
-        capacity = self.least_sight
-        while capacity < state.cache.capacity:
-            capacity *= 2
-        return widened(state, capacity)
+        return (self._roomy if self._unfit is None else self.method).start_batch(prompts, ending)
 
     def step(
         self,
@@ -217,6 +212,11 @@ class Compiled(Method):
         if reason not in self.said:
             self.said.add(reason)
             log.warning("the step runs as it is, as it cannot be compiled: %s", reason)
+
+    @cached_property
+    def _roomy(self) -> Method:
+        """The method, whose states have room for a power of two of tokens."""
+        return twin_of(self.method, least_room=self.least_sight)
 
     @cached_property
     def _unfit(self) -> str | None:

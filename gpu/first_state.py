@@ -10,6 +10,16 @@ from .cache import KVCache
 from .ending import Ending
 from .state import State
 
+__all__ = ["first_state", "room_for"]
+
+
+def room_for(needed: int, least: int) -> int:
+    """Return how many slots to have: enough, of few different numbers."""
+    room = least
+    while room < needed:
+        room *= 2
+    return room
+
 
 def first_state(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache) -> State:
     """Return the state of prompts whose cache is still empty."""

@@ -6,6 +6,7 @@ few, since each makes a step of its own.
 
 from __future__ import annotations
 
+from .first_state import room_for
 from .methods import Candidates, FusedCandidates, FusedPaSS
 from .methods.base import Method
 from .state import State
@@ -17,10 +18,7 @@ LEAST_SIGHT = 256  # slots
 
 def sight_for(needed: int, least: int, capacity: int) -> int:
     """Return how many slots to read: enough, of few different numbers."""
-    sight = least
-    while sight < needed:
-        sight *= 2
-    return min(sight, capacity)
+    return min(room_for(needed, least), capacity)
 
 
 def why_not_fixed(method: Method, state: State) -> str | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .config import SamplingConfig
-from .sampling import Probs, probs_from_logits
+from .sampling import Probs, largest_logits, probs_from_logits
 
 if TYPE_CHECKING:
     from .methods.base import Method
@@ -97,11 +97,15 @@ class Shortlists:
         logits: Tensor,  # [..., V]
         sampling: SamplingConfig,
         used: Tensor,  # [...]
-    ) -> Shortlist:
-        """Return the same laws as `probs_from_logits`, as lists; those that are not used may be too short."""
+    ) -> tuple[Shortlist, Tensor]:  # [..., V], [...]
+        """Return the same laws as `probs_from_logits`, as lists, and the largest logits.
+
+        Those laws that are not used may be too short.
+        """
         if sampling.temperature == 0:
             token = logits.argmax(dim=-1, keepdim=True)
-            return Shortlist(token, torch.ones_like(token, dtype=torch.float64), logits.shape[-1])
+            largest = logits.gather(-1, token).squeeze(-1)
+            return Shortlist(token, torch.ones_like(token, dtype=torch.float64), logits.shape[-1]), largest
         values, found = _largest(logits, _length(sampling, logits.shape[-1]))
         last, shortest = values[..., sampling.top_k - 1, None], values[..., -1:]
         if values.shape[-1] < logits.shape[-1]:
@@ -111,7 +115,7 @@ class Shortlists:
         scaled = torch.where(scaled < last, float("-inf"), scaled)
         if sampling.temperature != 1:
             scaled = (scaled - values[..., :1].double()) / sampling.temperature
-        return Shortlist(tokens, scaled.softmax(dim=-1), logits.shape[-1])
+        return Shortlist(tokens, scaled.softmax(dim=-1), logits.shape[-1]), values[..., 0]
 
     def some_too_short(self) -> Tensor:  # []
         """Say whether any list does not hold all tokens that it should."""
@@ -123,9 +127,14 @@ def laws_of(
     sampling: SamplingConfig,
     lists: Shortlists | None,
     used: Tensor,  # [...]
-) -> Laws:
-    """Return the laws that settings make of logits, as short lists in a step that computes with such."""
-    return probs_from_logits(logits, sampling) if lists is None else lists.laws(logits, sampling, used)
+) -> tuple[Laws, Tensor]:  # [..., V], [...]
+    """Return the laws that settings make of logits, as short lists in a step that computes with such.
+
+    The largest logits come with them: where one is not finite there is no law, see `largest_logits`.
+    """
+    if lists is not None:
+        return lists.laws(logits, sampling, used)
+    return probs_from_logits(logits, sampling), largest_logits(logits)
 
 
 def _length(sampling: SamplingConfig, vocab_size: int) -> int:

@@ -52,7 +52,8 @@ def test_a_list_is_the_law_or_said_to_be_too_short(case: tuple[Any, Any]) -> Non
     logits, sampling = case
     size = logits.shape[-1]
     lists, probs = lists_for(sampling, size), probs_from_logits(logits, sampling)
-    laws = lists.laws(logits, sampling, torch.ones(len(logits), dtype=torch.bool))
+    laws, largest = lists.laws(logits, sampling, torch.ones(len(logits), dtype=torch.bool))
+    assert largest.tolist() == logits.amax(dim=-1).tolist()
     kth = logits.double().sort(dim=-1, descending=True).values[:, sampling.top_k - 1, None]
     survivors = ((logits >= kth) & (logits > float("-inf"))).sum(dim=-1)
     if sampling.temperature == 0:
@@ -79,7 +80,7 @@ def test_a_rule_says_the_same_over_columns(case: tuple[Any, Any], rule: str, see
     logits, sampling = case
     lists = lists_for(sampling, logits.shape[-1])
     target, draft = (
-        lists.laws(rows[None], sampling, torch.ones(1, len(rows), dtype=torch.bool))
+        lists.laws(rows[None], sampling, torch.ones(1, len(rows), dtype=torch.bool))[0]
         for rows in (logits[:4], logits[4:])
     )
     if bool(lists.some_too_short()):

@@ -1,4 +1,4 @@
-"""A state in other tensors: those of a step that is written down, or larger ones.
+"""A state in other tensors: those of a step that is written down.
 
 Glossary of shapes: B rows.
 """
@@ -11,13 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..cache import KVCache
-from ..memory import Memory, check_memory
 from ..state import State
 
-__all__ = ["in_tensors", "shapes_of", "widened"]
+__all__ = ["in_tensors", "shapes_of"]
 
 
 def shapes_of(state: State) -> tuple[Any, ...]:
@@ -31,21 +29,6 @@ def in_tensors(state: State, rows: Mapping[str, Tensor], cached: Sequence[Tensor
     tensors: dict[str, Any] = dict(rows)
     draft_cache = caches[1] if len(caches) > 1 else None
     return replace(state, cache=caches[0], cached=caches[0].lengths, draft_cache=draft_cache, **tensors)
-
-
-def widened(state: State, capacity: int) -> State:
-    """Return an independent state with room for so many tokens of a row.
-
-    Raises:
-        ValueError: it does not fit into the memory that is free.
-    """
-    more = capacity - state.cache.capacity
-    size = sum(cache.keys.nbytes + cache.values.nbytes for cache in state.caches)
-    check_memory(Memory(cache=size * capacity // state.cache.capacity), state.cache.lengths.device)
-    cached: list[Tensor] = []
-    for cache in state.caches:
-        cached += [pad(cache.keys, (0, 0, 0, more)), pad(cache.values, (0, 0, 0, more)), cache.lengths.clone()]
-    return in_tensors(state, {"tokens": pad(state.tokens, (0, more))}, cached)
 
 
 def _cache_in(

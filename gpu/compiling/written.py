@@ -9,7 +9,6 @@ Glossary of shapes: B rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -25,6 +24,7 @@ from ..methods.base import Method
 from ..shortlist import Shortlists
 from ..state import PER_ROW, State
 from .states import in_tensors, shapes_of
+from .twins import twin_of
 
 __all__ = ["AGAIN", "GOES_ON", "LARGEST", "Layout", "Written", "inputs_of", "write_down"]
 
@@ -123,7 +123,7 @@ def write_down(method: Method, state: State, sight: int, trace: bool, lists: boo
     def step(*inputs: Tensor) -> list[Tensor]:
         uniforms, eos, *rest = inputs
         before = in_tensors(state, dict(zip(PER_ROW, rest, strict=False)), rest[len(PER_ROW) :], sight)
-        stepped = _with_shortlists(method) if lists else method
+        stepped = twin_of(method, shortlists=Shortlists.of(method)) if lists else method
         outputs, layout = _step(stepped, replace(before, eos=eos), uniforms, trace)
         layouts.append(layout)
         return outputs
@@ -155,13 +155,6 @@ def _step(
     slots = None if packed.choices is None else tuple(choice.slot for choice in packed.choices)
     nothing = replace(packed, integers=NOTHING, floats=NOTHING, choices=None)
     return outputs, Layout(changed, len(after.caches), shapes_of(after) == shapes_of(before), nothing, slots)
-
-
-def _with_shortlists(method: Method) -> Method:
-    """Return a twin of a method that computes with short lists, where its settings allow it."""
-    twin = copy(method)
-    object.__setattr__(twin, "shortlists", Shortlists.of(method))
-    return twin
 
 
 def _hold_constants(graph: GraphModule) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..batch_record import BatchRecord, Packed
 from ..config import SamplingConfig
 from ..ending import Ending
-from ..first_state import first_state
+from ..first_state import first_state, room_for
 from ..record import Record
-from ..sampling import Processor, largest_logits
+from ..sampling import Processor
 from ..shortlist import Laws, Shortlists, laws_of
 from ..state import State
 from ..tape import Slots
@@ -34,6 +34,7 @@ class Method(ABC):
     sampling: SamplingConfig
     processor: Processor | None
     shortlists: Shortlists | None = None  # of a step that is written down, if its settings leave few tokens
+    least_room: int = 0  # slots of a state whose steps are compiled, doubled until they are enough
 
     @property
     @abstractmethod
@@ -88,6 +89,8 @@ class Method(ABC):
         for prompt in tokens:
             check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
         capacity = max(map(len, tokens)) + ending.max_new_tokens + self.scratch
+        if self.least_room:
+            capacity = room_for(capacity, self.least_room)
         return first_state(tokens, ending, self.model.new_cache(capacity, len(tokens)))
 
     def run(
@@ -118,7 +121,7 @@ class Method(ABC):
         are the target's by default.
         """
         logits = self.process(state, logits, used, more, num_more)
-        return laws_of(logits, sampling or self.sampling, self.shortlists, used), largest_logits(logits)
+        return laws_of(logits, sampling or self.sampling, self.shortlists, used)
 
     def process(
         self,

@@ -19,17 +19,18 @@ def check_prompt(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
     """Return the prompt as plain integers; raise ValueError unless it is a non-empty sequence of the model's tokens."""
     if len(prompt) == 0:
         raise ValueError("prompt: found no tokens, expected at least one")
-    return tuple(check_token("prompt", token, vocab_size, f" at place {i}") for i, token in enumerate(prompt))
+    return tuple(check_token("prompt", token, vocab_size, place) for place, token in enumerate(prompt))
 
 
-def check_token(name: str, token: Any, vocab_size: int, place: str = "") -> int:
+def check_token(name: str, token: Any, vocab_size: int, place: int | None = None) -> int:
     """Return a token id as a plain integer; raise ValueError unless it is one of the model's."""
     try:
         number = -1 if isinstance(token, bool) else operator.index(token)
     except TypeError:
         number = -1
     if not 0 <= number < vocab_size:
-        raise ValueError(f"{name}: found {token!r}{place}, expected a token id from 0 to {vocab_size - 1}")
+        where = "" if place is None else f" at place {place}"
+        raise ValueError(f"{name}: found {token!r}{where}, expected a token id from 0 to {vocab_size - 1}")
     return number
 
 

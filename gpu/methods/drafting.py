@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..asking import any_of, most_of
 from ..config import SamplingConfig
-from ..sampling import largest_logits
 from ..shortlist import Laws, joined, laws_of
 from ..state import State
 from ..tape import Draws
@@ -60,10 +59,11 @@ def draft_left_to_right(
         logits = next_logits(text, lengths, depth).unsqueeze(1)
         if method.processor is not None:
             logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
-        lawful.append(largest_logits(logits).isfinite())
+        law, largest = laws_of(logits, sampling, method.shortlists, limit.unsqueeze(1) > depth)
+        laws.append(law)
+        lawful.append(largest.isfinite())
         if wanted is not None:
             lawful[-1] = lawful[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
-        laws.append(laws_of(logits, sampling, method.shortlists, limit.unsqueeze(1) > depth))
         tokens.append(draws.tokens("draft", laws[-1], depth))
         text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:
