@@ -26,7 +26,7 @@ from .compiling.prompts import read_prompts
 from .compiling.recent import Made, Tally
 from .compiling.states import shapes_of
 from .compiling.twins import twin_of
-from .compiling.written import AGAIN, GOES_ON, Layout, inputs_of, write_down
+from .compiling.written import AGAIN, GOES_ON, UNIFORMS, Layout, inputs_of, write_down
 from .config import SamplingConfig
 from .ending import Ending
 from .fixed_shapes import LEAST_SIGHT, needs_host, sight_for, why_not_fixed
@@ -158,26 +158,27 @@ class Compiled(Method):
     ) -> tuple[State, list[BatchRecord | Packed]]:
         """Run native code, and nothing between two cycles; where that was not valid, the step as it is."""
         most = 1 + (made.longest - max(cache.extent for cache in state.caches)) // self.scratch
-        inputs, said = inputs_of(state, uniforms[0]), GOES_ON
+        said = torch.full((1,), GOES_ON)
+        inputs, look = inputs_of(state, said, uniforms[0]), said.numpy().data
         found: list[list[Tensor]] = []
-        for inputs[0] in uniforms[: most if made.layout.lasts else 1].unbind():
+        for inputs[UNIFORMS] in uniforms[: most if made.layout.lasts else 1].unbind():
             outputs = made.call(*inputs)
-            said = int(outputs[0].item())
-            if said == AGAIN:
+            if look[0] == AGAIN:
                 break
             made.layout.follow(inputs, outputs)
             found.append(outputs)
-            if said != GOES_ON:
+            if look[0] != GOES_ON:
                 break
         self.tally.cycles += len(found)
         records: list[BatchRecord | Packed] = [made.layout.record(outputs) for outputs in found]
         if records:
             state = made.layout.state(state, inputs)
-        if said == AGAIN:
+        again = look[0] == AGAIN
+        if again:
             self.tally.count_again()
             state, record = self.method.step(state, uniforms[len(records)], made.trace)
             records.append(record)
-        lasts = made.layout.lasts and said != AGAIN
+        lasts = made.layout.lasts and not again
         object.__setattr__(self, "made", made._replace(state=ref(state)) if lasts else None)
         return state, records
 

@@ -60,6 +60,7 @@ def tapes(
     """
     for name, value in (("seed", seed), *(("request", value) for value in requests), ("cycle", first)):
         check_integer(name, value, 0, 2**64 - 1)
+    check_integer("cycle", int(first) + max(num_cycles, 1) - 1, 0, 2**64 - 1)
     counter = np.array([0, first, 0, 0], np.uint64)
     to_next = 2**64 - -(-num_slots // 4)  # behind the blocks of four that a cycle has used
     found = np.empty((num_cycles, len(requests), num_slots))

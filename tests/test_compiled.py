@@ -252,6 +252,74 @@ def test_texts_that_grow_and_take_turns_are_those_of_the_step_as_it_is(
     assert len({key[0] for key in native.code}) > 1 and native.is_native
 
 
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are written down, and run as written."""
+    monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
+    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
+
+
+@pytest.mark.usefixtures("written")
+@pytest.mark.parametrize("kind", KINDS)
+def test_cycles_run_together_are_those_run_one_by_one(kind: str) -> None:
+    """Of two texts, with all laws; none is run behind a cycle in which a text ends, or where there is no more room."""
+    import torch
+
+    from pass_sampling.gpu.tape import tapes
+
+    pkg = package("gpu")
+    method = kind_of(kind)
+    ending, prompts = pkg.Ending(24, (2,)), ((1, 0), LONG[0])
+    native, _ = compiled(method, least_sight=16)
+    ahead = tapes(3, [0, 1], 0, 26, method.num_slots)
+    one, many = native.start_batch(prompts, ending), native.start_batch(prompts, ending)
+    at_once = []
+    while len(ahead):
+        before = many.ended
+        many, records = native.steps(many, ahead, trace=True)
+        at_once.append(len(records))
+        for place, (uniforms, record) in enumerate(zip(ahead, records, strict=False)):
+            assert one.ended.tolist() == before.tolist(), "a text had ended before the last of these cycles"
+            one, alone = native.step(one, uniforms, trace=True)
+            assert record.rows() == alone.rows(), place
+            for mine, yours in zip(record.rows(), alone.rows(), strict=True):
+                assert [choice.slot for choice in mine.choices] == [choice.slot for choice in yours.choices]
+        for row in torch.arange(2).split(1):
+            assert one.select(row).agrees(many.select(row))
+        ahead = ahead[len(records) :]
+    assert max(at_once) > 1 and one.ended.all() and native.is_native
+
+
+@pytest.mark.usefixtures("written")
+def test_what_is_no_uniform_is_refused_in_whatever_cycle_it_comes() -> None:
+    from pass_sampling.gpu.tape import tapes
+
+    pkg = package("gpu")
+    native, _ = compiled(kind_of("block"))
+    for place in range(3):
+        ahead = tapes(3, [0], 0, 4, native.num_slots)
+        ahead[place, 0, 1] = 1.0
+        with pytest.raises(ValueError, match="uniforms: found"):
+            native.steps(native.start((1, 0), pkg.Ending(20, ())), ahead)
+
+
+@pytest.mark.usefixtures("written")
+def test_who_listens_hears_of_every_cycle_before_the_next() -> None:
+    """A callback is told of a cycle as soon as it is done, though native code could go on."""
+    pkg = package("gpu")
+    native, _ = compiled(kind_of("draft model"))
+    known: list[int] = []
+    heard: list[Any] = []
+
+    def listens(request: int, record: Any) -> None:
+        known.append(native.tally.cycles)
+        heard.append(record)
+
+    found = pkg.generate(native, (1, 0), 20, (), seed=3, callback=listens)
+    assert known == list(range(1, len(heard) + 1)) and tuple(heard) == found.records
+    same_records(found, pkg.generate(native, (1, 0), 20, (), seed=3))
+
+
 def test_a_package_that_cannot_be_loaded_is_made_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from pass_sampling.gpu.compiling import packages
 

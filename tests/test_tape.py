@@ -78,6 +78,23 @@ def test_a_row_of_a_batch_does_not_depend_on_the_others(
     )
 
 
+@each_port
+@given(NUMBERS, st.lists(NUMBERS, min_size=1, max_size=3), NUMBERS, st.integers(0, 4), st.integers(0, 13))
+def test_cycles_made_together_are_those_made_one_by_one(
+    port: Port, seed: int, requests: list[int], cycle: int, num_cycles: int, num_slots: int
+) -> None:
+    make = port.module("tape").tapes
+    last = cycle + max(num_cycles, 1) - 1
+    if last >= 2**64:
+        with pytest.raises(ValueError, match=f"^cycle: found {last}, expected an integer from 0 to {2**64 - 1}$"):
+            make(seed, requests, cycle, num_cycles, num_slots)
+        return
+    found = make(seed, requests, cycle, num_cycles, num_slots)
+    assert found.shape == (num_cycles, len(requests), num_slots)
+    for place, rows in enumerate(found.numpy()):
+        assert np.array_equal(rows, REFERENCE.tape_rows(seed, requests, cycle + place, num_slots))
+
+
 @each_impl
 @given(NUMBERS, NUMBERS, NUMBERS, st.integers(0, 40), st.integers(0, 40))
 def test_a_longer_row_begins_with_the_shorter(

@@ -26,19 +26,19 @@ from ..state import PER_ROW, State
 from .states import in_tensors, shapes_of
 from .twins import twin_of
 
-__all__ = ["AGAIN", "GOES_ON", "LARGEST", "Layout", "Written", "inputs_of", "write_down"]
+__all__ = ["AGAIN", "GOES_ON", "LARGEST", "UNIFORMS", "Layout", "Written", "inputs_of", "write_down"]
 
 Value = TypeVar("Value", State, Packed)
 NOTHING = torch.empty(0)
 GOES_ON, NEWS, AGAIN = range(3)
-"""What a written step says first: that all texts go on, that one has ended or has no law, or that the step is not
-valid, as laws would not fit into short lists, or as what it was given are no uniforms. Then all is as it was."""
+"""What a written step says: that all texts go on, that one has ended or has no law, or that the step is not valid, as
+laws would not fit into short lists, or as what it was given are no uniforms. Then all is as it was."""
 LARGEST = 2**29  # bytes of weights: every package holds them once more, and larger models gain less
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the numbers that come out of a written step are, behind what it says first."""
+    """What the numbers that come out of a written step are, in order."""
 
     changed: tuple[str, ...]  # tensors of the state that the step replaces; the caches' lengths follow
     num_caches: int
@@ -51,7 +51,7 @@ class Layout:
         """Which inputs of the next cycle are which outputs."""
         lengths = [FIRST_CACHED + 3 * cache + 2 for cache in range(self.num_caches)]
         places = [*(FIRST_ROW + PER_ROW.index(name) for name in self.changed), *lengths]
-        return tuple((place, 1 + i) for i, place in enumerate(places))
+        return tuple((place, i) for i, place in enumerate(places))
 
     def follow(self, inputs: list[Tensor], outputs: Sequence[Tensor]) -> None:
         """Make the inputs of a cycle, whose cached rows have been written in place, those of the next one."""
@@ -68,7 +68,7 @@ class Layout:
 
     def record(self, outputs: Sequence[Tensor]) -> Packed:
         """Return the record of a cycle."""
-        integers, floats, *rest = outputs[1 + len(self.followed) :]
+        integers, floats, *rest = outputs[len(self.followed) :]
         found, choices = iter(rest), None
         if self.choices is not None:
             choices = tuple(Choices(slot, next(found), next(found), next(found)) for slot in self.choices)
@@ -84,15 +84,20 @@ def _changed(value: Value, **fields: Any) -> Value:
 
 def inputs_of(
     state: State,
+    said: Tensor,  # [1]
     uniforms: Tensor,  # [B, num_slots]
 ) -> list[Tensor]:
-    """Return everything that a step reads and that is not the method's own, in the order of a written step."""
+    """Return everything that a step reads and that is not the method's own, in the order of a written step.
+
+    What it says it writes to `said`: where the host has looked once, it looks again without asking PyTorch.
+    """
     rows = [getattr(state, name) for name in PER_ROW]
     cached = [tensor for cache in state.caches for tensor in (cache.keys, cache.values, cache.lengths)]
-    return [tensor.contiguous() for tensor in (uniforms, state.eos, *rows, *cached)]
+    return [tensor.contiguous() for tensor in (said, uniforms, state.eos, *rows, *cached)]
 
 
-FIRST_ROW = 2
+UNIFORMS = 1
+FIRST_ROW = 3
 FIRST_CACHED = FIRST_ROW + len(PER_ROW)
 
 
@@ -121,15 +126,17 @@ def write_down(method: Method, state: State, sight: int, trace: bool, lists: boo
     layouts: list[Layout] = []
 
     def step(*inputs: Tensor) -> list[Tensor]:
-        uniforms, eos, *rest = inputs
+        said, uniforms, eos, *rest = inputs
         before = in_tensors(state, dict(zip(PER_ROW, rest, strict=False)), rest[len(PER_ROW) :], sight)
         stepped = twin_of(method, shortlists=Shortlists.of(method)) if lists else method
-        outputs, layout = _step(stepped, replace(before, eos=eos), uniforms, trace)
+        outputs, layout, says = _step(stepped, replace(before, eos=eos), uniforms, trace)
+        said.copy_(says)
         layouts.append(layout)
         return outputs
 
     with torch.inference_mode(False), torch.no_grad():
-        examples = [torch.zeros_like(tensor) for tensor in inputs_of(state, uniforms)]
+        said = torch.zeros(1, dtype=torch.int64)
+        examples = [torch.zeros_like(tensor) for tensor in inputs_of(state, said, uniforms)]
         graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
         _hold_constants(graph)
     return Written(graph, examples, layouts[-1])
@@ -140,21 +147,21 @@ def _step(
     before: State,
     uniforms: Tensor,  # [B, num_slots]
     trace: bool,
-) -> tuple[list[Tensor], Layout]:
+) -> tuple[list[Tensor], Layout, Tensor]:
     after, record = method.step(before, uniforms, trace)
     again = ~((uniforms >= 0) & (uniforms < 1)).all()
     if method.shortlists is not None:
         again = again | method.shortlists.some_too_short()
     news = (after.ended & ~before.ended).any() | (after.fault != 0).any()
-    said = torch.where(again, AGAIN, torch.where(news, NEWS, GOES_ON))
+    says = torch.where(again, AGAIN, torch.where(news, NEWS, GOES_ON))
     changed = tuple(name for name in PER_ROW if getattr(after, name) is not getattr(before, name))
     packed = record.pack()
-    outputs = [said, *(getattr(after, name) for name in changed), *(cache.lengths for cache in after.caches)]
+    outputs = [*(getattr(after, name) for name in changed), *(cache.lengths for cache in after.caches)]
     outputs += [packed.integers, packed.floats]
     outputs += [each for choice in packed.choices or () for each in (choice.edges, choice.outcome, choice.active)]
     slots = None if packed.choices is None else tuple(choice.slot for choice in packed.choices)
     nothing = replace(packed, integers=NOTHING, floats=NOTHING, choices=None)
-    return outputs, Layout(changed, len(after.caches), shapes_of(after) == shapes_of(before), nothing, slots)
+    return outputs, Layout(changed, len(after.caches), shapes_of(after) == shapes_of(before), nothing, slots), says
 
 
 def _hold_constants(graph: GraphModule) -> None:

@@ -20,7 +20,7 @@ from ..ending import Ending
 from ..methods import Candidates, FusedCandidates, Method
 from ..methods.fused import Fused
 from ..record import Record
-from ..tape import tape
+from ..tape import tapes
 from ..transformer import Transformer
 from .trees import WIDEST, best_shapes, rank_rates
 from .ways import Way, most_drafts, with_settings
@@ -153,15 +153,17 @@ def cycle_milliseconds(method: Method, prefix: Sequence[int], eos_token_ids: Seq
     tokens = len(method.tree.num_candidates) + 1 if isinstance(method, trees) else max(1, method.num_slots)  # at most
     cycles = unmeasured + max(1, min(CYCLES, (most - len(prefix) - 1) // tokens - unmeasured))
     state = method.start(prefix, Ending(cycles * tokens + 1, eos_token_ids))
-    uniforms = [tape(0, [0], cycle, method.num_slots, device=device) for cycle in range(cycles)]
-    times = []
-    for each in uniforms:
+    ahead = tapes(0, [0], 0, cycles, method.num_slots, device=device)
+    times: list[float] = []
+    while len(ahead):
         started = _clock(device)
-        state, batch = method.step(state, each)
+        state, batches = method.steps(state, ahead[:1] if len(times) < unmeasured else ahead)
         state.raise_fault()
         state.cache.measure()
-        batch.rows()
-        times.append(1000 * (_clock(device) - started))
+        for batch in batches:
+            batch.rows()
+        times += [1000 * (_clock(device) - started) / len(batches)] * len(batches)
+        ahead = ahead[len(batches) :]
     return times[unmeasured:]
 
 
