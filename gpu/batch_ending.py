@@ -20,12 +20,20 @@ def kept(
     remaining: Tensor,  # [B]
 ) -> tuple[Tensor, Tensor]:  # [B], [B]
     """Return how many of each row's first `count` tokens to keep, and whether the text ends there: on the device."""
-    width = tokens.shape[1]
-    order = torch.arange(width, device=tokens.device)
+    order = torch.arange(tokens.shape[1], device=tokens.device)
     is_eos = tokens == eos if len(eos) == 1 else (tokens.unsqueeze(2) == eos).any(dim=2)
     is_end = is_eos | (order + 1 >= remaining.unsqueeze(1))
-    first = torch.where(is_end, order, width).amin(dim=1) if width else torch.zeros_like(count)
+    first = num_leading(~is_end)
     return torch.minimum(count, first + 1), first < count
+
+
+def num_leading(
+    flags: Tensor,  # [B, W]
+) -> Tensor:  # [B]
+    """Return how many of each row stand before the first that is false."""
+    width = flags.shape[1]
+    order = torch.arange(width, device=flags.device)
+    return torch.where(flags, width, order).amin(dim=1) if width else torch.zeros_like(flags[:, :0].sum(dim=1))
 
 
 def kept_by_host(

@@ -86,7 +86,8 @@ class Compiled(Method):
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
         """Return the state before the first cycle, with room for a power of two of tokens: so shapes are few."""
-        return (self._roomy if self._unfit is None else self.method).start_batch(prompts, ending)
+        method = twin_of(self.method, least_room=self.least_sight) if self._unfit is None else self.method
+        return method.start_batch(prompts, ending)
 
     def step(
         self,
@@ -213,11 +214,6 @@ class Compiled(Method):
         if reason not in self.said:
             self.said.add(reason)
             log.warning("the step runs as it is, as it cannot be compiled: %s", reason)
-
-    @cached_property
-    def _roomy(self) -> Method:
-        """The method, whose states have room for a power of two of tokens."""
-        return twin_of(self.method, least_room=self.least_sight)
 
     @cached_property
     def _unfit(self) -> str | None:

@@ -171,16 +171,8 @@ def _by_token(
     values: Tensor,  # [..., N]
 ) -> tuple[Tensor, Tensor]:  # [..., N], [..., N]
     """Put both in the order of the tokens: sums of few comparisons, of which a compiler makes loops."""
-    places = _places(tokens, tokens)
+    places = (tokens.unsqueeze(-2) < tokens.unsqueeze(-1)).sum(dim=-1)
     return torch.zeros_like(tokens).scatter(-1, places, tokens), torch.zeros_like(values).scatter(-1, places, values)
-
-
-def _places(
-    tokens: Tensor,  # [..., M]
-    among: Tensor,  # [..., N]
-) -> Tensor:  # [..., M]
-    """Return how many of a list's tokens come before each token."""
-    return (among.unsqueeze(-2) < tokens.unsqueeze(-1)).sum(dim=-1)
 
 
 class Beside(NamedTuple):
@@ -218,7 +210,7 @@ def beside(
         return Beside(target, draft, draft_tokens, None)
     depth, here = draft_tokens.shape[1], draft_tokens.unsqueeze(-1)
     judging = target[:, :depth]
-    same = judging.tokens.unsqueeze(-1) == draft.tokens.unsqueeze(-2)  # [B, K, N, N of the drafts]
+    same = judging.tokens.unsqueeze(-1) == draft.tokens.unsqueeze(-2)  # [B, K, N, N]
     draft_probs = torch.where(same, draft.probs.unsqueeze(-2), 0.0).sum(dim=-1)
     listed = judging.tokens == here
     is_listed = listed.any(dim=-1, keepdim=True)

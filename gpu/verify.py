@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from .batch_ending import num_leading
 from .sampling import Probs
 from .tape import Draws
 
@@ -207,14 +207,6 @@ def verify_match(
     bonus_token = draws.token("final", row(target_probs, num_draft.clamp(max=num_tokens)), active=going & goes_on)
     final_token = torch.where(going, bonus_token, final_token)
     return Verification(num_accepted, final_token, accept, num_accepted + 1)
-
-
-def num_leading(
-    flags: Tensor,  # [B, K]
-) -> Tensor:  # [B]
-    """Return how many stand before the first that is false."""
-    order = torch.arange(flags.shape[1] + 1, device=flags.device)
-    return torch.where(functional.pad(flags, (0, 1)), len(order), order).amin(dim=1)
 
 
 def drafted(

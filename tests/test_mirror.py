@@ -93,7 +93,7 @@ PORT_ONLY = {
     "sampling": {"largest_logits"},  # a device does not raise: it keeps the number that would be complained about
     "verify": {"drafted", "row"},  # batches are padded
     "precision": {"check_device"},
-    "tape": {"check_uniforms"},  # before native code is given them, too
+    "tape": {"check_uniforms", "tapes"},  # before native code is given them, too; of many cycles at once
     "lookahead.LookAhead": {"save_pretrained", "from_pretrained", "push_to_hub"},  # the Hub's names, by its library
     "layers": {"rotation", "rotate", "attention_of_few"},  # half of `rope`; what is compiled
     "tape.Draws": {"tokens", "tokens_at", "restrict", "room"},  # several draws in one call, some of them idle
@@ -105,7 +105,7 @@ PORT_ONLY = {
     "methods.candidates_fused.FusedCandidates": {"propose"},
     "ending.Ending": {"asks_host"},  # the others are looked for on the device
     "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "complaint", "select", "stack", "check_fresh"},
-    "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},
+    "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts", "steps"},  # of many rows and cycles
     "methods.language_model.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},
     "drafters.ngram.NgramModel": {"to"},

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..asking import any_of, most_of
+from ..batch_ending import num_leading
 from ..config import SamplingConfig
 from ..shortlist import Laws, joined, laws_of
 from ..state import State
 from ..tape import Draws
-from ..verify import Tokens, drafted, num_leading
+from ..verify import Tokens, drafted
 from .base import Method
 
 

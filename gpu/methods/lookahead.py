@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..asking import any_of, most_of
+from ..batch_ending import num_leading
 from ..batch_record import BatchRecord
 from ..config import SamplingConfig, check_integer
 from ..lookahead import LookAhead
@@ -21,7 +22,7 @@ from ..sampling import Processor
 from ..shortlist import Laws, joined
 from ..state import State
 from ..tape import Draws, Slots
-from ..verify import Tokens, drafted, num_leading
+from ..verify import Tokens, drafted
 from .base import Method
 from .checks import check_settings, check_token
 from .judging import judge
