@@ -33,7 +33,7 @@ def num_leading(
     """Return how many of each row stand before the first that is false."""
     width = flags.shape[1]
     order = torch.arange(width, device=flags.device)
-    return torch.where(flags, width, order).amin(dim=1) if width else torch.zeros_like(flags[:, :0].sum(dim=1))
+    return torch.where(flags, width, order).amin(dim=1) if width else flags.sum(dim=1)
 
 
 def kept_by_host(

@@ -26,7 +26,7 @@ from .compiling.prompts import read_prompts
 from .compiling.recent import Made, Tally
 from .compiling.states import shapes_of
 from .compiling.twins import twin_of
-from .compiling.written import AGAIN, GOES_ON, UNIFORMS, Layout, inputs_of, write_down
+from .compiling.written import AGAIN, GOES_ON, ORDER, Layout, inputs_of, write_down
 from .config import SamplingConfig
 from .ending import Ending
 from .fixed_shapes import LEAST_SIGHT, needs_host, sight_for, why_not_fixed
@@ -57,7 +57,7 @@ class Compiled(Method):
     report: Callable[[str], None] | None = None  # is told what is compiled, before it is
     made: Made | None = field(default=None, init=False, repr=False)
     tally: Tally = field(default_factory=Tally, init=False, repr=False)
-    said: set[str] = field(default_factory=set, init=False, repr=False)
+    warned: set[str] = field(default_factory=set, init=False, repr=False)
     code: dict[Any, tuple[Call, Layout] | None] = field(default_factory=dict, init=False, repr=False)
 
     model: LanguageModel = field(init=False, repr=False)
@@ -108,11 +108,15 @@ class Compiled(Method):
         uniforms: Tensor,  # [C, B, num_slots]
         trace: bool = False,
     ) -> tuple[State, list[BatchRecord | Packed]]:
-        """Run as many cycles as there are uniforms and room for, one call of native code behind another."""
+        """Run some of C cycles, one call of native code behind another: all, if no text ends and there is room.
+
+        Where a step is not compiled, or is not valid, it is one.
+        """
+        uniforms = uniforms.double().contiguous()  # native code does not look at either
         made = self.made
         if made is not None and made.fits(state, uniforms[0], trace):
             state.check_fresh()
-            return self._run(made, state, uniforms.double())
+            return self._run(made, state, uniforms)
         reason = self._unfit or needs_host(self.method, state)
         if reason is not None:
             self._warn(reason)
@@ -123,7 +127,6 @@ class Compiled(Method):
                 f"uniforms: found {uniforms.shape[1]} rows, expected {len(state.lengths)}, one for each text"
             )
         state.check_fresh()
-        uniforms = uniforms.double()
         if state.cache.extent:
             fits = state.max_pending == 1  # not where some texts have begun and others have not
             return (self._steps if fits else self.method.steps)(state, uniforms, trace)
@@ -157,31 +160,30 @@ class Compiled(Method):
         state: State,
         uniforms: Tensor,  # [C, B, num_slots]
     ) -> tuple[State, list[BatchRecord | Packed]]:
-        """Run native code, and nothing between two cycles; where that was not valid, the step as it is."""
-        most = 1 + (made.longest - max(cache.extent for cache in state.caches)) // self.scratch
+        """Run native code, and nothing between cycles, up to one that is not valid: if that is the first, as it is."""
+        layout, longest = made.layout, max(cache.extent for cache in state.caches)
+        most = 1 + (made.longest - longest) // layout.packed.width if layout.lasts else 1
         said = torch.full((1,), GOES_ON)
         inputs, look = inputs_of(state, said, uniforms[0]), said.numpy().data
         found: list[list[Tensor]] = []
-        for inputs[UNIFORMS] in uniforms[: most if made.layout.lasts else 1].unbind():
+        for each in uniforms[:most].unbind():
+            inputs[ORDER.index("uniforms")] = each
             outputs = made.call(*inputs)
             if look[0] == AGAIN:
                 break
-            made.layout.follow(inputs, outputs)
+            layout.follow(inputs, outputs)
             found.append(outputs)
             if look[0] != GOES_ON:
                 break
-        self.tally.cycles += len(found)
-        records: list[BatchRecord | Packed] = [made.layout.record(outputs) for outputs in found]
-        if records:
-            state = made.layout.state(state, inputs)
-        again = look[0] == AGAIN
-        if again:
+        self.tally.cycles += len(found) or 1
+        if not found:
             self.tally.count_again()
-            state, record = self.method.step(state, uniforms[len(records)], made.trace)
-            records.append(record)
-        lasts = made.layout.lasts and not again
-        object.__setattr__(self, "made", made._replace(state=ref(state)) if lasts else None)
-        return state, records
+            object.__setattr__(self, "made", None)
+            state, record = self.method.step(state, uniforms[0], made.trace)
+            return state, [record]
+        state = layout.state(state, inputs)
+        object.__setattr__(self, "made", made._replace(state=ref(state)) if layout.lasts else None)
+        return state, [layout.record(outputs) for outputs in found]
 
     def _sight(self, state: State) -> int:
         longest = max(cache.extent for cache in state.caches)
@@ -211,8 +213,8 @@ class Compiled(Method):
 
     def _warn(self, reason: str) -> None:
         """Say once why a step is not compiled."""
-        if reason not in self.said:
-            self.said.add(reason)
+        if reason not in self.warned:
+            self.warned.add(reason)
             log.warning("the step runs as it is, as it cannot be compiled: %s", reason)
 
     @cached_property

@@ -22,12 +22,11 @@ from .ending import Ending
 from .methods.base import Method
 from .record import Generation, Record
 from .rows import empty_rows, put_row
-from .tape import tapes
+from .tape import CYCLES_AHEAD, tapes
 from .underway import Request, Row, Underway
 
 __all__ = ["Engine", "Request"]
 
-CYCLES_AHEAD = 16  # whose uniforms are made together
 Callback = Callable[[int, Record], None]
 
 

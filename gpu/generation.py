@@ -10,9 +10,8 @@ from .batch_record import BatchRecord, Packed
 from .ending import Decode, Ending
 from .methods.base import Method
 from .record import Generation, Record
-from .tape import tapes
+from .tape import CYCLES_AHEAD, tapes
 
-CYCLES_AHEAD = 32  # whose uniforms are made together: behind a pass the generator's code has left the caches
 Callback = Callable[[int, Record], None]
 """Called as `callback(request, record)` after every cycle of a request: `record.tokens` are new in its text."""
 

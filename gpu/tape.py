@@ -16,6 +16,7 @@ from .host import at_hand
 from .sampling import Probs, cell_edges, draw
 from .shortlist import Laws, Shortlist, whole
 
+CYCLES_AHEAD = 32  # whose uniforms are made together: behind a pass the generator's code has left the caches
 Slots = Mapping[str, int]
 """A cycle's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
 

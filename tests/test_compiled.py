@@ -88,6 +88,24 @@ def test_longer_texts_and_more_rows_are_compiled_for_themselves(kind: str) -> No
     assert None not in native.code.values()
 
 
+def as_written(graph: Any, examples: list[Any], begins: Any) -> Any:
+    """In place of a package: the operations as they are written down, which refuse what a package would misread."""
+
+    def call(*inputs: Any) -> Any:
+        for given, example in zip(inputs, examples, strict=True):
+            assert (given.shape, given.dtype) == (example.shape, example.dtype) and given.is_contiguous()
+        return graph(*inputs)
+
+    return call
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are written down, and run as written."""
+    monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
+    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", as_written)
+
+
 def unfit(reason: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
     """A method that cannot be compiled, and what else a text of it takes."""
     pkg = package("gpu")
@@ -197,7 +215,7 @@ def test_a_text_that_the_host_looks_at_is_never_left_to_native_code(monkeypatch:
     monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
     pkg = package("gpu")
     method = kind_of("plain")
-    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
+    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", as_written)
     stops = {"stop_strings": ["02"], "decode": lambda tokens: "".join(map(str, tokens))}
     for order in (({}, stops), (stops, {})):
         native, _ = compiled(method)
@@ -214,7 +232,7 @@ def test_texts_under_way_and_new_ones_are_stepped_together(monkeypatch: pytest.M
 
     monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
     pkg = package("gpu")
-    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
+    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", as_written)
     method = kind_of("draft model")
     native, _ = compiled(method)
     ending, records = pkg.Ending(9, ()), []
@@ -234,7 +252,7 @@ def test_texts_that_grow_and_take_turns_are_those_of_the_step_as_it_is(
     from pass_sampling.gpu.tape import tape
 
     monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
-    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
+    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", as_written)
     pkg = package("gpu")
     method = kind_of(kind)
     native, _ = compiled(method, least_sight=16)
@@ -250,13 +268,6 @@ def test_texts_that_grow_and_take_turns_are_those_of_the_step_as_it_is(
         texts.append(found)
     assert texts[0] == texts[1]
     assert len({key[0] for key in native.code}) > 1 and native.is_native
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps are written down, and run as written."""
-    monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
-    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
 
 
 @pytest.mark.usefixtures("written")
@@ -292,15 +303,43 @@ def test_cycles_run_together_are_those_run_one_by_one(kind: str) -> None:
 
 @pytest.mark.usefixtures("written")
 def test_what_is_no_uniform_is_refused_in_whatever_cycle_it_comes() -> None:
+    """The cycles before it are done, and the text can go on."""
     from pass_sampling.gpu.tape import tapes
 
     pkg = package("gpu")
-    native, _ = compiled(kind_of("block"))
+    method = kind_of("block")
+    native, _ = compiled(method)
     for place in range(3):
-        ahead = tapes(3, [0], 0, 4, native.num_slots)
-        ahead[place, 0, 1] = 1.0
+        good = tapes(3, [0], 0, 4, method.num_slots)
+        bad = good.clone()
+        bad[place, 0, 1] = 1.0
+        state, records = native.start((1, 0), pkg.Ending(20, ())), []
+        if place:
+            state, records = native.steps(state, bad)
+        assert len(records) == place
         with pytest.raises(ValueError, match="uniforms: found"):
-            native.steps(native.start((1, 0), pkg.Ending(20, ())), ahead)
+            native.steps(state, bad[place:])
+        state, more = native.steps(state, good[place:])
+        assert len(records + more) == 4
+        alone = method.start((1, 0), pkg.Ending(20, ()))
+        for uniforms in good:
+            alone, _ = method.step(alone, uniforms)
+        assert state.agrees(alone)
+
+
+@pytest.mark.usefixtures("written")
+def test_uniforms_may_lie_in_memory_as_they_like() -> None:
+    from pass_sampling.gpu.tape import tape, tapes
+
+    pkg = package("gpu")
+    native, _ = compiled(kind_of("block"))
+    longer, turned = tape(3, [0, 1], 0, native.num_slots + 4), tapes(3, [0, 1], 0, 3, native.num_slots).transpose(0, 1)
+    for each in (longer[None, :, : native.num_slots], turned.contiguous().transpose(0, 1), longer[None, :, 4:].float()):
+        ways = []
+        for uniforms in (each, each.contiguous()):
+            state = native.start_batch([(1, 0), (2, 1)], pkg.Ending(20, ()))
+            ways.append([record.rows() for record in native.steps(state, uniforms)[1]])
+        assert ways[0] == ways[1]
 
 
 @pytest.mark.usefixtures("written")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import pass_sampling.reference as reference
 from models import exact_target, package, transformer
 from pass_sampling.reference.law import output_law
+from test_compiled import as_written
 from test_engine import KINDS, PROMPTS, method_of, same_records
 
 pytestmark = pytest.mark.torch
@@ -112,7 +113,7 @@ def written(method: Any, monkeypatch: pytest.MonkeyPatch, seldom: int = 16, **se
 
     monkeypatch.setattr("pass_sampling.gpu.compiling.recent.SELDOM", seldom)
     monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
-    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", lambda graph, examples, begins: graph)
+    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", as_written)
     return Compiled(method, **{"least_sight": 32} | settings)
 
 

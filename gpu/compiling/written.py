@@ -26,13 +26,15 @@ from ..state import PER_ROW, State
 from .states import in_tensors, shapes_of
 from .twins import twin_of
 
-__all__ = ["AGAIN", "GOES_ON", "LARGEST", "UNIFORMS", "Layout", "Written", "inputs_of", "write_down"]
+__all__ = ["AGAIN", "GOES_ON", "LARGEST", "ORDER", "Layout", "Written", "inputs_of", "write_down"]
 
 Value = TypeVar("Value", State, Packed)
 NOTHING = torch.empty(0)
+ORDER = ("said", "uniforms", "eos", *PER_ROW)
+"""What a written step is given, and then keys, values and lengths of each cache."""
 GOES_ON, NEWS, AGAIN = range(3)
 """What a written step says: that all texts go on, that one has ended or has no law, or that the step is not valid, as
-laws would not fit into short lists, or as what it was given are no uniforms. Then all is as it was."""
+laws would not fit into short lists, or as what it was given are no uniforms. Then nothing that counts has changed."""
 LARGEST = 2**29  # bytes of weights: every package holds them once more, and larger models gain less
 
 
@@ -49,8 +51,8 @@ class Layout:
     @cached_property
     def followed(self) -> tuple[tuple[int, int], ...]:
         """Which inputs of the next cycle are which outputs."""
-        lengths = [FIRST_CACHED + 3 * cache + 2 for cache in range(self.num_caches)]
-        places = [*(FIRST_ROW + PER_ROW.index(name) for name in self.changed), *lengths]
+        lengths = [len(ORDER) + 3 * cache + 2 for cache in range(self.num_caches)]
+        places = [*map(ORDER.index, self.changed), *lengths]
         return tuple((place, i) for i, place in enumerate(places))
 
     def follow(self, inputs: list[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -59,9 +61,9 @@ class Layout:
             inputs[place] = outputs[output]
 
     def state(self, before: State, inputs: Sequence[Tensor]) -> State:
-        """Return the state of some inputs, which has come from one before."""
-        tensors: dict[str, Any] = {name: inputs[FIRST_ROW + PER_ROW.index(name)] for name in self.changed}
-        for cache, lengths in zip(before.caches, inputs[FIRST_CACHED + 2 :: 3], strict=True):
+        """Return the state that some inputs are, which has come from one before: whose caches are moved on."""
+        tensors: dict[str, Any] = {name: inputs[ORDER.index(name)] for name in self.changed}
+        for cache, lengths in zip(before.caches, inputs[len(ORDER) + 2 :: 3], strict=True):
             cache.lengths = lengths
             cache.measure()
         return _changed(before, **tensors, cached=before.cache.lengths, max_pending=1, draft_pending=2)
@@ -91,14 +93,9 @@ def inputs_of(
 
     What it says it writes to `said`: where the host has looked once, it looks again without asking PyTorch.
     """
-    rows = [getattr(state, name) for name in PER_ROW]
+    of_state = [getattr(state, name) for name in ORDER[2:]]
     cached = [tensor for cache in state.caches for tensor in (cache.keys, cache.values, cache.lengths)]
-    return [tensor.contiguous() for tensor in (said, uniforms, state.eos, *rows, *cached)]
-
-
-UNIFORMS = 1
-FIRST_ROW = 3
-FIRST_CACHED = FIRST_ROW + len(PER_ROW)
+    return [tensor.contiguous() for tensor in (said, uniforms, *of_state, *cached)]
 
 
 class Written(NamedTuple):
@@ -159,6 +156,7 @@ def _step(
     outputs = [*(getattr(after, name) for name in changed), *(cache.lengths for cache in after.caches)]
     outputs += [packed.integers, packed.floats]
     outputs += [each for choice in packed.choices or () for each in (choice.edges, choice.outcome, choice.active)]
+    outputs = [each.contiguous() for each in outputs]  # as inputs are: native code does not look how they lie
     slots = None if packed.choices is None else tuple(choice.slot for choice in packed.choices)
     nothing = replace(packed, integers=NOTHING, floats=NOTHING, choices=None)
     return outputs, Layout(changed, len(after.caches), shapes_of(after) == shapes_of(before), nothing, slots), says

@@ -56,10 +56,10 @@ class Method(ABC):
         uniforms: Tensor,  # [C, B, num_slots]
         trace: bool = False,
     ) -> tuple[State, list[BatchRecord | Packed]]:
-        """Run some of C cycles, at least one, and none behind one in which a text ends; return a record for each.
+        """Run some of C cycles, at least one, and none behind one in which a text ends or has no law.
 
-        It is one where a step is a call from Python anyway. Where it is native code, many cycles cost what lies around
-        one.
+        It is one where a step is a call from Python anyway. Where it is native code, what lies around one cycle is paid
+        once for many. Returned are the state and a record of each.
         """
         state, record = self.step(state, uniforms[0], trace)
         return state, [record]

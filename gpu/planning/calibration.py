@@ -144,7 +144,8 @@ def _measured_trees(way: Way, prefixes: Sequence[Sequence[int]]) -> tuple[Measur
 def cycle_milliseconds(method: Method, prefix: Sequence[int], eos_token_ids: Sequence[int] = ()) -> list[float]:
     """Time whole cycles behind a prefix, with what the loop does between them; those that warm up do not count.
 
-    Texts go on to the end, unless tokens are given that end them: native code takes as long behind an end.
+    Texts go on to the end, unless tokens are given that end them: native code takes as long behind an end. Cycles that
+    a method runs together share their time.
     """
     device, most = method.model.device, method.model.max_position_embeddings
     kind = getattr(method, "method", method)  # of one that is compiled
