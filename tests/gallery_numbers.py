@@ -57,27 +57,37 @@ def residual_without_a_guard(site: Site) -> None:
 
 
 def coarse_uniforms(site: Site) -> None:
-    site.wrong("generation", "tape", lambda right, *key, **where: site.xp.floor(right(*key, **where) * 256) / 256)
+    site.wrong("generation", _tape(site), lambda right, *key, **where: site.xp.floor(right(*key, **where) * 256) / 256)
 
 
 def seed_constant(site: Site) -> None:
-    site.wrong("generation", "tape", lambda right, seed, *rest, **where: right(0, *rest, **where))
+    site.wrong("generation", _tape(site), lambda right, seed, *rest, **where: right(0, *rest, **where))
 
 
 def seed_ignored(site: Site) -> None:
     clock = itertools.count()
-    site.wrong("generation", "tape", lambda right, seed, *rest, **where: right(next(clock), *rest, **where))
+    site.wrong("generation", _tape(site), lambda right, seed, *rest, **where: right(next(clock), *rest, **where))
 
 
 def uniforms_by_turn(site: Site) -> None:
     """Hand out uniforms in the order in which they are asked for, as one generator for all requests does."""
     turn = itertools.count()
 
-    def wrong(right: Any, seed: int, request: Any, cycle: int, *rest: Any, **where: Any) -> Any:
-        requests = next(turn) if site.single else [next(turn) for _ in request]
-        return right(seed, requests, 0, *rest, **where)
+    def wrong(right: Any, seed: int, request: int, cycle: int, *rest: Any, **where: Any) -> Any:
+        return right(seed, next(turn), 0, *rest, **where)
 
-    site.wrong("generation", "tape", wrong)
+    def wrong_together(
+        right: Any, seed: int, requests: list[int], cycle: int, num_cycles: int, *rest: Any, **where: Any
+    ) -> Any:
+        turns = [[next(turn) for _ in requests] for _ in range(num_cycles)]
+        return site.xp.cat([right(seed, each, 0, 1, *rest, **where) for each in turns])
+
+    site.wrong("generation", _tape(site), wrong if site.single else wrong_together)
+
+
+def _tape(site: Site) -> str:
+    """Return what makes uniforms: the port makes those of many cycles at once."""
+    return "tape" if site.single else "tapes"
 
 
 def rows_written_into_others(site: Site) -> None:

@@ -288,14 +288,15 @@ def test_each_cycle_of_each_request_is_dealt_once(name: str, monkeypatch: pytest
     dealt: list[tuple[int, int, int]] = []
     home = package(name)
     generation = REFERENCE.module("generation") if name == "reference" else PORT.module("generation")
-    right = generation.tape
+    one = name == "reference"
+    right = generation.tape if one else generation.tapes
 
-    def spy(seed: int, request: Any, cycle: int, num_slots: int, **options: Any) -> Any:
-        requests = [request] if isinstance(request, int) else request
-        dealt.extend((seed, each, cycle) for each in requests)
-        return right(seed, request, cycle, num_slots, **options)
+    def spy(seed: int, request: Any, cycle: int, *shape: int, **options: Any) -> Any:
+        requests, cycles = ([request], 1) if one else (request, shape[0])
+        dealt.extend((seed, each, cycle + i) for each in requests for i in range(cycles))
+        return right(seed, request, cycle, *shape, **options)
 
-    monkeypatch.setattr(generation, "tape", spy)
+    monkeypatch.setattr(generation, "tape" if one else "tapes", spy)
     home.generate_batch(method_over(home, "table", "token"), PROMPTS, 14, eos_token_ids=(5,), seed=3)
     assert len(set(dealt)) == len(dealt) > len(PROMPTS)
 
