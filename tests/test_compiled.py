@@ -210,12 +210,11 @@ def test_a_compiled_command_writes_the_text_of_one_that_is_not(box: Any, capsys:
     assert read_strictly(capsys.readouterr().out)["options"]["compiled"] is True
 
 
-def test_a_text_that_the_host_looks_at_is_never_left_to_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("written")
+def test_a_text_that_the_host_looks_at_is_never_left_to_native_code() -> None:
     """Also where there is native code for its shapes already, or has been refused for a text before."""
-    monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
     pkg = package("gpu")
     method = kind_of("plain")
-    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", as_written)
     stops = {"stop_strings": ["02"], "decode": lambda tokens: "".join(map(str, tokens))}
     for order in (({}, stops), (stops, {})):
         native, _ = compiled(method)
@@ -227,12 +226,11 @@ def test_a_text_that_the_host_looks_at_is_never_left_to_native_code(monkeypatch:
         assert None not in native.code.values() and native.code
 
 
-def test_texts_under_way_and_new_ones_are_stepped_together(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("written")
+def test_texts_under_way_and_new_ones_are_stepped_together() -> None:
     from pass_sampling.gpu.tape import tape
 
-    monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
     pkg = package("gpu")
-    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", as_written)
     method = kind_of("draft model")
     native, _ = compiled(method)
     ending, records = pkg.Ending(9, ()), []
@@ -244,15 +242,12 @@ def test_texts_under_way_and_new_ones_are_stepped_together(monkeypatch: pytest.M
     assert records[0] == records[1]
 
 
+@pytest.mark.usefixtures("written")
 @pytest.mark.parametrize("kind", ["plain", "fused head", "draft model"])
-def test_texts_that_grow_and_take_turns_are_those_of_the_step_as_it_is(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_that_grow_and_take_turns_are_those_of_the_step_as_it_is(kind: str) -> None:
     """What made a text's last state makes the next one only while it has room, and only that text's."""
     from pass_sampling.gpu.tape import tape
 
-    monkeypatch.setattr("pass_sampling.gpu.compiled.has_compiler", lambda: True)
-    monkeypatch.setattr("pass_sampling.gpu.compiled.compiled_package", as_written)
     pkg = package("gpu")
     method = kind_of(kind)
     native, _ = compiled(method, least_sight=16)
@@ -294,7 +289,9 @@ def test_cycles_run_together_are_those_run_one_by_one(kind: str) -> None:
             one, alone = native.step(one, uniforms, trace=True)
             assert record.rows() == alone.rows(), place
             for mine, yours in zip(record.rows(), alone.rows(), strict=True):
-                assert [choice.slot for choice in mine.choices] == [choice.slot for choice in yours.choices]
+                for this, that in zip(mine.choices, yours.choices, strict=True):
+                    assert (this.slot, this.outcome) == (that.slot, that.outcome)
+                    assert np.array_equal(this.edges, that.edges)
         for row in torch.arange(2).split(1):
             assert one.select(row).agrees(many.select(row))
         ahead = ahead[len(records) :]

@@ -71,6 +71,23 @@ def test_a_list_is_the_law_or_said_to_be_too_short(case: tuple[Any, Any]) -> Non
         assert bool((survivors == laws.tokens.shape[-1]).any())
 
 
+@given(st.lists(st.sampled_from([0.0, 0.0, 1e-17, 3e-9, 0.1, 0.3, 0.7, 1 / 3]), min_size=1, max_size=80))
+def test_running_sums_made_in_loops_have_no_cells_that_overlap(weights: list[float]) -> None:
+    """They never step back, and a token of probability 0 has no cell: no tolerance."""
+    from pass_sampling.gpu import sampling
+
+    probs = torch.tensor([[*weights, 1.0]], dtype=torch.float64)[:, -80:]
+    probs = probs / probs.sum()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "is_written_down", lambda tensor: True)
+        sums = sampling._running_sum(probs)
+        at = [edge for each in sums[0].tolist() for edge in (np.nextafter(each, 0.0), each) if edge < 1.0]
+        drawn = sampling.draw(probs.expand(len(at), -1), torch.tensor(at, dtype=torch.float64))
+    steps = sums.diff(dim=-1, prepend=torch.zeros(1, 1, dtype=torch.float64))
+    assert bool((steps >= 0).all()) and not steps[probs == 0].any()
+    assert bool((probs[0, drawn] > 0).all())
+
+
 @given(rows_and_settings(7), st.sampled_from(["token", "block", "match"]), st.integers(0, 999), st.integers(0, 3))
 def test_a_rule_says_the_same_over_columns(case: tuple[Any, Any], rule: str, seed: int, num_draft: int) -> None:
     from pass_sampling.gpu.sampling import probs_from_logits
