@@ -47,7 +47,7 @@ def method_writer(method: Method) -> Writer:
     """Return what writes with a method of this package; no token ends a text early."""
 
     def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
-        result = generate(method, prompt, max_new_tokens, eos_token_ids=(), seed=seed, request=request)
+        result = generate(method, prompt, max_new_tokens, eos_token_ids=(), stop_strings=(), seed=seed, request=request)
         return Run(
             result.tokens,
             result.num_forward_passes,

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import pass_sampling.gpu as port
-from folders import tiny_config, write_checkpoint
+from folders import tiny_config, write_checkpoint, write_json
 from models import lookahead, table, transformer
 from pass_sampling.gpu.benchmark import Contender, in_turn, method_writer, run_all
 from pass_sampling.gpu.benchmarking.expectation import (
@@ -324,6 +324,8 @@ def test_a_peer_writes_the_same_for_the_same_request_and_something_else_for_anot
 
 
 def test_a_folder_that_transformers_does_not_read_is_one_sentence(tmp_path):
+    write_json(tmp_path / "config.json", {"model_type": "unheard-of"})
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="holds nothing for transformers"):
         load_peer(tmp_path, torch.float32, torch.device("cpu"))
 

@@ -397,12 +397,12 @@ def test_settings_that_are_not_applied_are_named_and_those_that_are_off_are_not(
 def test_stop_strings_are_read_beside_the_end_ids(package: str, tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", config_json(tiny_config()))
     path, read = tmp_path / "generation_config.json", module(package, "checkpoint").read_generation_config
-    for given, expected in ((None, ()), ("###", ("###",)), (["a", "b"], ("a", "b")), ([], ())):
-        write_json(path, {"stop_strings": given})
+    for stops, expected in ((None, ()), ("###", ("###",)), (["a", "b"], ("a", "b")), ([], ())):
+        write_json(path, {"stop_strings": stops})
         assert read(tmp_path).stop_strings == expected
     for bad in (3, "", [""], ["a", None], {"a": 1}):
         write_json(path, {"stop_strings": bad})
-        with pytest.raises(ValueError, match="generation_config.json: stop_strings: found .*, expected .*text"):
+        with pytest.raises(ValueError, match=r"generation_config\.json: stop_strings: found .*, expected .*text"):
             read(tmp_path)
 
 

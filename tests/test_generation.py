@@ -188,6 +188,29 @@ def test_drafts_stop_at_the_context_limit(pkg: Any) -> None:
     assert max(seen) <= 12
 
 
+def test_the_models_own_stop_strings_end_a_text_as_its_end_tokens_do(
+    pkg: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = table(pkg, vocab_size=8)
+    for method in methods(pkg, model, pkg.SamplingConfig()):
+        model.stop_strings = ()
+        plain = pkg.generate(method, [1, 2], 14)
+        stop = decode(plain.tokens[2:4])
+        expected = pkg.generate(method, [1, 2], 14, stop_strings=[stop], decode=decode)
+        assert expected.end == "stop_string"
+        model.stop_strings = (stop,)
+        assert pkg.generate(method, [1, 2], 14, decode=decode) == expected
+        assert pkg.generate_batch(method, [[1, 2]] * 2, 14, decode=decode)[0] == expected
+        assert pkg.generate(method, [1, 2], 14, stop_strings=(), decode=decode).tokens == plain.tokens
+        assert caplog.messages == []
+        assert pkg.generate(method, [1, 2], 14) == plain
+        assert caplog.messages == [
+            f"stop_strings: found ({stop!r},) in the model's generation settings and no decode function, expected one: "
+            "no text ends there"
+        ]
+        caplog.clear()
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
