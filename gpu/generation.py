@@ -32,7 +32,8 @@ def generate(
     """Continue a prompt until it ends: exactly at a length, an end-of-sequence token or a stop string.
 
     The same seed and request number give the same uniforms, whatever else is generated beside it, and so the same
-    text as far as the model's logits are the same numbers.
+    text as far as the model's logits are the same numbers. Where drafts are verified, another `max_new_tokens` may
+    change the text from the last steps of the shorter one on: fewer drafts fit before its end.
 
     Args:
         method: how to decode, over which model, with which sampling settings.
@@ -65,7 +66,10 @@ def generate_batch(
     trace: bool = False,
     callback: Callback | None = None,
 ) -> list[Generation]:
-    """Continue many prompts side by side, each at its own pace; prompt i is request i, see `generate`."""
+    """Continue many prompts side by side, each at its own pace; prompt i is request i.
+
+    Seeds and `max_new_tokens` work as in `generate`.
+    """
     if len(prompts) == 0:
         return []
     ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)

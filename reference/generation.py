@@ -29,7 +29,8 @@ def generate(
     """Continue a prompt until it ends: exactly at a length, an end-of-sequence token or a stop string.
 
     The same seed and request number give the same uniforms, whatever else is generated beside it, and so the same
-    text as far as the model's logits are the same numbers.
+    text as far as the model's logits are the same numbers. Where drafts are verified, another `max_new_tokens` may
+    change the text from the last steps of the shorter one on: fewer drafts fit before its end.
 
     Args:
         method: how to decode, over which model, with which sampling settings.
@@ -70,7 +71,7 @@ def generate_batch(
     trace: bool = False,
     callback: Callback | None = None,
 ) -> list[Generation]:
-    """Continue many prompts; prompt i is request i, see `generate`."""
+    """Continue many prompts; prompt i is request i. Seeds and `max_new_tokens` work as in `generate`."""
     return [
         generate(method, prompt, max_new_tokens, eos_token_ids, stop_strings, decode, seed, i, trace, callback)
         for i, prompt in enumerate(prompts)

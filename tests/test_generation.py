@@ -139,6 +139,18 @@ def test_the_seed_and_the_request_pick_the_text(pkg: Any) -> None:
     assert len(set(texts.values())) == len(texts)
 
 
+def test_plain_decoding_goes_on_where_a_shorter_text_ended_and_methods_with_drafts_need_not(pkg: Any) -> None:
+    """What the documents say of one seed and two lengths: the texts agree but for the last steps of the shorter."""
+    model, short, most_drafts = table(pkg, vocab_size=8, num_lookahead=3, seed=1), 12, 3
+    for method in methods(pkg, model, pkg.SamplingConfig()):
+        texts = [
+            [pkg.generate(method, [1], limit, eos_token_ids=(), seed=seed).tokens for limit in (short, 2 * short)]
+            for seed in range(16)
+        ]
+        assert all(longer[: short - most_drafts - 1] == shorter[: short - most_drafts - 1] for shorter, longer in texts)
+        assert all(longer[:short] == shorter for shorter, longer in texts) == isinstance(method, pkg.Autoregressive)
+
+
 def test_a_row_of_a_batch_is_the_row_alone(pkg: Any) -> None:
     """Neighbours, padding and order do not matter; rows end at different times and leave."""
     model = transformer(pkg, seed=6, vocab_size=25, sliding_window=5)
