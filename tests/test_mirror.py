@@ -95,6 +95,7 @@ PORT_ONLY = {
     "precision": {"check_device"},
     "tape": {"check_uniforms", "tapes"},  # before native code is given them, too; of many cycles at once
     "lookahead.LookAhead": {"save_pretrained", "from_pretrained", "push_to_hub"},  # the Hub's names, by its library
+    "files.saving": {"replace_file"},  # of plans and comparisons
     "layers": {"rotation", "rotate", "attention_of_few"},  # half of `rope`; what is compiled
     "tape.Draws": {"tokens", "tokens_at", "restrict", "room"},  # several draws in one call, some of them idle
     "cache.KVCache": {"slots", "num_slots", "fix", "measure", "select", "stack"},  # rows of a batch
