@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from .config import SamplingConfig
-from .host import is_written_down
 
 Probs = Tensor
-FEW = 256  # tokens of a law, whose sums are counted
-VERY_FEW = 80  # that are summed one by one: the work grows with the square
 Processor = Callable[[tuple[int, ...], Tensor], Tensor]
 """A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
 
@@ -107,9 +104,6 @@ def draw(
     The same tokens as a search of `cell_edges`, without building them.
     """
     sums = _running_sum(probs)
-    if is_written_down(probs) and probs.shape[-1] <= FEW:  # of which a compiler makes loops, as below
-        found, last = (sums <= uniform.unsqueeze(-1)).sum(dim=-1), (sums < sums[..., -1:]).sum(dim=-1)
-        return torch.minimum(found, last).clamp(max=probs.shape[-1] - 1)
     found = torch.searchsorted(sums, uniform.unsqueeze(-1).contiguous(), right=True)
     last = torch.searchsorted(sums, sums[..., -1:].contiguous())  # the last cell that is not empty holds all beyond it
     return torch.minimum(found, last).squeeze(-1).clamp(max=probs.shape[-1] - 1)
@@ -119,9 +113,5 @@ def _running_sum(
     probs: Probs,  # [..., V]
 ) -> Probs:  # [..., V]
     """Sum up a law token by token. Parallel sums may step back by an ulp, which would make cells overlap: not here."""
-    if is_written_down(probs) and probs.shape[-1] <= VERY_FEW:
-        # Every sum adds as many numbers in the same order, and rounding keeps what is larger so.
-        order = torch.arange(probs.shape[-1], device=probs.device)
-        return torch.where(order <= order.unsqueeze(-1), probs.unsqueeze(-2), 0.0).sum(dim=-1)
     sums = probs.cumsum(dim=-1)
     return sums if sums.device.type == "cpu" else sums.cummax(dim=-1).values

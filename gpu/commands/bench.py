@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from .bench_output import machine, notes_of, outcome_of, print_table, settings_of, versions
 from .bench_shape import SHAPE_NAMES, run_shape
 from .bench_texts import bench_texts, prefixes_for, prompts_for, room_of
-from .compiling import add_compile, check_compile
 from .contenders import NAMES, PLANNED, chosen_names, contenders_for
 from .drafting import add_drafting, check_drafting
 from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
@@ -81,7 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a .png or .svg to draw as well; default: none")
     add_sampling(parser)
     add_machine(parser)
-    add_compile(parser)
     add_json(parser)
     parser.set_defaults(method=None)
 
@@ -102,7 +100,6 @@ def run(arguments: argparse.Namespace) -> None:
     check_integer("repeats", arguments.repeats, 1, 10**6)
     check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
     check_drafting(arguments)
-    check_compile(arguments)
     names = chosen_names(arguments)
     _check_plot(arguments.plot)
     sampling = sampling_of(arguments)
