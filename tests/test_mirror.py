@@ -103,7 +103,7 @@ PORT_ONLY = {
     "methods.candidates_fused.FusedCandidates": {"propose"},
     "ending.Ending": {"asks_host"},  # the others are looked for on the device
     "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "complaint", "select", "stack", "check_fresh"},
-    "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts", "steps"},  # of many rows, cycles
+    "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},  # of many rows, cycles
     "methods.language_model.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},
     "drafters.ngram.NgramModel": {"to"},
