@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .adapter import Adapter
     from .checkpoint import load_model, read_config, read_generation_config, read_weights
-    from .compiled import Compiled
     from .config import ModelConfig, RopeScaling, SamplingConfig
     from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
     from .ending import Ending
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "adapter": ["Adapter"],
     "checkpoint": ["load_model", "read_config", "read_generation_config", "read_weights"],
-    "compiled": ["Compiled"],
     "config": ["ModelConfig", "RopeScaling", "SamplingConfig"],
     "drafters": ["Drafter", "ModelDrafter", "NgramModel", "PromptLookup"],
     "ending": ["Ending"],
@@ -78,7 +76,6 @@ __all__ = [
     "Autoregressive",
     "Candidates",
     "Choice",
-    "Compiled",
     "Drafter",
     "Ending",
     "Engine",

@@ -5,7 +5,7 @@ Glossary of shapes: B batch, W tokens that a cycle can commit, K drafts, I integ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -87,18 +87,6 @@ class Packed:
     def pack(self) -> Packed:
         """Return itself, as a `BatchRecord` returns its numbers side by side."""
         return self
-
-    def counting(
-        self,
-        positions: Tensor,  # [B]
-        draft_passes: int,
-    ) -> Packed:
-        """Return the records with one pass more, over so many rows of each text, where there are any."""
-        passes = (positions > 0).long()
-        more = torch.zeros_like(self.integers)
-        for name, number in zip(COUNTERS[4:], (passes, positions, draft_passes * passes), strict=True):
-            more[:, COUNTERS.index(name)] = number
-        return replace(self, integers=self.integers + more)
 
     def rows(self) -> list[Record]:
         """Read the record of every row."""

@@ -10,15 +10,7 @@ from .cache import KVCache
 from .ending import Ending
 from .state import State
 
-__all__ = ["first_state", "room_for"]
-
-
-def room_for(needed: int, least: int) -> int:
-    """Return how many slots to have: enough, of few different numbers."""
-    room = least
-    while room < needed:
-        room *= 2
-    return room
+__all__ = ["first_state"]
 
 
 def first_state(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache) -> State:

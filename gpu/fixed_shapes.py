@@ -1,4 +1,4 @@
-"""Steps in fixed shapes, which can be captured on a GPU and compiled for a CPU: which can be, and how far they see.
+"""Steps in fixed shapes, which can be captured on a GPU: which can be, and how far they see.
 
 The shapes of such a step depend on nothing that is in its tensors, so attention reads a fixed number of slots: one of
 few, since each makes a step of its own.
@@ -6,32 +6,27 @@ few, since each makes a step of its own.
 
 from __future__ import annotations
 
-from .first_state import room_for
 from .methods import Candidates, FusedCandidates, FusedPaSS
 from .methods.base import Method
 from .state import State
 
-__all__ = ["LEAST_SIGHT", "needs_host", "sight_for", "why_not_fixed"]
+__all__ = ["LEAST_SIGHT", "sight_for", "why_not_fixed"]
 
 LEAST_SIGHT = 256  # slots
 
 
 def sight_for(needed: int, least: int, capacity: int) -> int:
     """Return how many slots to read: enough, of few different numbers."""
-    return min(room_for(needed, least), capacity)
+    sight = least
+    while sight < needed:
+        sight *= 2
+    return min(sight, capacity)
 
 
 def why_not_fixed(method: Method, state: State) -> str | None:
     """Return why a step of a state cannot have fixed shapes, if it cannot."""
-    method = getattr(method, "method", method)  # of one that is compiled
     if isinstance(method, FusedPaSS) and state.carried.shape[1] == 1:
         return "texts are too short to look ahead"
-    return needs_host(method, state)
-
-
-def needs_host(method: Method, state: State) -> str | None:
-    """Return why no step of a method can have fixed shapes, if so: the host would have to look at texts or logits."""
-    method = getattr(method, "method", method)
     if isinstance(method, Candidates | FusedCandidates):
         return "a tree of drafts is as large as its rows need"
     if getattr(method, "processor", None) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .batch_record import BatchRecord, Packed
+from .batch_record import Packed
 from .ending import Decode, Ending
 from .methods.base import Method
 from .record import Generation, Record
@@ -112,7 +112,7 @@ def _generate(
     """
     state = method.start_batch(prompts, ending)
     records: list[list[Record]] = [[] for _ in prompts]
-    unread: list[tuple[list[int], set[int], BatchRecord | Packed]] = []
+    unread: list[tuple[list[int], set[int], Packed]] = []
     rows = list(range(len(prompts)))  # the prompt behind each row of the state
     going = set(rows)
     cycle = 0
@@ -121,11 +121,11 @@ def _generate(
         if not len(ahead):
             now = [requests[row] for row in rows]
             ahead = tapes(seed, now, cycle, CYCLES_AHEAD, method.num_slots, device=method.model.device)
-        state, batches = method.steps(state, ahead if callback is None else ahead[:1], trace)
-        cycle, ahead = cycle + len(batches), ahead[len(batches) :]
+        state, batch = method.step(state, ahead[0], trace)
+        cycle, ahead = cycle + 1, ahead[1:]
         state.raise_fault()
         state.cache.measure()  # the host waits for the newest tokens anyway
-        unread += [(rows, going, batch if trace else batch.pack()) for batch in batches]
+        unread.append((rows, going, batch.pack()))
         if trace or callback is not None:
             _read(unread, records, requests, callback)
         going = {row for row, ended in zip(rows, state.ended.tolist(), strict=True) if not ended}
@@ -139,7 +139,7 @@ def _generate(
 
 
 def _read(
-    unread: list[tuple[list[int], set[int], BatchRecord | Packed]],
+    unread: list[tuple[list[int], set[int], Packed]],
     records: list[list[Record]],
     requests: list[int],
     callback: Callback | None,

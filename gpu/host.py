@@ -11,7 +11,7 @@ __all__ = ["at_hand", "is_written_down"]
 def is_written_down(
     tensor: Tensor,  # [...]
 ) -> bool:
-    """Say whether a tensor has no numbers, as its step is only written down, to be compiled."""
+    """Say whether a tensor has no numbers, as its step is only traced."""
     return isinstance(tensor, FakeTensor)
 
 

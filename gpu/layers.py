@@ -13,10 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from .config import ModelConfig, RopeScaling
-from .host import is_written_down
-
-FEW_ROWS = 3
-LANES = 16  # numbers that a processor multiplies at once
 
 
 def rms_norm(
@@ -128,31 +124,10 @@ def attention(
         queries = queries.reshape(shape[0], keys.shape[1], -1, shape[3])
         if visible is not None and visible.shape[2] != queries.shape[2]:
             visible = visible.repeat(1, 1, queries.shape[2] // visible.shape[2], 1)
-        if is_written_down(queries) and queries.shape[2] <= FEW_ROWS:
-            return attention_of_few(queries, keys, values, visible).view(shape).transpose(1, 2).flatten(2)
     mixed = functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=visible, is_causal=causal, enable_gqa=True
     )
     return mixed.view(shape).transpose(1, 2).flatten(2)
-
-
-def attention_of_few(
-    queries: Tensor,  # [B, G, R, E]
-    keys: Tensor,  # [B, G, S, E]
-    values: Tensor,  # [B, G, S, E]
-    visible: Tensor | None,  # [B, 1, R, S]
-) -> Tensor:  # [B, G, R, E]
-    """Return the same as sums, of which a compiler makes loops: for few rows quicker than a call of any kernel.
-
-    Scores are first summed up in as many parts as a processor has lanes, so that it adds within none of them.
-    """
-    wide = torch.promote_types(queries.dtype, torch.float32)
-    products = queries.to(wide).unsqueeze(3) * keys.to(wide).unsqueeze(2)  # [B, G, R, S, E]
-    if products.shape[-1] % LANES == 0:
-        products = products.unflatten(-1, (-1, LANES)).sum(dim=-2)
-    scores = products.sum(dim=-1) / math.sqrt(queries.shape[3])
-    weights = (scores if visible is None else scores + visible).softmax(dim=-1)
-    return (weights.unsqueeze(-1) * values.to(wide).unsqueeze(2)).sum(dim=-2).to(queries.dtype)
 
 
 def swiglu(

@@ -33,7 +33,7 @@ class Linear:
         self,
         x: Tensor,  # [..., I]
     ) -> Tensor:  # [..., O]
-        """Apply the layer; gradients go through the plain weight, and a compiler finds a layout of its own."""
+        """Apply the layer; gradients go through the plain weight, and a traced step has no layout."""
         if is_written_down(x):
             return functional.linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(*x.shape[:-1], -1)
         if self.laid_out is None or x.requires_grad:

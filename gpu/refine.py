@@ -20,6 +20,7 @@ from .config import check_integer
 from .drafters.ngram import NgramModel
 from .lookahead import LookAhead
 from .sampler_head import SamplerHead
+from .sampling import compared_logits
 
 if TYPE_CHECKING:
     from .methods.language_model import LanguageModel
@@ -211,6 +212,7 @@ def _likeliest(
     number: int,
 ) -> Tensor:  # [..., N]
     """Return the tokens of largest logit in each row, the lowest ids among equals, in the order of their ids."""
+    logits = compared_logits(logits)
     size, last = logits.shape[-1], logits.topk(number, dim=-1).values[..., -1:]
     lowest_first = torch.arange(size, 0, -1, device=logits.device)
     order = torch.where(logits > last, size + lowest_first, torch.where(logits == last, lowest_first, 0))

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from .config import SamplingConfig
-from .host import is_written_down
 
 Probs = Tensor
-FEW = 256  # tokens of a law, whose sums are counted
-VERY_FEW = 80  # that are summed one by one: the work grows with the square
+TOP_P_TOLERANCE = 2.0**-24
+"""A mass that is below top-p by no more than this has reached it: the precision of the logits that filters compare."""
 Processor = Callable[[tuple[int, ...], Tensor], Tensor]
 """A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
 
@@ -29,20 +28,35 @@ def probs_from_logits(
     probs = softmax(logits / temperature), restricted to top-k, renormalised, restricted to top-p, renormalised
 
     Temperature 0 is the one-hot law at the largest logit, the lowest id among equals. Top-k keeps every token whose
-    logit is at least the k-th largest, so ties survive together. -inf is a mask. Rows that are not finite in the sense
-    of `largest_logits` have no law; what comes out for them must not be used.
+    logit is at least the k-th largest, so ties survive together. What is larger or equal is decided in float32, see
+    `compared_logits`. -inf is a mask. Rows that are not finite in the sense of `largest_logits` have no law; what comes
+    out for them must not be used.
     """
+    compared = compared_logits(logits)
     if sampling.temperature == 0:
-        return one_hot(logits.argmax(dim=-1), logits.shape[-1])
+        return one_hot(compared.argmax(dim=-1), logits.shape[-1])
     scaled = logits.double()
-    num_kept = sampling.top_k if 0 < sampling.top_k < logits.shape[-1] else 1
-    largest = logits.topk(num_kept, dim=-1).values if num_kept > 1 else logits.amax(dim=-1, keepdim=True)
-    if 0 < sampling.top_k < logits.shape[-1]:
-        scaled = torch.where(scaled < largest[..., -1:], float("-inf"), scaled)
     if sampling.temperature != 1:
-        scaled = (scaled - largest[..., :1]) / sampling.temperature
+        scaled = (scaled - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth_largest = compared.topk(sampling.top_k, dim=-1).values[..., -1:]
+        scaled = torch.where(compared < kth_largest, float("-inf"), scaled)
     probs = scaled.softmax(dim=-1)
-    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, logits, sampling.top_p)
+    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, compared, sampling.top_p)
+
+
+def compared_logits(
+    logits: Tensor,  # [..., V]
+) -> Tensor:  # [..., V]
+    """Return logits as filters compare them: float64 rounded to float32 (and near 0 to multiples of 2^-40).
+
+    Logits that are equal on paper differ by rounding, in float64 by some 1e-15, and in a pass over more rows by other
+    amounts. A comparison would turn that into a difference of order 1. Rounded logits are equal, unless a midpoint
+    between two roundings lies between them. Logits of narrower dtypes are compared as they are.
+    """
+    if logits.dtype != torch.float64:
+        return logits
+    return ((logits * 2.0**40).round() * 2.0**-40).float()
 
 
 def largest_logits(
@@ -54,21 +68,20 @@ def largest_logits(
 
 def _restrict_to_top_p(
     probs: Probs,  # [..., V]
-    logits: Tensor,  # [..., V]
+    compared: Tensor,  # [..., V]
     top_p: float,
 ) -> Probs:  # [..., V]
     """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p.
 
-    The order is that of the logits, which no rounding has made equal yet. Two summation orders of V numbers differ by
-    at most V 2^-52, so a mass that close below top_p has reached it. Thus sets that are equal on paper stay equal in
-    floating point, and in every implementation.
+    The order is that of the logits as they are compared, and a mass within `TOP_P_TOLERANCE` below top_p has reached
+    it. So sets that are equal on paper stay equal in floating point, in passes over any number of rows.
 
     Source: Holtzman et al. 2020 (arXiv 1904.09751), Sec. 3.1.
     """
-    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    order = compared.sort(dim=-1, descending=True, stable=True).indices
     ordered = probs.gather(-1, order)
     mass_before = torch.nn.functional.pad(ordered.cumsum(dim=-1)[..., :-1], (1, 0))
-    dropped = mass_before >= max(top_p - probs.shape[-1] * 2.0**-52, 2.0**-53)
+    dropped = mass_before >= max(top_p - TOP_P_TOLERANCE, 2.0**-53)
     restricted = torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(dropped, 0.0))
     return restricted / restricted.sum(dim=-1, keepdim=True)
 
@@ -107,9 +120,6 @@ def draw(
     The same tokens as a search of `cell_edges`, without building them.
     """
     sums = _running_sum(probs)
-    if is_written_down(probs) and probs.shape[-1] <= FEW:  # of which a compiler makes loops, as below
-        found, last = (sums <= uniform.unsqueeze(-1)).sum(dim=-1), (sums < sums[..., -1:]).sum(dim=-1)
-        return torch.minimum(found, last).clamp(max=probs.shape[-1] - 1)
     found = torch.searchsorted(sums, uniform.unsqueeze(-1).contiguous(), right=True)
     last = torch.searchsorted(sums, sums[..., -1:].contiguous())  # the last cell that is not empty holds all beyond it
     return torch.minimum(found, last).squeeze(-1).clamp(max=probs.shape[-1] - 1)
@@ -119,9 +129,5 @@ def _running_sum(
     probs: Probs,  # [..., V]
 ) -> Probs:  # [..., V]
     """Sum up a law token by token. Parallel sums may step back by an ulp, which would make cells overlap: not here."""
-    if is_written_down(probs) and probs.shape[-1] <= VERY_FEW:
-        # Every sum adds as many numbers in the same order, and rounding keeps what is larger so.
-        order = torch.arange(probs.shape[-1], device=probs.device)
-        return torch.where(order <= order.unsqueeze(-1), probs.unsqueeze(-2), 0.0).sum(dim=-1)
     sums = probs.cumsum(dim=-1)
     return sums if sums.device.type == "cpu" else sums.cummax(dim=-1).values

@@ -14,7 +14,6 @@ from .batch_record import Choices
 from .config import check_integer
 from .host import at_hand
 from .sampling import Probs, cell_edges, draw
-from .shortlist import Laws, Shortlist, whole
 
 CYCLES_AHEAD = 32  # whose uniforms are made together: behind a pass the generator's code has left the caches
 Slots = Mapping[str, int]
@@ -125,7 +124,7 @@ class Draws:
     def token(
         self,
         slot: str,
-        probs: Laws,  # [B, V]
+        probs: Probs,  # [B, V]
         index: int = 0,
         active: Tensor | None = None,  # [B]
     ) -> Tensor:  # [B]
@@ -136,20 +135,17 @@ class Draws:
     def tokens(
         self,
         slot: str,
-        probs: Laws,  # [B, K, V]
+        probs: Probs,  # [B, K, V]
         index: int = 0,
         active: Tensor | None = None,  # [B, K]
     ) -> Tensor:  # [B, K]
         """Draw K tokens from K laws, with the uniforms from `slot[index]` on."""
-        listed = probs.probs if isinstance(probs, Shortlist) else probs
-        columns = self._take(slot, index, listed.shape[1])
-        outcomes = draw(listed, self._uniforms[:, columns])
-        if isinstance(probs, Shortlist):
-            outcomes = probs.tokens.gather(-1, outcomes.unsqueeze(-1)).squeeze(-1)
+        columns = self._take(slot, index, probs.shape[1])
+        outcomes = draw(probs, self._uniforms[:, columns])
         if self._choices is not None:
             if active is None:
                 active = torch.ones_like(outcomes, dtype=torch.bool)
-            self._choices += _split(columns, cell_edges(whole(probs)), outcomes, active)
+            self._choices += _split(columns, cell_edges(probs), outcomes, active)
         return outcomes
 
     def tokens_at(

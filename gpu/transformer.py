@@ -203,7 +203,7 @@ class Transformer:
         return [each.unsqueeze(1) for each in self._rotation(places)]
 
     def _tables_of(self, sight: int) -> list[Tensor]:
-        """Return tables of just so many positions: what is compiled must not depend on the longest text there was."""
+        """Return tables of just so many positions: a traced step must not depend on the longest text there was."""
         if sight not in self._fixed_tables:
             self._fixed_tables[sight] = self._rotation(torch.arange(sight, device=self.device))
         return self._fixed_tables[sight]

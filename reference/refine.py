@@ -22,6 +22,7 @@ from .drafters.ngram import NgramModel
 from .layers import Array
 from .lookahead import LookAhead
 from .sampler_head import SamplerHead
+from .sampling import compared_logits
 
 if TYPE_CHECKING:
     from .methods.language_model import LanguageModel
@@ -209,4 +210,4 @@ def _likeliest(
     number: int,
 ) -> npt.NDArray[np.int64]:  # [..., N]
     """Return the tokens of largest logit in each row, the lowest ids among equals, in the order of their ids."""
-    return np.sort(np.argsort(-logits, axis=-1, kind="stable")[..., :number], axis=-1)
+    return np.sort(np.argsort(-compared_logits(logits), axis=-1, kind="stable")[..., :number], axis=-1)

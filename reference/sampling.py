@@ -11,6 +11,8 @@ from .config import SamplingConfig
 from .layers import Array
 
 Probs = npt.NDArray[np.float64]
+TOP_P_TOLERANCE = 2.0**-24
+"""A mass that is below top-p by no more than this has reached it: the precision of the logits that filters compare."""
 Processor = Callable[[tuple[int, ...], Array], Array]
 """A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
 
@@ -35,7 +37,8 @@ def probs_from_logits(
     probs = softmax(logits / temperature), restricted to top-k, renormalised, restricted to top-p, renormalised
 
     Temperature 0 is the one-hot law at the largest logit, the lowest id among equals. Top-k keeps every token whose
-    logit is at least the k-th largest, so ties survive together. -inf is a mask.
+    logit is at least the k-th largest, so ties survive together. What is larger or equal is decided in float32, see
+    `compared_logits`. -inf is a mask.
 
     Raises:
         ValueError: a logit is NaN or +inf, or all are -inf; the message starts with `where`.
@@ -43,34 +46,50 @@ def probs_from_logits(
     largest = logits.max()
     if not has_law(logits):
         raise ValueError(f"{where}: the largest logit is {largest}, expected a finite number")
+    compared = compared_logits(logits)
     if sampling.temperature == 0:
-        return one_hot(int(np.argmax(logits)), logits.size)
+        return one_hot(int(np.argmax(compared)), logits.size)
     with np.errstate(over="ignore"):  # what lies further below than float64 can say has probability 0
         scaled = (logits.astype(np.float64) - np.float64(largest)) / sampling.temperature
     if 0 < sampling.top_k < logits.size:
-        kth_largest = np.partition(logits, -sampling.top_k)[-sampling.top_k]
-        scaled = np.where(logits >= kth_largest, scaled, -np.inf)
+        kth_largest = np.partition(compared, -sampling.top_k)[-sampling.top_k]
+        scaled = np.where(compared >= kth_largest, scaled, -np.inf)
     probs = np.exp(scaled)
     probs /= probs.sum()
-    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, logits, sampling.top_p)
+    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, compared, sampling.top_p)
+
+
+def compared_logits(
+    logits: Array,  # [..., V]
+) -> Array:  # [..., V]
+    """Return logits as filters compare them: float64 rounded to float32 (and near 0 to multiples of 2^-40).
+
+    Logits that are equal on paper differ by rounding, in float64 by some 1e-15, and in a pass over more rows by other
+    amounts. A comparison would turn that into a difference of order 1. Rounded logits are equal, unless a midpoint
+    between two roundings lies between them. Logits of narrower dtypes are compared as they are.
+    """
+    if logits.dtype != np.float64:
+        return logits
+    with np.errstate(over="ignore"):  # what lies beyond is infinite, and equal
+        rounded: Array = np.rint(logits * 2.0**40) * 2.0**-40
+        return rounded.astype(np.float32)
 
 
 def _restrict_to_top_p(
     probs: Probs,  # [V]
-    logits: Array,  # [V]
+    compared: Array,  # [V]
     top_p: float,
 ) -> Probs:  # [V]
     """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p.
 
-    The order is that of the logits, which no rounding has made equal yet. Two summation orders of V numbers differ by
-    at most V 2^-52, so a mass that close below top_p has reached it. Thus sets that are equal on paper stay equal in
-    floating point, and in every implementation.
+    The order is that of the logits as they are compared, and a mass within `TOP_P_TOLERANCE` below top_p has reached
+    it. So sets that are equal on paper stay equal in floating point, in passes over any number of rows.
 
     Source: Holtzman et al. 2020 (arXiv 1904.09751), Sec. 3.1.
     """
-    order = np.argsort(-logits, kind="stable")
+    order = np.argsort(-compared, kind="stable")
     mass_before = np.concatenate([[0.0], np.cumsum(probs[order])[:-1]])
-    kept = order[mass_before < max(top_p - probs.size * 2.0**-52, 2.0**-53)]
+    kept = order[mass_before < max(top_p - TOP_P_TOLERANCE, 2.0**-53)]
     restricted = np.zeros_like(probs)
     restricted[kept] = probs[kept]
     return np.asarray(restricted / restricted.sum())

@@ -115,7 +115,7 @@ class EntropyBound(Schedule):
         """Compare the bound with the threshold."""
         if depth == 0:
             return True
-        probs = np.exp(logits - logits.max())
+        probs = np.exp(logits.astype(np.float64) - logits.max())
         probs /= probs.sum()
         entropy = -np.sum(probs[probs > 0] * np.log(probs[probs > 0]))
         return bool(1.0 - np.sqrt(self.weight * max(entropy, 0.0)) >= pace[0])

@@ -61,7 +61,8 @@ def any_vectors_will_do(site: Site) -> None:
 
 def nan_becomes_a_token(site: Site) -> None:
     if not site.single:
-        site.wrong("shortlist", "largest_logits", lambda right, logits: site.xp.zeros_like(logits[..., 0]))
+        for home in ("methods.base", "methods.drafting"):
+            site.wrong(home, "largest_logits", lambda right, logits: site.xp.zeros_like(logits[..., 0]))
         return
     for home in ("methods.base", "methods.lookahead"):
         site.wrong(home, "has_law", lambda right, logits: True)

@@ -114,7 +114,7 @@ def bfloat16_softmax(site: Site) -> None:
     def wrong(right: Any, *args: Any) -> Any:
         return site.bfloat16(right(*args))
 
-    for home in ("methods.base", "methods.lookahead") if site.single else ("shortlist",):
+    for home in ("methods.base", "methods.lookahead" if site.single else "methods.drafting"):
         site.wrong(home, "probs_from_logits", wrong)
 
 

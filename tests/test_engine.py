@@ -86,6 +86,26 @@ def test_a_request_has_the_text_that_it_has_alone(kind: str, num_rows: int) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_traced_step_makes_the_same_text(kind: str) -> None:
+    """The operations alone, without the Python around them: they ask the host nothing."""
+    from pass_sampling.gpu.tape import tape
+    from pass_sampling.gpu.written import inputs_of, write_down
+
+    pkg = package("gpu")
+    method = method_of(kind, pkg, transformer(pkg, 4))
+    alone = pkg.generate(method, (0, 1, 2, 1), 9, seed=3, eos_token_ids=(2,))
+    uniforms = [tape(3, [0], cycle, method.num_slots) for cycle in range(9)]
+    state, batch = method.step(method.start((0, 1, 2, 1), pkg.Ending(9, (2,))), uniforms[0])
+    records, made = batch.rows(), write_down(method, state, state.cache.capacity)
+    while not state.ended.item():
+        outputs = made.graph(*inputs_of(state, uniforms[len(records)]))
+        state = made.layout.state(state, outputs)
+        records += made.layout.record(outputs).rows()
+    found = replace(alone, records=tuple(records), tokens=tuple(token for each in records for token in each.tokens))
+    same_records(found, alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_fixed_shapes_make_the_same_texts(kind: str) -> None:
     """A step whose shapes depend on nothing in its tensors, as one that is captured."""
     from pass_sampling.gpu.capture import Frozen, standing

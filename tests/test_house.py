@@ -83,40 +83,6 @@ def test_the_workflow_runs_on_every_python_that_the_package_claims() -> None:
     assert matrix and set(re.findall(r"3\.\d+", matrix[1])) == claimed
 
 
-def file_tree(readme: str) -> dict[str, str]:
-    """Modules and roles in the README's file tree: the fenced block with a line that starts `reference/`."""
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    trees = [block for block in blocks if re.search(r"^reference/", block, re.MULTILINE)]
-    assert len(trees) == 1, f"README.md: found {len(trees)} file trees, expected one"
-    roles: dict[str, str] = {}
-    above: list[tuple[int, str]] = []  # the folders around a line: indentation and name
-    for line in filter(str.strip, trees[0].splitlines()):
-        indentation = len(line) - len(line.lstrip())
-        name, _, role = line.strip().partition(" ")
-        above = [(column, folder) for column, folder in above if column < indentation]
-        path = "".join(folder for _, folder in above) + name
-        if name.endswith("/"):
-            above.append((indentation, name))
-        elif path.startswith(tuple(f"{folder}/" for folder in FOLDERS)) and name.endswith(".py"):
-            assert path not in roles, f"README.md: {path} stands twice in the file tree"
-            roles[path] = role.strip()
-    return roles
-
-
-def test_the_file_tree_is_read_by_indentation() -> None:
-    tree = "reference/   numpy\n  a.py   one\n  methods/   steps\n    b.py   two words\ngpu/\n  a.py   x\n"
-    expected = {"reference/a.py": "one", "reference/methods/b.py": "two words", "gpu/a.py": "x"}
-    assert file_tree(f"```\n{tree}```\n") == expected
-
-
-def test_the_readme_lists_every_module_with_its_role_and_no_other() -> None:
-    roles = file_tree(read("README.md"))
-    assert set(roles) - modules() == set(), "listed, but there is no such file"
-    without_inits = {module for module in modules() if not module.endswith("__init__.py")}
-    assert without_inits - set(roles) == set(), "not listed"
-    assert [path for path, role in roles.items() if not role] == [], "listed without a role"
-
-
 def tracked_files() -> list[Path]:
     """What git tracks or would track."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]

@@ -49,7 +49,6 @@ PORT_FILES = {
     "masks.py",
     "asking.py",
     "capture.py",
-    "compiled.py",
     "engine.py",
     "files/cache_folder.py",
     "fixed_shapes.py",
@@ -57,7 +56,7 @@ PORT_FILES = {
     "memory.py",
     "plan.py",
     "rows.py",
-    "shortlist.py",
+    "written.py",
     "methods/judging.py",
     "underway.py",
     "train.py",
@@ -69,11 +68,10 @@ PORT_FILES = {
     "unknown.py",
     "__main__.py",
 }
-PORT_FOLDERS = ("benchmarking/", "checkpoints/", "commands/", "compiling/", "hf/", "planning/", "training/")
+PORT_FOLDERS = ("benchmarking/", "checkpoints/", "commands/", "hf/", "planning/", "training/")
 
 # What the port exports beyond the reference: the engine, and the way into another library, which computes in PyTorch.
 PORT_EXPORTS = {
-    "Compiled",
     "Engine",
     "Request",
     "TransformersModel",
@@ -93,10 +91,10 @@ PORT_ONLY = {
     "sampling": {"largest_logits"},  # a device does not raise: it keeps the number that would be complained about
     "verify": {"drafted", "row"},  # batches are padded
     "precision": {"check_device"},
-    "tape": {"check_uniforms", "tapes"},  # before native code is given them, too; of many cycles at once
+    "tape": {"check_uniforms", "tapes"},  # of many cycles at once
     "lookahead.LookAhead": {"save_pretrained", "from_pretrained", "push_to_hub"},  # the Hub's names, by its library
     "files.saving": {"replace_file"},  # of plans and comparisons
-    "layers": {"rotation", "rotate", "attention_of_few"},  # half of `rope`; what is compiled
+    "layers": {"rotation", "rotate"},  # half of `rope`
     "tape.Draws": {"tokens", "tokens_at", "restrict", "room"},  # several draws in one call, some of them idle
     "cache.KVCache": {"slots", "num_slots", "fix", "measure", "select", "stack"},  # rows of a batch
     "draft_tree.DraftTree": {"candidates", "levels", "paths", "order", "cut", "layouts"},  # tables for rows of a batch
@@ -106,7 +104,7 @@ PORT_ONLY = {
     "methods.candidates_fused.FusedCandidates": {"propose"},
     "ending.Ending": {"asks_host"},  # the others are looked for on the device
     "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "complaint", "select", "stack", "check_fresh"},
-    "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts", "steps"},  # of many rows, cycles
+    "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},  # of many rows, cycles
     "methods.language_model.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},
     "drafters.ngram.NgramModel": {"to"},

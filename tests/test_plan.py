@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from console import read_strictly, run
-from models import package
 
 pytestmark = pytest.mark.torch
 FIGURES = ("tokens_per_cycle", "milliseconds_per_cycle", "tokens_per_second", "ratio_to_plain")
@@ -231,95 +230,6 @@ def test_a_kept_plan_that_is_not_whole_is_made_again(box, plan_file, capsys):
         assert run("plan", "--model", box.model, "--lookahead", box.vectors, "--json") == 0
         capsys.readouterr()
         assert json.loads(kept.read_text()).keys() == whole.keys()
-
-
-@pytest.fixture
-def timed(monkeypatch):
-    """What a plan for compiled steps times: a cycle takes a quarter of a millisecond for each draft, and one more."""
-    from pass_sampling.gpu import Compiled
-    from pass_sampling.gpu.planning import native
-    from pass_sampling.gpu.planning.ways import most_drafts
-
-    seen = []
-
-    def measured(method, prefix, eos):
-        seen.append(method)
-        assert eos == method.model.eos_token_ids
-        plain = type(method.method).__name__ == "Autoregressive"
-        return [1.0 if plain else 1.0 + most_drafts(method.method) / 4]
-
-    monkeypatch.setattr("pass_sampling.gpu.compiling.compilers.has_compiler", lambda: True)
-    monkeypatch.setattr(native, "cycle_milliseconds", measured)
-    monkeypatch.setattr(Compiled, "is_native", True)
-    return seen
-
-
-def test_a_plan_for_compiled_steps_is_made_of_compiled_steps(box, capsys, timed):
-    """What it considers is timed compiled, and nothing else; it is kept beside the other."""
-    from pass_sampling.gpu import Compiled
-    from pass_sampling.gpu.planning import native
-
-    argv = ["plan", "--model", box.model, "--lookahead", box.vectors, "--json"]
-    assert run(*argv, "--compile") == 0
-    plan = read_strictly(capsys.readouterr().out)
-    assert {type(method) for method in timed} == {Compiled}
-    considered = plan["calibration"]["considered"]
-    assert 2 <= len(considered) <= native.MOST + 1 and not any("candidates" in each for each in considered)
-    for each in considered:
-        assert each["milliseconds_per_cycle"] == 1.0 + each.get("num_draft", 0) / 4
-    assert plan["method"] == considered[0]["method"] and plan["made_for"]["compiled"] is True
-    number = len(timed)
-    for flags, made_for in ((["--compile"], True), ([], None)):
-        assert run(*argv, *flags) == 0
-        assert read_strictly(capsys.readouterr().out)["made_for"].get("compiled") is made_for
-    assert len(timed) == number
-
-
-def test_a_plan_that_could_not_be_compiled_is_none_for_compiled_steps(box, capsys, timed, monkeypatch):
-    """It is one for steps as they are, and is not kept as the other."""
-    from pass_sampling.gpu import Compiled
-
-    monkeypatch.setattr(Compiled, "is_native", False)
-    argv = ["plan", "--model", box.model, "--lookahead", box.vectors, "--top-k", "7", "--json", "--compile"]
-    for _ in range(2):
-        number = len(timed)
-        assert run(*argv) == 0
-        plan = read_strictly(capsys.readouterr().out)
-        assert "compiled" not in plan["made_for"] and len(timed) > number
-        assert not any("candidates" in each for each in plan["calibration"]["considered"])
-
-
-@pytest.mark.parametrize("kind", ["plain", "draft model", "fused head"])
-def test_a_text_uses_what_was_compiled_for_its_plan(kind, monkeypatch):
-    from pass_sampling.gpu.planning.calibration import cycle_milliseconds
-    from test_shortlist import few_tokens, written
-
-    pkg = package("gpu")
-    method = few_tokens(kind, 13, temperature=0.9, top_k=2)
-    method.model.eos_token_ids = (2,)
-    native = written(method, monkeypatch, least_sight=64)
-    assert min(cycle_milliseconds(native, (1, 0, 3), method.model.eos_token_ids)) > 0
-    compiled = set(native.code)
-    pkg.generate(native, (0, 1), 9)
-    assert set(native.code) == compiled and native.is_native
-
-
-def test_more_drafts_are_compiled_where_they_promise_more(timed):
-    """Four of them, where two were the best as they are: every one costs a quarter of a pass, and most are accepted."""
-    from pass_sampling.gpu.planning.choice import best_outcomes
-    from pass_sampling.gpu.planning.native import compiled_outcomes
-
-    pkg = package("gpu")
-    model = pkg.TableModel(vocab_size=3, num_lookahead=4)
-    method = pkg.SpeculativeSampling(model, pkg.PromptLookup(3), num_draft=4)
-    ways = [replace(way(), method=method)]
-    calibration = calibration_of({1: 2.0, 2: 2.1, 4: 9.0}, [0.9, 0.8, 0.7, 0.6])
-    outcomes = best_outcomes(calibration, ways)
-    assert outcomes[0].num_draft == 2
-    found = compiled_outcomes(outcomes, pkg.Autoregressive(model), ways, calibration, [(0,)])
-    assert [each.num_draft for each in found if each.way is not None] == [4]
-    assert found[0].milliseconds_per_cycle == 2.0
-    assert len(set(timed)) == len(set(timed[-3:])) == 3  # each compiled once, and all that is compared takes turns
 
 
 def test_many_vectors_take_no_longer_to_choose_from():

@@ -23,7 +23,6 @@ from .bench_output import machine
 from .bench_shape import SHAPE_NAMES, run_shape
 from .bench_texts import affordable, bench_texts, prefixes_for, prompts_for, room_of
 from .comparison import Comparison
-from .compiling import add_compile, check_compile
 from .contenders import NAMES, PLANNED, chosen_names, contenders_for
 from .drafting import Unavailable, add_drafting, check_drafting
 from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
@@ -93,7 +92,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a .png or .svg to draw as well; default: none")
     add_sampling(parser)
     add_machine(parser)
-    add_compile(parser)
     add_json(parser)
     parser.set_defaults(method=None)
 
@@ -115,7 +113,6 @@ def run(arguments: argparse.Namespace) -> None:
     check_integer("repeats", arguments.repeats, 1, 10**6)
     check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
     check_drafting(arguments)
-    check_compile(arguments)
     names = chosen_names(arguments)
     _check_output("--plot", arguments.plot)
     _check_output("--output", arguments.output)

@@ -102,9 +102,8 @@ def print_table(result: Mapping[str, Any]) -> None:
     """Print the figures, between what they are figures of and what must be said beside them."""
     settings, where = result["settings"], result["machine"]
     prompts, places = settings["prompts"], settings["places"]
-    compiled = ", steps compiled" if settings["compiled"] else ""
     print(
-        f"{settings['model']}, {settings['dtype']}{compiled} on {where['device']}: {where['processor']}, "
+        f"{settings['model']}, {settings['dtype']} on {where['device']}: {where['processor']}, "
         f"{where['cores']} cores, "
         f"threads {where['threads']}" + ("" if where["load"] is None else f", load before {where['load']:.1f}")
     )

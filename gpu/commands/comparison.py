@@ -96,7 +96,6 @@ class Comparison:
             "model": self.model.name,
             "fingerprint": self.model.fingerprint,
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "compiled": arguments.compile,
             "temperature": arguments.temperature,
             "top_k": arguments.top_k,
             "top_p": arguments.top_p,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .compiling import compiled_if_asked
 from .drafting import FLAGS, Unavailable, draft_model_folder, flag_called, num_draft
 from .methods import METHODS, method_called, options_of
 from .planned import with_plan
@@ -72,8 +71,7 @@ def contenders_for(
             if name in METHODS or name == PLANNED:
                 methods[name] = _method(name, arguments, model, sampling, plan)
                 said = {"method": plan.method} if plan and name == PLANNED else {}
-                runs = compiled_if_asked(arguments, methods[name])  # what it yields needs no compiler
-                made.append(Contender(name, method_writer(runs), said | options_of(runs)))
+                made.append(Contender(name, method_writer(methods[name]), said | options_of(methods[name])))
             else:
                 made.append(_peer(name, arguments, model, sampling, library))
         except Unavailable as error:

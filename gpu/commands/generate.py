@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .chat import Conversation, add_chat, check_chat
-from .compiling import add_compile, check_compile, compiled_if_asked
 from .drafting import add_drafting, check_drafting
 from .methods import METHODS, method_for, options_of
 from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
@@ -64,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_sampling(parser)
     add_machine(parser)
-    add_compile(parser)
     add_json(parser)
 
 
@@ -80,7 +78,6 @@ def run(arguments: argparse.Namespace) -> None:
     check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
     check_drafting(arguments)
     check_chat(arguments)
-    check_compile(arguments)
     stops = [check_unicode("--stop", stop) for stop in arguments.stop_strings]
     text = "" if arguments.interactive else _prompt(arguments)
     sampling = sampling_of(arguments)
@@ -98,7 +95,6 @@ def run(arguments: argparse.Namespace) -> None:
     ending = Ending(arguments.max_new_tokens, model.eos_token_ids, stops, decode)
     plan, arguments = planned(arguments, model, sampling, lambda: Autoregressive(model, sampling).start(prompt, ending))
     method_name, method = method_for(arguments, model, sampling)
-    method = compiled_if_asked(arguments, method)
     how = method_name + (", planned" if plan else "")
     how += f", LOSSY: lenience {arguments.lenience:g}" if (arguments.lenience or 1) < 1 else ""
     if arguments.interactive:

@@ -14,12 +14,9 @@ __all__ = ["options_of"]
 
 def options_of(method: Method) -> dict[str, Any]:
     """Return the settings of a method that tell it from others of its kind."""
-    from ..compiled import Compiled
     from ..methods import Candidates, FusedCandidates, FusedPaSS, PaSS, SpeculativeSampling
     from ..schedule import Schedule
 
-    if isinstance(method, Compiled):
-        return options_of(method.method) | {"compiled": True}
     if isinstance(method, Candidates):
         shape = as_written(method.num_candidates)
         return {"drafter": method.drafter.name, "candidates": shape, "verify": method.rule}

@@ -6,8 +6,7 @@
 
 Every way of drafting that can run is timed, with different numbers of drafts, and how far its drafts come is measured
 at places of text; the best settings of each follow. Commands that are not told how to decode do this by themselves,
-once, and keep what they found. With --compile the best of them are compiled and timed again. A plan never changes the
-law of a text.
+once, and keep what they found. A plan never changes the law of a text.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .compiling import add_compile, check_compile
 from .drafting import HOW
 from .options import add_json, add_lookahead, add_machine, add_model, add_sampling, open_model, sampling_of
 from .places import place
@@ -44,14 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the plan here as well; default: nowhere")
     add_sampling(parser)
     add_machine(parser)
-    add_compile(parser)
     add_json(parser)
     parser.set_defaults(method=None, **dict.fromkeys(HOW))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, choose, print."""
-    check_compile(arguments)
     sampling = sampling_of(arguments)
     if arguments.output is not None and (arguments.output.is_dir() or not arguments.output.parent.is_dir()):
         raise ValueError(f"--output: {arguments.output} cannot be written, expected a file in a folder that is there")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.cache_folder import cache_folder
 from .candidates import as_written
-from .compiling import said_before_compiling
 from .drafting import HOW, Unavailable
 from .methods import METHODS
 from .plan_inputs import SOURCES, folders_in, made_for, places_in_text, ways_for
@@ -113,8 +112,6 @@ def found_plan(
     check()
     each = [{"method": way.name} | made_for(model, sampling, folders_in(way.options)) for way in ways]
     wanted = made_for(model, sampling, {}) | {"ways": each, "config": repr(model.config)}
-    if getattr(arguments, "compile", False):
-        wanted["compiled"] = True
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
     path = cache_folder("plans") / f"{digest[:32]}.json"
     if not getattr(arguments, "again", False):
@@ -125,8 +122,6 @@ def found_plan(
     if not make:
         raise Unavailable("found no plan that is kept for this model and machine, expected pass-sampling plan before")
     plan = calibrated_plan(ways, wanted, arguments, model, sampling)
-    if plan.made_for.get("compiled") != wanted.get("compiled"):
-        return plan
     with contextlib.suppress(OSError):  # a plan that cannot be kept is made again
         path.parent.mkdir(parents=True, exist_ok=True)
         plan.save(path)
@@ -144,7 +139,6 @@ def calibrated_plan(
     from ..methods import Autoregressive
     from ..planning.calibration import calibrate
     from ..planning.choice import best_outcomes
-    from ..planning.native import compiled_outcomes
 
     plain, prefixes = Autoregressive(model, sampling), places_in_text(arguments, model)
     if not arguments.json:
@@ -152,14 +146,6 @@ def calibrated_plan(
     with Bar("measuring", unit="step", quiet=arguments.json) as bar:
         calibration = calibrate(plain, ways, prefixes, report=bar.show)
     outcomes = best_outcomes(calibration, ways)
-    if "compiled" in wanted:
-        report = None if arguments.json else said_before_compiling
-        native = compiled_outcomes(outcomes, plain, ways, calibration, prefixes, report)
-        if native:
-            outcomes = native
-        else:  # it is no plan for compiled steps, and none that is kept as one
-            outcomes = [each for each in outcomes if each.candidates is None]
-            wanted = {name: value for name, value in wanted.items() if name != "compiled"}
     return _plan_of(outcomes, calibration, ways, wanted)
 
 

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-from ..compiling.compilers import COMPILERS, has_compiler
 from .options import add_device, add_json, add_seed, add_text, check_new_folder, named_held_out, read_training_texts
 from .progress import Bar, forecast
 
 HELP = "train a small base model from text"
+COMPILERS = ("c++", "g++", "clang++", "cl")
 SIZES = (
     ("--hidden-size", "hidden_size", "width of the model"),
     ("--intermediate-size", "intermediate_size", "width of the mlp"),
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         compile=arguments.compile,
     )
     check_device(arguments.device)
-    if arguments.compile and not has_compiler():
+    if arguments.compile and not any(map(shutil.which, (os.environ.get("CXX") or "c++", *COMPILERS))):
         raise ValueError("--compile: found no C++ compiler, expected one of " + ", ".join(COMPILERS))
     held_out = None if arguments.held_out_list is None else named_held_out(arguments.held_out_list)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of writing the weights

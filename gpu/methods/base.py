@@ -1,7 +1,7 @@
 """What every decoding method has in common: a model, the settings of the target law, a start and a step.
 
 Glossary of shapes: B batch, D input vector, D' hidden state, V vocabulary, K drafts, N rows of logits per sequence,
-S capacity, C cycles.
+S capacity.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch_record import BatchRecord, Packed
+from ..batch_record import BatchRecord
 from ..config import SamplingConfig
 from ..ending import Ending
-from ..first_state import first_state, room_for
+from ..first_state import first_state
 from ..record import Record
-from ..sampling import Processor
-from ..shortlist import Laws, Shortlists, laws_of
+from ..sampling import Probs, Processor, largest_logits, probs_from_logits
 from ..state import State
 from ..tape import Slots
 from ..verify import Tokens
@@ -33,8 +32,6 @@ class Method(ABC):
     model: LanguageModel
     sampling: SamplingConfig
     processor: Processor | None
-    shortlists: Shortlists | None = None  # of a step that is written down, if its settings leave few tokens
-    least_room: int = 0  # slots of a state whose steps are compiled, doubled until they are enough
 
     @property
     @abstractmethod
@@ -47,22 +44,8 @@ class Method(ABC):
         state: State,
         uniforms: Tensor,  # [B, num_slots]
         trace: bool = False,
-    ) -> tuple[State, BatchRecord | Packed]:
+    ) -> tuple[State, BatchRecord]:
         """Run one cycle; with `trace`, the record keeps every law that a uniform was compared with."""
-
-    def steps(
-        self,
-        state: State,
-        uniforms: Tensor,  # [C, B, num_slots]
-        trace: bool = False,
-    ) -> tuple[State, list[BatchRecord | Packed]]:
-        """Run some of C cycles, at least one, and none behind one in which a text ends or has no law.
-
-        It is one where a step is a call from Python anyway. Where it is native code, what lies around one cycle is paid
-        once for many. Returned are the state and a record of each.
-        """
-        state, record = self.step(state, uniforms[0], trace)
-        return state, [record]
 
     @property
     def num_slots(self) -> int:
@@ -89,8 +72,6 @@ class Method(ABC):
         for prompt in tokens:
             check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
         capacity = max(map(len, tokens)) + ending.max_new_tokens + self.scratch
-        if self.least_room:
-            capacity = room_for(capacity, self.least_room)
         return first_state(tokens, ending, self.model.new_cache(capacity, len(tokens)))
 
     def run(
@@ -113,7 +94,7 @@ class Method(ABC):
         more: Tokens | None = None,  # [B, ...] tokens behind the committed prefix
         num_more: int = 0,
         sampling: SamplingConfig | None = None,
-    ) -> tuple[Laws, Tensor]:  # [B, N, V], [B, N]
+    ) -> tuple[Probs, Tensor]:  # [B, N, V], [B, N]
         """Return the laws behind the committed prefix and its continuations: processor, then settings.
 
         Row i stands behind the prefix and `num_more` + i of the tokens `more`. Only `used` rows mean anything. The
@@ -121,7 +102,7 @@ class Method(ABC):
         are the target's by default.
         """
         logits = self.process(state, logits, used, more, num_more)
-        return laws_of(logits, sampling or self.sampling, self.shortlists, used)
+        return probs_from_logits(logits, sampling or self.sampling), largest_logits(logits)
 
     def process(
         self,

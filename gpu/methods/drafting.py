@@ -14,7 +14,7 @@ from torch import Tensor
 from ..asking import any_of, most_of
 from ..batch_ending import num_leading
 from ..config import SamplingConfig
-from ..shortlist import Laws, joined, laws_of
+from ..sampling import Probs, largest_logits, probs_from_logits
 from ..state import State
 from ..tape import Draws
 from ..verify import Tokens, drafted
@@ -25,7 +25,7 @@ class Drafts(NamedTuple):
     """What the rows of a batch drafted in a cycle; what stands behind a row's drafts means nothing."""
 
     tokens: Tokens  # [B, K]
-    probs: Laws  # [B, K, V], the very laws that the tokens were drawn from
+    probs: Probs  # [B, K, V], the very laws that the tokens were drawn from
     goes_on: Tensor  # [B], whether the text goes on behind the last
     num_asked: Tensor  # [B], laws that were asked for
     num_draft: Tensor  # [B]
@@ -53,16 +53,14 @@ def draft_left_to_right(
     step_by_step = wanted is not None or method.processor is not None
     going, text = limit > 0, state.tokens.clone()
     nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
-    tokens, lawful = [text[:, :0]], []
-    laws: list[Laws] = [nothing]
+    tokens, laws, lawful = [text[:, :0]], [nothing], []
     while len(laws) <= most and (not step_by_step or any_of(state, going)):
         depth, lengths = len(laws) - 1, state.lengths + (len(laws) - 1)
         logits = next_logits(text, lengths, depth).unsqueeze(1)
         if method.processor is not None:
             logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
-        law, largest = laws_of(logits, sampling, method.shortlists, limit.unsqueeze(1) > depth)
-        laws.append(law)
-        lawful.append(largest.isfinite())
+        laws.append(probs_from_logits(logits, sampling))
+        lawful.append(largest_logits(logits).isfinite())
         if wanted is not None:
             lawful[-1] = lawful[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
         tokens.append(draws.tokens("draft", laws[-1], depth))
@@ -77,4 +75,4 @@ def draft_left_to_right(
     num_draft, ended = state.kept(block, can)
     draws.restrict("draft", drafted(block, num_draft))
     num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))
-    return Drafts(block, joined(laws), ~ended, num_asked, num_draft)
+    return Drafts(block, torch.cat(laws, dim=1), ~ended, num_asked, num_draft)

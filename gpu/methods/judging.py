@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch_record import BatchRecord
-from ..shortlist import Laws, beside, whole
+from ..sampling import Probs
 from ..state import State
 from ..tape import Draws
 from ..verify import RULES, Tokens, Verification
@@ -25,7 +25,7 @@ def judge(
     draws: Draws,
     logits: Tensor,  # [B, K+1, V], of the pass over the drafts; row i stands behind i of them
     draft_tokens: Tokens,  # [B, K]
-    draft_probs: Laws,  # [B, K, V]
+    draft_probs: Probs,  # [B, K, V]
     num_draft: Tensor,  # [B]
     goes_on: Tensor,  # [B]
     active: Tensor,  # [B]
@@ -38,11 +38,10 @@ def judge(
     rows = torch.arange(logits.shape[1], device=logits.device)
     used = (rows < (num_draft + goes_on).unsqueeze(1)) & active.unsqueeze(1)
     target_probs, largest = method.laws(state, logits, used, block, num_more)
-    if draws.choices is not None:  # which are told over all tokens
-        target_probs, draft_probs = whole(target_probs), whole(draft_probs)
-    laws = beside(target_probs, draft_probs, draft_tokens)
-    judged = laws.draft_probs if lenience == 1 else lenience * laws.draft_probs
-    verdict = RULES[rule](laws.target_probs, judged, laws.draft_columns, draws, num_draft, goes_on, active)
+    judged = draft_probs if lenience == 1 else lenience * draft_probs
+    verdict = RULES[rule](target_probs, judged, draft_tokens, draws, num_draft, goes_on, active)
     state = state.note_fault(largest, num_more, used & (rows < verdict.num_reached.unsqueeze(1)))
-    record = verified_record(record, *laws[:3], verdict, draws, num_draft, goes_on, active, tokens_of=laws.tokens_of)
+    record = verified_record(
+        record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
+    )
     return state, record, verdict

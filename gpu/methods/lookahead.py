@@ -18,8 +18,7 @@ from ..batch_ending import num_leading
 from ..batch_record import BatchRecord
 from ..config import SamplingConfig, check_integer
 from ..lookahead import LookAhead
-from ..sampling import Processor
-from ..shortlist import Laws, joined
+from ..sampling import Probs, Processor
 from ..state import State
 from ..tape import Draws, Slots
 from ..verify import Tokens, drafted
@@ -110,7 +109,7 @@ class PaSS(Method):
         num_draft: Tensor,  # [B]
         active: Tensor,  # [B]
         draws: Draws,
-    ) -> tuple[Tokens, Laws, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
+    ) -> tuple[Tokens, Probs, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
         """Draw the drafts; return the very laws they were drawn from, how many, and whether the text goes on behind.
 
         Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
@@ -119,7 +118,7 @@ class PaSS(Method):
         depth = logits.shape[1]
         at_once = 1 if depth == 0 or self.processor is not None else depth
         goes_on = torch.ones_like(active)
-        laws: list[Laws] = [logits.new_zeros((len(logits), 0, logits.shape[2]), dtype=torch.float64)]
+        laws = [logits.new_zeros((len(logits), 0, logits.shape[2]), dtype=torch.float64)]
         for start in range(0, depth, at_once):
             rows = logits[:, start : start + at_once]
             wanted = drafted(logits[:, :, 0], num_draft)[:, start : start + at_once] & active.unsqueeze(1)
@@ -133,7 +132,7 @@ class PaSS(Method):
             goes_on = ~(ended & (num_draft == kept - 1))
             laws.append(probs)
         draws.restrict("draft", drafted(block[:, 1:], num_draft) & active.unsqueeze(1))
-        return block[:, 1:], joined(laws), num_draft, goes_on
+        return block[:, 1:], torch.cat(laws, dim=1), num_draft, goes_on
 
     def _input_vectors(self) -> Tensor:  # [L, D]
         """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""

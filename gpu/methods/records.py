@@ -5,7 +5,6 @@ Glossary of shapes: B batch, K drafts, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -14,13 +13,12 @@ from torch import Tensor
 from ..batch_record import ACCEPTED, BONUS, CORRECTION, EXACT, BatchRecord
 from ..draft_tree import TreeDrafts, Walk
 from ..sampling import Probs
-from ..shortlist import Laws, prob_of
 from ..tape import Draws
 from ..verify import Tokens, Verification
 
 
 def exact_record(
-    probs: Laws,  # [B, V]
+    probs: Probs,  # [B, V]
     token: Tensor,  # [B]
     num_positions: Tensor,  # [B]
     draws: Draws,
@@ -32,7 +30,7 @@ def exact_record(
     return BatchRecord(
         tokens=token.unsqueeze(1),
         sources=torch.full_like(token, EXACT).unsqueeze(1),
-        log_probs=prob_of(probs, token).log().unsqueeze(1),
+        log_probs=probs.gather(1, token.unsqueeze(1)).log(),
         count=active.long(),
         draft_tokens=no_tokens,
         draft_token_probs=no_probs,
@@ -84,34 +82,29 @@ def verified_record(
     num_draft: Tensor,  # [B]
     goes_on: Tensor,  # [B]
     active: Tensor,  # [B]
-    tokens_of: Callable[[Tensor], Tensor] = lambda columns: columns,
 ) -> BatchRecord:
-    """Add one verification pass to the record of a cycle, in the active rows.
-
-    Where laws are short lists, tokens come as columns of them; `tokens_of` says whose the columns are.
-    """
+    """Add one verification pass to the record of a cycle, in the active rows."""
     depth = draft_tokens.shape[1]
     num_accepted = verdict.num_accepted * active
     final = num_accepted.unsqueeze(1)
     has_final = active & (goes_on | (num_accepted < num_draft))
     final_token = verdict.final_token.unsqueeze(1)
     block = torch.cat([draft_tokens, final_token], dim=1).scatter(1, final, final_token)
-    tokens = tokens_of(block)
     final_source = torch.where(num_accepted == num_draft, BONUS, CORRECTION).unsqueeze(1)
     drafts = draft_tokens.unsqueeze(-1)
     log_probs = target_probs.gather(-1, block.unsqueeze(-1)).squeeze(-1).log()
     return BatchRecord(
-        tokens=_joined(record.tokens, tokens),
+        tokens=_joined(record.tokens, block),
         sources=_joined(record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)),
         log_probs=_joined(record.log_probs, log_probs),
         count=record.count + num_accepted + has_final,
-        draft_tokens=tokens_of(draft_tokens),
+        draft_tokens=draft_tokens,
         draft_token_probs=draft_probs.gather(-1, drafts).squeeze(-1),
         target_token_probs=target_probs[:, :depth].gather(-1, drafts).squeeze(-1),
         accept_probs=verdict.accept_probs,
         num_draft=num_draft * active,
         num_accepted=num_accepted,
-        final_token=torch.where(has_final, tokens.gather(1, final).squeeze(1), -1),
+        final_token=torch.where(has_final, verdict.final_token, -1),
         num_forward_passes=record.num_forward_passes + active,
         num_positions=record.num_positions + (num_draft + 1) * active,
         num_draft_passes=record.num_draft_passes,

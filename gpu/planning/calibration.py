@@ -141,30 +141,22 @@ def _measured_trees(way: Way, prefixes: Sequence[Sequence[int]]) -> tuple[Measur
     return tuple(MeasuredTree(shape, min(times[shape]), tokens) for shape, tokens in shapes.items())
 
 
-def cycle_milliseconds(method: Method, prefix: Sequence[int], eos_token_ids: Sequence[int] = ()) -> list[float]:
-    """Time whole cycles behind a prefix, with what the loop does between them; those that warm up do not count.
-
-    Texts go on to the end, unless tokens are given that end them: native code takes as long behind an end. Cycles that
-    a method runs together share their time.
-    """
+def cycle_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
+    """Time whole cycles behind a prefix, with what the loop does between them; those that warm up do not count."""
     device, most = method.model.device, method.model.max_position_embeddings
-    kind = getattr(method, "method", method)  # of one that is compiled
-    unmeasured = 2 if isinstance(kind, Fused) else 1  # the prefix's own pass, and the first with drafts
+    unmeasured = 2 if isinstance(method, Fused) else 1  # the prefix's own pass, and the first with drafts
     trees = Candidates, FusedCandidates
     tokens = len(method.tree.num_candidates) + 1 if isinstance(method, trees) else max(1, method.num_slots)  # at most
     cycles = unmeasured + max(1, min(CYCLES, (most - len(prefix) - 1) // tokens - unmeasured))
-    state = method.start(prefix, Ending(cycles * tokens + 1, eos_token_ids))
-    ahead = tapes(0, [0], 0, cycles, method.num_slots, device=device)
+    state = method.start(prefix, Ending(cycles * tokens + 1))
     times: list[float] = []
-    while len(ahead):
+    for uniforms in tapes(0, [0], 0, cycles, method.num_slots, device=device):
         started = _clock(device)
-        state, batches = method.steps(state, ahead[:1] if len(times) < unmeasured else ahead)
+        state, batch = method.step(state, uniforms)
         state.raise_fault()
         state.cache.measure()
-        for batch in batches:
-            batch.rows()
-        times += [1000 * (_clock(device) - started) / len(batches)] * len(batches)
-        ahead = ahead[len(batches) :]
+        batch.rows()
+        times.append(1000 * (_clock(device) - started))
     return times[unmeasured:]
 
 

@@ -74,15 +74,14 @@ class Method(ABC):
         prefix: Sequence[int],
         logits: Array,  # [V]
     ) -> Array:  # [V]
-        """Return the logits behind `prefix` in float64, as the processor leaves them.
+        """Return the logits behind `prefix` as the processor, which gets and returns float64, leaves them.
 
         Raises:
             ValueError: the processor returned something of another shape.
         """
-        logits = logits.astype(np.float64)
         if self.processor is None:
             return logits
-        processed = np.asarray(self.processor(tuple(prefix), logits), dtype=np.float64)
+        processed = np.asarray(self.processor(tuple(prefix), logits.astype(np.float64)), dtype=np.float64)
         if processed.shape != logits.shape:
             raise ValueError(f"processor: found logits of shape {processed.shape}, expected {logits.shape}")
         return processed

@@ -1,1 +1,0 @@
-"""A step written down as operations, compiled, and kept."""
