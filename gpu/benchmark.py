@@ -25,6 +25,9 @@ from .methods import Method
 __all__ = ["PLAIN", "Contender", "Run", "Writer", "method_writer", "rows_of", "run_all"]
 
 ENOUGH_REPEATS = 5  # paired runs behind a claim
+WARMING_TOKENS = 8  # of the texts that warm up under a budget
+Runs = dict[str, list[list[Run]]]
+"""What was written, by name, repeat and prompt."""
 
 
 class Writer(Protocol):
@@ -47,7 +50,7 @@ def method_writer(method: Method) -> Writer:
     """Return what writes with a method of this package; no token ends a text early."""
 
     def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
-        result = generate(method, prompt, max_new_tokens, eos_token_ids=(), seed=seed, request=request)
+        result = generate(method, prompt, max_new_tokens, eos_token_ids=(), stop_strings=(), seed=seed, request=request)
         return Run(
             result.tokens,
             result.num_forward_passes,
@@ -67,15 +70,16 @@ def run_all(
     repeats: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    report: Callable[[int, int], None] | None = None,
+    report: Callable[[int, int, Runs], None] | None = None,
     budget: float | None = None,
-) -> dict[str, list[list[Run]]]:
+) -> Runs:
     """Let all write behind all prompts, several times; return the runs by name, repeat and prompt.
 
     The first run of each is not returned: it warms up. Every repeat has uniforms of its own, the same for all.
 
-    Under a budget of seconds the first prompt alone warms up, and only so many prompts follow as all repeats have time
-    for; where the machine then turns out slower, repeats at the end are left out.
+    Under a budget of seconds a few tokens behind the first prompt warm up. What they cost says how long texts can be
+    for every repeat to have one, and the first repeat says how many prompts there is time for; where the machine then
+    turns out slower, repeats at the end are left out.
 
     Args:
         contenders: methods, with different names.
@@ -84,7 +88,8 @@ def run_all(
         repeats: runs that are returned.
         seed: picks the uniforms.
         device: where the methods compute, which is waited for before the clock is read.
-        report: called as `report(done, total)` after every text.
+        report: called as `report(done, total, runs)` after every text, with the runs of all prompts that all have
+            continued so far.
         budget: seconds to spend, about.
 
     Raises:
@@ -92,33 +97,52 @@ def run_all(
         RuntimeError: a method wrote another number of tokens.
     """
     check_integer("repeats", repeats, 1, 10**6)
-    runs: dict[str, list[list[Run]]] = {contender.name: [] for contender in contenders}
-    chosen = list(prompts)
-    warming = chosen if budget is None else chosen[:1]
-    done, began = 0, _clock(device)
-    for repeat in range(repeats + 1):
+    began, done, chosen = _clock(device), 0, len(prompts)
+    turns: list[list[dict[str, Run]]] = []  # by repeat and prompt
+
+    def turn(repeat: int, number: int, length: int) -> dict[str, Run]:
+        nonlocal done
+        written = {}
+        for contender in in_turn(contenders, repeat + number):
+            started = _clock(device)
+            run = contender.write(prompts[number], length, seed, repeat * len(prompts) + number)
+            written[contender.name] = replace(run, seconds=_clock(device) - started)
+            if len(run.tokens) != length:
+                raise RuntimeError(f"{contender.name} wrote {len(run.tokens)} tokens, expected {length}")
+            done += 1
+            if report is not None:
+                warming = len(prompts) if budget is None else 2
+                report(done, (repeats * chosen + warming) * len(contenders), _by_name(contenders, turns))
+        return written
+
+    if budget is None:
+        for number in range(len(prompts)):
+            turn(0, number, max_new_tokens)
+    else:
+        few = min(WARMING_TOKENS, max_new_tokens)
+        turn(0, 0, few)
+        each = sum(run.seconds for run in turn(0, 0, few).values()) / few
+        affordable = int((budget - (_clock(device) - began)) / (repeats * each))
+        max_new_tokens = min(max_new_tokens, max(few, affordable))
+    for repeat in range(1, repeats + 1):
         repeat_began = _clock(device)
         if budget is not None and repeat > 1 and repeat_began - began > budget:
             break
-        for written in runs.values():
-            written.append([])
-        for number, prompt in enumerate(chosen if repeat else warming):
+        turns.append([])
+        for number in range(len(prompts)):
             if budget is not None and repeat == 1 and number > 0:
-                each = (_clock(device) - repeat_began) / number
-                if each * (number + 1) * repeats > budget:
-                    chosen = chosen[:number]
-                    break
-            for contender in in_turn(contenders, repeat + number):
-                started = _clock(device)
-                run = contender.write(prompt, max_new_tokens, seed, repeat * len(prompts) + number)
-                seconds = _clock(device) - started
-                if len(run.tokens) != max_new_tokens:
-                    raise RuntimeError(f"{contender.name} wrote {len(run.tokens)} tokens, expected {max_new_tokens}")
-                runs[contender.name][-1].append(replace(run, seconds=seconds))
-                done += 1
-                if report is not None:
-                    report(done, (repeats * len(chosen) + len(warming)) * len(contenders))
-    return {name: written[1:] for name, written in runs.items()}
+                now = _clock(device)
+                if repeat_began - began + (now - repeat_began) / number * (number + 1) * repeats > budget:
+                    chosen = number
+            if number == chosen:
+                break
+            turns[-1].append(turn(repeat, number, max_new_tokens))
+    return _by_name(contenders, turns)
+
+
+def _by_name(contenders: Sequence[Contender], turns: Sequence[Sequence[Mapping[str, Run]]]) -> Runs:
+    """Return the runs by name, repeat and prompt, without a repeat that has only begun."""
+    return {each.name: [[turn[each.name] for turn in repeat] for repeat in turns if repeat] for each in contenders}
 
 
 def in_turn(contenders: Sequence[Contender], turn: int) -> list[Contender]:

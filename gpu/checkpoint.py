@@ -61,9 +61,10 @@ def load_model(
     device, dtype = check_device(device), None if dtype is None else check_dtype(dtype)
     folder = local_folder(folder, revision)
     config = read_config(folder)
-    eos_token_ids, _ = read_generation_config(folder)
+    settings = read_generation_config(folder)
     weights, fingerprint = read_weights(folder, config, dtype, device)
-    return Transformer(config, weights, eos_token_ids, fingerprint, name_of(open_folder(folder)))
+    name = name_of(open_folder(folder))
+    return Transformer(config, weights, settings.eos_token_ids, fingerprint, name, settings.stop_strings)
 
 
 def read_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,7 +22,7 @@ def generate(
     prompt: Sequence[int],
     max_new_tokens: int,
     eos_token_ids: Sequence[int] | None = None,
-    stop_strings: Sequence[str] = (),
+    stop_strings: Sequence[str] | None = None,
     decode: Decode | None = None,
     seed: int = 0,
     request: int = 0,
@@ -31,14 +32,16 @@ def generate(
     """Continue a prompt until it ends: exactly at a length, an end-of-sequence token or a stop string.
 
     The same seed and request number give the same uniforms, whatever else is generated beside it, and so the same
-    text as far as the model's logits are the same numbers.
+    text as far as the model's logits are the same numbers. Where drafts are verified, another `max_new_tokens` may
+    change the text from the last steps of the shorter one on: fewer drafts fit before its end.
 
     Args:
         method: how to decode, over which model, with which sampling settings.
         prompt: token ids, at least one.
         max_new_tokens: tokens to generate at most.
         eos_token_ids: tokens that end the text; default: the model's own.
-        stop_strings: strings that end the text once they stand in the decoded new tokens.
+        stop_strings: strings that end the text once they stand in the decoded new tokens; default: the model's own
+            where there is `decode`, else none, and the log says so.
         decode: turns new tokens into text; needed for stop strings.
         seed: picks the tape of uniforms.
         request: number of this request; requests of one seed share no uniform.
@@ -57,13 +60,16 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_token_ids: Sequence[int] | None = None,
-    stop_strings: Sequence[str] = (),
+    stop_strings: Sequence[str] | None = None,
     decode: Decode | None = None,
     seed: int = 0,
     trace: bool = False,
     callback: Callback | None = None,
 ) -> list[Generation]:
-    """Continue many prompts side by side, each at its own pace; prompt i is request i, see `generate`."""
+    """Continue many prompts side by side, each at its own pace; prompt i is request i.
+
+    Seeds and `max_new_tokens` work as in `generate`.
+    """
     if len(prompts) == 0:
         return []
     ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
@@ -74,11 +80,20 @@ def _ending(
     method: Method,
     max_new_tokens: int,
     eos_token_ids: Sequence[int] | None,
-    stop_strings: Sequence[str],
+    stop_strings: Sequence[str] | None,
     decode: Decode | None,
 ) -> Ending:
+    """Return the ends of a text: those that were asked for, or else the model's own."""
     eos = method.model.eos_token_ids if eos_token_ids is None else eos_token_ids
-    return Ending(max_new_tokens, eos, stop_strings, decode)
+    stops = method.model.stop_strings if stop_strings is None else stop_strings
+    if stop_strings is None and stops and decode is None:
+        logging.getLogger(__name__).warning(
+            "stop_strings: found %r in the model's generation settings and no decode function, expected one: no text "
+            "ends there",
+            stops,
+        )
+        stops = ()
+    return Ending(max_new_tokens, eos, stops, decode)
 
 
 @torch.inference_mode()

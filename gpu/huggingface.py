@@ -54,13 +54,18 @@ def generate_with_pass(
 ) -> Any:
     """Call `model.generate` with `pass_generate`, and hand on what it would lose: the streamer, and stop strings.
 
-    Everything else is as in `generate`; see `pass_generate` for `fused` and `num_lookahead`.
+    Everything else is as in `generate`; see `pass_generate` for `fused` and `num_lookahead`. Stop strings in
+    `generation_config`, or in the model's own, end a text as well.
 
     Raises:
         ValueError: stop strings without a tokenizer, an assistant, or what `pass_generate` refuses.
     """
     if named.get("assistant_model") is not None:
         raise ValueError("assistant_model: found one, expected none: the model drafts for itself")
+    for config in (named.get("generation_config"), model.generation_config):
+        if stop_strings is None and config is not None and config.stop_strings is not None:
+            stop_strings = config.stop_strings
+            named["stop_strings"] = None  # `generate` would look for them itself, without the tokenizer
     if stop_strings is not None:
         if tokenizer is None:
             raise ValueError("tokenizer: found None with stop_strings, expected the model's tokenizer")

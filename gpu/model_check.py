@@ -97,8 +97,8 @@ def greedy_check(
     greedy = SamplingConfig(temperature=0.0)
     same = total = 0
     for prompt in prompts:
-        plain = generate(Autoregressive(model, greedy), prompt, max_new_tokens).tokens
-        drafted = generate(PaSS(model, lookahead, greedy), prompt, max_new_tokens).tokens
+        plain = generate(Autoregressive(model, greedy), prompt, max_new_tokens, stop_strings=()).tokens
+        drafted = generate(PaSS(model, lookahead, greedy), prompt, max_new_tokens, stop_strings=()).tokens
         total += len(plain)
         same += next((i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), len(plain))
     return same, total
@@ -120,7 +120,9 @@ def draw_check(
     counts = dict.fromkeys(cells, 0)
     drawn, started, batch = 0, time.monotonic(), 0
     while drawn < most and (drawn == 0 or time.monotonic() - started < seconds):
-        for result in generate_batch(method, [prompt] * batch_size, 3, eos_token_ids=(), seed=seed + batch):
+        for result in generate_batch(
+            method, [prompt] * batch_size, 3, eos_token_ids=(), stop_strings=(), seed=seed + batch
+        ):
             pair = result.tokens[:2]
             if pair in counts:
                 counts[pair] += 1

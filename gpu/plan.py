@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .files.folder import read_json
+from .files.saving import replace_file
 
 __all__ = ["FORMAT_VERSION", "Plan"]
 
@@ -80,14 +81,8 @@ class Plan:
         Raises:
             OSError: the file cannot be written.
         """
-        path = Path(path)
         text = json.dumps({"format_version": FORMAT_VERSION} | asdict(self), indent=2, allow_nan=False) + "\n"
-        new = path.with_name(f".{path.name}.{os.getpid()}.new")
-        try:
-            new.write_text(text, encoding="utf-8")
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+        replace_file(Path(path), text)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:

@@ -22,6 +22,7 @@ class TableModel:
 
     fingerprint: str | None = None
     name = "table"
+    stop_strings: tuple[str, ...] = ()
     device = torch.device("cpu")
     dtype = torch.float64
 

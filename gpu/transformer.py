@@ -32,6 +32,7 @@ class Transformer:
         eos_token_ids: tuple[int, ...] = (),
         fingerprint: str | None = None,
         name: str = "",
+        stop_strings: tuple[str, ...] = (),
     ):
         """Hold the weights; `fingerprint` and `name` say which checkpoint they came from."""
         self.config = config
@@ -39,6 +40,7 @@ class Transformer:
         self.eos_token_ids = eos_token_ids
         self.fingerprint = fingerprint
         self.name = name
+        self.stop_strings = stop_strings
         self._frequencies = rope_frequencies(config).to(self.device)
         self._tables = self._rotation(torch.arange(0, device=self.device))
         self._fixed_tables: dict[int, list[Tensor]] = {}

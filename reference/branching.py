@@ -31,6 +31,7 @@ import numpy as np
 from numpy.random import default_rng  # by its name, which no replacement reaches
 
 from .chooser import Chooser, HiddenRandomness
+from .config import check_integer
 from .law import OutputLaw
 from .numpy_draws import numpy_random
 
@@ -41,7 +42,7 @@ Replacement = Callable[[Chooser], AbstractContextManager[None]]
 """Replaces the drawing calls of one library by branching ones, as a context: `numpy_random`, `torch_random`."""
 
 MOST_REPLAYED = 1000  # executions that are run again: what differs did not come from the draws
-REPLAYS = 64  # at least, of all executions together
+REPLAYS = 64  # at least, of all executions together, however few there are
 PROBES = 48  # random runs behind the estimate of the tree's size
 
 
@@ -49,11 +50,13 @@ def program_law(
     program: Callable[[], Hashable],
     replace: Iterable[Replacement] = (numpy_random,),
     max_executions: int = 200_000,
+    replays: int = 1,
 ) -> OutputLaw:
     """Return the exact law of what a program returns.
 
-    The program is run once per leaf of the tree of its draws. It must depend on nothing else that changes: hidden
-    randomness is found, because runs with the same draws then differ. Generators that the
+    The program is run once per leaf of the tree of its draws. It must depend on nothing else that changes. To find
+    hidden randomness, the first 1,000 executions are run again with the same draws: by default once each, so that
+    randomness that seldom shows may be missed, as is what shows in later executions alone. Generators that the
     program makes by the replaced calls draw as if their seed were random: what comes out is the law over seeds.
 
     Args:
@@ -61,11 +64,13 @@ def program_law(
             dictionary of counts, whose expectations are then in the law's `expected`.
         replace: which libraries' calls to replace.
         max_executions: refuse larger trees. The size is estimated first.
+        replays: how often each of the first executions is run again, 64 times in all at least.
 
     Raises:
-        ValueError: the tree is too large, or a law is no law.
+        ValueError: the tree is too large, a law is no law, or `replays` is out of range.
         HiddenRandomness: the program has randomness of its own; the message names it where its state tells.
     """
+    check_integer("replays", replays, 1, 10**6)
     replacements = tuple(replace)
     before = _states(program)
     estimate = estimated_executions(program, replacements)
@@ -74,7 +79,7 @@ def program_law(
             f"max_executions: found a tree of about {estimate:.2g} executions, expected at most {max_executions}"
         )
     try:
-        return _enumerated(program, replacements, max_executions)
+        return _enumerated(program, replacements, max_executions, replays)
     except HiddenRandomness as error:
         after = _states(program)
         moved = [name for name in after if after[name] != before.get(name)]
@@ -84,7 +89,9 @@ def program_law(
         raise HiddenRandomness(f"{error} ({told}{hint})") from None
 
 
-def _enumerated(program: Callable[[], Hashable], replacements: Sequence[Replacement], max_executions: int) -> OutputLaw:
+def _enumerated(
+    program: Callable[[], Hashable], replacements: Sequence[Replacement], max_executions: int, replays: int
+) -> OutputLaw:
     """Run the program once per leaf, each leaf from the script of its choices."""
     probs: dict[Hashable, list[float]] = {}
     expected: dict[str, list[float]] = {}
@@ -105,7 +112,7 @@ def _enumerated(program: Callable[[], Hashable], replacements: Sequence[Replacem
                     todo.append(((*chooser.outcomes[:place], other), tuple(chooser.laws[: place + 1])))
         if executions <= MOST_REPLAYED:
             replayed.append(chooser)
-    for chooser in replayed * math.ceil(REPLAYS / len(replayed)):
+    for chooser in replayed * max(replays, math.ceil(REPLAYS / len(replayed))):
         _check_same(_run(program, replacements, Chooser(chooser.outcomes, chooser.laws)).result, chooser.result)
     law = {outcome: math.fsum(weights) for outcome, weights in probs.items()}
     total = math.fsum(law.values())

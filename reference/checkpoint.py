@@ -48,9 +48,10 @@ def load_model(folder: str | os.PathLike[str], dtype: Any = None) -> Transformer
 
     dtype = check_dtype("float64" if dtype is None else dtype)
     config = read_config(folder)
-    eos_token_ids, _ = read_generation_config(folder)
+    settings = read_generation_config(folder)
     weights, fingerprint = read_weights(folder, config, dtype)
-    return Transformer(config, weights, eos_token_ids, fingerprint, name_of(open_folder(folder)))
+    name = name_of(open_folder(folder))
+    return Transformer(config, weights, settings.eos_token_ids, fingerprint, name, settings.stop_strings)
 
 
 def read_weights(folder: str | os.PathLike[str], config: ModelConfig, dtype: Any = None) -> tuple[Weights, str]:

@@ -25,6 +25,7 @@ class TableModel:
 
     fingerprint: str | None = None
     name = "table"
+    stop_strings: tuple[str, ...] = ()
 
     def __init__(
         self,

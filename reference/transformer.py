@@ -26,6 +26,7 @@ class Transformer:
         eos_token_ids: tuple[int, ...] = (),
         fingerprint: str | None = None,
         name: str = "",
+        stop_strings: tuple[str, ...] = (),
     ):
         """Hold the weights; `fingerprint` and `name` say which checkpoint they came from."""
         self.config = config
@@ -33,6 +34,7 @@ class Transformer:
         self.eos_token_ids = eos_token_ids
         self.fingerprint = fingerprint
         self.name = name
+        self.stop_strings = stop_strings
         self._frequencies = rope_frequencies(config)
 
     @property

@@ -262,8 +262,72 @@ def test_pickled_weights_are_never_opened(package: str, name: str, tmp_path: Pat
     (folder / WEIGHTS).unlink()
     (folder / name).write_bytes(pickle.dumps(Bomb()))
     assert refused(package, folder) == (
-        f"{folder} holds its weights pickled ({name}), which may run code when opened; expected {WEIGHTS}"
+        f"{folder}: found pickled weights, which may run code when opened ({name}), expected {CONFIG} and {WEIGHTS}"
     )
+
+
+ADAPTER = '{"peft_type": "LORA", "base_model_name_or_path": "org/base"}'
+OTHERS: dict[str, tuple[dict[str, str], str]] = {
+    "an adapter": (
+        {"adapter_config.json": ADAPTER, "adapter_model.safetensors": "", "tokenizer.json": "{}"},
+        "a PEFT adapter for 'org/base' (adapter_config.json)",
+    ),
+    "an adapter for nothing": ({"adapter_config.json": "{}"}, "a PEFT adapter (adapter_config.json)"),
+    "GGUF": ({"model-Q4_K_M.gguf": "GGUF", "tokenizer.json": "{}"}, "weights in GGUF (model-Q4_K_M.gguf)"),
+    "ONNX": ({"onnx/model.onnx": "", "tokenizer.json": "{}"}, "an ONNX graph (onnx/model.onnx)"),
+    "ONNX alone": ({"model.onnx": ""}, "an ONNX graph (model.onnx)"),
+    "TensorFlow": ({"tf_model.h5": ""}, "weights of TensorFlow (tf_model.h5)"),
+    "Flax": ({"flax_model.msgpack": ""}, "weights of Flax (flax_model.msgpack)"),
+    "Mistral's own": (
+        {"params.json": "{}", "consolidated.safetensors": ""},
+        "weights in Mistral's own format (consolidated.safetensors)",
+    ),
+    "a pickle": ({"pytorch_model.bin": ""}, "pickled weights, which may run code when opened (pytorch_model.bin)"),
+    "a pipeline": ({"model_index.json": "{}", "unet/config.json": "{}"}, "a pipeline of diffusers (model_index.json)"),
+    "a cache": ({"snapshots/0a1b/config.json": "{}"}, "a cache of models (snapshots/0a1b/config.json)"),
+}
+
+
+@both_packages
+@pytest.mark.usefixtures("nothing_allocated")
+@pytest.mark.parametrize(("files", "found"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("with_config", [False, True], ids=["no config.json", "config.json"])
+def test_a_folder_of_another_kind_is_named(
+    package: str, files: dict[str, str], found: str, with_config: bool, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / WEIGHTS).unlink()
+    if not with_config:
+        (folder / CONFIG).unlink()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    message = refused(package, folder)
+    assert message.startswith(f"{folder}: found {found}") and message.endswith(f", expected {CONFIG} and {WEIGHTS}")
+    if package == "gpu":
+        with pytest.raises(ValueError, match="found") as error:
+            module("gpu", "hf.loading").load_with_transformers(folder)
+        assert str(error.value) == message
+
+
+@both_packages
+def test_weights_without_a_config_are_not_called_what_lies_beside_them(package: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / CONFIG).unlink()
+    for name in ("training_args.bin", "tokenizer.json"):
+        (folder / name).touch()
+    assert refused(package, folder, FileNotFoundError) == f"{folder / CONFIG} is missing, expected a file"
+
+
+@both_packages
+def test_a_tokenizer_alone_is_named(package: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    expected = f"{tmp_path}: found a tokenizer (tokenizer.json), expected {CONFIG} and {WEIGHTS}"
+    assert refused(package, tmp_path) == expected
+    for kind in ("lookahead.LookAhead", "drafters.ngram.NgramModel"):
+        where, _, name = kind.rpartition(".")
+        with pytest.raises(ValueError, match="found a tokenizer"):
+            getattr(module(package, where), name).load(tmp_path)
 
 
 def tensors(**changes: Any) -> Break:

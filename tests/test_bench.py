@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import pass_sampling.gpu as port
-from folders import tiny_config, write_checkpoint
+from folders import tiny_config, write_checkpoint, write_json
 from models import lookahead, table, transformer
 from pass_sampling.gpu.benchmark import Contender, in_turn, method_writer, run_all
 from pass_sampling.gpu.benchmarking.expectation import (
@@ -86,21 +86,43 @@ def test_all_take_turns_at_each_prompt_and_none_always_begins():
     assert [[each for each in in_turn(names, turn)] for turn in (1, 3)] == [["b", "c", "autoregressive"], names]
 
 
-def clock(monkeypatch: pytest.MonkeyPatch, step: float) -> None:
-    """Let every look at the clock take so long."""
-    times = iter(range(10**6))
-    monkeypatch.setattr("pass_sampling.gpu.benchmark.time", SimpleNamespace(perf_counter=lambda: step * next(times)))
+@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.2, 1.0, 20.0])
+def test_a_budget_is_kept_by_fewer_prompts_then_shorter_texts_then_fewer_repeats(monkeypatch, seconds):
+    """A token takes `seconds`, and a text that is begun is finished."""
+    now, calls, names, prompts = [0.0], [], ("autoregressive", "b"), [[1], [2], [3], [4]]
+    monkeypatch.setattr("pass_sampling.gpu.benchmark.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def slow(name: str) -> Contender:
+        def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
+            now[0] += seconds * max_new_tokens
+            return fake(name, calls).write(prompt, max_new_tokens, seed, request)
+
+        return Contender(name, write)
+
+    runs = run_all([slow(name) for name in names], prompts, 64, 3, budget=100.0)
+    found = {(len(written), len(written[0]), len(written[0][0].tokens)) for written in runs.values()}
+    expected = {0.01: (3, 4, 64), 0.05: (3, 4, 64), 0.2: (3, 1, 64), 1.0: (3, 1, 11), 20.0: (1, 1, 8)}
+    assert found == {expected[seconds]}
+    assert all(len({len(repeat) for repeat in written}) == 1 for written in runs.values())
+    assert seconds == 20.0 or now[0] <= 100.0
+    assert [prompt for _, prompt, _ in calls[:4]] == [1] * 4  # the first prompt warms up, twice
 
 
-@pytest.mark.parametrize("budget, prompts, repeats", [(1e9, 4, 3), (30, 2, 3), (0.1, 1, 1)])
-def test_a_budget_leaves_out_prompts_and_then_repeats_but_never_part_of_a_run(monkeypatch, budget, prompts, repeats):
-    clock(monkeypatch, 1.0)
-    calls: list[tuple[str, int, int]] = []
-    contenders = [fake(name, calls) for name in ("autoregressive", "b")]
-    runs = run_all(contenders, [[1], [2], [3], [4]], 4, 3, budget=budget)
-    assert calls[:2] == [("autoregressive", 1, 0), ("b", 1, 0)]  # one prompt warms up
-    for written in runs.values():
-        assert [len(repeat) for repeat in written] == [prompts] * repeats
+def test_what_was_written_so_far_is_told_after_every_text_and_stays_paired_when_it_is_stopped():
+    told: list[tuple[int, int, list[int]]] = []
+    found: list[Any] = []
+
+    def report(done: int, total: int, runs: Any) -> None:
+        found[:] = [runs]
+        told.append((done, total, [len(repeat) for repeat in runs["b"]]))
+        if done == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all([fake(name, []) for name in ("autoregressive", "b")], [[1], [2]], 4, 5, report=report)
+    assert told[:5] == [(1, 24, []), (2, 24, []), (3, 24, []), (4, 24, []), (5, 24, [])]
+    assert told[-1] == (13, 24, [2, 2]) and set(found[0]) == {"autoregressive", "b"}
+    assert len({tuple(map(len, written)) for written in found[0].values()}) == 1
 
 
 def test_a_text_of_another_length_is_a_bug_and_no_repeat_is_refused():
@@ -324,6 +346,8 @@ def test_a_peer_writes_the_same_for_the_same_request_and_something_else_for_anot
 
 
 def test_a_folder_that_transformers_does_not_read_is_one_sentence(tmp_path):
+    write_json(tmp_path / "config.json", {"model_type": "unheard-of"})
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="holds nothing for transformers"):
         load_peer(tmp_path, torch.float32, torch.device("cpu"))
 

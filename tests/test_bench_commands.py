@@ -17,6 +17,7 @@ from folders import contents, tiny_config, write_checkpoint
 from pass_sampling.gpu import LookAhead
 from pass_sampling.gpu.commands.bench import _spare_threads
 from pass_sampling.gpu.commands.bench_output import notes_of
+from pass_sampling.gpu.commands.progress import Bar
 from pass_sampling.gpu.drafters import NgramModel
 from pass_sampling.gpu.sampler_head import SamplerHead
 
@@ -60,12 +61,14 @@ def arguments(box: Box, prompts: Path | None, *more: object) -> list[object]:
 def bench(box: Box, capsys: pytest.CaptureFixture[str], prompts: Path | None, *more: object) -> dict:
     assert run(*arguments(box, prompts, "--json", *more)) == 0
     printed = capsys.readouterr()
-    assert printed.err == ""
+    assert "writing" in printed.err and "expecting" in printed.err
     return read_strictly(printed.out)
 
 
 def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(box, capsys, prompts, draft, ngram):
     sources = ["--lookahead", box.vectors, "--draft-model", draft, "--ngram", ngram]
+    assert run("plan", "--model", box.model, *sources) == 0  # --quick makes none
+    capsys.readouterr()
     found = bench(box, capsys, prompts, *sources, "--repeats", 2)
     assert set(found) == KEYS | {"plan"}
     rows = {row["method"]: row for row in found["rows"]}
@@ -112,9 +115,11 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
 
 def test_what_cannot_run_on_the_checkpoint_is_left_out_with_the_reason(box, capsys, prompts):
     found = bench(box, capsys, prompts, "--repeats", 1)
-    ours = ["autoregressive", "prompt-lookup", "planned"]
+    ours = ["autoregressive", "prompt-lookup"]
     assert [row["method"] for row in found["rows"]] == [*ours, "transformers", "transformers-prompt-lookup"]
     left_out = found["settings"]["left_out"]
+    reason = left_out.pop("planned")
+    assert "no plan that is kept" in reason and f"planned is left out: {reason}" in found["settings"]["notes"]
     assert list(left_out) == ["lookahead", "lookahead-fused", "draft-model", "ngram", "transformers-assisted"]
     flags = ["--lookahead", "--lookahead", "--draft-model", "--ngram", "--draft-model"]
     for name, flag in zip(left_out, flags, strict=True):
@@ -132,7 +137,7 @@ def test_vectors_with_a_head_leave_out_the_method_that_has_no_use_for_it(box, ca
 
 
 def test_a_machine_that_was_not_steady_is_noted():
-    settings = {"left_out": {}, "enough_repeats": True, "most_repeated_8grams": 0.2}
+    settings = {"partial": False, "fewer": {}, "left_out": {}, "enough_repeats": True, "most_repeated_8grams": 0.2}
     where = {"load": None, "cores": 2, "threads": 1}
     row = {"method": "autoregressive", "options": {}, "texts": 3, "texts_that_count": 3}
     assert notes_of([row | {"spread": [100.0, 140.0]}], settings, where) == []
@@ -192,6 +197,57 @@ def test_the_table_says_what_it_is_a_table_of(box, capsys, prompts):
     assert list(figures) == ["autoregressive", "lookahead"]
     assert figures["autoregressive"][2] == "1.00"
     assert all(len(line) <= 140 for line in out.splitlines() if line.startswith(tuple(figures)))
+
+
+@pytest.mark.parametrize(
+    ("what", "stop", "repeats", "expected"), [("writing", 5, 0, 0), ("writing", 11, 1, 0), ("expecting", 1, 3, 1)]
+)
+def test_a_comparison_that_is_stopped_prints_and_keeps_what_there_is(
+    what, stop, repeats, expected, box, capsys, monkeypatch, prompts, tmp_path
+):
+    show = Bar.show
+
+    def interrupted(bar: Bar, done: int, total: int, **figures: str) -> None:
+        show(bar, done, total, **figures)
+        if bar._what == what and done == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bar, "show", interrupted)
+    output = tmp_path / "found.json"
+    argv = arguments(box, prompts, "--methods", "prompt-lookup", "--json", "--output", output)
+    assert run(*argv) == 130
+    printed = capsys.readouterr().out
+    assert (printed == "") == (not output.exists()) == (not repeats)
+    if repeats:
+        found = read_strictly(printed)
+        assert found == read_strictly(output.read_text())
+        settings = found["settings"]
+        assert settings["partial"] and settings["notes"][0] == "partial: this comparison was not finished"
+        assert settings["repeats"] == repeats and ("repeats" in settings["fewer"]) == (repeats < 3)
+        assert [row["method"] for row in found["rows"]] == ["autoregressive", "prompt-lookup"]
+        told = [row for row in found["rows"] if row["expected_tokens_per_forward"] is not None]
+        assert len(told) == expected
+    assert list(tmp_path.iterdir()) == ([output] if repeats else [])
+    monkeypatch.setattr(Bar, "show", show)
+    assert run(*argv) == 0
+    whole = read_strictly(output.read_text())
+    assert whole == read_strictly(capsys.readouterr().out) and not whole["settings"]["partial"]
+
+
+def test_quick_says_what_there_was_no_time_for(box, capsys, monkeypatch, prompts):
+    monkeypatch.setattr("pass_sampling.gpu.commands.bench.QUICK_SECONDS", 0.0)
+    found = bench(box, capsys, prompts, "--methods", "prompt-lookup", "--repeats", 2)
+    assert found["settings"]["fewer"] == {
+        "max_new_tokens": [8, 10],
+        "prompts": [1, 2],
+        "repeats": [1, 2],
+        "places": [2, found["settings"]["fewer"]["places"][1]],
+    }
+    assert any(
+        note.startswith("less than was asked for, to keep to two minutes: ") for note in found["settings"]["notes"]
+    )
+    monkeypatch.undo()
+    assert bench(box, capsys, prompts, "--methods", "prompt-lookup", "--repeats", 2)["settings"]["fewer"] == {}
 
 
 def test_quick_leaves_busy_cores_alone_unless_told_otherwise(monkeypatch):
@@ -287,6 +343,7 @@ REFUSED = [
     (["--model", "{root}/bare"], ["bare holds no tokenizer"]),
     (["--plot", "chart.pdf"], ["--plot: found chart.pdf", ".png or .svg"]),
     (["--plot", "{root}/none/chart.png"], ["--plot: ", "chart.png cannot be written", "a folder that is there"]),
+    (["--output", "{root}"], ["--output: ", "cannot be written", "a file in a folder that is there"]),
 ]
 
 

@@ -372,6 +372,20 @@ def test_hidden_randomness_is_found_and_named(program: Callable[[], Any], source
     assert source in str(found.value)
 
 
+def test_rare_randomness_of_a_programs_own_is_found_by_more_replays() -> None:
+    """A draw of 1 in 500 is missed by 2,000 replays of each of 2 executions with chance 0.998^4000 = 3e-4."""
+    rare = np.random.default_rng(0)
+
+    def program() -> bool:
+        return (random.random() < 0.5) != (rare.random() < 0.002)
+
+    assert program_law(program).probs == {True: 0.5, False: 0.5}  # too few runs to see it
+    with pytest.raises(HiddenRandomness, match="the variable rare changed"):
+        program_law(program, replays=2000)
+    with pytest.raises(ValueError, match="replays: found 0, expected an integer from 1"):
+        program_law(program, replays=0)
+
+
 def test_randomness_of_a_library_that_is_not_replaced_is_named() -> None:
     with pytest.raises(HiddenRandomness, match=r"\(numpy\.random changed\)$"):
         program_law(lambda: np.random.rand() < 0.5, replace=[])

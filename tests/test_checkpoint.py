@@ -236,10 +236,11 @@ def test_a_tied_output_may_be_stored_as_well(package: str, tmp_path: Path) -> No
 
 @both_packages
 def test_a_model_from_a_folder(package: str, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "tiny", eos_token_id=[2, 3])
+    folder = write_checkpoint(tmp_path / "tiny", eos_token_id=[2, 3], generation_config={"stop_strings": "###"})
     before = contents(folder)
     model = module(package, "checkpoint").load_model(folder, dtype="float32")
     assert (model.name, model.eos_token_ids, len(model.fingerprint)) == ("tiny", (2, 3), 64)
+    assert model.stop_strings == ("###",)
     assert model.config.vocab_size == 23
     assert str(model.weights.norm.dtype).endswith("float32")
     assert contents(folder) == before

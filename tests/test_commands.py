@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from console import COLOUR, MARK, Box, Terminal, read_strictly, run
-from folders import contents
+from folders import contents, write_json
 from pass_sampling.gpu import LookAhead, load_model
 
 REPORTED = """text tokens method num_forward_passes tokens_per_forward seconds num_draft_tokens num_accepted_tokens
@@ -57,6 +58,19 @@ def test_where_nobody_says_how_to_decode_a_plan_does(box, capsys):
     methods = [{way["method"] for way in each["plan"]["calibration"]["considered"]} for each in found]
     assert methods[0] == {"autoregressive", "prompt-lookup"}
     assert methods[2] == {"autoregressive", "lookahead", "lookahead-fused"}
+
+
+def test_stop_strings_of_the_folder_end_a_text_beside_those_of_the_command(box, capsys, tmp_path):
+    shutil.copytree(box.model, tmp_path / "model")
+    plain = ["generate", "--model", tmp_path / "model", "--prompt", "def", "--max-new-tokens", 24, "--temperature", 1]
+    plain += ["--top-k", 0, "--seed", 1, "--method", "prompt-lookup"]
+    assert run(*plain) == 0
+    text = capsys.readouterr().out[:-1]
+    early, late = re.findall("[ -~]{2}", text)[1], re.findall("[ -~]{2}", text)[-1]
+    for suggested, said, stop in ((early, late, early), (late, early, early), ([late, early], "zzz", early)):
+        write_json(tmp_path / "model" / "generation_config.json", {"eos_token_id": 0, "stop_strings": suggested})
+        assert run(*plain, "--stop", said) == 0
+        assert capsys.readouterr().out == text[: text.index(stop)] + "\n"
 
 
 def test_the_text_is_the_tokenizers_decoding_of_the_tokens(box, capsys):

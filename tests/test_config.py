@@ -310,7 +310,7 @@ def test_generation_settings_mean_what_transformers_says(
         write_json(tmp_path / "config.json", config)
         write_json(tmp_path / "generation_config.json", settings)
         theirs = GenerationConfig.from_pretrained(tmp_path)
-    eos_token_ids, sampling = module(package, "checkpoint").read_generation_config(tmp_path)
+    eos_token_ids, sampling, _ = module(package, "checkpoint").read_generation_config(tmp_path)
 
     eos = theirs.eos_token_id
     assert eos_token_ids == (() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,))
@@ -346,18 +346,64 @@ def test_end_ids_fall_back_to_config_json(package: str, tmp_path: Path) -> None:
     assert read(tmp_path)[0] == ()
 
 
+def logged(package: str, folder: Path, caplog: pytest.LogCaptureFixture) -> tuple[Any, list[str]]:
+    """What is read of the settings in a folder, and what the log says of them."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        found = module(package, "checkpoint").read_generation_config(folder)
+    return found, [record.getMessage() for record in caplog.records]
+
+
 @both_packages
-def test_settings_that_are_not_applied_are_logged(
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_every_setting_of_the_library_is_applied_named_or_changes_no_text(
+    package: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The list of settings is that of the class; what changes no text is compared with its `generate` elsewhere."""
+    from generation_settings import OTHER_VALUES, settings_of
+
+    settings, config = module(package, "files.generation_settings"), config_json(tiny_config()) | {"vocab_size": 60}
+
+    def read(**changes: Any) -> tuple[Any, list[str]]:
+        write_json(tmp_path / "config.json", config)
+        write_json(tmp_path / name, (config if name == "config.json" else {}) | changes)
+        return logged(package, tmp_path, caplog)
+
+    for setting, default in settings_of().items():
+        assert read(**{setting: default}) == read() == (read()[0], []), setting
+        beside, value = OTHER_VALUES[setting]
+        found, said = read(**beside | {setting: value})
+        assert (found != read(**beside)[0]) == (setting in settings.APPLIED), setting
+        assert said == ([f"{tmp_path / name}: not applied: {setting}"] if setting in settings.OTHERS else []), setting
+    assert set(settings_of()) == set(settings.APPLIED) | set(settings.OTHERS) | settings.NO_TEXT
+
+
+@both_packages
+def test_settings_that_are_not_applied_are_named_and_those_that_are_off_are_not(
     package: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_json(tmp_path / "config.json", config_json(tiny_config()))
     path = tmp_path / "generation_config.json"
-    write_json(path, {"do_sample": True, "repetition_penalty": 1.1, "num_beams": 1, "min_p": 0.1})
-    with caplog.at_level(logging.WARNING):
-        module(package, "checkpoint").read_generation_config(tmp_path)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{path}: not applied here: min_p, repetition_penalty"
-    ]
+    off = {"num_beams": 1, "min_p": 0, "guidance_scale": 1.0, "suppress_tokens": [], "token_healing": False}
+    write_json(path, {"do_sample": True, "repetition_penalty": 1.1, "of_a_later_version": True, "min_p": 0.1, "_a": 1})
+    _, said = logged(package, tmp_path, caplog)
+    assert said == [f"{path}: not applied: min_p, of_a_later_version, repetition_penalty"]
+    write_json(path, off)
+    assert logged(package, tmp_path, caplog)[1] == []
+
+
+@both_packages
+def test_stop_strings_are_read_beside_the_end_ids(package: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", config_json(tiny_config()))
+    path, read = tmp_path / "generation_config.json", module(package, "checkpoint").read_generation_config
+    for stops, expected in ((None, ()), ("###", ("###",)), (["a", "b"], ("a", "b")), ([], ())):
+        write_json(path, {"stop_strings": stops})
+        assert read(tmp_path).stop_strings == expected
+    for bad in (3, "", [""], ["a", None], {"a": 1}):
+        write_json(path, {"stop_strings": bad})
+        with pytest.raises(ValueError, match=r"generation_config\.json: stop_strings: found .*, expected .*text"):
+            read(tmp_path)
 
 
 JSON = st.recursive(

@@ -139,6 +139,18 @@ def test_the_seed_and_the_request_pick_the_text(pkg: Any) -> None:
     assert len(set(texts.values())) == len(texts)
 
 
+def test_plain_decoding_goes_on_where_a_shorter_text_ended_and_methods_with_drafts_need_not(pkg: Any) -> None:
+    """What the documents say of one seed and two lengths: the texts agree but for the last steps of the shorter."""
+    model, short, most_drafts = table(pkg, vocab_size=8, num_lookahead=3, seed=1), 12, 3
+    for method in methods(pkg, model, pkg.SamplingConfig()):
+        texts = [
+            [pkg.generate(method, [1], limit, eos_token_ids=(), seed=seed).tokens for limit in (short, 2 * short)]
+            for seed in range(16)
+        ]
+        assert all(longer[: short - most_drafts - 1] == shorter[: short - most_drafts - 1] for shorter, longer in texts)
+        assert all(longer[:short] == shorter for shorter, longer in texts) == isinstance(method, pkg.Autoregressive)
+
+
 def test_a_row_of_a_batch_is_the_row_alone(pkg: Any) -> None:
     """Neighbours, padding and order do not matter; rows end at different times and leave."""
     model = transformer(pkg, seed=6, vocab_size=25, sliding_window=5)
@@ -186,6 +198,29 @@ def test_drafts_stop_at_the_context_limit(pkg: Any) -> None:
     for max_new_tokens in range(1, 10):
         pkg.generate(pkg.PaSS(model, lookahead(pkg, model, 4)), [1, 2, 1], max_new_tokens, eos_token_ids=())
     assert max(seen) <= 12
+
+
+def test_the_models_own_stop_strings_end_a_text_as_its_end_tokens_do(
+    pkg: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = table(pkg, vocab_size=8)
+    for method in methods(pkg, model, pkg.SamplingConfig()):
+        model.stop_strings = ()
+        plain = pkg.generate(method, [1, 2], 14)
+        stop = decode(plain.tokens[2:4])
+        expected = pkg.generate(method, [1, 2], 14, stop_strings=[stop], decode=decode)
+        assert expected.end == "stop_string"
+        model.stop_strings = (stop,)
+        assert pkg.generate(method, [1, 2], 14, decode=decode) == expected
+        assert pkg.generate_batch(method, [[1, 2]] * 2, 14, decode=decode)[0] == expected
+        assert pkg.generate(method, [1, 2], 14, stop_strings=(), decode=decode).tokens == plain.tokens
+        assert caplog.messages == []
+        assert pkg.generate(method, [1, 2], 14) == plain
+        assert caplog.messages == [
+            f"stop_strings: found ({stop!r},) in the model's generation settings and no decode function, expected one: "
+            "no text ends there"
+        ]
+        caplog.clear()
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,13 @@ def test_stop_strings_find_no_tokenizer_behind_a_callable() -> None:
         call(shared("llama"), prompts(1), stop_strings=["x"], tokenizer=object())
 
 
+def test_an_assistant_is_dropped_before_a_callable_and_a_prompt_lookup_is_not() -> None:
+    seen = call(shared("llama"), prompts(1), assistant_model=shared("llama"))
+    assert "assistant_model" not in seen and seen["generation_config"].get_generation_mode() == "greedy_search"
+    seen = call(shared("llama"), prompts(1), prompt_lookup_num_tokens=3)
+    assert seen["generation_config"].get_generation_mode() == "assisted_generation"
+
+
 # --- Caches ---
 
 

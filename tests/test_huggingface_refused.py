@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,10 +132,62 @@ def test_a_model_whose_cache_cannot_be_rolled_back_is_found_out_by_passes() -> N
         TransformersModel(model)
 
 
-@pytest.mark.parametrize("kind", ["bloom", "mpt"])
-def test_positions_that_no_mask_can_move(kind: str) -> None:
-    with refusing("with a mask of its own"):
-        write(shared(kind), fused=True)
+def packed(linear: Any) -> torch.nn.Module:
+    """A layer in the manner of quantised ones that keep no `weight`."""
+    found = torch.nn.Module()
+    found.register_buffer("qweight", linear.weight.detach().char())
+    found.forward = lambda x: torch.nn.functional.linear(x, found.qweight.to(x))
+    return found
+
+
+def quantised(part: str) -> Any:
+    model, dynamic = tiny("llama", torch.float32), torch.ao.quantization.quantize_dynamic
+    if part == "everything":
+        return dynamic(model, {torch.nn.Linear})
+    if part == "the head":
+        return dynamic(model, {"lm_head"})
+    if part == "the body":
+        model.model = dynamic(model.model, {torch.nn.Linear})
+    elif part == "the embedding":
+        model.set_input_embeddings(torch.ao.nn.quantized.Embedding(VOCAB, 16))
+    elif part == "a head without weight":
+        model.lm_head = packed(model.lm_head)
+    else:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().char(), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("everything", "torch.ao.nn.quantized.dynamic.modules.linear.Linear"),
+        ("the head", "torch.ao.nn.quantized.dynamic.modules.linear.Linear"),
+        ("the body", "torch.ao.nn.quantized.dynamic.modules.linear.Linear"),
+        ("the embedding", "torch.ao.nn.quantized.modules.embedding_ops.Embedding"),
+        ("a head without weight", "torch.nn.modules.module.Module"),
+        ("a head of integers", "torch.nn.modules.linear.Linear"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore::UserWarning")
+def test_a_model_with_quantised_layers(part: str, kind: str) -> None:
+    found = rf"with weights that are not floating-point numbers \({re.escape(kind)}\)"
+    with refusing(f"model: found LlamaForCausalLM {found}, expected"):
+        write(quantised(part))
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("bloom", "BloomForCausalLM, whose body takes no position_ids"),
+        ("mpt", "MptForCausalLM, whose body takes no position_ids"),
+        ("falcon", "FalconForCausalLM, whose attention counts distances in the cache, alibi"),
+    ],
+)
+def test_positions_that_no_mask_can_move(kind: str, found: str) -> None:
+    model = tiny("falcon", alibi=True) if kind == "falcon" else shared(kind)
+    with refusing(f"model: found {found}, expected positions that can be told to it"):
+        write(model, fused=True)
+    assert torch.equal(write(model), model.generate(prompts(1), max_new_tokens=8, do_sample=False))  # in two calls
 
 
 def test_masks_for_attention_that_takes_none() -> None:

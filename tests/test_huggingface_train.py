@@ -185,6 +185,7 @@ def test_the_command_refuses_what_transformers_does_not_read(
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "unheard-of"}', encoding="utf-8")
+    (tmp_path / "model" / "model.safetensors").touch()
     (tmp_path / "model" / "tokenizer.json").write_bytes((box.model / "tokenizer.json").read_bytes())
     assert run("train", "--model", tmp_path / "model", "--output", tmp_path / "vectors", "--text", box.text) == 2
     assert "holds nothing for transformers" in capsys.readouterr().err

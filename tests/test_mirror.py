@@ -93,6 +93,7 @@ PORT_ONLY = {
     "precision": {"check_device"},
     "tape": {"check_uniforms", "tapes"},  # of many cycles at once
     "lookahead.LookAhead": {"save_pretrained", "from_pretrained", "push_to_hub"},  # the Hub's names, by its library
+    "files.saving": {"replace_file"},  # of plans and comparisons
     "layers": {"rotation", "rotate"},  # half of `rope`
     "tape.Draws": {"tokens", "tokens_at", "restrict", "room"},  # several draws in one call, some of them idle
     "cache.KVCache": {"slots", "num_slots", "fix", "measure", "select", "stack"},  # rows of a batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,24 @@ def test_the_text_keeps_the_targets_law(name: str, rule: str) -> None:
     method = pkg.SpeculativeSampling(table(pkg), drafter, rule=rule, num_draft=2)
     plain = exact_target(table(reference), reference.SamplingConfig(), [0, 1, 0], reference.Ending(4))
     assert output_law(method, [0, 1, 0], pkg.Ending(4)).largest_deviation(plain) < 1e-12
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("num_prompts", [1, 3])
+def test_no_row_is_fed_for_a_draft_that_no_text_has(num_prompts: int) -> None:
+    """Where nothing is found, the pass is that of plain decoding, and the drafter was asked once."""
+    gpu = package("gpu")
+    model, seen = table(gpu, vocab_size=40, seed=5), []
+    asked, drafter = [], module("gpu", "drafters.prompt_lookup").PromptLookup(40)
+    hidden, logits = model.hidden, type(drafter).logits
+    model.hidden = lambda inputs, *more, **named: seen.append(inputs.shape[1]) or hidden(inputs, *more, **named)
+    object.__setattr__(drafter, "logits", lambda *given: asked.append(1) or logits(drafter, *given))
+    method = gpu.SpeculativeSampling(model, drafter, gpu.SamplingConfig(top_k=8), num_draft=4)
+    texts = gpu.generate_batch(method, [[1, 2], [3], [7, 7, 8]][:num_prompts], 30, eos_token_ids=())
+    cycles = list(itertools.zip_longest(*(text.records for text in texts)))
+    most = [max(len(record.draft_tokens) for record in cycle if record is not None) for cycle in cycles]
+    assert seen[1:] == [1 + drafts for drafts in most[1:]] and {0, 4} <= set(most)
+    assert len(asked) <= sum(min(drafts + 1, 4) for drafts in most)
 
 
 @both_packages

@@ -123,7 +123,7 @@ def _plain(model: Transformer, repeats: int) -> float:
     rates = []
     for _ in range(repeats + 1):
         times.clear()
-        generate(method, prompt, NEW_TOKENS, (), callback=lambda request, record: times.append(_now(model.device)))
+        generate(method, prompt, NEW_TOKENS, (), (), callback=lambda request, record: times.append(_now(model.device)))
         rates.append((len(times) - 1) / (times[-1] - times[0]))
     return statistics.median(rates[1:])
 

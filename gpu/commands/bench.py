@@ -1,41 +1,45 @@
 """Compare every way of decoding on one checkpoint and one set of prompts, transformers beside them.
 
   pass-sampling bench
-  pass-sampling bench --quick --json
+  pass-sampling bench --quick --json --output FILE.json
   pass-sampling bench --model FOLDER --lookahead VECTORS --draft-model FOLDER --prompts FILE.jsonl --plot FILE.png
 
 All take turns in one process, and every speed is a ratio of paired runs. What a method yields is measured in the texts
 it wrote and, as an exact expectation, at places of text that it did not write: text that repeats itself flatters.
+Ctrl-C stops it: what was compared until then is printed, and marked as partial.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
-from dataclasses import asdict
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bench_output import machine, notes_of, outcome_of, print_table, settings_of, versions
+from .bench_output import machine
 from .bench_shape import SHAPE_NAMES, run_shape
-from .bench_texts import bench_texts, prefixes_for, prompts_for, room_of
+from .bench_texts import affordable, bench_texts, prefixes_for, prompts_for, room_of
+from .comparison import Comparison
 from .contenders import NAMES, PLANNED, chosen_names, contenders_for
-from .drafting import add_drafting, check_drafting
+from .drafting import Unavailable, add_drafting, check_drafting
 from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
 from .planned import add_plan, planned
 from .progress import Bar
 from .text import load_tokenizer
 
 if TYPE_CHECKING:
-    pass
+    from ..benchmark import Runs
+    from ..config import SamplingConfig
+    from ..plan import Plan
+    from ..transformer import Transformer
 
 HELP = "compare all methods of decoding on one checkpoint"
 FULL = {"repeats": 5, "max_new_tokens": 96, "num_prompts": 12, "num_places": 64, "num_tapes": 8}
 QUICK = {"repeats": 3, "max_new_tokens": 64, "num_prompts": 6, "num_places": 24, "num_tapes": 4}
-BUDGET = 45  # seconds that the runs of --quick may take, beside loading and expectations
+QUICK_SECONDS, RUNS_SHARE = 110, 0.6  # of --quick, with loading; the part of what is left then that the runs take
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,13 +73,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="paired runs behind each figure" + defaults.format(FULL["repeats"], QUICK["repeats"]),
     )
     parser.add_argument(
-        "--quick", action="store_true", help="at most two minutes: fewer runs, prompts and tokens, on free cores"
+        "--quick",
+        action="store_true",
+        help="about two minutes, on free cores: fewer runs, prompts and tokens, and what does not fit is left out",
     )
     parser.add_argument(
         "--shape",
         choices=SHAPE_NAMES,
         help="instead of all this, measure passes over random weights of the shape of a model of 1B or 7B parameters "
         "against the memory's speed; default: none",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.json",
+        help="write the JSON object there as well, after every paired run what there is so far; default: nowhere",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a .png or .svg to draw as well; default: none")
     add_sampling(parser)
@@ -86,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Check, load, compare, print."""
-    from ..benchmark import rows_of, run_all
+    from ..benchmark import run_all
     from ..benchmarking.expectation import expected_tokens_per_forward
     from ..config import check_integer
     from ..ending import Ending
@@ -94,6 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.shape is not None:
         run_shape(arguments)
         return
+    began = time.perf_counter()
     for name, value in (QUICK if arguments.quick else FULL).items():
         if getattr(arguments, name, None) is None:
             setattr(arguments, name, value)
@@ -101,7 +114,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
     check_drafting(arguments)
     names = chosen_names(arguments)
-    _check_plot(arguments.plot)
+    _check_output("--plot", arguments.plot)
+    _check_output("--output", arguments.output)
     sampling = sampling_of(arguments)
     source, texts = bench_texts(arguments)
     model = open_model(arguments)
@@ -109,48 +123,63 @@ def run(arguments: argparse.Namespace) -> None:
     prompts = prompts_for(arguments, tokenizer, texts, model.max_position_embeddings)
     if arguments.quick:
         _spare_threads(model.device.type)  # before anything is timed
-    plan = planned(arguments, model, sampling)[0] if PLANNED in names else None
+    plan, no_plan = _plan(names, arguments, model, sampling)
     contenders, methods, left_out = contenders_for(names, arguments, model, sampling, plan)
     for method in methods.values():
         for prompt in prompts:
             method.start(prompt, Ending(arguments.max_new_tokens))  # refuses what does not fit, before anything is run
     prefixes = prefixes_for(arguments, tokenizer, texts, prompts, min(map(room_of, methods.values())))
-    where = machine(model.device)
-    with Bar("writing", unit="text", quiet=arguments.json) as bar:
-        runs = run_all(
-            contenders,
-            prompts,
-            arguments.max_new_tokens,
-            arguments.repeats,
-            arguments.seed,
-            model.device,
-            bar.show,
-            BUDGET if arguments.quick else None,
-        )
-    measured = runs[names[0]]
-    arguments.repeats, prompts = len(measured), prompts[: len(measured[0])]
-    with Bar("expecting", unit="method", quiet=arguments.json) as bar:
-        expectations = {}
-        for done, (name, method) in enumerate(methods.items(), 1):
-            expectations[name] = expected_tokens_per_forward(method, prefixes, arguments.num_tapes, arguments.seed)
-            bar.show(done, len(methods))
-    rows = rows_of({contender.name: contender.options for contender in contenders}, runs, expectations)
-    settings = settings_of(arguments, model, source, prompts, prefixes, left_out)
-    settings["notes"] = notes_of(rows, settings, where)
-    if plan is not None:
-        settings["notes"].append(outcome_of(plan, rows))
-    result = {"machine": where, "versions": versions(), "settings": settings, "rows": rows}
-    result |= {} if plan is None else {"plan": asdict(plan)}
-    if arguments.json:
-        print(json.dumps(result, indent=2, allow_nan=False))
-    else:
-        print_table(result)
-    if arguments.plot is not None:
-        from ..benchmarking.chart import save_chart
 
-        law = f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}"
-        title = f"{model.name}, {settings['dtype']}, {law}; {where['processor']}, threads {where['threads']}"
-        save_chart(arguments.plot, rows, title)
+    def seconds_left(share: float = 1.0) -> float | None:
+        return max(0.0, share * (QUICK_SECONDS - (time.perf_counter() - began))) if arguments.quick else None
+
+    where = machine(model.device)
+    found = Comparison(arguments, model, where, source, prompts, prefixes, contenders, no_plan | left_out, plan)
+    try:
+        with Bar("writing", unit="text") as bar:
+
+            def written(done: int, total: int, runs: Runs) -> None:
+                bar.show(done, total)
+                found.runs = runs
+                if done % len(contenders) == 0:
+                    found.save()
+
+            found.runs = run_all(
+                contenders,
+                prompts,
+                arguments.max_new_tokens,
+                arguments.repeats,
+                arguments.seed,
+                model.device,
+                written,
+                seconds_left(RUNS_SHARE),
+            )
+        with Bar("expecting", unit="method") as bar:
+            found.chosen = affordable(methods, prefixes, arguments.num_tapes, seconds_left())
+            for name, method in methods.items():
+                found.expectations[name] = expected_tokens_per_forward(
+                    method, found.chosen, arguments.num_tapes, arguments.seed
+                )
+                bar.show(len(found.expectations), len(methods))
+                found.save()
+        found.is_partial = False
+    finally:  # also where Ctrl-C has stopped it
+        found.save()
+        found.show()
+
+
+def _plan(
+    names: list[str], arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
+) -> tuple[Plan | None, dict[str, str]]:
+    """Return the plan, if one takes part; --quick makes none, which takes a minute, unless it is asked for by name."""
+    if PLANNED not in names:
+        return None, {}
+    loud = argparse.Namespace(**vars(arguments) | {"json": False})
+    try:
+        return planned(loud, model, sampling, make=not arguments.quick or arguments.methods is not None)[0], {}
+    except Unavailable as error:
+        names.remove(PLANNED)
+        return None, {PLANNED: str(error)}
 
 
 def _spare_threads(device: str) -> None:
@@ -165,22 +194,22 @@ def _spare_threads(device: str) -> None:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), free)))
 
 
-def _check_plot(path: Path | None) -> None:
-    """Refuse a chart that could not be drawn or written, before minutes are spent on what it should show."""
+def _check_output(flag: str, path: Path | None) -> None:
+    """Refuse a file that could not be written, or a chart not drawn, before minutes are spent on it."""
     from ..benchmarking.chart import SUFFIXES
 
     if path is None:
         return
-    if path.suffix.lower() not in SUFFIXES:
+    if flag == "--plot" and path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--plot: found {path}, expected a file name that ends in {' or '.join(SUFFIXES)}")
-    if find_spec("matplotlib") is None:
+    if flag == "--plot" and find_spec("matplotlib") is None:
         raise ValueError("--plot: found no matplotlib, expected it installed: pip install '.[plot]'")
     if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"--plot: {path} cannot be written, expected a file in a folder that is there")
+        raise ValueError(f"{flag}: {path} cannot be written, expected a file in a folder that is there")
     try:
         if path.exists():
             path.open("ab").close()
         else:
             tempfile.TemporaryFile(dir=path.parent).close()  # permissions alone do not tell
     except OSError as error:
-        raise ValueError(f"--plot: {path} cannot be written ({error.strerror}), expected a place that can") from None
+        raise ValueError(f"{flag}: {path} cannot be written ({error.strerror}), expected a place that can") from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,15 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .drafting import num_draft
-
 if TYPE_CHECKING:
     import torch
 
     from ..plan import Plan
-    from ..transformer import Transformer
 
-__all__ = ["machine", "notes_of", "outcome_of", "print_table", "settings_of", "versions"]
+__all__ = ["NO_END", "machine", "notes_of", "outcome_of", "print_table", "versions"]
 
 Row = Mapping[str, Any]
 STEADY = 1.5  # how far apart the speeds of plain decoding may be
@@ -55,49 +50,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def settings_of(
-    arguments: argparse.Namespace,
-    model: Transformer,
-    source: str,
-    prompts: Sequence[Sequence[int]],
-    prefixes: Sequence[Sequence[int]],
-    left_out: Mapping[str, str],
-) -> dict[str, Any]:
-    """Return what was compared, down to the tokens of the prompts."""
-    from ..benchmark import ENOUGH_REPEATS
-    from ..benchmarking.figures import MOST_REPEATED
-
-    return {
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "num_draft": num_draft(arguments),
-        "candidates": arguments.candidates,
-        "verify": arguments.verify or ("token" if arguments.candidates is None else "without-replacement"),
-        "max_new_tokens": arguments.max_new_tokens,
-        "end": NO_END,
-        "repeats": arguments.repeats,
-        "least_repeats": ENOUGH_REPEATS,
-        "enough_repeats": arguments.repeats >= ENOUGH_REPEATS,
-        "quick": arguments.quick,
-        "seed": arguments.seed,
-        "prompts": {"source": source, "lengths": list(map(len, prompts)), "sha256": _digest(prompts)},
-        "places": {"source": source, "count": len(prefixes), "tapes": arguments.num_tapes, "sha256": _digest(prefixes)},
-        "most_repeated_8grams": MOST_REPEATED,
-        "left_out": dict(left_out),
-    }
-
-
-def _digest(texts: Sequence[Sequence[int]]) -> str:
-    return hashlib.sha256(repr([list(map(int, text)) for text in texts]).encode()).hexdigest()
-
-
 def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[str, Any]) -> list[str]:
     """Return what must be said beside the figures."""
-    notes = [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
+    notes = ["partial: this comparison was not finished"] if settings["partial"] else []
+    fewer = ", ".join(f"{name} {found} of {asked}" for name, (found, asked) in settings["fewer"].items())
+    if fewer:
+        notes.append(f"less than was asked for{', to keep to two minutes' * settings['quick']}: {fewer}")
+    notes += [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
     lossy = [row["method"] for row in rows if "lossy_lenience" in row["options"]]
     if lossy:
         notes.append(f"LOSSY, with another law than plain decoding: {', '.join(lossy)}")

@@ -27,14 +27,14 @@ def run_shape(arguments: argparse.Namespace) -> None:
 
     repeats = 5 if arguments.repeats is None else arguments.repeats
     check_integer("repeats", repeats, 1, 10**6)
-    for name in ("methods", "prompts", "plot", "plan", "max_new_tokens"):
+    for name in ("methods", "prompts", "plot", "output", "plan", "max_new_tokens"):
         if getattr(arguments, name) is not None:
             raise ValueError(
                 f"--{name.replace('_', '-')}: found it with --shape, which has no use for it, expected neither"
             )
     device, dtype = check_device(arguments.device), check_dtype(arguments.dtype or "bfloat16")
     config = SHAPES[arguments.shape]
-    with Bar("measuring", unit="part", quiet=arguments.json) as bar:
+    with Bar("measuring", unit="part") as bar:
         found = measure_shape(config, dtype, torch.device(device), repeats, bar.show)
     result = {"machine": machine(torch.device(device)), "versions": versions(), "shape": arguments.shape,
               "dtype": str(dtype).removeprefix("torch."), **found}  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import HELD_OUT
@@ -14,7 +16,7 @@ from .text import check_unicode, encode_prompt
 if TYPE_CHECKING:
     from ..methods import Method
 
-__all__ = ["bench_texts", "prefixes_for", "prompts_for", "room_of"]
+__all__ = ["affordable", "bench_texts", "prefixes_for", "prompts_for", "room_of"]
 
 PROMPT_LENGTH, PREFIX_LENGTH = 96, 128  # tokens
 
@@ -73,3 +75,19 @@ def prefixes_for(
     length = min(PREFIX_LENGTH, room)
     inside = pieces(texts, arguments.num_places, length)
     return [encode_prompt(tokenizer, text)[:length] for text in inside]
+
+
+def affordable(
+    methods: Mapping[str, Method], prefixes: list[list[int]], num_tapes: int, seconds: float | None
+) -> list[list[int]]:
+    """Return as many places, spread evenly, as there is time for, at least two; what two take tells."""
+    from ..benchmarking.expectation import expected_tokens_per_forward
+
+    if seconds is None or len(prefixes) <= 2:
+        return prefixes
+    began = time.perf_counter()
+    for method in methods.values():
+        expected_tokens_per_forward(method, prefixes[:2], num_tapes)
+    spent = time.perf_counter() - began
+    count = max(2, min(len(prefixes), int(2 * (seconds - spent) / spent)))
+    return [prefixes[place * len(prefixes) // count] for place in range(count)]

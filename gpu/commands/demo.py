@@ -126,7 +126,8 @@ def _show(
     for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
         print(f"\n----- {number + 1} -----")
         sys.stdout.write(f"{DIM}{text}{RESET}" if colourful else text)
-        with SourceStream(Ending(arguments.max_new_tokens, method.model.eos_token_ids, (), decode)) as shown:
+        model = method.model
+        with SourceStream(Ending(arguments.max_new_tokens, model.eos_token_ids, model.stop_strings, decode)) as shown:
             result = generate(
                 method,
                 prompt,
@@ -176,7 +177,7 @@ def _measure(methods: dict[str, Method], prompts: list[list[int]], arguments: ar
 def _one(method: Method, prompt: list[int], number: int, arguments: argparse.Namespace) -> Generation:
     from ..generation import generate
 
-    return generate(method, prompt, arguments.max_new_tokens, seed=arguments.seed, request=number)
+    return generate(method, prompt, arguments.max_new_tokens, stop_strings=(), seed=arguments.seed, request=number)
 
 
 def _machine(model: Transformer, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="stop_strings",
         metavar="TEXT",
-        help="end where this text appears, which is left out; may be repeated; default: none",
+        help="end where this text appears, which is left out; may be repeated; default: only the stop strings of the "
+        "model's generation_config.json",
     )
     add_sampling(parser)
     add_machine(parser)
@@ -90,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         prompt = encode_prompt(tokenizer, text, "--prompt" if arguments.prompt_file is None else arguments.prompt_file)
     decode = decoder_of(tokenizer)
+    stops += model.stop_strings
     ending = Ending(arguments.max_new_tokens, model.eos_token_ids, stops, decode)
     plan, arguments = planned(arguments, model, sampling, lambda: Autoregressive(model, sampling).start(prompt, ending))
     method_name, method = method_for(arguments, model, sampling)

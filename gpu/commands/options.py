@@ -90,7 +90,9 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, and nothing else on standard output"
+    )
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.cache_folder import cache_folder
 from .candidates import as_written
-from .drafting import HOW
+from .drafting import HOW, Unavailable
 from .methods import METHODS
 from .plan_inputs import SOURCES, folders_in, made_for, places_in_text, ways_for
 from .progress import Bar
@@ -40,16 +40,23 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def planned(
-    arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig, check: Callable[[], Any] = bool
+    arguments: argparse.Namespace,
+    model: Transformer,
+    sampling: SamplingConfig,
+    check: Callable[[], Any] = bool,
+    make: bool = True,
 ) -> tuple[Plan | None, argparse.Namespace]:
     """Return the plan to decode by, if it is a plan that says how, and the arguments with what it says.
 
     Before anything is measured, `check` may refuse what would not be decoded then.
+
+    Raises:
+        Unavailable: no plan is kept from before, and none is to be made.
     """
     if arguments.plan is not None:
         plan = read_plan(arguments.plan, arguments, model, sampling)
     elif is_planned(arguments):
-        plan = found_plan(arguments, model, sampling, check)
+        plan = found_plan(arguments, model, sampling, check, make)
     else:
         return None, arguments
     return plan, with_plan(arguments, plan)
@@ -88,9 +95,17 @@ def read_plan(path: Path, arguments: argparse.Namespace, model: Transformer, sam
 
 
 def found_plan(
-    arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig, check: Callable[[], Any] = bool
+    arguments: argparse.Namespace,
+    model: Transformer,
+    sampling: SamplingConfig,
+    check: Callable[[], Any] = bool,
+    make: bool = True,
 ) -> Plan:
-    """Return the plan that was made before for the same, else make one and keep it."""
+    """Return the plan that was made before for the same, else make one and keep it.
+
+    Raises:
+        Unavailable: none was made before, and none is to be made.
+    """
     from ..plan import Plan
 
     ways = ways_for(arguments, model, sampling)
@@ -104,6 +119,8 @@ def found_plan(
             plan = Plan.load(path)
             if plan.method in METHODS:
                 return plan
+    if not make:
+        raise Unavailable("found no plan that is kept for this model and machine, expected pass-sampling plan before")
     plan = calibrated_plan(ways, wanted, arguments, model, sampling)
     with contextlib.suppress(OSError):  # a plan that cannot be kept is made again
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,37 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["StoredTensor", "file_in", "name_of", "open_folder", "read_header", "read_json", "stored_tensors"]
+__all__ = [
+    "StoredTensor",
+    "check_weights",
+    "file_in",
+    "name_of",
+    "open_folder",
+    "read_header",
+    "read_json",
+    "stored_tensors",
+]
 
+CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+ADAPTER = "adapter_config.json"
 MAX_JSON_BYTES = 64 * 2**20
+
+PICKLED = "pickled weights, which may run code when opened"
+FORMATS = {  # what people have in place of a model in this format, by the files that tell
+    ADAPTER: "a PEFT adapter",
+    "*.gguf": "weights in GGUF",
+    "*.onnx": "an ONNX graph",
+    "onnx/*.onnx": "an ONNX graph",
+    "consolidated*.safetensors": "weights in Mistral's own format",
+    "*.h5": "weights of TensorFlow",
+    "*.msgpack": "weights of Flax",
+    **dict.fromkeys(("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"), PICKLED),
+    "model_index.json": "a pipeline of diffusers",
+    "snapshots/*/config.json": "a cache of models",
+}
+TOKENIZERS = dict.fromkeys(("tokenizer.json", "tokenizer.model", "vocab.json"), "a tokenizer")
 
 
 class StoredTensor(NamedTuple):
@@ -52,13 +77,16 @@ def file_in(folder: Path, name: str) -> Path:
     `snapshots/<revision>/<folder>/<name>`, is a link into the `blobs` folder beside `snapshots`.
 
     Raises:
-        ValueError: the name is not a plain one, or the link leads elsewhere.
+        ValueError: the name is not a plain one, the link leads elsewhere, or in place of config.json there is a
+            folder of another kind.
         FileNotFoundError: there is no such file.
     """
     if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
         raise ValueError(f"{folder}: the file name {name!r:.80} is not plain, expected a name without a path")
     path = folder / name
     if not path.is_file():
+        if name == CONFIG and not _has_weights(folder):
+            _refuse_other_formats(folder, FORMATS | TOKENIZERS)
         raise FileNotFoundError(f"{path} is missing, expected a file")
     home, real = folder.resolve(), path.resolve()
     roots = [home, *(above.parent / "blobs" for above in home.parents[:2] if above.name == "snapshots")]
@@ -79,22 +107,37 @@ def read_json(path: Path) -> dict[str, Any]:
     return _parse(path, path.read_bytes())
 
 
+def check_weights(folder: Path) -> None:
+    """Raise FileNotFoundError for a folder without weights, ValueError where they are in another format."""
+    if not _has_weights(folder):
+        _refuse_other_formats(folder, FORMATS)
+        raise FileNotFoundError(f"{folder} holds no weights, expected {SINGLE} or {INDEX}")
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / SINGLE).exists() or (folder / INDEX).exists()
+
+
+def _refuse_other_formats(folder: Path, formats: dict[str, str]) -> None:
+    """Raise ValueError if a file tells that a folder holds something else than a model in this format."""
+    for pattern, what in formats.items():
+        for path in sorted(folder.glob(pattern))[:1]:
+            name = path.relative_to(folder).as_posix()
+            base = read_json(file_in(folder, name)).get("base_model_name_or_path") if pattern == ADAPTER else None
+            what += "" if base is None else f" for {base!r:.80}"
+            raise ValueError(f"{folder}: found {what} ({name}), expected {CONFIG} and {SINGLE}")
+
+
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of a checkpoint by name, from one safetensors file or all that the index lists.
 
     Raises:
         FileNotFoundError: there are no weights, or a shard is missing.
-        ValueError: the weights are pickled, a file is damaged, or index and shards disagree.
+        ValueError: the weights are in another format, a file is damaged, or index and shards disagree.
     """
+    check_weights(folder)
     if (folder / SINGLE).exists():
         return read_header(file_in(folder, SINGLE))
-    if not (folder / INDEX).exists():
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-        if pickled:
-            raise ValueError(
-                f"{folder} holds its weights pickled ({pickled[0]}), which may run code when opened; expected {SINGLE}"
-            )
-        raise FileNotFoundError(f"{folder} holds no weights, expected {SINGLE} or {INDEX}")
     index = file_in(folder, INDEX)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import SamplingConfig
 from .folder import file_in, open_folder, read_json
@@ -17,37 +16,69 @@ __all__ = ["read_generation_config"]
 
 Settings = dict[str, Any]
 
-# Settings of generate() that change the text and have no field in SamplingConfig, with the values for "off".
-OTHER_SAMPLERS: dict[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "min_p": (0, 0.0),
-    "top_h": (),
-    "typical_p": (1.0,),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "repetition_penalty": (1.0,),
-    "no_repeat_ngram_size": (0,),
-    "bad_words_ids": (),
-    "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],),
-    "sequence_bias": (),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "exponential_decay_length_penalty": (),
-    "guidance_scale": (1.0,),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "watermarking_config": (),
+APPLIED = ("do_sample", "temperature", "top_k", "top_p", "eos_token_id", "stop_strings")
+# Settings that change a text and are not applied, with the value, beside null, that changes nothing.
+OTHERS: Settings = {
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "max_time": None,
+    "num_beams": 1,
+    "min_p": 0,
+    "top_h": None,
+    "typical_p": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "repetition_penalty": 1,
+    "encoder_repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "remove_invalid_values": False,
+    "exponential_decay_length_penalty": None,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "sequence_bias": None,
+    "token_healing": False,
+    "guidance_scale": 1,
+    "watermarking_config": None,
+    "is_assistant": False,
+    "assistant_ensemble_weight": None,
+    "penalty_alpha": 0,
+    "dola_layers": None,
+    "constraints": None,
+    "force_words_ids": None,
 }
+# Settings that change no text: lengths, which the caller gives, what is returned, the machine, beams and drafts.
+NO_TEXT = set(
+    """
+    max_length max_new_tokens num_return_sequences return_dict_in_generate
+    output_attentions output_hidden_states output_scores output_logits
+    bos_token_id pad_token_id decoder_start_token_id transformers_version renormalize_logits
+    use_cache cache_implementation cache_config max_cache_len compile_config disable_compile
+    prefill_chunk_size continuous_batching_config low_memory
+    early_stopping length_penalty num_beam_groups diversity_penalty
+    num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold assistant_early_exit
+    assistant_lookbehind target_lookbehind speculation_type use_mtp prompt_lookup_num_tokens max_matching_ngram_size
+    """.split()
+)
 
 
-def read_generation_config(folder: str | os.PathLike[str]) -> tuple[tuple[int, ...], SamplingConfig]:
-    """Return the end-of-sequence ids and the sampling that `generate` of transformers would use by default.
+class GenerationSettings(NamedTuple):
+    """How `generate` of transformers would decode by default."""
+
+    eos_token_ids: tuple[int, ...]
+    sampling: SamplingConfig
+    stop_strings: tuple[str, ...]
+
+
+def read_generation_config(folder: str | os.PathLike[str]) -> GenerationSettings:
+    """Return where a text ends and how it is sampled if `generate` of transformers is told nothing else.
 
     Settings come from generation_config.json or, where that is missing, from config.json. Unless `do_sample`
     is true this is greedy decoding; with it, an absent top_k means 50, and one above the vocabulary means no
-    limit. Settings that SamplingConfig cannot express, such as a repetition penalty, are left out, and the
-    log says so.
+    limit. The log names settings that change the text and are not applied, such as a repetition penalty.
 
     Raises:
         FileNotFoundError: there is no such folder, or no config.json in it.
@@ -59,12 +90,25 @@ def read_generation_config(folder: str | os.PathLike[str]) -> tuple[tuple[int, .
     if (root / "generation_config.json").exists():
         path = file_in(root, "generation_config.json")
         settings = read_json(path)
-    _log_other_samplers(path, settings)
+    others = [name for name in sorted(settings) if _is_other(name, settings[name], settings is fallback)]
+    if others:
+        logging.getLogger(__name__).warning("%s: not applied: %s", path, ", ".join(others))
     try:
         eos = settings.get("eos_token_id")
-        return _eos_token_ids(fallback.get("eos_token_id") if eos is None else eos), _sampling(settings, fallback)
+        return GenerationSettings(
+            _eos_token_ids(fallback.get("eos_token_id") if eos is None else eos),
+            _sampling(settings, fallback),
+            _stop_strings(settings.get("stop_strings")),
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _is_other(name: str, value: Any, in_config: bool) -> bool:
+    """Say whether a setting is in use and not applied; of config.json only settings with names that are known."""
+    if value is None or name in APPLIED or name in NO_TEXT:
+        return False
+    return value != OTHERS[name] if name in OTHERS else not in_config and not name.startswith("_")
 
 
 def _eos_token_ids(value: Any) -> tuple[int, ...]:
@@ -73,6 +117,14 @@ def _eos_token_ids(value: Any) -> tuple[int, ...]:
         if type(token) is not int or not 0 <= token < 2**31:
             raise ValueError(f"eos_token_id: found {value!r:.80}, expected token ids of at least 0")
     return tuple(ids)
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    texts = [] if value is None else value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"stop_strings: found {value!r:.80}, expected a text, or several, none of them empty")
+    return tuple(texts)
 
 
 def _sampling(settings: Settings, config: Settings) -> SamplingConfig:
@@ -90,10 +142,3 @@ def _sampling(settings: Settings, config: Settings) -> SamplingConfig:
     if type(vocab_size) is int and sampling.top_k >= vocab_size:
         return SamplingConfig(sampling.temperature, 0, sampling.top_p)
     return sampling
-
-
-def _log_other_samplers(path: Path, settings: Settings) -> None:
-    active = [name for name, off in OTHER_SAMPLERS.items() if settings.get(name) is not None]
-    active = [name for name in active if settings[name] not in OTHER_SAMPLERS[name]]
-    if active:
-        logging.getLogger(__name__).warning("%s: not applied here: %s", path, ", ".join(active))

@@ -1,4 +1,4 @@
-"""Write a folder so that it is there complete or not at all."""
+"""Write a file or a folder so that it is there complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["replace_folder"]
+__all__ = ["replace_file", "replace_folder"]
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -19,7 +19,8 @@ def check_generation(config: Any) -> None:
     """Refuse settings of `generate` under which there is no text of the law that is promised.
 
     Raises:
-        ValueError: beams, another way of decoding, a guide, outputs that passes over drafts do not have, or no cache.
+        ValueError: beams, another way of decoding, a guide, a draft's end, outputs that passes over drafts do not have,
+            or no cache.
     """
     if (config.num_beams or 1) > 1:
         raise ValueError(f"num_beams: found {config.num_beams}, expected 1")
@@ -28,6 +29,8 @@ def check_generation(config: Any) -> None:
         raise ValueError(f"generation_config: found settings for {mode.value}, expected greedy decoding or sampling")
     if config.guidance_scale not in (None, 1, 1.0):
         raise ValueError(f"guidance_scale: found {config.guidance_scale}, expected None")
+    if config.is_assistant:
+        raise ValueError("is_assistant: found True, expected False: a draft's end depends on scores of its own passes")
     for name in OUTPUTS:
         if getattr(config, name, None):
             raise ValueError(f"{name}: found True, expected False: rows of drafts would be among them")

@@ -93,6 +93,12 @@ class TransformersModel:
         return () if found is None else (found,) if isinstance(found, int) else tuple(found)
 
     @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Strings that end a text, as the model's generation config says."""
+        found = getattr(self.model.generation_config, "stop_strings", None)
+        return () if found is None else (found,) if isinstance(found, str) else tuple(found)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and first values of the weights, as `read_weights` takes it of a checkpoint.
 

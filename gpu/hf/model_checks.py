@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 ATTENTION = ("eager", "sdpa")  # those that take a mask of numbers
@@ -17,7 +18,8 @@ def check_model(model: Any) -> None:
 
     Raises:
         ValueError: it is no causal model of transformers, keeps a recurrent state, adds embeddings per layer, has
-            different vocabularies for input and output, or is in training mode.
+            quantised layers without a matrix of numbers, has different vocabularies for input and output, or is in
+            training mode.
     """
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
@@ -44,10 +46,29 @@ def check_model(model: Any) -> None:
         )
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     read: Any = model.get_input_embeddings()
+    _check_weights(model, (read, head))
     inputs = read.weight.shape[0]
     if head is None or head.weight.shape[0] != inputs:
         found = "no output embeddings" if head is None else f"logits of {head.weight.shape[0]} tokens"
         raise ValueError(f"model: found {name} with {found}, expected those of the {inputs} tokens it reads")
+
+
+def _check_weights(model: Any, ends: tuple[Any, Any]) -> None:
+    """Raise ValueError for layers of PyTorch's own quantisation, which may scale all rows of a pass together.
+
+    The embeddings need a matrix of numbers besides: its shape says how many tokens there are.
+    """
+    found = [layer for layer in model.modules() if callable(getattr(layer, "weight", None))]
+    for layer in ends:
+        weight = getattr(layer, "weight", None)
+        if layer is not None and not (isinstance(weight, Tensor) and weight.is_floating_point()):
+            found.append(layer)
+    if found:
+        kind = f"{type(found[0]).__module__}.{type(found[0]).__qualname__}"
+        raise ValueError(
+            f"model: found {type(model).__name__} with weights that are not floating-point numbers ({kind}), expected "
+            "a model that is not quantised"
+        )
 
 
 def body_name(model: Any) -> str:
@@ -56,7 +77,14 @@ def body_name(model: Any) -> str:
 
 
 def check_masks(model: Any, config: Any) -> None:
-    """Raise ValueError where a mask that says who sees whom would be ignored or misread."""
+    """Raise ValueError where a mask that says who sees whom would be ignored or misread, or positions would be."""
+    takes_positions = "position_ids" in inspect.signature(getattr(model, body_name(model)).forward).parameters
+    if not takes_positions or getattr(config, "alibi", False):
+        why = "attention counts distances in the cache, alibi" if takes_positions else "body takes no position_ids"
+        raise ValueError(
+            f"model: found {type(model).__name__}, whose {why}, expected positions that can be told to it: drafts of "
+            "one depth share theirs"
+        )
     kind = getattr(config, "_attn_implementation", None)
     if kind not in ATTENTION:
         raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..asking import any_of, most_of
 from ..batch_ending import num_leading
 from ..config import SamplingConfig
+from ..host import at_hand
 from ..sampling import Probs, largest_logits, probs_from_logits
 from ..state import State
 from ..tape import Draws
@@ -45,29 +46,34 @@ def draft_left_to_right(
 
     Drafting stops at the limit, where the logits make no law, where the draft is not `wanted(i, logits)`, and behind
     one that ends the text: all known before the next is drawn. All rows run along until the last has stopped; what they
-    draw beyond is ignored. A processor must not be asked about that: then it is found out step by step. No limit is
-    above `bound`; by default that is the number of uniforms.
+    draw beyond is ignored. On a CPU, and where a processor must not be asked about that, it is looked for at every
+    draft whether any row goes on. No limit is above `bound`; by default that is the number of uniforms.
     """
     limit = limit.clamp(min=0) * ~state.ended
     most = most_of(state, limit, draws.room("draft") if bound is None else bound)
     step_by_step = wanted is not None or method.processor is not None
+    looks = step_by_step or at_hand(limit)
     going, text = limit > 0, state.tokens.clone()
     nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
     tokens, laws, lawful = [text[:, :0]], [nothing], []
-    while len(laws) <= most and (not step_by_step or any_of(state, going)):
+    while len(laws) <= most and (not looks or any_of(state, going)):
         depth, lengths = len(laws) - 1, state.lengths + (len(laws) - 1)
         logits = next_logits(text, lengths, depth).unsqueeze(1)
         if method.processor is not None:
             logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
-        laws.append(probs_from_logits(logits, sampling))
         lawful.append(largest_logits(logits).isfinite())
         if wanted is not None:
             lawful[-1] = lawful[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
+        going = going & lawful[-1][:, 0]
+        if looks and not any_of(state, going):
+            break
+        laws.append(probs_from_logits(logits, sampling))
         tokens.append(draws.tokens("draft", laws[-1], depth))
         text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:
             ends = state.kept(torch.cat(tokens, dim=1), (depth + 1) * going)[1]
-            going = going & lawful[-1][:, 0] & (limit > depth + 1) & ~ends
+            going = going & ~ends
+        going = going & (limit > depth + 1)
     block = torch.cat(tokens, dim=1)
     if not lawful:
         return Drafts(block, nothing, limit == 0, limit, limit)

@@ -68,7 +68,7 @@ def own_text(
         if firsts is None:
             firsts = generator.integers(model.vocab_size, size=SIDE_BY_SIDE).tolist()
         tape = int(generator.integers(2**63))  # not seed + 1, + 2 …: those are other seeds' texts
-        for result in generate_batch(method, [[first] for first in firsts], length - 1, seed=tape):
+        for result in generate_batch(method, [[first] for first in firsts], length - 1, stop_strings=(), seed=tape):
             ended = bool(model.eos_token_ids) and written[-1:] == [result.prompt[0]]  # one end between two texts
             written += [*result.prompt[ended:], *result.tokens]
         watch(min(len(written), num_tokens))

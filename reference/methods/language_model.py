@@ -35,6 +35,10 @@ class LanguageModel(Protocol):
         """Tokens that end a text by default."""
 
     @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Strings that end a text by default, where there is a decoder."""
+
+    @property
     def fingerprint(self) -> str | None:
         """Which checkpoint the weights came from, if any."""
 
