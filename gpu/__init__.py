@@ -11,17 +11,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
-    from .checkpoint import load_model, read_config, read_generation_config, read_weights
-    from .config import ModelConfig, RopeScaling, SamplingConfig
+    from pass_sampling.reference.config import SamplingConfig
+    from pass_sampling.reference.ending import Ending
+    from pass_sampling.reference.model.config import ModelConfig, RopeScaling
+    from pass_sampling.reference.record import Choice, Generation, Record
+
+    from .checkpoint.load import load_model, read_config, read_generation_config, read_weights
     from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
-    from .ending import Ending
-    from .engine import Engine, Request
+    from .drafters.schedule import EntropyBound, Heuristic, Schedule
+    from .engine.engine import Engine, Request
     from .generation import generate, generate_batch
+    from .hf.generate import generate_with_pass, pass_generate, untrained_lookahead, write_custom_generate
     from .hf.model import TransformersModel
-    from .hf.sharing import write_custom_generate
-    from .huggingface import generate_with_pass, pass_generate, untrained_lookahead
-    from .lookahead import LookAhead
+    from .lookahead.adapter import Adapter
+    from .lookahead.head import SamplerHead
+    from .lookahead.vectors import LookAhead
     from .methods import (
         Autoregressive,
         Candidates,
@@ -32,27 +36,28 @@ if TYPE_CHECKING:
         PaSS,
         SpeculativeSampling,
     )
-    from .record import Choice, Generation, Record
-    from .sampler_head import SamplerHead
+    from .model.table import TableModel
+    from .model.transformer import Transformer
+    from .model.weights import Weights
     from .sampling import probs_from_logits
-    from .schedule import EntropyBound, Heuristic, Schedule
-    from .table import TableModel
-    from .transformer import Transformer
-    from .weights import Weights
 
 _HOMES = {
-    "adapter": ["Adapter"],
-    "checkpoint": ["load_model", "read_config", "read_generation_config", "read_weights"],
-    "config": ["ModelConfig", "RopeScaling", "SamplingConfig"],
-    "drafters": ["Drafter", "ModelDrafter", "NgramModel", "PromptLookup"],
-    "ending": ["Ending"],
-    "engine": ["Engine", "Request"],
-    "generation": ["generate", "generate_batch"],
-    "hf.model": ["TransformersModel"],
-    "hf.sharing": ["write_custom_generate"],
-    "huggingface": ["generate_with_pass", "pass_generate", "untrained_lookahead"],
-    "lookahead": ["LookAhead"],
-    "methods": [
+    "pass_sampling.gpu.checkpoint.load": ["load_model", "read_config", "read_generation_config", "read_weights"],
+    "pass_sampling.gpu.drafters": ["Drafter", "ModelDrafter", "NgramModel", "PromptLookup"],
+    "pass_sampling.gpu.drafters.schedule": ["EntropyBound", "Heuristic", "Schedule"],
+    "pass_sampling.gpu.engine.engine": ["Engine", "Request"],
+    "pass_sampling.gpu.generation": ["generate", "generate_batch"],
+    "pass_sampling.gpu.hf.generate": [
+        "write_custom_generate",
+        "generate_with_pass",
+        "pass_generate",
+        "untrained_lookahead",
+    ],
+    "pass_sampling.gpu.hf.model": ["TransformersModel"],
+    "pass_sampling.gpu.lookahead.adapter": ["Adapter"],
+    "pass_sampling.gpu.lookahead.head": ["SamplerHead"],
+    "pass_sampling.gpu.lookahead.vectors": ["LookAhead"],
+    "pass_sampling.gpu.methods": [
         "Autoregressive",
         "Candidates",
         "FusedCandidates",
@@ -62,13 +67,14 @@ _HOMES = {
         "PaSS",
         "SpeculativeSampling",
     ],
-    "record": ["Choice", "Generation", "Record"],
-    "sampler_head": ["SamplerHead"],
-    "sampling": ["probs_from_logits"],
-    "schedule": ["EntropyBound", "Heuristic", "Schedule"],
-    "table": ["TableModel"],
-    "transformer": ["Transformer"],
-    "weights": ["Weights"],
+    "pass_sampling.gpu.model.table": ["TableModel"],
+    "pass_sampling.gpu.model.transformer": ["Transformer"],
+    "pass_sampling.gpu.model.weights": ["Weights"],
+    "pass_sampling.gpu.sampling": ["probs_from_logits"],
+    "pass_sampling.reference.config": ["SamplingConfig"],
+    "pass_sampling.reference.ending": ["Ending"],
+    "pass_sampling.reference.model.config": ["ModelConfig", "RopeScaling"],
+    "pass_sampling.reference.record": ["Choice", "Generation", "Record"],
 }
 
 __all__ = [
@@ -122,7 +128,7 @@ def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
             try:
-                return getattr(import_module(f"{__name__}.{module}"), name)
+                return getattr(import_module(module), name)
             except ModuleNotFoundError as error:
                 if error.name not in ("torch", "transformers"):
                     raise

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .record import Choice, Record
+from pass_sampling.reference.record import Choice, Record
 
 _Value = TypeVar("_Value")
 SOURCES = ("exact", "accepted", "correction", "bonus")

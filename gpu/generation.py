@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from pass_sampling.reference.ending import Decode, Ending
+from pass_sampling.reference.record import Generation, Record
+
 from .batch_record import Packed
-from .ending import Decode, Ending
 from .methods.base import Method
-from .record import Generation, Record
-from .tape import CYCLES_AHEAD, tapes
+from .uniforms import CYCLES_AHEAD, tapes
 
 Callback = Callable[[int, Record], None]
 """Called as `callback(request, record)` after every cycle of a request: `record.tokens` are new in its text."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .config import SamplingConfig
+from pass_sampling.reference.config import SamplingConfig
 
 Probs = Tensor
 TOP_P_TOLERANCE = 2.0**-24

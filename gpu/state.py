@@ -2,6 +2,16 @@
 
 Glossary of shapes: B batch, W tokens that a cycle can commit, N rows of logits or of the batch, P numbers of a pace,
 L look-ahead vectors, D' hidden state.
+
+Where the texts of a batch end, token by token.
+
+Glossary of shapes: B batch, W next tokens of each row.
+
+The state of a batch before its first cycle.
+
+What a step asks the host about its tensors: nothing where its shapes are fixed, as a captured step needs it.
+
+Where they are not, a step that knows does less: no row for a draft that no sequence makes.
 """
 
 from __future__ import annotations
@@ -13,11 +23,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .batch_ending import kept, kept_by_host
+from pass_sampling.reference.ending import Ending
+
 from .batch_record import BatchRecord
-from .cache import KVCache, same
-from .ending import Ending
 from .host import at_hand
+from .model.cache import KVCache, same
+
+__all__ = ["first_state"]
 
 
 @dataclass(frozen=True)
@@ -228,3 +240,89 @@ class State:
 
 _COUNTS = ("lengths", "prompt_lengths", "limits", "num_carried")
 PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "fault_position", "pace", "carried")
+
+
+def kept(
+    tokens: Tensor,  # [B, W]
+    count: Tensor,  # [B]
+    eos: Tensor,  # [num_eos]
+    remaining: Tensor,  # [B]
+) -> tuple[Tensor, Tensor]:  # [B], [B]
+    """Return how many of each row's first `count` tokens to keep, and whether the text ends there: on the device."""
+    order = torch.arange(tokens.shape[1], device=tokens.device)
+    is_eos = tokens == eos if len(eos) == 1 else (tokens.unsqueeze(2) == eos).any(dim=2)
+    is_end = is_eos | (order + 1 >= remaining.unsqueeze(1))
+    first = num_leading(~is_end)
+    return torch.minimum(count, first + 1), first < count
+
+
+def num_leading(
+    flags: Tensor,  # [B, W]
+) -> Tensor:  # [B]
+    """Return how many of each row stand before the first that is false."""
+    width = flags.shape[1]
+    order = torch.arange(width, device=flags.device)
+    return torch.where(flags, width, order).amin(dim=1) if width else flags.sum(dim=1)
+
+
+def kept_by_host(
+    ending: Ending,
+    before: Sequence[Sequence[int]],
+    tokens: Tensor,  # [B, W]
+    count: Tensor,  # [B]
+) -> tuple[Tensor, Tensor]:  # [B], [B]
+    """Return the same where stop strings need the decoded text; `before` are the new tokens of each row."""
+    kept = [
+        ending.first(old, new[:some]) for old, new, some in zip(before, tokens.tolist(), count.tolist(), strict=True)
+    ]
+    counts = torch.tensor([number for number, _ in kept], device=count.device)
+    return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
+
+
+def first_state(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache) -> State:
+    """Return the state of prompts whose cache is still empty."""
+    device = cache.lengths.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    tokens = torch.zeros((len(prompts), cache.capacity), dtype=torch.int64, device=device)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt, device=device)
+    return State(
+        tokens=tokens,
+        lengths=lengths,
+        prompt_lengths=lengths,
+        limits=lengths + ending.max_new_tokens,
+        eos=torch.tensor(ending.eos_token_ids, dtype=torch.int64, device=device),
+        ended=torch.zeros_like(lengths, dtype=torch.bool),
+        fault=torch.zeros_like(lengths, dtype=torch.float64),
+        fault_position=torch.zeros_like(lengths),
+        cache=cache,
+        ending=ending,
+        cached=cache.lengths,
+        pace=torch.zeros((len(prompts), 0), dtype=torch.float64, device=device),
+        carried=torch.zeros((len(prompts), 1, 0), device=device),
+        num_carried=torch.zeros_like(lengths),
+        max_pending=max(map(len, prompts)),
+        draft_pending=max(map(len, prompts)),
+    )
+
+
+def most_of(
+    state: State,
+    numbers: Tensor,  # [B]
+    bound: int,
+) -> int:
+    """Return the largest of some numbers, or the bound that none of them exceeds."""
+    return bound if is_fixed(state) else int(numbers.max())
+
+
+def any_of(
+    state: State,
+    which: Tensor,  # [...]
+) -> bool:
+    """Say whether any is true, or that some may be."""
+    return is_fixed(state) or bool(which.any())
+
+
+def is_fixed(state: State) -> bool:
+    """Say whether the shapes of a step may depend on nothing that is in its tensors."""
+    return state.cache.sight is not None

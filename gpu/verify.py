@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batch_ending import num_leading
 from .sampling import Probs
-from .tape import Draws
+from .state import num_leading
+from .uniforms import Draws
 
 Tokens = Tensor
 

@@ -7,13 +7,15 @@ and `methods.lookahead` (PaSS), `generation` (the loop), `law` (the proof by enu
 Everything here handles one sequence; `pass_sampling.gpu` mirrors it for batches.
 """
 
-from .adapter import Adapter
-from .checkpoint import load_model, read_config, read_generation_config, read_weights
-from .config import ModelConfig, RopeScaling, SamplingConfig
+from .checkpoint.load import load_model, read_config, read_generation_config, read_weights
+from .config import SamplingConfig
 from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
+from .drafters.schedule import EntropyBound, Heuristic, Schedule
 from .ending import Ending
 from .generation import generate, generate_batch
-from .lookahead import LookAhead
+from .lookahead.adapter import Adapter
+from .lookahead.head import SamplerHead
+from .lookahead.vectors import LookAhead
 from .methods import (
     Autoregressive,
     Candidates,
@@ -24,13 +26,12 @@ from .methods import (
     PaSS,
     SpeculativeSampling,
 )
+from .model.config import ModelConfig, RopeScaling
+from .model.table import TableModel
+from .model.transformer import Transformer
+from .model.weights import Weights
 from .record import Choice, Generation, Record
-from .sampler_head import SamplerHead
 from .sampling import probs_from_logits
-from .schedule import EntropyBound, Heuristic, Schedule
-from .table import TableModel
-from .transformer import Transformer
-from .weights import Weights
 
 __all__ = [
     "Adapter",

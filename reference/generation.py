@@ -1,14 +1,113 @@
-"""The loop: repeat a method's step until the text ends."""
+"""The state of one sequence between two cycles.
+
+Glossary of shapes: L look-ahead vectors, D' hidden state.
+
+The loop: repeat a method's step until the text ends.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from .ending import Decode, Ending
-from .methods.base import Method
+from .model.cache import KVCache, same
+from .model.layers import Array
 from .record import Generation, Record
-from .tape import tape
+from .uniforms import tape
+
+if TYPE_CHECKING:
+    from .methods.base import Method
+
+
+@dataclass(frozen=True)
+class State:
+    """A committed prefix and the cache of all of it but its last tokens, which the next pass feeds.
+
+    A step never changes a cached row below `cached`, so it is a pure function of state and uniforms. Its results and
+    its scratch live in the one cache, though: to continue a state twice, `copy` it first. A state whose cache another
+    step has moved on is refused.
+
+    A drafter's cache lies beside, of which any prefix will do: it only saves work. `pace` is what the schedule of draft
+    lengths remembers, and `carried` what the last pass has computed for the next drafts.
+    """
+
+    tokens: tuple[int, ...]  # prompt and new tokens
+    prompt_length: int
+    cache: KVCache
+    ending: Ending
+    cached: int = 0  # length of the cache
+    end: str | None = None  # why the text has ended, see `Ending.reason`
+    draft_cache: KVCache | None = None
+    pace: tuple[float, ...] = ()
+    carried: Array | None = None  # [L+1, D'] the last text row's hidden state, and its look-ahead group's
+
+    @property
+    def new_tokens(self) -> tuple[int, ...]:
+        """The committed tokens behind the prompt."""
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], tuple[float, ...], bool]:
+        """What the future depends on, of two states behind one prompt."""
+        return self.new_tokens, self.pace, self.carried is not None
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """The committed tokens that no pass has seen yet: the prompt at first, one token later.
+
+        Raises:
+            ValueError: a step has continued this state already, in the same cache.
+        """
+        if self.cache.length != self.cached:
+            raise ValueError("state: found a cache that a step has moved on already, expected a copy to continue twice")
+        return self.tokens[self.cached :]
+
+    @property
+    def remaining(self) -> int:
+        """How many tokens may still be committed."""
+        return self.ending.max_new_tokens - (len(self.tokens) - self.prompt_length)
+
+    def ends_with(self, tokens: Sequence[int]) -> bool:
+        """Say whether the text would end with the last of some more tokens."""
+        return self.ending.reason((*self.new_tokens, *tokens)) is not None
+
+    def keep(self, length: int) -> None:
+        """Cut the caches to the first `length` tokens: the rollback of rejected drafts."""
+        for cache in self.caches:
+            cache.truncate(min(cache.length, length))
+
+    def commit(self, record: Record, sound: int | None = None) -> tuple[State, Record]:
+        """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
+
+        The caches, which may hold rows of dropped tokens, are cut to the committed prefix, and the record with them.
+        If given, `sound` is how much of them is true at most: behind it stand rejected drafts and look-ahead rows.
+        """
+        count, end = self.ending.first(self.new_tokens, record.tokens)
+        tokens = self.tokens + record.tokens[:count]
+        self.keep(len(tokens) if sound is None else min(len(tokens), sound))
+        return replace(self, tokens=tokens, cached=self.cache.length, end=end), record.cut(count)
+
+    def agrees(self, other: State) -> bool:
+        """Say whether two states have the same future: the same tokens and, up to rounding, the same cached rows."""
+        if (self.key, self.tokens, self.cached, self.end) != (other.key, other.tokens, other.cached, other.end):
+            return False
+        if self.carried is not None and other.carried is not None and not same(self.carried, other.carried):
+            return False
+        return all(cache.agrees(others) for cache, others in zip(self.caches, other.caches, strict=True))
+
+    @property
+    def caches(self) -> tuple[KVCache, ...]:
+        """The model's cache, and the drafter's if it has one."""
+        return (self.cache,) if self.draft_cache is None else (self.cache, self.draft_cache)
+
+    def copy(self) -> State:
+        """Return a state that can be continued independently of this one."""
+        draft_cache = None if self.draft_cache is None else self.draft_cache.copy()
+        return replace(self, cache=self.cache.copy(), draft_cache=draft_cache)
+
 
 Callback = Callable[[int, Record], None]
 """Called as `callback(request, record)` after every cycle of a request: `record.tokens` are new in its text."""

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import SamplingConfig
-from .layers import Array
+from .model.layers import Array
 
 Probs = npt.NDArray[np.float64]
 TOP_P_TOLERANCE = 2.0**-24

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .sampling import Probs
-from .tape import Draws
+from .uniforms import Draws
 
 Tokens = npt.NDArray[np.integer]
 

@@ -65,7 +65,7 @@ class Reference:
         return self.module("verify").residual_probs(target, draft)
 
     def tape(self, seed: int, request: int, cycle: int, num_slots: int) -> Array:  # [num_slots]
-        return self.module("tape").tape(seed, request, cycle, num_slots)
+        return self.module("uniforms").tape(seed, request, cycle, num_slots)
 
     def tape_rows(self, seed: int, requests: Sequence[int], cycle: int, num_slots: int) -> Array:  # [N, num_slots]
         return np.stack([self.tape(seed, request, cycle, num_slots) for request in requests])
@@ -79,7 +79,7 @@ class Reference:
         uniforms: Array,  # [N, K+1], K acceptances and the final draw
     ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
         """Return `num_accepted`, `final_token` and `accept_probs` of every row."""
-        verify, draws = self.module("verify").RULES[rule], self.module("tape").Draws
+        verify, draws = self.module("verify").RULES[rule], self.module("uniforms").Draws
         slots = {"accept": tokens.shape[1], "final": 1}
         verdicts = [verify(target[n], draft[n], tokens[n], draws(uniforms[n], slots)) for n in range(len(tokens))]
         return (
@@ -132,10 +132,10 @@ class Port(Reference):
         return self.module("verify").residual_probs(self.tensor(target), self.tensor(draft)).cpu().numpy()
 
     def tape(self, seed: int, request: int, cycle: int, num_slots: int) -> Array:  # [num_slots]
-        return self.module("tape").tape(seed, request, cycle, num_slots, device=self.device).cpu().numpy()
+        return self.module("uniforms").tape(seed, request, cycle, num_slots, device=self.device).cpu().numpy()
 
     def tape_rows(self, seed: int, requests: Sequence[int], cycle: int, num_slots: int) -> Array:  # [N, num_slots]
-        return self.module("tape").tape(seed, requests, cycle, num_slots, device=self.device).cpu().numpy()
+        return self.module("uniforms").tape(seed, requests, cycle, num_slots, device=self.device).cpu().numpy()
 
     def verify(
         self,
@@ -162,7 +162,7 @@ class Port(Reference):
         """Verify rows of which some have fewer drafts than others, some have ended, and some drafts end the text."""
         goes_on = np.ones(len(tokens), dtype=np.bool_) if goes_on is None else goes_on
         arguments = [self.tensor(array) for array in (target, draft, tokens)]
-        draws = self.module("tape").Draws(self.tensor(uniforms), {"accept": tokens.shape[1], "final": 1})
+        draws = self.module("uniforms").Draws(self.tensor(uniforms), {"accept": tokens.shape[1], "final": 1})
         rows = [self.tensor(each) for each in (num_draft, goes_on, active)]
         verdict = self.module("verify").RULES[rule](*arguments, draws, *rows)
         return tuple(part.cpu().numpy() for part in (verdict.num_accepted, verdict.final_token, verdict.accept_probs))

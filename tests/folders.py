@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pass_sampling.reference.config import ModelConfig, RopeScaling
-from pass_sampling.reference.weights import Weights, destination, weight_table
+from pass_sampling.reference.model.config import ModelConfig, RopeScaling
+from pass_sampling.reference.model.weights import Weights, destination, weight_table
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

@@ -17,7 +17,7 @@ def cut_to_nothing_keeps_all(site: Site) -> None:
         if site.xp.any(site.xp.asarray(length) > 0):
             right(self, length)
 
-    site.wrong(site.module("cache").KVCache, "truncate", wrong)
+    site.wrong(site.module("model.cache").KVCache, "truncate", wrong)
 
 
 def cut_anywhere(site: Site) -> None:
@@ -27,7 +27,7 @@ def cut_anywhere(site: Site) -> None:
         else:
             right(self, length.clamp(min=0).minimum(self.lengths))
 
-    site.wrong(site.module("cache").KVCache, "truncate", wrong)
+    site.wrong(site.module("model.cache").KVCache, "truncate", wrong)
 
 
 def _is_lookahead(model: Any, inputs: Any) -> Any:
@@ -70,7 +70,7 @@ def nan_becomes_a_token(site: Site) -> None:
 
 
 def _record(site: Site, change: Any) -> None:
-    home = "methods.lookahead" if site.single else "methods.judging"
+    home = "methods.pass_two_call" if site.single else "methods.judging"
     site.wrong(home, "verified_record", lambda right, *args, **options: change(right(*args, **options)))
 
 
@@ -96,7 +96,7 @@ def _draft_on(site: Site) -> None:
         return (count, count < 0) if site.drafting else right(self, tokens, count)
 
     name, wrong = ("ends_with", ends_with) if site.single else ("kept", kept)
-    site.wrong(site.module("state").State, name, wrong)
+    site.wrong(site.module("generation").State, name, wrong)
 
 
 def counted_past_the_end(site: Site) -> None:
@@ -106,7 +106,7 @@ def counted_past_the_end(site: Site) -> None:
 def streamed_past_the_end(site: Site) -> None:
     _draft_on(site)
     site.wrong(
-        site.module("state").State,
+        site.module("generation").State,
         "commit",
         lambda right, self, record, *sound: (right(self, record, *sound)[0], record),
     )
@@ -117,7 +117,7 @@ def shown_too_early(site: Site) -> None:
 
 
 def drafts_past_the_limit(site: Site) -> None:
-    state = site.module("state").State
+    state = site.module("generation").State
     remaining, asked = state.remaining.fget, []
 
     def kept(right: Any, *args: Any) -> Any:  # where the text ends is known; only how far to draft is not asked

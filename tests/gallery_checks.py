@@ -12,7 +12,7 @@ import pass_sampling.reference as reference
 from adapters import PORT, REFERENCE, Reference
 from gallery_tools import PROMPT, Setup, Site
 from models import lookahead, table
-from pass_sampling.reference.law import output_law
+from pass_sampling.reference.exactness.distribution import output_law
 
 
 def adapter(site: Site) -> Reference:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gallery_tools import COMMON, Defect, Setup, Site
-from pass_sampling.reference.cases import penalty
+from pass_sampling.reference.exactness.cases import penalty
 
 
 def _draw_drafts_from(site: Site, change: Callable[[Any], Any]) -> None:
@@ -16,7 +16,7 @@ def _draw_drafts_from(site: Site, change: Callable[[Any], Any]) -> None:
     def wrong(right: Any, self: Any, slot: str, probs: Any, *rest: Any) -> Any:
         return right(self, slot, change(probs) if slot == "draft" else probs, *rest)
 
-    site.wrong(site.module("tape").Draws, "token" if site.single else "tokens", wrong)
+    site.wrong(site.module("uniforms").Draws, "token" if site.single else "tokens", wrong)
 
 
 def argmax_drafts(site: Site) -> None:

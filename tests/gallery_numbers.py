@@ -19,7 +19,7 @@ def _final_draw_from(site: Site, slot: str, ledger: bool) -> None:
             self._used.clear()
         return right(self, slot, probs, 0, *rest)
 
-    site.wrong(site.module("tape").Draws, "token" if site.single else "tokens", wrong)
+    site.wrong(site.module("uniforms").Draws, "token" if site.single else "tokens", wrong)
 
 
 def draft_noise_reused(site: Site) -> None:
@@ -37,7 +37,7 @@ def noise_reused_in_secret(site: Site) -> None:
             self._uniforms[..., self._start["final"]] = self._uniforms[..., self._start["draft"]]
         return right(self, name, *args)
 
-    site.wrong(site.module("tape").Draws, "token" if site.single else "tokens", wrong)
+    site.wrong(site.module("uniforms").Draws, "token" if site.single else "tokens", wrong)
 
 
 def accepted_at_equality(site: Site) -> None:
@@ -45,7 +45,7 @@ def accepted_at_equality(site: Site) -> None:
         one = site.xp.ones_like(chance) if not site.single else 1.0
         return right(self, slot, site.xp.nextafter(chance, one), *rest)  # u <= a is u < the number behind a
 
-    site.wrong(site.module("tape").Draws, "accept", wrong)
+    site.wrong(site.module("uniforms").Draws, "accept", wrong)
 
 
 def residual_without_a_guard(site: Site) -> None:
@@ -94,7 +94,7 @@ def rows_written_into_others(site: Site) -> None:
     def wrong(right: Any, self: Any, layer: int, keys: Any, values: Any, slots: Any) -> Any:
         return right(self, layer, keys[:1].expand_as(keys), values[:1].expand_as(values), slots)
 
-    site.wrong(site.module("cache").KVCache, "write", wrong)
+    site.wrong(site.module("model.cache").KVCache, "write", wrong)
 
 
 NUMBERS = (

@@ -15,7 +15,7 @@ def _after_cut(site: Site, number: int, damage: Callable[[Any, int, int], None])
 
     `damage(arrays, old, new)` is called for keys and values of one sequence with its length before and after.
     """
-    cache = site.module("cache").KVCache
+    cache = site.module("model.cache").KVCache
     right = cache.truncate
 
     def wrong(self: Any, length: Any) -> None:

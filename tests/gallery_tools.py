@@ -14,7 +14,7 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import exact_target, lookahead, package, transformer
-from pass_sampling.reference.law import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
 
 PROMPT = (1, 0)
 COMMON = "a common mistake"

@@ -24,9 +24,9 @@ on_parts = pytest.mark.parametrize("parts", PARTS)
 def with_parts(package: str, model: Any, parts: str, num_lookahead: int = 3, seed: int = 0) -> Any:
     """Return a look-ahead for a model, its vectors of the size of what layers see."""
     rank, width, alone = PARTS[parts]
-    vectors = module(package, "lookahead").LookAhead.random(num_lookahead, model.hidden_size, seed)
-    adapter = module(package, "adapter").Adapter.random(model.config, rank, seed) if rank else None
-    head = module(package, "sampler_head").SamplerHead.random(model.hidden_size, width, seed) if width else None
+    vectors = module(package, "lookahead.vectors").LookAhead.random(num_lookahead, model.hidden_size, seed)
+    adapter = module(package, "lookahead.adapter").Adapter.random(model.config, rank, seed) if rank else None
+    head = module(package, "lookahead.head").SamplerHead.random(model.hidden_size, width, seed) if width else None
     return replace(vectors, vectors=50 * vectors.vectors, adapter=adapter, head=head and replace(head, alone=alone))
 
 

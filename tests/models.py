@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pass_sampling.reference.cases import TINY, WINDOWED
-from pass_sampling.reference.suite import plain_law
+from pass_sampling.reference.exactness.cases import TINY, WINDOWED
+from pass_sampling.reference.exactness.suite import plain_law
 
 __all__ = ["PACKAGES", "TINY", "WINDOWED", "exact_target", "lookahead", "package", "table", "transformer"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from folders import as_numpy, module, tiny_config
-from pass_sampling.reference.config import ModelConfig
+from pass_sampling.reference.model.config import ModelConfig
 
 Array = np.ndarray
 
@@ -56,8 +56,8 @@ class Passes:
             config = own_config(package, config)
             kind = self._kind(dtype)
             options = {"device": device} if self.port else {}
-            weights = module(package, "weights").Weights.random(config, seed, kind, **options)
-            model = module(package, "transformer").Transformer(config, weights)
+            weights = module(package, "model.weights").Weights.random(config, seed, kind, **options)
+            model = module(package, "model.transformer").Transformer(config, weights)
         self.model = model
 
     def cache(self, capacity: int = 64) -> Any:

@@ -29,7 +29,7 @@ from gallery_numbers import noise_reused_in_secret
 from gallery_tools import Site
 from pass_sampling.gpu.checkpoints import LOOKAHEAD, MODEL
 from pass_sampling.gpu.state import State
-from pass_sampling.gpu.tape import tape
+from pass_sampling.gpu.uniforms import tape
 
 FALSE_ALARM, MISS = 1e-9, 1e-6
 NUM_CELLS = 63  # the likeliest outcomes; what is left is one more

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from folders import LINEAR, as_numpy, both_packages, module, tiny_config
-from pass_sampling.reference.adapter import tensor_shapes
+from pass_sampling.reference.lookahead.adapter import tensor_shapes
 from passes import Passes, difference, same_bits
 
 EXACT = 1e-11  # hidden states of order 1, behind inner ones of order 100, from a few hundred roundings of 2^-53
@@ -58,7 +58,10 @@ def run(model: Passes, text: Any, rows: Any, positions: Any, visible: Any, adapt
 
 def one_call(package: str, cached: int, num_tokens: int, num_draft: int, behind: list[int], depth: int) -> Any:
     """Return positions and mask of the running step: tokens, then a group of rows behind each of some drafts."""
-    layout, chain = module(package, "methods.trees").layout, module(package, "draft_tree").DraftTree((1,) * num_draft)
+    layout, chain = (
+        module(package, "methods.tree_shape").layout,
+        module(package, "methods.tree_shape").DraftTree((1,) * num_draft),
+    )
     pending = num_tokens - num_draft
     if package == "reference":
         return layout(cached, pending, chain, range(num_draft + 1), behind, depth)
@@ -106,7 +109,7 @@ class Call:
 @both_packages
 @given(kind=kinds, rank=st.integers(1, 30), seed=seeds)
 def test_every_layer_has_four_terms_of_the_rank(package: str, kind: str, rank: int, seed: int) -> None:
-    home, config = module(package, "adapter"), KINDS[kind]
+    home, config = module(package, "lookahead.adapter"), KINDS[kind]
     adapter = home.Adapter.random(config, rank, seed)
     shapes = tensor_shapes(module("reference", "adapter").sizes_of(config), rank)
     tensors = adapter.tensors()
@@ -124,7 +127,8 @@ def test_every_layer_has_four_terms_of_the_rank(package: str, kind: str, rank: i
 def test_both_packages_draw_the_same(rank: int, seed: int) -> None:
     config = tiny_config()
     drawn = [
-        module(package, "adapter").Adapter.random(config, rank, seed).tensors() for package in ("reference", "gpu")
+        module(package, "lookahead.adapter").Adapter.random(config, rank, seed).tensors()
+        for package in ("reference", "gpu")
     ]
     assert drawn[0].keys() == drawn[1].keys()
     assert all(same_bits(as_numpy(drawn[1][name]), array) for name, array in drawn[0].items())
@@ -183,7 +187,7 @@ def test_an_adapter_that_ends_in_zeros_changes_nothing(
     model, call = model_of(package, kind, dtype), Call(package, settings)
     tensors = adapter_of(model, 2, seed).tensors()
     untrained = {name: 0 * tensor if name.endswith(".up") else tensor for name, tensor in tensors.items()}
-    found = call.run(model, module(package, "adapter").Adapter.of(untrained))
+    found = call.run(model, module(package, "lookahead.adapter").Adapter.of(untrained))
     assert np.array_equal(found, call.run(model, None))
 
 
@@ -260,15 +264,15 @@ def test_one_row_too_many_would_be_seen(package: str, kind: str, settings: dict[
 def test_a_term_of_another_shape_is_refused(package: str, name: str, shape: tuple[int, int]) -> None:
     """Another rank than the others', or as if gate and up had not one term together."""
     model = model_of(package, "llama, linear rope").model
-    home = module(package, "adapter")
+    home = module(package, "lookahead.adapter")
     tensors = home.Adapter.random(model.config, 2, 0).tensors()
-    vectors = module(package, "lookahead").LookAhead.random(2, 24, 0)
+    vectors = module(package, "lookahead.vectors").LookAhead.random(2, 24, 0)
     dataclasses.replace(vectors, adapter=home.Adapter.of(tensors)).check(model)
     array = np.ones(shape, np.float32)
     tensors[name] = array if package == "reference" else __import__("torch").from_numpy(array)
     other = dataclasses.replace(vectors, adapter=home.Adapter.of(tensors))
     with pytest.raises(ValueError, match=r"^the look-ahead adapter has the shapes of another model, expected those of"):
         other.check(model)
-    methods = module(package, "methods.lookahead_fused")
+    methods = module(package, "methods.pass_one_call")
     with pytest.raises(ValueError, match=r"^the look-ahead adapter has the shapes of another model, expected those of"):
         methods.FusedPaSS(model, other)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from folders import LINEAR, LLAMA3, tiny_config
 from lookaheads import in_float64, on_parts, with_parts
 from pass_sampling.gpu import FusedPaSS, SamplingConfig, Transformer, generate
-from pass_sampling.gpu.adapter import Adapter
-from pass_sampling.gpu.sampler_head import SamplerHead
+from pass_sampling.gpu.lookahead.adapter import Adapter
+from pass_sampling.gpu.lookahead.head import SamplerHead
 from pass_sampling.gpu.sampling import probs_from_logits
 from pass_sampling.gpu.training import anchors as anchors_module
 from pass_sampling.gpu.training.anchors import AnchoredRows, anchored_rows

@@ -16,16 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from folders import (
-    both_packages,
-    contents,
-    edit_json,
-    module,
-    tiny_config,
-    write_checkpoint,
-    write_json,
-    write_tensors,
-)
+from folders import both_packages, contents, edit_json, module, tiny_config, write_checkpoint, write_json, write_tensors
 
 Break = Callable[[Path], None]
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -37,7 +28,7 @@ def refused(package: str, folder: Path, kind: type[Exception] = ValueError, **ar
     """Return what `load_model` says of a folder; it must leave the folder as it was."""
     before = contents(folder.parent)
     with pytest.raises(kind) as error:
-        module(package, "checkpoint").load_model(folder, **arguments)
+        module(package, "checkpoint.load").load_model(folder, **arguments)
     assert type(error.value) is kind
     assert contents(folder.parent) == before
     message = str(error.value)
@@ -51,7 +42,7 @@ def nothing_allocated(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def allocate(*_: object) -> None:
         raise AssertionError("memory was allocated for a folder that cannot be loaded")
 
-    monkeypatch.setattr(module(package, "checkpoint"), "allocate", allocate)
+    monkeypatch.setattr(module(package, "checkpoint.load"), "allocate", allocate)
 
 
 def settings(**changes: Any) -> Break:
@@ -207,7 +198,7 @@ def test_a_config_that_strains_the_parser(package: str, tmp_path: Path) -> None:
     with open(folder / CONFIG, "wb") as file:
         file.truncate(2**26 + 1)
     with pytest.raises(ValueError) as error:
-        module(package, "checkpoint").load_model(folder)
+        module(package, "checkpoint.load").load_model(folder)
     assert str(error.value) == f"{folder / CONFIG} has 67108865 bytes, expected a JSON file of at most 67108864"
 
 
@@ -457,7 +448,7 @@ def test_a_folder_with_one_wrong_byte_is_loaded_or_refused(
     place = place // len(files) % min(len(content), 3000)  # all of a JSON file, all of a safetensors header
     try:
         path.write_bytes(content[:place] + bytes([content[place] ^ change]) + content[place + 1 :])
-        module(package, "checkpoint").load_model(folder)
+        module(package, "checkpoint.load").load_model(folder)
     except (ValueError, FileNotFoundError) as error:
         assert str(error).startswith(str(folder))
         assert "expected" in str(error)
@@ -527,7 +518,7 @@ def test_only_the_hub_cache_may_link_to_blobs(package: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a:b", "a\nb"])
 def test_a_file_name_that_is_not_plain(package: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
-        module(package, "files.folder").file_in(tmp_path, name)
+        module(package, "checkpoint.folder").file_in(tmp_path, name)
     assert str(error.value) == f"{tmp_path}: the file name {name!r} is not plain, expected a name without a path"
 
 
@@ -610,7 +601,7 @@ def test_weights_too_large_for_the_dtype(package: str, tmp_path: Path) -> None:
     weights.layers[1].query[0, 0] = 1e39
     folder = write_checkpoint(tmp_path / "model", weights=weights, dtype="float64")
     file = folder / WEIGHTS
-    module(package, "checkpoint").load_model(folder, dtype="float64")
+    module(package, "checkpoint.load").load_model(folder, dtype="float64")
     expected = f"{file}: tensor {QUERY} holds values too large for float32, expected a wider dtype"
     assert refused(package, folder, dtype="float32") == expected
 

@@ -18,21 +18,15 @@ import torch
 import pass_sampling.gpu as port
 from folders import tiny_config, write_checkpoint, write_json
 from models import lookahead, table, transformer
-from pass_sampling.gpu.benchmark import Contender, in_turn, method_writer, run_all
-from pass_sampling.gpu.benchmarking.expectation import (
-    Expectation,
-    cycles_behind,
-    expected_tokens,
-    expected_tokens_per_forward,
-)
-from pass_sampling.gpu.benchmarking.figures import Run, rows_of
-from pass_sampling.gpu.benchmarking.peers import load_peer, peer_writer
-from pass_sampling.gpu.benchmarking.prompts import pieces, prefixes_of, read_library, read_prompts
-from pass_sampling.gpu.benchmarking.repetition import repeated_ngrams
+from pass_sampling.gpu.bench.expectation import Expectation, cycles_behind, expected_tokens, expected_tokens_per_forward
+from pass_sampling.gpu.bench.figures import Run, repeated_ngrams, rows_of
+from pass_sampling.gpu.bench.peers import load_peer, peer_writer
+from pass_sampling.gpu.bench.prompts import pieces, prefixes_of, read_library, read_prompts
+from pass_sampling.gpu.bench.runs import Contender, in_turn, method_writer, run_all
 from pass_sampling.gpu.drafters import PromptLookup
 from pass_sampling.gpu.methods import FusedPaSS
-from pass_sampling.gpu.methods.fused import Fused
-from pass_sampling.reference.enumeration import every_outcome
+from pass_sampling.gpu.methods.pass_one_call import Fused
+from pass_sampling.reference.exactness.enumeration import every_outcome
 
 PROMPT = (1, 0)
 RULES = ("token", "block", "match")
@@ -90,7 +84,7 @@ def test_all_take_turns_at_each_prompt_and_none_always_begins():
 def test_a_budget_is_kept_by_fewer_prompts_then_shorter_texts_then_fewer_repeats(monkeypatch, seconds):
     """A token takes `seconds`, and a text that is begun is finished."""
     now, calls, names, prompts = [0.0], [], ("autoregressive", "b"), [[1], [2], [3], [4]]
-    monkeypatch.setattr("pass_sampling.gpu.benchmark.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("pass_sampling.gpu.bench.runs.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def slow(name: str) -> Contender:
         def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:

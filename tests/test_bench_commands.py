@@ -19,7 +19,7 @@ from pass_sampling.gpu.commands.bench import _spare_threads
 from pass_sampling.gpu.commands.bench_output import notes_of
 from pass_sampling.gpu.commands.progress import Bar
 from pass_sampling.gpu.drafters import NgramModel
-from pass_sampling.gpu.sampler_head import SamplerHead
+from pass_sampling.gpu.lookahead.head import SamplerHead
 
 KEYS = {"machine", "versions", "settings", "rows"}
 FIELDS = """method options tokens_per_second spread ratio_to_plain tokens_per_forward positions_per_forward
@@ -179,7 +179,7 @@ def test_without_prompts_they_are_pieces_of_held_out_files(box, capsys, monkeypa
     settings = found["settings"]
     assert settings["prompts"]["source"] == "held-out files of the standard library"
     assert set(settings["prompts"]["lengths"]) == {86}  # the model reads 96 tokens
-    monkeypatch.setattr("pass_sampling.gpu.benchmarking.prompts.read_library", lambda names: {})
+    monkeypatch.setattr("pass_sampling.gpu.bench.prompts.read_library", lambda names: {})
     settings = bench(box, capsys, None, *only)["settings"]
     assert settings["prompts"]["source"] == "beginnings that come with the package"
 
@@ -296,7 +296,7 @@ BAD_PROMPTS = {
 
 def refused(argv: list[object], box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """Run what must be refused in one sentence before anything runs, and change nothing."""
-    monkeypatch.setattr("pass_sampling.gpu.benchmark.run_all", lambda *some: pytest.fail("something ran"))
+    monkeypatch.setattr("pass_sampling.gpu.bench.runs.run_all", lambda *some: pytest.fail("something ran"))
     before = contents(box.root)
     assert run(*argv) == 2
     printed = capsys.readouterr()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapters import PORT, REFERENCE
 from models import PACKAGES, package
-from pass_sampling.reference.law import output_law
+from pass_sampling.reference.exactness.distribution import output_law
 from pass_sampling.reference.verify import accept_probs, block_probs, residual_probs
 
 Array = np.ndarray

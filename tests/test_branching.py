@@ -22,8 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pass_sampling.reference.branching import HiddenRandomness, estimated_executions, program_law
-from pass_sampling.reference.chooser import Chooser
+from pass_sampling.reference.exactness.chooser import Chooser
+from pass_sampling.reference.exactness.program import HiddenRandomness, estimated_executions, program_law
 
 EXACT = 1e-15
 LAW = (0.2, 0.0, 0.5, 0.3)
@@ -308,7 +308,7 @@ def test_a_tree_that_is_too_large_is_refused_before_it_is_run() -> None:
 
 def test_a_tree_that_is_larger_than_its_estimate_is_refused_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = itertools.count()
-    monkeypatch.setattr("pass_sampling.reference.branching.estimated_executions", lambda *_: 1.0)
+    monkeypatch.setattr("pass_sampling.reference.exactness.program.estimated_executions", lambda *_: 1.0)
     with pytest.raises(ValueError, match=r"^max_executions: reached 20, expected fewer executions"):
         program_law(lambda: (random.randint(1, 30), next(runs))[0], max_executions=20)
     assert next(runs) == 20

@@ -312,7 +312,7 @@ def _worst(package: str, kind: str, history: Any) -> float:
 @pytest.mark.parametrize("mutate, history, kind", MUTANTS)
 def test_the_comparison_rejects_a_mistake_in_the_cache(package, mutate, history, kind, monkeypatch):
     assert _worst(package, kind, history) <= EXACT
-    mutate(module(package, "transformer"), monkeypatch)
+    mutate(module(package, "model.transformer"), monkeypatch)
     assert _worst(package, kind, history) > 1e-6
 
 

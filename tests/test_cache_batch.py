@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from folders import as_numpy
-from pass_sampling.gpu.cache import KVCache
+from pass_sampling.gpu.model.cache import KVCache
 from passes import KINDS, Passes, difference, same_bits
 
 CAPACITY = 24

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from folders import as_numpy, module
-from pass_sampling.gpu.cache import KVCache
+from pass_sampling.gpu.model.cache import KVCache
 from passes import KINDS, Passes, difference, same_bits
 
 EXACT = 1e-12  # logits of order 1 to 10 from a few hundred roundings of 2^-53
@@ -62,7 +62,7 @@ class Interrupted(Exception):
 @contextmanager
 def interrupted(package: str, name: str, layer: int) -> Iterator[None]:
     """Let a function of the transformer fail in one layer of the pass inside."""
-    home, calls = module(package, "transformer"), count()
+    home, calls = module(package, "model.transformer"), count()
     right = getattr(home, name)
 
     def broken(*args: Any) -> Any:
@@ -376,7 +376,7 @@ MISTAKES: list[tuple[str, Callable[..., None]]] = [
 def test_the_machine_finds_a_mistake(
     package: str, mistake: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mistake(monkeypatch, module(package, "cache"))
+    mistake(monkeypatch, module(package, "model.cache"))
     search = settings(
         max_examples=200,
         stateful_step_count=15,

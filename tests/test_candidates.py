@@ -14,11 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapters import PORT, REFERENCE, Port, Reference, each_impl, each_port
-from pass_sampling.reference.candidate_theory import candidate_acceptance
-from pass_sampling.reference.candidates import RULES
-from pass_sampling.reference.k_seq import k_seq_division
-from pass_sampling.reference.law import OutputLaw, output_law
-from pass_sampling.reference.theory import acceptance_rate
+from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.methods.tree_rules import RULES, k_seq_division
+from pass_sampling.reference.theory import acceptance_rate, candidate_acceptance
 from pass_sampling.reference.verify import accept_probs, residual_probs
 from strategies import DENORMAL, LARGEST_UNIFORM, around, integer_laws, law_pairs, laws, normalised
 
@@ -71,7 +69,7 @@ class OnePosition:
         **settings: Any,
     ):
         self.impl, self.target, self.logits, self.num_candidates = impl, target, logits, num_candidates
-        self.home, self.rule = impl.module("candidates"), impl.module("candidates").RULES[rule]
+        self.home, self.rule = impl.module("methods.tree_rules"), impl.module("methods.tree_rules").RULES[rule]
         self.sampling = impl.sampling(**settings)
         self.slots = {"draft": num_candidates, "accept": num_candidates, "final": 1}
         self.num_slots = 2 * num_candidates + 1
@@ -83,7 +81,7 @@ class OnePosition:
         return self.port(uniforms) if isinstance(self.impl, Port) else [self.one(row) for row in uniforms]
 
     def one(self, row: Array) -> tuple[Emitted, Made]:
-        draws = self.impl.module("tape").Draws(row, self.slots, trace=True)
+        draws = self.impl.module("uniforms").Draws(row, self.slots, trace=True)
         replacement = self.rule.replacement
         tokens, probs = self.home.draw_candidates(
             self.logits, self.sampling, self.num_candidates, draws, 0, replacement
@@ -94,7 +92,7 @@ class OnePosition:
         return Emitted((token,)), Made(draws.choices, tuple(tokens.tolist()), int(accepted is not None))
 
     def port(self, uniforms: Array) -> list[tuple[Emitted, Made]]:
-        draws = self.impl.module("tape").Draws(self.impl.tensor(uniforms), self.slots, trace=True)
+        draws = self.impl.module("uniforms").Draws(self.impl.tensor(uniforms), self.slots, trace=True)
         logits, target = (self.impl.tensor(row).expand(len(uniforms), -1) for row in (self.logits, self.target))
         tokens, probs, used = self.home.draw_candidates(
             logits.unsqueeze(1), self.sampling, [self.num_candidates], draws, 0, self.rule.replacement
@@ -385,9 +383,9 @@ def test_nothing_is_divided_where_draft_and_target_are_equal(law: Array, num_can
 
 def draw(impl: Reference, logits: Array, count: int, uniforms: Array, replacement: bool, **settings: Any) -> Any:
     """Return the candidates of one position, with the laws they were drawn from."""
-    draws = impl.module("tape").Draws
+    draws = impl.module("uniforms").Draws
     sampling = impl.sampling(**settings)
-    function = impl.module("candidates").draw_candidates
+    function = impl.module("methods.tree_rules").draw_candidates
     if not isinstance(impl, Port):
         return function(logits, sampling, count, draws(uniforms, {"draft": count}), 0, replacement)
     one = draws(impl.tensor(uniforms[None]), {"draft": count})
@@ -453,8 +451,8 @@ def test_both_packages_draw_the_same_candidates(law: Array, count: int, seed: in
 
 def verify(impl: Reference, rule: str, target: Array, rows: Array, tokens: Array, uniforms: Array) -> Any:
     """Return which candidate is accepted (-1: none), the law if none is, and the chances."""
-    draws, number = impl.module("tape").Draws, len(tokens)
-    function = impl.module("candidates").RULES[rule].verify
+    draws, number = impl.module("uniforms").Draws, len(tokens)
+    function = impl.module("methods.tree_rules").RULES[rule].verify
     if not isinstance(impl, Port):
         found = function(target, rows, tokens, draws(uniforms, {"accept": number}), 0)
         return -1 if found.accepted is None else found.accepted, found.final_probs, found.accept_probs
@@ -544,9 +542,9 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(port: Port, rule: str, 
     for b, case in enumerate(cases):
         rows[b, : len(case[2])], tokens[b, : len(case[2])] = case[1:]
     count = np.array([len(case[2]) for case in cases])
-    draws = port.module("tape").Draws(port.tensor(uniforms), {"accept": most}, trace=True)
+    draws = port.module("uniforms").Draws(port.tensor(uniforms), {"accept": most}, trace=True)
     found = (
-        port.module("candidates")
+        port.module("methods.tree_rules")
         .RULES[rule]
         .verify(*map(port.tensor, (target, rows, tokens)), draws, 0, port.tensor(count), port.tensor(active))
     )
@@ -587,7 +585,7 @@ def test_figures_on_a_random_example() -> None:
 def test_figures_on_the_model_in_the_box() -> None:
     """Its first look-ahead vector drafts, at 128 places of a held-out file, at temperature 0.8 with top-k 10."""
     transformers = pytest.importorskip("transformers")
-    checkpoints = REFERENCE.module("checkpoint").load_model, REFERENCE.module("lookahead").LookAhead.load
+    checkpoints = REFERENCE.module("checkpoint.load").load_model, REFERENCE.module("lookahead.vectors").LookAhead.load
     folders = pytest.importorskip("pass_sampling.gpu.checkpoints")
     model, vectors = checkpoints[0](folders.MODEL), checkpoints[1](folders.LOOKAHEAD).vectors[:1]
     text = transformers.AutoTokenizer.from_pretrained(str(folders.MODEL))(inspect.getsource(bisect), verbose=False)[

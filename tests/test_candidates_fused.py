@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import pass_sampling.reference as reference
 from folders import as_numpy
 from models import PACKAGES, exact_target, package, table, transformer
-from pass_sampling.reference.cases import bigrams, penalty
-from pass_sampling.reference.law import OutputLaw
+from pass_sampling.reference.exactness.cases import bigrams, penalty
+from pass_sampling.reference.exactness.distribution import OutputLaw
 from test_draft_tree import _the_first_rows_are_kept, assert_exact, home, is_port, law_of, same_course, step
 from test_lookahead_fused import KINDS, lookahead_of
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import pass_sampling.gpu as port
-from pass_sampling.gpu.benchmarking.expectation import cycles_behind, expected_tokens, reach_of
-from pass_sampling.gpu.benchmarking.prompts import pieces, read_library
+from pass_sampling.gpu.bench.expectation import cycles_behind, expected_tokens, reach_of
+from pass_sampling.gpu.bench.prompts import pieces, read_library
 from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, MODEL, NGRAM
 from pass_sampling.gpu.commands.candidates import as_written
 from pass_sampling.gpu.commands.options import named_held_out
 from pass_sampling.gpu.commands.text import encode_prompt
-from pass_sampling.gpu.training.corpus import standard_library
+from pass_sampling.gpu.training.anchors import evenly_spaced
+from pass_sampling.gpu.training.text import standard_library
 from pass_sampling.gpu.training.tokenizer import encode_texts, load_tokenizer
-from pass_sampling.gpu.training.windows import evenly_spaced
-from pass_sampling.reference.candidate_theory import best_tree, candidate_acceptance, tree_tokens
-from pass_sampling.reference.candidates import RULES
+from pass_sampling.reference.methods.tree_rules import RULES
+from pass_sampling.reference.theory import best_tree, candidate_acceptance, tree_tokens
 
 SAMPLING = port.SamplingConfig(temperature=0.8, top_k=10)
 COUNTS = (1, 2, 3)

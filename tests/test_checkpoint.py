@@ -14,18 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from folders import (
-    FAMILIES,
-    as_numpy,
-    both_packages,
-    contents,
-    module,
-    tiny_config,
-    write_checkpoint,
-    write_tensors,
-)
-from pass_sampling.reference.config import ModelConfig
-from pass_sampling.reference.weights import Weights, weight_table
+from folders import FAMILIES, as_numpy, both_packages, contents, module, tiny_config, write_checkpoint, write_tensors
+from pass_sampling.reference.model.config import ModelConfig
+from pass_sampling.reference.model.weights import Weights, weight_table
 
 REQUESTED = {"reference": ("float64", "float32", None), "gpu": ("float64", "float32", "bfloat16", "float16", None)}
 
@@ -136,7 +127,7 @@ def test_weights_are_those_of_transformers(
     expected = expected_from_transformers(model)
     fingerprints = set()
     for package in ("reference", "gpu"):
-        checkpoint = module(package, "checkpoint")
+        checkpoint = module(package, "checkpoint.load")
         weights, fingerprint = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path), "float32")
         found = flat(package, weights)
         assert found.keys() == expected.keys()
@@ -157,7 +148,7 @@ def test_every_stored_dtype_reads_as_every_requested_one(
 ) -> None:
     config = tiny_config("qwen2")
     write_checkpoint(tmp_path, config, model_type="qwen2", dtype=stored, shards=2)
-    checkpoint = module(package, "checkpoint")
+    checkpoint = module(package, "checkpoint.load")
     weights, _ = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path), dtype)
     given = dtype or (stored if package == "gpu" else "float64")
     assert str(weights.embedding.dtype).removeprefix("torch.") == given
@@ -173,7 +164,7 @@ def test_chunks_of_any_size_fit_together(
     package: str, chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(tmp_path, model_type="qwen3")
-    checkpoint = module(package, "checkpoint")
+    checkpoint = module(package, "checkpoint.load")
     config = checkpoint.read_config(tmp_path)
     monkeypatch.setattr(checkpoint, "CHUNK_BYTES", chunk_bytes)
     weights, fingerprint = checkpoint.read_weights(tmp_path, config, "float64")
@@ -202,7 +193,7 @@ EVEN_FINGERPRINT = "e8c10f25a4d3979fcf6e2138ab5079f45d84b14cffdab00a56df825d8e1e
 
 @both_packages
 def test_a_fingerprint_depends_on_the_weights_alone(package: str, tmp_path: Path) -> None:
-    checkpoint = module(package, "checkpoint")
+    checkpoint = module(package, "checkpoint.load")
 
     def fingerprint(name: str, dtype: str = "float32", **arguments: Any) -> str:
         folder = write_checkpoint(tmp_path / name, **arguments)
@@ -224,7 +215,7 @@ def test_a_tied_output_may_be_stored_as_well(package: str, tmp_path: Path) -> No
     config = tiny_config(tie_word_embeddings=True)
     write_checkpoint(tmp_path, config)
     tensors = load_file(tmp_path / "model.safetensors")
-    checkpoint = module(package, "checkpoint")
+    checkpoint = module(package, "checkpoint.load")
     _, alone = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path))
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
@@ -238,13 +229,13 @@ def test_a_tied_output_may_be_stored_as_well(package: str, tmp_path: Path) -> No
 def test_a_model_from_a_folder(package: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny", eos_token_id=[2, 3], generation_config={"stop_strings": "###"})
     before = contents(folder)
-    model = module(package, "checkpoint").load_model(folder, dtype="float32")
+    model = module(package, "checkpoint.load").load_model(folder, dtype="float32")
     assert (model.name, model.eos_token_ids, len(model.fingerprint)) == ("tiny", (2, 3), 64)
     assert model.stop_strings == ("###",)
     assert model.config.vocab_size == 23
     assert str(model.weights.norm.dtype).endswith("float32")
     assert contents(folder) == before
-    assert module(package, "checkpoint").load_model(str(folder)).fingerprint == model.fingerprint
+    assert module(package, "checkpoint.load").load_model(str(folder)).fingerprint == model.fingerprint
 
 
 @both_packages
@@ -255,7 +246,7 @@ def test_the_hub_cache_is_read_through_its_links(package: str, tmp_path: Path) -
     for i, path in enumerate(sorted(snapshot.iterdir())):
         path.rename(blobs / str(i))
         path.symlink_to(Path("..", "..", "blobs", str(i)))
-    checkpoint = module(package, "checkpoint")
+    checkpoint = module(package, "checkpoint.load")
     assert checkpoint.read_weights(snapshot, checkpoint.read_config(snapshot))[1]
 
 

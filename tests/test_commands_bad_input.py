@@ -239,7 +239,7 @@ def test_too_little_memory_is_one_sentence_and_any_other_runtime_error_is_a_bug(
 @pytest.mark.parametrize("package", ["torch", "transformers"])
 def test_a_missing_package_is_named_with_the_extra_that_installs_it(package, box, capsys, monkeypatch):
     if package == "torch":
-        monkeypatch.delitem(sys.modules, "pass_sampling.gpu.checkpoint", raising=False)
+        monkeypatch.delitem(sys.modules, "pass_sampling.gpu.checkpoint.load", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     assert f"found no {package}, expected it installed: pip install '.[gpu]'" in refused(GENERATE, box, capsys)
 

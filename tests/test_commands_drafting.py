@@ -73,7 +73,7 @@ def test_look_ahead_drafts_are_refined_as_asked(box, capsys):
 def test_a_head_drafts_from_a_lattice_as_asked(box, capsys, tmp_path):
     """Greedy text is the same with it; a plan may say it."""
     from pass_sampling.gpu import LookAhead, SamplerHead
-    from pass_sampling.gpu.plan import Plan
+    from pass_sampling.gpu.bench.plan import Plan
 
     vectors = LookAhead.load(box.vectors)
     head = SamplerHead.random(vectors.hidden_size, 5, 3)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from console import COLOUR, MARK, Terminal
 from pass_sampling.gpu.commands.streaming import COLOURS, LEGEND, MARKS, SourceStream, is_colourful, legend
-from pass_sampling.gpu.ending import Ending
-from pass_sampling.gpu.record import Record
+from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.record import Record
 
 SOURCES = ("exact", "accepted", "correction", "bonus")
 

@@ -231,7 +231,7 @@ def test_config_json_means_what_transformers_says(package: str, settings: dict[s
 
     settings = BASE | settings
     write_json(tmp_path / "config.json", settings)
-    ours = module(package, "checkpoint").read_config(tmp_path)
+    ours = module(package, "checkpoint.load").read_config(tmp_path)
     theirs = AutoConfig.from_pretrained(tmp_path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(theirs)
@@ -273,7 +273,7 @@ def test_a_config_survives_being_written(package: str, config: Any, tmp_path: Pa
     family = "qwen3" if config.query_key_norm else "qwen2" if config.attention_bias else "llama"
     family = "mistral" if config == tiny_config("mistral") else family
     write_json(tmp_path / "config.json", config_json(config, family))
-    read = module(package, "checkpoint").read_config(tmp_path)
+    read = module(package, "checkpoint.load").read_config(tmp_path)
     assert dataclasses.asdict(read) == dataclasses.asdict(config)
 
 
@@ -310,7 +310,7 @@ def test_generation_settings_mean_what_transformers_says(
         write_json(tmp_path / "config.json", config)
         write_json(tmp_path / "generation_config.json", settings)
         theirs = GenerationConfig.from_pretrained(tmp_path)
-    eos_token_ids, sampling, _ = module(package, "checkpoint").read_generation_config(tmp_path)
+    eos_token_ids, sampling, _ = module(package, "checkpoint.load").read_generation_config(tmp_path)
 
     eos = theirs.eos_token_id
     assert eos_token_ids == (() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,))
@@ -335,7 +335,7 @@ def module_config(folder: Path) -> Any:
 @both_packages
 def test_end_ids_fall_back_to_config_json(package: str, tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", config_json(tiny_config()) | {"eos_token_id": [4, 6]})
-    read = module(package, "checkpoint").read_generation_config
+    read = module(package, "checkpoint.load").read_generation_config
     assert read(tmp_path)[0] == (4, 6)
     write_json(tmp_path / "generation_config.json", {"do_sample": True})
     assert read(tmp_path)[0] == (4, 6)
@@ -350,7 +350,7 @@ def logged(package: str, folder: Path, caplog: pytest.LogCaptureFixture) -> tupl
     """What is read of the settings in a folder, and what the log says of them."""
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        found = module(package, "checkpoint").read_generation_config(folder)
+        found = module(package, "checkpoint.load").read_generation_config(folder)
     return found, [record.getMessage() for record in caplog.records]
 
 
@@ -363,7 +363,10 @@ def test_every_setting_of_the_library_is_applied_named_or_changes_no_text(
     """The list of settings is that of the class; what changes no text is compared with its `generate` elsewhere."""
     from generation_settings import OTHER_VALUES, settings_of
 
-    settings, config = module(package, "files.generation_settings"), config_json(tiny_config()) | {"vocab_size": 60}
+    settings, config = (
+        module(package, "checkpoint.generation_settings"),
+        config_json(tiny_config()) | {"vocab_size": 60},
+    )
 
     def read(**changes: Any) -> tuple[Any, list[str]]:
         write_json(tmp_path / "config.json", config)
@@ -396,7 +399,7 @@ def test_settings_that_are_not_applied_are_named_and_those_that_are_off_are_not(
 @both_packages
 def test_stop_strings_are_read_beside_the_end_ids(package: str, tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", config_json(tiny_config()))
-    path, read = tmp_path / "generation_config.json", module(package, "checkpoint").read_generation_config
+    path, read = tmp_path / "generation_config.json", module(package, "checkpoint.load").read_generation_config
     for stops, expected in ((None, ()), ("###", ("###",)), (["a", "b"], ("a", "b")), ([], ())):
         write_json(path, {"stop_strings": stops})
         assert read(tmp_path).stop_strings == expected
@@ -425,7 +428,7 @@ def test_whatever_config_json_says_the_answer_is_a_config_or_one_sentence(
     folder = tmp_path_factory.getbasetemp() / f"any_config_{package}"
     folder.mkdir(exist_ok=True)
     write_json(folder / "config.json", config_json(tiny_config(family), family) | changes)
-    checkpoint = module(package, "checkpoint")
+    checkpoint = module(package, "checkpoint.load")
     for read in (checkpoint.read_config, checkpoint.read_generation_config):
         try:
             read(folder)

@@ -110,11 +110,11 @@ def accepted(impl: Reference, laws: Laws, tokens: Array, uniforms: Array) -> tup
     target, draft = (np.broadcast_to(law, (count, law.size)) for law in (laws.target, laws.draft))
     if impl is REFERENCE:
         chances = module.accept_probs(target, draft, tokens)
-        draws = impl.module("tape").Draws(uniforms, {"accept": count})
+        draws = impl.module("uniforms").Draws(uniforms, {"accept": count})
         return np.array([draws.accept("accept", float(chance), i) for i, chance in enumerate(chances)]), chances
     rows = [PORT.tensor(law).expand(1, count, -1) for law in (laws.target, laws.draft)]
     chances = module.accept_probs(*rows, PORT.tensor(tokens)[None])
-    draws = impl.module("tape").Draws(PORT.tensor(uniforms)[None], {"accept": count})
+    draws = impl.module("uniforms").Draws(PORT.tensor(uniforms)[None], {"accept": count})
     return draws.accept("accept", chances)[0].numpy(), chances[0].numpy()
 
 
@@ -255,7 +255,7 @@ def ledger(name: str, kind: str, method: str) -> dict[tuple[int, int, int, int],
 
     Every decision must be the one that its own uniform makes: seed, request, cycle and slot name it.
     """
-    pkg, uniforms = package(name), REFERENCE.module("tape").tape
+    pkg, uniforms = package(name), REFERENCE.module("uniforms").tape
     running = method_over(pkg, kind, method)
     found: dict[tuple[int, int, int, int], float] = {}
     for seed in SEEDS:

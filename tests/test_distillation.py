@@ -19,8 +19,7 @@ from transformers import AutoTokenizer
 
 from console import read_strictly, run
 from folders import as_numpy, both_packages, contents, edit_json, module, tiny_config, write_checkpoint
-from pass_sampling.gpu.pretrain import PretrainConfig, pretrain
-from pass_sampling.gpu.training.base_model import loss_of, new_model
+from pass_sampling.gpu.training.anchors import evenly_spaced
 from pass_sampling.gpu.training.distillation import (
     SAMPLINGS,
     Teacher,
@@ -28,11 +27,11 @@ from pass_sampling.gpu.training.distillation import (
     draft_acceptance,
     read_teacher,
 )
-from pass_sampling.gpu.training.windows import evenly_spaced
+from pass_sampling.gpu.training.pretrain import PretrainConfig, loss_of, new_model, pretrain
 from shapes import checked, functions_of, signature
 from test_pretrain import TEXTS, TINY
 
-home = importlib.import_module("pass_sampling.gpu.pretrain")
+home = importlib.import_module("pass_sampling.gpu.training.pretrain")
 STUDENT = replace(TINY, hidden_size=8, intermediate_size=12, num_attention_heads=1, seed=1)
 SHORT = replace(STUDENT, num_steps=6)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -86,7 +85,9 @@ def test_the_acceptance_in_the_record_follows_from_both_folders(package: str, pl
     two laws, and a temperature of 0.8 makes 5/4 of it.
     """
     sampling = module(package, "config").SamplingConfig(SAMPLINGS[place].temperature, SAMPLINGS[place].top_k)
-    models = [module(package, "checkpoint").load_model(folder, "float64") for folder in (pair.teacher, pair.student)]
+    models = [
+        module(package, "checkpoint.load").load_model(folder, "float64") for folder in (pair.teacher, pair.student)
+    ]
     probs_from_logits, shared = module(package, "sampling").probs_from_logits, []
     for window in evenly_spaced(pair.held_out, 16, 128):
         rows = [model.forward(window if package == "reference" else window[None]) for model in models]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pass_sampling.reference as reference
 from models import PACKAGES, exact_target, package, table, transformer
-from pass_sampling.reference.law import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
 from pass_sampling.reference.theory import acceptance_rate, lenient_law
 
 EXACT = 1e-12

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 import pass_sampling.reference as reference
 from models import PACKAGES, WINDOWED, exact_target, package, table, transformer
-from pass_sampling.reference.candidate_theory import candidate_acceptance
-from pass_sampling.reference.candidates import RULES
-from pass_sampling.reference.law import OutputLaw, output_law
-from pass_sampling.reference.theory import expected_tokens
+from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.methods.tree_rules import RULES
+from pass_sampling.reference.theory import candidate_acceptance, expected_tokens
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
 PROMPT = (1, 0)

@@ -10,7 +10,7 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import TINY, lookahead, package
-from pass_sampling.reference.law import output_law
+from pass_sampling.reference.exactness.distribution import output_law
 
 DTYPES = [
     ("reference", "float64"),

@@ -10,7 +10,7 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import TINY, exact_target, package, transformer
-from pass_sampling.reference.law import output_law
+from pass_sampling.reference.exactness.distribution import output_law
 
 pytestmark = pytest.mark.torch
 KINDS = (
@@ -68,7 +68,7 @@ def same_records(found: Any, alone: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_request_has_the_text_that_it_has_alone(kind: str, num_rows: int) -> None:
     """In float64, record by record; more requests than rows, or fewer."""
-    from pass_sampling.gpu.engine import Engine, Request
+    from pass_sampling.gpu.engine.engine import Engine, Request
 
     pkg = package("gpu")
     method = method_of(kind, pkg, transformer(pkg, 4))
@@ -88,8 +88,8 @@ def test_a_request_has_the_text_that_it_has_alone(kind: str, num_rows: int) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_traced_step_makes_the_same_text(kind: str) -> None:
     """The operations alone, without the Python around them: they ask the host nothing."""
-    from pass_sampling.gpu.tape import tape
-    from pass_sampling.gpu.written import inputs_of, write_down
+    from pass_sampling.gpu.engine.traced import inputs_of, write_down
+    from pass_sampling.gpu.uniforms import tape
 
     pkg = package("gpu")
     method = method_of(kind, pkg, transformer(pkg, 4))
@@ -108,9 +108,9 @@ def test_a_traced_step_makes_the_same_text(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_fixed_shapes_make_the_same_texts(kind: str) -> None:
     """A step whose shapes depend on nothing in its tensors, as one that is captured."""
-    from pass_sampling.gpu.capture import Frozen, standing
-    from pass_sampling.gpu.rows import empty_rows, put_row
-    from pass_sampling.gpu.tape import tape
+    from pass_sampling.gpu.engine.capture import Frozen, standing
+    from pass_sampling.gpu.engine.rows import empty_rows, put_row
+    from pass_sampling.gpu.uniforms import tape
 
     pkg = package("gpu")
     method, ending = method_of(kind, pkg, transformer(pkg, 4)), pkg.Ending(9, (2,))
@@ -171,8 +171,8 @@ def replayed(run: Any) -> tuple[Any, Any]:
 
 def captured_engine(method: Any, ending: Any, make: Any, num_rows: int = 2, longest_prompt: int = 20) -> Any:
     """An engine that replays steps and reads them one step late, as on a GPU; sights begin at 4 slots."""
-    from pass_sampling.gpu.capture import Captured, standing
-    from pass_sampling.gpu.engine import Engine
+    from pass_sampling.gpu.engine.capture import Captured, standing
+    from pass_sampling.gpu.engine.engine import Engine
 
     engine = Engine(method, ending, num_rows, longest_prompt, seed=3)
     engine._captured = Captured(method, standing(engine._state), make, least_sight=4)
@@ -225,7 +225,7 @@ def test_where_capture_fails_the_step_runs_eagerly_from_where_it_was(
 @pytest.mark.parametrize("captures", [False, True])
 def test_whoever_leaves_early_finds_everything_when_coming_back(captures: bool) -> None:
     """Also where a callback raises: no record is lost, none is heard twice but the one that raised."""
-    from pass_sampling.gpu.engine import Engine
+    from pass_sampling.gpu.engine.engine import Engine
 
     pkg = package("gpu")
     method, ending = method_of("draft model", pkg, transformer(pkg, 4)), pkg.Ending(9, (2,))
@@ -250,7 +250,7 @@ def test_whoever_leaves_early_finds_everything_when_coming_back(captures: bool) 
 
 
 def test_logits_that_are_not_finite_end_their_own_request_alone() -> None:
-    from pass_sampling.gpu.engine import Engine
+    from pass_sampling.gpu.engine.engine import Engine
 
     pkg = package("gpu")
 
@@ -270,7 +270,7 @@ def test_logits_that_are_not_finite_end_their_own_request_alone() -> None:
 
 
 def test_stop_strings_end_texts_of_the_engine_as_elsewhere() -> None:
-    from pass_sampling.gpu.engine import Engine, Request
+    from pass_sampling.gpu.engine.engine import Engine, Request
 
     pkg = package("gpu")
     method = method_of("draft model", pkg, transformer(pkg, 4))
@@ -285,7 +285,7 @@ def test_stop_strings_end_texts_of_the_engine_as_elsewhere() -> None:
 
 
 def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    from pass_sampling.gpu.engine import Engine, Request
+    from pass_sampling.gpu.engine.engine import Engine, Request
 
     pkg = package("gpu")
     method = method_of("fused head", pkg, transformer(pkg, 4))
@@ -298,7 +298,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_warning(caplog: py
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    from pass_sampling.gpu.engine import Engine, Request
+    from pass_sampling.gpu.engine.engine import Engine, Request
 
     pkg = package("gpu")
     method = method_of("plain", pkg, transformer(pkg, 4))
@@ -316,7 +316,7 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_captured_steps_make_the_texts_of_eager_ones(kind: str) -> None:
     """On a GPU, in float64."""
-    from pass_sampling.gpu.engine import Engine, Request
+    from pass_sampling.gpu.engine.engine import Engine, Request
 
     pkg = package("gpu")
     method, ending = method_of(kind, pkg, on_device(pkg, 4, "cuda"), "cuda"), pkg.Ending(9, (2,))

@@ -10,10 +10,10 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import exact_target, table
-from pass_sampling.reference import law
-from pass_sampling.reference.law import OutputLaw, output_law
+from pass_sampling.reference.exactness import distribution as law
+from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
 from pass_sampling.reference.record import Choice
-from pass_sampling.reference.tape import Draws
+from pass_sampling.reference.uniforms import Draws
 
 PROMPT = (1, 0)
 ENDING = reference.Ending(5)

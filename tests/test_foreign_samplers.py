@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers.generation.utils import _speculative_sampling
 
-from pass_sampling.gpu.torch_draws import torch_random
-from pass_sampling.reference.branching import program_law
-from pass_sampling.reference.law import OutputLaw
+from pass_sampling.gpu.exactness.torch_draws import torch_random
+from pass_sampling.reference.exactness.distribution import OutputLaw
+from pass_sampling.reference.exactness.program import program_law
 
 VOCAB = 3
 DRAFTS = 2

@@ -21,9 +21,9 @@ from pass_sampling.gpu import LookAhead, TransformersModel, load_model, write_cu
 from pass_sampling.gpu.checkpoints import FUSED
 from pass_sampling.gpu.checkpoints import MODEL as BOXED
 from pass_sampling.gpu.hf.card import model_card
+from pass_sampling.gpu.hf.generate import shared_lookahead
 from pass_sampling.gpu.hf.hub import UNWANTED, VECTORS, WANTED, local_folder
-from pass_sampling.gpu.hf.loading import load_with_transformers
-from pass_sampling.gpu.hf.sharing import shared_lookahead
+from pass_sampling.gpu.hf.model_checks import load_with_transformers
 
 GENERATE = ["generate", "--prompt", "def", "--max-new-tokens", "8"]
 MODEL, VECTORS_NAME = "somebody/small-model", "somebody/vectors"
@@ -91,7 +91,7 @@ def test_two_revisions_are_one_too_many(cache: Path) -> None:
 
 @both_packages
 def test_a_link_in_a_folder_of_the_cache_leads_to_its_blobs_and_nowhere_else(package: str, cache: Path) -> None:
-    file_in = module(package, "files.folder").file_in
+    file_in = module(package, "checkpoint.folder").file_in
     folder = local_folder("somebody/shared", vectors=True)
     assert folder.name == "lookahead" and file_in(folder, "config.json").is_file()
     (cache / "secret.json").write_text("{}")
@@ -258,7 +258,7 @@ def test_the_program_of_a_card_for_an_adapter_runs(tmp_path: Path, capsys: Any) 
 
 @both_packages
 def test_a_card_that_was_edited_is_kept(package: str, tmp_path: Path) -> None:
-    lookahead = module(package, "lookahead").LookAhead.random(2, 8, seed=0)
+    lookahead = module(package, "lookahead.vectors").LookAhead.random(2, 8, seed=0)
     lookahead.save(tmp_path / "vectors", card="mine\n")
     lookahead.save(tmp_path / "vectors")
     LookAhead.random(3, 8, seed=0).save_pretrained(tmp_path / "vectors")

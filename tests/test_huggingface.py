@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    StoppingCriteria,
-    TextStreamer,
-    set_seed,
-)
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, TextStreamer, set_seed
 
 from hf_models import ARCHITECTURES, NO_MASKS, VOCAB, padded, prompts, shared, tiny
 from pass_sampling.gpu import (
@@ -29,7 +23,7 @@ from pass_sampling.gpu import (
     pass_generate,
     untrained_lookahead,
 )
-from pass_sampling.gpu.huggingface import PassOutput
+from pass_sampling.gpu.hf.generate import PassOutput
 
 FUSED = pytest.mark.parametrize("fused", [False, True], ids=["two-calls", "one-call"])
 PROCESSED = {
@@ -249,7 +243,7 @@ def test_stop_strings_end_a_text_inside_a_block(fused: bool) -> None:
     from transformers import AutoTokenizer
 
     from pass_sampling.gpu.checkpoints import LOOKAHEAD, MODEL
-    from pass_sampling.gpu.hf.loading import load_with_transformers
+    from pass_sampling.gpu.hf.model_checks import load_with_transformers
 
     tokenizer, model = AutoTokenizer.from_pretrained(str(MODEL)), load_with_transformers(MODEL, "float32")
     inputs = tokenizer("def find(self, name):\n", return_tensors="pt")

@@ -13,9 +13,9 @@ from hf_float64 import Float64Mode, build
 from hf_models import config_of
 from pass_sampling.gpu import Autoregressive, Ending, FusedPaSS, PaSS, SamplingConfig, TransformersModel
 from pass_sampling.gpu import untrained_lookahead as untrained
-from pass_sampling.gpu.hf.hooks import processor_hook
-from pass_sampling.gpu.hf.row_caches import RowCache, RowCaches
-from pass_sampling.reference.law import OutputLaw, output_law
+from pass_sampling.gpu.hf.arguments import processor_hook
+from pass_sampling.gpu.hf.rows import RowCache, RowCaches
+from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
 
 PROMPT = [0, 1, 1]
 MODELS: dict[str, dict[str, Any]] = {

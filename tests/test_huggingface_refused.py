@@ -33,7 +33,7 @@ from pass_sampling.gpu import (
     untrained_lookahead,
 )
 from pass_sampling.gpu.hf.model_checks import check_masks, check_rope
-from pass_sampling.gpu.hf.row_caches import RowCache
+from pass_sampling.gpu.hf.rows import RowCache
 
 VECTORS = LookAhead.random(3, 16, seed=0)
 
@@ -310,7 +310,7 @@ def test_rotary_frequencies_that_change_within_the_text() -> None:
 def test_without_transformers_its_absence_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import pass_sampling.gpu as port
 
-    monkeypatch.delitem(sys.modules, "pass_sampling.gpu.huggingface", raising=False)
+    monkeypatch.delitem(sys.modules, "pass_sampling.gpu.hf.generate", raising=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match="found no transformers, expected it installed"):
         _ = port.pass_generate

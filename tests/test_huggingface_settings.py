@@ -12,8 +12,8 @@ from generation_settings import OTHER_VALUES, settings_of
 from hf_models import prompts, tiny
 from pass_sampling.gpu import LookAhead, generate_with_pass, pass_generate
 from pass_sampling.gpu.checkpoints import LOOKAHEAD, MODEL
-from pass_sampling.gpu.files.generation_settings import NO_TEXT, OTHERS
-from pass_sampling.gpu.hf.loading import load_with_transformers
+from pass_sampling.gpu.hf.model_checks import load_with_transformers
+from pass_sampling.reference.checkpoint.generation_settings import NO_TEXT, OTHERS
 
 OURS = {"custom_generate": pass_generate, "lookahead": LookAhead.random(3, 16, seed=0)}
 REFUSED = {  # by PaSS; of others `generate` has no text either

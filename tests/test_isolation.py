@@ -251,7 +251,7 @@ def test_the_comparison_rejects_a_leak(package, name, mutate, monkeypatch):
     model, layout, generator = model_of(package, "full", "cpu", "float64"), groups(2, 3), np.random.default_rng(0)
     prefix, real = np.arange(4), np.array([5, 6, 7])
     pairs = generator.standard_normal((2, layout.num_vectors, model.model.hidden_size))
-    home = module(package, "transformer")
+    home = module(package, "model.transformer")
     for mutated in (False, True):
         if mutated:
             monkeypatch.setattr(home, name, mutate(getattr(home, name)))

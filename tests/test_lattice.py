@@ -136,7 +136,7 @@ def test_equal_logits_are_kept_lowest_ids_first(package: str, data: st.DataObjec
         if package == "reference"
         else __import__("torch").tensor(rows, dtype=__import__("torch").float64)
     )
-    found = as_numpy(module(package, "refine")._likeliest(array, number))
+    found = as_numpy(module(package, "lookahead.refinement")._likeliest(array, number))
     for row, kept in zip(rows, found.tolist(), strict=True):
         assert kept == sorted(sorted(range(8), key=lambda token: (-row[token], token))[:number])
 
@@ -175,8 +175,8 @@ def test_a_draft_costs_the_same_whatever_the_vocabulary() -> None:
     import torch
 
     from pass_sampling.gpu import SamplingConfig, Transformer, probs_from_logits
-    from pass_sampling.gpu.linear import Linear
-    from pass_sampling.gpu.refine import _likeliest
+    from pass_sampling.gpu.lookahead.refinement import _likeliest
+    from pass_sampling.gpu.model.linear import Linear
 
     weight, hidden = (torch.randn(rows, 2048, dtype=torch.bfloat16) for rows in (128_256, 6))
     model: Any = SimpleNamespace(weights=SimpleNamespace(output=weight), _output=Linear(weight))

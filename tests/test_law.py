@@ -9,7 +9,7 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import PACKAGES, WINDOWED, exact_target, lookahead, package, table, transformer
-from pass_sampling.reference.law import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
 
 EXACT = 1e-12
 PROMPT = (1, 0)

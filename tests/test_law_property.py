@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from models import PACKAGES, package
-from pass_sampling.reference.cases import METHODS, PROMPT, TINY, WINDOWED, Configuration, penalty
-from pass_sampling.reference.law import output_law
-from pass_sampling.reference.suite import EXACT, definition
+from pass_sampling.reference.exactness.cases import METHODS, PROMPT, TINY, WINDOWED, Configuration, penalty
+from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.suite import EXACT, definition
 
 
 @st.composite

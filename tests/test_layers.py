@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from folders import LINEAR, LLAMA3, tiny_config
-from pass_sampling.gpu import layers as port
-from pass_sampling.reference import layers as reference
+from pass_sampling.gpu.model import layers as port
+from pass_sampling.reference.model import layers as reference
 from passes import difference, own_config
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

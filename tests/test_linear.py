@@ -11,7 +11,7 @@ pytestmark = pytest.mark.torch
 def laid_out():
     import torch
 
-    from pass_sampling.gpu.linear import laid_out
+    from pass_sampling.gpu.model.linear import laid_out
 
     if laid_out(torch.ones((2, 2), dtype=torch.bfloat16)) is None:
         pytest.skip("this CPU, or this PyTorch, has no layout of its own for bfloat16 weights")
@@ -24,7 +24,7 @@ def laid_out():
 def test_the_products_are_the_same_to_the_last_bit(laid_out, shape, num_rows, biased):
     import torch
 
-    from pass_sampling.gpu.linear import Linear
+    from pass_sampling.gpu.model.linear import Linear
 
     generator = torch.Generator().manual_seed(num_rows)
     weight = torch.randn(shape, generator=generator).bfloat16()
@@ -38,7 +38,7 @@ def test_the_products_are_the_same_to_the_last_bit(laid_out, shape, num_rows, bi
 def test_gradients_go_through_the_plain_weight(laid_out):
     import torch
 
-    from pass_sampling.gpu.linear import Linear
+    from pass_sampling.gpu.model.linear import Linear
 
     weight = torch.randn((6, 4)).bfloat16()
     x = torch.randn((3, 4)).bfloat16().requires_grad_()
@@ -50,7 +50,7 @@ def test_gradients_go_through_the_plain_weight(laid_out):
 def test_what_gains_nothing_and_what_still_learns_stays_as_it_is(dtype):
     import torch
 
-    from pass_sampling.gpu.linear import laid_out
+    from pass_sampling.gpu.model.linear import laid_out
 
     assert laid_out(torch.ones((4, 4), dtype=getattr(torch, dtype))) is None
     assert laid_out(torch.ones((4, 4), dtype=torch.bfloat16, requires_grad=True)) is None
@@ -62,7 +62,7 @@ def test_large_models_keep_one_copy_of_their_weights(laid_out, monkeypatch):
 
     import pass_sampling.gpu as port
     from models import TINY
-    from pass_sampling.gpu import linear
+    from pass_sampling.gpu.model import linear
 
     config = port.ModelConfig(**TINY)
     weights = port.Weights.random(config, 0, torch.bfloat16)
@@ -78,7 +78,7 @@ def test_a_pass_over_a_laid_out_model_is_that_of_the_plain_one(laid_out, monkeyp
 
     import pass_sampling.gpu as port
     from models import TINY
-    from pass_sampling.gpu import linear
+    from pass_sampling.gpu.model import linear
 
     config = port.ModelConfig(**TINY)
     weights = port.Weights.random(config, 0, torch.bfloat16)

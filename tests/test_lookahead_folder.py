@@ -21,7 +21,7 @@ PRINT = "0123456789abcdef" * 4
 
 
 def class_of(package: str) -> Any:
-    return module(package, "lookahead").LookAhead
+    return module(package, "lookahead.vectors").LookAhead
 
 
 def trained(package: str, seed: int = 0, num_lookahead: int = 3) -> Any:
@@ -44,9 +44,9 @@ def of_tiny_model(package: str, rank: int = 2, width: int = 5, alone: bool = Fal
     """Return a look-ahead with random parts for the model that `write_checkpoint` writes."""
     config, parts = tiny_config(), {}
     if rank:
-        parts["adapter"] = module(package, "adapter").Adapter.random(config, rank, seed)
+        parts["adapter"] = module(package, "lookahead.adapter").Adapter.random(config, rank, seed)
     if width:
-        head = module(package, "sampler_head").SamplerHead.random(24, width, seed)
+        head = module(package, "lookahead.head").SamplerHead.random(24, width, seed)
         parts["head"] = dataclasses.replace(head, alone=alone)
     shapes = {name: getattr(config, name) for name in ("vocab_size", *SIZES)}
     vectors = class_of(package).random(3, 24, seed)
@@ -178,7 +178,7 @@ def test_vectors_are_checked_against_the_model(package: str) -> None:
 
 @both_packages
 def test_vectors_know_the_checkpoint_they_were_trained_for(package: str, tmp_path: Path) -> None:
-    load_model = module(package, "checkpoint").load_model
+    load_model = module(package, "checkpoint.load").load_model
     one, two = (load_model(write_checkpoint(tmp_path / str(seed), seed=seed)) for seed in range(2))
     lookahead = dataclasses.replace(class_of(package).random(2, 24, 0), fingerprint=one.fingerprint)
     lookahead.check(one)
@@ -213,7 +213,7 @@ def test_a_save_that_fails_leaves_everything_as_it_was(
 
     if function == "open":
         real: Any = open
-        monkeypatch.setattr(module(package, "files.saving"), "open", break_down, raising=False)
+        monkeypatch.setattr(module(package, "checkpoint.folder"), "open", break_down, raising=False)
     else:
         real = getattr(os, function)
         monkeypatch.setattr(os, function, break_down)
@@ -386,7 +386,7 @@ def test_saved_parts_come_back_as_they_are_used(package: str, parts: str, tmp_pa
     assert settings["adapter_rank"] == rank == (0 if loaded.adapter is None else loaded.adapter.rank)
     assert settings["refine"] == ({"kind": "head", "width": width, "alone": alone} if width else None)
     assert (loaded.head and (loaded.head.width, loaded.head.alone)) == ((width, alone) if width else None)
-    loaded.check(module(package, "checkpoint").load_model(write_checkpoint(tmp_path / "model")))
+    loaded.check(module(package, "checkpoint.load").load_model(write_checkpoint(tmp_path / "model")))
 
 
 @pytest.mark.torch
@@ -406,14 +406,14 @@ def test_both_packages_write_and_read_parts_byte_for_byte_alike(parts: str, tmp_
 @pytest.mark.parametrize("changes", [{"intermediate_size": 21}, {"num_hidden_layers": 3}, {"num_key_value_heads": 1}])
 def test_an_adapter_for_other_shapes_is_refused_by_name(package: str, changes: Any, tmp_path: Path) -> None:
     """Even if nothing says which model it was trained for."""
-    load_model = module(package, "checkpoint").load_model
+    load_model = module(package, "checkpoint.load").load_model
     other = load_model(write_checkpoint(tmp_path / "other", tiny_config(**changes)))
     lookahead = of_tiny_model(package)
     with pytest.raises(ValueError) as error:
         lookahead.check(other)
     assert str(error.value) == "the look-ahead adapter has the shapes of another model, expected those of 'other'"
     dataclasses.replace(lookahead, adapter=None).check(other)
-    table = module(package, "table").TableModel(24)  # as wide, and without layers
+    table = module(package, "model.table").TableModel(24)  # as wide, and without layers
     with pytest.raises(ValueError, match=r"^the look-ahead adapter has the shapes of another model, expected those of"):
         lookahead.check(table)
 
@@ -481,7 +481,7 @@ def test_parts_that_are_not_finite_are_refused(package: str, name: str, value: f
 
 @both_packages
 def test_parts_too_large_for_what_they_are_stored_in_are_refused(package: str) -> None:
-    head = module(package, "sampler_head").SamplerHead.random(24, 5, 0)
+    head = module(package, "lookahead.head").SamplerHead.random(24, 5, 0)
     head.out[0, 0] = 3.4e38  # float32 goes to 3.4028e38, bfloat16 to 3.3895e38
     with pytest.raises(ValueError, match=r"^adapter or head holds NaN or infinity, expected finite numbers$"):
         dataclasses.replace(of_tiny_model(package), head=head)

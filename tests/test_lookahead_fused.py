@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pass_sampling.reference as reference
 from folders import as_numpy, module
 from models import PACKAGES, exact_target, package, table, transformer
-from pass_sampling.reference.law import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
 
 EXACT = 1e-12
 PROMPT = (1, 0)

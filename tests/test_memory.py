@@ -15,12 +15,12 @@ pytestmark = pytest.mark.torch
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> Any:
     """So much memory is free, and everything is worth asking for."""
-    import pass_sampling.gpu.memory as memory
+    import pass_sampling.gpu.model.memory as memory
 
     def leave(free: int) -> None:
         monkeypatch.setattr(memory, "ALWAYS_FREE", 0)
         monkeypatch.setattr(memory, "_free", lambda device: free)
-        monkeypatch.setattr("pass_sampling.gpu.transformer.LONG", 8)
+        monkeypatch.setattr("pass_sampling.gpu.model.transformer.LONG", 8)
 
     return leave
 
@@ -65,7 +65,7 @@ def test_a_long_prompt_whose_pass_does_not_fit_is_named(little: Any) -> None:
 
 
 def test_what_is_asked_for_is_what_is_allocated() -> None:
-    from pass_sampling.gpu.memory import cache_bytes, tensors_of, weight_bytes
+    from pass_sampling.gpu.model.memory import cache_bytes, tensors_of, weight_bytes
 
     pkg = package("gpu")
     config = pkg.ModelConfig(**TINY)

@@ -349,12 +349,12 @@ def test_a_dataclass_has_the_same_fields_and_defaults(name: str) -> None:
 
 
 def table(package: str, **settings: Any) -> Any:
-    return module(package, "table").TableModel(**{"vocab_size": 4, "num_lookahead": 2, **settings})
+    return module(package, "model.table").TableModel(**{"vocab_size": 4, "num_lookahead": 2, **settings})
 
 
 def pass_(package: str, model: Any = None, vectors: Any = ..., **settings: Any) -> Any:
     model = table(package) if model is None else model
-    return module(package, "methods.lookahead").PaSS(
+    return module(package, "methods.pass_two_call").PaSS(
         model, model.lookahead() if vectors is ... else vectors, **settings
     )
 
@@ -378,7 +378,7 @@ def vectors(package: str, *shape: int, fill: float = 0.0) -> Any:
         import torch
 
         rows = torch.from_numpy(rows)
-    return module(package, "lookahead").LookAhead(rows, base_model="other", fingerprint="f" * 64)
+    return module(package, "lookahead.vectors").LookAhead(rows, base_model="other", fingerprint="f" * 64)
 
 
 def spoilt(package: str, value: float) -> Callable[..., Any]:
@@ -417,18 +417,18 @@ BAD_CALLS: dict[str, Callable[[str], Any]] = {
     "vectors with one axis": lambda p: vectors(p, 4),
     "vectors without width": lambda p: vectors(p, 2, 0),
     "vectors that are not finite": lambda p: vectors(p, 2, 3, fill=float("inf")),
-    "random vectors below 0": lambda p: module(p, "lookahead").LookAhead.random(-1, 8, 0),
-    "random vectors without width": lambda p: module(p, "lookahead").LookAhead.random(1, 0, 0),
-    "random vectors, seed": lambda p: module(p, "lookahead").LookAhead.random(1, 8, -1),
-    "random vectors, seed in words": lambda p: module(p, "lookahead").LookAhead.random(1, 8, "0"),
+    "random vectors below 0": lambda p: module(p, "lookahead.vectors").LookAhead.random(-1, 8, 0),
+    "random vectors without width": lambda p: module(p, "lookahead.vectors").LookAhead.random(1, 0, 0),
+    "random vectors, seed": lambda p: module(p, "lookahead.vectors").LookAhead.random(1, 8, -1),
+    "random vectors, seed in words": lambda p: module(p, "lookahead.vectors").LookAhead.random(1, 8, "0"),
     "no n-gram folder": lambda p: module(p, "drafters.ngram").NgramModel.load("no such folder"),
     "n-grams without a vocabulary": lambda p: module(p, "drafters.ngram").NgramModel([]),
     "prompt lookup without tokens": lambda p: module(p, "drafters.prompt_lookup").PromptLookup(4, 0),
-    "no look-ahead folder": lambda p: module(p, "lookahead").LookAhead.load("no such folder"),
-    "no model folder": lambda p: module(p, "checkpoint").load_model("no such folder"),
-    "no configuration folder": lambda p: module(p, "checkpoint").read_config("no such folder"),
-    "no generation folder": lambda p: module(p, "checkpoint").read_generation_config("no such folder"),
-    "no weights folder": lambda p: module(p, "checkpoint").read_weights("no such folder", tiny(p)),
+    "no look-ahead folder": lambda p: module(p, "lookahead.vectors").LookAhead.load("no such folder"),
+    "no model folder": lambda p: module(p, "checkpoint.load").load_model("no such folder"),
+    "no configuration folder": lambda p: module(p, "checkpoint.load").read_config("no such folder"),
+    "no generation folder": lambda p: module(p, "checkpoint.load").read_generation_config("no such folder"),
+    "no weights folder": lambda p: module(p, "checkpoint.load").read_weights("no such folder", tiny(p)),
     "empty prompt": lambda p: generate(p, ()),
     "token above the vocabulary": lambda p: generate(p, (1, 4)),
     "token below 0": lambda p: generate(p, (-1,)),

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import pass_sampling.gpu as port
-import pass_sampling.gpu.model_check as model_check
+import pass_sampling.gpu.exactness.model_check as model_check
 import pass_sampling.gpu.verify as verify
 from models import lookahead, transformer
 from pass_sampling.gpu.__main__ import main
-from pass_sampling.gpu.model_check import chi_square_limit, draw_check, greedy_check, row_check
+from pass_sampling.gpu.exactness.model_check import chi_square_limit, draw_check, greedy_check, row_check
 
 MODEL = transformer(port, seed=3, vocab_size=11, max_position_embeddings=64)
 TEXTS = np.random.default_rng(0).integers(11, size=(40, 33)).tolist()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from folders import as_numpy, both_packages, module
 from models import PACKAGES, exact_target, package, table
 from pass_sampling import reference
-from pass_sampling.reference.law import output_law
+from pass_sampling.reference.exactness.distribution import output_law
 
 PRINT = "0123456789abcdef" * 4
 Shares = dict[tuple[int, ...], dict[int, float]]  # of the tokens behind a context
@@ -181,8 +181,8 @@ def test_a_draft_takes_a_fraction_of_a_millisecond(capsys: pytest.CaptureFixture
     """Printed, not asserted: python -m pytest -rP tests/test_ngram.py -k fraction."""
     import torch
 
-    from pass_sampling.gpu.config import SamplingConfig
     from pass_sampling.gpu.sampling import draw, probs_from_logits
+    from pass_sampling.reference.config import SamplingConfig
 
     made, uniform = random_tables(256, 3, seed=0, density=0.1), torch.tensor([0.3], dtype=torch.float64)
     model, tokens, lengths = made.model("gpu"), torch.zeros((1, 512), dtype=torch.int64), torch.tensor([300])

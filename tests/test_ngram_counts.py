@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pass_sampling.gpu.drafters import NgramModel
-from pass_sampling.gpu.files.ngram_folder import array_bytes
-from pass_sampling.gpu.training.held_out import perplexity
+from pass_sampling.gpu.training.acceptance import perplexity
 from pass_sampling.gpu.training.ngram_counts import NgramConfig, count_ngrams
+from pass_sampling.reference.checkpoint.ngram_folder import array_bytes
 
 Gram = tuple[int, ...]
 LARGE = 1e6  # megabytes

@@ -120,7 +120,7 @@ def test_both_packages_write_and_read_the_same(order: int, tmp_path: Path) -> No
 @both_packages
 @given(numbers=st.lists(st.integers(0, 20)))
 def test_numbers_in_unary_come_back(package: str, numbers: list[int]) -> None:
-    home = module(package, "files.ngram_folder")
+    home = module(package, "checkpoint.ngram_folder")
     marks = home._marks(np.array(numbers, dtype=np.int64))
     assert len(marks) == -(-(len(numbers) + sum(numbers)) // 8)
     assert home._num_successors(marks, len(numbers), sum(numbers)).tolist() == numbers
@@ -132,7 +132,7 @@ def test_the_size_is_known_beforehand(package: str, tmp_path: Path) -> None:
     model.save(tmp_path)
     size = sum(array.nbytes for array in load_file(tmp_path / ARRAYS).values())
     counts = [len(order.tokens) for order in model.orders]
-    assert module(package, "files.ngram_folder").array_bytes(6, counts) == size
+    assert module(package, "checkpoint.ngram_folder").array_bytes(6, counts) == size
 
 
 # --- What is refused ---

@@ -29,7 +29,7 @@ def survivals(num_draft: int = 4):
 @given(survival=survivals(), groups=st.sets(st.integers(1, 4)).map(lambda rest: (0, *sorted(rest))))
 def test_the_share_of_cycles_with_drafts_is_the_stationary_one(survival, groups):
     """Of the chain that goes from drafting to drafting where a group hangs, and from not drafting always."""
-    from pass_sampling.gpu.planning.choice import group_share
+    from pass_sampling.gpu.bench.choice import group_share
 
     ends = -np.diff(np.concatenate([[1.0], survival, [0.0]]))
     stays = ends[list(groups)].sum()
@@ -41,27 +41,27 @@ def test_the_share_of_cycles_with_drafts_is_the_stationary_one(survival, groups)
 
 @given(survival=survivals())
 def test_groups_behind_every_number_leave_no_cycle_without_drafts(survival):
-    from pass_sampling.gpu.planning.choice import group_share
+    from pass_sampling.gpu.bench.choice import group_share
 
     assert group_share(survival, (0, 1, 2, 3, 4)) == pytest.approx(1.0)
 
 
 def calibration_of(method_milliseconds, survival, plain=1.0):
-    from pass_sampling.gpu.planning.calibration import Calibration, Measured
+    from pass_sampling.gpu.bench.calibration import Calibration, Measured
 
     measured = Measured(method_milliseconds, 0.0, tuple(survival), tuple(survival), 0.0)
     return Calibration({1: 1.0, 100: 100.0}, plain, (measured,))
 
 
 def way():
-    from pass_sampling.gpu.planning.ways import Way
+    from pass_sampling.gpu.bench.ways import Way
 
     return Way("ngram", None, {})  # type: ignore[arg-type]  # the choice asks only what kind it is
 
 
 @given(survival=survivals(3), cost=st.floats(0.01, 2.0), plain=st.floats(0.5, 2.0))
 def test_the_fastest_is_chosen_and_plain_decoding_where_nothing_pays(survival, cost, plain):
-    from pass_sampling.gpu.planning.choice import best_outcomes
+    from pass_sampling.gpu.bench.choice import best_outcomes
 
     milliseconds = {depth: 1.0 + cost * depth for depth in (1, 2, 3)}
     outcomes = best_outcomes(calibration_of(milliseconds, survival, plain), [way()])
@@ -74,7 +74,7 @@ def test_the_fastest_is_chosen_and_plain_decoding_where_nothing_pays(survival, c
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):
-    from pass_sampling.gpu.plan import Plan
+    from pass_sampling.gpu.bench.plan import Plan
 
     options = {"num_draft": 3, "groups": [0, 3], "verify": "block"}
     plan = Plan("lookahead-fused", options, {"dtype": "float32"}, PREDICTED, {"considered": []})
@@ -98,7 +98,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     ],
 )
 def test_a_file_that_holds_something_else_is_refused(tmp_path, change, said):
-    from pass_sampling.gpu.plan import Plan
+    from pass_sampling.gpu.bench.plan import Plan
 
     path = tmp_path / "plan.json"
     Plan("autoregressive", prediction=PREDICTED, calibration={"considered": []}).save(path)
@@ -145,7 +145,7 @@ def test_a_plan_is_done_again_to_the_token(box, plan_file, capsys):
 
 def test_every_plan_writes_the_same_greedy_text(box, plan_file, tmp_path, capsys):
     """Whatever it says: it is about speed alone."""
-    from pass_sampling.gpu.plan import Plan
+    from pass_sampling.gpu.bench.plan import Plan
 
     plan, texts = Plan.load(plan_file), set()
     vectors = {"lookahead": str(box.vectors)}
@@ -164,7 +164,7 @@ def test_every_plan_writes_the_same_greedy_text(box, plan_file, tmp_path, capsys
 
 
 def test_a_plan_for_something_else_is_refused(box, plan_file, tmp_path, capsys):
-    from pass_sampling.gpu.plan import Plan
+    from pass_sampling.gpu.bench.plan import Plan
 
     plan = Plan.load(plan_file)
     argv = ["generate", "--model", box.model, "--prompt", "def", *PLANNED]
@@ -193,8 +193,8 @@ def test_a_plan_for_something_else_is_refused(box, plan_file, tmp_path, capsys):
 
 def test_a_plan_knows_the_folder_of_its_own_method(box, tmp_path, capsys, monkeypatch):
     """Two ways may draft from two folders of one kind: those in the box do."""
+    from pass_sampling.gpu.bench.choice import Outcome
     from pass_sampling.gpu.checkpoints import FUSED, LOOKAHEAD
-    from pass_sampling.gpu.planning.choice import Outcome
 
     def chosen(method):
         def outcomes(calibration, ways):
@@ -203,9 +203,9 @@ def test_a_plan_knows_the_folder_of_its_own_method(box, tmp_path, capsys, monkey
 
         return outcomes
 
-    monkeypatch.setattr("pass_sampling.gpu.planning.calibration.calibrate", lambda *given, **named: NOTHING_MEASURED)
+    monkeypatch.setattr("pass_sampling.gpu.bench.calibration.calibrate", lambda *given, **named: NOTHING_MEASURED)
     for method, folder in (("lookahead", LOOKAHEAD), ("lookahead-fused", FUSED)):
-        monkeypatch.setattr("pass_sampling.gpu.planning.choice.best_outcomes", chosen(method))
+        monkeypatch.setattr("pass_sampling.gpu.bench.choice.best_outcomes", chosen(method))
         file = tmp_path / f"{method}.json"
         assert run("plan", "--again", "--output", file, "--json") == 0
         found = json.loads(file.read_text())
@@ -233,7 +233,7 @@ def test_a_kept_plan_that_is_not_whole_is_made_again(box, plan_file, capsys):
 
 
 def test_many_vectors_take_no_longer_to_choose_from():
-    from pass_sampling.gpu.planning.choice import _with_groups
+    from pass_sampling.gpu.bench.choice import _with_groups
 
     survival = np.cumprod(np.full(24, 0.9))
     outcomes = list(_with_groups(0, "token", survival, 30.0, calibration_of({24: 30.0}, survival)))
@@ -249,8 +249,8 @@ def rates():
 @given(rates=rates(), budget=st.integers(1, 9))
 def test_the_trees_of_a_plan_are_the_best_of_their_size(rates, budget):
     """As the specification's dynamic programming finds them, where every draft takes one row."""
-    from pass_sampling.gpu.planning.trees import best_shapes
-    from pass_sampling.reference.candidate_theory import best_tree, tree_tokens
+    from pass_sampling.gpu.bench.tree_shapes import best_shapes
+    from pass_sampling.reference.theory import best_tree, tree_tokens
 
     for shape, tokens in best_shapes(rates, [budget]):
         assert tokens == pytest.approx(tree_tokens(rates, shape))
@@ -260,8 +260,8 @@ def test_the_trees_of_a_plan_are_the_best_of_their_size(rates, budget):
 
 def test_rates_are_those_that_the_records_speak_of():
     """Of two trees: accepted first, second, or neither; a third candidate is never said to come before a second."""
-    from pass_sampling.gpu.planning.trees import rank_rates
-    from pass_sampling.gpu.record import Record
+    from pass_sampling.gpu.bench.tree_shapes import rank_rates
+    from pass_sampling.reference.record import Record
 
     def record(*accept):
         parents = (-1, -1, -1, 0, 1)
@@ -274,9 +274,9 @@ def test_rates_are_those_that_the_records_speak_of():
 
 
 def test_a_tree_is_planned_where_it_is_the_fastest():
+    from pass_sampling.gpu.bench.calibration import MeasuredTree
+    from pass_sampling.gpu.bench.choice import best_outcomes
     from pass_sampling.gpu.commands.planned import _settings
-    from pass_sampling.gpu.planning.calibration import MeasuredTree
-    from pass_sampling.gpu.planning.choice import best_outcomes
 
     calibration = calibration_of({2: 1.5}, [0.6, 0.3])
     trees = (MeasuredTree((2, (1, 0)), 1.4, 2.2), MeasuredTree((3, 1), 2.0, 2.4))

@@ -23,13 +23,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hf_float64
 from folders import as_numpy, both_packages, contents, module
 from killed import kill_at_random
-from pass_sampling.gpu.pretrain import PretrainConfig, pretrain
-from pass_sampling.gpu.training.base_model import held_out_loss, loss_of, new_model, schedule
-from pass_sampling.gpu.training.corpus import split_texts
+from pass_sampling.gpu.training.pretrain import PretrainConfig, held_out_loss, loss_of, new_model, pretrain, schedule
 from pass_sampling.gpu.training.resume import partial_file
+from pass_sampling.gpu.training.text import split_texts
 from shapes import checked, functions_of, signature
 
-home = importlib.import_module("pass_sampling.gpu.pretrain")
+home = importlib.import_module("pass_sampling.gpu.training.pretrain")
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
 TINY = PretrainConfig(
     vocab_size=300,
@@ -98,7 +97,7 @@ def test_both_packages_read_the_folder_and_compute_what_transformers_does(packag
     """Float64 on both sides: logits of order 10 from a few hundred roundings of 2^-53."""
     tokens = np.random.default_rng(0).integers(300, size=16)
     expected = hf_float64.logits(hf_float64.load(outcome.folder), tokens)
-    model = module(package, "checkpoint").load_model(outcome.folder, "float64")
+    model = module(package, "checkpoint.load").load_model(outcome.folder, "float64")
     found = model.forward(tokens if package == "reference" else tokens[None].tolist())
     assert np.abs(as_numpy(found).reshape(16, 300) - expected).max() <= 1e-12
     assert model.eos_token_ids == (0,)
@@ -250,7 +249,7 @@ def interrupted_run(output: Path, step: int) -> None:
 KILLED = """
 import importlib, sys
 from functools import partial
-home = importlib.import_module("pass_sampling.gpu.pretrain")
+home = importlib.import_module("pass_sampling.gpu.training.pretrain")
 home.Progress = partial(home.Progress, every=0.0)
 sys.path.insert(0, sys.argv[1])
 from test_pretrain import SHORT, TEXTS

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from folders import as_numpy, both_packages, module
 from models import PACKAGES, exact_target, package, table
 from pass_sampling import reference
-from pass_sampling.reference.law import output_law
+from pass_sampling.reference.exactness.distribution import output_law
 
 V = 4
 

@@ -27,8 +27,8 @@ def test_the_shapes_are_those_of_known_models(shape):
     """In bfloat16: 1.24 and 6.74 billion parameters."""
     import torch
 
-    from pass_sampling.gpu.benchmarking.roofline import SHAPES
-    from pass_sampling.gpu.memory import memory_of
+    from pass_sampling.gpu.bench.roofline import SHAPES
+    from pass_sampling.gpu.model.memory import memory_of
 
     needed = memory_of(SHAPES[shape], torch.bfloat16, 1024, 512)
     assert needed.weights / 2e9 == pytest.approx({"1b": 1.236, "7b": 6.738}[shape], abs=0.001)
@@ -38,8 +38,8 @@ def test_the_shapes_are_those_of_known_models(shape):
 def test_memory_is_asked_for_as_much_as_is_allocated():
     import torch
 
-    from pass_sampling.gpu.benchmarking.roofline import SHAPES, random_model
-    from pass_sampling.gpu.memory import memory_of
+    from pass_sampling.gpu.bench.roofline import SHAPES, random_model
+    from pass_sampling.gpu.model.memory import memory_of
 
     model = random_model(SHAPES["tiny"], torch.float32, torch.device("cpu"))
     cache = model.new_cache(100)
@@ -53,7 +53,7 @@ def test_memory_is_asked_for_as_much_as_is_allocated():
 def test_what_does_not_fit_is_refused_before_anything_is_allocated():
     import torch
 
-    from pass_sampling.gpu.memory import Memory, check_memory
+    from pass_sampling.gpu.model.memory import Memory, check_memory
 
     with pytest.raises(ValueError, match=r"^memory: found .* GB free on cpu, expected 1003000.0: 1000000.0 of"):
         check_memory(Memory(10**15, 2 * 10**12, 10**12), torch.device("cpu"))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from folders import as_numpy, both_packages, module
-from pass_sampling.reference.sampler_head import EPSILON, tensor_shapes
+from pass_sampling.reference.lookahead.head import EPSILON, tensor_shapes
 from passes import difference, same_bits
 
 EXACT = 1e-12  # numbers of order 10 from sums of a hundred products, in float64
@@ -19,7 +19,7 @@ sizes = {"hidden_size": st.integers(1, 12), "width": st.integers(1, 9), "seed": 
 
 
 def head_of(package: str, hidden_size: int, width: int, seed: int) -> Any:
-    head = module(package, "sampler_head").SamplerHead.random(hidden_size, width, seed)
+    head = module(package, "lookahead.head").SamplerHead.random(hidden_size, width, seed)
     return head.to(np.float64 if package == "reference" else __import__("torch").float64)
 
 
@@ -112,7 +112,7 @@ def test_a_token_tells_its_own_draft_and_those_behind_it(package: str, seed: int
 @both_packages
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_head_is_rebuilt_from_its_tensors(package: str, alone: bool) -> None:
-    home = module(package, "sampler_head").SamplerHead
+    home = module(package, "lookahead.head").SamplerHead
     head = replace(home.random(4, 3, 0), alone=alone)
     again = home.of(dict(reversed(head.tensors().items())), alone)
     assert all(tensor is head.tensors()[name] for name, tensor in again.tensors().items())

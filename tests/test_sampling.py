@@ -95,7 +95,9 @@ def test_a_law_is_a_law_whatever_the_logits(impl: Reference, case: tuple[Array, 
     assert np.all(probs >= 0) and abs(probs.sum() - 1.0) <= rounding(logits.size)
     assert np.all(probs[logits == -np.inf] == 0), "a masked token"
     compared = as_compared(logits)
-    assert probs[compared == compared.max()].max() == probs.max(), "the likeliest token is not among those of largest logit"
+    assert probs[compared == compared.max()].max() == probs.max(), (
+        "the likeliest token is not among those of largest logit"
+    )
     if settings.get("temperature") == 0:
         assert np.array_equal(probs, np.eye(logits.size)[np.argmax(compared)])
 
@@ -264,11 +266,7 @@ def test_top_p_looks_at_what_top_k_has_left(impl: Reference) -> None:
 @given(st.integers(0, 2**32), st.integers(2, 60), st.data())
 def test_a_law_is_that_of_the_transformers_library(seed: int, size: int, data: st.DataObject) -> None:
     import torch
-    from transformers.generation.logits_process import (
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     logits = np.random.default_rng(seed).standard_normal((1, size)) * 3  # no ties, where definitions differ
     temperature, top_k = data.draw(st.sampled_from(TEMPERATURES[1:])), data.draw(st.integers(1, size))

@@ -87,8 +87,8 @@ def tensor(package: str, array: Any) -> Any:
 
 def models(package: str) -> list[Any]:
     """A table, and transformers with everything that a transformer can have; no two sizes are equal."""
-    config, weights = module(package, "config").ModelConfig, module(package, "weights").Weights
-    found = [module(package, "table").TableModel(5, num_lookahead=3)]
+    config, weights = module(package, "config").ModelConfig, module(package, "model.weights").Weights
+    found = [module(package, "model.table").TableModel(5, num_lookahead=3)]
     scalings = (
         module(package, "config").RopeScaling("linear", 2.0),
         module(package, "config").RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
@@ -96,22 +96,25 @@ def models(package: str) -> list[Any]:
     for family, scaling in zip(("qwen2", "qwen3"), scalings, strict=True):
         plain = tiny_config(family, attention_output_bias=True, sliding_window=4, sliding_layers=(True, False))
         shape = config(**{**vars(plain), "rope_scaling": scaling})
-        found.append(module(package, "transformer").Transformer(shape, weights.random(shape, 0)))
+        found.append(module(package, "model.transformer").Transformer(shape, weights.random(shape, 0)))
     return found
 
 
 def methods(package: str, model: Any) -> list[Any]:
     """Every method, with every rule and with settings of every kind."""
     settings = module(package, "config").SamplingConfig(0.8, top_k=4, top_p=0.9)
-    vectors = module(package, "lookahead").LookAhead.random(3, model.hidden_size, 0)
-    plain, pass_ = module(package, "methods.autoregressive").Autoregressive, module(package, "methods.lookahead").PaSS
-    speculative, schedules = (
-        module(package, "methods.draft_model").SpeculativeSampling,
-        module(package, "schedule").SCHEDULES,
+    vectors = module(package, "lookahead.vectors").LookAhead.random(3, model.hidden_size, 0)
+    plain, pass_ = (
+        module(package, "methods.autoregressive").Autoregressive,
+        module(package, "methods.pass_two_call").PaSS,
     )
-    one_call = module(package, "methods.lookahead_fused").FusedPaSS
-    tree_in_one_call = module(package, "methods.candidates_fused").FusedCandidates
-    tree, rules = module(package, "methods.candidates").Candidates, module(package, "candidates").RULES
+    speculative, schedules = (
+        module(package, "methods.speculative").SpeculativeSampling,
+        module(package, "drafters.schedule").SCHEDULES,
+    )
+    one_call = module(package, "methods.pass_one_call").FusedPaSS
+    tree_in_one_call = module(package, "methods.tree").FusedCandidates
+    tree, rules = module(package, "methods.tree").Candidates, module(package, "methods.tree_rules").RULES
     drafter = module(package, "drafters.model").ModelDrafter(model)
 
     def processor(prefix: tuple[int, ...], logits: Any) -> Any:
@@ -154,10 +157,10 @@ def free_drafters(package: str, vocab_size: int) -> list[Any]:
 
 def refinements(package: str, model: Any) -> list[Any]:
     """By an n-gram model; by a head where there are hidden states."""
-    refine, ngram = module(package, "refine"), module(package, "drafters.ngram").NgramModel
+    refine, ngram = module(package, "lookahead.refinement"), module(package, "drafters.ngram").NgramModel
     found = [refine.NgramRefinement(ngram(tensor(package, np.ones(model.vocab_size, np.float32))))]
     if hasattr(model, "weights"):
-        head = module(package, "sampler_head").SamplerHead.random(model.hidden_size, 6, 0)
+        head = module(package, "lookahead.head").SamplerHead.random(model.hidden_size, 6, 0)
         head = head.to(model.weights.embedding.dtype)
         found += [refine.HeadRefinement(head), refine.HeadRefinement(head, lattice=2)]
     return found
@@ -167,7 +170,7 @@ def with_adapter(package: str, model: Any, vectors: Any) -> Any:
     """Return vectors with an adapter for a transformer."""
     if not hasattr(model, "weights"):
         return vectors
-    return replace(vectors, adapter=module(package, "adapter").Adapter.random(model.config, 2, 0))
+    return replace(vectors, adapter=module(package, "lookahead.adapter").Adapter.random(model.config, 2, 0))
 
 
 def exercise(package: str) -> None:
@@ -190,24 +193,24 @@ def exercise(package: str) -> None:
     law = tensor(package, np.array([0.25, 0.75]))
     uniform = 0.5 if package == "reference" else tensor(package, 0.5)
     module(package, "sampling").draw(law, uniform)
-    module(package, "tape").tape(1, 2, 3, 4)
+    module(package, "uniforms").tape(1, 2, 3, 4)
     if package == "gpu":
-        module(package, "tape").tape(1, [2, 3], 3, 4)
+        module(package, "uniforms").tape(1, [2, 3], 3, 4)
         number = tensor(package, np.ones(1))
         _, record = method.step(method.start([1, 2], ending(4)), tensor(package, np.full((1, method.num_slots), 0.5)))
         record.pack()
-        module(package, "schedule").Schedule().follow(number[None, :0], 2, number, number)
+        module(package, "drafters.schedule").Schedule().follow(number[None, :0], 2, number, number)
         angles = tensor(package, np.ones((1, 1, 2, 3)))
-        module(package, "layers").rope(tensor(package, np.ones((1, 4, 2, 6))), angles, angles)
+        module(package, "model.layers").rope(tensor(package, np.ones((1, 4, 2, 6))), angles, angles)
     else:
         theory = module(package, "theory")
         rows = np.full((2, 3, 4), 0.25)
         theory.expected_tokens(theory.acceptance_rate(rows, rows, "match", np.ones((2, 3))), 3)
         theory.expected_tokens(theory.acceptance_rate(rows[:, 0], rows[:, 1], lenience=0.5), 2)
         theory.lenient_law(rows[0, 0], rows[0, 1], 0.5)
-        for rule in module(package, "candidates").RULES:
-            module(package, "candidate_theory").candidate_acceptance(rows[0, 0], rows[0, 1], 2, rule)
-        module(package, "candidate_theory").best_tree([[0.5, 0.25]], 4)
+        for rule in module(package, "methods.tree_rules").RULES:
+            module(package, "theory").candidate_acceptance(rows[0, 0], rows[0, 1], 2, rule)
+        module(package, "theory").best_tree([[0.5, 0.25]], 4)
     cache = state.cache.copy()
     cache.advance(3)
     cache.keep(tensor(package, [0, 2] if package == "reference" else [[0, 2]]))

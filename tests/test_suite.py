@@ -13,8 +13,8 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import PACKAGES, package
-from pass_sampling.reference import cases, suite
-from pass_sampling.reference.law import output_law
+from pass_sampling.reference.exactness import cases, suite
+from pass_sampling.reference.exactness.distribution import output_law
 
 CASES = cases.configurations()
 

@@ -83,7 +83,7 @@ def test_a_row_of_a_batch_does_not_depend_on_the_others(
 def test_cycles_made_together_are_those_made_one_by_one(
     port: Port, seed: int, requests: list[int], cycle: int, num_cycles: int, num_slots: int
 ) -> None:
-    make = port.module("tape").tapes
+    make = port.module("uniforms").tapes
     last = cycle + max(num_cycles, 1) - 1
     if last >= 2**64:
         with pytest.raises(ValueError, match=f"^cycle: found {last}, expected an integer from 0 to {2**64 - 1}$"):
@@ -142,14 +142,14 @@ def test_numbers_are_spread_evenly() -> None:
 def test_a_bad_number_is_refused(impl: Reference, name: str, value: Any) -> None:
     numbers = {"seed": 0, "request": 0, "cycle": 0} | {name: value}
     with pytest.raises(ValueError) as error:
-        impl.module("tape").tape(*numbers.values(), 1)
+        impl.module("uniforms").tape(*numbers.values(), 1)
     assert str(error.value) == f"{name}: found {value!r}, expected an integer from 0 to {2**64 - 1}"
 
 
 @each_port
 def test_one_bad_request_of_a_batch_is_refused(port: Port) -> None:
     with pytest.raises(ValueError, match=r"^request: found -1, expected an integer"):
-        port.module("tape").tape(0, [0, -1], 0, 1)
+        port.module("uniforms").tape(0, [0, -1], 0, 1)
 
 
 @each_impl
@@ -166,7 +166,7 @@ class Row:
     def __init__(self, impl: Reference, uniforms: Any, slots: dict[str, int], trace: bool = False):
         self.port = impl if isinstance(impl, Port) else None
         row = np.asarray(uniforms, dtype=np.float64)
-        self.draws = impl.module("tape").Draws(self.port.tensor(row[None]) if self.port else row, slots, trace)
+        self.draws = impl.module("uniforms").Draws(self.port.tensor(row[None]) if self.port else row, slots, trace)
 
     def token(self, slot: str, law: Any, index: int = 0) -> int:
         law = np.asarray(law, dtype=np.float64)
@@ -225,7 +225,7 @@ def test_a_slot_ends_where_the_next_begins(impl: Reference, index: int) -> None:
 
 @each_port
 def test_several_tokens_at_once_use_each_their_own_uniform(port: Port) -> None:
-    draws = port.module("tape").Draws(port.tensor(ROW[None]), SLOTS)
+    draws = port.module("uniforms").Draws(port.tensor(ROW[None]), SLOTS)
     cells = port.tensor(np.full((1, 2, 8), 0.125))
     assert draws.tokens("draft", cells).tolist() == [[1, 2]]
     with pytest.raises(RuntimeError, match=r"^uniform draft\[0\] would serve two decisions$"):
@@ -284,7 +284,7 @@ def test_a_uniform_is_accepted_strictly_below(impl: Reference, accept_prob: floa
 @each_port
 def test_a_trace_of_a_batch_leaves_out_what_was_not_asked(port: Port) -> None:
     uniforms = port.tensor(np.array([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.1]]))
-    draws = port.module("tape").Draws(uniforms, {"accept": 2, "final": 1}, trace=True)
+    draws = port.module("uniforms").Draws(uniforms, {"accept": 2, "final": 1}, trace=True)
     draws.accept("accept", port.tensor(np.array([[0.5, 0.5], [0.5, 0.5], [0.5, np.nan]])))
     law, active = np.full((3, 2), 0.5), np.array([True, False, True])
     draws.token("final", port.tensor(law), active=port.tensor(active))

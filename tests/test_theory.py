@@ -14,18 +14,19 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pass_sampling.reference import Autoregressive, Ending, PaSS, TableModel
-from pass_sampling.reference.candidate_theory import best_tree, tree_tokens
-from pass_sampling.reference.draft_tree import DraftTree, NumCandidates
-from pass_sampling.reference.law import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.methods.tree_shape import DraftTree, NumCandidates
 from pass_sampling.reference.sampling import one_hot, probs_from_logits
 from pass_sampling.reference.theory import (
     acceptance_rate,
+    best_tree,
     expected_tokens,
     lenient_law,
     lookahead_speed_up,
     operation_increase,
     optimal_num_draft,
     speed_up,
+    tree_tokens,
 )
 from pass_sampling.reference.verify import accept_probs
 from strategies import integer_laws, law_pairs

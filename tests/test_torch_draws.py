@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributions, tensor
 
-from pass_sampling.gpu.torch_draws import torch_random
-from pass_sampling.gpu.unknown import Unknown
-from pass_sampling.reference.branching import HiddenRandomness, numpy_random, program_law
-from pass_sampling.reference.law import OutputLaw
+from pass_sampling.gpu.exactness.symbolic_tensor import Unknown
+from pass_sampling.gpu.exactness.torch_draws import torch_random
+from pass_sampling.reference.exactness.distribution import OutputLaw
+from pass_sampling.reference.exactness.program import HiddenRandomness, numpy_random, program_law
 
 EXACT = 1e-15
 LAW = tensor([0.2, 0.0, 0.5, 0.3], dtype=torch.float64)

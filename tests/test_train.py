@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 from folders import both_packages, contents, module, tiny_config, write_checkpoint
 from killed import kill_at_random
 from pass_sampling.gpu import SamplingConfig, Transformer, load_model
-from pass_sampling.gpu.train import TrainConfig, train
 from pass_sampling.gpu.training.acceptance import expected_acceptance, fixed_token_vectors
 from pass_sampling.gpu.training.anchors import AnchoredRows, anchored_rows
 from pass_sampling.gpu.training.losses import LOSSES, mean_loss
-from pass_sampling.gpu.training.own_text import own_text
 from pass_sampling.gpu.training.parts import schedule
 from pass_sampling.gpu.training.resume import Progress, partial_file
+from pass_sampling.gpu.training.text import own_text
+from pass_sampling.gpu.training.train import TrainConfig, train
 from shapes import checked, functions_of, signature
 
 VOCAB = 23
@@ -152,8 +152,8 @@ def test_the_folder_opens_in_both_packages_and_fits_the_model(
     package: str, folder: Path, model: Transformer, tmp_path: Path
 ) -> None:
     saved = train(model, TRAINING, HELD_OUT, tmp_path / "vectors", SHORT)
-    loaded = module(package, "lookahead").LookAhead.load(tmp_path / "vectors")
-    loaded.check(module(package, "checkpoint").load_model(folder))
+    loaded = module(package, "lookahead.vectors").LookAhead.load(tmp_path / "vectors")
+    loaded.check(module(package, "checkpoint.load").load_model(folder))
     assert np.asarray(loaded.vectors).tobytes() == bits(saved)
     assert (loaded.base_model, loaded.fingerprint) == ("tiny", model.fingerprint)
     assert asdict(loaded.sampling) == asdict(SHORT.sampling)
@@ -219,7 +219,7 @@ from dataclasses import replace
 from functools import partial
 import numpy as np
 from pass_sampling.gpu import SamplingConfig, load_model
-home = importlib.import_module("pass_sampling.gpu.train")
+home = importlib.import_module("pass_sampling.gpu.training.train")
 home.Progress = partial(home.Progress, every=0.0)
 text = np.tile(np.arange(23), 12)
 config = home.TrainConfig(

@@ -15,11 +15,11 @@ import torch
 from folders import as_numpy, both_packages, module, tiny_config, write_checkpoint
 from lookaheads import PARTS
 from pass_sampling.gpu import SamplingConfig, Transformer, load_model
-from pass_sampling.gpu.train import TrainConfig, train
 from pass_sampling.gpu.training.anchors import anchored_rows
 from pass_sampling.gpu.training.losses import LOSSES
 from pass_sampling.gpu.training.parts import first_parts, optimizers_for
 from pass_sampling.gpu.training.resume import Progress
+from pass_sampling.gpu.training.train import TrainConfig, train
 
 VOCAB = 23
 SUCCESSORS = np.random.default_rng(0).integers(VOCAB, size=(VOCAB, VOCAB, 2))
@@ -169,11 +169,11 @@ def test_the_folder_opens_in_both_packages_and_fits_the_model(
 ) -> None:
     config = settings(parts)
     saved = train(model, TRAINING, HELD_OUT, tmp_path / "parts", config)
-    loaded = module(package, "lookahead").LookAhead.load(tmp_path / "parts")
-    other = module(package, "checkpoint").load_model(folder)
+    loaded = module(package, "lookahead.vectors").LookAhead.load(tmp_path / "parts")
+    other = module(package, "checkpoint.load").load_model(folder)
     loaded.check(other)
     assert all_bits(loaded) == all_bits(saved)
-    sizes = {name: getattr(model.config, name) for name in ("vocab_size", *module(package, "adapter").SIZES)}
+    sizes = {name: getattr(model.config, name) for name in ("vocab_size", *module(package, "lookahead.adapter").SIZES)}
     assert loaded.base_shapes == sizes and len(sizes) == 7
     record = loaded.training
     assert record == json.loads(json.dumps(saved.training, allow_nan=False)) == saved.training
@@ -181,7 +181,7 @@ def test_the_folder_opens_in_both_packages_and_fits_the_model(
     learnt = first_parts(model, config).parameters()
     assert record["parameters"] == sum(tensor.numel() for tensor in learnt.values())
     text = module(package, "generation").generate(
-        module(package, "methods.lookahead_fused").FusedPaSS(other, loaded), [1, 2], 9, (), seed=0
+        module(package, "methods.pass_one_call").FusedPaSS(other, loaded), [1, 2], 9, (), seed=0
     )
     assert len(text.tokens) == 9 and text.num_draft_tokens > 0
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 import hf_float64
 from folders import LINEAR, LLAMA3, module
-from pass_sampling.reference.config import ModelConfig
+from pass_sampling.reference.model.config import ModelConfig
 from passes import KINDS, Passes, difference, everywhere, own_config, same_bits
 
 LENGTH = 200  # long enough for the slow rotary frequencies to matter
@@ -108,7 +108,7 @@ def _randomise(model: torch.nn.Module, seed: int) -> None:
 
 def load(package: str, folder: Path, device: str, dtype: str) -> Passes:
     options = {"device": device} if package == "gpu" else {}
-    model = module(package, "checkpoint").load_model(folder, dtype, **options)
+    model = module(package, "checkpoint.load").load_model(folder, dtype, **options)
     return Passes(package, model.config, device, dtype, model=model)
 
 
@@ -330,7 +330,7 @@ MUTANTS = [
 @everywhere
 @pytest.mark.parametrize("name, mutate, case", MUTANTS)
 def test_the_comparison_rejects_a_mistake_in_an_equation(saved, monkeypatch, name, mutate, case, package, device):
-    home = module(package, "transformer")
+    home = module(package, "model.transformer")
     name = "rotate" if (package, name) == ("gpu", "rope") else name  # what the port turns heads with
     monkeypatch.setattr(home, name, mutate(getattr(home, name)))
     checkpoint = saved(case)
@@ -358,7 +358,7 @@ def test_the_comparison_rejects_a_mistaken_setting(saved, mutant, package, devic
     right = load("reference", checkpoint.single, "cpu", "float64").model.config
     config = own_config(package, ModelConfig(**{**vars(right), **changes}))
     options = {"device": device} if package == "gpu" else {}
-    weights, _ = module(package, "checkpoint").read_weights(checkpoint.single, config, "float64", **options)
-    model = module(package, "transformer").Transformer(config, weights)
+    weights, _ = module(package, "checkpoint.load").read_weights(checkpoint.single, config, "float64", **options)
+    model = module(package, "model.transformer").Transformer(config, weights)
     wrong = Passes(package, config, device, model=model)
     assert difference(wrong.run(checkpoint.tokens), checkpoint.truth) > 1e-6

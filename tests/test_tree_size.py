@@ -10,9 +10,9 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import PACKAGES, lookahead, package, table, transformer
-from pass_sampling.reference.cases import METHODS, PROMPT, Configuration, configurations
-from pass_sampling.reference.law import output_law
-from pass_sampling.reference.tree_size import estimated_executions
+from pass_sampling.reference.exactness.cases import METHODS, PROMPT, Configuration, configurations
+from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.enumeration import estimated_executions
 
 # The estimate is the mean of 16 paths and is seeded: that it is right within these factors, on trees of at least 50
 # executions, is a fact about these configurations, not a bound for all. Where a cycle has more choices it is rougher.

@@ -362,7 +362,7 @@ def test_both_packages_decide_alike(rule: str, batch: dict[str, Array]) -> None:
 def test_only_what_a_row_decided_is_traced(port: Port, rule: str) -> None:
     # Three rows with 2, 1 and 2 drafts, of which the last has ended; the uniforms accept every draft.
     law, tokens = np.full((3, 3, 2), 0.5), np.zeros((3, 2), dtype=np.int64)
-    draws = port.module("tape").Draws(port.tensor(np.full((3, 3), 0.25)), {"accept": 2, "final": 1}, trace=True)
+    draws = port.module("uniforms").Draws(port.tensor(np.full((3, 3), 0.25)), {"accept": 2, "final": 1}, trace=True)
     rows = np.array([2, 1, 2]), np.array([True, True, True]), np.array([True, True, False])
     arguments = [port.tensor(array) for array in (law, law[:, :2], tokens)]
     verdict = port.module("verify").RULES[rule](*arguments, draws, *map(port.tensor, rows))
@@ -410,7 +410,7 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(
 @each_rule
 @given(batches(1, 2, 3))
 def test_behind_a_draft_that_ends_the_text_the_reference_draws_nothing(rule: str, batch: dict[str, Array]) -> None:
-    verify, draws = REFERENCE.module("verify").RULES[rule], REFERENCE.module("tape").Draws
+    verify, draws = REFERENCE.module("verify").RULES[rule], REFERENCE.module("uniforms").Draws
     target, draft, tokens, row = (array[0] for array in batch.values())
     verdicts = []
     for rows in (target, target[:-1]):  # with and without a law behind the last draft
@@ -432,7 +432,7 @@ def test_behind_a_draft_that_ends_the_text_the_port_asks_for_nothing(
     port: Port, rule: str, batch: dict[str, Array], goes_on: list[bool]
 ) -> None:
     target, draft, tokens, uniforms = (port.tensor(array) for array in batch.values())
-    draws = port.module("tape").Draws(uniforms, {"accept": 2, "final": 1}, trace=True)
+    draws = port.module("uniforms").Draws(uniforms, {"accept": 2, "final": 1}, trace=True)
     rows = np.full(4, 2), np.array(goes_on), np.ones(4, dtype=np.bool_)
     verdict = port.module("verify").RULES[rule](target, draft, tokens, draws, *map(port.tensor, rows))
     (final,) = (choice for choice in draws.choices if choice.slot == 2)

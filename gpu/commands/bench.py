@@ -31,10 +31,11 @@ from .progress import Bar
 from .text import load_tokenizer
 
 if TYPE_CHECKING:
-    from ..benchmark import Runs
-    from ..config import SamplingConfig
-    from ..plan import Plan
-    from ..transformer import Transformer
+    from pass_sampling.reference.config import SamplingConfig
+
+    from ..bench.plan import Plan
+    from ..bench.runs import Runs
+    from ..model.transformer import Transformer
 
 HELP = "compare all methods of decoding on one checkpoint"
 FULL = {"repeats": 5, "max_new_tokens": 96, "num_prompts": 12, "num_places": 64, "num_tapes": 8}
@@ -98,10 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Check, load, compare, print."""
-    from ..benchmark import run_all
-    from ..benchmarking.expectation import expected_tokens_per_forward
-    from ..config import check_integer
-    from ..ending import Ending
+    from pass_sampling.reference.config import check_integer
+    from pass_sampling.reference.ending import Ending
+
+    from ..bench.expectation import expected_tokens_per_forward
+    from ..bench.runs import run_all
 
     if arguments.shape is not None:
         run_shape(arguments)
@@ -196,7 +198,7 @@ def _spare_threads(device: str) -> None:
 
 def _check_output(flag: str, path: Path | None) -> None:
     """Refuse a file that could not be written, or a chart not drawn, before minutes are spent on it."""
-    from ..benchmarking.chart import SUFFIXES
+    from ..bench.figures import SUFFIXES
 
     if path is None:
         return

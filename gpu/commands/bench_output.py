@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from ..plan import Plan
+    from ..bench.plan import Plan
 
 __all__ = ["NO_END", "machine", "notes_of", "outcome_of", "print_table", "versions"]
 

@@ -21,9 +21,10 @@ def run_shape(arguments: argparse.Namespace) -> None:
     """Measure, print."""
     import torch
 
-    from ..benchmarking.roofline import SHAPES, measure_shape
-    from ..config import check_integer
-    from ..precision import check_device, check_dtype
+    from pass_sampling.reference.config import check_integer
+
+    from ..bench.roofline import SHAPES, measure_shape
+    from ..model.precision import check_device, check_dtype
 
     repeats = 5 if arguments.repeats is None else arguments.repeats
     check_integer("repeats", repeats, 1, 10**6)

@@ -23,7 +23,7 @@ PROMPT_LENGTH, PREFIX_LENGTH = 96, 128  # tokens
 
 def bench_texts(arguments: argparse.Namespace) -> tuple[str, list[str]]:
     """Return where the prompts come from, and the texts: the prompts themselves, or files that they begin."""
-    from ..benchmarking.prompts import read_library, read_prompts
+    from ..bench.prompts import read_library, read_prompts
     from .demo import PROMPTS
 
     if arguments.prompts is not None:
@@ -42,7 +42,7 @@ def bench_texts(arguments: argparse.Namespace) -> tuple[str, list[str]]:
 
 def prompts_for(arguments: argparse.Namespace, tokenizer: Any, texts: list[str], room: int) -> list[list[int]]:
     """Return the prompts that everybody continues."""
-    from ..benchmarking.prompts import pieces
+    from ..bench.prompts import pieces
 
     if arguments.prompts is not None:
         return [encode_prompt(tokenizer, text, "--prompts") for text in texts]
@@ -52,7 +52,7 @@ def prompts_for(arguments: argparse.Namespace, tokenizer: Any, texts: list[str],
 
 def room_of(method: Method) -> int:
     """Return the length of a text behind which a method has room for a cycle."""
-    from ..benchmarking.expectation import most_new_tokens
+    from ..bench.expectation import most_new_tokens
 
     drafter = getattr(method, "drafter", None)
     contexts = [method.model.max_position_embeddings, getattr(drafter, "max_position_embeddings", None)]
@@ -63,7 +63,7 @@ def prefixes_for(
     arguments: argparse.Namespace, tokenizer: Any, texts: list[str], prompts: list[list[int]], room: int
 ) -> list[list[int]]:
     """Return the places at which an expectation is taken: prefixes of text that the model did not write."""
-    from ..benchmarking.prompts import pieces, prefixes_of
+    from ..bench.prompts import pieces, prefixes_of
 
     if room < 1:
         raise ValueError(
@@ -81,7 +81,7 @@ def affordable(
     methods: Mapping[str, Method], prefixes: list[list[int]], num_tapes: int, seconds: float | None
 ) -> list[list[int]]:
     """Return as many places, spread evenly, as there is time for, at least two; what two take tells."""
-    from ..benchmarking.expectation import expected_tokens_per_forward
+    from ..bench.expectation import expected_tokens_per_forward
 
     if seconds is None or len(prefixes) <= 2:
         return prefixes

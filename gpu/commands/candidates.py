@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from .drafting import Unavailable, flag_called
 
 if TYPE_CHECKING:
-    from ..config import SamplingConfig
-    from ..draft_tree import NumCandidates
+    from pass_sampling.reference.config import SamplingConfig
+
     from ..drafters import Drafter
     from ..methods import Method
-    from ..transformer import Transformer
+    from ..methods.tree_shape import NumCandidates
+    from ..model.transformer import Transformer
 
 __all__ = ["as_written", "candidates_with", "check_for_a_tree", "parse_candidates", "rule_of"]
 
@@ -26,7 +27,7 @@ def parse_candidates(text: str) -> NumCandidates:
     Raises:
         ValueError: that is no tree.
     """
-    from ..methods.checks import check_tree
+    from pass_sampling.reference.methods.tree_shape import check_tree
 
     try:
         depths = [[int(count) for count in depth.split("+")] for depth in text.split(",")]

@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..files.saving import replace_file
+from pass_sampling.reference.checkpoint.folder import replace_file
+
 from .bench_output import NO_END, notes_of, outcome_of, print_table, versions
 from .drafting import num_draft
 
 if TYPE_CHECKING:
-    from ..benchmark import Contender, Runs
-    from ..benchmarking.expectation import Expectation
-    from ..plan import Plan
-    from ..transformer import Transformer
+    from ..bench.expectation import Expectation
+    from ..bench.plan import Plan
+    from ..bench.runs import Contender, Runs
+    from ..model.transformer import Transformer
 
 __all__ = ["Comparison"]
 
@@ -59,7 +60,7 @@ class Comparison:
             print_table(result)
         sys.stdout.flush()
         if self.arguments.plot is not None:
-            from ..benchmarking.chart import save_chart
+            from ..bench.figures import save_chart
 
             settings, where = result["settings"], self.where
             law = "temperature {temperature:g}, top-k {top_k}, top-p {top_p:g}".format(**settings)
@@ -68,7 +69,7 @@ class Comparison:
 
     def result(self) -> dict[str, Any]:
         """Return all of it as plain values."""
-        from ..benchmark import rows_of
+        from ..bench.runs import rows_of
 
         rows = rows_of({each.name: each.options for each in self.contenders}, self.runs, self.expectations)
         settings = self._settings()
@@ -81,8 +82,8 @@ class Comparison:
 
     def _settings(self) -> dict[str, Any]:
         """Return what was compared, down to the tokens of the prompts, and what is less than was asked for."""
-        from ..benchmark import ENOUGH_REPEATS
-        from ..benchmarking.figures import MOST_REPEATED
+        from ..bench.figures import MOST_REPEATED
+        from ..bench.runs import ENOUGH_REPEATS
 
         arguments, runs = self.arguments, next(iter(self.runs.values()))
         prompts, places = self.prompts[: len(runs[0])], self.prefixes if self.chosen is None else self.chosen

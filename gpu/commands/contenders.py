@@ -10,12 +10,13 @@ from .methods import METHODS, method_called, options_of
 from .planned import with_plan
 
 if TYPE_CHECKING:
-    from ..benchmark import Contender
-    from ..benchmarking.peers import Peer
-    from ..config import SamplingConfig
+    from pass_sampling.reference.config import SamplingConfig
+
+    from ..bench.peers import Peer
+    from ..bench.plan import Plan
+    from ..bench.runs import Contender
     from ..methods import Method
-    from ..plan import Plan
-    from ..transformer import Transformer
+    from ..model.transformer import Transformer
 
 __all__ = ["NAMES", "PLANNED", "chosen_names", "contenders_for"]
 
@@ -60,7 +61,7 @@ def contenders_for(
     Raises:
         ValueError: a method that was asked for by name cannot run, or what was given for one does not go together.
     """
-    from ..benchmark import Contender, method_writer
+    from ..bench.runs import Contender, method_writer
 
     made: list[Contender] = []
     methods: dict[str, Method] = {}
@@ -99,8 +100,8 @@ def _peer(
     library: dict[str, Any],
 ) -> Contender:
     """Make a peer; the models of transformers are loaded once and kept in `library`."""
-    from ..benchmark import Contender
-    from ..benchmarking.peers import load_peer, peer_writer
+    from ..bench.peers import load_peer, peer_writer
+    from ..bench.runs import Contender
 
     def load(folder: Any) -> Peer:
         if str(folder) not in library:

@@ -33,10 +33,11 @@ from .options import (
 from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
-    from ..config import SamplingConfig
+    from pass_sampling.reference.config import SamplingConfig
+    from pass_sampling.reference.record import Generation
+
     from ..methods import Method
-    from ..record import Generation
-    from ..transformer import Transformer
+    from ..model.transformer import Transformer
 
 HELP = "watch the model in the box write Python, drafted and verified by itself"
 # None ends with a line break: the next line's indentation is part of that token.
@@ -73,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Show the texts, then the figures."""
-    from ..config import check_integer
-    from ..methods.checks import check_context, check_prompt
+    from pass_sampling.reference.config import check_integer
+    from pass_sampling.reference.methods.checks import check_context, check_prompt
 
     check_integer("repeats", arguments.repeats, 1, 10**6)
     check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
@@ -117,7 +118,8 @@ def _show(
     method: Method, texts: list[str], prompts: list[list[int]], tokenizer: Any, arguments: argparse.Namespace
 ) -> None:
     """Write the texts with PaSS, in colour."""
-    from ..ending import Ending
+    from pass_sampling.reference.ending import Ending
+
     from ..generation import generate
     from .streaming import DIM, RESET, SourceStream, is_colourful, legend
 

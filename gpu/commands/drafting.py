@@ -107,7 +107,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def check_drafting(arguments: argparse.Namespace) -> None:
     """Refuse a number of drafts or a tree that cannot be, before anything is loaded."""
-    from ..config import check_integer
+    from pass_sampling.reference.config import check_integer
 
     if arguments.num_draft is not None:
         check_integer("num_draft", arguments.num_draft, 1, 2**16)

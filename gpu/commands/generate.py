@@ -28,8 +28,9 @@ from .planned import add_plan, planned
 from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
+    from pass_sampling.reference.record import Generation
+
     from ..methods import Method
-    from ..record import Generation
 
 HELP = "continue a text"
 
@@ -68,8 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Load, generate, print."""
-    from ..config import check_integer
-    from ..ending import Ending
+    from pass_sampling.reference.config import check_integer
+    from pass_sampling.reference.ending import Ending
+
     from ..generation import generate
     from ..methods import Autoregressive
     from .interactive import talk

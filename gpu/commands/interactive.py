@@ -12,9 +12,10 @@ from .streaming import SourceStream
 from .text import check_room, check_unicode, encode_prompt
 
 if TYPE_CHECKING:
-    from ..ending import Ending
+    from pass_sampling.reference.ending import Ending
+    from pass_sampling.reference.record import Generation, Record
+
     from ..methods import Method
-    from ..record import Generation, Record
     from .chat import Conversation
 
 __all__ = ["prompts", "talk"]
@@ -103,8 +104,9 @@ def _context(method: Method) -> int:
 
 def _written(method: Method, tokens: list[int], ending: Ending, seed: int, number: int) -> Generation:
     """Write a text as it is accepted; Ctrl-C ends it, and what there is of it counts."""
+    from pass_sampling.reference.record import Generation
+
     from ..generation import generate
-    from ..record import Generation
 
     shown, records = SourceStream(ending, plain=True), []
 

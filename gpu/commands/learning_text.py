@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..train import Trainable, TrainConfig
+    from ..training.train import Trainable, TrainConfig
 
     Tokens = npt.NDArray[np.int64]
 
@@ -42,7 +42,7 @@ OWN_TOKENS = 100_000
 
 def check_own(config: TrainConfig, arguments: argparse.Namespace) -> None:
     """Refuse --self beside other text, and too little of it: that must not show when hours of writing are over."""
-    from ..config import check_integer
+    from pass_sampling.reference.config import check_integer
 
     if not arguments.own:
         if arguments.self_tokens is not None:
@@ -80,7 +80,7 @@ def divided(texts: dict[str, str], arguments: argparse.Namespace) -> tuple[list[
     Raises:
         ValueError: the list of files to hold out names none of them, or all.
     """
-    from ..training.corpus import split_texts
+    from ..training.text import split_texts
 
     listed = arguments.held_out_list
     if listed is None and arguments.standard_library and is_in_the_box(arguments.model):
@@ -96,14 +96,14 @@ def divided(texts: dict[str, str], arguments: argparse.Namespace) -> tuple[list[
 
 def open_trainable(arguments: argparse.Namespace) -> Trainable:
     """Load the model, by transformers where its kind is none of this package's own."""
-    from ..files.folder import file_in, open_folder, read_json
-    from ..files.model_settings import FAMILIES
+    from pass_sampling.reference.checkpoint.folder import file_in, open_folder, read_json
+    from pass_sampling.reference.checkpoint.model_settings import FAMILIES
 
     fetch_folders(arguments)
     if read_json(file_in(open_folder(arguments.model), "config.json")).get("model_type") in tuple(FAMILIES):
         return open_model(arguments)
-    from ..hf.loading import load_with_transformers
     from ..hf.model import TransformersModel
+    from ..hf.model_checks import load_with_transformers
 
     return TransformersModel(load_with_transformers(arguments.model, arguments.dtype, arguments.device))
 
@@ -150,7 +150,7 @@ def written_tokens(
     model: Trainable, config: TrainConfig, arguments: argparse.Namespace
 ) -> tuple[Tokens, Tokens]:  # [N], [M]
     """Let the model write, and hold out the last tenth."""
-    from ..training.own_text import own_text
+    from ..training.text import own_text
 
     count = arguments.self_tokens
     if config.context > model.max_position_embeddings:

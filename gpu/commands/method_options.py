@@ -14,8 +14,8 @@ __all__ = ["options_of"]
 
 def options_of(method: Method) -> dict[str, Any]:
     """Return the settings of a method that tell it from others of its kind."""
+    from ..drafters.schedule import Schedule
     from ..methods import Candidates, FusedCandidates, FusedPaSS, PaSS, SpeculativeSampling
-    from ..schedule import Schedule
 
     if isinstance(method, Candidates):
         shape = as_written(method.num_candidates)

@@ -15,11 +15,12 @@ from .method_options import options_of
 from .options import is_in_the_box, load_vectors, no_vectors
 
 if TYPE_CHECKING:
-    from ..config import SamplingConfig
+    from pass_sampling.reference.config import SamplingConfig
+
     from ..drafters import Drafter, NgramModel
-    from ..lookahead import LookAhead
+    from ..lookahead.vectors import LookAhead
     from ..methods import FusedPaSS, Method, PaSS
-    from ..transformer import Transformer
+    from ..model.transformer import Transformer
 
 Kind = TypeVar("Kind", "PaSS", "FusedPaSS")
 __all__ = ["METHODS", "folders_of", "method_called", "method_for", "options_of"]
@@ -114,8 +115,8 @@ def _lookahead(arguments: argparse.Namespace, model: Transformer, sampling: Samp
 
 
 def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
+    from ..lookahead.refinement import HeadRefinement, NgramRefinement, Unrefined
     from ..methods import FusedCandidates, FusedPaSS
-    from ..refine import HeadRefinement, NgramRefinement, Unrefined
 
     method: FusedPaSS | FusedCandidates
     if arguments.candidates is None:
@@ -169,7 +170,7 @@ def _vectors(in_the_box: Path, arguments: argparse.Namespace, model: Transformer
 
 
 def _draft_model(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> Method:
-    from ..checkpoint import load_model
+    from ..checkpoint.load import load_model
     from ..drafters import ModelDrafter
 
     folder, dtype = draft_model_folder(arguments), str(model.dtype).removeprefix("torch.")  # whatever it is stored in
@@ -201,8 +202,8 @@ def _ngram_model(arguments: argparse.Namespace, model: Transformer) -> NgramMode
 def _speculative(
     drafter: Drafter, arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig
 ) -> Method:
+    from ..drafters.schedule import SCHEDULES
     from ..methods import SpeculativeSampling
-    from ..schedule import SCHEDULES
 
     if arguments.candidates is not None:
         return candidates_with(drafter, arguments, model, sampling)

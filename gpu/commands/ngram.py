@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ..drafters import NgramModel
-    from ..transformer import Transformer
+    from ..model.transformer import Transformer
 
     Tokens = npt.NDArray[np.int64]
 
@@ -80,7 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read, count, measure, save, print."""
-    from ..config import check_integer
+    from pass_sampling.reference.config import check_integer
+
     from ..training.ngram_counts import NgramConfig, count_ngrams
     from ..training.tokenizer import vocabulary_digest
 
@@ -135,9 +136,10 @@ def _measured(ngram: NgramModel, model: Transformer, held_out: list[Tokens], mos
     """Return how well it does on text held out."""
     import numpy as np
 
-    from ..config import SamplingConfig
-    from ..training.held_out import drafter_acceptance, perplexity
-    from ..training.windows import evenly_spaced
+    from pass_sampling.reference.config import SamplingConfig
+
+    from ..training.acceptance import drafter_acceptance, perplexity
+    from ..training.anchors import evenly_spaced
 
     tokens, drafter = np.concatenate(held_out), ngram.to(model.device)
     sequences = evenly_spaced(tokens, min(CONTEXT, model.max_position_embeddings, len(tokens)), most)

@@ -13,9 +13,10 @@ from ..checkpoints import LOOKAHEAD, MODEL
 from .places import add_lookahead, add_model, fetch_folders, said
 
 if TYPE_CHECKING:
-    from ..config import SamplingConfig
-    from ..lookahead import LookAhead
-    from ..transformer import Transformer
+    from pass_sampling.reference.config import SamplingConfig
+
+    from ..lookahead.vectors import LookAhead
+    from ..model.transformer import Transformer
 
 __all__ = [
     "add_device",
@@ -119,7 +120,7 @@ def add_text(parser: argparse.ArgumentParser) -> None:
 
 def sampling_of(arguments: argparse.Namespace) -> SamplingConfig:
     """Return the settings of the target law; the seed is checked as well, before anything is loaded."""
-    from ..config import SamplingConfig, check_integer
+    from pass_sampling.reference.config import SamplingConfig, check_integer
 
     check_integer("seed", arguments.seed, 0, 2**64 - 1)
     return SamplingConfig(arguments.temperature, arguments.top_k, arguments.top_p)
@@ -127,7 +128,7 @@ def sampling_of(arguments: argparse.Namespace) -> SamplingConfig:
 
 def open_model(arguments: argparse.Namespace) -> Transformer:
     """Load the model."""
-    from ..checkpoint import load_model
+    from ..checkpoint.load import load_model
 
     fetch_folders(arguments)
     return load_model(arguments.model, arguments.dtype, arguments.device)
@@ -161,7 +162,7 @@ def is_in_the_box(folder: Path) -> bool:
 
 def load_vectors(arguments: argparse.Namespace, model: Transformer, in_the_box: Path = LOOKAHEAD) -> LookAhead | None:
     """Load the look-ahead vectors: those asked for, else for the model in the box its own, else None."""
-    from ..lookahead import LookAhead
+    from ..lookahead.vectors import LookAhead
 
     folder = arguments.lookahead
     if folder is None and is_in_the_box(arguments.model):
@@ -184,7 +185,7 @@ def read_training_texts(arguments: argparse.Namespace) -> dict[str, str]:
         FileNotFoundError: a path is not there.
         ValueError: none was asked for, or what was holds no text.
     """
-    from ..training.corpus import read_texts, standard_library
+    from ..training.text import read_texts, standard_library
 
     if arguments.standard_library:
         if arguments.text:

@@ -58,7 +58,7 @@ def fetch_folders(arguments: argparse.Namespace) -> None:
 
 def said(folder: Path) -> str:
     """Return a folder as it was asked for: by its name on the Hub, or as a path."""
-    from ..files.folder import name_of
+    from pass_sampling.reference.checkpoint.folder import name_of
 
     name = name_of(folder)
     return name if "/" in name else str(folder)

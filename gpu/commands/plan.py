@@ -23,7 +23,7 @@ from .places import place
 from .planned import found_plan
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..bench.plan import Plan
 
 HELP = "measure which way of decoding is the fastest here"
 

@@ -16,9 +16,10 @@ from .options import named_held_out
 from .text import encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
-    from ..config import SamplingConfig
-    from ..planning.ways import Way
-    from ..transformer import Transformer
+    from pass_sampling.reference.config import SamplingConfig
+
+    from ..bench.ways import Way
+    from ..model.transformer import Transformer
 
 __all__ = ["SOURCES", "folders_in", "made_for", "places_in_text", "ways_for"]
 
@@ -47,7 +48,7 @@ def folders_in(options: dict[str, Any]) -> dict[str, Path]:
 
 def ways_for(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> list[Way]:
     """Return every way of drafting that what was given allows; if nothing was, what there is for the model."""
-    from ..planning.ways import Way, most_drafts, with_settings
+    from ..bench.ways import Way, most_drafts, with_settings
 
     given = {flag for flag in SOURCES if getattr(arguments, flag) is not None}
     ways = []
@@ -77,7 +78,7 @@ def _sources_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def places_in_text(arguments: argparse.Namespace, model: Transformer) -> list[list[int]]:
     """Return beginnings of text: of Python's standard library, which every machine has."""
-    from ..benchmarking.prompts import pieces, read_library
+    from ..bench.prompts import pieces, read_library
     from .demo import PROMPTS
 
     tokenizer = load_tokenizer(arguments.model)

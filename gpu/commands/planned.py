@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.cache_folder import cache_folder
+from ..checkpoint.cache_folder import cache_folder
 from .candidates import as_written
 from .drafting import HOW, Unavailable
 from .methods import METHODS
@@ -19,11 +19,12 @@ from .plan_inputs import SOURCES, folders_in, made_for, places_in_text, ways_for
 from .progress import Bar
 
 if TYPE_CHECKING:
-    from ..config import SamplingConfig
-    from ..plan import Plan
-    from ..planning.choice import Outcome
-    from ..planning.ways import Way
-    from ..transformer import Transformer
+    from pass_sampling.reference.config import SamplingConfig
+
+    from ..bench.choice import Outcome
+    from ..bench.plan import Plan
+    from ..bench.ways import Way
+    from ..model.transformer import Transformer
 
 __all__ = ["add_plan", "found_plan", "planned", "with_plan"]
 
@@ -82,7 +83,7 @@ def read_plan(path: Path, arguments: argparse.Namespace, model: Transformer, sam
         FileNotFoundError: there is no such file.
         ValueError: it is no plan, was made for something else, or stands beside flags that say how to decode.
     """
-    from ..plan import Plan
+    from ..bench.plan import Plan
 
     said = [flag for flag in ("method", *SOURCES, *HOW) if getattr(arguments, flag) is not None]
     if said:
@@ -106,7 +107,7 @@ def found_plan(
     Raises:
         Unavailable: none was made before, and none is to be made.
     """
-    from ..plan import Plan
+    from ..bench.plan import Plan
 
     ways = ways_for(arguments, model, sampling)
     check()
@@ -136,9 +137,9 @@ def calibrated_plan(
     sampling: SamplingConfig,
 ) -> Plan:
     """Measure every way of drafting on this machine, and plan the fastest."""
+    from ..bench.calibration import calibrate
+    from ..bench.choice import best_outcomes
     from ..methods import Autoregressive
-    from ..planning.calibration import calibrate
-    from ..planning.choice import best_outcomes
 
     plain, prefixes = Autoregressive(model, sampling), places_in_text(arguments, model)
     if not arguments.json:
@@ -151,7 +152,7 @@ def calibrated_plan(
 
 def _plan_of(outcomes: list[Outcome], calibration: Any, ways: list[Way], wanted: dict[str, Any]) -> Plan:
     """Write down the best of all, and what it was chosen from."""
-    from ..plan import Plan
+    from ..bench.plan import Plan
 
     best, plain = outcomes[0], next(each for each in outcomes if each.way is None)
     considered = [{"method": _name(each, ways), **_settings(each, ways), **_expected(each, plain)} for each in outcomes]

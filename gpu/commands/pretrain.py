@@ -77,8 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Read, train, print."""
     from transformers.utils import logging
 
-    from ..precision import check_device
-    from ..pretrain import PretrainConfig, pretrain
+    from ..model.precision import check_device
+    from ..training.pretrain import PretrainConfig, pretrain
 
     check_new_folder(arguments.output, "model")
     sizes = {name: getattr(arguments, name) for _, name, _ in SIZES}
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _vocab_size(arguments: argparse.Namespace) -> int:
     """Return the size that was asked for; else the teacher's, else the default."""
-    from ..checkpoint import read_config
+    from ..checkpoint.load import read_config
 
     if arguments.teacher is not None and not arguments.teacher.is_dir():
         raise ValueError(f"--teacher: {arguments.teacher} is not a folder, expected a Hugging Face folder")

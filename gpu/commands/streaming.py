@@ -7,8 +7,8 @@ import sys
 from types import TracebackType
 from typing import TextIO
 
-from ..ending import Ending
-from ..record import Record
+from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.record import Record
 
 __all__ = ["LEGEND", "MARKS", "SourceStream", "is_colourful", "legend"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..training.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from ..ending import Decode
+    from pass_sampling.reference.ending import Decode
 
 __all__ = ["check_room", "check_unicode", "decoder_of", "encode_prompt", "load_tokenizer"]
 

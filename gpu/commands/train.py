@@ -39,7 +39,7 @@ from .options import (
 from .progress import Bar, forecast
 
 if TYPE_CHECKING:
-    from ..train import TrainConfig
+    from ..training.train import TrainConfig
 
 HELP = "train look-ahead vectors for a frozen model"
 CONTROLS = {"random_": "random vectors", "fixed_token_": "a fixed token"}
@@ -123,8 +123,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read or write the text, train, print what came of it."""
-    from ..lookahead import LookAhead
-    from ..train import TrainConfig, train
+    from ..lookahead.vectors import LookAhead
+    from ..training.train import TrainConfig, train
 
     check_new_folder(arguments.output, "look-ahead vectors")
     begin = None if arguments.begin is None else LookAhead.load(arguments.begin)

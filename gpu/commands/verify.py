@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     packages = [import_module(f"pass_sampling.{name}") for name in names]
     for package in packages:
         package.TableModel  # noqa: B018  (what is missing, shows before anything is run)
-    suite: Any = import_module("pass_sampling.reference.suite")  # by its name: no package imports the other
+    suite: Any = import_module("pass_sampling.reference.exactness.suite")  # by its name: no package imports the other
     started = time.perf_counter()
     rows = []
     if not arguments.json:
@@ -110,10 +110,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_model(arguments: argparse.Namespace) -> None:
-    from ..lookahead import LookAhead
+    from ..exactness.model_check import draw_check, greedy_check, row_check
+    from ..lookahead.vectors import LookAhead
     from ..methods import PaSS
-    from ..model_check import draw_check, greedy_check, row_check
-    from ..training.own_text import own_text
+    from ..training.text import own_text
 
     sampling = sampling_of(arguments)
     if not arguments.seconds > 0:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..cache import KVCache
+from ..model.cache import KVCache
 
 
 class Drafter(Protocol):

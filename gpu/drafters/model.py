@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..cache import KVCache
+from ..model.cache import KVCache
 
 if TYPE_CHECKING:
     from ..methods.language_model import LanguageModel

@@ -16,11 +16,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..cache import KVCache
-from ..files.folder import file_in, open_folder, read_json
-from ..files.ngram_folder import ARRAYS, CONFIG, FIXED, MAX_ORDER, may_replace, packed, read_arrays, read_details
-from ..files.saving import replace_folder
-from ..precision import check_device
+from pass_sampling.reference.checkpoint.folder import file_in, open_folder, read_json, replace_folder
+from pass_sampling.reference.checkpoint.ngram_folder import (
+    ARRAYS,
+    CONFIG,
+    FIXED,
+    MAX_ORDER,
+    may_replace,
+    packed,
+    read_arrays,
+    read_details,
+)
+
+from ..model.cache import KVCache
+from ..model.precision import check_device
 from .ngram_index import NgramIndex, build_index
 from .ngram_order import NgramOrder
 

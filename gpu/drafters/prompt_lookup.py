@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cache import KVCache
-from ..config import check_integer
+from pass_sampling.reference.config import check_integer
+
+from ..model.cache import KVCache
 
 __all__ = ["PromptLookup"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .hub import is_repository
 
 if TYPE_CHECKING:
-    from ..lookahead import LookAhead
+    from ..lookahead.vectors import LookAhead
 
 __all__ = ["model_card"]
 

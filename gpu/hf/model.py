@@ -23,15 +23,13 @@ from torch.func import functional_call
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..adapter import Adapter
-from ..cache import KVCache
-from ..files.folder import name_of
-from .hand_through import HandThrough
+from pass_sampling.reference.checkpoint.folder import name_of
+
+from ..lookahead.adapter import Adapter
+from ..model.cache import KVCache
 from .hub import is_repository
-from .model_checks import body_name, check_masks, check_model, longest_text
-from .probe import probe, probe_masks
-from .row_caches import RowCache, RowCaches, row_caches
-from .row_masks import row_masks
+from .model_checks import HandThrough, body_name, check_masks, check_model, longest_text, probe, probe_masks
+from .rows import RowCache, RowCaches, row_caches, row_masks
 
 __all__ = ["TransformersModel"]
 

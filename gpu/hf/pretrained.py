@@ -7,14 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..files.lookahead_folder import CARD
+from ..checkpoint.lookahead_folder import CARD
 from .card import model_card
 from .hub import is_repository, upload_folder
 
 if TYPE_CHECKING:
     import torch
 
-    from ..lookahead import LookAhead
+    from ..lookahead.vectors import LookAhead
 
 __all__ = ["Pretrained"]
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pass_sampling.reference.config import SamplingConfig
+
 from ..batch_record import BatchRecord
-from ..config import SamplingConfig
 from ..sampling import Processor
 from ..state import State
-from ..tape import Draws, Slots
+from ..uniforms import Draws, Slots
 from .base import Method
 from .language_model import LanguageModel
 from .records import exact_record

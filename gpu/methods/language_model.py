@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..cache import KVCache
+from ..model.cache import KVCache
 
 
 class LanguageModel(Protocol):

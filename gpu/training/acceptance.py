@@ -1,10 +1,15 @@
 """How often drafts would be accepted, as an exact expectation at places of held-out text.
 
 Glossary of shapes: B sequences, T tokens of a sequence, L look-ahead vectors, D model.
+
+How well a drafter without a cache does on text held out.
+
+Glossary of shapes: B sequences, T tokens of a sequence.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +18,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter
-from ..config import SamplingConfig
-from ..lookahead import LookAhead
-from ..sampler_head import SamplerHead
-from ..sampling import probs_from_logits
+from pass_sampling.reference.config import SamplingConfig
+
+from ..drafters.base import Drafter
+from ..lookahead.adapter import Adapter
+from ..lookahead.head import SamplerHead
+from ..lookahead.vectors import LookAhead
+from ..model.transformer import Transformer
+from ..sampling import largest_logits, probs_from_logits
 from .anchors import anchored_rows
 
 if TYPE_CHECKING:
-    from ..train import Trainable
+    from .train import Trainable
 
-__all__ = ["acceptance_of", "compared", "expected_acceptance", "expected_tokens", "fixed_token_vectors"]
+__all__ = [
+    "acceptance_of",
+    "compared",
+    "drafter_acceptance",
+    "expected_acceptance",
+    "expected_tokens",
+    "fixed_token_vectors",
+    "perplexity",
+]
+
 
 ANCHORS = 32  # places looked at per sequence
 SAMPLINGS = {"greedy": SamplingConfig(temperature=0.0), "temperature_1": SamplingConfig()}  # beside that of training
@@ -133,3 +150,58 @@ def fixed_token_vectors(
 ) -> Tensor:  # [L, D]
     """Return the paper's untrained baseline: one token's embedding in the place of every look-ahead vector."""
     return model.embed([[token] * num_lookahead])[0]
+
+
+ROWS = 64  # laws behind one sequence, side by side
+
+
+@torch.inference_mode()
+def drafter_acceptance(
+    model: Transformer,
+    drafter: Drafter,
+    sequences: npt.NDArray[np.int64],  # [B, T]
+    samplings: Sequence[SamplingConfig],
+) -> list[float]:
+    """Return the chance that verification accepts a first draft, for each sampling, of a drafter without a cache.
+
+    acceptance = mean over places of sum_v min(target_probs[v], draft_probs[v])
+
+    The places are as in `expected_acceptance`. Where the drafter proposes nothing, nothing is accepted.
+
+    Raises:
+        ValueError: there is no sequence, or no place in sequences so short.
+    """
+    length = sequences.shape[1]
+    if length < 2 or not len(sequences):
+        raise ValueError(f"sequences: found {len(sequences)} of {length} tokens, expected some of at least 2")
+    anchors = torch.linspace(0, length - 2, min(ANCHORS, length - 1), device=model.device).long()
+    total = torch.zeros(len(samplings), dtype=torch.float64, device=model.device)
+    for first in range(0, len(sequences), SEQUENCES):
+        tokens = torch.from_numpy(sequences[first : first + SEQUENCES]).to(model.device)
+        hidden = model.hidden(model.embed(tokens), model.new_cache(length, len(tokens)))
+        target_logits = model.logits(hidden[:, anchors]).flatten(0, 1)
+        lengths = (anchors + 1).repeat(len(tokens))
+        draft_logits = drafter.logits(tokens.repeat_interleave(len(anchors), dim=0), None, lengths, length)
+        proposed = largest_logits(draft_logits).isfinite()
+        for i, sampling in enumerate(samplings):
+            pairs = (probs_from_logits(logits, sampling) for logits in (target_logits, draft_logits))
+            total[i] += torch.minimum(*pairs).sum(dim=-1)[proposed].sum() / len(anchors)
+    return (total / len(sequences)).tolist()
+
+
+@torch.inference_mode()
+def perplexity(
+    drafter: Drafter,
+    sequences: npt.NDArray[np.int64],  # [B, T]
+    device: torch.device,
+) -> float:
+    """Return how well a drafter without a cache predicts text: as well as if so many tokens were equally likely.
+
+    perplexity = exp of the mean of -log draft_probs(next token)
+    """
+    total, length = 0.0, sequences.shape[1]
+    for tokens in torch.from_numpy(sequences).to(device):
+        for lengths in torch.arange(1, length, device=device).split(ROWS):
+            rows = drafter.logits(tokens.expand(len(lengths), -1), None, lengths, length).log_softmax(dim=-1)
+            total -= float(rows.gather(1, tokens[lengths].unsqueeze(1)).sum())
+    return math.exp(total / (len(sequences) * (length - 1)))

@@ -20,18 +20,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..checkpoint import load_model
-from ..config import SamplingConfig
-from ..files.folder import file_in
+from pass_sampling.reference.checkpoint.folder import file_in
+from pass_sampling.reference.config import SamplingConfig
+
+from ..checkpoint.load import load_model
+from ..model.transformer import Transformer
 from ..sampling import probs_from_logits
-from ..transformer import Transformer
+from .anchors import evenly_spaced
 from .tokenizer import load_tokenizer
-from .windows import evenly_spaced
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from ..pretrain import PretrainConfig
+    from .pretrain import PretrainConfig
 
 __all__ = ["SAMPLINGS", "Teacher", "distillation_loss", "draft_acceptance", "read_teacher"]
 

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..config import check_integer
+from pass_sampling.reference.checkpoint.ngram_folder import MAX_ORDER, MAX_VOCAB_SIZE, array_bytes
+from pass_sampling.reference.config import check_integer
+
 from ..drafters.ngram import NgramModel, NgramOrder
 from ..drafters.ngram_order import ONE
-from ..files.ngram_folder import MAX_ORDER, MAX_VOCAB_SIZE, array_bytes
-from .windows import check_tokens
+from .anchors import check_tokens
 
 __all__ = ["NgramConfig", "count_ngrams"]
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..adapter import SIZES, Adapter
-from ..files.lookahead_folder import ADAPTER, HEAD
-from ..sampler_head import SamplerHead
+from ..checkpoint.lookahead_folder import ADAPTER, HEAD
+from ..lookahead.adapter import SIZES, Adapter
+from ..lookahead.head import SamplerHead
 
 if TYPE_CHECKING:
-    from ..lookahead import LookAhead
+    from ..lookahead.vectors import LookAhead
     from ..methods.language_model import LanguageModel
-    from ..train import Trainable, TrainConfig
+    from .train import Trainable, TrainConfig
 
 __all__ = ["Parts", "base_shapes", "first_parts", "first_vectors", "optimizers_for", "parts_of", "set_learning_rates"]
 

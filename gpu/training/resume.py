@@ -1,10 +1,14 @@
-"""A training run that survives being killed: its whole state in one file, replaced now and then in a single move."""
+"""A training run that survives being killed: its whole state in one file, replaced now and then in a single move.
+
+How much memory a run has needed so far.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files.folder import read_header
+from pass_sampling.reference.checkpoint.folder import read_header
 
-__all__ = ["Progress", "check_output", "partial_file", "settings_digest", "write_file"]
+__all__ = ["Progress", "check_output", "partial_file", "peak_memory", "settings_digest", "write_file"]
 
 
 def check_output(path: Path, what: str) -> None:
@@ -132,3 +136,15 @@ def write_file(file: Path, content: bytes) -> None:
 def _unfinished(file: Path) -> Path:
     """Return where a file stands until it is complete."""
     return file.with_name("." + file.name + ".new")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes in use so far: on the device, or of this process; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

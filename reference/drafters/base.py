@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..cache import KVCache
-from ..layers import Array
+from ..model.cache import KVCache
+from ..model.layers import Array
 
 
 class Drafter(Protocol):

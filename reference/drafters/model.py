@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..cache import KVCache
-from ..layers import Array
+from ..model.cache import KVCache
+from ..model.layers import Array
 
 if TYPE_CHECKING:
-    from ..methods.language_model import LanguageModel
+    from ..methods.base import LanguageModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cache import KVCache
 from ..config import check_integer
-from ..layers import Array
+from ..model.cache import KVCache
+from ..model.layers import Array
 
 __all__ = ["PromptLookup"]
 

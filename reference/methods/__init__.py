@@ -1,13 +1,11 @@
 """One file per published algorithm, each a step that reads like its paper."""
 
 from .autoregressive import Autoregressive
-from .base import Method
-from .candidates import Candidates
-from .candidates_fused import FusedCandidates
-from .draft_model import SpeculativeSampling
-from .language_model import LanguageModel
-from .lookahead import PaSS
-from .lookahead_fused import FusedPaSS
+from .base import LanguageModel, Method
+from .pass_one_call import FusedPaSS
+from .pass_two_call import PaSS
+from .speculative import SpeculativeSampling
+from .tree import Candidates, FusedCandidates
 
 __all__ = [
     "Autoregressive",

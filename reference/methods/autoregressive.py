@@ -8,12 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import SamplingConfig
+from ..generation import State
 from ..record import Record
 from ..sampling import Processor
-from ..state import State
-from ..tape import Draws, Slots
-from .base import Method
-from .language_model import LanguageModel
+from ..uniforms import Draws, Slots
+from .base import LanguageModel, Method
 from .records import exact_record
 
 

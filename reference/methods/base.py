@@ -1,26 +1,31 @@
 """What every decoding method has in common: a model, the settings of the target law, a start and a step.
 
 Glossary of shapes: V vocabulary, K drafts, N rows of logits, R of them that verification reached.
+
+What a method needs of a model.
+
+Glossary of shapes: T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..config import SamplingConfig
 from ..ending import Ending
-from ..layers import Array
+from ..generation import State
+from ..model.cache import KVCache
+from ..model.layers import Array, Mask
 from ..record import Record
 from ..sampling import Probs, Processor, has_law, probs_from_logits
-from ..state import State
-from ..tape import Slots
+from ..uniforms import Slots
 from ..verify import Tokens
 from .checks import check_context, check_prompt
-from .language_model import LanguageModel
 
 
 class Method(ABC):
@@ -128,3 +133,66 @@ class Method(ABC):
         """Raise ValueError if one of the R rows that verification reached has no law: the target's text ends there."""
         for i in np.flatnonzero(np.isnan(reached[:, 0])):
             self.law((*prefix, *draft_tokens[:i].tolist()), logits[i])
+
+
+class LanguageModel(Protocol):
+    """What a method needs of a model: `Transformer` and `TableModel` both are one."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the length of an input vector."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest sequence the model can read."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text by default."""
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Strings that end a text by default, where there is a decoder."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Which checkpoint the weights came from, if any."""
+
+    @property
+    def name(self) -> str:
+        """What people call the checkpoint."""
+
+    def new_cache(self, capacity: int = 16) -> KVCache:
+        """Return an empty cache."""
+
+    def embed(
+        self,
+        tokens: npt.NDArray[np.integer] | Sequence[int],  # [T]
+    ) -> Array:  # [T, D]
+        """Return the input vectors of tokens."""
+
+    def hidden(
+        self,
+        inputs: Array,  # [T, D]
+        cache: KVCache,
+        positions: npt.NDArray[np.integer] | None = None,  # [T]
+        visible: Mask | None = None,  # [T, T]
+    ) -> Array:  # [T, D']
+        """Run one pass behind the cache."""
+
+    def logits(
+        self,
+        hidden: Array,  # [..., D']
+    ) -> Array:  # [..., V]
+        """Project hidden states to logits."""
+
+    def logits_of(
+        self,
+        hidden: Array,  # [..., D']
+        tokens: npt.NDArray[np.integer],  # [..., N]
+    ) -> Array:  # [..., N]
+        """Project hidden states to the logits of some tokens each."""

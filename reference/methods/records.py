@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..draft_tree import TreeDrafts, Walk
 from ..record import Record
 from ..sampling import Probs
-from ..tape import Draws
+from ..uniforms import Draws
 from ..verify import Tokens, Verification
+from .tree_shape import TreeDrafts, Walk
 
 
 def exact_record(

@@ -1,0 +1,187 @@
+"""What a comparison finds, from what every text cost.
+
+A comparison as a picture: speed on the left, tokens per pass on the right.
+
+Text that goes round in circles, which makes every drafter look good.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .expectation import Expectation
+
+__all__ = ["MOST_REPEATED", "PLAIN", "SUFFIXES", "Run", "repeated_ngrams", "rows_of", "save_chart"]
+
+
+PLAIN = "autoregressive"  # whom all are compared with
+MOST_REPEATED = 0.2  # part of a text's 8-grams that may have stood in it before, if the text is to count
+
+
+@dataclass(frozen=True)
+class Run:
+    """One text that a method wrote, and what it cost."""
+
+    tokens: tuple[int, ...]
+    num_forward_passes: int  # of the target, the prompt's included
+    num_positions: int  # rows fed through the target, the prompt's included
+    num_draft_passes: int = 0  # of a drafting model
+    num_drafts: int | None = None  # cycles that drafted; None where the method does not tell
+    accepted_per_position: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def counts(self) -> bool:
+        """Whether the text counts for tokens per pass."""
+        return repeated_ngrams(self.tokens) <= MOST_REPEATED
+
+
+def rows_of(
+    options: Mapping[str, Mapping[str, Any]],
+    runs: Mapping[str, Sequence[Sequence[Run]]],
+    expectations: Mapping[str, Expectation],
+) -> list[dict[str, Any]]:
+    """Return the figures of every method; what a method does not tell, or no text counts for, is None.
+
+    Tokens, passes and acceptance are those of the texts that count; times are those of all, but for
+    `ratio_of_counting_texts`, which compares with plain decoding behind the same prompts.
+    """
+    return [_row(name, options[name], runs[name], runs[PLAIN], expectations.get(name)) for name in runs]
+
+
+def _row(
+    name: str,
+    options: Mapping[str, Any],
+    runs: Sequence[Sequence[Run]],
+    plain: Sequence[Sequence[Run]],
+    expectation: Expectation | None,
+) -> dict[str, Any]:
+    texts = [run for repeat in runs for run in repeat]
+    counting = [run for run in texts if run.counts]
+    seconds = [sum(run.seconds for run in repeat) for repeat in runs]
+    tokens = [sum(len(run.tokens) for run in repeat) for repeat in runs]
+    passes = [sum(run.num_forward_passes for run in repeat) for repeat in runs]
+    rates = [count / time for count, time in zip(tokens, seconds, strict=True)]
+    pairs = [list(zip(*repeat, strict=True)) for repeat in zip(plain, runs, strict=True)]
+    ratios = [_ratio(pair) for pair in pairs]
+    fresh = [_ratio(pair) for pair in ([two for two in pair if two[1].counts] for pair in pairs) if pair]
+    num_passes = sum(run.num_forward_passes for run in counting)
+    tells = all(run.num_drafts is not None for run in texts)
+    return {
+        "method": name,
+        "options": dict(options),
+        "tokens_per_second": statistics.median(rates),
+        "spread": [min(rates), max(rates)],
+        "ratio_to_plain": statistics.median(ratios),
+        "ratio_spread": [min(ratios), max(ratios)],
+        "ratio_of_counting_texts": statistics.median(fresh) if fresh else None,
+        "milliseconds_per_pass": statistics.median(
+            1000 * time / count for time, count in zip(seconds, passes, strict=True)
+        ),
+        "tokens_per_forward": _share(sum(len(run.tokens) for run in counting), num_passes),
+        "positions_per_forward": _share(sum(run.num_positions for run in counting), num_passes),
+        "accepted_per_position": _sums([run.accepted_per_position for run in counting]) if tells else None,
+        "num_drafts": sum(run.num_drafts or 0 for run in counting) if tells else None,
+        "num_forward_passes": num_passes,
+        "num_draft_passes": sum(run.num_draft_passes for run in counting),
+        "tokens": sum(len(run.tokens) for run in counting),
+        "texts": len(texts),
+        "texts_that_count": len(counting),
+        "repeated_8grams": statistics.fmean(repeated_ngrams(run.tokens) for run in texts),
+        "expected_tokens_per_forward": None if expectation is None else expectation.tokens_per_forward,
+        "expected_standard_error": None if expectation is None else expectation.standard_error,
+    }
+
+
+def _ratio(pairs: Sequence[tuple[Run, Run]]) -> float:
+    """Return how many times as fast the second runs were as the first."""
+    return sum(first.seconds for first, _ in pairs) / sum(second.seconds for _, second in pairs)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _sums(counts: Sequence[tuple[int, ...]]) -> list[int]:
+    """Add up counts by depth; not every text has drafted as deep."""
+    depth = max(map(len, counts), default=0)
+    return [sum(count[i] for count in counts if i < len(count)) for i in range(depth)]
+
+
+SUFFIXES = (".png", ".svg")
+BLUE, ORANGE, GREY = "#3b6fb6", "#d1762b", "#8a8a8a"
+WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+
+
+def save_chart(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw the rows of a comparison, the first on top, and write a PNG or an SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.6 + 0.42 * len(rows)), layout="constrained")
+    speed, yields = figure.subplots(1, 2, sharey=True)
+    places = range(len(rows))
+    ratios = [row["ratio_to_plain"] for row in rows]
+    low, high = zip(*(row["ratio_spread"] for row in rows), strict=True)
+    reach = [[a - b for a, b in zip(ratios, low, strict=True)], [b - a for a, b in zip(ratios, high, strict=True)]]
+    colours = [GREY if row["num_drafts"] is None else BLUE for row in rows]
+    speed.barh(places, ratios, color=colours, height=0.6, xerr=reach, error_kw={"elinewidth": 1, "capsize": 3})
+    speed.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    for place, ratio, end in zip(places, ratios, high, strict=True):
+        speed.annotate(
+            f"{ratio:.2f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9, bbox=WHITE
+        )
+    counting = [(row["ratio_of_counting_texts"], place) for place, row in enumerate(rows)]
+    there = [each for each in counting if each[0] is not None]
+    if there:
+        speed.plot(*zip(*there, strict=True), "o", color="white", markeredgecolor="black", markersize=5)
+    speed.set_xlim(0, 1.18 * max(high))
+    speed.set_yticks(places, [row["method"] for row in rows])
+    speed.invert_yaxis()
+    speed.set_xlabel(
+        "times the speed of plain decoding\n(median of paired runs, lowest to highest;\n"
+        "circles: without texts that repeat themselves)"
+    )
+
+    _points(yields, rows, "tokens_per_forward", "in the texts it wrote", "o", ORANGE)
+    _points(yields, rows, "expected_tokens_per_forward", "at places of held-out text", "D", BLUE)
+    yields.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    yields.tick_params(axis="y", length=0)
+    yields.set_xlim(0, 1.1 * max(_most(row) for row in rows))
+    yields.set_xlabel(
+        "new tokens per pass of the model\n(± 2 standard errors at held-out text;\n"
+        "without texts that repeat themselves)"
+    )
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
+    for axes in (speed, yields):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", linewidth=0.4, alpha=0.5)
+        axes.set_axisbelow(True)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def _most(row: Mapping[str, Any]) -> float:
+    return max(1.0, row["tokens_per_forward"] or 0, row["expected_tokens_per_forward"] or 0)
+
+
+def _points(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, label: str, marker: str, colour: str) -> None:
+    """Mark one figure of every row that has it."""
+    there = [(place, row) for place, row in enumerate(rows) if row[name] is not None]
+    values = [row[name] for _, row in there]
+    errors = [2 * (row["expected_standard_error"] or 0) if name.startswith("expected") else 0 for _, row in there]
+    axes.errorbar(
+        values, [place for place, _ in there], xerr=errors, fmt=marker, color=colour, label=label, capsize=3, alpha=0.85
+    )
+
+
+def repeated_ngrams(tokens: Sequence[int], size: int = 8) -> float:
+    """Return the share of a text's n-grams that stood in it before; 0 for a text too short to have one.
+
+    Source: Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training" (arXiv 1908.04319), Sec. 6.
+    """
+    ngrams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+    return (len(ngrams) - len(set(ngrams))) / len(ngrams) if ngrams else 0.0

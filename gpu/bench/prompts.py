@@ -1,0 +1,82 @@
+"""What methods are compared on: prompts, and places in text that no model wrote."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..training.text import read_texts
+
+__all__ = ["pieces", "prefixes_of", "read_library", "read_prompts"]
+
+CHARACTERS_PER_TOKEN = 12  # more than a token has, so that a piece is long enough
+GOLDEN_RATIO = 0.6180339887498949  # its multiples without their whole parts are spread evenly
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read prompts, a JSON object with a `prompt` on each line; empty lines are passed over.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8, has no prompt, or a line is something else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other line breaks may stand in a text
+    except UnicodeDecodeError:
+        raise ValueError(f"--prompts: {path} is not UTF-8, expected JSON lines") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            raise ValueError(f"--prompts: line {number} of {path} is no JSON, expected an object per line") from None
+        prompt = entry.get("prompt") if isinstance(entry, dict) else None
+        if not isinstance(prompt, str) or not prompt:
+            raise ValueError(
+                f"--prompts: line {number} of {path} has no prompt, expected an object with a text `prompt`"
+            )
+        prompts.append(prompt)
+    if not prompts:
+        raise ValueError(f"--prompts: {path} holds no prompt, expected an object with a text `prompt` per line")
+    return prompts
+
+
+def read_library(names: Sequence[str]) -> dict[str, str]:
+    """Read those of some files of the standard library that the running Python has; some have no tests."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found = {}
+    for name in names:
+        try:
+            (found[name],) = read_texts([root / name]).values()
+        except (FileNotFoundError, ValueError):
+            continue
+    return found
+
+
+def pieces(texts: Sequence[str], count: int, length: int) -> list[str]:
+    """Return pieces of texts, about as many from each, long enough for so many tokens.
+
+    They begin with a line, and where they do is spread evenly over the texts.
+    """
+    size = CHARACTERS_PER_TOKEN * length
+    found = []
+    for number in range(count):
+        text = texts[number * len(texts) // count] if count < len(texts) else texts[number % len(texts)]
+        place = int((number * GOLDEN_RATIO) % 1 * max(0, len(text) - size))
+        start = text.rfind("\n", 0, place) + 1
+        found.append(text[start : start + size])
+    return found
+
+
+def prefixes_of(
+    prompts: Sequence[Sequence[int]],
+    count: int,
+) -> list[list[int]]:
+    """Return about so many prefixes of prompts, each from half of one on to the whole, no prompt left out."""
+    each = -(-count // len(prompts))
+    ends = [sorted({max(1, len(prompt) * (each + k) // (2 * each)) for k in range(1, each + 1)}) for prompt in prompts]
+    return [list(prompt[:end]) for prompt, places in zip(prompts, ends, strict=True) for end in places]

@@ -1,1 +1,0 @@
-"""What a comparison of decoding methods stands on."""

@@ -1,0 +1,171 @@
+"""A step captured as a CUDA graph: launched once for every cycle, with nothing asked of the host in between.
+
+The tensors of a state stand still: a replay reads the uniforms and the state from where they were when it was captured,
+and writes the state that follows to the same places. Attention reads as many slots as the longest text may need by
+then; beyond that another graph takes over, which reads twice as many.
+
+Glossary of shapes: B rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..batch_record import Packed
+from ..methods.base import Method
+from ..state import PER_ROW, State
+from .fixed_shapes import LEAST_SIGHT, sight_for, why_not_fixed
+
+__all__ = ["CaptureError", "Captured", "Frozen", "capture", "standing"]
+
+log = logging.getLogger(__name__)
+Launch = Callable[[], None]
+
+
+class CaptureError(RuntimeError):
+    """A step could not be captured; its state is as it was."""
+
+
+@dataclass
+class Frozen:
+    """A state whose tensors stand still, and the step that changes them in place, at one sight."""
+
+    method: Method
+    state: State
+    sight: int
+
+    def step(
+        self,
+        uniforms: Tensor,  # [B, num_slots]
+    ) -> Packed:
+        """Run one cycle in fixed shapes; the state's tensors then hold what follows."""
+        caches = self.state.caches
+        lengths = [cache.lengths for cache in caches]
+        for cache in caches:
+            cache.fix(self.sight)
+        after, record = self.method.step(self.state, uniforms)
+        for name in PER_ROW:
+            getattr(self.state, name).copy_(getattr(after, name))
+        for cache, length in zip(caches, lengths, strict=True):
+            length.copy_(cache.lengths)
+            cache.lengths = length
+        return record.pack()
+
+
+def graph_of(run: Callable[[], Packed]) -> tuple[Launch, Packed]:
+    """Capture what `run` does on a GPU; return what does it again, and where its record will stand."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        record = run()
+    return graph.replay, record
+
+
+@dataclass
+class Captured:
+    """Graphs of one step, one for each sight."""
+
+    method: Method
+    state: State
+    make: Callable[[Callable[[], Packed]], tuple[Launch, Packed]] = graph_of
+    least_sight: int = LEAST_SIGHT
+    graphs: dict[int, tuple[Launch, Tensor, Packed]] = field(default_factory=dict)
+    held: list[Any] = field(default_factory=list)  # what graphs read and others may let go: tables of rotations
+
+    def replay(
+        self,
+        uniforms: Tensor,  # [B, num_slots]
+        longest: int,
+    ) -> Packed:
+        """Run one cycle, where no text is longer than `longest`; the record is a copy, as the next goes to its place.
+
+        Raises:
+            CaptureError: the step cannot be captured at this sight.
+        """
+        sight = self.sight(longest)
+        if sight not in self.graphs:
+            self.graphs[sight] = self._capture(sight, uniforms)
+        launch, buffer, record = self.graphs[sight]
+        buffer.copy_(uniforms)
+        launch()
+        return _copy(record)
+
+    def sight(self, longest: int) -> int:
+        """Return how many slots to read: enough for this cycle, of few different numbers."""
+        return sight_for(longest + self.method.scratch + 1, self.least_sight, self.state.cache.capacity)
+
+    def _capture(
+        self,
+        sight: int,
+        uniforms: Tensor,  # [B, num_slots]
+    ) -> tuple[Launch, Tensor, Packed]:
+        """Run the step a few times on the side, then capture it; the state is then as it was, also if that fails."""
+        caches, frozen, buffer = self.state.caches, Frozen(self.method, self.state, sight), uniforms.clone()
+        before = {name: getattr(self.state, name).clone() for name in PER_ROW}
+        lengths = [(cache.lengths, cache.lengths.clone()) for cache in caches]
+
+        def restore() -> None:
+            for name, tensor in before.items():
+                getattr(self.state, name).copy_(tensor)
+            for cache, (place, length) in zip(caches, lengths, strict=True):
+                cache.lengths = place
+                place.copy_(length)
+
+        try:
+            for _ in range(3):
+                _on_the_side(lambda: frozen.step(buffer), uniforms.device)
+                restore()
+            launch, record = self.make(lambda: frozen.step(buffer))
+        except (RuntimeError, ValueError, IndexError) as error:
+            log.warning("the step runs eagerly, as it cannot be captured: %s", str(error).partition("\n")[0][:200])
+            raise CaptureError(str(error)) from error
+        finally:
+            restore()
+            for cache in caches:
+                cache.fix(None)
+        models = [self.method.model, getattr(getattr(self.method, "drafter", None), "model", None)]
+        self.held += [getattr(model, "_tables", None) for model in models]
+        return launch, buffer, record
+
+
+def capture(method: Method, state: State) -> Captured | None:
+    """Prepare a method's step on a state for capture; None, with one warning, where that cannot be done."""
+    reason = why_not(method, state)
+    if reason is None:
+        return Captured(method, standing(state))
+    log.warning("the step runs eagerly, as it cannot be captured: %s", reason)
+    return None
+
+
+def why_not(method: Method, state: State) -> str | None:
+    """Return why a step cannot be captured, if it cannot."""
+    if state.cache.lengths.device.type != "cuda":
+        return f"it runs on {state.cache.lengths.device}, not on a GPU"
+    return why_not_fixed(method, state)
+
+
+def standing(state: State) -> State:
+    """Return the state with tensors of its own, that nothing else writes to."""
+    tensors: dict[str, Any] = {name: getattr(state, name).clone().contiguous() for name in PER_ROW}
+    return replace(state, **tensors)
+
+
+def _on_the_side(run: Callable[[], Any], device: torch.device) -> None:
+    """Run something on another stream, as what is captured later must have been before."""
+    if device.type != "cuda":
+        run()
+        return
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def _copy(record: Packed) -> Packed:
+    return replace(record, integers=record.integers.clone(), floats=record.floats.clone())

@@ -1,0 +1,185 @@
+"""The engine: many requests through a few rows, each at its own pace, a finished row taken by the next request.
+
+What decodes is the method's own step. A row's uniforms are its request's, cycle by cycle: so, as far as the model's
+logits are the same numbers, its text does not depend on what is decoded beside it. On a GPU the step is captured once,
+replayed without the host, and read one step late; on a CPU it runs as it is.
+
+Glossary of shapes: B rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.record import Generation, Record
+
+from ..methods.base import Method
+from ..model.cache import KVCache
+from ..uniforms import CYCLES_AHEAD, tapes
+from .capture import Captured, CaptureError, capture
+from .in_flight import Request, Row, Underway
+from .rows import empty_rows, put_row
+
+__all__ = ["Engine", "Request"]
+
+Callback = Callable[[int, Record], None]
+
+
+class Engine:
+    """Decodes requests with one method; all of them end alike."""
+
+    def __init__(
+        self,
+        method: Method,
+        ending: Ending,
+        num_rows: int = 8,
+        longest_prompt: int = 256,
+        seed: int = 0,
+        captures: bool | None = None,
+    ):
+        """Reserve the rows. Nothing of the model is run yet.
+
+        Args:
+            method: how to decode, over which model, with which sampling settings.
+            ending: where every text ends.
+            num_rows: texts that are decoded side by side, B.
+            longest_prompt: tokens of a prompt at most.
+            seed: picks the tape of uniforms.
+            captures: whether to capture the step; default: on a GPU, where it can be.
+
+        Raises:
+            ValueError: a number is out of range, prompts and new tokens do not fit into the model's context, or the
+                model is one of transformers.
+        """
+        check_integer("num_rows", num_rows, 1, 2**16)
+        check_integer("longest_prompt", longest_prompt, 1, 2**31)
+        check_integer("seed", seed, 0, 2**64 - 1)
+        self.method = method
+        self.ending = ending
+        self.seed = seed
+        self._longest = longest_prompt
+        self._rows: list[Row | None] = [None] * num_rows
+        self._state = empty_rows(method, ending, num_rows, longest_prompt)
+        if type(self._state.cache) is not KVCache:
+            raise ValueError("method: found a model of transformers, expected this package's own, from `load_model`")
+        on_device = method.model.device.type == "cuda"
+        self._captures = on_device if captures is None else captures
+        self._captured: Captured | None = None
+        self._late: deque[Underway] = deque()
+        self._outbox: deque[tuple[int, Record | Generation | ValueError]] = deque()
+
+    @torch.inference_mode()
+    def run(self, requests: Iterable[Request], callback: Callback | None = None) -> Iterator[tuple[int, Generation]]:
+        """Decode all requests; yield number and text of each as soon as it has ended.
+
+        Requests are taken from the iterator when a row is free. `callback(number, record)` is called after every cycle
+        of a request, as soon as the host has read it. Texts that are not finished when this is left, or when something
+        is raised, go on with the next `run`.
+
+        Raises:
+            ValueError: a prompt is empty, too long or holds no tokens, or the logits of a request, which is named and
+                given up, are not finite.
+        """
+        waiting = iter(requests)
+        while True:
+            for place in range(len(self._rows)):
+                while self._rows[place] is None and (request := next(waiting, None)) is not None:
+                    self._admit(place, request)
+            if any(row is not None for row in self._rows):
+                self._late.append(self._step())
+            done = all(row is None for row in self._rows)
+            if self._late and (done or len(self._late) > int(self._captured is not None)):
+                self._read(self._late.popleft())
+            yield from self._told(callback)
+            if not self._late and done:
+                return
+
+    def _told(self, callback: Callback | None) -> Iterator[tuple[int, Generation]]:
+        """Hand out what has been read, in order; nothing is handed out twice, or lost if somebody raises."""
+        while self._outbox:
+            number, news = self._outbox.popleft()
+            if isinstance(news, Generation):
+                yield number, news
+            elif isinstance(news, ValueError):
+                raise news
+            elif callback is not None:
+                callback(number, news)
+
+    def _admit(self, place: int, request: Request) -> None:
+        """Give a free row to a request; the first cycle, which reads the prompt, runs alone."""
+        if len(request.prompt) > self._longest:
+            raise ValueError(
+                f"prompt: found {len(request.prompt)} tokens, expected at most {self._longest}, longest_prompt"
+            )
+        first = self.method.start(request.prompt, self.ending)
+        row = Row(request, 0)
+        uniforms = self._uniforms(row).unsqueeze(0).to(self.method.model.device)
+        first, batch = self.method.step(first, uniforms)
+        ((record, row.length, ended, fault),) = Underway.of([row], batch, first).read()
+        if not self._take(row, record, ended, fault):
+            self._state = put_row(self._state, place, first)
+            self._rows[place] = row
+
+    def _step(self) -> Underway:
+        """Run one cycle of all rows."""
+        unused = torch.zeros(self.method.num_slots, dtype=torch.float64)
+        uniforms = torch.stack([unused if row is None else self._uniforms(row) for row in self._rows])
+        uniforms = uniforms.to(self.method.model.device, non_blocking=True)
+        longest = max(row.length for row in self._rows if row is not None)
+        longest += self.method.scratch * len(self._late)  # by how much a text may have grown unseen
+        if self._captures and self._captured is None:
+            self._captured = capture(self.method, self._state)
+            self._captures = self._captured is not None
+            self._state = self._state if self._captured is None else self._captured.state
+        if self._captured is not None:
+            try:
+                return Underway.of(list(self._rows), self._captured.replay(uniforms, longest), self._state)
+            except CaptureError:
+                self._captured, self._captures = None, False
+        self._state, batch = self.method.step(self._state, uniforms)
+        self._state.cache.measure()
+        return Underway.of(list(self._rows), batch, self._state)
+
+    def _read(self, underway: Underway) -> None:
+        """Read what came of a cycle, and free the rows whose text has ended."""
+        for place, (row, news) in enumerate(zip(underway.rows, underway.read(), strict=True)):
+            if row is None or row is not self._rows[place]:
+                continue
+            record, row.length, ended, fault = news
+            if self._take(row, record, ended, fault):
+                self._rows[place] = None
+                self._state.ended[place] = True
+
+    def _take(self, row: Row, record: Record, ended: bool, fault: str | None) -> bool:
+        """Note what a cycle has made of a request; say whether that is all of it."""
+        number = row.request.number
+        if fault is not None:
+            self._outbox.append((number, ValueError(f"request {number}: {fault}")))
+            return True
+        row.records.append(record)
+        self._outbox.append((number, record))
+        if ended:
+            self._outbox.append((number, self._generation(row)))
+        return ended
+
+    def _uniforms(self, row: Row) -> Tensor:  # [num_slots]
+        """Return the next cycle's uniforms of a row's request."""
+        if not row.ahead:
+            ahead = tapes(self.seed, [row.request.number], row.cycle, CYCLES_AHEAD, self.method.num_slots)
+            row.ahead.extend(ahead.squeeze(1).unbind())
+        row.cycle += 1
+        return row.ahead.popleft()
+
+    def _generation(self, row: Row) -> Generation:
+        tokens = tuple(token for record in row.records for token in record.tokens)
+        end = self.ending.reason(tokens)
+        if end is None:
+            raise RuntimeError(f"a row was given back after {len(tokens)} tokens, before its text had ended")
+        prompt = tuple(map(int, row.request.prompt))
+        return Generation(prompt, tokens, end, tuple(row.records), self.ending.text(tokens))

@@ -1,0 +1,36 @@
+"""Steps in fixed shapes, which can be captured on a GPU: which can be, and how far they see.
+
+The shapes of such a step depend on nothing that is in its tensors, so attention reads a fixed number of slots: one of
+few, since each makes a step of its own.
+"""
+
+from __future__ import annotations
+
+from ..methods import Candidates, FusedCandidates, FusedPaSS
+from ..methods.base import Method
+from ..state import State
+
+__all__ = ["LEAST_SIGHT", "sight_for", "why_not_fixed"]
+
+LEAST_SIGHT = 256  # slots
+
+
+def sight_for(needed: int, least: int, capacity: int) -> int:
+    """Return how many slots to read: enough, of few different numbers."""
+    sight = least
+    while sight < needed:
+        sight *= 2
+    return min(sight, capacity)
+
+
+def why_not_fixed(method: Method, state: State) -> str | None:
+    """Return why a step of a state cannot have fixed shapes, if it cannot."""
+    if isinstance(method, FusedPaSS) and state.carried.shape[1] == 1:
+        return "texts are too short to look ahead"
+    if isinstance(method, Candidates | FusedCandidates):
+        return "a tree of drafts is as large as its rows need"
+    if getattr(method, "processor", None) is not None:
+        return "a processor looks at every row on the host"
+    if state.ending.asks_host:
+        return "the host looks at every text for its end"
+    return None

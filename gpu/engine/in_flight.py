@@ -1,0 +1,78 @@
+"""What a cycle has made of the rows of an engine, on its way to the host.
+
+Glossary of shapes: B rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pass_sampling.reference.record import Record
+
+from ..batch_record import BatchRecord, Packed
+from ..state import State
+
+__all__ = ["Request", "Row", "Underway"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue; `number` picks its uniforms and tells it from others."""
+
+    number: int
+    prompt: Sequence[int]
+
+
+@dataclass
+class Row:
+    """What the host knows of a row: whose it is, what came of it, how long it was, and its uniforms to come."""
+
+    request: Request
+    length: int
+    cycle: int = 0
+    records: list[Record] = field(default_factory=list)
+    ahead: deque[Tensor] = field(default_factory=deque)  # [num_slots] each
+
+
+@dataclass(frozen=True)
+class Underway:
+    """The records of a cycle, whose they are, and the flags of the state behind it."""
+
+    rows: list[Row | None]
+    packed: Packed
+    state: State  # of which the flags alone are read
+    arrived: Any  # a CUDA event, or None where nothing travels
+
+    @staticmethod
+    def of(rows: list[Row | None], batch: BatchRecord | Packed, state: State) -> Underway:
+        """Send it on its way; what comes after it on the device is not waited for."""
+        packed, names = batch.pack(), ("ended", "lengths", "fault", "fault_position")
+        if state.lengths.device.type == "cpu":  # the next cycle may write to the same places
+            copies: dict[str, Any] = {name: getattr(state, name).clone() for name in names}
+            return Underway(rows, packed, replace(state, **copies), None)
+        flags: dict[str, Any] = {name: _sent(getattr(state, name)) for name in names}
+        here: dict[str, Any] = {name: _sent(getattr(packed, name)) for name in ("integers", "floats")}
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return Underway(rows, replace(packed, **here), replace(state, **flags), arrived)
+
+    def read(self) -> list[tuple[Record, int, bool, str | None]]:
+        """Wait for it; return of every row its record, its length, whether its text has ended, and what went wrong."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        lengths, ended = self.state.lengths.tolist(), self.state.ended.tolist()
+        faults = [self.state.complaint(place) for place in range(len(ended))]
+        return list(zip(self.packed.rows(), lengths, ended, faults, strict=True))
+
+
+def _sent(
+    tensor: Tensor,  # [B, ...]
+) -> Tensor:  # [B, ...]
+    """Return host memory that a device tensor is on its way to."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

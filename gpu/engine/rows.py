@@ -1,0 +1,61 @@
+"""Rows of a batch that come and go: a state with room for texts, and a text put into a row of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pass_sampling.reference.ending import Ending
+
+from ..methods.base import Method
+from ..methods.pass_one_call import Fused
+from ..model.transformer import Transformer
+from ..state import PER_ROW, State
+
+__all__ = ["empty_rows", "put_row"]
+
+
+def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: int) -> State:
+    """Return a state whose rows have all ended, with room for prompts of so many tokens.
+
+    Raises:
+        ValueError: prompts and new tokens do not fit into the model's context.
+    """
+    state = method.start_batch([[0] * longest_prompt] * num_rows, ending)
+    one = torch.ones_like(state.lengths)  # a row has a last token, even if nothing is made of it
+    carried = state.carried
+    if isinstance(method, Fused) and isinstance(method.model, Transformer):
+        carried = method.vectors.new_zeros((num_rows, len(method.vectors) + 1, method.model.hidden_size))
+    return replace(
+        state,
+        carried=carried,
+        lengths=one,
+        prompt_lengths=one.clone(),
+        limits=one + ending.max_new_tokens,
+        ended=torch.ones_like(state.ended),
+        max_pending=1,
+        draft_pending=2,  # as behind every cycle but the first
+    )
+
+
+def put_row(state: State, place: int, first: State) -> State:
+    """Put a text into a row, in place; return the state, whose other rows go on as they were.
+
+    What is carried from cycle to cycle may have had no room yet: then all rows get some.
+    """
+    carried = state.carried.contiguous()
+    if first.carried.shape[1] > carried.shape[1]:
+        carried = first.carried.new_zeros((len(carried), *first.carried.shape[1:]))
+    pending = max(state.draft_pending, first.draft_pending)
+    state = replace(state, carried=carried, draft_pending=pending)
+    for name in PER_ROW:
+        mine, yours = getattr(state, name)[place], getattr(first, name)[0]
+        if mine.shape[1:] == yours.shape[1:]:  # not where nothing is carried yet
+            (mine if mine.ndim == 0 else mine[: len(yours)]).copy_(yours)
+    for cache, other in zip(state.caches, first.caches, strict=True):
+        for here, there in ((cache.keys, other.keys), (cache.values, other.values)):
+            here[:, place, :, : there.shape[3]] = there[:, 0]
+        cache.lengths[place] = other.lengths[0]
+        cache.measure()
+    return state

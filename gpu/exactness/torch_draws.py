@@ -1,0 +1,215 @@
+"""PyTorch's random calls, replaced by branching ones while a program runs.
+
+For `pass_sampling.reference.exactness.program.program_law(program, replace=[torch_random])`: code that samples with torch.rand,
+torch.multinomial, Tensor.exponential_ and their like then runs unchanged, once for every way its draws can fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import Tensor
+
+from .symbolic_tensor import ASKED, Uniform, Unknown, become
+
+__all__ = ["torch_random"]
+
+MOST_VALUES = 1_000_000  # of one integer
+REFUSED = {
+    torch: (
+        "randn", "randn_like", "randperm", "normal", "poisson", "binomial", "randint_like",
+    ),
+    Tensor: ("normal_", "bernoulli_", "random_", "log_normal_", "cauchy_", "geometric_"),
+}  # fmt: skip
+
+
+class Chooser(Protocol):
+    """Makes the choices of a run: `pass_sampling.reference.exactness.chooser.Chooser`."""
+
+    def choose(self, probs: Sequence[float]) -> int:
+        """Return an outcome of a law."""
+
+    def uniform(self) -> Uniform:
+        """Return a uniform number."""
+
+
+class Noise(Unknown):
+    """Exponential noise: weights divided by it race for the first arrival."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.__name__.removeprefix("__").removesuffix("__")
+        if name in ("div", "truediv", "true_divide", "div_", "itruediv") and len(args) == 2 and type(args[1]) is Noise:
+            weights, noise = args
+            if type(weights) is not Tensor or not noise.numbers or weights.shape != noise.places.shape:
+                raise ValueError("torch.div: found noise that is shared, expected a number of its own for each weight")
+            target = weights if name in ("div_", "itruediv") else weights.new_empty(weights.shape)
+            return become(target, Race, weights=weights.detach().clone(), chooser=noise.numbers.pop(), drawn=None)
+        if name in ("__get__", *ASKED) and not name == "T":
+            with torch._C.DisableTorchFunctionSubclass():
+                found = func(*args, **(kwargs or {}))
+            if not isinstance(found, Tensor):
+                return found
+        raise ValueError(f"torch.{name}: found it used on exponential noise, expected weights divided by it")
+
+
+class Race(Tensor):
+    """Weights over exponential noise: the argmax of a row is a draw from the row's normalised weights."""
+
+    weights: Tensor
+    chooser: Chooser
+    drawn: Tensor | None
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name, kwargs = func.__name__, kwargs or {}
+        if name in ("__get__", *ASKED):
+            with torch._C.DisableTorchFunctionSubclass():
+                found = func(*args, **kwargs)
+            if not isinstance(found, Tensor):
+                return found
+        if name != "argmax":
+            raise ValueError(f"torch.{name}: found it used on weights over noise, expected only their argmax")
+        race = args[0]
+        axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        keep = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
+        if axis not in (-1, race.weights.ndim - 1) and race.weights.ndim > 1:
+            raise ValueError(f"torch.argmax: found dim={axis} on weights over noise, expected the last one")
+        if race.drawn is None:
+            race.drawn = draw_rows(race.weights, 1, race.chooser)
+        return race.drawn.clone() if keep else race.drawn.squeeze(-1).clone()
+
+
+def draw_rows(
+    weights: Tensor,  # [..., V]
+    count: int,
+    chooser: Chooser,
+) -> Tensor:  # [..., count]
+    """Draw from every row of weights, with replacement."""
+    rows = weights.detach().to("cpu", torch.float64).reshape(-1, weights.shape[-1])
+    drawn = [[chooser.choose((row / row.sum()).tolist()) for _ in range(count)] for row in rows]
+    return torch.tensor(drawn, dtype=torch.int64, device=weights.device).reshape(*weights.shape[:-1], count)
+
+
+@contextmanager
+def torch_random(chooser: Chooser) -> Iterator[None]:
+    """Replace torch.rand, rand_like, multinomial, bernoulli, randint, Tensor.uniform_ and exponential_ meanwhile.
+
+    A number is drawn as a real number, whatever its dtype: a float32 of PyTorch's own has a grid of 2^-24. A generator
+    or a seed that is handed in decides nothing.
+    """
+
+    def uniforms(shape: Sequence[int], kind: torch.dtype) -> Unknown:
+        count = int(torch.Size(shape).numel())
+        numbers: list[Any] = [chooser.uniform() for _ in range(count)]
+        return Unknown.of(numbers, torch.arange(count).reshape(tuple(shape)), kind)
+
+    def rand(*shape: Any, dtype: torch.dtype | None = None, **options: Any) -> Unknown:
+        _check(options, "torch.rand")
+        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else options.get("size", shape)
+        return uniforms(sizes, dtype or torch.get_default_dtype())
+
+    def rand_like(input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Unknown:
+        return uniforms(input.shape, dtype or input.dtype)
+
+    def uniform_(self: Tensor, *limits: float, **options: Any) -> Unknown:
+        low, high = (*limits, *(options.get(name, default) for name, default in (("from", 0.0), ("to", 1.0))))[:2]
+        if len(limits) == 1:
+            high = options.get("to", 1.0)
+        made = uniforms(self.shape, self.dtype)
+        numbers = [number * (high - low) + low for number in made.numbers]
+        return become(self, Unknown, numbers=numbers, places=made.places)  # type: ignore[no-any-return]
+
+    def exponential_(self: Tensor, lambd: float = 1.0, **options: Any) -> Noise:
+        return become(self, Noise, numbers=[chooser], places=torch.zeros(self.shape))  # type: ignore[no-any-return]
+
+    def multinomial(input: Tensor, num_samples: int, replacement: bool = False, **options: Any) -> Tensor:
+        _check(options, "torch.multinomial")
+        if num_samples > 1 and not replacement:
+            raise ValueError("torch.multinomial: found several draws without replacement, expected one draw at a time")
+        return draw_rows(input, num_samples, chooser)
+
+    def bernoulli(input: Tensor, p: float | None = None, **options: Any) -> Tensor:
+        _check(options, "torch.bernoulli")
+        flat = input.detach().double().cpu().flatten().tolist() if p is None else [float(p)] * input.numel()
+        drawn = [1 - chooser.choose((prob, 1.0 - prob)) for prob in flat]
+        return torch.tensor(drawn, dtype=input.dtype, device=input.device).reshape(input.shape)
+
+    def randint(*limits: Any, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+        _check(options, "torch.randint")
+        *numbers, size = (*limits, options["size"]) if "size" in options else limits
+        numbers = [*([options["low"]] if "low" in options else []), *numbers]
+        numbers += [options["high"]] if "high" in options else []
+        low, high = (0, *numbers)[-2:]
+        if not 0 < high - low <= MOST_VALUES:
+            raise ValueError(f"torch.randint: found {high - low} possible values, expected 1 to {MOST_VALUES}")
+        law = [1.0 / (high - low)] * (high - low)
+        drawn = [low + chooser.choose(law) for _ in range(torch.Size(size).numel())]
+        return torch.tensor(drawn, dtype=dtype or torch.int64, device=options.get("device")).reshape(tuple(size))
+
+    copied = torch.tensor
+
+    def tensor(data: Any, **options: Any) -> Tensor:
+        if isinstance(data, Unknown | Race):
+            raise ValueError("torch.tensor: found it copy random numbers that are not known yet, expected known ones")
+        return copied(data, **options)
+
+    functions: dict[str, Any] = {
+        "tensor": tensor,
+        "rand": rand,
+        "rand_like": rand_like,
+        "multinomial": multinomial,
+        "bernoulli": bernoulli,
+        "randint": randint,
+        "manual_seed": lambda seed: torch.default_generator,
+    }
+    methods: dict[str, Any] = {
+        "uniform_": uniform_,
+        "exponential_": exponential_,
+        "multinomial": multinomial,
+        "bernoulli": bernoulli,
+    }
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(torch, _refusals(torch) | functions))
+        stack.enter_context(_replaced(Tensor, _refusals(Tensor) | methods))
+        yield
+
+
+def _check(options: Mapping[str, Any], name: str) -> None:
+    if options.get("out") is not None:
+        raise ValueError(f"{name}: found `out`, expected a new tensor to hold what is drawn")
+
+
+def _refusals(home: Any) -> dict[str, Any]:
+    """Return a refusal for each function of a module or class whose draws cannot be enumerated."""
+    return {name: _refused(f"{home.__name__}.{name}") for name in REFUSED[home] if hasattr(home, name)}
+
+
+def _refused(name: str) -> Callable[..., NoReturn]:
+    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+        raise ValueError(f"{name}: found it called, expected draws of uniform numbers, of integers, or from a law")
+
+    return refuse
+
+
+@contextmanager
+def _replaced(home: Any, functions: Mapping[str, Any]) -> Iterator[None]:
+    """Replace attributes meanwhile; what was inherited is inherited again."""
+    before = {name: vars(home)[name] for name in functions if name in vars(home)}
+    for name, function in functions.items():
+        setattr(home, name, function)
+    try:
+        yield
+    finally:
+        for name in functions:
+            if name in before:
+                setattr(home, name, before[name])
+            else:
+                delattr(home, name)

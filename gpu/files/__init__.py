@@ -1,1 +1,0 @@
-"""What is on disk: folders read without trust, and written whole or not at all."""

@@ -1,0 +1,296 @@
+"""PaSS in transformers' `generate`: `model.generate(**inputs, custom_generate=pass_generate, lookahead=folder)`.
+
+The steps are this package's own, over any causal model whose cache can be rolled back. The model's own logits
+processors are applied behind every prefix, drafts included, and its stopping criteria are asked of every prefix. So the
+text has the law that `generate` gives it, whatever the vectors; greedy, it is the same text up to rounding.
+
+Glossary of shapes: B rows, T tokens of a row, padding included, T' tokens with the new ones.
+
+A folder for the Hub: look-ahead vectors, and the code with which transformers' `generate` uses them by name.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StoppingCriteriaList, StopStringCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from pass_sampling.reference.config import SamplingConfig, check_integer
+from pass_sampling.reference.methods.checks import check_context
+from pass_sampling.reference.record import Generation, Record
+
+from ..lookahead.vectors import LookAhead
+from ..methods import FusedPaSS, PaSS
+from ..training.parts import first_vectors
+from .arguments import (
+    check_arguments,
+    check_cache,
+    check_generation,
+    check_positions,
+    check_processors,
+    ending_of,
+    paddings,
+    processor_hook,
+    write,
+)
+from .card import model_card
+from .model import TransformersModel
+from .model_checks import check_model, check_rope
+
+__all__ = [
+    "PassOutput",
+    "TransformersModel",
+    "generate_with_pass",
+    "pass_generate",
+    "untrained_lookahead",
+    "write_custom_generate",
+]
+
+
+@dataclass
+class PassOutput(GenerateDecoderOnlyOutput):
+    """What `generate` returns where `return_dict_in_generate` asks for it, with the record of every row."""
+
+    generations: tuple[Generation, ...] | None = None
+
+
+def generate_with_pass(
+    model: Any,
+    inputs: Tensor | None = None,  # [B, T]
+    lookahead: LookAhead | str | os.PathLike[str] | None = None,
+    streamer: Any = None,
+    stop_strings: str | list[str] | None = None,
+    tokenizer: Any = None,
+    **named: Any,
+) -> Any:
+    """Call `model.generate` with `pass_generate`, and hand on what it would lose: the streamer, and stop strings.
+
+    Everything else is as in `generate`; see `pass_generate` for `fused` and `num_lookahead`. Stop strings in
+    `generation_config`, or in the model's own, end a text as well.
+
+    Raises:
+        ValueError: stop strings without a tokenizer, an assistant, or what `pass_generate` refuses.
+    """
+    if named.get("assistant_model") is not None:
+        raise ValueError("assistant_model: found one, expected none: the model drafts for itself")
+    for config in (named.get("generation_config"), model.generation_config):
+        if stop_strings is None and config is not None and config.stop_strings is not None:
+            stop_strings = config.stop_strings
+            named["stop_strings"] = None  # `generate` would look for them itself, without the tokenizer
+    if stop_strings is not None:
+        if tokenizer is None:
+            raise ValueError("tokenizer: found None with stop_strings, expected the model's tokenizer")
+        given = named.pop("stopping_criteria", None) or []
+        named["stopping_criteria"] = StoppingCriteriaList([*given, StopStringCriteria(tokenizer, stop_strings)])
+    if streamer is not None:  # `generate` shows it the prompt, and nothing else
+        named |= {"custom_generate": partial(pass_generate, streamer=streamer), "streamer": streamer}
+    return model.generate(inputs, **{"custom_generate": pass_generate, "lookahead": lookahead} | named)
+
+
+@torch.no_grad()
+def pass_generate(
+    model: Any,
+    input_ids: Tensor,  # [B, T]
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    generation_config: Any = None,
+    lookahead: LookAhead | str | os.PathLike[str] | None = None,
+    fused: bool | None = None,
+    num_lookahead: int | None = None,
+    streamer: Any = None,
+    **model_kwargs: Any,
+) -> Any:
+    """Decode with look-ahead vectors; what `generate` calls as `custom_generate`.
+
+    Rows of a batch are written one after another, each alone: with no padding, and no row's text depends on the others.
+
+    Args:
+        model: a causal model of transformers.
+        input_ids: rows of tokens, padded in front.
+        logits_processor: applied behind every prefix; a pure function of it.
+        stopping_criteria: asked of every prefix.
+        generation_config: as `generate` has completed it.
+        lookahead: vectors, or the folder that keeps them, or as a string its name on the Hub.
+        fused: one call per step (`FusedPaSS`) instead of two (`PaSS`); default: as the vectors were trained.
+        num_lookahead: how many of the vectors to use; default: all.
+        streamer: shown the new tokens; `generate` itself does not hand it on, see `generate_with_pass`.
+        model_kwargs: what else `generate` has prepared.
+
+    Raises:
+        ValueError: something is asked for that would not be exact, or the vectors are another model's.
+    """
+    check_model(model)
+    check_generation(generation_config)
+    check_arguments(model_kwargs)
+    check_processors(logits_processor or [])
+    num_padding = paddings(input_ids, model_kwargs.get("attention_mask"))
+    check_positions(model_kwargs.get("position_ids"), num_padding, input_ids.shape[1])
+    num_cached = check_cache(model_kwargs.get("past_key_values"), len(input_ids))
+    if num_cached >= input_ids.shape[1] - num_padding[0]:
+        raise ValueError(
+            f"past_key_values: found {num_cached} positions of a prompt of {input_ids.shape[1]} tokens, expected fewer"
+        )
+    if streamer is not None and len(input_ids) > 1:
+        raise ValueError(f"streamer: found one with {len(input_ids)} rows, expected it with one")
+    endings = [
+        ending_of(stopping_criteria or [], input_ids, place, generation_config.max_length)
+        for place in range(len(input_ids))
+    ]
+    padding_token = _padding_token(generation_config)
+    if padding_token is None and len(input_ids) > 1 and endings[0].criterion is not None:
+        raise ValueError("pad_token_id: found None with rows that may end apart, expected a token")
+
+    adapted = TransformersModel(model)
+    method = _method(adapted, _vectors(adapted, lookahead), fused, num_lookahead, bool(generation_config.do_sample))
+    prompts = [row[padding:].tolist() for row, padding in zip(input_ids, num_padding, strict=True)]
+    for prompt, ending in zip(prompts, endings, strict=True):
+        check_context(len(prompt), ending.max_new_tokens, adapted.max_position_embeddings)
+        beyond = len(method.vectors) if isinstance(method, FusedPaSS) else 0
+        check_rope(adapted.text_config, len(prompt), ending.max_new_tokens, beyond)
+
+    def show(record: Record) -> None:
+        for token in record.tokens if streamer is not None else ():
+            streamer.put(torch.tensor([token]))
+
+    texts, cache = [], None
+    for place, (prompt, padding, ending) in enumerate(zip(prompts, num_padding, endings, strict=True)):
+        hook = processor_hook(logits_processor or [], input_ids, place, padding, adapted.dtype)
+        cache = model_kwargs.get("past_key_values") if len(input_ids) == 1 else None
+        cache = DynamicCache(config=adapted.text_config) if cache is None else cache
+        text, cache = write(replace(method, processor=hook), prompt, ending, cache, num_cached, show)
+        texts.append(text)
+    if streamer is not None:
+        streamer.end()
+
+    sequences = _padded(input_ids, texts, padding_token)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return PassOutput(
+        sequences=sequences,  # type: ignore[arg-type]
+        past_key_values=cache if len(input_ids) == 1 else None,
+        generations=tuple(texts),
+    )
+
+
+def untrained_lookahead(model: Any, num_lookahead: int, seed: int = 0) -> LookAhead:
+    """Return what training starts from, for any model: the mean input vector, with noise of a tenth of their spread."""
+    check_integer("num_lookahead", num_lookahead, 0, 2**16)
+    check_integer("seed", seed, 0, 2**63 - 1)
+    with torch.no_grad():
+        return LookAhead(first_vectors(TransformersModel(model), num_lookahead, seed).cpu())
+
+
+def _vectors(model: TransformersModel, lookahead: LookAhead | str | os.PathLike[str] | None) -> LookAhead:
+    """Return the vectors, if they are of use to the model; warn where they may be another's."""
+    if lookahead is None:
+        raise ValueError("lookahead: found None, expected a LookAhead, or the folder of one")
+    if not isinstance(lookahead, LookAhead):
+        lookahead = LookAhead.load(lookahead)
+    if lookahead.adapter is not None:
+        raise ValueError(
+            "lookahead: found vectors with an adapter, which stands inside this package's own Transformer, expected "
+            "none for a model of transformers"
+        )
+    vocab_size = lookahead.base_shapes.get("vocab_size", model.vocab_size)
+    if vocab_size != model.vocab_size:
+        raise ValueError(f"lookahead: found vectors for {vocab_size} tokens, expected {model.vocab_size}, the model's")
+    if lookahead.fingerprint not in (None, model.fingerprint):
+        warnings.warn(
+            f"lookahead: these vectors were trained for {lookahead.base_model!r}, and that {model.name!r} is the same "
+            "cannot be seen from its weights; another's vectors keep the text's law, and make it slow",
+            stacklevel=4,
+        )
+    return replace(lookahead, fingerprint=None)
+
+
+def _method(
+    model: TransformersModel,
+    lookahead: LookAhead,
+    fused: bool | None,
+    num_lookahead: int | None,
+    do_sample: bool,
+) -> PaSS | FusedPaSS:
+    """Return the steps. Temperature and the like are among the processors, so a draw is all that is left."""
+    sampling = SamplingConfig() if do_sample else SamplingConfig(temperature=0.0)
+    if fused or (fused is None and lookahead.head is not None):
+        model.require_masks()
+        return FusedPaSS(model, lookahead, sampling, num_lookahead=num_lookahead)
+    return PaSS(model, lookahead, sampling, num_lookahead=num_lookahead)
+
+
+def _padding_token(config: Any) -> int | None:
+    """Return what `generate` has found to pad with."""
+    found = getattr(config, "_pad_token_tensor", None)
+    return config.pad_token_id if found is None else int(found)
+
+
+def _padded(
+    input_ids: Tensor,  # [B, T]
+    texts: Sequence[Generation],
+    padding_token: int | None,
+) -> Tensor:  # [B, T']
+    """Return the rows with their new tokens, padded behind to the longest."""
+    width = max(len(text.tokens) for text in texts)
+    fill = 0 if padding_token is None else padding_token
+    new = [[*text.tokens, *[fill] * (width - len(text.tokens))] for text in texts]
+    return torch.cat([input_ids, torch.tensor(new, dtype=input_ids.dtype, device=input_ids.device)], dim=1)
+
+
+CODE = '''"""Decode with the look-ahead vectors of this repository; pass-sampling does the work."""
+
+from pass_sampling.gpu.huggingface import generate_with_pass
+from pass_sampling.gpu.hf.sharing import shared_lookahead
+
+REPOSITORY = {repository!r}
+
+
+def generate(model, inputs=None, lookahead=None, **named):
+    """Call `generate_with_pass` with what was given."""
+    named = {{name: value for name, value in named.items() if value is not None}}
+    return generate_with_pass(model, inputs, lookahead=lookahead or shared_lookahead(REPOSITORY), **named)
+'''
+
+
+def write_custom_generate(
+    folder: str | os.PathLike[str],
+    lookahead: LookAhead,
+    repository: str | None = None,
+) -> None:
+    """Write a repository that `generate(custom_generate=...)` takes, with vectors, code, requirements and a card.
+
+    Args:
+        folder: a path at which there is nothing yet, or an empty folder.
+        lookahead: what to share.
+        repository: the name it will have on the Hub, as "user/name"; default: the folder itself, where it lies now.
+
+    Raises:
+        ValueError: the path holds something, or the vectors are of no use to a model of transformers.
+    """
+    path = Path(folder).resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} holds something already, expected a new path or an empty folder")
+    if lookahead.adapter is not None:
+        raise ValueError("lookahead: found vectors with an adapter, expected none for a model of transformers")
+    texts = {
+        "custom_generate/generate.py": CODE.format(repository=str(path) if repository is None else repository),
+        "custom_generate/requirements.txt": "pass-sampling\n",
+        "README.md": model_card(lookahead, repository or path.name, custom_generate=True),
+    }
+    (path / "custom_generate").mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (path / name).write_text(text, encoding="utf-8")
+    lookahead.save(path / "lookahead")
+
+
+def shared_lookahead(repository: str) -> LookAhead:
+    """Return the vectors of a folder that was written for sharing, or download them from the Hub."""
+    return LookAhead.load(repository)

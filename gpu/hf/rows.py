@@ -1,0 +1,187 @@
+"""The caches of a batch of which every row has its own pass: transformers' cache per row, and how it is rolled back.
+
+Glossary of shapes: B batch, N rows of the batch that are kept.
+
+Who sees whom in one row's pass, in the form that transformers takes: additive float masks, one per kind of layer.
+
+Masks of truth values are taken for numbers by its eager attention, silently; so none are made.
+
+Glossary of shapes: T rows of the pass, S slots (cached and of the pass).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from ..model.cache import KVCache, same
+
+
+class RowCache:
+    """One row's cache of transformers; what is dropped of it is dropped before the next pass, not at once.
+
+    A layer with a sliding window remembers no more than its window, so it is told to record the past: what the last
+    pass has added, and pushed out, can be undone. Nothing before that pass can.
+    """
+
+    def __init__(self, cache: Any, held: int = 0):
+        """Take over a cache that holds so many positions."""
+        self.cache = cache
+        self.held = held
+        self._before = held  # what it held before the last pass
+        for layer in cache.layers:
+            if hasattr(layer, "activate_past_recording"):
+                layer.activate_past_recording()
+
+    def settle(self, length: int) -> None:
+        """Drop what stands at or beyond `length`.
+
+        Raises:
+            ValueError: a layer does not remember that far back.
+        """
+        if self.held == 0:
+            return
+        if length < self._before and any(hasattr(layer, "record_past") for layer in self.cache.layers):
+            raise ValueError(
+                f"length: found {length}, expected at least {self._before}, what was cached before the last pass: a "
+                "sliding window remembers no more"
+            )
+        self.cache.crop(length - self.held)
+        self.held = self._before = length
+
+    def grow(self, num_rows: int) -> None:
+        """Count the rows that a pass has just added."""
+        self._before = self.held
+        self.held += num_rows
+
+    def release(self, length: int) -> Any:
+        """Return the cache cut to `length`, as `generate` hands it out: without a memory of what was dropped."""
+        self.settle(length)
+        for layer in self.cache.layers:
+            if hasattr(layer, "record_past"):
+                layer.record_past = False
+        return self.cache
+
+    def agrees(self, other: RowCache, length: int) -> bool:
+        """Say whether two caches hold the same, up to rounding, in what both still know of `length` positions."""
+        self.settle(length)
+        other.settle(length)
+        return all(
+            same(*(keys[..., -_common(layer, twin) :, :] for keys in (getattr(layer, name), getattr(twin, name))))
+            for layer, twin in zip(self.cache.layers, other.cache.layers, strict=True)
+            for name in ("keys", "values")
+            if isinstance(getattr(layer, name, None), Tensor) and layer.keys.numel()
+        )
+
+
+def _common(layer: Any, twin: Any) -> int:
+    return int(min(layer.keys.shape[-2], twin.keys.shape[-2]))
+
+
+class RowCaches(KVCache):
+    """What a method asks of a cache, over one of transformers per row."""
+
+    def __init__(
+        self,
+        rows: Sequence[RowCache],
+        lengths: Tensor,  # [B]
+        capacity: int,
+    ):
+        """Hold the caches of rows of which the first `lengths` positions count."""
+        super().__init__(0, 1, 1, torch.float32, capacity, len(rows), lengths.device)  # no layers of its own
+        self.rows = list(rows)
+        self.lengths = lengths
+        self.measure()
+
+    def keep(
+        self,
+        rows: Tensor,  # [B, N]
+        length: Tensor | int = 0,  # [B], or []
+        count: Tensor | None = None,  # [B]
+    ) -> None:
+        """Refuse to keep the path through a tree of drafts."""
+        raise ValueError(
+            "rows: found a tree of drafts over a model of transformers, expected drafts one behind another, as "
+            "PaSS and SpeculativeSampling make them"
+        )
+
+    def select(
+        self,
+        rows: Tensor,  # [N]
+    ) -> RowCaches:
+        """Return independent caches of the given rows of the batch."""
+        return RowCaches([copy.deepcopy(self.rows[row]) for row in rows.tolist()], self.lengths[rows], self.capacity)
+
+    def copy(self) -> RowCaches:
+        """Return independent caches with the same contents."""
+        return RowCaches([copy.deepcopy(row) for row in self.rows], self.lengths.clone(), self.capacity)
+
+    def agrees(self, other: KVCache) -> bool:
+        """Say whether the caches of one sequence are the same up to rounding; those of different lengths are not."""
+        if not isinstance(other, RowCaches) or self.lengths.tolist() != other.lengths.tolist():
+            return False
+        return all(
+            mine.agrees(yours, length)
+            for mine, yours, length in zip(self.rows, other.rows, self.lengths.tolist(), strict=True)
+        )
+
+    @staticmethod
+    def stack(caches: Sequence[KVCache]) -> RowCaches:
+        """Return independent caches whose rows are those of others of equal capacity, one after the other."""
+        rows = [copy.deepcopy(row) for cache in caches for row in row_caches(cache).rows]  # one may stand there twice
+        return RowCaches(rows, torch.cat([cache.lengths for cache in caches]), caches[0].capacity)
+
+
+def row_caches(cache: KVCache) -> RowCaches:
+    """Return the cache if it is one of these; raise ValueError otherwise."""
+    if not isinstance(cache, RowCaches):
+        raise ValueError(f"cache: found a {type(cache).__name__}, expected one that the model's new_cache has made")
+    return cache
+
+
+def layer_kinds(config: Any) -> dict[str, tuple[int, int | None]]:
+    """Return each kind of layer that a model has, with its first layer and its sliding window, if it has one."""
+    layers = DynamicCache(config=config).layers
+    names = getattr(config, "layer_types", None) or ["attention"] * len(layers)
+    kinds: dict[str, tuple[int, int | None]] = {}
+    for place, (name, layer) in enumerate(zip(names, layers, strict=False)):
+        kinds.setdefault(name, (place, getattr(layer, "sliding_window", None)))
+    return kinds
+
+
+def row_masks(
+    config: Any,
+    cache: Any,
+    length: int,
+    positions: Tensor,  # [T]
+    visible: Tensor | None,  # [T, T], or [T, S]
+    dtype: torch.dtype,
+) -> Tensor | dict[str, Tensor]:  # [1, 1, T, S]
+    """Return the mask of a pass behind `length` cached positions, or where kinds of layers differ, a mask for each.
+
+    Every row sees what is cached, and of the pass the rows that `visible` says (default: a chain). Over S columns it
+    says so of the cached ones as well. A layer with a window w hides keys w or more positions back, and its cache has
+    dropped some of those already.
+    """
+    num_rows = len(positions)
+    if visible is None:
+        visible = torch.ones((num_rows, num_rows), dtype=torch.bool, device=positions.device).tril()
+    if visible.shape[1] == num_rows:
+        visible = torch.cat([visible.new_ones((num_rows, length)), visible], dim=1)
+    standing = torch.cat([torch.arange(length, device=positions.device), positions])  # [S]
+    masks = {}
+    for name, (layer, window) in layer_kinds(config).items():
+        seen = visible
+        if window is not None:
+            seen = seen & (positions.unsqueeze(1) - standing < window)
+        if layer < len(cache.layers):
+            size, first = cache.layers[layer].get_mask_sizes(num_rows)
+            seen = seen[:, first : first + size]
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        masks[name] = mask.masked_fill(~seen, torch.finfo(dtype).min)[None, None]
+    return masks if len(masks) > 1 else next(iter(masks.values()))

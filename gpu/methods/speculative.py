@@ -1,0 +1,199 @@
+"""Drafting left to right: each draft from a law that may depend on those before it.
+
+Glossary of shapes: B batch, K drafts, S capacity, V vocabulary.
+
+Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
+
+The drafter is a smaller model, as published, or whatever else gives a law behind a text.
+
+Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318),
+Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
+2211.17192), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pass_sampling.reference.config import SamplingConfig
+from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.methods.checks import check_settings
+from pass_sampling.reference.methods.speculative import check_drafter, check_drafter_context, check_lenience
+
+from ..batch_record import BatchRecord
+from ..drafters.base import Drafter
+from ..drafters.schedule import Schedule
+from ..host import at_hand
+from ..sampling import Probs, Processor, largest_logits, probs_from_logits
+from ..state import State, any_of, most_of, num_leading
+from ..uniforms import Draws, Slots
+from ..verify import Tokens, drafted
+from .base import Method
+from .language_model import LanguageModel
+from .records import drafting_record, judge
+
+
+class Drafts(NamedTuple):
+    """What the rows of a batch drafted in a cycle; what stands behind a row's drafts means nothing."""
+
+    tokens: Tokens  # [B, K]
+    probs: Probs  # [B, K, V], the very laws that the tokens were drawn from
+    goes_on: Tensor  # [B], whether the text goes on behind the last
+    num_asked: Tensor  # [B], laws that were asked for
+    num_draft: Tensor  # [B]
+
+
+def draft_left_to_right(
+    method: Method,
+    state: State,
+    limit: Tensor,  # [B]
+    draws: Draws,
+    next_logits: Callable[[Tokens, Tensor, int], Tensor],
+    sampling: SamplingConfig,
+    wanted: Callable[[int, Tensor], Tensor] | None = None,
+    bound: int | None = None,
+) -> Drafts:
+    """Draw drafts one by one: `next_logits(tokens, lengths, i)` gives the logits of draft i behind the text so far.
+
+    Drafting stops at the limit, where the logits make no law, where the draft is not `wanted(i, logits)`, and behind
+    one that ends the text: all known before the next is drawn. All rows run along until the last has stopped; what they
+    draw beyond is ignored. On a CPU, and where a processor must not be asked about that, it is looked for at every
+    draft whether any row goes on. No limit is above `bound`; by default that is the number of uniforms.
+    """
+    limit = limit.clamp(min=0) * ~state.ended
+    most = most_of(state, limit, draws.room("draft") if bound is None else bound)
+    step_by_step = wanted is not None or method.processor is not None
+    looks = step_by_step or at_hand(limit)
+    going, text = limit > 0, state.tokens.clone()
+    nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
+    tokens, laws, lawful = [text[:, :0]], [nothing], []
+    while len(laws) <= most and (not looks or any_of(state, going)):
+        depth, lengths = len(laws) - 1, state.lengths + (len(laws) - 1)
+        logits = next_logits(text, lengths, depth).unsqueeze(1)
+        if method.processor is not None:
+            logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
+        lawful.append(largest_logits(logits).isfinite())
+        if wanted is not None:
+            lawful[-1] = lawful[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
+        going = going & lawful[-1][:, 0]
+        if looks and not any_of(state, going):
+            break
+        laws.append(probs_from_logits(logits, sampling))
+        tokens.append(draws.tokens("draft", laws[-1], depth))
+        text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
+        if step_by_step:
+            ends = state.kept(torch.cat(tokens, dim=1), (depth + 1) * going)[1]
+            going = going & ~ends
+        going = going & (limit > depth + 1)
+    block = torch.cat(tokens, dim=1)
+    if not lawful:
+        return Drafts(block, nothing, limit == 0, limit, limit)
+    can = torch.minimum(limit, num_leading(torch.cat(lawful, dim=1)))
+    num_draft, ended = state.kept(block, can)
+    draws.restrict("draft", drafted(block, num_draft))
+    num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))
+    return Drafts(block, torch.cat(laws, dim=1), ~ended, num_asked, num_draft)
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculativeSampling(Method):
+    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+
+    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them. A `lenience` below
+    1 is lossy: drafts are judged as if they had been only so likely, and no token's probability grows beyond
+    1 / lenience times the target's.
+    """
+
+    model: LanguageModel
+    drafter: Drafter
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    draft_sampling: SamplingConfig | None = None
+    rule: str = "token"
+    processor: Processor | None = None
+    num_draft: int = 4  # K
+    schedule: Schedule = field(default_factory=Schedule)
+    lenience: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings and the drafter against the model.
+
+        Raises:
+            ValueError: an unknown rule, settings beyond the vocabulary, a drafter with another vocabulary, a number
+                of drafts below 0, or a lenience outside (0, 1] or with another rule than token.
+        """
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
+        check_drafter(self.model, self.drafter, self.num_draft)
+        check_lenience(self.lenience, self.rule)
+
+    @property
+    def slots(self) -> Slots:
+        """A draw and an acceptance per draft, and the final draw."""
+        return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
+
+    @property
+    def scratch(self) -> int:
+        """Slots that may be written behind the longest text: K drafts, a final token, and one row of padding."""
+        return self.num_draft + 2
+
+    def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
+        """Return the state before the first cycle; see `Method.start_batch`.
+
+        Raises:
+            ValueError: a prompt and its new tokens do not fit into the drafter's context either.
+        """
+        state = super().start_batch(prompts, ending)
+        for prompt in prompts:
+            check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
+        draft_cache = self.drafter.new_cache(state.cache.capacity, len(prompts))
+        pace = torch.tensor(self.schedule.start(self.num_draft), dtype=torch.float64, device=self.model.device)
+        return replace(state, draft_cache=draft_cache, pace=pace.repeat(len(prompts), 1))
+
+    def step(
+        self,
+        state: State,
+        uniforms: Tensor,  # [B, 2K+1]
+        trace: bool = False,
+    ) -> tuple[State, BatchRecord]:
+        """Run one cycle: K drafts, one pass of the target, 1 + accepted tokens."""
+        draws = Draws(uniforms, self.slots, trace)
+        pending, active = state.pending, ~state.ended
+        draft_tokens, draft_probs, goes_on, num_asked, num_draft = self._draft(state, draws)
+        record = drafting_record(pending - 1, num_asked * self.drafter.passes_per_draft, active)
+
+        # One pass over what the target has not seen and the drafts; row i holds its law after i drafts.
+        text = state.followed_by(draft_tokens)
+        logits = self.model.logits(self.feed_drafts(state, text, draft_tokens.shape[1]))
+        drafts = draft_tokens, draft_probs, num_draft, goes_on
+        state, record, verdict = judge(
+            self, self.rule, state, record, draws, logits, *drafts, active, lenience=self.lenience
+        )
+        if state.pace.shape[1]:
+            pace = self.schedule.follow(state.pace, self.num_draft, num_draft, verdict.num_accepted)
+            state = replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace))
+        sound = state.lengths + verdict.num_accepted * active  # rejected drafts leave no trace, in either cache
+        return state.commit(record, sound)
+
+    def _draft(self, state: State, draws: Draws) -> Drafts:
+        """Draft as many tokens as the schedule wants; a final token comes as well."""
+
+        def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
+            return self.drafter.logits(tokens, state.draft_cache, lengths, 1 if depth else state.draft_pending)
+
+        def wanted(depth: int, logits: Tensor) -> Tensor:
+            return self.schedule.goes_on(state.pace, depth, logits)
+
+        limit = torch.minimum(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
+        return draft_left_to_right(
+            self,
+            state,
+            limit,
+            draws,
+            next_logits,
+            self.draft_sampling or self.sampling,
+            wanted if self.schedule.adapts else None,
+        )

@@ -1,0 +1,351 @@
+"""A tree of drafts: its shape, what was drafted in it, and the path that verification took through it.
+
+Places are numbered breadth first: place 0 is the last committed token, the drafts follow. The rows of a batch share the
+shape; `used` says which of its places hold a draft.
+
+Glossary of shapes: B batch, C candidates, N drafts of the tree, V vocabulary, R accepted drafts at most, or places of
+a depth.
+
+A tree of drafts in a step: how it is drawn, how the rows of the pass over it are laid out, how it is verified.
+
+A chain of drafts is a tree with one candidate everywhere.
+
+Glossary of shapes: B batch, N drafts of the tree, T rows of the pass, R places asked side by side, M drafts
+behind them, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pass_sampling.reference.config import SamplingConfig
+
+from ..sampling import Probs
+from ..state import State, any_of
+from ..uniforms import Draws
+from ..verify import Tokens, row
+from .base import Method
+from .tree_rules import RULES, draw_candidates
+
+NumCandidates = tuple[int | tuple[int, ...], ...]
+"""How many candidates stand behind the places of each depth: one number for all of them, or one for each in turn."""
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """The shape of a tree in which `num_candidates[d]` drafts stand behind everything at depth d.
+
+    Candidates of different ranks may have different numbers behind them: `(3, (2, 1, 0))` has two behind the first
+    draft, one behind the second and none behind the third.
+    """
+
+    num_candidates: NumCandidates
+    device: torch.device | str = "cpu"
+
+    @cached_property
+    def children(self) -> tuple[range, ...]:
+        """The places that stand behind each place."""
+        children: list[range] = []
+        level = range(1)
+        for counts in (*self.num_candidates, 0):
+            start = level.stop
+            for count in counts if isinstance(counts, tuple) else (counts,) * len(level):
+                children.append(range(start, start + count))
+                start += count
+            level = range(level.stop, start)
+        return tuple(children)
+
+    @cached_property
+    def parents(self) -> tuple[int, ...]:
+        """Behind which place each place stands; -1 for place 0."""
+        return (-1, *(place for place, children in enumerate(self.children) for _ in children))
+
+    @property
+    def num_drafts(self) -> int:
+        """N, the places but the first."""
+        return len(self.children) - 1
+
+    def path(self, place: int) -> list[int]:
+        """Return the drafts from the first to the one at a place."""
+        return [*self.path(self.parents[place]), place] if place else []
+
+    def first_uniform(self, depth: int) -> int:
+        """Return the first of the uniforms that decide about candidates behind a path of so many drafts."""
+        return sum(self.widths[:depth])
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The most candidates behind a place of each depth."""
+        return tuple(max(counts) if isinstance(counts, tuple) else counts for counts in self.num_candidates)
+
+    @cached_property
+    def depths(self) -> Tensor:  # [N+1]
+        """How many drafts stand on the path to each place."""
+        return self.visible.sum(dim=1) - 1
+
+    @cached_property
+    def visible(self) -> Tensor:  # [N+1, N+1]
+        """Which places each place sees: those on its path, itself included, and place 0."""
+        seen = torch.eye(len(self.children), dtype=torch.bool)
+        for place, parent in enumerate(self.parents[1:], start=1):
+            seen[place] |= seen[parent]
+        return seen.to(self.device)
+
+    def candidates(self, depth: int) -> Tensor:  # [N+1, C]
+        """Return the places behind each place of a depth; 0 where there are none, or fewer than C."""
+        return self._candidates[depth]
+
+    @cached_property
+    def _candidates(self) -> tuple[Tensor, ...]:
+        tables = [torch.zeros((len(self.children), count), dtype=torch.int64) for count in self.widths]
+        for place, children in enumerate(self.children):
+            if children:
+                tables[len(self.path(place))][place, : len(children)] = torch.tensor(list(children))
+        return tuple(table.to(self.device) for table in tables)
+
+    @cached_property
+    def levels(self) -> tuple[range, ...]:
+        """The places of each depth."""
+        depths = [len(self.path(place)) for place in range(len(self.children))]
+        found = [[place for place, each in enumerate(depths) if each == depth] for depth in range(depths[-1] + 1)]
+        return tuple(range(level[0], level[-1] + 1) for level in found)
+
+    def paths(self, depth: int) -> Tensor:  # [R, ...]
+        """Return the drafts up to each place of a depth."""
+        return self._paths[depth]
+
+    @cached_property
+    def _paths(self) -> tuple[Tensor, ...]:
+        paths = [torch.tensor([self.path(place) for place in level], dtype=torch.int64) for level in self.levels]
+        return tuple(path.to(self.device) for path in paths)
+
+    @cached_property
+    def order(self) -> Tensor:  # [N+1]
+        """All places in turn."""
+        return torch.arange(len(self.children), device=self.device)
+
+    def cut(self, depth: int) -> DraftTree:
+        """Return the tree without what stands behind so many drafts; always the same one."""
+        return self if depth >= len(self.num_candidates) else self._shorter[depth]
+
+    @cached_property
+    def _shorter(self) -> tuple[DraftTree, ...]:
+        return tuple(DraftTree(self.num_candidates[:depth], self.device) for depth in range(len(self.num_candidates)))
+
+    @cached_property
+    def layouts(self) -> dict[tuple[tuple[int, ...], int], tuple[Tensor, Tensor]]:
+        """What `methods.trees.layout` has found where one token was pending: it does not change."""
+        return {}
+
+
+@dataclass(frozen=True)
+class TreeDrafts:
+    """What was drafted at each place; places that are not used hold nothing."""
+
+    tree: DraftTree
+    used: Tensor  # [B, N+1], place 0 where the text goes on
+    tokens: Tokens  # [B, N+1]
+    probs: Probs  # [B, N+1, V], the law that each draft was drawn from
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How verification went: from place 0 to drafts that were accepted, and the token that follows them."""
+
+    path: Tensor  # [B, R], the accepted drafts, padded
+    log_probs: Probs  # [B, R+1], of the accepted tokens and the one that follows them, by the target
+    final_token: Tensor  # [B]
+    is_bonus: Tensor  # [B]
+    accept_probs: Probs  # [B, N+1], the chance of each draft, once reached; NaN where verification did not come
+    target_token_probs: Probs  # [B, N+1], the same
+    num_accepted: Tensor  # [B]
+    has_final: Tensor  # [B], whether the text goes on behind the path
+    place: Tensor  # [B], the last of the path
+
+
+def draw_tree(
+    method: Method,
+    state: State,
+    tree: DraftTree,
+    limit: Tensor,  # [B]
+    draws: Draws,
+    next_logits: Callable[[Tokens, range], Tensor],
+    sampling: SamplingConfig,
+    rule: str,
+    side_by_side: bool = False,
+) -> tuple[TreeDrafts, Tensor]:  # [B]
+    """Draw candidates behind place after place: `next_logits(paths, places)` gives the logits behind text and paths.
+
+    Returned are the drafts with the very laws that they were drawn from, and how many logits were asked for. Nothing
+    stands behind a draft that ends the text, behind `limit` drafts, or where the logits make no law. Asked for are one
+    place or, `side_by_side`, all places of a depth: then paths are `[B, R, depth]`, and the logits `[B, R, V]`.
+
+    Rows that draft nothing somewhere run along, and what they draw is ignored. The tree is as deep as some row's.
+    """
+    active, size = ~state.ended, tree.num_drafts + 1
+    tokens = torch.zeros((len(active), size), dtype=torch.int64, device=active.device)
+    used, ends = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros_like(tokens, dtype=torch.bool)
+    probs = torch.zeros((*tokens.shape, method.model.vocab_size), dtype=torch.float64, device=active.device)
+    num_asked, num_levels = torch.zeros_like(state.lengths), 0
+    used[:, 0] = active
+    for depth, level in enumerate(tree.levels):
+        for places in (level,) if side_by_side else (level[place : place + 1] for place in range(len(level))):
+            counts, those = [len(tree.children[place]) for place in places], slice(places.start, places.stop)
+            asked = used[:, those] & ~ends[:, those] & (depth < limit).unsqueeze(1)
+            asked = asked & torch.tensor(counts, device=active.device).bool()
+            if not any_of(state, asked):
+                continue
+            paths = tokens[:, tree.paths(depth)[places.start - level.start : places.stop - level.start]]
+            logits = _processed(method, state, next_logits(paths, places), asked, paths)
+            num_asked, num_levels = num_asked + asked.sum(dim=1), depth + 1
+            start, replacement = tree.children[places.start].start, RULES[rule].replacement
+            here = slice(start, start + sum(counts))
+            found = draw_candidates(logits, sampling, counts, draws, start - 1, replacement, asked)
+            tokens[:, here], probs[:, here], used[:, here] = found
+            ends[:, here] = _ends(state, paths, counts, found[0], found[2])
+    tree = tree.cut(num_levels)
+    size = tree.num_drafts + 1
+    return TreeDrafts(tree, used[:, :size], tokens[:, :size], probs[:, :size]), num_asked
+
+
+def _processed(
+    method: Method,
+    state: State,
+    logits: Tensor,  # [B, R, V]
+    asked: Tensor,  # [B, R]
+    paths: Tokens,  # [B, R, ...]
+) -> Tensor:  # [B, R, V]
+    """Return the logits behind paths of one length as the processor leaves them."""
+    if method.processor is None:
+        return logits
+    rows = [
+        method.process(state, logits[:, i : i + 1], asked[:, i : i + 1], paths[:, i], paths.shape[2])
+        for i in range(paths.shape[1])
+    ]
+    return torch.cat(rows, dim=1)
+
+
+def _ends(
+    state: State,
+    paths: Tokens,  # [B, R, ...]
+    counts: list[int],
+    tokens: Tokens,  # [B, M]
+    used: Tensor,  # [B, M]
+) -> Tensor:  # [B, M]
+    """Say which of the drafts behind paths end the text; the length does not."""
+    if not state.ending.asks_host:
+        return used & (tokens.unsqueeze(2) == state.eos).any(dim=2)
+    found, behind = [], [place for place, count in enumerate(counts) for _ in range(count)]
+    for draft, place in enumerate(behind):
+        text = torch.cat([paths[:, place], tokens[:, draft : draft + 1]], dim=1)
+        found.append(state.kept(text, text.shape[1] * used[:, draft])[1])
+    return torch.stack(found, dim=1)
+
+
+def rows_of_pass(
+    state: State,
+    tree: DraftTree,
+    behind: tuple[int, ...] = (),
+    depth: int = 0,
+) -> tuple[Tensor, Tensor]:  # [B, T], [..., T, T]
+    """Return where the rows of one pass stand and which they see; see `layout`."""
+    if state.max_pending > 1:
+        offsets, visible = layout(state.pending.unsqueeze(1), state.max_pending, tree, behind, depth)
+        return state.lengths.unsqueeze(1) - 1 + offsets, visible
+    if (behind, depth) not in tree.layouts:
+        one = torch.ones((1, 1), dtype=torch.int64, device=state.lengths.device)
+        tree.layouts[behind, depth] = layout(one, 1, tree, behind, depth)
+    offsets, visible = tree.layouts[behind, depth]
+    return state.lengths.unsqueeze(1) - 1 + offsets, visible[0]
+
+
+def layout(
+    pending: Tensor,  # [B, 1]
+    max_pending: int,
+    tree: DraftTree,
+    behind: tuple[int, ...] = (),
+    depth: int = 0,
+) -> tuple[Tensor, Tensor]:  # [B, T], [B, T, T]
+    """Return how far behind the last committed token the rows of one pass stand, and which they see.
+
+    First come the pending tokens, the last of which is place 0, and the drafts. Each sees the pending tokens up to
+    itself and the drafts on its path. Rows with less to feed than others are padded behind their drafts, where nothing
+    looks. Then come groups of `depth` look-ahead rows, one behind each place of `behind`: a group stands where the next
+    tokens would, and sees what the row before it sees and its own rows up to themselves. No other row sees it.
+    """
+    num_text, num_ahead = max_pending + tree.num_drafts, len(behind) * depth
+    order = torch.arange(num_text, device=pending.device)
+    after = order - pending + 1  # [B, ...], up to 0 the pending tokens, then the drafts
+    place = after.clamp(0, tree.num_drafts)
+    offsets = torch.where(after > 0, tree.depths[place], after)
+    seen = (after <= 0).unsqueeze(1) | tree.visible[place.unsqueeze(2), place.unsqueeze(1)]
+    text = seen & (order <= order.unsqueeze(1))
+    if num_ahead == 0:
+        return offsets, text
+    before = pending - 1 + torch.tensor(behind, device=pending.device)  # the row before each group
+    ahead = offsets.gather(1, before).unsqueeze(2) + torch.arange(1, depth + 1, device=pending.device)
+    context = text.gather(1, before.unsqueeze(2).expand(-1, -1, num_text)).repeat_interleave(depth, dim=1)
+    causal = torch.ones((depth, depth), dtype=torch.bool, device=pending.device).tril()
+    own = torch.block_diag(*[causal] * len(behind)).expand(len(pending), -1, -1)
+    text = torch.nn.functional.pad(text, (0, num_ahead))
+    return torch.cat([offsets, ahead.flatten(1)], dim=1), torch.cat([text, torch.cat([context, own], dim=2)], dim=1)
+
+
+def walk_tree(
+    method: Method,
+    state: State,
+    drafts: TreeDrafts,
+    logits: Tensor,  # [B, N+1, V]
+    draws: Draws,
+    rule: str,
+) -> tuple[State, Walk]:
+    """Verify from place to place: the candidates behind it, then those behind the one that was accepted.
+
+    `logits` are the target's, behind place 0 and behind each draft.
+    """
+    tree, going = drafts.tree, drafts.used[:, 0]
+    place, text, path = torch.zeros_like(state.lengths), state.tokens[:, :0], state.tokens[:, :0]
+    accept = torch.full(drafts.tokens.shape, float("nan"), dtype=torch.float64, device=place.device)
+    chances, log_probs = accept, accept[:, :0]
+    final_probs = last_probs = torch.zeros_like(drafts.probs[:, 0])
+    has_final = is_bonus = torch.zeros_like(going)
+    num_accepted = torch.zeros_like(place)
+    for depth in range(len(tree.num_candidates) + 1):
+        here, largest = method.laws(state, row(logits, place).unsqueeze(1), going.unsqueeze(1), text, depth)
+        state = state.note_fault(largest, depth, going.unsqueeze(1))
+        assert isinstance(here, Tensor)  # a tree is not written down
+        target_probs = here.squeeze(1)
+        last_probs = torch.where(going.unsqueeze(1), target_probs, last_probs)
+        if depth == len(tree.num_candidates):
+            final_probs = torch.where(going.unsqueeze(1), target_probs, final_probs)
+            has_final, is_bonus = has_final | going, is_bonus | going
+            break
+        children = tree.candidates(depth)[place]
+        count = (drafts.used.gather(1, children) & (children > 0)).sum(dim=1)
+        asked = going & (count > 0)
+        tokens = drafts.tokens.gather(1, children)
+        probs = drafts.probs.gather(1, children.unsqueeze(2).expand(-1, -1, target_probs.shape[1]))
+        found = RULES[rule].verify(target_probs, probs, tokens, draws, tree.first_uniform(depth), count, asked)
+        accept = torch.where(asked.unsqueeze(1), accept.scatter(1, children, found.accept_probs), accept)
+        chance = chances.scatter(1, children, target_probs.gather(1, tokens))
+        chances = torch.where(asked.unsqueeze(1), chance, chances)
+        moved = asked & (found.accepted >= 0)
+        stays = (going & ~moved).unsqueeze(1)
+        final = torch.where(asked.unsqueeze(1), found.final_probs, target_probs)
+        final_probs = torch.where(stays, final, final_probs)
+        has_final, is_bonus = has_final | stays.squeeze(1), is_bonus | (going & ~asked)
+        place = torch.where(moved, children.gather(1, found.accepted.clamp(min=0).unsqueeze(1)).squeeze(1), place)
+        path = torch.cat([path, place.unsqueeze(1)], dim=1)
+        text = drafts.tokens.gather(1, path)
+        log_probs = torch.cat([log_probs, target_probs.gather(1, text[:, -1:]).log()], dim=1)
+        num_accepted = num_accepted + moved
+        going = moved & ~state.kept(text, (depth + 1) * moved)[1]
+    final_token = draws.token("final", final_probs, active=has_final)
+    final_log = last_probs.gather(1, final_token.unsqueeze(1)).log()
+    log_probs = torch.cat([log_probs, final_log], dim=1).scatter(1, num_accepted.unsqueeze(1), final_log)
+    return state, Walk(path, log_probs, final_token, is_bonus, accept, chances, num_accepted, has_final, place)

@@ -1,0 +1,230 @@
+"""The key/value cache of a batch: what earlier passes computed, and how rejected drafts leave it.
+
+Glossary of shapes: B batch, G key/value heads, T rows of this pass, S slots in sight, E head size,
+N slots or rows that are kept.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from ..host import at_hand
+
+
+class KVCache:
+    """Keys and values of the first `lengths[b]` positions of each row b, in arrays of fixed size.
+
+    Slot s holds position s. Slots at and beyond a row's length are scratch: a pass writes there, and what is kept of
+    it is decided afterwards by `truncate` or `keep`. Scratch is masked, not absent, so it must stay finite: it starts
+    as zeros. `extent` is a bound on all lengths that the host knows, so that a pass need not read unused slots;
+    `level` says that the host knows all lengths to be equal to it. On the CPU the bound is exact. Elsewhere a
+    `truncate` leaves it loose, and the lengths are read back only when it has run out.
+
+    With a fixed `sight` every pass reads that many slots, whatever the lengths are, and the host is asked nothing: the
+    shapes of a step that is captured must not depend on what is in its tensors.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        capacity: int = 16,
+        batch_size: int = 1,
+        device: torch.device | str = "cpu",
+    ):
+        """Reserve zeroed room for `capacity` positions per row."""
+        shape = (num_layers, batch_size, num_kv_heads, capacity, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, B, G, capacity, E]
+        self.values = torch.zeros(shape, dtype=dtype, device=device)  # [layers, B, G, capacity, E]
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
+        self.extent, self.level = 0, True
+        self.sight: int | None = None
+        self._rows = torch.arange(batch_size, device=device).unsqueeze(1)  # [B, 1]
+        self._layers = torch.arange(num_layers, device=device).unsqueeze(1)  # [layers, 1]
+        self._places: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Number of positions per row."""
+        return self.keys.shape[3]
+
+    def slots(self, num_rows: int) -> Tensor:  # [B, T]
+        """Return where the rows of the next pass will be written.
+
+        Raises:
+            ValueError: a row would run past the capacity.
+        """
+        if self.sight is None and self.extent + num_rows > self.capacity and not self._at_hand:
+            self.measure()
+        if self.sight is None and self.extent + num_rows > self.capacity:
+            raise ValueError(f"capacity: found {self.capacity}, expected at least {self.extent + num_rows}")
+        if self._places is None or self._places[0] is not self.lengths or self._places[1].shape[1] != num_rows:
+            order = torch.arange(num_rows, device=self.lengths.device)
+            self._places = self.lengths, self.lengths.unsqueeze(1) + order  # asked for by a step and by its pass
+        return self._places[1]
+
+    def num_slots(self, num_rows: int) -> int:
+        """Return how many slots a pass over so many rows reads, S."""
+        return self.extent + num_rows if self.sight is None else self.sight
+
+    def fix(self, sight: int | None) -> None:
+        """Let every pass read that many slots, which no row may run past; None: as many as there are."""
+        self.sight, self.level = sight, False
+        self.measure()
+
+    def write(
+        self,
+        layer: int,
+        keys: Tensor,  # [B, G, T, E]
+        values: Tensor,  # [B, G, T, E]
+        slots: Tensor,  # [B, T]
+    ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
+        """Write one layer's rows of a pass and return every slot that some row of the batch can see."""
+        end = self.num_slots(keys.shape[2])
+        for whole, new in ((self.keys, keys), (self.values, values)):
+            if self.level:
+                whole[layer, :, :, self.extent : end] = new
+            else:  # in the whole, not in a part of it: so a compiler makes no copy
+                whole[self._layers[layer], self._rows, :, slots] = new.transpose(1, 2)
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, num_rows: int) -> None:
+        """Count the rows that every layer has just written as cached."""
+        self.lengths = self.lengths + num_rows
+        self.extent += num_rows
+
+    def truncate(
+        self,
+        length: Tensor,  # [B]
+    ) -> None:
+        """Drop every position at or beyond each row's `length`: rejected drafts, look-ahead rows, padding.
+
+        Raises:
+            ValueError: a length is negative or more than what is cached; checked on the CPU alone, where asking
+                costs no synchronisation.
+        """
+        if self._at_hand and self.sight is None:
+            before, after = self.lengths.tolist(), length.tolist()  # quicker than to compare tensors
+            if after == before:
+                return
+            if not all(0 <= new <= old for old, new in zip(before, after, strict=True)):
+                self._check_length(length)
+        self.lengths, self.level = length, False
+        if self._at_hand and self.sight is None:
+            self.measure()
+
+    def keep(
+        self,
+        rows: Tensor,  # [B, N]
+        length: Tensor | int = 0,  # [B], or []
+        count: Tensor | None = None,  # [B]
+    ) -> None:
+        """Keep the first `length` positions, and behind them only the given slots: the rollback of a tree of drafts.
+
+        Of each row the first `count` slots are meant, by default all.
+
+        Raises:
+            ValueError: the slots do not increase, or are not all cached behind the first `length`; checked on the CPU
+                alone.
+        """
+        length = torch.zeros_like(self.lengths) + length
+        count = torch.full_like(self.lengths, rows.shape[1]) if count is None else count
+        order = torch.arange(rows.shape[1], device=rows.device)
+        used, places = order < count.unsqueeze(1), length.unsqueeze(1) + order
+        if self._at_hand and self.sight is None:
+            self._check_length(length)
+            rising = (rows.diff(dim=1, prepend=length.unsqueeze(1) - 1) > 0) & (rows < self.lengths.unsqueeze(1))
+            if not bool((rising | ~used).all()):
+                raise ValueError(
+                    f"rows: found {rows.tolist()}, expected increasing slots from {length.tolist()} to "
+                    f"{(self.lengths - 1).tolist()}"
+                )
+        places = places.clamp(max=self.capacity - 1)
+        rows = torch.where(used, rows, places)  # what is not meant stays where it is
+        for arrays in (self.keys, self.values):
+            slots = arrays.transpose(2, 3)
+            slots[:, self._rows, places] = slots[:, self._rows, rows]
+        self.lengths, self.level = length + count, False
+        if self._at_hand and self.sight is None:
+            self.measure()
+
+    def select(
+        self,
+        rows: Tensor,  # [N]
+    ) -> KVCache:
+        """Return an independent cache of the given rows of the batch."""
+        return self._like(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
+
+    def copy(self) -> KVCache:
+        """Return an independent cache with the same contents."""
+        return self._like(self.keys.clone(), self.values.clone(), self.lengths.clone())
+
+    def agrees(self, other: KVCache) -> bool:
+        """Say whether the rows that two caches of one sequence both hold are the same up to rounding."""
+        length = min(int(self.lengths), int(other.lengths))
+        pairs = ((self.keys, other.keys), (self.values, other.values))
+        return all(same(mine[..., :length, :], yours[..., :length, :]) for mine, yours in pairs)
+
+    @staticmethod
+    def stack(caches: list[KVCache]) -> KVCache:
+        """Return an independent cache whose rows are those of caches of equal capacity, one after the other."""
+        twin = caches[0]._like(
+            torch.cat([cache.keys for cache in caches], dim=1),
+            torch.cat([cache.values for cache in caches], dim=1),
+            torch.cat([cache.lengths for cache in caches]),
+        )
+        if not twin._at_hand:
+            twin.extent = max(cache.extent for cache in caches)
+            twin.level = all(cache.level and cache.extent == twin.extent for cache in caches)
+        return twin
+
+    def _like(self, keys: Tensor, values: Tensor, lengths: Tensor) -> KVCache:
+        """Return a cache of other rows, as far as the host knows like this one."""
+        twin = copy(self)
+        twin.keys, twin.values, twin.lengths, twin._places = keys, values, lengths, None
+        twin._rows = torch.arange(len(lengths), device=lengths.device).unsqueeze(1)
+        if twin._at_hand:
+            twin.measure()
+        return twin
+
+    @property
+    def _at_hand(self) -> bool:
+        """Whether the host can read the lengths without waiting for a device."""
+        return at_hand(self.lengths)
+
+    def _check_length(
+        self,
+        length: Tensor,  # [B]
+    ) -> None:
+        if bool(((length < 0) | (length > self.lengths)).any()):
+            raise ValueError(
+                f"length: found {length.tolist()}, expected 0 to {self.lengths.tolist()}, the number of cached "
+                "positions"
+            )
+
+    def measure(self) -> None:
+        """Read the lengths back, which makes `extent` exact: on a device, a synchronisation."""
+        self._places = None
+        if self.sight is not None:
+            return
+        lengths = self.lengths.tolist()
+        self.extent = max(lengths, default=0)
+        self.level = lengths.count(self.extent) == len(lengths)
+
+
+def same(
+    mine: Tensor,  # [...]
+    yours: Tensor,  # [...]
+) -> bool:
+    """Say whether tensors are equal up to rounding.
+
+    Rounding is 4096 units in the last place of the largest number; in 16 bits that is no bound at all.
+    """
+    finite = torch.where(mine.isfinite(), mine, 0.0).abs()
+    tolerance = 4096 * torch.finfo(mine.dtype).eps * finite.max() if mine.numel() else 0.0
+    return bool((((mine - yours).abs() <= tolerance) | (mine == yours)).all())

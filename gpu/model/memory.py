@@ -1,0 +1,90 @@
+"""How much memory a model needs, and whether so much is free: asked before anything is allocated.
+
+What does not fit is refused in a sentence that says what it would be for; the process can go on with something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from pass_sampling.reference.model.config import ModelConfig
+
+from .weights import Weights, allocate
+
+__all__ = ["Memory", "cache_bytes", "check_memory", "memory_of", "pass_bytes", "tensors_of", "weight_bytes"]
+
+ALWAYS_FREE = 2**26  # bytes: less is not worth asking the system for
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that something needs."""
+
+    weights: int = 0
+    cache: int = 0
+    workspace: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.cache + self.workspace
+
+
+def memory_of(config: ModelConfig, dtype: torch.dtype, capacity: int, num_rows: int) -> Memory:
+    """Return what a model needs: its weights, a cache for one text, and what a pass over so many rows makes."""
+    widest = max(2 * config.intermediate_size, config.vocab_size)
+    workspace = num_rows * (4 * dtype.itemsize + 16) * widest
+    return Memory(weight_bytes(config, dtype), cache_bytes(config, dtype, capacity), workspace)
+
+
+def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of a model's weights."""
+    return sum(tensor.nbytes for tensor in tensors_of(allocate(config, dtype, "meta")))
+
+
+def cache_bytes(config: ModelConfig, dtype: torch.dtype, capacity: int, batch_size: int = 1) -> int:
+    """Return the bytes of keys and values of so many positions."""
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return dtype.itemsize * numbers * capacity * batch_size
+
+
+def pass_bytes(config: ModelConfig, dtype: torch.dtype, num_rows: int) -> int:
+    """Return what a pass over a long prompt makes at least: gate, up, and what becomes of them, of one layer."""
+    return dtype.itemsize * 4 * config.intermediate_size * num_rows
+
+
+def check_memory(needed: Memory, device: torch.device) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        ValueError: less is free.
+    """
+    free = None if needed.total < ALWAYS_FREE else _free(device)
+    if free is not None and needed.total > free:
+        gigabytes = {each.name: getattr(needed, each.name) / 1e9 for each in fields(Memory)}
+        parts = ", ".join(f"{amount:.1f} of {name}" for name, amount in gigabytes.items() if amount)
+        raise ValueError(
+            f"memory: found {free / 1e9:.1f} GB free on {device}, expected {needed.total / 1e9:.1f}: {parts}"
+        )
+
+
+def tensors_of(weights: Weights) -> list[torch.Tensor]:
+    """Return every tensor once."""
+    layers = [tensor for layer in weights.layers for tensor in vars(layer).values() if tensor is not None]
+    output = [] if weights.output is weights.embedding else [weights.output]
+    return [weights.embedding, weights.norm, *output, *layers]
+
+
+def _free(device: torch.device) -> int | None:
+    """Return the bytes that are free, where the system tells; on a GPU with what PyTorch holds and does not use."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

@@ -1,0 +1,151 @@
+"""A language model that is a table: a row of its own for everything that can be in sight.
+
+Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated law. It
+reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..lookahead.vectors import LookAhead
+from .cache import KVCache
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+
+
+class TableModel:
+    """Rows are hashed from the pairs (position, input vector) in sight; see `row` for what they look like."""
+
+    fingerprint: str | None = None
+    name = "table"
+    stop_strings: tuple[str, ...] = ()
+    device = torch.device("cpu")
+    dtype = torch.float64
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_lookahead: int = 0,
+        seed: int = 0,
+        spread: float = 2.0,
+        zeros: float = 0.0,
+        max_position_embeddings: int = 64,
+        eos_token_ids: tuple[int, ...] = (),
+    ):
+        """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf."""
+        self.vocab_size = vocab_size
+        self.num_lookahead = num_lookahead
+        self.hidden_size = vocab_size + num_lookahead
+        self.seed = seed
+        self.spread = spread
+        self.zeros = zeros
+        self.max_position_embeddings = max_position_embeddings
+        self.eos_token_ids = eos_token_ids
+
+    def lookahead(self) -> LookAhead:
+        """Return this table's look-ahead vectors: the unit vectors that no token uses."""
+        return LookAhead(torch.eye(self.hidden_size)[self.vocab_size :])
+
+    def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
+        """Return an empty cache whose keys are the input vectors themselves."""
+        return KVCache(1, 1, self.hidden_size, self.dtype, capacity, batch_size)
+
+    def embed(
+        self,
+        tokens: Tensor | Sequence[Sequence[int]],  # [B, T]
+    ) -> Tensor:  # [B, T, D]
+        """Return the unit vector of each token."""
+        return torch.eye(self.hidden_size, dtype=self.dtype)[torch.as_tensor(tokens)]
+
+    def hidden(
+        self,
+        inputs: Tensor,  # [B, T, D]
+        cache: KVCache,
+        positions: Tensor | None = None,  # [B, T]
+        visible: Tensor | None = None,  # [T, T], or [B, T, T]
+    ) -> Tensor:  # [B, T, V]
+        """Return each row's logits: for a table, the hidden states are the answer already."""
+        num_rows = inputs.shape[1]
+        slots = cache.slots(num_rows)
+        if positions is None:
+            positions = slots
+        if visible is None:
+            visible = torch.ones((num_rows, num_rows), dtype=torch.bool).tril()
+        keys, _ = cache.write(0, inputs.unsqueeze(1), inputs.unsqueeze(1), slots)
+        places = torch.arange(keys.shape[2]).expand(len(inputs), -1)
+        row = places - cache.lengths.unsqueeze(1)  # which row of the pass a slot holds
+        column = row.clamp(0, num_rows - 1).unsqueeze(1).expand(-1, num_rows, -1)
+        seen = visible.expand(len(inputs), -1, -1).gather(2, column)  # [B, T, S]
+        in_sight = (row < 0).unsqueeze(1) | (((row >= 0) & (row < num_rows)).unsqueeze(1) & seen)
+        codes = pair_codes(keys[:, 0], places.scatter(1, slots, positions), in_sight.any(dim=1))
+        cache.advance(num_rows)
+        return self.row((codes.unsqueeze(1) * in_sight).sum(dim=-1))
+
+    def logits(
+        self,
+        hidden: Tensor,  # [..., V]
+    ) -> Tensor:  # [..., V]
+        """Return the rows as they are."""
+        return hidden
+
+    def logits_of(
+        self,
+        hidden: Tensor,  # [..., V]
+        tokens: Tensor,  # [..., N]
+    ) -> Tensor:  # [..., N]
+        """Return some tokens' places of the rows."""
+        return hidden.gather(-1, tokens)
+
+    def row(
+        self,
+        code: Tensor,  # [...]
+    ) -> Tensor:  # [..., V]
+        """Return the logits behind everything that has this code; at least one is finite."""
+        tokens = torch.arange(self.vocab_size)
+        bits = _mix(code.unsqueeze(-1) + _mix(torch.tensor(self.seed)) + tokens * _GOLDEN)
+        masked = _unit(_mix(bits)) < self.zeros
+        masked = masked & (tokens != _unsigned_remainder(code, self.vocab_size).unsqueeze(-1))
+        return (self.spread * (2.0 * _unit(bits) - 1.0)).masked_fill(masked, float("-inf"))
+
+
+def pair_codes(
+    keys: Tensor,  # [B, S, D]
+    positions: Tensor,  # [B, S]
+    in_sight: Tensor,  # [B, S]
+) -> Tensor:  # [B, S]
+    """Hash each input vector together with its position; a sequence's code is the sum of its pairs' codes.
+
+    Raises:
+        ValueError: a vector in sight is not finite, such as a poisoned cache slot.
+    """
+    labels = keys @ torch.arange(1.0, keys.shape[2] + 1.0, dtype=torch.float64)
+    if not bool(labels[in_sight].isfinite().all()):
+        raise ValueError("keys: found a value that is not finite, expected cached input vectors")
+    return _mix(_mix(labels.view(torch.int64)) + (positions + 1) * _GOLDEN)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Scramble 64 bits, held as int64: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
+    bits = (bits ^ _shift(bits, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    bits = (bits ^ _shift(bits, 27)) * (0x94D049BB133111EB - 2**64)
+    return bits ^ _shift(bits, 31)
+
+
+def _shift(bits: Tensor, places: int) -> Tensor:
+    """Shift right without the sign."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def _unit(bits: Tensor) -> Tensor:
+    """Turn 64 bits into a number in [0, 1), by their upper 53."""
+    return _shift(bits, 11).double() * 2.0**-53
+
+
+def _unsigned_remainder(bits: Tensor, divisor: int) -> Tensor:
+    """Return the remainder of 64 bits read as an unsigned number."""
+    half = _shift(bits, 1)
+    return ((half % divisor) * 2 + (bits & 1)) % divisor

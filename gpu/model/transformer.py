@@ -1,0 +1,222 @@
+"""A Llama-family transformer over a batch: embeddings in, logits out, a cache beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pass_sampling.reference.model.config import ModelConfig
+
+from ..host import at_hand, is_written_down
+from ..lookahead.adapter import NO_TERMS, Adapter, add_to_last
+from .cache import KVCache
+from .layers import attention, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
+from .linear import linears_of
+from .masks import Masks
+from .memory import Memory, cache_bytes, check_memory, pass_bytes
+from .weights import LayerWeights, Weights
+
+LONG = 512  # rows of a pass whose memory is worth asking for
+Inputs = Tensor | Sequence[Sequence[int]]
+
+
+class Transformer:
+    """A frozen language model. One pass: `logits(hidden(embed(tokens), cache))`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        eos_token_ids: tuple[int, ...] = (),
+        fingerprint: str | None = None,
+        name: str = "",
+        stop_strings: tuple[str, ...] = (),
+    ):
+        """Hold the weights; `fingerprint` and `name` say which checkpoint they came from."""
+        self.config = config
+        self.weights = weights
+        self.eos_token_ids = eos_token_ids
+        self.fingerprint = fingerprint
+        self.name = name
+        self.stop_strings = stop_strings
+        self._frequencies = rope_frequencies(config).to(self.device)
+        self._tables = self._rotation(torch.arange(0, device=self.device))
+        self._fixed_tables: dict[int, list[Tensor]] = {}
+        self._linears, self._output = linears_of(weights)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the length of an input vector."""
+        return self.config.hidden_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest sequence the model can read."""
+        return self.config.max_position_embeddings
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.weights.embedding.dtype
+
+    def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
+        """Return an empty cache of this model's shape.
+
+        Raises:
+            ValueError: it does not fit into the memory that is free.
+        """
+        config = self.config
+        check_memory(Memory(cache=cache_bytes(config, self.dtype, capacity, batch_size)), self.device)
+        self._reach(capacity)
+        return KVCache(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            self.dtype,
+            capacity,
+            batch_size,
+            self.device,
+        )
+
+    def embed(
+        self,
+        tokens: Tensor | Sequence[Sequence[int]],  # [B, T]
+    ) -> Tensor:  # [B, T, D]
+        """Look up the input vector of each token."""
+        return functional.embedding(torch.as_tensor(tokens, device=self.device), self.weights.embedding)
+
+    def hidden(
+        self,
+        inputs: Tensor,  # [B, T, D]
+        cache: KVCache,
+        positions: Tensor | None = None,  # [B, T]
+        visible: Tensor | None = None,  # [T, T], or [T, S], or [B, T, T]
+        adapter: Adapter | None = None,
+        num_adapted: int = 0,
+    ) -> Tensor:  # [B, T, D]
+        """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
+
+        Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
+        before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
+        (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
+        back. The pass's rows are appended to the cache. The last `num_adapted` rows pass through the adapter.
+
+        Cost: one read of the weights, plus a read of the cache.
+        """
+        if inputs.shape[1] > LONG:
+            needed = pass_bytes(self.config, self.dtype, inputs.shape[0] * inputs.shape[1])
+            check_memory(Memory(workspace=needed), self.device)
+        slots = cache.slots(inputs.shape[1])
+        turning = self._turning(cache, slots, positions)
+        standing = slots if positions is None else positions
+        share = self.config.num_attention_heads // self.config.num_key_value_heads
+        masks = Masks(cache, slots, standing, visible, inputs.dtype, share)
+
+        x, eps = inputs, self.config.rms_norm_eps
+        for i, (layer, linear) in enumerate(zip(self.weights.layers, self._linears, strict=True)):
+            term = NO_TERMS if adapter is None else adapter.layers[i]
+            normed = rms_norm(x, layer.attention_norm, eps)
+            heads = add_to_last(linear.query_key_value(normed), term.query_key_value, normed, num_adapted)
+            queries, keys, values = self._split(heads, layer, *turning)
+            keys, values = cache.write(i, keys, values, slots)
+            mixed = attention(queries, keys, values, *masks.of(self.config.window(i)))
+            x = x + add_to_last(linear.output(mixed), term.output, mixed, num_adapted)
+            normed = rms_norm(x, layer.mlp_norm, eps)
+            gate_up = add_to_last(linear.gate_up(normed), term.gate_up, normed, num_adapted)
+            inner = swiglu(*gate_up.chunk(2, dim=-1))
+            x = x + add_to_last(linear.down(inner), term.down, inner, num_adapted)
+        cache.advance(inputs.shape[1])
+        return rms_norm(x, self.weights.norm, eps)
+
+    def logits(
+        self,
+        hidden: Tensor,  # [..., D]
+    ) -> Tensor:  # [..., V]
+        """Project hidden states to one logit per token."""
+        return self._output(hidden)
+
+    def logits_of(
+        self,
+        hidden: Tensor,  # [..., D]
+        tokens: Tensor,  # [..., N]
+    ) -> Tensor:  # [..., N]
+        """Project hidden states to the logits of some tokens each, reading no other rows of the projection."""
+        return (functional.embedding(tokens, self.weights.output) @ hidden.unsqueeze(-1)).squeeze(-1)
+
+    def forward(
+        self,
+        inputs: Inputs,  # [B, T] tokens or [B, T, D] embeddings
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,  # [B, T]
+        visible: Tensor | None = None,  # [T, T], or [T, S]
+    ) -> Tensor:  # [B, T, V]
+        """Return the logits behind every row of a pass over tokens, or over embeddings."""
+        rows = torch.as_tensor(inputs, device=self.device)
+        if rows.ndim == 2:
+            rows = self.embed(rows)
+        if cache is None:
+            cache = self.new_cache(rows.shape[1], rows.shape[0])
+        return self.logits(self.hidden(rows, cache, positions, visible))
+
+    def _split(
+        self,
+        heads: Tensor,  # [B, T, (H+2G)*E]
+        layer: LayerWeights,
+        kept: Tensor,  # [B, 1, T, E]
+        exchanged: Tensor,  # [B, 1, T, E]
+    ) -> tuple[Tensor, Tensor, Tensor]:  # [B, H, T, E], [B, G, T, E], [B, G, T, E]
+        """Make rotated queries and keys, and values, of one projection."""
+        config = self.config
+        num_heads, num_groups = config.num_attention_heads, config.num_key_value_heads
+        heads = heads.unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
+        rotated, values = heads.split([num_heads + num_groups, num_groups], dim=1)
+        if layer.query_key_norm is not None:
+            rotated = functional.rms_norm(rotated, (config.head_dim,), None, config.rms_norm_eps)
+            rotated = rotated * layer.query_key_norm.unsqueeze(1)
+        queries, keys = rotate(rotated, kept, exchanged).split([num_heads, num_groups], dim=1)
+        return queries, keys, values
+
+    def _turning(
+        self,
+        cache: KVCache,
+        slots: Tensor,  # [B, T]
+        positions: Tensor | None,  # [B, T]
+    ) -> list[Tensor]:
+        """Return what turns the heads of every row: looked up where the host knows that it can be, else computed."""
+        places = slots if positions is None else positions
+        tables = self._tables if cache.sight is None else self._tables_of(cache.sight)
+        known = positions is None or is_written_down(places)  # the positions of a pass are no larger than its slots
+        if known or (at_hand(places) and int(places.max()) < len(tables[0])):
+            return [table[places].unsqueeze(1) for table in tables]
+        return [each.unsqueeze(1) for each in self._rotation(places)]
+
+    def _tables_of(self, sight: int) -> list[Tensor]:
+        """Return tables of just so many positions: a traced step must not depend on the longest text there was."""
+        if sight not in self._fixed_tables:
+            self._fixed_tables[sight] = self._rotation(torch.arange(sight, device=self.device))
+        return self._fixed_tables[sight]
+
+    def _reach(self, num_positions: int) -> None:
+        """Have tables for so many positions."""
+        if num_positions > len(self._tables[0]):
+            self._tables = self._rotation(torch.arange(num_positions, device=self.device))
+
+    def _rotation(
+        self,
+        positions: Tensor,  # [...]
+    ) -> list[Tensor]:
+        """Return what turns heads at some positions, rounded once to the model's dtype."""
+        return [each.to(self.dtype) for each in rotation(*rope_tables(self._frequencies, positions))]

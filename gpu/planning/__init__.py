@@ -1,1 +1,0 @@
-"""What a plan is made of: what cycles cost here, what they yield, and the best of all ways."""

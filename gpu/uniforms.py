@@ -1,0 +1,224 @@
+"""The uniforms: the only place where randomness enters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pass_sampling.reference.config import check_integer
+
+from .batch_record import Choices
+from .host import at_hand
+from .sampling import Probs, cell_edges, draw
+
+CYCLES_AHEAD = 32  # whose uniforms are made together: behind a pass the generator's code has left the caches
+Slots = Mapping[str, int]
+"""A cycle's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
+
+
+def tape(
+    seed: int,
+    request: int | Sequence[int],
+    cycle: int,
+    num_slots: int,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:  # [num_slots], or [B, num_slots] for B requests
+    """Return the uniforms of one cycle of one request or of several, in [0, 1), multiples of 2^-53.
+
+    They depend on nothing else, not on what a request is batched with, and no two cycles, requests or seeds share a
+    number. A longer row begins with the shorter one.
+
+    Raises:
+        ValueError: a number is no integer, is negative or does not fit in 64 bits.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
+    with the cycle in the counter's second word, which the draws of one cycle never reach.
+    """
+    requests = list(request) if isinstance(request, Sequence) else [request]
+    rows = tapes(seed, requests, cycle, 1, num_slots, device=device)[0]
+    return rows if isinstance(request, Sequence) else rows[0]
+
+
+def tapes(
+    seed: int,
+    requests: Sequence[int],
+    first: int,
+    num_cycles: int,
+    num_slots: int,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:  # [num_cycles, B, num_slots]
+    """Return the uniforms of some cycles, from the first on, as `tape` does of each; quicker than one by one.
+
+    Raises:
+        ValueError: a number is no integer, is negative or does not fit in 64 bits.
+    """
+    for name, value in (("seed", seed), *(("request", value) for value in requests), ("cycle", first)):
+        check_integer(name, value, 0, 2**64 - 1)
+    check_integer("cycle", int(first) + max(num_cycles, 1) - 1, 0, 2**64 - 1)
+    counter = np.array([0, first, 0, 0], np.uint64)
+    to_next = 2**64 - -(-num_slots // 4)  # behind the blocks of four that a cycle has used
+    found = np.empty((num_cycles, len(requests), num_slots))
+    for place, request in enumerate(requests):
+        philox = np.random.Philox(counter=counter, key=np.array([seed, request], np.uint64))
+        generator = np.random.Generator(philox)
+        for row in found[:, place]:
+            generator.random(out=row)
+            philox.advance(to_next)
+    return torch.from_numpy(found).to(device)
+
+
+def check_uniforms(
+    uniforms: Tensor,  # [B, num_slots]
+    num_slots: int,
+) -> None:
+    """Refuse what are no uniforms of a cycle.
+
+    Raises:
+        ValueError: the rows have another length than the slots together, or hold a number outside [0, 1); the latter
+            is checked on the CPU alone, where asking costs no synchronisation.
+    """
+    if uniforms.shape[1:] != (num_slots,):
+        raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_slots,)}")
+    if not at_hand(uniforms):
+        return
+    if not all(0 <= uniform < 1 for row in uniforms.tolist() for uniform in row):  # quicker than to compare tensors
+        raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
+
+
+class Draws:
+    """One cycle's uniforms of a batch, handed out by slot name; each uniform serves one decision."""
+
+    def __init__(
+        self,
+        uniforms: Tensor,  # [B, num_slots]
+        slots: Slots,
+        trace: bool = False,
+    ):
+        """Lay the slots over the rows; with `trace`, keep what every uniform was compared with.
+
+        Raises:
+            ValueError: see `check_uniforms`.
+        """
+        check_uniforms(uniforms, sum(slots.values()))
+        self._uniforms = uniforms
+        self._slots = slots
+        self._start = dict(zip(slots, accumulate(slots.values(), initial=0), strict=False))
+        self._used: set[int] = set()
+        self._choices: list[Choices] | None = [] if trace else None
+
+    @property
+    def choices(self) -> tuple[Choices, ...] | None:
+        """The choices made so far, in order, where they are traced."""
+        return None if self._choices is None else tuple(self._choices)
+
+    def room(self, slot: str) -> int:
+        """Return how many uniforms a slot holds."""
+        return self._slots[slot]
+
+    def token(
+        self,
+        slot: str,
+        probs: Probs,  # [B, V]
+        index: int = 0,
+        active: Tensor | None = None,  # [B]
+    ) -> Tensor:  # [B]
+        """Draw a token from a law with the uniform `slot[index]`, in each row; only active rows are traced."""
+        asked = None if active is None else active.unsqueeze(1)
+        return self.tokens(slot, probs[:, None], index, asked).squeeze(1)
+
+    def tokens(
+        self,
+        slot: str,
+        probs: Probs,  # [B, K, V]
+        index: int = 0,
+        active: Tensor | None = None,  # [B, K]
+    ) -> Tensor:  # [B, K]
+        """Draw K tokens from K laws, with the uniforms from `slot[index]` on."""
+        columns = self._take(slot, index, probs.shape[1])
+        outcomes = draw(probs, self._uniforms[:, columns])
+        if self._choices is not None:
+            if active is None:
+                active = torch.ones_like(outcomes, dtype=torch.bool)
+            self._choices += _split(columns, cell_edges(probs), outcomes, active)
+        return outcomes
+
+    def tokens_at(
+        self,
+        slot: str,
+        probs: Probs,  # [B, K, V]
+        indices: Sequence[int],
+        active: Tensor,  # [B, K]
+    ) -> Tensor:  # [B, K]
+        """Draw K tokens from K laws, each with the uniform of the slot that its index says."""
+        columns = [self._take(slot, index, 1).start for index in indices]
+        outcomes = draw(probs, self._uniforms[:, columns])
+        if self._choices is not None:
+            self._choices += _split(columns, cell_edges(probs), outcomes, active)
+        return outcomes
+
+    def restrict(
+        self,
+        slot: str,
+        active: Tensor,  # [B, K]
+    ) -> None:
+        """Say, once it is known, which draws of a slot were asked for; the others are no choices of their row."""
+        if self._choices is None:
+            return
+        for place, choice in enumerate(self._choices):
+            depth = choice.slot - self._start[slot]
+            if 0 <= depth < active.shape[1]:
+                self._choices[place] = replace(choice, active=choice.active & active[:, depth])
+
+    def accept(
+        self,
+        slot: str,
+        accept_prob: Probs,  # [B, K]
+        index: int = 0,
+        from_last: bool = False,
+    ) -> Tensor:  # [B, K]
+        """Accept with the given probabilities: iff the uniform, from `slot[index]` on, is strictly below.
+
+        The draws of a row are traced up to its first rejection, or if asked `from_last`, backwards to its first
+        acceptance; and among the probabilities that are not NaN, which stands for "not asked".
+        """
+        columns = self._take(slot, index, accept_prob.shape[1])
+        accepted = self._uniforms[:, columns] < accept_prob
+        if self._choices is not None:
+            goes_on = ~accepted.flip(1) if from_last else accepted
+            asked = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], dim=1).cumprod(dim=1).bool()
+            asked = (asked.flip(1) if from_last else asked) & ~accept_prob.isnan()
+            edges = torch.stack([accept_prob, torch.ones_like(accept_prob)], dim=-1)
+            choices = _split(columns, edges, (~accepted).long(), asked)
+            self._choices += choices[::-1] if from_last else choices
+        return accepted
+
+    def _take(self, slot: str, index: int, count: int) -> slice:
+        start = self._start[slot] + index
+        columns = range(start, start + count)
+        if not 0 <= index <= index + count <= self._slots[slot]:
+            raise RuntimeError(f"uniform {slot}[{index + count - 1}] is not in its slot of {self._slots[slot]}")
+        if not self._used.isdisjoint(columns):
+            raise RuntimeError(f"uniform {slot}[{index}] would serve two decisions")
+        self._used.update(columns)
+        return slice(start, start + count)
+
+
+def _split(
+    columns: slice | Sequence[int],
+    edges: Tensor,  # [B, K, outcomes]
+    outcomes: Tensor,  # [B, K]
+    active: Tensor,  # [B, K]
+) -> list[Choices]:
+    """Part K choices of a batch."""
+    if isinstance(columns, slice):
+        columns = range(columns.start, columns.stop)
+    return [
+        Choices(column, edges[:, place], outcomes[:, place], active[:, place]) for place, column in enumerate(columns)
+    ]

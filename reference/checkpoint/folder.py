@@ -1,0 +1,254 @@
+"""Read a folder from disk without trusting it: plain file names, complete JSON, safetensors headers.
+
+Nothing here allocates memory for a tensor; that comes after every check.
+
+Write a folder so that it is there complete or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = [
+    "StoredTensor",
+    "check_weights",
+    "file_in",
+    "name_of",
+    "open_folder",
+    "read_header",
+    "read_json",
+    "replace_folder",
+    "stored_tensors",
+]
+
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+MAX_JSON_BYTES = 64 * 2**20
+
+PICKLED = "pickled weights, which may run code when opened"
+FORMATS = {  # what people have in place of a model in this format, by the files that tell
+    ADAPTER: "a PEFT adapter",
+    "*.gguf": "weights in GGUF",
+    "*.onnx": "an ONNX graph",
+    "onnx/*.onnx": "an ONNX graph",
+    "consolidated*.safetensors": "weights in Mistral's own format",
+    "*.h5": "weights of TensorFlow",
+    "*.msgpack": "weights of Flax",
+    **dict.fromkeys(("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl"), PICKLED),
+    "model_index.json": "a pipeline of diffusers",
+    "snapshots/*/config.json": "a cache of models",
+}
+TOKENIZERS = dict.fromkeys(("tokenizer.json", "tokenizer.model", "vocab.json"), "a tokenizer")
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies and what its header says."""
+
+    path: Path
+    dtype: str  # safetensors' name, such as "BF16"
+    shape: tuple[int, ...]
+
+
+def open_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder's path.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder, expected one with config.json and {SINGLE}")
+    return path
+
+
+def name_of(folder: Path) -> str:
+    """Return what a folder is called: in the hub cache `org/name`, as on the Hub, elsewhere its own name."""
+    home = folder.resolve()
+    kind, *parts = home.parent.parent.name.split("--")
+    return "/".join(parts) if home.parent.name == "snapshots" and kind == "models" and parts else home.name
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """Return the path of a file that lies in the folder itself.
+
+    A link may not lead out of it, with one exception: the hub cache, where `snapshots/<revision>/<name>`, or
+    `snapshots/<revision>/<folder>/<name>`, is a link into the `blobs` folder beside `snapshots`.
+
+    Raises:
+        ValueError: the name is not a plain one, the link leads elsewhere, or in place of config.json there is a
+            folder of another kind.
+        FileNotFoundError: there is no such file.
+    """
+    if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
+        raise ValueError(f"{folder}: the file name {name!r:.80} is not plain, expected a name without a path")
+    path = folder / name
+    if not path.is_file():
+        if name == CONFIG and not _has_weights(folder):
+            _refuse_other_formats(folder, FORMATS | TOKENIZERS)
+        raise FileNotFoundError(f"{path} is missing, expected a file")
+    home, real = folder.resolve(), path.resolve()
+    roots = [home, *(above.parent / "blobs" for above in home.parents[:2] if above.name == "snapshots")]
+    if not any(real.is_relative_to(root) for root in roots):
+        raise ValueError(f"{path} is a link that leads to {real}, expected a file in the folder")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        ValueError: the file is too large, half-written, names a key twice or holds no object.
+    """
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {size} bytes, expected a JSON file of at most {MAX_JSON_BYTES}")
+    return _parse(path, path.read_bytes())
+
+
+def check_weights(folder: Path) -> None:
+    """Raise FileNotFoundError for a folder without weights, ValueError where they are in another format."""
+    if not _has_weights(folder):
+        _refuse_other_formats(folder, FORMATS)
+        raise FileNotFoundError(f"{folder} holds no weights, expected {SINGLE} or {INDEX}")
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / SINGLE).exists() or (folder / INDEX).exists()
+
+
+def _refuse_other_formats(folder: Path, formats: dict[str, str]) -> None:
+    """Raise ValueError if a file tells that a folder holds something else than a model in this format."""
+    for pattern, what in formats.items():
+        for path in sorted(folder.glob(pattern))[:1]:
+            name = path.relative_to(folder).as_posix()
+            base = read_json(file_in(folder, name)).get("base_model_name_or_path") if pattern == ADAPTER else None
+            what += "" if base is None else f" for {base!r:.80}"
+            raise ValueError(f"{folder}: found {what} ({name}), expected {CONFIG} and {SINGLE}")
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of a checkpoint by name, from one safetensors file or all that the index lists.
+
+    Raises:
+        FileNotFoundError: there are no weights, or a shard is missing.
+        ValueError: the weights are in another format, a file is damaged, or index and shards disagree.
+    """
+    check_weights(folder)
+    if (folder / SINGLE).exists():
+        return read_header(file_in(folder, SINGLE))
+    index = file_in(folder, INDEX)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} has no weight_map, expected one from tensor names to file names")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not shard.endswith(".safetensors"):
+            raise ValueError(f"{index} names the file {shard!r:.80}, expected only .safetensors files")
+        for name, tensor in read_header(file_in(folder, shard)).items():
+            if weight_map.get(name) != shard:
+                raise ValueError(
+                    f"{tensor.path} holds the tensor {name!r:.80}, expected it only where {INDEX} says: "
+                    f"{weight_map.get(name)!r:.80}"
+                )
+            tensors[name] = tensor
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise ValueError(f"{folder / shard} lacks the tensor {name!r:.80}, expected it there as {INDEX} says")
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return what a safetensors file holds.
+
+    Its library checks sizes and offsets; that names are unique is checked here.
+
+    Raises:
+        ValueError: the file is damaged, half-written or names a tensor twice.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            tensors = {
+                name: StoredTensor(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        reason = str(error).strip()
+        raise ValueError(f"{path} is damaged or half-written ({reason}), expected a safetensors file") from None
+    with open(path, "rb") as stream:
+        _parse(path, stream.read(int.from_bytes(stream.read(8), "little")))
+    return tensors
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in keys:
+                twice.append(key)
+            keys[key] = value
+        return keys
+
+    try:
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or half-written ({error}), expected a JSON object") from None
+    if twice:
+        raise ValueError(f"{path} has the key {twice[0]!r:.80} twice, expected every key once")
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path} holds a {type(parsed).__name__}, expected a JSON object")
+    return parsed
+
+
+def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder with exactly these files in the place of whatever is there.
+
+    The files are written to a new folder beside it and flushed to the disk; then the two change places by
+    renaming. If anything fails, the old folder is back in its place and nothing else is left behind. (A power
+    cut between the two renames leaves both of them, complete, under names that begin with a dot.)
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    stem = folder.parent / f".{folder.name}.{secrets.token_hex(8)}"
+    new, old = stem.with_name(stem.name + ".new"), stem.with_name(stem.name + ".old")
+    new.mkdir()
+    try:
+        for name, content in files.items():
+            with open(new / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _flush(new)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Flush a folder's entries to the disk, where the system can (Windows cannot)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,99 @@
+"""Choices that follow a script: one way through the tree of all the ways in which a program's draws can fall."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .unknown_uniform import Uniform
+
+__all__ = ["Chooser", "HiddenRandomness", "checked_law"]
+
+MOST_CHOICES = 10_000  # in one run: a program that goes on for ever is to be refused, not to hang
+MOST_OUTCOMES = 1_000_000  # of one choice
+ROUNDING = 2.0**-26  # how far from 1 a sum of probabilities may be: what numpy.random.choice allows
+
+
+class HiddenRandomness(ValueError):
+    """Two runs with the same draws differed: something else than the replaced calls is random."""
+
+
+class Chooser:
+    """Makes the random choices of one run: first those of a script, then any possible one, all of them on record."""
+
+    def __init__(
+        self,
+        script: Sequence[int] = (),
+        laws: Sequence[tuple[float, ...]] = (),
+        generator: np.random.Generator | None = None,
+    ):
+        """Follow a script, at whose choices the given laws were found before.
+
+        Behind the script take the first possible outcome, or with a generator any, all equally likely.
+        """
+        self.script = tuple(script)
+        self.scripted_laws = tuple(laws)
+        self.outcomes: list[int] = []
+        self.laws: list[tuple[float, ...]] = []
+        self.weight = 1.0  # the probability of this run
+        self.result: Any = None
+        self._generator = generator
+
+    def choose(self, probs: Sequence[float]) -> int:
+        """Return an outcome of a law.
+
+        Raises:
+            ValueError: the probabilities are no law, or the run does not end.
+            HiddenRandomness: the run differs from the one that its script came from.
+        """
+        place = len(self.outcomes)
+        law = checked_law(probs, f"draw {place}")
+        if place >= MOST_CHOICES:
+            raise ValueError(f"draws: found more than {MOST_CHOICES} in one run, expected a program that always ends")
+        if place < len(self.script):
+            outcome = self.script[place]
+            if law != self.scripted_laws[place]:
+                raise HiddenRandomness(
+                    f"draw {place}: found another law than in a run with the same draws before it, expected no "
+                    "randomness but that of the replaced calls"
+                )
+        else:
+            possible = [outcome for outcome, prob in enumerate(law) if prob > 0]
+            outcome = possible[0] if self._generator is None else int(self._generator.choice(possible))
+        self.outcomes.append(outcome)
+        self.laws.append(law)
+        self.weight *= law[outcome]
+        return outcome
+
+    def uniform(self) -> Uniform:
+        """Return a number that is uniform in [0, 1) and not known yet."""
+        return Uniform(self)
+
+    def check_finished(self) -> None:
+        """Raise HiddenRandomness if the run has made fewer choices than its script has."""
+        if len(self.outcomes) < len(self.script):
+            raise HiddenRandomness(
+                f"draws: found {len(self.outcomes)}, expected {len(self.script)} as in a run with the same draws, and "
+                "no randomness but that of the replaced calls"
+            )
+
+
+def checked_law(probs: Sequence[float], where: str = "probabilities") -> tuple[float, ...]:
+    """Return probabilities as a law whose sum is 1 up to rounding.
+
+    Raises:
+        ValueError: one is negative or not a number, or they do not sum to 1.
+    """
+    if len(probs) > MOST_OUTCOMES:
+        raise ValueError(f"{where}: found {len(probs)} outcomes, expected at most {MOST_OUTCOMES}")
+    law = tuple(float(prob) for prob in probs)
+    for place, prob in enumerate(law):
+        if not prob >= 0 or math.isinf(prob):
+            raise ValueError(f"{where}, probability {place}: found {prob}, expected a number of at least 0")
+    total = math.fsum(law)
+    if abs(total - 1.0) > ROUNDING:
+        raise ValueError(f"{where}: found probabilities with a sum of {total}, expected 1")
+    return tuple(prob / total for prob in law)

@@ -1,0 +1,277 @@
+"""Every way in which one step can go: the machine behind `law`.
+
+A record says which uniforms were compared with what. So one execution of a step tells of those beside it: put a uniform
+into another cell of one of its choices, and run again.
+
+How large an enumeration will be, estimated before it starts by walking down a few random paths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["estimated_executions"]
+
+
+Script = tuple[tuple[int, float, int], ...]
+"""The uniforms that an execution fixes, in the order of its choices: slot, value, and the outcome it should have."""
+
+MISSED = 1e-13  # probability that may be lost where an edge moved by its last digit
+
+
+class Enumerable(Protocol):
+    """What can be enumerated: the methods of both packages, and whatever else steps on a row of uniforms.
+
+    A state has `new_tokens` (the tuple committed so far) and `end` (None until the text has ended). It may have a
+    `key`, something hashable that tells states with different futures apart where the tokens do not; and
+    `agrees(state)`, which says whether a state of the same key has the same future. A record has `choices`, each with
+    `slot`, `edges` and `outcome` as `record.Choice` says. If it has
+    `draft_tokens`, verified drafts are counted. `run` must leave its states unchanged.
+    """
+
+    @property
+    def num_slots(self) -> int:
+        """Uniforms per step."""
+
+    def start(self, prompt: Sequence[int], ending: Any) -> Any:
+        """Return the state before the first step."""
+
+    def run(
+        self,
+        states: Sequence[Any],
+        uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    ) -> Sequence[tuple[Any, Any]]:
+        """Step each state with its row of uniforms; return the new states and the records."""
+
+
+def every_outcome(
+    method: Enumerable,
+    states: Sequence[tuple[Any, float]],
+    batch: int,
+    probe: bool,
+) -> Iterator[tuple[Any, Any, float]]:
+    """Yield the new state, record and weight of every execution of one step from each state.
+
+    A fork puts its uniform near one end of the other cell, each end in turn, where edges that are not the ones reported
+    would show; choices that no script fixes yet meet the two ends of [0, 1) in turn.
+    """
+    todo: list[tuple[Any, float, Script, float]] = [(state, weight, (), 0.0) for state, weight in reversed(states)]
+    low_end, missed, replayed = True, 0.0, False
+    while todo:
+        now = [todo.pop() for _ in range(min(batch, len(todo)))]
+        uniforms = np.zeros((len(now), method.num_slots))
+        uniforms[1::2] = np.nextafter(1.0, 0.0)
+        for row, (_, _, script, _) in zip(uniforms, now, strict=True):
+            for slot, value, _ in script:
+                row[slot] = value
+        results = method.run([each[0] for each in now], uniforms)
+        if not replayed:
+            _check_same_again(method, [each[0] for each in now], uniforms, results)
+            replayed = True
+        cells = [_check_choices(record.choices, row) for (_, record), row in zip(results, uniforms, strict=True)]
+        if probe:
+            _check_both_ends(method, [each[0] for each in now], uniforms, results, cells)
+        for (state, weight, script, expected), row, (reached, record), bounds in zip(
+            now, uniforms, results, cells, strict=True
+        ):
+            if not _followed(record.choices, script):
+                missed += expected
+                continue
+            path: Script = ()
+            share = weight
+            for place, (choice, (low, high)) in enumerate(zip(record.choices, bounds, strict=True)):
+                if place >= len(script):
+                    edges = np.concatenate([[0.0], choice.edges])
+                    for other in map(int, np.flatnonzero(np.diff(edges) > 0)):
+                        if other != choice.outcome:
+                            low_end = not low_end
+                            inside = _near_end(edges[other], edges[other + 1], low_end)
+                            mass = share * float(edges[other + 1] - edges[other])
+                            todo.append((state, weight, (*path, (choice.slot, inside, other)), mass))
+                path = (*path, (choice.slot, float(row[choice.slot]), choice.outcome))
+                share *= high - low
+            yield reached, record, share
+    if missed > MISSED:
+        raise ValueError(
+            f"batch: found edges that depend on what runs beside them, which lost {missed} of the probability, "
+            "expected batch=1 for such a method"
+        )
+
+
+def _near_end(low: float, high: float, low_end: bool) -> float:
+    """Return a number of the half-open cell [low, high) close to one of its ends.
+
+    Not at the end itself: edges are sums, and their last digit may depend on how many executions run side by side.
+    """
+    margin = min((high - low) / 4, 2.0**-30)
+    near = low + margin if low_end else high - margin
+    return float(near if low <= near < high else low)
+
+
+def _followed(choices: Sequence[Any], script: Script) -> bool:
+    """Say whether an execution made the choices of its script, or an edge moved and one fell into the next cell.
+
+    Raises:
+        ValueError: it made the same choices up to a point where it then asked for another uniform.
+    """
+    for place, (slot, _, outcome) in enumerate(script):
+        if place >= len(choices) or choices[place].slot != slot:
+            raise ValueError(
+                "choices: found others than in an execution with the same uniforms, expected a pure function"
+            )
+        if choices[place].outcome != outcome:
+            return False
+    return True
+
+
+def _check_choices(
+    choices: Sequence[Any] | None,
+    uniforms: npt.NDArray[np.float64],  # [num_slots]
+) -> list[tuple[float, float]]:
+    """Return the cell of every choice of an execution.
+
+    Raises:
+        ValueError: the choices are no account of the execution: an outcome whose cell does not hold its uniform, edges
+            that are not increasing up to 1, or a uniform that served twice.
+    """
+    if choices is None:
+        raise ValueError("choices: found None, expected those of a traced step")
+    if len({choice.slot for choice in choices}) < len(choices):
+        raise ValueError("choices: found a uniform that serves two decisions, expected one decision for each")
+    cells = []
+    for choice in choices:
+        edges = np.concatenate([[0.0], choice.edges])
+        if edges[-1] != 1.0 or not np.all(np.diff(edges) >= 0):
+            raise ValueError(
+                f"choice at slot {choice.slot}: found edges {choice.edges.tolist()}, expected them to grow up to "
+                "exactly 1, as `sampling.cell_edges` makes them"
+            )
+        low, high, uniform = float(edges[choice.outcome]), float(edges[choice.outcome + 1]), uniforms[choice.slot]
+        if not low <= uniform < high:
+            raise ValueError(
+                f"choice at slot {choice.slot}: found outcome {choice.outcome}, of the cell [{low}, {high}), for the "
+                f"uniform {uniform}, expected the outcome whose cell holds it"
+            )
+        cells.append((low, high))
+    return cells
+
+
+def _check_same_again(
+    method: Enumerable,
+    states: Sequence[Any],
+    uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    results: Sequence[tuple[Any, Any]],
+) -> None:
+    """Raise ValueError unless the same states and uniforms give the same results again."""
+    for (state, record), (other, other_record) in zip(results, method.run(states, uniforms), strict=True):
+        if _course(state, record) != _course(other, other_record):
+            raise ValueError(
+                f"{type(method).__name__}: found another course in a run with the same uniforms, "
+                "expected no randomness of its own"
+            )
+
+
+def _course(state: Any, record: Any) -> tuple[Any, ...]:
+    """Return what two runs of an execution must have in common."""
+    made = None if record.choices is None else [(choice.slot, choice.outcome) for choice in record.choices]
+    return tuple(state.new_tokens), state.end, made
+
+
+def _check_both_ends(
+    method: Enumerable,
+    states: Sequence[Any],
+    uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    results: Sequence[tuple[Any, Any]],
+    cells: Sequence[list[tuple[float, float]]],
+) -> None:
+    """Raise ValueError unless executions end alike wherever in its cell each uniform lies."""
+    for end in (0, 1):
+        moved = uniforms.copy()
+        for row, (_, record), bounds in zip(moved, results, cells, strict=True):
+            for choice, (low, high) in zip(record.choices, bounds, strict=True):
+                row[choice.slot] = _near_end(low, high, end == 0)
+        for (state, record), (other, other_record) in zip(results, method.run(states, moved), strict=True):
+            made = [[(choice.slot, choice.outcome) for choice in each.choices] for each in (record, other_record)]
+            if (state.new_tokens, state.end) != (other.new_tokens, other.end) or made[0] != made[1]:
+                raise ValueError(
+                    f"choices {made[0]}: found another course at the {('lower', 'upper')[end]} ends of their cells, "
+                    "expected the edges that the step decides by"
+                )
+
+
+PROBES = 16  # paths, walked side by side
+
+
+def estimated_executions(
+    method: Enumerable,
+    prompt: Sequence[int],
+    ending: Any,
+    num_tokens: int | None = None,
+    merge: bool = True,
+    enough: float = math.inf,
+    seed: int = 0,
+) -> float:
+    """Estimate how many executions of a step `law.output_law` will need: rough, mostly too high.
+
+    A path takes, at each choice, any of the cells that are not empty, all equally likely; the product of their numbers
+    is then, on average, the number of ways through the step. Each step starts anew from as many paths, chosen by the
+    number of states that they stand for. Merged, there are at most as many states of a length as there are texts of
+    that length. The walk ends where the estimate exceeds `enough`.
+
+    Source: Knuth 1975, "Estimating the efficiency of backtrack programs"; Chen 1992, "Heuristic sampling".
+    """
+    generator = np.random.default_rng(seed)
+    length = num_tokens if num_tokens is not None else math.inf
+    states, weights = [method.start(prompt, ending)] * PROBES, np.full(PROBES, 1.0 / PROBES)
+    most_cells, executions = 2, 0.0
+    while True:
+        results, ways, cells = _random_steps(method, states, generator)
+        most_cells = max(most_cells, cells)
+        weights = weights * ways
+        executions += float(weights.sum())
+        open_rows = [
+            row for row, (state, _) in enumerate(results) if state.end is None and len(state.new_tokens) < length
+        ]
+        if not open_rows or executions > enough:
+            return executions
+        weights = weights[open_rows]
+        if merge:
+            reached = np.array([len(results[row][0].new_tokens) for row in open_rows])
+            for count in set(reached.tolist()):
+                alike = reached == count
+                weights[alike] *= min(1.0, float(most_cells) ** count / weights[alike].sum())
+        total = float(weights.sum())
+        places = np.searchsorted(np.cumsum(weights) / total, (np.arange(PROBES) + generator.random()) / PROBES)
+        states = [results[open_rows[min(place, len(open_rows) - 1)]][0] for place in places]
+        weights = np.full(PROBES, total / PROBES)
+
+
+def _random_steps(
+    method: Enumerable,
+    states: Sequence[Any],
+    generator: np.random.Generator,
+) -> tuple[list[tuple[Any, Any]], list[float], int]:
+    """Step each state along a random path; return the results, the ways through each step, and the most cells."""
+    uniforms = np.zeros((len(states), method.num_slots))
+    settled = [0] * len(states)  # choices of each execution that are made for good
+    ways, most_cells = [1.0] * len(states), 2
+    while True:
+        results = list(method.run(states, uniforms))
+        open_rows = [row for row, (_, record) in enumerate(results) if settled[row] < len(record.choices or ())]
+        if not open_rows:
+            return results, ways, most_cells
+        strata = (generator.permutation(len(states)) + generator.random()) / len(states)  # even more evenly than chance
+        for row in open_rows:
+            choice = results[row][1].choices[settled[row]]
+            edges = np.concatenate([[0.0], choice.edges])
+            cells = np.flatnonzero(np.diff(edges) > 0)
+            cell = int(cells[int(strata[row] * len(cells))])
+            uniforms[row, choice.slot] = min((edges[cell] + edges[cell + 1]) / 2, np.nextafter(1.0, 0.0))
+            ways[row] *= len(cells)
+            most_cells = max(most_cells, len(cells))
+            settled[row] += 1

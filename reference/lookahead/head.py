@@ -1,0 +1,91 @@
+"""The sampler head: what look-ahead rows do not know is which tokens were drafted before theirs, and this tells them.
+
+A look-ahead row's hidden state is made from the text alone. Drafting left to right, a small recurrent network adds to
+it what follows from the tokens between, before the model's own output projection. Its law is explicit, so the target's
+is kept as with any other draft law.
+
+Glossary of shapes: D hidden state, F width of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..model.layers import Array
+
+TENSORS = ("first", "inner", "out")
+EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerHead:
+    """A recurrent network on [look-ahead hidden state; embedding of the token before; its own state].
+
+    state_0 = first real_hidden, of the last text row
+
+    state_i = silu(inner [hidden_i; norm(embedding(x_{i-1})); state_{i-1}]), refined_i = hidden_i + out state_i
+
+    Source: Samragh et al. 2025 (arXiv 2507.11851), for a sampler on hidden state and token; the state is ours.
+    """
+
+    first: Array  # [F, D]
+    inner: Array  # [F, 2D+F]
+    out: Array  # [D, F]
+    alone: bool = False  # drafts from the last text row's hidden state, without look-ahead rows
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return int(self.first.shape[0])
+
+    @staticmethod
+    def of(tensors: Mapping[str, Array], alone: bool = False) -> SamplerHead:
+        """Return the head with these tensors."""
+        return SamplerHead(**{name: tensors[name] for name in TENSORS}, alone=alone)
+
+    def tensors(self) -> dict[str, Array]:
+        """Return every tensor by its name."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+    def to(self, dtype: npt.DTypeLike) -> SamplerHead:
+        """Return the head in a dtype."""
+        return SamplerHead.of({name: tensor.astype(dtype) for name, tensor in self.tensors().items()}, self.alone)
+
+    @staticmethod
+    def random(hidden_size: int, width: int, seed: int) -> SamplerHead:
+        """Draw an untrained head that changes what it refines; the same in both packages."""
+        generator = np.random.default_rng(seed)
+        shapes = tensor_shapes(hidden_size, width)
+        tensors = {
+            name: (generator.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+        return SamplerHead.of(tensors)
+
+    def start(
+        self,
+        real_hidden: Array,  # [D]
+    ) -> Array:  # [F]
+        """Return the state before the first draft, from the hidden state of the last text row."""
+        return self.first @ real_hidden
+
+    def step(
+        self,
+        hidden: Array,  # [D]
+        embedding: Array,  # [D]
+        state: Array,  # [F]
+    ) -> tuple[Array, Array]:  # [D], [F]
+        """Return a look-ahead row's refined hidden state and the next state, given the token before its own."""
+        token = embedding / np.sqrt(np.mean(np.square(embedding)) + EPSILON)
+        inner = self.inner @ np.concatenate([hidden, token, state])
+        state = inner / (1.0 + np.exp(-inner))
+        return hidden + self.out @ state, state
+
+
+def tensor_shapes(hidden_size: int, width: int) -> dict[str, tuple[int, int]]:
+    """Return the shape of every tensor of a head, by its name."""
+    return {"first": (width, hidden_size), "inner": (width, 2 * hidden_size + width), "out": (hidden_size, width)}

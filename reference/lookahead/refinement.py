@@ -1,0 +1,213 @@
+"""How drafts from look-ahead rows learn of one another: they are drawn left to right, each law given the tokens before.
+
+A look-ahead row alone gives the law of a token given the text, whatever stands between. A refinement turns it into a
+law given the tokens between as well.
+
+Glossary of shapes: L look-ahead rows, D' hidden state, V vocabulary, N tokens of a lattice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import check_integer
+from ..drafters.ngram import NgramModel
+from ..model.layers import Array
+from ..sampling import compared_logits
+from .head import SamplerHead
+from .vectors import LookAhead
+
+if TYPE_CHECKING:
+    from ..methods.base import LanguageModel
+
+Memory = tuple[npt.NDArray[Any], ...]
+"""What a refinement carries from one draft to the next."""
+
+
+class Refinement(Protocol):
+    """Makes the logits of drafts, one after another; `memory` is what it carries from one to the next."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether it needs no look-ahead rows: the last text row's hidden state stands for each of them."""
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model that it does not fit."""
+
+    def start(
+        self,
+        model: LanguageModel,
+        carried: Array,  # [L+1, D']
+    ) -> Memory:
+        """Return the memory before the first draft, from the hidden states of the last text row and those ahead."""
+
+    def logits(
+        self,
+        model: LanguageModel,
+        hidden: Array,  # [D']
+        tokens: Sequence[int],
+        memory: Memory,
+    ) -> tuple[Array, Memory]:  # [V]
+        """Return the logits of a draft from its look-ahead row, behind all tokens before it, and the next memory."""
+
+
+@dataclass(frozen=True)
+class Unrefined:
+    """Take the look-ahead rows as they are: PaSS."""
+
+    alone = False
+
+    def check(self, model: LanguageModel) -> None:
+        """Fit every model."""
+
+    def start(
+        self,
+        model: LanguageModel,
+        carried: Array,  # [L+1, D']
+    ) -> Memory:
+        """Remember nothing."""
+        return ()
+
+    def logits(
+        self,
+        model: LanguageModel,
+        hidden: Array,  # [D']
+        tokens: Sequence[int],
+        memory: Memory,
+    ) -> tuple[Array, Memory]:  # [V]
+        """Return the row's own logits."""
+        return model.logits(hidden), ()
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRefinement:
+    """Refine by a trained sampler head.
+
+    A draft is scored over all tokens, or over a `lattice` of N: those that the look-ahead row itself finds likeliest.
+    All others then have the logit -inf, and the cost of a draft's logits does not grow with the vocabulary.
+    """
+
+    head: SamplerHead
+    lattice: int | None = None  # N
+
+    def __post_init__(self) -> None:
+        """Check the size of the lattice."""
+        if self.lattice is not None:
+            check_integer("lattice", self.lattice, 1, 2**31 - 1)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the head was trained without look-ahead rows."""
+        return self.head.alone
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model whose hidden states have another width, or that has fewer tokens than the lattice.
+
+        Raises:
+            ValueError: they have, or it has.
+        """
+        found, config = self.head.first.shape[1], getattr(model, "config", None)
+        if config is not None and found != config.hidden_size:
+            raise ValueError(f"the sampler head reads hidden states of width {found}, expected {config.hidden_size}")
+        if self.lattice is not None and self.lattice > model.vocab_size:
+            raise ValueError(f"lattice: found {self.lattice}, expected at most {model.vocab_size}, the vocabulary")
+
+    def start(
+        self,
+        model: LanguageModel,
+        carried: Array,  # [L+1, D']
+    ) -> Memory:
+        """Begin the head's state, and choose the tokens of every draft; one projection serves all drafts."""
+        state = self.head.start(carried[0])
+        if self.lattice is None:
+            return (state,)
+        rows = carried[:1] if self.alone else carried[1:]
+        tokens = _likeliest(model.logits(rows), self.lattice)
+        return state, np.broadcast_to(tokens, (len(carried) - 1, self.lattice))
+
+    def logits(
+        self,
+        model: LanguageModel,
+        hidden: Array,  # [D']
+        tokens: Sequence[int],
+        memory: Memory,
+    ) -> tuple[Array, Memory]:  # [V]
+        """Add what follows from the last token and the head's state to the row's hidden state."""
+        refined, state = self.head.step(hidden, model.embed(tokens[-1:])[0], memory[0])
+        if self.lattice is None:
+            return model.logits(refined), (state,)
+        here, ahead = memory[1][0], memory[1][1:]
+        logits = np.full(model.vocab_size, -np.inf, dtype=refined.dtype)
+        logits[here] = model.logits_of(refined, here)
+        return logits, (state, ahead)
+
+
+@dataclass(frozen=True, eq=False)
+class NgramRefinement:
+    """Refine by an n-gram model, free of training.
+
+    log draft(x | before) = log lookahead(x) + weight (log ngram(x | before) - log unigram(x)), up to a constant
+
+    Source: Kim et al. 2024 (arXiv 2404.09221), for drafts rescored by an n-gram model; as a law of all tokens, ours.
+    """
+
+    ngram: NgramModel
+    weight: float = 0.85  # tuned at places of held-out text, see docs/beyond.md
+    alone = False
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight)):
+            raise ValueError(f"weight: found {self.weight!r:.80}, expected a finite number")
+
+    def check(self, model: LanguageModel) -> None:
+        """Refuse a model of another vocabulary.
+
+        Raises:
+            ValueError: its size differs.
+        """
+        self.ngram.check(model)
+
+    def start(
+        self,
+        model: LanguageModel,
+        carried: Array,  # [L+1, D']
+    ) -> Memory:
+        """Remember nothing: the tokens say it all."""
+        return ()
+
+    def logits(
+        self,
+        model: LanguageModel,
+        hidden: Array,  # [D']
+        tokens: Sequence[int],
+        memory: Memory,
+    ) -> tuple[Array, Memory]:  # [V]
+        """Rescore the row's logits."""
+        gained = self.ngram.logits(tokens, None) - self._log_unigram
+        return model.logits(hidden) + self.weight * gained, ()
+
+    @cached_property
+    def _log_unigram(self) -> Array:  # [V]
+        unigram: Array = np.log(self.ngram.unigram.astype(np.float64))
+        return unigram
+
+
+def refinement_of(lookahead: LookAhead, dtype: npt.DTypeLike) -> Refinement:
+    """Return the refinement that was trained with look-ahead vectors, if any, in a model's dtype."""
+    return Unrefined() if lookahead.head is None else HeadRefinement(lookahead.head.to(dtype))
+
+
+def _likeliest(
+    logits: Array,  # [..., V]
+    number: int,
+) -> npt.NDArray[np.int64]:  # [..., N]
+    """Return the tokens of largest logit in each row, the lowest ids among equals, in the order of their ids."""
+    return np.sort(np.argsort(-compared_logits(logits), axis=-1, kind="stable")[..., :number], axis=-1)

@@ -1,0 +1,189 @@
+"""Drafting left to right: each draft from a law that may depend on those before it.
+
+Glossary of shapes: K drafts, V vocabulary.
+
+Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
+
+The drafter is a smaller model, as published, or whatever else gives a law behind a text.
+
+Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318),
+Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
+2211.17192), Algorithm 1.
+
+Glossary of shapes: K drafts.
+
+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import SamplingConfig, check_integer
+from ..drafters.base import Drafter
+from ..drafters.schedule import Schedule
+from ..ending import Ending
+from ..generation import State
+from ..model.layers import Array
+from ..record import Record
+from ..sampling import Probs, Processor, has_law, probs_from_logits
+from ..uniforms import Draws, Slots
+from ..verify import RULES, Tokens
+from .base import LanguageModel, Method
+from .checks import check_context, check_settings
+from .records import drafting_record, verified_record
+
+if TYPE_CHECKING:
+    from ..drafters.base import Drafter
+    from .base import LanguageModel
+
+
+class Drafts(NamedTuple):
+    """What was drafted in a cycle."""
+
+    tokens: Tokens  # [K]
+    probs: Probs  # [K, V], the very laws that the tokens were drawn from
+    goes_on: bool  # whether the text goes on behind the last
+    num_asked: int  # laws that were asked for
+
+
+def draft_left_to_right(
+    method: Method,
+    state: State,
+    limit: int,
+    draws: Draws,
+    next_logits: Callable[[tuple[int, ...], int], Array],
+    sampling: SamplingConfig,
+    wanted: Callable[[int, Array], bool] | None = None,
+) -> Drafts:
+    """Draw drafts one by one: `next_logits(tokens, i)` gives the logits of draft i behind the text and its drafts.
+
+    Drafting stops at the limit, where the logits make no law, where the draft is not `wanted(i, logits)`, and behind
+    one that ends the text: all known before the next is drawn.
+    """
+    tokens: list[int] = []
+    probs: list[Probs] = []
+    num_asked, goes_on = 0, True
+    while len(tokens) < limit and goes_on:
+        prefix, depth = (*state.tokens, *tokens), len(tokens)
+        logits = method.process(prefix, next_logits(prefix, depth))
+        num_asked += 1
+        if not has_law(logits) or not (wanted is None or wanted(depth, logits)):
+            break
+        probs.append(probs_from_logits(logits, sampling))
+        tokens.append(draws.token("draft", probs[-1], depth))
+        goes_on = not state.ends_with(tokens)
+    rows = np.array(probs).reshape(len(tokens), method.model.vocab_size)
+    return Drafts(np.array(tokens, dtype=np.int64), rows, goes_on, num_asked)
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculativeSampling(Method):
+    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+
+    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them. A `lenience` below
+    1 is lossy: drafts are judged as if they had been only so likely, and no token's probability grows beyond
+    1 / lenience times the target's.
+    """
+
+    model: LanguageModel
+    drafter: Drafter
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    draft_sampling: SamplingConfig | None = None
+    rule: str = "token"
+    processor: Processor | None = None
+    num_draft: int = 4  # K
+    schedule: Schedule = field(default_factory=Schedule)
+    lenience: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings and the drafter against the model.
+
+        Raises:
+            ValueError: an unknown rule, settings beyond the vocabulary, a drafter with another vocabulary, a number
+                of drafts below 0, or a lenience outside (0, 1] or with another rule than token.
+        """
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
+        check_drafter(self.model, self.drafter, self.num_draft)
+        check_lenience(self.lenience, self.rule)
+
+    @property
+    def slots(self) -> Slots:
+        """A draw and an acceptance per draft, and the final draw."""
+        return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
+
+    def start(self, prompt: Sequence[int], ending: Ending) -> State:
+        """Return the state before the first cycle; see `Method.start`.
+
+        Raises:
+            ValueError: prompt and new tokens do not fit into the drafter's context either.
+        """
+        state = super().start(prompt, ending)
+        check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
+        draft_cache = self.drafter.new_cache(state.cache.capacity)
+        return replace(state, draft_cache=draft_cache, pace=self.schedule.start(self.num_draft))
+
+    def step(
+        self,
+        state: State,
+        uniforms: npt.NDArray[np.float64],  # [2K+1]
+        trace: bool = False,
+    ) -> tuple[State, Record]:
+        """Run one cycle: K drafts, one pass of the target, 1 + accepted tokens."""
+        draws = Draws(uniforms, self.slots, trace)
+        pending, prefix = state.pending, state.tokens
+        draft_tokens, draft_probs, goes_on, num_asked = self._draft(state, draws)
+        record = drafting_record(len(pending) - 1, num_asked * self.drafter.passes_per_draft)
+
+        # One pass over what the target has not seen and the drafts; row i holds its law after i drafts.
+        hidden = self.model.hidden(self.model.embed([*pending, *draft_tokens]), state.cache)
+        logits = self.model.logits(hidden[len(pending) - 1 :][: len(draft_tokens) + goes_on])
+        target_probs = self.laws(prefix, draft_tokens, logits)
+        verdict = RULES[self.rule](target_probs, self.lenience * draft_probs, draft_tokens, draws)
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_reached])
+        pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), verdict.num_accepted)
+        record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
+        sound = len(prefix) + verdict.num_accepted  # rejected drafts leave no trace, in either cache
+        return replace(state, pace=pace).commit(record, sound)
+
+    def _draft(self, state: State, draws: Draws) -> Drafts:
+        """Draft as many tokens as the schedule wants; a final token comes as well."""
+
+        def next_logits(tokens: tuple[int, ...], depth: int) -> Array:
+            return self.drafter.logits(tokens, state.draft_cache)
+
+        def wanted(depth: int, logits: Array) -> bool:
+            return self.schedule.goes_on(state.pace, depth, logits)
+
+        limit = min(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
+        return draft_left_to_right(self, state, limit, draws, next_logits, self.draft_sampling or self.sampling, wanted)
+
+
+def check_drafter(model: LanguageModel, drafter: Drafter, num_draft: int) -> None:
+    """Raise ValueError unless the drafter drafts tokens of the model, and a number of them."""
+    check_integer("num_draft", num_draft, 0, 2**16)
+    if drafter.vocab_size != model.vocab_size:
+        raise ValueError(
+            f"drafter: found {drafter.name!r} with a vocabulary of {drafter.vocab_size}, expected {model.vocab_size} "
+            f"as in the model {model.name!r}"
+        )
+
+
+def check_drafter_context(drafter: Drafter, prompt_length: int, max_new_tokens: int) -> None:
+    """Raise ValueError unless prompt and new tokens fit into the drafter's context, if it has one."""
+    if drafter.max_position_embeddings is not None:
+        reader = f"the drafter {drafter.name!r}"
+        check_context(prompt_length, max_new_tokens, drafter.max_position_embeddings, reader)
+
+
+def check_lenience(lenience: float, rule: str) -> None:
+    """Raise ValueError unless it is a number in (0, 1], and 1 for another rule than token."""
+    if not 0 < lenience <= 1:
+        raise ValueError(f"lenience: found {lenience!r:.80}, expected a number above 0 and at most 1")
+    if lenience < 1 and rule != "token":
+        raise ValueError(f"lenience: found {lenience} with the rule {rule!r}, expected the rule 'token'")

@@ -1,0 +1,137 @@
+"""A language model that is a table: a row of its own for everything that can be in sight.
+
+Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated law. It
+reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..lookahead.vectors import LookAhead
+from .cache import KVCache
+from .layers import Array, Mask
+
+Codes = npt.NDArray[np.uint64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class TableModel:
+    """Rows are hashed from the pairs (position, input vector) in sight; see `row` for what they look like."""
+
+    fingerprint: str | None = None
+    name = "table"
+    stop_strings: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_lookahead: int = 0,
+        seed: int = 0,
+        spread: float = 2.0,
+        zeros: float = 0.0,
+        max_position_embeddings: int = 64,
+        eos_token_ids: tuple[int, ...] = (),
+    ):
+        """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf."""
+        self.vocab_size = vocab_size
+        self.num_lookahead = num_lookahead
+        self.hidden_size = vocab_size + num_lookahead
+        self.seed = seed
+        self.spread = spread
+        self.zeros = zeros
+        self.max_position_embeddings = max_position_embeddings
+        self.eos_token_ids = eos_token_ids
+
+    def lookahead(self) -> LookAhead:
+        """Return this table's look-ahead vectors: the unit vectors that no token uses."""
+        return LookAhead(np.eye(self.hidden_size, dtype=np.float32)[self.vocab_size :])
+
+    def new_cache(self, capacity: int = 16) -> KVCache:
+        """Return an empty cache whose keys are the input vectors themselves."""
+        return KVCache(1, 1, self.hidden_size, np.float64, capacity)
+
+    def embed(
+        self,
+        tokens: npt.NDArray[np.integer] | Sequence[int],  # [T]
+    ) -> Array:  # [T, D]
+        """Return the unit vector of each token."""
+        return np.eye(self.hidden_size)[np.asarray(tokens, dtype=np.int64)]
+
+    def hidden(
+        self,
+        inputs: Array,  # [T, D]
+        cache: KVCache,
+        positions: npt.NDArray[np.integer] | None = None,  # [T]
+        visible: Mask | None = None,  # [T, T]
+    ) -> Array:  # [T, V]
+        """Return each row's logits: for a table, the hidden states are the answer already."""
+        num_rows, start = inputs.shape[0], cache.length
+        if positions is None:
+            positions = np.arange(start, start + num_rows)
+        if visible is None:
+            visible = np.tri(num_rows, dtype=np.bool_)
+        keys, _ = cache.write(0, inputs[None], inputs[None])
+        cache.advance(num_rows)
+        places = np.concatenate([np.arange(start), positions])
+        in_sight = np.concatenate([np.ones((num_rows, start), dtype=np.bool_), visible], axis=1)
+        codes = pair_codes(keys[0], places)
+        return self.row((codes * in_sight).sum(axis=1, dtype=np.uint64))
+
+    def logits(
+        self,
+        hidden: Array,  # [..., V]
+    ) -> Array:  # [..., V]
+        """Return the rows as they are."""
+        return hidden
+
+    def logits_of(
+        self,
+        hidden: Array,  # [..., V]
+        tokens: npt.NDArray[np.integer],  # [..., N]
+    ) -> Array:  # [..., N]
+        """Return some tokens' places of the rows."""
+        return np.take_along_axis(hidden, tokens, axis=-1)
+
+    def row(
+        self,
+        code: Codes,  # [...]
+    ) -> Array:  # [..., V]
+        """Return the logits behind everything that has this code; at least one is finite."""
+        tokens = np.arange(self.vocab_size, dtype=np.uint64)
+        seed = _mix(np.array([self.seed], dtype=np.uint64))
+        bits = _mix(code[..., None] + seed + tokens * _GOLDEN)
+        masked = _unit(_mix(bits)) < self.zeros
+        masked &= tokens != code[..., None] % np.uint64(self.vocab_size)
+        return np.where(masked, -np.inf, self.spread * (2.0 * _unit(bits) - 1.0))
+
+
+def pair_codes(
+    keys: Array,  # [S, D]
+    positions: npt.NDArray[np.integer],  # [S]
+) -> Codes:  # [S]
+    """Hash each input vector together with its position; a sequence's code is the sum of its pairs' codes.
+
+    Raises:
+        ValueError: a vector in sight is not finite, such as a poisoned cache slot.
+    """
+    labels = keys @ np.arange(1.0, keys.shape[1] + 1.0)
+    if not np.isfinite(labels).all():
+        raise ValueError("keys: found a value that is not finite, expected cached input vectors")
+    return _mix(_mix(labels.view(np.uint64)) + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+
+
+def _mix(bits: Codes) -> Codes:
+    """Scramble 64 bits: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def _unit(bits: Codes) -> npt.NDArray[np.float64]:
+    """Turn 64 bits into a number in [0, 1), by their upper 53."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

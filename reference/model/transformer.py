@@ -1,0 +1,188 @@
+"""A Llama-family transformer: embeddings in, logits out, a cache beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..lookahead.adapter import NO_TERMS, Adapter, add_to_last
+from .cache import KVCache
+from .config import ModelConfig
+from .layers import Array, Mask, attention, rms_norm, rope, rope_frequencies, rope_tables, swiglu
+from .weights import LayerWeights, Weights
+
+Inputs = npt.NDArray[np.integer] | npt.NDArray[np.floating] | Sequence[int]
+
+
+class Transformer:
+    """A frozen language model. One pass: `logits(hidden(embed(tokens), cache))`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        eos_token_ids: tuple[int, ...] = (),
+        fingerprint: str | None = None,
+        name: str = "",
+        stop_strings: tuple[str, ...] = (),
+    ):
+        """Hold the weights; `fingerprint` and `name` say which checkpoint they came from."""
+        self.config = config
+        self.weights = weights
+        self.eos_token_ids = eos_token_ids
+        self.fingerprint = fingerprint
+        self.name = name
+        self.stop_strings = stop_strings
+        self._frequencies = rope_frequencies(config)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.config.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the length of an input vector."""
+        return self.config.hidden_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest sequence the model can read."""
+        return self.config.max_position_embeddings
+
+    def new_cache(self, capacity: int = 16) -> KVCache:
+        """Return an empty cache of this model's shape."""
+        config = self.config
+        return KVCache(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            self.weights.embedding.dtype,
+            capacity,
+        )
+
+    def embed(
+        self,
+        tokens: npt.NDArray[np.integer] | Sequence[int],  # [T]
+    ) -> Array:  # [T, D]
+        """Look up the input vector of each token."""
+        return self.weights.embedding[np.asarray(tokens, dtype=np.int64)]
+
+    def hidden(
+        self,
+        inputs: Array,  # [T, D]
+        cache: KVCache,
+        positions: npt.NDArray[np.integer] | None = None,  # [T]
+        visible: Mask | None = None,  # [T, T], or [T, S]
+        adapter: Adapter | None = None,
+        num_adapted: int = 0,
+    ) -> Array:  # [T, D]
+        """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
+
+        Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
+        before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
+        (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
+        back. The pass's rows are appended to the cache. The last `num_adapted` rows pass through the adapter.
+
+        Cost: one read of the weights, plus a read of the cache.
+        """
+        num_rows, start = inputs.shape[0], cache.length
+        if positions is None:
+            positions = np.arange(start, start + num_rows)
+        if visible is None:
+            visible = np.tri(num_rows, dtype=np.bool_)
+        if visible.shape[1] == num_rows:
+            visible = np.concatenate([np.ones((num_rows, start), dtype=np.bool_), visible], axis=1)
+        distance = positions[:, None] - np.concatenate([np.arange(start), positions])
+        cos, sin = (table.astype(inputs.dtype) for table in rope_tables(self._frequencies, positions))
+
+        x = inputs
+        for i, layer in enumerate(self.weights.layers):
+            window = self.config.window(i)
+            term = NO_TERMS if adapter is None else adapter.layers[i]
+            mask = visible if window is None else visible & (distance < window)
+            normed = rms_norm(x, layer.attention_norm, self.config.rms_norm_eps)
+            heads = add_to_last(self._heads_of(normed, layer), term.query_key_value, normed, num_adapted)
+            queries, keys, values = self._split(heads, layer, cos, sin)
+            keys, values = cache.write(i, keys, values)
+            mixed = attention(queries, keys, values, None if mask.all() else mask)
+            output = _linear(mixed, layer.output, layer.output_bias)
+            x = x + add_to_last(output, term.output, mixed, num_adapted)
+            normed = rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
+            gate_up = np.concatenate([normed @ layer.gate.T, normed @ layer.up.T], axis=1)
+            gate, up = np.split(add_to_last(gate_up, term.gate_up, normed, num_adapted), 2, axis=1)
+            inner = swiglu(gate, up)
+            x = x + add_to_last(inner @ layer.down.T, term.down, inner, num_adapted)
+        cache.advance(num_rows)
+        return rms_norm(x, self.weights.norm, self.config.rms_norm_eps)
+
+    def logits(
+        self,
+        hidden: Array,  # [..., D]
+    ) -> Array:  # [..., V]
+        """Project hidden states to one logit per token."""
+        return hidden @ self.weights.output.T
+
+    def logits_of(
+        self,
+        hidden: Array,  # [..., D]
+        tokens: npt.NDArray[np.integer],  # [..., N]
+    ) -> Array:  # [..., N]
+        """Project hidden states to the logits of some tokens each, reading no other rows of the projection."""
+        found: Array = (self.weights.output[tokens] @ hidden[..., None])[..., 0]
+        return found
+
+    def forward(
+        self,
+        inputs: Inputs,  # [T] tokens or [T, D] embeddings
+        cache: KVCache | None = None,
+        positions: npt.NDArray[np.integer] | None = None,  # [T]
+        visible: Mask | None = None,  # [T, T], or [T, S]
+    ) -> Array:  # [T, V]
+        """Return the logits behind every row of a pass over tokens, or over embeddings."""
+        rows = np.asarray(inputs)
+        if rows.ndim == 1:
+            rows = self.embed(rows)
+        return self.logits(self.hidden(rows, self.new_cache() if cache is None else cache, positions, visible))
+
+    def _heads_of(
+        self,
+        normed: Array,  # [T, D]
+        layer: LayerWeights,
+    ) -> Array:  # [T, (H+2G)*E]
+        """Project rows to queries, keys and values, one behind the other."""
+        return np.concatenate(
+            [
+                _linear(normed, layer.query, layer.query_bias),
+                _linear(normed, layer.key, layer.key_bias),
+                _linear(normed, layer.value, layer.value_bias),
+            ],
+            axis=1,
+        )
+
+    def _split(
+        self,
+        heads: Array,  # [T, (H+2G)*E]
+        layer: LayerWeights,
+        cos: Array,  # [T, E/2]
+        sin: Array,  # [T, E/2]
+    ) -> tuple[Array, Array, Array]:  # [H, T, E], [G, T, E], [G, T, E]
+        """Make rotated queries and keys, and values, one row of heads each."""
+        num_heads, num_groups = self.config.num_attention_heads, self.config.num_key_value_heads
+        rows = heads.reshape(heads.shape[0], -1, self.config.head_dim).transpose(1, 0, 2)
+        queries, keys, values = np.split(rows, [num_heads, num_heads + num_groups])
+        if layer.query_norm is not None and layer.key_norm is not None:
+            queries = rms_norm(queries, layer.query_norm, self.config.rms_norm_eps)
+            keys = rms_norm(keys, layer.key_norm, self.config.rms_norm_eps)
+        return rope(queries, cos, sin), rope(keys, cos, sin), values
+
+
+def _linear(
+    x: Array,  # [T, D_in]
+    weight: Array,  # [D_out, D_in]
+    bias: Array | None,  # [D_out]
+) -> Array:  # [T, D_out]
+    """Return x W^T + b, with the weight as checkpoints store it."""
+    return x @ weight.T if bias is None else x @ weight.T + bias
