@@ -34,7 +34,7 @@ test: $(READY) ## Run the tests, on every core.
 check: $(READY) ## Check format, style and types, then run the tests.
 	$(BIN) -m ruff format --check .
 	$(BIN) -m ruff check .
-	$(BIN) -m mypy
+	$(BIN) tests/check_types.py
 	$(BIN) -m pytest $(WORKERS) $(ARGS)
 
 test-docs: $(READY_DOCS) ## Run the notebooks and compare what they print with what is stored in them.

@@ -51,10 +51,12 @@ def _is_number(value: object) -> bool:
 
 
 def set_integer(settings: object, name: str, low: int, high: int) -> None:
+    """Check a field of frozen settings, and keep it as a plain integer; see `check_integer`."""
     object.__setattr__(settings, name, check_integer(name, getattr(settings, name), low, high))
 
 
 def set_number(settings: object, name: str, above: float | None = None, at_least: float | None = None) -> None:
+    """Check that a field of frozen settings is a finite number within its limits, and keep it as a float."""
     value = getattr(settings, name)
     wanted = f"above {above:g}" if above is not None else f"of at least {at_least:g}"
     low = above if above is not None else at_least

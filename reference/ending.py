@@ -65,6 +65,11 @@ class Ending:
         reason = self._plain_reason(new_tokens)
         return "stop_string" if reason != "eos" and self._has_stop_string(new_tokens) else reason
 
+    @property
+    def asks_host(self) -> bool:
+        """Whether the host has to look at a text to know its end: not for tokens and lengths."""
+        return bool(self.stop_strings) or self.criterion is not None
+
     def first(self, before: Sequence[int], more: Sequence[int]) -> tuple[int, str | None]:
         """Return how many of `more` tokens to keep behind `before`, and why the text ends there, if it does."""
         if not more:

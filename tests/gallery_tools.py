@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import pass_sampling.reference as reference
+from folders import module
 from models import exact_target, lookahead, package, transformer
 from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
 
@@ -85,7 +86,7 @@ class Site:
 
     def module(self, name: str) -> Any:
         """Return one of the package's modules."""
-        return import_module(f"{self.pkg.__name__}.{name}")
+        return module(self.name, name)
 
     def wrong(self, home: Any, name: str, wrong: Callable[..., Any]) -> None:
         """Replace a function by a wrong one that is handed the right one first, while the mistake is made."""

@@ -182,7 +182,7 @@ def test_random_weights_are_the_same_numbers_in_both_packages(family: str) -> No
 
     settings = dataclasses.asdict(tiny_config(family))
     ours = flat("reference", module("reference", "weights").Weights.random(tiny_config(family), 7))
-    config = module("gpu", "config").ModelConfig(**settings)
+    config = module("gpu", "model.config").ModelConfig(**settings)
     theirs = flat("gpu", module("gpu", "weights").Weights.random(config, 7, torch.float64))
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(array, theirs[name]) for name, array in ours.items())

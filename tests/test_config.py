@@ -29,7 +29,7 @@ SIZES = [
 
 def model_config(package: str, **changes: Any) -> Any:
     fields = {field.name: getattr(tiny_config(), field.name) for field in dataclasses.fields(tiny_config())}
-    return module(package, "config").ModelConfig(**fields | changes)
+    return module(package, "model.config").ModelConfig(**fields | changes)
 
 
 @both_packages
@@ -99,7 +99,7 @@ def test_settings_that_contradict_each_other_are_refused(package: str, changes: 
 )
 def test_rope_scaling_without_meaning_is_refused(package: str, arguments: Any, message: str) -> None:
     with pytest.raises(ValueError) as error:
-        module(package, "config").RopeScaling(*arguments)
+        module(package, "model.config").RopeScaling(*arguments)
     assert str(error.value) == message
 
 
@@ -263,7 +263,7 @@ def test_config_json_means_what_transformers_says(package: str, settings: dict[s
     "config",
     [
         *(tiny_config(family) for family in FAMILIES),
-        tiny_config(rope_scaling=module("reference", "config").RopeScaling("linear", 2.0), rope_theta=77.0),
+        tiny_config(rope_scaling=module("reference", "model.config").RopeScaling("linear", 2.0), rope_theta=77.0),
         tiny_config("qwen3", attention_bias=True, attention_output_bias=True, tie_word_embeddings=True),
         tiny_config("qwen2", sliding_window=3, sliding_layers=(False, True)),
         tiny_config("qwen2", sliding_window=3),

@@ -392,7 +392,7 @@ def spoilt(package: str, value: float) -> Callable[..., Any]:
 
 def tiny(package: str, **changes: Any) -> Any:
     """The configuration of a tiny model, with some fields changed."""
-    return module(package, "config").ModelConfig(**{**vars(tiny_config()), **changes})
+    return module(package, "model.config").ModelConfig(**{**vars(tiny_config()), **changes})
 
 
 BAD_CALLS: dict[str, Callable[[str], Any]] = {
@@ -458,9 +458,9 @@ BAD_CALLS: dict[str, Callable[[str], Any]] = {
     "head size": lambda p: tiny(p, head_dim=5),
     "window": lambda p: tiny(p, sliding_window=0),
     "windows without a window": lambda p: tiny(p, sliding_layers=(True, False)),
-    "rope type": lambda p: module(p, "config").RopeScaling("yarn", 2.0),
-    "rope factor": lambda p: module(p, "config").RopeScaling("linear", 0.0),
-    "rope thresholds": lambda p: module(p, "config").RopeScaling("llama3", 2.0, 4.0, 4.0),
+    "rope type": lambda p: module(p, "model.config").RopeScaling("yarn", 2.0),
+    "rope factor": lambda p: module(p, "model.config").RopeScaling("linear", 0.0),
+    "rope thresholds": lambda p: module(p, "model.config").RopeScaling("llama3", 2.0, 4.0, 4.0),
 }
 
 

@@ -87,11 +87,11 @@ def tensor(package: str, array: Any) -> Any:
 
 def models(package: str) -> list[Any]:
     """A table, and transformers with everything that a transformer can have; no two sizes are equal."""
-    config, weights = module(package, "config").ModelConfig, module(package, "model.weights").Weights
+    config, weights = module(package, "model.config").ModelConfig, module(package, "model.weights").Weights
     found = [module(package, "model.table").TableModel(5, num_lookahead=3)]
     scalings = (
-        module(package, "config").RopeScaling("linear", 2.0),
-        module(package, "config").RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
+        module(package, "model.config").RopeScaling("linear", 2.0),
+        module(package, "model.config").RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
     )
     for family, scaling in zip(("qwen2", "qwen3"), scalings, strict=True):
         plain = tiny_config(family, attention_output_bias=True, sliding_window=4, sliding_layers=(True, False))

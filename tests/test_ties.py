@@ -43,7 +43,7 @@ def method_of(pkg: Any, name: str, model: Any, sampling: Any, seed: int) -> Any:
         return pkg.PaSS(model, vectors, sampling)
     refinement = None
     if name == "lattice":
-        refine = import_module(f"{pkg.__name__}.refine")
+        refine = import_module(f"{pkg.__name__}.lookahead.refinement")
         head = pkg.SamplerHead.random(model.hidden_size, 5, seed)
         refinement = replace(
             refine.refinement_of(replace(vectors, head=head), model.weights.embedding.dtype), lattice=3

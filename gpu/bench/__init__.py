@@ -1,1 +1,1 @@
-"""bench."""
+"""Paired runs, transformers' own decoding beside ours, and the plan."""

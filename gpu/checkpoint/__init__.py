@@ -1,1 +1,1 @@
-"""checkpoint."""
+"""Folders on disk, into tensors."""

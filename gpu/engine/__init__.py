@@ -1,1 +1,1 @@
-"""engine."""
+"""Many requests through few rows; the step captured as a CUDA graph."""

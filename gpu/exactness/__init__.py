@@ -1,1 +1,1 @@
-"""exactness."""
+"""Programs that draw with PyTorch, enumerated; a checkpoint checked."""

@@ -1,6 +1,6 @@
 """PyTorch's random calls, replaced by branching ones while a program runs.
 
-For `pass_sampling.reference.exactness.program.program_law(program, replace=[torch_random])`: code that samples with torch.rand,
+For `reference.exactness.program.program_law(program, replace=[torch_random])`: code that samples with torch.rand,
 torch.multinomial, Tensor.exponential_ and their like then runs unchanged, once for every way its draws can fall.
 """
 

@@ -32,8 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pass_sampling.reference.config import SamplingConfig
-from pass_sampling.reference.methods.checks import check_settings
-from pass_sampling.reference.methods.pass_one_call import check_groups
+from pass_sampling.reference.methods.checks import check_groups, check_settings
 
 from ..batch_record import BatchRecord
 from ..lookahead.adapter import Adapter

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from pass_sampling.reference.config import SamplingConfig
 from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.methods.checks import check_settings
-from pass_sampling.reference.methods.speculative import check_drafter, check_drafter_context, check_lenience
+from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context, check_lenience, check_settings
 
 from ..batch_record import BatchRecord
 from ..drafters.base import Drafter

@@ -30,8 +30,7 @@ from torch import Tensor
 
 from pass_sampling.reference.config import SamplingConfig
 from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.methods.checks import check_settings
-from pass_sampling.reference.methods.speculative import check_drafter, check_drafter_context
+from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context, check_settings
 from pass_sampling.reference.methods.tree_shape import check_tree
 
 from ..batch_record import BatchRecord

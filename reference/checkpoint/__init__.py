@@ -1,1 +1,1 @@
-"""checkpoint."""
+"""Folders on disk: read without trust, written whole or not at all."""

@@ -24,6 +24,7 @@ __all__ = [
     "open_folder",
     "read_header",
     "read_json",
+    "replace_file",
     "replace_folder",
     "stored_tensors",
 ]
@@ -211,6 +212,20 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise ValueError(f"{path} holds a {type(parsed).__name__}, expected a JSON object")
     return parsed
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:

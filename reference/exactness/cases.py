@@ -135,7 +135,7 @@ class Configuration:
             return package.Candidates(model, drafter, sampling, own, rule, self.processor, self.num_candidates)
         drafter = self._drafter(package, name)
         if drafter is not None:
-            schedules = import_module(f"{package.__name__}.schedule").SCHEDULES
+            schedules = import_module(f"{package.__name__}.drafters.schedule").SCHEDULES
             schedule = schedules[self.schedule[0]](**self.schedule[1])
             return package.SpeculativeSampling(
                 model, drafter, sampling, own, rule, self.processor, self.num_draft, schedule
@@ -157,7 +157,9 @@ class Configuration:
         """Return what refines drafts from look-ahead rows, or None for what belongs to them."""
         if self.refine != "ngram":
             return None
-        return import_module(f"{package.__name__}.refine").NgramRefinement(bigrams(package, self.vocab_size))
+        return import_module(f"{package.__name__}.lookahead.refinement").NgramRefinement(
+            bigrams(package, self.vocab_size)
+        )
 
     def ending(self, package: Any) -> Any:
         """Return where texts end."""

@@ -80,7 +80,7 @@ def exact_suite(
 
 def definition(case: Configuration) -> OutputLaw:
     """Return the law that a configuration's texts should have, in the specification."""
-    model = case.model(import_module(__package__))
+    model = case.model(import_module("pass_sampling.reference"))
     ending = Ending(case.max_new_tokens, case.eos_token_ids)
     return plain_law(model, SamplingConfig(**case.sampling), PROMPT, ending, processor=case.processor)
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..config import SamplingConfig
+from ..config import SamplingConfig, check_integer
 from ..verify import RULES
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
@@ -54,3 +51,34 @@ def check_settings(
         draft_sampling.check(vocab_size)
     if rule not in rules:
         raise ValueError(f"rule: found {rule!r}, expected one of {', '.join(sorted(rules))}")
+
+
+def check_drafter(model: Any, drafter: Any, num_draft: int) -> None:
+    """Raise ValueError unless the drafter drafts tokens of the model, and a number of them."""
+    check_integer("num_draft", num_draft, 0, 2**16)
+    if drafter.vocab_size != model.vocab_size:
+        raise ValueError(
+            f"drafter: found {drafter.name!r} with a vocabulary of {drafter.vocab_size}, expected {model.vocab_size} "
+            f"as in the model {model.name!r}"
+        )
+
+
+def check_drafter_context(drafter: Any, prompt_length: int, max_new_tokens: int) -> None:
+    """Raise ValueError unless prompt and new tokens fit into the drafter's context, if it has one."""
+    if drafter.max_position_embeddings is not None:
+        reader = f"the drafter {drafter.name!r}"
+        check_context(prompt_length, max_new_tokens, drafter.max_position_embeddings, reader)
+
+
+def check_lenience(lenience: float, rule: str) -> None:
+    """Raise ValueError unless it is a number in (0, 1], and 1 for another rule than token."""
+    if not 0 < lenience <= 1:
+        raise ValueError(f"lenience: found {lenience!r:.80}, expected a number above 0 and at most 1")
+    if lenience < 1 and rule != "token":
+        raise ValueError(f"lenience: found {lenience} with the rule {rule!r}, expected the rule 'token'")
+
+
+def check_groups(groups: tuple[int, ...] | None, num_lookahead: int) -> None:
+    """Raise ValueError unless look-ahead groups hang behind numbers of drafts that there can be, each once."""
+    if groups is not None and (len(set(groups)) < len(groups) or not set(groups) <= set(range(num_lookahead + 1))):
+        raise ValueError(f"groups: found {groups!r:.80}, expected different numbers of drafts, 0 to {num_lookahead}")

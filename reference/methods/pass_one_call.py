@@ -41,7 +41,7 @@ from ..sampling import Processor
 from ..uniforms import Draws, Slots
 from ..verify import RULES, Tokens
 from .base import LanguageModel, Method
-from .checks import check_settings
+from .checks import check_groups, check_settings
 from .records import drafting_record, verified_record
 from .speculative import Drafts, draft_left_to_right
 from .tree_shape import DraftTree, layout
@@ -177,9 +177,3 @@ class FusedPaSS(Fused):
             return logits
 
         return draft_left_to_right(self, state, len(rows) - 1, draws, next_logits, self.draft_sampling or self.sampling)
-
-
-def check_groups(groups: tuple[int, ...] | None, num_lookahead: int) -> None:
-    """Raise ValueError unless look-ahead groups hang behind numbers of drafts that there can be, each once."""
-    if groups is not None and (len(set(groups)) < len(groups) or not set(groups) <= set(range(num_lookahead + 1))):
-        raise ValueError(f"groups: found {groups!r:.80}, expected different numbers of drafts, 0 to {num_lookahead}")

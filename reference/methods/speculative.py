@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig, check_integer
+from ..config import SamplingConfig
 from ..drafters.base import Drafter
 from ..drafters.schedule import Schedule
 from ..ending import Ending
@@ -35,7 +35,7 @@ from ..sampling import Probs, Processor, has_law, probs_from_logits
 from ..uniforms import Draws, Slots
 from ..verify import RULES, Tokens
 from .base import LanguageModel, Method
-from .checks import check_context, check_settings
+from .checks import check_drafter, check_drafter_context, check_lenience, check_settings
 from .records import drafting_record, verified_record
 
 if TYPE_CHECKING:
@@ -162,28 +162,3 @@ class SpeculativeSampling(Method):
 
         limit = min(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
         return draft_left_to_right(self, state, limit, draws, next_logits, self.draft_sampling or self.sampling, wanted)
-
-
-def check_drafter(model: LanguageModel, drafter: Drafter, num_draft: int) -> None:
-    """Raise ValueError unless the drafter drafts tokens of the model, and a number of them."""
-    check_integer("num_draft", num_draft, 0, 2**16)
-    if drafter.vocab_size != model.vocab_size:
-        raise ValueError(
-            f"drafter: found {drafter.name!r} with a vocabulary of {drafter.vocab_size}, expected {model.vocab_size} "
-            f"as in the model {model.name!r}"
-        )
-
-
-def check_drafter_context(drafter: Drafter, prompt_length: int, max_new_tokens: int) -> None:
-    """Raise ValueError unless prompt and new tokens fit into the drafter's context, if it has one."""
-    if drafter.max_position_embeddings is not None:
-        reader = f"the drafter {drafter.name!r}"
-        check_context(prompt_length, max_new_tokens, drafter.max_position_embeddings, reader)
-
-
-def check_lenience(lenience: float, rule: str) -> None:
-    """Raise ValueError unless it is a number in (0, 1], and 1 for another rule than token."""
-    if not 0 < lenience <= 1:
-        raise ValueError(f"lenience: found {lenience!r:.80}, expected a number above 0 and at most 1")
-    if lenience < 1 and rule != "token":
-        raise ValueError(f"lenience: found {lenience} with the rule {rule!r}, expected the rule 'token'")

@@ -35,10 +35,9 @@ from ..record import Record
 from ..sampling import Processor
 from ..uniforms import Draws, Slots
 from .base import LanguageModel, Method
-from .checks import check_settings
+from .checks import check_drafter, check_drafter_context, check_settings
 from .pass_one_call import Fused
 from .records import drafting_record, tree_record
-from .speculative import check_drafter, check_drafter_context
 from .tree_rules import RULES
 from .tree_shape import DraftTree, NumCandidates, TreeDrafts, check_tree, draw_tree, layout, walk_tree
 
