@@ -113,7 +113,8 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
     assert found["machine"]["threads"] >= 1 and found["machine"]["device"] == "cpu"
 
 
-def test_what_cannot_run_on_the_checkpoint_is_left_out_with_the_reason(box, capsys, prompts):
+def test_what_cannot_run_on_the_checkpoint_is_left_out_with_the_reason(box, capsys, monkeypatch, prompts, tmp_path):
+    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path))  # without a plan
     found = bench(box, capsys, prompts, "--repeats", 1)
     ours = ["autoregressive", "prompt-lookup"]
     assert [row["method"] for row in found["rows"]] == [*ours, "transformers", "transformers-prompt-lookup"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from console import read_strictly, run
@@ -66,8 +66,9 @@ def test_the_fastest_is_chosen_and_plain_decoding_where_nothing_pays(survival, c
     milliseconds = {depth: 1.0 + cost * depth for depth in (1, 2, 3)}
     outcomes = best_outcomes(calibration_of(milliseconds, survival, plain), [way()])
     speeds = {depth: 1000 * (1 + survival[:depth].sum()) / ms for depth, ms in milliseconds.items()}
-    best = outcomes[0]
-    if max(speeds.values()) >= 1.02 * 1000 / plain:
+    best, threshold = outcomes[0], 1.02 * 1000 / plain
+    assume(max(speeds.values()) != pytest.approx(threshold, rel=1e-12))  # where rounding decides
+    if max(speeds.values()) >= threshold:
         assert best.way == 0 and best.tokens_per_second == pytest.approx(max(speeds.values()))
     else:
         assert best.way is None and best.tokens_per_second == pytest.approx(1000 / plain)
