@@ -61,16 +61,16 @@ def any_vectors_will_do(site: Site) -> None:
 
 def nan_becomes_a_token(site: Site) -> None:
     if not site.single:
-        for home in ("methods.base", "methods.drafting"):
+        for home in ("methods.base", "methods.speculative"):
             site.wrong(home, "largest_logits", lambda right, logits: site.xp.zeros_like(logits[..., 0]))
         return
-    for home in ("methods.base", "methods.lookahead"):
+    for home in ("methods.base", "methods.pass_two_call"):
         site.wrong(home, "has_law", lambda right, logits: True)
         site.wrong(home, "probs_from_logits", lambda right, logits, *rest: right(np.nan_to_num(logits), *rest))
 
 
 def _record(site: Site, change: Any) -> None:
-    home = "methods.pass_two_call" if site.single else "methods.judging"
+    home = "methods.pass_two_call" if site.single else "methods.records"
     site.wrong(home, "verified_record", lambda right, *args, **options: change(right(*args, **options)))
 
 
@@ -96,7 +96,7 @@ def _draft_on(site: Site) -> None:
         return (count, count < 0) if site.drafting else right(self, tokens, count)
 
     name, wrong = ("ends_with", ends_with) if site.single else ("kept", kept)
-    site.wrong(site.module("generation").State, name, wrong)
+    site.wrong(site.state, name, wrong)
 
 
 def counted_past_the_end(site: Site) -> None:
@@ -106,7 +106,7 @@ def counted_past_the_end(site: Site) -> None:
 def streamed_past_the_end(site: Site) -> None:
     _draft_on(site)
     site.wrong(
-        site.module("generation").State,
+        site.state,
         "commit",
         lambda right, self, record, *sound: (right(self, record, *sound)[0], record),
     )
@@ -117,7 +117,7 @@ def shown_too_early(site: Site) -> None:
 
 
 def drafts_past_the_limit(site: Site) -> None:
-    state = site.module("generation").State
+    state = site.state
     remaining, asked = state.remaining.fget, []
 
     def kept(right: Any, *args: Any) -> Any:  # where the text ends is known; only how far to draft is not asked

@@ -114,7 +114,7 @@ def bfloat16_softmax(site: Site) -> None:
     def wrong(right: Any, *args: Any) -> Any:
         return site.bfloat16(right(*args))
 
-    for home in ("methods.base", "methods.lookahead" if site.single else "methods.drafting"):
+    for home in ("methods.base", "methods.pass_two_call" if site.single else "methods.speculative"):
         site.wrong(home, "probs_from_logits", wrong)
 
 

@@ -33,7 +33,7 @@ def ask(site: Site, first: First) -> None:
         counts, ended = zip(*found, strict=True)
         return site.xp.tensor(counts), site.xp.tensor(ended)
 
-    state = site.module("generation").State
+    state = site.state
     if site.single:
         site.wrong(state, "ends_with", ends_with)
         site.wrong(site.module("ending").Ending, "first", of_one)
@@ -68,7 +68,7 @@ def longer_than_asked(site: Site) -> None:
         return len(more), len(before) + len(more) >= ending.max_new_tokens
 
     ask(site, first)
-    state = site.module("generation").State
+    state = site.state
     right = state.remaining.fget
     site.set(state, "remaining", property(lambda self: right(self) + (2 if site.at_work else 0)))
 

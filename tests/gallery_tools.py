@@ -88,6 +88,11 @@ class Site:
         """Return one of the package's modules."""
         return module(self.name, name)
 
+    @property
+    def state(self) -> Any:
+        """The package's class of states."""
+        return self.module("generation" if self.single else "state").State
+
     def wrong(self, home: Any, name: str, wrong: Callable[..., Any]) -> None:
         """Replace a function by a wrong one that is handed the right one first, while the mistake is made."""
         home = self.module(home) if isinstance(home, str) else home

@@ -32,7 +32,7 @@ KINDS = {
 
 def own_config(package: str, config: ModelConfig) -> Any:
     """Return the same settings as an object of one of the packages."""
-    classes, fields = module(package, "config"), dict(vars(config))
+    classes, fields = module(package, "model.config"), dict(vars(config))
     if config.rope_scaling is not None:
         fields["rope_scaling"] = classes.RopeScaling(**vars(config.rope_scaling))
     return classes.ModelConfig(**fields)

@@ -264,7 +264,7 @@ def every_draw(draft: Array, num_candidates: int, replacement: bool) -> Iterator
 
 def probs_of(impl: Reference, rule: str, target: Array, rows: Array, tokens: Array) -> tuple[Array, Array]:
     """Return the chance of each candidate and the law if none is accepted."""
-    name, home = ("k_seq_probs", "k_seq") if rule == "k-seq" else ("recursive_probs", "candidates")
+    name, home = ("k_seq_probs", "methods.tree_rules") if rule == "k-seq" else ("recursive_probs", "methods.tree_rules")
     function = getattr(impl.module(home), name)
     if not isinstance(impl, Port):
         return function(target, rows, tokens)

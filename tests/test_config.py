@@ -149,16 +149,6 @@ def test_window_of_each_layer(package: str) -> None:
     assert [some.window(layer) for layer in range(2)] == [None, 5]
 
 
-@pytest.mark.torch
-def test_both_packages_have_the_same_settings() -> None:
-    for name in ("ModelConfig", "RopeScaling", "SamplingConfig"):
-        fields = [
-            [(field.name, field.type, field.default) for field in dataclasses.fields(getattr(config, name))]
-            for config in (module("reference", "config"), module("gpu", "config"))
-        ]
-        assert fields[0] == fields[1]
-
-
 BASE = {
     "vocab_size": 40,
     "hidden_size": 64,

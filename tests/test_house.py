@@ -1,15 +1,26 @@
-"""What the files at the top promise about one another: packages, versions, pins, the file tree, paths."""
+"""The repository: what its files promise about one another, and who imports whom."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import json
 import re
 import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import structure
+from folders import both_packages, module
+from shapes import fields as shape_fields
+from shapes import functions_of, signature
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"reference": "pass_sampling.reference", "gpu": "pass_sampling.gpu"}
@@ -106,3 +117,115 @@ def test_no_file_mentions_a_place_on_somebodys_machine() -> None:
             f"{path.relative_to(ROOT)}:{i}: {line.strip()}" for i, line in enumerate(lines, 1) if places.search(line)
         ]
     assert found == []
+
+
+# --- Who imports whom ---
+
+SHARED = {  # what the port imports of the reference: nothing that computes with logits
+    *("reference.config", "reference.record", "reference.ending", "reference.model.config", "reference.methods.checks"),
+    *(f"reference.checkpoint.{name}" for name in ("folder", "generation_settings", "model_settings", "ngram_folder")),
+    "reference.methods.tree_shape",  # the check of a tree's shape
+}
+
+
+def test_the_port_imports_of_the_reference_what_computes_nothing() -> None:
+    assert structure.shared() <= SHARED
+
+
+def test_the_reference_needs_numpy_alone_and_never_the_port() -> None:
+    for module, path in structure.modules().items():
+        if not module.startswith("reference."):
+            continue
+        roots = {
+            name.partition(".")[0] for dots, name in imports(ast.parse(path.read_text(encoding="utf-8"))) if not dots
+        }
+        allowed = {"numpy"} | (
+            {"safetensors", "ml_dtypes"} if ".checkpoint." in module or "vectors" in module else set()
+        )
+        assert roots - sys.stdlib_module_names <= allowed, module
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    assert structure.circles() == []
+
+
+def test_no_file_is_very_long_and_few_are_very_short() -> None:
+    lengths = {module: structure.lines(module) for module in structure.modules()}
+    assert {module: length for module, length in lengths.items() if length > 420} == {}
+    assert len([module for module, length in lengths.items() if length < 40]) <= 6
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (dots, module) of every import in a syntax tree, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+def code_elsewhere() -> Iterator[tuple[str, str]]:
+    """Yield the Python outside the packages: tests, notebooks, and the examples in documents."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        yield path.name, path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        yield path.name, re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]:
+        for block in re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            yield path.name, block
+
+
+def test_everything_else_imports_the_packages_by_their_installed_names() -> None:
+    for name, code in code_elsewhere():
+        roots = {imported.partition(".")[0] for dots, imported in imports(ast.parse(code)) if not dots}
+        assert not roots & set(FOLDERS), f"{name}: expected pass_sampling.reference or pass_sampling.gpu"
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_importing_a_package_is_quick_and_loads_no_torch(package: str) -> None:
+    code = f"""
+import sys, time
+start = time.process_time()  # other work does not count
+import pass_sampling.{package}
+print(time.process_time() - start, *[name for name in ("torch", "transformers", "safetensors") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    assert [loaded for _, *loaded in runs] == [[], [], []]
+
+
+# --- Shapes ---
+
+ARRAY_TYPES = {"Array", "Probs", "Tokens", "Mask", "Codes", "Inputs", "Tensor", "NDArray"}
+
+
+def is_array(annotation: Any) -> bool:
+    """Say whether a value of this type is an array, or a tuple of some."""
+    if not isinstance(annotation, str) or re.match(r"(Callable|Mapping|dict|list|Iterator|Sequence)\b", annotation):
+        return False
+    return bool(set(re.findall(r"\w+", annotation)) & ARRAY_TYPES)
+
+
+@both_packages
+def test_every_public_array_says_its_shape(package: str) -> None:
+    missing = []
+    names = [name.partition(".")[2] for name in structure.modules() if name.startswith(f"{package}.")]
+    for name in names:
+        if name == "__main__":
+            continue
+        home = module(package, name)
+        for function in functions_of(home):
+            if any(part.startswith("_") and part != "__init__" for part in function.__qualname__.split(".")):
+                continue
+            said = signature(function)
+            for argument, annotation in function.__annotations__.items():
+                has = said.returns is not None if argument == "return" else argument in said.arguments
+                if is_array(annotation) and not has:
+                    missing.append(f"{name}.{function.__qualname__}, {argument}: {annotation}")
+        for each, value in vars(home).items():
+            if dataclasses.is_dataclass(value) and value.__module__ == home.__name__ and not each.startswith("_"):
+                arrays = {key for key, annotation in value.__annotations__.items() if is_array(annotation)}
+                missing += [f"{name}.{each}.{key}" for key in sorted(arrays - shape_fields(value).keys())]
+    assert missing == []

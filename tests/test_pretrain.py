@@ -125,7 +125,7 @@ def test_the_figures_of_the_record_follow_from_the_folder(outcome: Outcome) -> N
     """
     record = outcome.record
     tokenizer = AutoTokenizer.from_pretrained(outcome.folder)
-    model = module("reference", "checkpoint").load_model(outcome.folder, "float64")
+    model = module("reference", "checkpoint.load").load_model(outcome.folder, "float64")
     tokens = [0]
     for name in outcome.held_out:
         tokens += [*tokenizer.encode(TEXTS[name], add_special_tokens=False), 0]
@@ -180,7 +180,7 @@ def test_held_out_texts_reach_neither_the_tokenizer_nor_a_batch(
 
 
 def test_every_array_has_the_shape_that_its_comment_says(tmp_path: Path) -> None:
-    names = ("pretrain", "training.base_model", "training.windows")
+    names = ("training.pretrain", "training.anchors")
     functions = [function for name in names for function in functions_of(module("gpu", name))]
     commented = [function for function in functions if signature(function).comments]
     with checked(commented) as calls:
