@@ -24,7 +24,7 @@ from shapes import functions_of, parse, signature
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("reference", "gpu")
-MOST_LINES = 230
+MOST_LINES = 400
 
 # Files that only one package has. Everything else stands in both, under one name.
 REFERENCE_FILES = {
