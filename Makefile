@@ -28,8 +28,8 @@ help: ## Show the targets.
 demo: $(READY) ## Watch the model in the box write Python, drafted and verified by itself.
 	$(BIN) -m pass_sampling.gpu demo $(ARGS)
 
-test: $(READY) ## Run the tests, on every core.
-	$(BIN) -m pytest $(WORKERS) $(ARGS)
+test: $(READY) ## Run the tests but the longest, on every core.
+	$(BIN) -m pytest -m "not slow and not docs and not check" $(WORKERS) $(ARGS)
 
 check: $(READY) ## Check format, style and types, then run the tests.
 	$(BIN) -m ruff format --check .

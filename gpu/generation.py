@@ -127,7 +127,7 @@ def _generate(
         state.raise_fault()
         state.cache.measure()  # the host waits for the newest tokens anyway
         unread.append((rows, going, batch.pack()))
-        if trace or callback is not None:
+        if callback is not None:
             _read(unread, records, requests, callback)
         going = {row for row, ended in zip(rows, state.ended.tolist(), strict=True) if not ended}
         if 0 < len(going) <= len(rows) // 2:

@@ -105,29 +105,16 @@ def cell_edges(
     Token i is drawn by the uniforms in [edge[i-1], edge[i]): a token of probability 0 has no cell, and every uniform
     below 1 falls into one, however the sum was rounded.
     """
-    edges = _running_sum(probs)
-    last = torch.searchsorted(edges, edges[..., -1:].contiguous())
-    beyond = torch.arange(probs.shape[-1], device=probs.device) >= last
-    return edges.masked_fill(beyond, 1.0).clamp(max=1.0)
+    edges = probs.cumsum(dim=-1)
+    if edges.device.type != "cpu":  # parallel sums may step back by an ulp, which would make cells overlap
+        edges = edges.cummax(dim=-1).values
+    inside = edges < edges[..., -1:]  # nothing is, in a row without a law: then token 0 is drawn, and ignored
+    return edges.masked_fill_(~inside, 1.0).clamp_(max=1.0)
 
 
 def draw(
-    probs: Probs,  # [..., V]
+    edges: Probs,  # [..., V]
     uniform: Tensor,  # [...]
 ) -> Tensor:  # [...]
-    """Draw tokens by inverting the cumulative distribution: the cell that holds `uniform`, half-open.
-
-    The same tokens as a search of `cell_edges`, without building them.
-    """
-    sums = _running_sum(probs)
-    found = torch.searchsorted(sums, uniform.unsqueeze(-1).contiguous(), right=True)
-    last = torch.searchsorted(sums, sums[..., -1:].contiguous())  # the last cell that is not empty holds all beyond it
-    return torch.minimum(found, last).squeeze(-1).clamp(max=probs.shape[-1] - 1)
-
-
-def _running_sum(
-    probs: Probs,  # [..., V]
-) -> Probs:  # [..., V]
-    """Sum up a law token by token. Parallel sums may step back by an ulp, which would make cells overlap: not here."""
-    sums = probs.cumsum(dim=-1)
-    return sums if sums.device.type == "cpu" else sums.cummax(dim=-1).values
+    """Draw tokens by inverting the cumulative distribution: the cell that holds `uniform`, half-open."""
+    return torch.searchsorted(edges, uniform.unsqueeze(-1).contiguous(), right=True).squeeze(-1)

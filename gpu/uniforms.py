@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -111,12 +111,7 @@ class Draws:
         self._slots = slots
         self._start = dict(zip(slots, accumulate(slots.values(), initial=0), strict=False))
         self._used: set[int] = set()
-        self._choices: list[Choices] | None = [] if trace else None
-
-    @property
-    def choices(self) -> tuple[Choices, ...] | None:
-        """The choices made so far, in order, where they are traced."""
-        return None if self._choices is None else tuple(self._choices)
+        self.choices: tuple[Choices, ...] | None = () if trace else None  # those made so far, in order
 
     def room(self, slot: str) -> int:
         """Return how many uniforms a slot holds."""
@@ -141,13 +136,7 @@ class Draws:
         active: Tensor | None = None,  # [B, K]
     ) -> Tensor:  # [B, K]
         """Draw K tokens from K laws, with the uniforms from `slot[index]` on."""
-        columns = self._take(slot, index, probs.shape[1])
-        outcomes = draw(probs, self._uniforms[:, columns])
-        if self._choices is not None:
-            if active is None:
-                active = torch.ones_like(outcomes, dtype=torch.bool)
-            self._choices += _split(columns, cell_edges(probs), outcomes, active)
-        return outcomes
+        return self._draw(self._take(slot, index, probs.shape[1]), probs, active)
 
     def tokens_at(
         self,
@@ -157,10 +146,17 @@ class Draws:
         active: Tensor,  # [B, K]
     ) -> Tensor:  # [B, K]
         """Draw K tokens from K laws, each with the uniform of the slot that its index says."""
-        columns = [self._take(slot, index, 1).start for index in indices]
-        outcomes = draw(probs, self._uniforms[:, columns])
-        if self._choices is not None:
-            self._choices += _split(columns, cell_edges(probs), outcomes, active)
+        return self._draw([self._take(slot, index, 1).start for index in indices], probs, active)
+
+    def _draw(
+        self,
+        columns: slice | Sequence[int],
+        probs: Probs,  # [B, K, V]
+        active: Tensor | None,  # [B, K]
+    ) -> Tensor:  # [B, K]
+        edges = cell_edges(probs)
+        outcomes = draw(edges, self._uniforms[:, columns])
+        self._record(lambda made: (*made, *_split(columns, edges, outcomes, active)))
         return outcomes
 
     def restrict(
@@ -169,12 +165,10 @@ class Draws:
         active: Tensor,  # [B, K]
     ) -> None:
         """Say, once it is known, which draws of a slot were asked for; the others are no choices of their row."""
-        if self._choices is None:
-            return
-        for place, choice in enumerate(self._choices):
-            depth = choice.slot - self._start[slot]
-            if 0 <= depth < active.shape[1]:
-                self._choices[place] = replace(choice, active=choice.active & active[:, depth])
+        asked = dict(enumerate(active.unbind(1), self._start[slot]))
+        self._record(
+            lambda made: tuple(replace(each, active=each.active & asked.get(each.slot, True)) for each in made)
+        )
 
     def accept(
         self,
@@ -190,14 +184,13 @@ class Draws:
         """
         columns = self._take(slot, index, accept_prob.shape[1])
         accepted = self._uniforms[:, columns] < accept_prob
-        if self._choices is not None:
-            goes_on = ~accepted.flip(1) if from_last else accepted
-            asked = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], dim=1).cumprod(dim=1).bool()
-            asked = (asked.flip(1) if from_last else asked) & ~accept_prob.isnan()
-            edges = torch.stack([accept_prob, torch.ones_like(accept_prob)], dim=-1)
-            choices = _split(columns, edges, (~accepted).long(), asked)
-            self._choices += choices[::-1] if from_last else choices
+        self._record(lambda made: (*made, *_asked(columns, accept_prob, accepted, from_last)))
         return accepted
+
+    def _record(self, change: Callable[[tuple[Choices, ...]], tuple[Choices, ...]]) -> None:
+        """Change the account of the choices if they are traced: all that tracing does."""
+        if self.choices is not None:
+            self.choices = change(self.choices)
 
     def _take(self, slot: str, index: int, count: int) -> slice:
         start = self._start[slot] + index
@@ -210,15 +203,27 @@ class Draws:
         return slice(start, start + count)
 
 
+def _asked(
+    columns: slice,
+    accept_prob: Probs,  # [B, K]
+    accepted: Tensor,  # [B, K]
+    from_last: bool,
+) -> list[Choices]:
+    """Return the choices of some acceptances, in the order in which they were asked for."""
+    goes_on = ~accepted.flip(1) if from_last else accepted
+    asked = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], dim=1).cumprod(dim=1).bool()
+    asked = (asked.flip(1) if from_last else asked) & ~accept_prob.isnan()
+    edges = torch.stack([accept_prob, torch.ones_like(accept_prob)], dim=-1)
+    return _split(columns, edges, (~accepted).long(), asked)[:: -1 if from_last else 1]
+
+
 def _split(
     columns: slice | Sequence[int],
     edges: Tensor,  # [B, K, outcomes]
     outcomes: Tensor,  # [B, K]
-    active: Tensor,  # [B, K]
+    active: Tensor | None,  # [B, K]
 ) -> list[Choices]:
     """Part K choices of a batch."""
-    if isinstance(columns, slice):
-        columns = range(columns.start, columns.stop)
-    return [
-        Choices(column, edges[:, place], outcomes[:, place], active[:, place]) for place, column in enumerate(columns)
-    ]
+    active = torch.ones_like(outcomes, dtype=torch.bool) if active is None else active
+    slots = range(columns.start, columns.stop) if isinstance(columns, slice) else columns
+    return [Choices(slot, edges[:, place], outcomes[:, place], active[:, place]) for place, slot in enumerate(slots)]

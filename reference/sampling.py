@@ -118,8 +118,8 @@ def cell_edges(
 
 
 def draw(
-    probs: Probs,  # [V]
+    edges: Probs,  # [V]
     uniform: float,
 ) -> int:
     """Draw a token by inverting the cumulative distribution: the cell that holds `uniform`, half-open."""
-    return int(np.searchsorted(cell_edges(probs), uniform, side="right"))
+    return int(np.searchsorted(edges, uniform, side="right"))

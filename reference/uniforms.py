@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .config import check_integer
 from .record import Choice
-from .sampling import Probs, cell_edges
+from .sampling import Probs, cell_edges, draw
 
 Slots = Mapping[str, int]
 """A cycle's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
@@ -57,12 +57,7 @@ class Draws:
         self._slots = slots
         self._start = dict(zip(slots, map(int, starts), strict=True))
         self._used: set[int] = set()
-        self._choices: list[Choice] | None = [] if trace else None
-
-    @property
-    def choices(self) -> tuple[Choice, ...] | None:
-        """The choices made so far, in order, where they are traced."""
-        return None if self._choices is None else tuple(self._choices)
+        self.choices: tuple[Choice, ...] | None = () if trace else None  # those made so far, in order
 
     def token(
         self,
@@ -89,7 +84,11 @@ class Draws:
         if column in self._used:
             raise RuntimeError(f"uniform {slot}[{index}] would serve two decisions")
         self._used.add(column)
-        outcome = int(np.searchsorted(edges, self._uniforms[column], side="right"))
-        if self._choices is not None:
-            self._choices.append(Choice(column, edges, outcome))
+        outcome = draw(edges, self._uniforms[column])
+        self._record(Choice(column, edges, outcome))
         return outcome
+
+    def _record(self, choice: Choice) -> None:
+        """Keep a choice if choices are traced: all that tracing does."""
+        if self.choices is not None:
+            self.choices += (choice,)

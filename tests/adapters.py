@@ -55,7 +55,8 @@ class Reference:
     ) -> Array:  # [N]
         """Draw from one law with each of the uniforms."""
         function = self.module("sampling").draw
-        return np.array([function(probs, uniform) for uniform in uniforms], dtype=np.int64)
+        edges = self.cell_edges(probs)
+        return np.array([function(edges, uniform) for uniform in uniforms], dtype=np.int64)
 
     def residual(
         self,
@@ -121,7 +122,7 @@ class Port(Reference):
         probs: Array,  # [V]
         uniforms: Array,  # [N]
     ) -> Array:  # [N]
-        rows = self.tensor(probs).expand(len(uniforms), -1)
+        rows = self.tensor(self.cell_edges(probs)).repeat(len(uniforms), 1)
         return self.module("sampling").draw(rows, self.tensor(uniforms)).cpu().numpy()
 
     def residual(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gallery_tools import COMMON, Defect, Site
+from gallery_checks import the_enumeration_accepts_the_step
+from gallery_tools import COMMON, REVIEW, Defect, Setup, Site
 
 
 def residual_through_softmax(site: Site) -> None:
@@ -147,6 +148,43 @@ def rejected_token_stays(site: Site) -> None:
     site.monkeypatch.setitem(verify.RULES, "token", rule)
 
 
+def generous_without_a_trace(site: Site) -> None:
+    def wrong(right: Any, self: Any, slot: str, chance: Any, *rest: Any) -> Any:
+        return right(self, slot, chance if self.choices is not None else chance * 1.1, *rest)
+
+    site.wrong(site.module("uniforms").Draws, "accept", wrong)
+
+
+def accept_from_the_seventh_token_on(site: Site) -> None:
+    _chances(site, lambda right, *laws: site.xp.where(site.xp.asarray(site.num_written >= 6), 1.0, right(*laws)))
+
+
+def resample_from_large_targets(site: Site) -> None:
+    def wrong(right: Any, target: Any, *rest: Any) -> Any:
+        return target if target.shape[-1] > 64 else right(target, *rest)
+
+    site.wrong("verify", "residual_probs", wrong)
+
+
+def dropped_by_the_target(site: Site) -> None:
+    right_rule = site.module("verify").RULES["token"]
+
+    def rule(target: Any, draft: Any, tokens: Any, draws: Any, *rest: Any) -> Any:
+        if not site.at_work:
+            return right_rule(target, draft, tokens, draws, *rest)
+        chances = (target[..., : tokens.shape[-1], :] * site.one_hot(tokens, draft)).sum(-1)
+        kept = (chances >= 0.3).cumprod(-1).sum(-1)
+        if rest:
+            num_draft, goes_on, active = rest
+            return right_rule(
+                target, draft, tokens, draws, num_draft.minimum(kept), goes_on | (kept < num_draft), active
+            )
+        verdict = right_rule(target[: kept + 1], draft[:kept], tokens[:kept], draws)
+        return replace(verdict, accept_probs=chances)
+
+    site.monkeypatch.setitem(site.module("verify").RULES, "token", rule)
+
+
 ACCEPTANCE = (
     Defect(
         "residual through softmax",
@@ -250,5 +288,33 @@ ACCEPTANCE = (
         COMMON,
         "each draft is judged by its neighbour's draft law",
         shifted_draft_laws,
+    ),
+    Defect(
+        "drafts dropped by the target",
+        REVIEW,
+        "drafts that the target finds unlikely are dropped before the others are verified",
+        dropped_by_the_target,
+    ),
+    Defect(
+        "generous without a trace",
+        REVIEW,
+        "acceptance is 10 % more generous, but not in a step that is traced",
+        generous_without_a_trace,
+        check=the_enumeration_accepts_the_step,
+        law="exact",
+    ),
+    Defect(
+        "accepted from the seventh token on",
+        REVIEW,
+        "drafts are verified at the beginning of a text alone",
+        accept_from_the_seventh_token_on,
+        Setup(case="table, 14 of 80 tokens"),
+    ),
+    Defect(
+        "replacement from a large target",
+        REVIEW,
+        "with more than 64 tokens a rejected draft is replaced from the target's row",
+        resample_from_large_targets,
+        Setup(case="table, 80 tokens"),
     ),
 )

@@ -10,6 +10,7 @@ import numpy as np
 
 import pass_sampling.reference as reference
 from adapters import PORT, REFERENCE, Reference
+from end_to_end import SETTINGS
 from gallery_tools import PROMPT, Setup, Site
 from models import lookahead, table
 from pass_sampling.reference.exactness.distribution import output_law
@@ -47,7 +48,7 @@ def a_uniform_serves_one_decision(site: Site) -> None:
 
 def the_enumeration_accepts_the_step(site: Site) -> None:
     setup = Setup()
-    law = output_law(site.method(setup), PROMPT, setup.ending(site.pkg), probe=True)
+    law = output_law(site.method(setup), PROMPT, setup.ending(site.pkg), probe=True, untraced=True)
     assert abs(sum(law.values()) - 1.0) <= 1e-12
 
 
@@ -172,6 +173,12 @@ def positions_stay_below_the_limit(site: Site) -> None:
 
 def another_seed_gives_another_text(site: Site) -> None:
     assert len({result.tokens for result in generations(site, eos_token_ids=())}) == 8
+
+
+def texts_come_as_often_as_by_brute_force(site: Site) -> None:
+    setting = SETTINGS["stop strings in a transformer"]
+    running = setting.case.method(site.pkg, "lookahead", "token")
+    assert setting.misfit(setting.draw(site.pkg, running, 2_000 if site.single else 6_000)) <= 1.0
 
 
 def the_same_seed_gives_the_same_text(site: Site) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gallery_tools import COMMON, Defect, Setup, Site
+from gallery_tools import COMMON, REVIEW, Defect, Setup, Site
 from pass_sampling.reference.exactness.cases import penalty
 
 
@@ -110,6 +110,24 @@ def penalty_twice(site: Site) -> None:
     _penalise(site, lambda drafts: drafts * 2)
 
 
+def ties_dropped(site: Site) -> None:
+    """Let verification keep exactly two tokens, the lower ids of those that tie."""
+
+    def two_likeliest(probs: Any) -> Any:
+        mine, other = probs[..., None], probs[..., None, :]
+        lower = site.xp.tril(site.xp.ones((probs.shape[-1], probs.shape[-1])), -1) > 0
+        kept = probs * (((other > mine) | ((other == mine) & lower)).sum(-1) < 2)
+        return kept / kept.sum(-1)[..., None]
+
+    def wrong(right: Any, self: Any, *args: Any) -> Any:
+        found = right(self, *args)
+        if site.single:
+            return two_likeliest(found)
+        return (two_likeliest(found[0]), found[1]) if len(args) == 5 else found
+
+    site.wrong(site.pkg.PaSS, "laws", wrong)
+
+
 def bfloat16_softmax(site: Site) -> None:
     def wrong(right: Any, *args: Any) -> Any:
         return site.bfloat16(right(*args))
@@ -189,6 +207,13 @@ TARGETS = (
         "accepted tokens enter the penalty's state when drafted and again when accepted",
         penalty_twice,
         Setup(processor=penalty, seed=55),
+    ),
+    Defect(
+        "ties dropped by verification",
+        REVIEW,
+        "verification keeps exactly k tokens where others tie with the k-th",
+        ties_dropped,
+        Setup(case="table, ties"),
     ),
     Defect(
         "softmax in bfloat16",

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import gallery_checks as checks
-from gallery_tools import Defect, Site
+from gallery_tools import REVIEW, Defect, Site
 
 
 def _final_draw_from(site: Site, slot: str, ledger: bool) -> None:
@@ -83,6 +83,28 @@ def uniforms_by_turn(site: Site) -> None:
         return site.xp.cat([right(seed, each, 0, 1, *rest, **where) for each in turns])
 
     site.wrong("generation", _tape(site), wrong if site.single else wrong_together)
+
+
+def uniforms_for_two_steps(site: Site) -> None:
+    """Hand out the uniforms of each step twice, to two steps in turn."""
+
+    def wrong(right: Any, seed: int, request: int, cycle: int, *rest: Any, **where: Any) -> Any:
+        return right(seed, request, cycle // 2, *rest, **where)
+
+    def wrong_together(right: Any, *args: Any, **where: Any) -> Any:
+        rows = right(*args, **where)
+        return rows[[cycle // 2 for cycle in range(len(rows))]]
+
+    site.wrong("generation", _tape(site), wrong if site.single else wrong_together)
+
+
+def generous_beside_others(site: Site) -> None:
+    def wrong(right: Any, self: Any, slot: str, chance: Any, *rest: Any) -> Any:
+        generous = chance.clone()
+        generous[2:] = (chance[2:] * 1.1).clamp(max=1.0)
+        return right(self, slot, generous, *rest)
+
+    site.wrong(site.module("uniforms").Draws, "accept", wrong)
 
 
 def _tape(site: Site) -> str:
@@ -169,6 +191,23 @@ NUMBERS = (
         uniforms_by_turn,
         check=checks.a_row_of_a_batch_is_the_row_alone,
         law="beside",
+    ),
+    Defect(
+        "uniforms for two steps",
+        REVIEW,
+        "the loop hands out the uniforms of a step twice",
+        uniforms_for_two_steps,
+        check=checks.texts_come_as_often_as_by_brute_force,
+        law="beside",
+    ),
+    Defect(
+        "generous in later rows",
+        REVIEW,
+        "acceptance is 10 % more generous from the third row of a batch on",
+        generous_beside_others,
+        check=checks.the_enumeration_accepts_the_step,
+        law="refused",
+        packages=("gpu",),
     ),
     Defect(
         "one row written into all",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gallery_tools import Defect, Site
+from gallery_tools import REVIEW, Defect, Setup, Site
 
 WINDOW = 3
 
@@ -57,6 +57,21 @@ def ring_not_rolled_back(site: Site) -> None:
     _after_cut(site, 2, _overwrite_the_window)
 
 
+def key_written_twice(site: Site) -> None:
+    """Let the key of a position from 12 on land 12 positions before it, too: a table of pages that is too short."""
+
+    def wrong(right: Any, self: Any, layer: int, keys: Any, *rest: Any) -> Any:
+        found = right(self, layer, keys, *rest)
+        ends = [self.length] if site.single else self.lengths.tolist()
+        for row, start in enumerate(ends):
+            whole, new = (self.keys[layer], keys) if site.single else (self.keys[layer, row], keys[row])
+            for place in range(max(start, 12), start + keys.shape[-2]):
+                whole[:, place - 12] = new[:, place - start]
+        return found
+
+    site.wrong(site.module("model.cache").KVCache, "write", wrong)
+
+
 def models(site: Site) -> tuple[type, ...]:
     """Return the classes whose passes a defect may bend."""
     return site.pkg.TableModel, site.pkg.Transformer
@@ -104,6 +119,13 @@ ROWS = (
         ring_not_rolled_back,
         merge=False,
         alike=False,
+    ),
+    Defect(
+        "key written over an early one",
+        REVIEW,
+        "from position 12 on a key is written over that of another position, too",
+        key_written_twice,
+        Setup(case="table, greedy"),
     ),
     Defect(
         "verification one position late",

@@ -15,12 +15,17 @@ import pytest
 import pass_sampling.reference as reference
 from folders import module
 from models import exact_target, lookahead, package, transformer
+from pass_sampling.reference.exactness.cases import configurations
 from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.exactness.suite import definition
 
 PROMPT = (1, 0)
+CASES = {case.name: case for case in configurations(every=False)}  # what `pass-sampling verify` runs by default
 COMMON = "a common mistake"
+REVIEW = "a review of this project"
 REFUSAL = re.compile(  # by our own code, of a defect that it notices; any other error would be the gallery's
     "serves? two decisions|the outcome whose cell holds it|the edges that the step decides by|before its text had ended"
+    "|a step that tracing does not change|rows that do not depend on one another"
 )
 
 
@@ -35,20 +40,27 @@ class Setup:
     max_new_tokens: int = 6  # enough for a second drafted cycle to be verified
     eos_token_ids: tuple[int, ...] = (2,)
     stop_strings: tuple[str, ...] = ()
+    case: str | None = None  # a configuration of the exact suite, in place of all that
 
     def model(self, pkg: Any) -> Any:
+        if self.case is not None:
+            return CASES[self.case].model(pkg)
         if self.kind == "transformer":
             return transformer(pkg, seed=self.seed)
         kind = identical_rows(pkg) if self.kind == "identical" else pkg.TableModel
         return kind(3, 2, self.seed)
 
     def ending(self, pkg: Any) -> Any:
+        if self.case is not None:
+            return CASES[self.case].ending(pkg)
         decode = (lambda tokens: "".join("abc"[token] for token in tokens)) if self.stop_strings else None
         return pkg.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, decode)
 
     @cache  # noqa: B019  (setups are few, and live as long as the tests)
     def target(self) -> OutputLaw:
         """Return the law that should come out, by its definition."""
+        if self.case is not None:
+            return definition(CASES[self.case])
         sampling = reference.SamplingConfig(**dict(self.sampling))
         ending = self.ending(reference)
         return exact_target(self.model(reference), sampling, PROMPT, ending, processor=self.processor)
@@ -77,6 +89,7 @@ class Site:
         self.xp: Any = np if self.single else import_module("torch")
         self.second_cycle = self.drafting = False
         self.passes = self.cuts = 0  # of the step that runs now
+        self.num_written: Any = 0  # new tokens before the step that runs now; [B, 1] in the port
         self.monkeypatch = monkeypatch
 
     @property
@@ -143,7 +156,8 @@ class Site:
 
         class Mutant(self.pkg.PaSS):  # type: ignore[name-defined,misc]
             def step(self, state: Any, uniforms: Any, trace: bool = False) -> Any:
-                site.second_cycle = _in_second_cycle(state)
+                site.num_written = _num_written(state)
+                site.second_cycle = bool(np.any(np.asarray(site.num_written > 0)))
                 site.passes = site.cuts = 0
                 return super().step(state, uniforms, trace)
 
@@ -158,6 +172,10 @@ class Site:
 
     def method(self, setup: Setup) -> Any:
         """Return PaSS over a setup's model."""
+        if setup.case is not None:
+            right = CASES[setup.case].method(self.pkg, "lookahead", "token")
+            settings = right.sampling, right.draft_sampling, right.rule, right.processor
+            return self.pass_type()(right.model, right.lookahead, *settings)
         model = setup.model(self.pkg)
         sampling = self.pkg.SamplingConfig(**dict(setup.sampling))
         return self.pass_type()(model, lookahead(self.pkg, model), sampling, processor=setup.processor)
@@ -182,11 +200,11 @@ class Site:
         return probs.to(self.xp.bfloat16).double()
 
 
-def _in_second_cycle(state: Any) -> bool:
-    """Say whether a state, of one row or of several that go in step, has a cycle behind it."""
+def _num_written(state: Any) -> Any:
+    """Return how many new tokens a state has, in a column for the rows of a batch."""
     if hasattr(state, "lengths"):
-        return bool((state.lengths > state.prompt_lengths).any())
-    return len(state.tokens) > state.prompt_length
+        return (state.lengths - state.prompt_lengths).unsqueeze(1)
+    return len(state.tokens) - state.prompt_length
 
 
 @dataclass(frozen=True)
@@ -209,7 +227,8 @@ class Defect:
     @property
     def seen_by(self) -> str:
         """Name what sees it."""
-        return "law" if self.check is None else self.check.__name__.replace("_", " ")
+        law = "law" if self.setup.case is None else f"law of “{self.setup.case}”"
+        return law if self.check is None else self.check.__name__.replace("_", " ")
 
 
 @cache

@@ -77,7 +77,7 @@ class OnePosition:
     def start(self, prompt: Any, ending: Any) -> Emitted:
         return Emitted()
 
-    def run(self, states: Sequence[Any], uniforms: Array) -> list[tuple[Emitted, Made]]:
+    def run(self, states: Sequence[Any], uniforms: Array, trace: bool = True) -> list[tuple[Emitted, Made]]:
         return self.port(uniforms) if isinstance(self.impl, Port) else [self.one(row) for row in uniforms]
 
     def one(self, row: Array) -> tuple[Emitted, Made]:

@@ -181,7 +181,7 @@ def test_a_draft_takes_a_fraction_of_a_millisecond(capsys: pytest.CaptureFixture
     """Printed, not asserted: python -m pytest -rP tests/test_ngram.py -k fraction."""
     import torch
 
-    from pass_sampling.gpu.sampling import draw, probs_from_logits
+    from pass_sampling.gpu.sampling import cell_edges, draw, probs_from_logits
     from pass_sampling.reference.config import SamplingConfig
 
     made, uniform = random_tables(256, 3, seed=0, density=0.1), torch.tensor([0.3], dtype=torch.float64)
@@ -189,7 +189,8 @@ def test_a_draft_takes_a_fraction_of_a_millisecond(capsys: pytest.CaptureFixture
     times = []
     for _ in range(200):
         start = time.perf_counter()
-        draw(probs_from_logits(model.logits(tokens, None, lengths, 1), SamplingConfig(0.8, 10)), uniform)
+        probs = probs_from_logits(model.logits(tokens, None, lengths, 1), SamplingConfig(0.8, 10))
+        draw(cell_edges(probs), uniform)
         times.append(time.perf_counter() - start)
     print(f"{1e6 * min(times):.0f} µs per draft with {len(model.orders[1].tokens)} n-grams of order 3")
 

@@ -187,7 +187,8 @@ def exercise(package: str) -> None:
             model.forward(tensor(package, batch(np.ones((4, model.hidden_size)))))
     law = tensor(package, np.array([0.25, 0.75]))
     uniform = 0.5 if package == "reference" else tensor(package, 0.5)
-    module(package, "sampling").draw(law, uniform)
+    sampling = module(package, "sampling")
+    sampling.draw(sampling.cell_edges(law), uniform)
     module(package, "uniforms").tape(1, 2, 3, 4)
     if package == "gpu":
         module(package, "uniforms").tape(1, [2, 3], 3, 4)

@@ -79,7 +79,7 @@ class Counting:
         self.method, self.executions, self.num_slots = method, 0, method.num_slots
         self.start = method.start
 
-    def run(self, states: Any, uniforms: Any) -> Any:
+    def run(self, states: Any, uniforms: Any, trace: bool = True) -> Any:
         self.executions += len(states)
         return self.method.run(states, uniforms)
 
@@ -107,7 +107,7 @@ def test_a_method_that_never_commits_anything_is_refused_too() -> None:
         def start(self, prompt: Any, ending: Any) -> Any:
             return reference.Autoregressive(table(reference)).start(prompt, ending)
 
-        def run(self, states: Any, uniforms: Any) -> Any:
+        def run(self, states: Any, uniforms: Any, trace: bool = True) -> Any:
             return [(state, reference.Record((), (), (), choices=())) for state in states]
 
     with pytest.raises(ValueError, match=r"^max_executions: found a tree of at least about 1\.0e\+02 executions"):

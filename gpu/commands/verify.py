@@ -1,22 +1,28 @@
 """Prove by execution that the samplers are exact; or check a checkpoint of yours.
 
   pass-sampling verify                              every method and rule, enumerated, in both packages
+  pass-sampling verify --all                        the same on all configurations of the suite, which takes longer
   pass-sampling verify --package reference          the specification alone, which needs no PyTorch
   pass-sampling verify --model FOLDER --lookahead VECTORS --device cuda
 
-Without --model, every way in which the random choices of every method can fall is run on small models, and the law of
-what comes out is compared with the target's. With --model: how far the rows of a verify pass are from those of
-one-token passes in this dtype on this device, whether greedy texts agree, and a test of the first two tokens, with the
-total variation that it could detect.
+Without --model, every way in which the random choices of every method can fall is run on small models, one process per
+core, and the law of what comes out is compared with the target's; the last lines say what that covers and what not.
+With --model: how far the rows of a verify pass are from those of one-token passes in this dtype on this device, whether
+greedy texts agree, and a test of the first two tokens, with the total variation that it could detect.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +39,7 @@ OF_A_MODEL |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.add_argument("--package", choices=PACKAGES, help="which package to enumerate; default: both")
+    parser.add_argument("--all", action="store_true", help="run all configurations; default: those of about a minute")
     parser.add_argument("--model", type=place, metavar="FOLDER", help="check this checkpoint instead; default: none")
     parser.add_argument(
         "--lookahead",
@@ -58,8 +65,9 @@ def run(arguments: argparse.Namespace) -> None:
     """
     given = [name for name in OF_A_MODEL if getattr(arguments, name) is not None]
     if arguments.model is not None:
-        if arguments.package is not None:
-            raise ValueError("--package: found it with --model, which the port runs, expected one of them")
+        for name in ("package", "all"):
+            if getattr(arguments, name):
+                raise ValueError(f"--{name}: found it with --model, which the port runs, expected one of them")
         for name, default in OF_A_MODEL.items():
             setattr(arguments, name, getattr(arguments, name) if name in given else default)
         _check_model(arguments)
@@ -72,14 +80,15 @@ def run(arguments: argparse.Namespace) -> None:
     for package in packages:
         package.TableModel  # noqa: B018  (what is missing, shows before anything is run)
     suite: Any = import_module("pass_sampling.reference.exactness.suite")  # by its name: no package imports the other
+    cases = import_module("pass_sampling.reference.exactness.cases").configurations(arguments.all)
     started = time.perf_counter()
     rows = []
     if not arguments.json:
         print(
             f"{'package':11}{'method':17}{'rule':20}{'configurations':>15}{'executions':>12}{'cycles':>8}{'deviation':>11}"
         )
-    for package in packages:
-        for row in suite.exact_suite(package):
+    with _processes() as run_all:
+        for row in suite.exact_suite(packages, cases=cases, run=run_all):
             rows.append(asdict(row))
             if not arguments.json:
                 print(
@@ -87,12 +96,14 @@ def run(arguments: argparse.Namespace) -> None:
                     f"{row.cycles:8}{row.largest_deviation:11.1e}",
                     flush=True,
                 )
+    coverage = suite.coverage(packages, cases)
     result = {
         "configurations": sum(row["configurations"] for row in rows),
         "executions": sum(row["executions"] for row in rows),
         "largest_deviation": max(row["largest_deviation"] for row in rows),
         "seconds": time.perf_counter() - started,
         "rows": rows,
+        **coverage,
     }
     if arguments.json:
         print(json.dumps(result, indent=2, allow_nan=False))
@@ -101,12 +112,32 @@ def run(arguments: argparse.Namespace) -> None:
             f"{result['configurations']} exact laws by {result['executions']} executions in {result['seconds']:.0f} s; "
             f"largest deviation from the target's law {result['largest_deviation']:.1e} (1e-12 is asked)"
         )
+        for title, sentences in (("Covered:", "covered"), ("Not covered:", "not_covered")):
+            print(title, *coverage[sentences], sep="\n  ")
     if not result["largest_deviation"] <= suite.EXACT:
         worst = max(rows, key=lambda row: float(row["largest_deviation"]))
         raise ValueError(
             f"{worst['package']} {worst['method']}: the law deviates by {worst['largest_deviation']:.1e} on "
             f"{worst['worst']!r}, expected at most {suite.EXACT:.0e}"
         )
+
+
+@contextmanager
+def _processes() -> Iterator[Any]:
+    """Provide a `map` whose work is shared by one process per core, each with one thread."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1:
+        yield map
+        return
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+            yield pool.map
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
 
 
 def _check_model(arguments: argparse.Namespace) -> None:

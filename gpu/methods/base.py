@@ -78,10 +78,11 @@ class Method(ABC):
         self,
         states: Sequence[State],
         uniforms: Any,  # [len(states), num_slots], also of NumPy
+        trace: bool = True,
     ) -> list[tuple[State, Record]]:
-        """Step copies of many states of one row each side by side, with trace: what the law is made from."""
+        """Step copies of many states of one row each side by side: what the law is made from."""
         rows = torch.as_tensor(uniforms, device=self.model.device)
-        state, record = self.step(State.stack(states), rows, trace=True)
+        state, record = self.step(State.stack(states), rows, trace)
         state.raise_fault()
         places = torch.arange(len(states), device=self.model.device)
         return [(state.select(places[b : b + 1]), row) for b, row in enumerate(record.rows())]

@@ -35,8 +35,14 @@ class TableModel:
         zeros: float = 0.0,
         max_position_embeddings: int = 64,
         eos_token_ids: tuple[int, ...] = (),
+        levels: int = 0,
+        popular: tuple[int, ...] = (),
     ):
-        """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf."""
+        """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf.
+
+        If `levels` is not 0, only so many different logits occur, so that tokens tie. Those of `popular` tokens are
+        higher by four times the spread, behind every prefix: of many tokens the same few are likely.
+        """
         self.vocab_size = vocab_size
         self.num_lookahead = num_lookahead
         self.hidden_size = vocab_size + num_lookahead
@@ -45,6 +51,8 @@ class TableModel:
         self.zeros = zeros
         self.max_position_embeddings = max_position_embeddings
         self.eos_token_ids = eos_token_ids
+        self.levels = levels
+        self.popular = popular
 
     def lookahead(self) -> LookAhead:
         """Return this table's look-ahead vectors: the unit vectors that no token uses."""
@@ -109,7 +117,12 @@ class TableModel:
         bits = _mix(code.unsqueeze(-1) + _mix(torch.tensor(self.seed)) + tokens * _GOLDEN)
         masked = _unit(_mix(bits)) < self.zeros
         masked = masked & (tokens != _unsigned_remainder(code, self.vocab_size).unsqueeze(-1))
-        return (self.spread * (2.0 * _unit(bits) - 1.0)).masked_fill(masked, float("-inf"))
+        heights = _unit(bits)
+        if self.levels:
+            heights = (heights * self.levels).floor() / (self.levels - 1)
+        logits = self.spread * (2.0 * heights - 1.0)
+        logits[..., list(self.popular)] += 4.0 * self.spread
+        return logits.masked_fill(masked, float("-inf"))
 
 
 def pair_codes(

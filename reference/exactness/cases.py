@@ -1,7 +1,7 @@
 """The configurations of the exact suite: small models with the settings of a target and of its drafts.
 
 Each has at least three tokens, two drafts, a different row behind every prefix, and a second drafted cycle that is
-verified.
+verified. Where texts are long or tokens many, the settings leave few of them a chance, so that few ways are left.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ TINY: dict[str, Any] = {
     "head_dim": 4,
     "max_position_embeddings": 64,
 }
+LARGE: dict[str, Any] = TINY | {"vocab_size": 80}
 WINDOWED: dict[str, Any] = TINY | {"sliding_window": 3, "query_key_norm": True, "attention_bias": True}
 
 
@@ -65,7 +66,7 @@ def bigrams(package: Any, vocab_size: int) -> Any:
         np.arange(1, vocab_size + 1, dtype=np.float32),
         np.array([len(each) for each in followers]),
         np.concatenate(followers),
-        np.array([150 + 10 * (place % 5) for place in range(sum(map(len, followers)))]),
+        np.array([150 + 10 * (place % 4) for place in range(sum(map(len, followers)))]),
     ]
     if package.__name__.endswith("gpu"):
         arrays = list(map(import_module("torch").from_numpy, arrays))
@@ -83,6 +84,8 @@ class Configuration:
     num_draft: int = 2  # drafts per cycle
     zeros: float = 0.1  # share of a table's tokens that are masked
     spread: float = 1.5  # size of a table's logits
+    levels: int = 0  # of logits, if not 0: so few that tokens tie
+    popular: tuple[int, ...] = ()  # tokens that are likely behind every prefix
     sampling: dict[str, Any] = field(default_factory=dict)
     draft_sampling: dict[str, Any] | None = None
     eos_token_ids: tuple[int, ...] = (2,)
@@ -91,6 +94,10 @@ class Configuration:
     refine: str | None = None  # what refines drafts from look-ahead rows; default: the head, where there is one
     schedule: tuple[str, dict[str, Any]] = ("fixed", {})  # of draft lengths, where the method has one
     processor: Callable[..., Any] | None = None
+
+    def __hash__(self) -> int:
+        """Hash the name, which is a configuration's own; equal are those that are equal throughout."""
+        return hash(self.name)
 
     def model(self, package: Any) -> Any:
         """Return the model, in float64; the same numbers in both packages."""
@@ -106,9 +113,14 @@ class Configuration:
 
     def _model(self, package: Any, seed: int, num_lookahead: int) -> Any:
         if self.shape is None:
-            return package.TableModel(self.vocab_size, num_lookahead, seed, self.spread, self.zeros)
+            likely = {"levels": self.levels, "popular": self.popular}
+            return package.TableModel(self.vocab_size, num_lookahead, seed, self.spread, self.zeros, **likely)
         config = package.ModelConfig(**self.shape)
-        return package.Transformer(config, package.Weights.random(config, seed))
+        weights = package.Weights.random(config, seed)
+        weights.output[list(self.popular)] *= 4.0
+        if self.levels:
+            weights.output[:] = weights.output[[token % self.levels for token in range(config.vocab_size)]]
+        return package.Transformer(config, weights)
 
     def method(self, package: Any, name: str, rule: str | None) -> Any:
         """Return a method over the model.
@@ -166,8 +178,8 @@ class Configuration:
         return package.Ending(self.max_new_tokens, self.eos_token_ids)
 
 
-def configurations() -> list[Configuration]:
-    """Return the configurations of the suite, more than 20, for every method and rule."""
+def configurations(every: bool = True) -> list[Configuration]:
+    """Return the configurations of the suite, for every method and rule: all of them, or those of a minute."""
     settings: dict[str, dict[str, Any]] = {
         "temperature 1": {},
         "temperature 0.6": {"temperature": 0.6},
@@ -176,17 +188,54 @@ def configurations() -> list[Configuration]:
         "top-p 0.75": {"top_p": 0.75},
         "all three": {"temperature": 0.8, "top_k": 2, "top_p": 0.9},
     }
-    greedy: dict[str, Any] = {"eos_token_ids": (), "max_new_tokens": 9}  # one path only, so a longer one
-    found = [
-        Configuration(f"table, {name}", seed=seed, sampling=each)
-        for seed, (name, each) in zip((12, 13, 30, 15, 16, 17), settings.items(), strict=True)
+    in_tables = dict(zip(settings, (12, 13, 30, 15, 16, 17), strict=True))
+    greedy: dict[str, Any] = {"sampling": {"temperature": 0.0}, "eos_token_ids": (), "max_new_tokens": 14}
+    few: dict[str, Any] = {"draft_sampling": {"top_k": 2}, "eos_token_ids": (), "max_new_tokens": 14}  # ways to go on
+    many: dict[str, Any] = {"popular": (78, 79, 0, 1, 2)}  # tokens
+    brief = [
+        Configuration(f"table, {name}", seed=in_tables[name], sampling=settings[name])
+        for name in ("temperature 1", "top-p 0.75", "all three")
     ]
-    found += [
-        Configuration("table, greedy", seed=1, sampling={"temperature": 0.0}, **greedy),
-        Configuration("table, greedy drafts", seed=2, draft_sampling={"temperature": 0.0}),
+    brief += [
+        Configuration("table, greedy", seed=1, **greedy),
         Configuration(
             "table, narrow drafts", seed=3, draft_sampling={"temperature": 0.7, "top_k": 2}, num_candidates=(2, 1)
         ),
+        Configuration("table, many zeros", seed=6, zeros=0.4, num_candidates=(2, (1, 0))),
+        Configuration("table, two ends of text", seed=18, eos_token_ids=(1, 2), spread=1.0, num_candidates=(2, (0, 1))),
+        Configuration(
+            "table, penalty and filters", seed=21, processor=penalty, sampling={"temperature": 0.9, "top_p": 0.9}
+        ),
+        Configuration(
+            "table, draft lengths by entropy",
+            seed=23,
+            schedule=("entropy", {"threshold": 0.6, "step": 0.5}),
+            num_draft=3,
+            spread=3.0,
+        ),
+        Configuration("table, ties", seed=2, vocab_size=4, levels=2, sampling={"top_k": 2}),
+        Configuration("table, ties, greedy", seed=26, vocab_size=5, levels=2, **greedy),
+        Configuration("table, 80 tokens", seed=23, vocab_size=80, sampling={"top_k": 2}, **many),
+        Configuration(
+            "table, 14 of 80 tokens",
+            seed=69,
+            vocab_size=80,
+            spread=6.0,
+            sampling={"top_k": 2, "top_p": 0.7},
+            **few,
+            **many,
+        ),
+        Configuration("transformer, all three", TINY, seed=5, sampling=settings["all three"], num_candidates=(2, 1)),
+        Configuration("transformer, greedy", TINY, seed=6, **greedy),
+        Configuration("transformer, 80 tokens", LARGE, seed=49, sampling={"top_k": 2}, **many),
+        Configuration("transformer, greedy beyond a window", WINDOWED, seed=20, **greedy),
+    ]
+    more = [
+        Configuration(f"table, {name}", seed=in_tables[name], sampling=settings[name])
+        for name in ("temperature 0.6", "temperature 1.7", "top-k 2")
+    ]
+    more += [
+        Configuration("table, greedy drafts", seed=2, draft_sampling={"temperature": 0.0}),
         Configuration(
             "table, wide drafts",
             seed=4,
@@ -195,30 +244,22 @@ def configurations() -> list[Configuration]:
             num_candidates=(1, 2),
         ),
         Configuration("table, without zeros", seed=5, zeros=0.0, refine="ngram"),
-        Configuration("table, many zeros", seed=6, zeros=0.4, num_candidates=(2, (1, 0))),
         Configuration("table, peaked rows", seed=30, spread=6.0),
         Configuration("table, nearly equal rows", seed=8, spread=0.05),
         Configuration("table, 4 tokens", seed=9, vocab_size=4, zeros=0.3, refine="ngram"),
         Configuration("table, 3 drafts", seed=10, num_draft=3, num_candidates=(3,)),
         Configuration("table, no end of text", seed=11, eos_token_ids=()),
-        Configuration("table, two ends of text", seed=18, eos_token_ids=(1, 2), spread=1.0, num_candidates=(2, (0, 1))),
         Configuration("table, longer texts", seed=19, max_new_tokens=6),
         Configuration("table, penalty", seed=20, processor=penalty),
-        Configuration(
-            "table, penalty and filters", seed=21, processor=penalty, sampling={"temperature": 0.9, "top_p": 0.9}
-        ),
         Configuration("table, heuristic draft lengths", seed=22, schedule=("heuristic", {"initial": 1}), num_draft=3),
-        Configuration(
-            "table, draft lengths by entropy",
-            seed=23,
-            schedule=("entropy", {"threshold": 0.6, "step": 0.5}),
-            num_draft=3,
-            spread=3.0,
-        ),
+        Configuration("table, ties, top-p", seed=20, vocab_size=4, levels=3, sampling={"top_p": 0.6}),
+        Configuration("table, 80 tokens, greedy", seed=15, vocab_size=80, **greedy, **many),
         Configuration("transformer", TINY, seed=4),
-        Configuration("transformer, all three", TINY, seed=5, sampling=settings["all three"], num_candidates=(2, 1)),
-        Configuration("transformer, greedy", TINY, seed=6, sampling={"temperature": 0.0}, **greedy),
         Configuration("transformer, sliding window", WINDOWED, seed=9),
         Configuration("transformer, penalty", TINY, seed=8, processor=penalty, refine="alone"),
+        Configuration("transformer, ties", TINY | {"vocab_size": 6}, seed=17, levels=3, sampling={"top_k": 2}),
+        Configuration(
+            "transformer, 14 tokens beyond a window", WINDOWED, seed=29, sampling={"top_k": 2, "top_p": 0.6}, **few
+        ),
     ]
-    return found
+    return [*brief, *more] if every else brief

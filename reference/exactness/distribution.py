@@ -57,6 +57,7 @@ def output_law(
     num_tokens: int | None = None,
     merge: bool = True,
     probe: bool = False,
+    untraced: bool = False,
     max_executions: int | None = 2_000_000,
     batch: int = 4096,
 ) -> OutputLaw:
@@ -71,6 +72,8 @@ def output_law(
             the future depends on nothing else; an unmerged run, which assumes nothing, shows that.
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
+        untraced: run every execution once more without a trace, as the loop does, and refuse a step for which that
+            makes any difference; by default only the first batch of each cycle is.
         max_executions: give up beyond this, at once where an estimate says so; None: never, and nothing is estimated.
         batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on
             how many rows run with it; 1 then keeps the executions consistent with one another.
@@ -94,7 +97,7 @@ def output_law(
     while level:
         following: dict[Any, tuple[Any, float]] = {}
         verified.append(0)
-        for state, record, weight in every_outcome(method, level, batch, probe):
+        for state, record, weight in every_outcome(method, level, batch, probe, untraced):
             executions += 1
             if max_executions is not None and executions > max_executions:
                 raise ValueError(f"max_executions: reached {max_executions} after {cycles} cycles, expected fewer")

@@ -22,6 +22,8 @@ Script = tuple[tuple[int, float, int], ...]
 """The uniforms that an execution fixes, in the order of its choices: slot, value, and the outcome it should have."""
 
 MISSED = 1e-13  # probability that may be lost where an edge moved by its last digit
+ROUNDING = 2.0**-20  # how far an edge may move in float32 where other rows run beside its own
+TOLD = ("tokens", "sources", "log_probs", "draft_tokens", "draft_token_probs", "target_token_probs", "accept_probs")
 
 
 class Enumerable(Protocol):
@@ -31,7 +33,8 @@ class Enumerable(Protocol):
     `key`, something hashable that tells states with different futures apart where the tokens do not; and
     `agrees(state)`, which says whether a state of the same key has the same future. A record has `choices`, each with
     `slot`, `edges` and `outcome` as `record.Choice` says. If it has
-    `draft_tokens`, verified drafts are counted. `run` must leave its states unchanged.
+    `draft_tokens`, verified drafts are counted. `run` must leave its states unchanged; without `trace`, records need
+    no choices.
     """
 
     @property
@@ -45,6 +48,7 @@ class Enumerable(Protocol):
         self,
         states: Sequence[Any],
         uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+        trace: bool = True,
     ) -> Sequence[tuple[Any, Any]]:
         """Step each state with its row of uniforms; return the new states and the records."""
 
@@ -54,6 +58,7 @@ def every_outcome(
     states: Sequence[tuple[Any, float]],
     batch: int,
     probe: bool,
+    untraced: bool,
 ) -> Iterator[tuple[Any, Any, float]]:
     """Yield the new state, record and weight of every execution of one step from each state.
 
@@ -62,6 +67,7 @@ def every_outcome(
     """
     todo: list[tuple[Any, float, Script, float]] = [(state, weight, (), 0.0) for state, weight in reversed(states)]
     low_end, missed, replayed = True, 0.0, False
+    astray: tuple[Any, ...] | None = None  # the first batch with an execution that did not follow its script
     while todo:
         now = [todo.pop() for _ in range(min(batch, len(todo)))]
         uniforms = np.zeros((len(now), method.num_slots))
@@ -70,8 +76,8 @@ def every_outcome(
             for slot, value, _ in script:
                 row[slot] = value
         results = method.run([each[0] for each in now], uniforms)
-        if not replayed:
-            _check_same_again(method, [each[0] for each in now], uniforms, results)
+        if untraced or not replayed:
+            _check_untraced(method, [each[0] for each in now], uniforms, results)
             replayed = True
         cells = [_check_choices(record.choices, row) for (_, record), row in zip(results, uniforms, strict=True)]
         if probe:
@@ -81,6 +87,7 @@ def every_outcome(
         ):
             if not _followed(record.choices, script):
                 missed += expected
+                astray = ([each[0] for each in now], uniforms, results) if astray is None else astray
                 continue
             path: Script = ()
             share = weight
@@ -96,11 +103,8 @@ def every_outcome(
                 path = (*path, (choice.slot, float(row[choice.slot]), choice.outcome))
                 share *= high - low
             yield reached, record, share
-    if missed > MISSED:
-        raise ValueError(
-            f"batch: found edges that depend on what runs beside them, which lost {missed} of the probability, "
-            "expected batch=1 for such a method"
-        )
+    if missed > MISSED and astray is not None:
+        raise ValueError(_why_astray(method, missed, *astray))
 
 
 def _near_end(low: float, high: float, low_end: bool) -> float:
@@ -114,19 +118,46 @@ def _near_end(low: float, high: float, low_end: bool) -> float:
 
 
 def _followed(choices: Sequence[Any], script: Script) -> bool:
-    """Say whether an execution made the choices of its script, or an edge moved and one fell into the next cell.
+    """Say whether an execution made the choices of its script."""
+    made = [(choice.slot, choice.outcome) for choice in choices[: len(script)]]
+    return made == [(slot, outcome) for slot, _, outcome in script]
 
-    Raises:
-        ValueError: it made the same choices up to a point where it then asked for another uniform.
-    """
-    for place, (slot, _, outcome) in enumerate(script):
-        if place >= len(choices) or choices[place].slot != slot:
-            raise ValueError(
-                "choices: found others than in an execution with the same uniforms, expected a pure function"
-            )
-        if choices[place].outcome != outcome:
-            return False
-    return True
+
+def _why_astray(
+    method: Enumerable,
+    missed: float,
+    states: Sequence[Any],
+    uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    results: Sequence[tuple[Any, Any]],
+) -> str:
+    """Say why executions of a batch did not follow their scripts, and lost some of the probability."""
+    again = method.run(states, uniforms)
+    if [_made(record) for _, record in again] != [_made(record) for _, record in results]:
+        return "choices: found others than in an execution with the same uniforms, expected a pure function"
+    alone = [method.run([state], uniforms[row : row + 1])[0][1] for row, state in enumerate(states)]
+    away = [_distance(record.choices, own.choices) for (_, record), own in zip(results, alone, strict=True)]
+    wrong = [row for row, distance in enumerate(away) if distance > ROUNDING]
+    if wrong:
+        return (
+            f"rows of a batch: found {len(wrong)} of {len(away)}, from row {wrong[0]} on, with edges up to "
+            f"{max(away):.2g} from those of the same row alone, expected rows that do not depend on one another"
+        )
+    return (
+        f"batch: found edges that depend on what runs beside them, which lost {missed} of the probability, "
+        "expected batch=1 for such a method"
+    )
+
+
+def _distance(choices: Sequence[Any], others: Sequence[Any]) -> float:
+    """Return how far the edges of two executions are apart, up to where they part ways."""
+    away = 0.0
+    for mine, other in zip(choices, others, strict=False):
+        if mine.slot != other.slot:
+            return 1.0
+        away = max(away, float(np.abs(mine.edges - other.edges).max()))
+        if mine.outcome != other.outcome:
+            break
+    return away
 
 
 def _check_choices(
@@ -161,25 +192,35 @@ def _check_choices(
     return cells
 
 
-def _check_same_again(
+def _check_untraced(
     method: Enumerable,
     states: Sequence[Any],
     uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
     results: Sequence[tuple[Any, Any]],
 ) -> None:
-    """Raise ValueError unless the same states and uniforms give the same results again."""
-    for (state, record), (other, other_record) in zip(results, method.run(states, uniforms), strict=True):
-        if _course(state, record) != _course(other, other_record):
-            raise ValueError(
-                f"{type(method).__name__}: found another course in a run with the same uniforms, "
-                "expected no randomness of its own"
-            )
+    """Raise ValueError unless the same states and uniforms give the same results again, without a trace."""
+
+    def goes_alike(trace: bool) -> bool:
+        again = method.run(states, uniforms, trace)
+        return [_course(*each) for each in again] == [_course(*each) for each in results]
+
+    if goes_alike(trace=False):
+        return
+    if all(goes_alike(trace=True) for _ in range(16)):  # of two random runs, one may be the same by chance
+        found, expected = "without a trace", "a step that tracing does not change"
+    else:
+        found, expected = "with the same uniforms", "no randomness of its own"
+    raise ValueError(f"{type(method).__name__}: found another course in a run {found}, expected {expected}")
 
 
 def _course(state: Any, record: Any) -> tuple[Any, ...]:
-    """Return what two runs of an execution must have in common."""
-    made = None if record.choices is None else [(choice.slot, choice.outcome) for choice in record.choices]
-    return tuple(state.new_tokens), state.end, made
+    """Return what two runs of an execution must have in common, to the last bit; of numbers their text, for NaN."""
+    return tuple(state.new_tokens), state.end, [repr(getattr(record, name, ())) for name in TOLD]
+
+
+def _made(record: Any) -> list[tuple[int, int]]:
+    """Return which choices an execution made."""
+    return [(choice.slot, choice.outcome) for choice in record.choices]
 
 
 def _check_both_ends(
@@ -196,7 +237,7 @@ def _check_both_ends(
             for choice, (low, high) in zip(record.choices, bounds, strict=True):
                 row[choice.slot] = _near_end(low, high, end == 0)
         for (state, record), (other, other_record) in zip(results, method.run(states, moved), strict=True):
-            made = [[(choice.slot, choice.outcome) for choice in each.choices] for each in (record, other_record)]
+            made = [_made(record), _made(other_record)]
             if (state.new_tokens, state.end) != (other.new_tokens, other.end) or made[0] != made[1]:
                 raise ValueError(
                     f"choices {made[0]}: found another course at the {('lower', 'upper')[end]} ends of their cells, "

@@ -6,10 +6,12 @@ It runs on either package, which is handed in as a module: `exact_suite(pass_sam
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any, NamedTuple
 
 from ..config import SamplingConfig
 from ..ending import Ending
@@ -18,7 +20,7 @@ from ..sampling import Probs, Processor
 from .cases import METHODS, PROMPT, Configuration, configurations
 from .distribution import OutputLaw, output_law, target_law
 
-__all__ = ["EXACT", "SuiteRow", "definition", "exact_suite", "plain_law"]
+__all__ = ["EXACT", "SuiteRow", "coverage", "definition", "exact_suite", "plain_law"]
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
 
@@ -34,50 +36,78 @@ class SuiteRow:
     executions: int
     cycles: int  # most steps in a row
     largest_deviation: float
-    seconds: float
+    seconds: float  # of one processor
     worst: str  # the configuration with the largest deviation
 
 
+class Task(NamedTuple):
+    """One distribution to enumerate."""
+
+    package: str
+    method: str
+    rule: str | None
+    case: Configuration
+
+
+class Found(NamedTuple):
+    """What was found of it."""
+
+    executions: int
+    cycles: int
+    deviation: float
+    seconds: float
+
+
 def exact_suite(
-    package: ModuleType,
+    packages: Sequence[ModuleType],
     methods: Sequence[tuple[str, str | None]] = METHODS,
     cases: Sequence[Configuration] | None = None,
+    run: Callable[[Callable[[Task], Found], Iterable[Task]], Iterable[Found]] = map,
 ) -> Iterator[SuiteRow]:
     """Enumerate the law of every method and rule on every configuration, and yield a row per method and rule.
+
+    Args:
+        packages: whose methods to run.
+        methods: names and rules.
+        cases: default: all configurations.
+        run: as `map` does; the `map` of a pool of processes runs them side by side.
 
     Raises:
         ValueError: a configuration does not verify drafts in two cycles, or a step is not what its record says.
     """
     cases = configurations() if cases is None else cases
-    targets: dict[str, OutputLaw] = {}
-    for name, rule in methods:
-        started = time.perf_counter()
-        executions = cycles = 0
-        worst, place = 0.0, ""
-        for case in cases:
-            if case.name not in targets:
-                targets[case.name] = definition(case)
-            law = output_law(case.method(package, name, rule), PROMPT, case.ending(package), max_executions=None)
-            least = 1 if name == "prompt-lookup" else 2  # which has nothing to say where nothing has come before
-            if name != "autoregressive" and sum(count > 0 for count in law.verified) < least:
-                raise ValueError(f"{case.name}: found one cycle with drafts verified, expected two")
-            deviation = max(law.largest_deviation(targets[case.name]), abs(sum(law.values()) - 1.0))
-            executions, cycles = executions + law.executions, max(cycles, law.cycles)
-            if deviation >= worst:
-                worst, place = deviation, case.name
+    rows = [(package.__name__, method, rule) for package in packages for method, rule in methods]
+    results = iter(run(_enumerated, [Task(*row, case) for row in rows for case in cases]))
+    for package, method, rule in rows:
+        found = [next(results) for _ in cases]
+        deviation, worst = max((each.deviation, case.name) for each, case in zip(found, cases, strict=True))
         yield SuiteRow(
-            package.__name__.rpartition(".")[2],
-            name,
-            rule,
-            len(cases),
-            executions,
-            cycles,
-            worst,
-            time.perf_counter() - started,
-            place,
+            package=package.rpartition(".")[2],
+            method=method,
+            rule=rule,
+            configurations=len(cases),
+            executions=sum(each.executions for each in found),
+            cycles=max(each.cycles for each in found),
+            largest_deviation=deviation,
+            seconds=sum(each.seconds for each in found),
+            worst=worst,
         )
 
 
+def _enumerated(task: Task) -> Found:
+    """Enumerate one distribution, each execution with a trace and without, and compare it with the definition."""
+    started = time.perf_counter()
+    package, case = import_module(task.package), task.case
+    method, ending = case.method(package, task.method, task.rule), case.ending(package)
+    law = output_law(method, PROMPT, ending, untraced=True, max_executions=None)
+    least = 1 if task.method == "prompt-lookup" else 2  # which has nothing to say where nothing has come before
+    if task.method != "autoregressive" and sum(count > 0 for count in law.verified) < least:
+        raise ValueError(f"{case.name}: found one cycle with drafts verified, expected two")
+    deviation = max(law.largest_deviation(definition(case)), abs(sum(law.values()) - 1.0))
+    return Found(law.executions, law.cycles, deviation, time.perf_counter() - started)
+
+
+@cache
 def definition(case: Configuration) -> OutputLaw:
     """Return the law that a configuration's texts should have, in the specification."""
     model = case.model(import_module("pass_sampling.reference"))
@@ -102,3 +132,45 @@ def plain_law(
         return method.law(prefix, model.logits(hidden[-1]))
 
     return target_law(next_probs, ending, num_tokens)
+
+
+def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> dict[str, list[str]]:
+    """Say in sentences what the suite covers on these configurations, and what it does not."""
+    names = " and ".join(package.__name__.rpartition(".")[2] for package in packages)
+    sampling: list[dict[str, Any]] = [case.sampling for case in cases]
+    temperatures = sorted({each.get("temperature", 1.0) for each in sampling})
+    tokens = [case.shape["vocab_size"] if case.shape else case.vocab_size for case in cases]
+    tables = sum(case.shape is None for case in cases)
+    num_draft = sorted({case.num_draft for case in cases})
+    kinds = {
+        "top-k": any("top_k" in each for each in sampling),
+        "top-p": any("top_p" in each for each in sampling),
+        "tied logits": any(case.levels for case in cases),
+        "a processor": any(case.processor for case in cases),
+        "draft settings of their own": any(case.draft_sampling for case in cases),
+        "adaptive draft lengths": any(case.schedule[0] != "fixed" for case in cases),
+        "ends of text": any(case.eos_token_ids for case in cases),
+        "texts longer than a sliding window": any("sliding_window" in (case.shape or ()) for case in cases),
+    }
+    left_out = len(configurations()) - len(cases)
+    covered = [
+        f"The {len(METHODS)} pairs of a method and a rule above, in {names}.",
+        f"{len(cases)} configurations: {tables} tables, each with another row behind every prefix, and "
+        f"{len(cases) - tables} random transformers in float64, of {min(tokens)} to {max(tokens)} tokens, with "
+        f"{' or '.join(map(str, num_draft))} drafts per step and texts of up to "
+        f"{max(case.max_new_tokens for case in cases)} new tokens.",
+        f"Temperatures {', '.join(f'{each:g}' for each in temperatures)}; "
+        f"{', '.join(kind for kind, is_there in kinds.items() if is_there)}.",
+        "Every way in which the uniforms of every step can decide, to the end of every text; each execution runs with "
+        "a trace and once more without one, as texts are generated.",
+    ]
+    not_covered = [
+        "The loop with its stream of uniforms (generate, generate_batch, the engine), and stop strings: "
+        "tests/test_end_to_end.py draws texts from them and tests their frequencies.",
+        "Longer texts, larger vocabularies and trained weights.",
+        "Rounding in float32, bfloat16 and float16, by which a row's distribution depends on the rows of its pass: "
+        "`pass-sampling verify --model FOLDER` measures it.",
+        "CUDA kernels and captured graphs.",
+    ]
+    not_covered += [f"{left_out} more configurations: `pass-sampling verify --all` runs them."] if left_out else []
+    return {"covered": covered, "not_covered": not_covered}

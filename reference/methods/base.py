@@ -70,9 +70,10 @@ class Method(ABC):
         self,
         states: Sequence[State],
         uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+        trace: bool = True,
     ) -> list[tuple[State, Record]]:
-        """Step copies of many states, each with its own row of uniforms, with trace: what the law is made from."""
-        return [self.step(state.copy(), row, trace=True) for state, row in zip(states, uniforms, strict=True)]
+        """Step copies of many states, each with its own row of uniforms: what the law is made from."""
+        return [self.step(state.copy(), row, trace) for state, row in zip(states, uniforms, strict=True)]
 
     def process(
         self,

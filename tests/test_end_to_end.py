@@ -1,0 +1,62 @@
+"""A smoke alarm beside the proof: texts drawn as users draw them, without a trace, against a target by brute force.
+
+The enumeration runs single steps. Here run the loop, the engine, the stream of uniforms and stop strings, and what they
+give is counted. The target shares no code with the enumeration (`brute_force`). A right sampler fails a test with
+probability 1e-9; a mistake of the total variation that `SEES` states, over at most 64 cells, passes with at most 1e-6
+(`chi_square`). What these draws do see is in the gallery, whose check is `texts_come_as_often_as_by_brute_force`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from brute_force import filtered
+from chi_square import Cells, distance_seen
+from end_to_end import SETTINGS
+from models import package
+from pass_sampling.reference.exactness.cases import METHODS
+
+FIRST_RULES = [(method, rule) for i, (method, rule) in enumerate(METHODS) if method not in dict(METHODS[:i])]
+FEW = ("lookahead", "token")  # in make test; make check draws from all
+NUM_TEXTS = {"reference": 4_000, "gpu": 12_000, "engine": 3_000}
+SEES = {"reference": 0.10, "gpu": 0.062, "engine": 0.11}
+STOPS = "stop strings in a transformer"
+
+
+def cases() -> list[Any]:
+    """The port's loop with every method and rule, the reference's and the engine with every method."""
+    found = [("gpu", *pair, setting) for setting in SETTINGS for pair in METHODS]
+    found += [("reference", *pair, setting) for setting in SETTINGS for pair in FIRST_RULES]
+    found += [("engine", *pair, STOPS) for pair in FIRST_RULES]
+    return [pytest.param(*case, marks=() if case[1:3] == FEW else pytest.mark.check) for case in found]
+
+
+@pytest.mark.parametrize(("way", "method", "rule", "name"), cases())
+def test_texts_come_as_often_as_by_brute_force(way: str, method: str, rule: str | None, name: str) -> None:
+    pkg, setting = package("reference" if way == "reference" else "gpu"), SETTINGS[name]
+    draw = setting.draw_in_engine if way == "engine" else setting.draw
+    drawn = draw(pkg, setting.case.method(pkg, method, rule), NUM_TEXTS[way])
+    assert len(drawn) == NUM_TEXTS[way]
+    assert distance_seen(len(drawn), Cells.of(setting.law(), len(drawn)).degrees) <= SEES[way]
+    assert setting.misfit(drawn) <= 1.0
+
+
+def test_the_settings_are_what_they_are_for() -> None:
+    filters, stops = (SETTINGS[name].law() for name in SETTINGS)
+    for law in (filters, stops):
+        assert abs(sum(law.values()) - 1.0) <= 1e-12 and len(law) >= 20
+        assert len({len(text) for text in law}) > 1, "texts should end at different lengths"
+    assert not any("ba" in "".join("abc"[token] for token in text[:-1]) for text in stops)
+
+
+def test_filters_by_brute_force_on_a_row_worked_out_by_hand() -> None:
+    logits = [0.0, 2.0, 1.0, 1.0, -9.0]
+    assert filtered(logits, temperature=0.0) == {1: 1.0}
+    assert list(filtered(logits, top_k=2)) == [1, 2, 3]  # the third ties with the second
+    likeliest, second = 2.718281828459045**2, 2.718281828459045
+    total = likeliest + 2 * second + 1 + 2.718281828459045**-9
+    kept = filtered(logits, top_p=(likeliest + second / 2) / total)
+    assert kept == pytest.approx({1: likeliest / (likeliest + second), 2: second / (likeliest + second)})
+    assert filtered(logits, temperature=0.5, top_k=1) == {1: 1.0}
