@@ -103,7 +103,7 @@ PORT_ONLY = {
     "methods.candidates.Candidates": {"propose"},  # of which an expectation over acceptances is taken
     "methods.candidates_fused.FusedCandidates": {"propose"},
     "ending.Ending": {"asks_host"},  # the others are looked for on the device
-    "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "complaint", "select", "stack", "check_fresh"},
+    "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "complaints", "select", "stack", "check_fresh"},
     "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},  # of many rows, cycles
     "methods.language_model.LanguageModel": {"device", "dtype"},
     "transformer.Transformer": {"device", "dtype"},
@@ -486,7 +486,7 @@ def test_bad_calls_fail_alike(call: Callable[[str], Any]) -> None:
     for package in PACKAGES:
         with pytest.raises((ValueError, FileNotFoundError)) as error:
             call(package)
-        said.append((type(error.value), str(error.value)))
+        said.append((type(error.value).__name__, str(error.value)))
     assert said[0] == said[1]
     assert "expected" in said[0][1] and "\n" not in said[0][1] and not said[0][1].endswith(".")
 
