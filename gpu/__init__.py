@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .model.table import TableModel
     from .model.transformer import Transformer
     from .model.weights import Weights
-    from .sampling import probs_from_logits
+    from .sampling import NotFiniteError, probs_from_logits
 
 _HOMES = {
     "pass_sampling.gpu.checkpoint.load": ["load_model", "read_config", "read_generation_config", "read_weights"],
@@ -70,7 +70,7 @@ _HOMES = {
     "pass_sampling.gpu.model.table": ["TableModel"],
     "pass_sampling.gpu.model.transformer": ["Transformer"],
     "pass_sampling.gpu.model.weights": ["Weights"],
-    "pass_sampling.gpu.sampling": ["probs_from_logits"],
+    "pass_sampling.gpu.sampling": ["NotFiniteError", "probs_from_logits"],
     "pass_sampling.reference.config": ["SamplingConfig"],
     "pass_sampling.reference.ending": ["Ending"],
     "pass_sampling.reference.model.config": ["ModelConfig", "RopeScaling"],
@@ -96,6 +96,7 @@ __all__ = [
     "ModelConfig",
     "ModelDrafter",
     "NgramModel",
+    "NotFiniteError",
     "PaSS",
     "PromptLookup",
     "Record",

@@ -12,6 +12,7 @@ from pass_sampling.reference.record import Generation, Record
 
 from .batch_record import Packed
 from .methods.base import Method
+from .sampling import NotFiniteError
 from .uniforms import CYCLES_AHEAD, tapes
 
 Callback = Callable[[int, Record], None]
@@ -50,10 +51,14 @@ def generate(
         callback: called with the record of every cycle, as soon as its tokens are committed.
 
     Raises:
-        ValueError: an argument is out of range, or the model's logits are not finite.
+        ValueError: an argument is out of range.
+        NotFiniteError: the model's logits are not finite.
     """
     ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
-    return _generate(method, [prompt], [request], ending, seed, trace, callback)[0]
+    (text,), faults = _generate(method, [prompt], [request], ending, seed, trace, callback)
+    if text is None:
+        raise NotFiniteError(faults[0])
+    return text
 
 
 def generate_batch(
@@ -67,14 +72,22 @@ def generate_batch(
     trace: bool = False,
     callback: Callback | None = None,
 ) -> list[Generation]:
-    """Continue many prompts side by side, each at its own pace; prompt i is request i.
+    """Continue many prompts side by side, each at its own pace; prompt i is request i, see
+    `generate` for seeds and `max_new_tokens`.
 
-    Seeds and `max_new_tokens` work as in `generate`.
+    A request fails where the model's logits are not finite. The others are completed before the error is raised.
+
+    Raises:
+        ValueError: an argument is out of range.
+        NotFiniteError: requests failed. The message names them, and `generations` holds the texts of the others.
     """
     if len(prompts) == 0:
         return []
     ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
-    return _generate(method, prompts, list(range(len(prompts))), ending, seed, trace, callback)
+    found, faults = _generate(method, prompts, list(range(len(prompts))), ending, seed, trace, callback)
+    if faults:
+        raise NotFiniteError("; ".join(f"request {i}: {faults[i]}" for i in sorted(faults)), found)
+    return [each for each in found if each is not None]
 
 
 def _ending(
@@ -106,8 +119,10 @@ def _generate(
     seed: int,
     trace: bool,
     callback: Callback | None,
-) -> list[Generation]:
-    """Step all rows together; rows that have ended leave the batch once they are half of it.
+) -> tuple[list[Generation | None], dict[int, str]]:
+    """Step all rows together; rows that have ended leave the batch once they are half of it, rows at fault at once.
+
+    Returned are the texts, and what was wrong with the logits of those that are None.
 
     Records that nobody is waiting for are read at the end, all together: between passes Python is slow.
     """
@@ -116,6 +131,7 @@ def _generate(
     unread: list[tuple[list[int], set[int], Packed]] = []
     rows = list(range(len(prompts)))  # the prompt behind each row of the state
     going = set(rows)
+    faults: dict[int, str] = {}
     cycle = 0
     ahead = torch.empty(0)
     while going:
@@ -124,19 +140,21 @@ def _generate(
             ahead = tapes(seed, now, cycle, CYCLES_AHEAD, method.num_slots, device=method.model.device)
         state, batch = method.step(state, ahead[0], trace)
         cycle, ahead = cycle + 1, ahead[1:]
-        state.raise_fault()
+        failed = {rows[place]: said for place, said in state.complaints().items()}
+        faults, going = faults | failed, going - failed.keys()
         state.cache.measure()  # the host waits for the newest tokens anyway
         unread.append((rows, going, batch.pack()))
         if callback is not None:
             _read(unread, records, requests, callback)
-        going = {row for row, ended in zip(rows, state.ended.tolist(), strict=True) if not ended}
-        if 0 < len(going) <= len(rows) // 2:
+        going = {row for row, ended in zip(rows, state.ended.tolist(), strict=True) if not ended} - failed.keys()
+        if going and (failed or len(going) <= len(rows) // 2):
             kept = [place for place, row in enumerate(rows) if row in going]
             places = torch.tensor(kept, device=method.model.device)
             state, ahead = state.select(places), ahead[:, places]
             rows = [rows[place] for place in kept]
     _read(unread, records, requests, callback)
-    return [_generation(prompt, record, ending) for prompt, record in zip(prompts, records, strict=True)]
+    texts = [None if row in faults else _generation(prompt, records[row], ending) for row, prompt in enumerate(prompts)]
+    return texts, faults
 
 
 def _read(

@@ -28,6 +28,7 @@ from pass_sampling.reference.ending import Ending
 from .batch_record import BatchRecord
 from .host import at_hand
 from .model.cache import KVCache, same
+from .sampling import NotFiniteError
 
 __all__ = ["first_state"]
 
@@ -155,9 +156,8 @@ class State:
         if (self.key, self.cached.tolist()) != (other.key, other.cached.tolist()):
             return False
         useful = slice(1 + int(self.num_carried)) if int(self.num_carried) else slice(0)
-        if not same(self.carried[0, useful], other.carried[0, useful]):
-            return False
-        return all(cache.agrees(others) for cache, others in zip(self.caches, other.caches, strict=True))
+        pairs = zip(self.caches, other.caches, strict=True)
+        return same(self.carried[0, useful], other.carried[0, useful]) and all(one.agrees(two) for one, two in pairs)
 
     def note_fault(
         self,
@@ -180,16 +180,17 @@ class State:
             fault_position=torch.where(new, self.lengths + num_more + first.squeeze(1) - 1, self.fault_position),
         )
 
-    def raise_fault(self) -> None:
-        """Raise ValueError if some row's logits had no law: the host asks once per cycle."""
-        if any(self.fault.tolist()):
-            raise ValueError(next(filter(None, map(self.complaint, range(len(self.fault))))))
+    def complaints(self) -> dict[int, str]:
+        """Return what was wrong with the logits of rows, by their places: the host asks once per cycle."""
+        faults = self.fault.tolist()
+        positions = self.fault_position.tolist() if any(faults) else []
+        said = "logits behind position {}: the largest logit is {}, expected a finite number".format
+        return {place: said(position, faults[place]) for place, position in enumerate(positions) if faults[place]}
 
-    def complaint(self, place: int) -> str | None:
-        """Return what was wrong with the logits of a row, if something was."""
-        fault, position = float(self.fault[place]), int(self.fault_position[place])
-        said = f"logits behind position {position}: the largest logit is {fault}, expected a finite number"
-        return said if fault else None
+    def raise_fault(self) -> None:
+        """Raise NotFiniteError if some row's logits had no law."""
+        for said in self.complaints().values():
+            raise NotFiniteError(said)
 
     def select(
         self,
@@ -201,8 +202,7 @@ class State:
 
     def copy(self) -> State:
         """Return a state that can be continued independently of this one."""
-        caches = [cache.copy() for cache in self.caches]
-        return self._with({name: getattr(self, name).clone() for name in PER_ROW}, *caches)
+        return self._with({name: getattr(self, name).clone() for name in PER_ROW}, *(c.copy() for c in self.caches))
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
@@ -238,8 +238,8 @@ class State:
         return kept(tokens, count, self.eos, self.remaining)
 
 
-_COUNTS = ("lengths", "prompt_lengths", "limits", "num_carried")
-PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "fault_position", "pace", "carried")
+_COUNTS = ("lengths", "prompt_lengths", "limits", "num_carried", "fault_position")
+PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "pace", "carried")
 
 
 def kept(

@@ -34,7 +34,6 @@ class Verification:
     num_accepted: Tensor  # [B]
     final_token: Tensor  # [B]
     accept_probs: Probs  # [B, K]
-    num_reached: Tensor  # [B], rows of the target that were looked at, the first ones
 
 
 def accept_probs(
@@ -90,7 +89,7 @@ def verify_token(
     accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")))
     num_accepted = num_leading(accepted)
     final_token = _final_token(target_probs, draft_probs, None, num_accepted, draws, num_draft, goes_on, active)
-    return Verification(num_accepted, final_token, accept, num_accepted + 1)
+    return Verification(num_accepted, final_token, accept)
 
 
 def verify_block(
@@ -115,7 +114,7 @@ def verify_block(
     lengths = torch.arange(1, draft_tokens.shape[1] + 1, device=draft_tokens.device)
     num_accepted = (accepted * lengths).amax(dim=1) if draft_tokens.shape[1] else torch.zeros_like(num_draft)
     final_token = _final_token(target_probs, draft_probs, weights, num_accepted, draws, num_draft, goes_on, active)
-    return Verification(num_accepted, final_token, accept, (weights > 0).sum(dim=1))
+    return Verification(num_accepted, final_token, accept)
 
 
 def block_probs(
@@ -130,24 +129,26 @@ def block_probs(
 
     accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
 
-    A run of weight 0 has been ruled out, and nothing is asked of the rows behind it.
+    A run of weight 0 has been ruled out, and nothing is asked of the rows behind it. Where the target has no law (NaN),
+    the draft's replaces it. Any law would do: the tokens before that row do not depend on it, and the text ends there.
 
     Source: Sun et al. 2024 (arXiv 2403.10444), Eqs. 3 and 4.
     """
     num_tokens, drafts = draft_tokens.shape[1], draft_tokens.unsqueeze(-1)
     target = target_probs[:, :num_tokens].gather(-1, drafts).squeeze(-1)
     draft = draft_probs.gather(-1, drafts).squeeze(-1)
+    target = torch.where(target.isnan(), draft, target)
     weight = torch.ones_like(target_probs[:, 0, 0])
     weights = [weight]
     for i in range(num_tokens):
-        possible = (weight > 0) & (target[:, i] > 0) & (i < num_draft)  # not where a row has no law
+        possible = (weight > 0) & (i < num_draft)
         weight = torch.where(possible, (weight * target[:, i] / draft[:, i]).clamp(max=1.0), 0.0)
         weights.append(weight)
     found = torch.stack(weights, dim=1)
     inner = found[:, 1:num_tokens]
     gained = (inner.unsqueeze(-1) * target_probs[:, 1:num_tokens] - draft_probs[:, 1:]).clamp(min=0.0).sum(dim=-1)
     kept = torch.where(inner == 1, 1.0, gained / (gained + 1.0 - inner))
-    kept = torch.where(inner > 0, kept, 0.0).nan_to_num(nan=0.0)
+    kept = torch.where(inner > 0, kept, 0.0).nan_to_num(nan=0.0)  # where a row has no law, nothing is gained
     longest = torch.arange(1, num_tokens + 1, device=draft_tokens.device) == num_draft.unsqueeze(1)
     return found, torch.where(longest, found[:, 1:], torch.cat([kept, found[:, num_tokens:]], dim=1)[:, :num_tokens])
 
@@ -206,7 +207,7 @@ def verify_match(
         going = going & (matched | (i >= num_draft))
     bonus_token = draws.token("final", row(target_probs, num_draft.clamp(max=num_tokens)), active=going & goes_on)
     final_token = torch.where(going, bonus_token, final_token)
-    return Verification(num_accepted, final_token, accept, num_accepted + 1)
+    return Verification(num_accepted, final_token, accept)
 
 
 def drafted(

@@ -31,7 +31,7 @@ from .model.table import TableModel
 from .model.transformer import Transformer
 from .model.weights import Weights
 from .record import Choice, Generation, Record
-from .sampling import probs_from_logits
+from .sampling import NotFiniteError, probs_from_logits
 
 __all__ = [
     "Adapter",
@@ -51,6 +51,7 @@ __all__ = [
     "ModelConfig",
     "ModelDrafter",
     "NgramModel",
+    "NotFiniteError",
     "PaSS",
     "PromptLookup",
     "Record",

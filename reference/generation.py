@@ -16,6 +16,7 @@ from .ending import Decode, Ending
 from .model.cache import KVCache, same
 from .model.layers import Array
 from .record import Generation, Record
+from .sampling import NotFiniteError
 from .uniforms import tape
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def generate(
         callback: called with the record of every cycle, as soon as its tokens are committed.
 
     Raises:
-        ValueError: an argument is out of range, or the model's logits are not finite.
+        ValueError: an argument is out of range.
+        NotFiniteError: the model's logits are not finite.
     """
     state = method.start(prompt, _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode))
     records: list[Record] = []
@@ -170,11 +172,27 @@ def generate_batch(
     trace: bool = False,
     callback: Callback | None = None,
 ) -> list[Generation]:
-    """Continue many prompts; prompt i is request i. Seeds and `max_new_tokens` work as in `generate`."""
-    return [
-        generate(method, prompt, max_new_tokens, eos_token_ids, stop_strings, decode, seed, i, trace, callback)
-        for i, prompt in enumerate(prompts)
-    ]
+    """Continue many prompts; prompt i is request i, see `generate` for seeds and `max_new_tokens`.
+
+    A request fails where the model's logits are not finite. The others are completed before the error is raised.
+
+    Raises:
+        ValueError: an argument is out of range.
+        NotFiniteError: requests failed. The message names them, and `generations` holds the texts of the others.
+    """
+    found: list[Generation | None] = []
+    faults: list[str] = []
+    for i, prompt in enumerate(prompts):
+        try:
+            found.append(
+                generate(method, prompt, max_new_tokens, eos_token_ids, stop_strings, decode, seed, i, trace, callback)
+            )
+        except NotFiniteError as fault:
+            found.append(None)
+            faults.append(f"request {i}: {fault}")
+    if faults:
+        raise NotFiniteError("; ".join(faults), found)
+    return [each for each in found if each is not None]
 
 
 def _ending(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from .config import SamplingConfig
 from .model.layers import Array
+
+if TYPE_CHECKING:
+    from .record import Generation
 
 Probs = npt.NDArray[np.float64]
 TOP_P_TOLERANCE = 2.0**-24
@@ -18,6 +22,15 @@ Processor = Callable[[tuple[int, ...], Array], Array]
 
 It is asked about prefixes that end in drafts, too, but never about one behind which the text has ended.
 """
+
+
+class NotFiniteError(ValueError):
+    """The model's logits are not finite; after a batch, `generations` holds each text, and None where one failed."""
+
+    def __init__(self, message: str, generations: Sequence[Generation | None] = ()):
+        """Keep the message and the texts of the batch."""
+        super().__init__(message)
+        self.generations = tuple(generations)
 
 
 def has_law(
@@ -41,11 +54,11 @@ def probs_from_logits(
     `compared_logits`. -inf is a mask.
 
     Raises:
-        ValueError: a logit is NaN or +inf, or all are -inf; the message starts with `where`.
+        NotFiniteError: a logit is NaN or +inf, or all are -inf; the message starts with `where`.
     """
     largest = logits.max()
     if not has_law(logits):
-        raise ValueError(f"{where}: the largest logit is {largest}, expected a finite number")
+        raise NotFiniteError(f"{where}: the largest logit is {largest}, expected a finite number")
     compared = compared_logits(logits)
     if sampling.temperature == 0:
         return one_hot(int(np.argmax(compared)), logits.size)

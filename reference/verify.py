@@ -16,7 +16,7 @@ Glossary of shapes: K drafts, V vocabulary. Row i of `target_probs` is the law o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,6 @@ class Verification:
     num_accepted: int
     final_token: int | None
     accept_probs: Probs  # [K]
-    num_reached: int  # rows of the target that were looked at, the first ones
 
 
 def accept_probs(
@@ -92,7 +91,7 @@ def verify_token(
     for i in range(len(draft_tokens)):
         if not draws.accept("accept", float(accept[i]), i):
             correction_token = draws.token("final", residual_probs(target_probs[i], draft_probs[i]))
-            return Verification(i, correction_token, accept, i + 1)
+            return Verification(i, correction_token, accept)
     return _all_accepted(target_probs, draft_tokens, draws, accept)
 
 
@@ -110,16 +109,15 @@ def verify_block(
     Source: Sun et al. 2024, "Block Verification Accelerates Speculative Decoding" (arXiv 2403.10444), Algorithm 2.
     """
     weights, accept = block_probs(target_probs, draft_probs, draft_tokens)
-    num_reached = min(int(np.count_nonzero(weights)), len(target_probs))
     for length in range(len(draft_tokens), 0, -1):
         if draws.accept("accept", float(accept[length - 1]), length - 1):
             break
     else:
         length = 0
     if length == len(draft_tokens):
-        return replace(_all_accepted(target_probs, draft_tokens, draws, accept), num_reached=num_reached)
+        return _all_accepted(target_probs, draft_tokens, draws, accept)
     residual = residual_probs(target_probs[length], draft_probs[length], float(weights[length]))
-    return Verification(length, draws.token("final", residual), accept, num_reached)
+    return Verification(length, draws.token("final", residual), accept)
 
 
 def block_probs(
@@ -133,24 +131,26 @@ def block_probs(
 
     accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
 
-    A run of weight 0 has been ruled out, and nothing is asked of the rows behind it.
+    A run of weight 0 has been ruled out, and nothing is asked of the rows behind it. Where the target has no law (NaN),
+    the draft's replaces it. Any law would do: the tokens before that row do not depend on it, and the text ends there.
 
     Source: Sun et al. 2024 (arXiv 2403.10444), Eqs. 3 and 4.
     """
     num_draft = len(draft_tokens)
     weights, accept = np.zeros(num_draft + 1), np.zeros(num_draft)
     weights[0] = 1.0
+    target_probs = np.where(np.isnan(target_probs[:num_draft]), draft_probs, target_probs[:num_draft])
     for i, token in enumerate(draft_tokens):
         if draft_probs[i, token] <= 0:
             raise ValueError(f"draft_probs: found 0 at draft token {i}, expected a law it came from")
-        if weights[i] > 0 and target_probs[i, token] > 0:  # not where a row has no law, which is NaN
+        if weights[i] > 0:
             with np.errstate(over="ignore"):
                 weights[i + 1] = min(1.0, weights[i] * target_probs[i, token] / draft_probs[i, token])
     for i in range(1, num_draft):
         gained = np.maximum(weights[i] * target_probs[i] - draft_probs[i], 0.0).sum() if weights[i] > 0 else 0.0
         accept[i - 1] = 1.0 if weights[i] == 1 else gained / (gained + 1.0 - weights[i])
     accept[-1:] = weights[-1:]
-    return weights, np.nan_to_num(accept, nan=0.0)
+    return weights, accept
 
 
 def verify_match(
@@ -173,7 +173,7 @@ def verify_match(
     for i, draft_token in enumerate(draft_tokens):
         token = draws.token("accept", target_probs[i], i)
         if token != draft_token:
-            return Verification(i, token, accept, i + 1)
+            return Verification(i, token, accept)
     return _all_accepted(target_probs, draft_tokens, draws, accept)
 
 
@@ -186,7 +186,7 @@ def _all_accepted(
     """Draw the bonus token behind drafts that were all accepted, if the text goes on there."""
     goes_on = len(target_probs) > len(draft_tokens)
     bonus_token = draws.token("final", target_probs[-1]) if goes_on else None
-    return Verification(len(draft_tokens), bonus_token, accept, len(target_probs))
+    return Verification(len(draft_tokens), bonus_token, accept)
 
 
 VerifyRule = Callable[[Probs, Probs, Tokens, Draws], Verification]

@@ -130,6 +130,37 @@ def test_fixed_shapes_make_the_same_texts(kind: str) -> None:
     assert texts == [text.tokens for text in alone]
 
 
+@pytest.mark.parametrize("kind", ["plain", "lookahead", "fused head", "draft model"])
+def test_a_step_in_fixed_shapes_keeps_a_row_that_was_not_finite(kind: str) -> None:
+    """Here by what is left in the scratch of a cache, the drafter's too: the other row goes on, as if alone."""
+    import torch
+
+    from pass_sampling.gpu.engine.capture import Frozen, standing
+    from pass_sampling.gpu.engine.rows import empty_rows, put_row
+    from pass_sampling.gpu.state import PER_ROW
+    from pass_sampling.gpu.uniforms import tape
+
+    pkg = package("gpu")
+    method, ending = method_of(kind, pkg, transformer(pkg, 4)), pkg.Ending(9)
+    state = empty_rows(method, ending, 2, 4)
+    for number in range(2):
+        first, _ = method.step(method.start(PROMPTS[number], ending), tape(3, [number], 0, method.num_slots))
+        state = put_row(state, number, first)
+    uniforms = tape(3, [0, 1], 1, method.num_slots)
+    clean, after = state.copy(), Frozen(method, standing(state.copy()), state.cache.capacity)
+    after.step(uniforms)
+    for which in range(len(state.caches)):
+        frozen = Frozen(method, standing(state.copy()), state.cache.capacity)
+        frozen.state.caches[which].values[:, 0, :, -1] = float("nan")
+        frozen.step(uniforms)
+        for name in PER_ROW:
+            found = getattr(frozen.state, name)
+            assert torch.equal(found[0], getattr(clean, name)[0]) or (name == "fault" and found[0].isnan()), name
+            assert torch.equal(found[1], getattr(after.state, name)[1]), name
+        for cache, before, other in zip(frozen.state.caches, clean.caches, after.state.caches, strict=True):
+            assert cache.lengths.tolist() == [int(before.lengths[0]), int(other.lengths[1])]
+
+
 class FixedShapes:
     """A method whose states have fixed shapes from the beginning."""
 
@@ -267,6 +298,48 @@ def test_logits_that_are_not_finite_end_their_own_request_alone() -> None:
     assert sorted(found) == [0, 1, 2, 3, 5, 6]
     for number, text in found.items():
         same_records(text, pkg.generate(method, LONG[number], 9, (), seed=3, request=number))
+
+
+@pytest.mark.parametrize("kind", ["lookahead", "fused", "draft model"])
+def test_a_freed_row_is_empty_and_one_that_is_taken_holds_its_text_alone(kind: str) -> None:
+    """Whatever was in it, and in the scratch of the text that takes it; the other row is left alone."""
+    import torch
+
+    from pass_sampling.gpu.engine.rows import empty_rows, free_row, put_row
+    from pass_sampling.gpu.state import PER_ROW
+    from pass_sampling.gpu.uniforms import tape
+
+    pkg = package("gpu")
+    method, ending = method_of(kind, pkg, transformer(pkg, 4)), pkg.Ending(9)
+    first, _ = method.step(method.start((0, 1, 2), ending), tape(3, [0], 0, method.num_slots))
+    state = put_row(empty_rows(method, ending, 2, 6), 0, first)
+    for place, value in enumerate((float("nan"), 1.5)):
+        for name in ("tokens", "fault", "fault_position", "carried", "pace", "num_carried"):
+            tensor = getattr(state, name)
+            tensor[place] = value if tensor.is_floating_point() else place + 1
+    for cache, other in zip(state.caches, first.caches, strict=True):
+        for tensor in (cache.keys, cache.values):
+            tensor[:, 0], tensor[:, 1] = float("nan"), 1.5
+        for tensor in (other.keys, other.values):
+            tensor[:, :, :, int(other.lengths) :] = float("nan")
+    neighbour = state.select(torch.tensor([1]))
+
+    state = free_row(state, 0)
+    for name in PER_ROW:
+        assert bool((getattr(state, name)[0] == (name in ("lengths", "prompt_lengths", "ended"))).all()), name
+    for cache in state.caches:
+        assert not cache.keys[:, 0].any() and not cache.values[:, 0].any() and not cache.lengths[0]
+
+    for cache in state.caches:  # an empty row runs along, and leaves something behind
+        cache.keys[:, 0] = cache.values[:, 0] = float("nan")
+    state = put_row(state, 0, first)
+    for cache, other in zip(state.caches, first.caches, strict=True):
+        length = int(other.lengths)
+        for mine, yours in ((cache.keys, other.keys), (cache.values, other.values)):
+            assert torch.equal(mine[:, 0, :, :length], yours[:, 0, :, :length]) and not mine[:, 0, :, length:].any()
+    for cache, other in zip(state.caches, neighbour.caches, strict=True):
+        assert torch.equal(cache.keys[:, 1:], other.keys) and torch.equal(cache.values[:, 1:], other.values)
+    assert all(torch.equal(getattr(state, name)[1:], getattr(neighbour, name)) for name in PER_ROW)
 
 
 def test_stop_strings_end_texts_of_the_engine_as_elsewhere() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from folders import LINEAR, LLAMA3, tiny_config
 from pass_sampling.gpu.model import layers as port
 from pass_sampling.reference.model import layers as reference
-from passes import difference, own_config
+from passes import difference, own_config, same_bits
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_devices = pytest.mark.parametrize("device", DEVICES)
@@ -107,6 +107,38 @@ def test_attention_is_the_same_in_both_and_a_loop(device, groups, repeats, rows,
             weights = np.exp(scores) / np.exp(scores).sum()
             part = expected[row, head * head_dim : (head + 1) * head_dim]
             assert difference(part, weights @ values[head // repeats, seen]) <= EXACT
+
+
+@on_devices
+@given(
+    *(st.integers(1, 3), st.integers(1, 3), sizes, sizes, st.integers(0, 5), seeds),
+    st.sampled_from([math.nan, math.inf, -math.inf, 1e300]),
+    st.sampled_from(["keys", "values", "both"]),
+)
+def test_attention_does_not_depend_on_what_a_row_does_not_attend_to(
+    device, groups, repeats, rows, head_dim, more, seed, junk, where
+):
+    """To the last bit; where keys are large, their scores with other rows' queries overflow."""
+    heads, places, generator = groups * repeats, rows + more, np.random.default_rng(seed)
+    arrays = [
+        normal(seed, heads, rows, head_dim, scale=1e10),
+        *(normal(seed + i, groups, places, head_dim) for i in (1, 2)),
+    ]
+    visible, hidden = generator.random((rows, places)) < 0.5, generator.random(places) < 0.3
+    visible[np.arange(rows), np.arange(rows)] = True
+    mask = torch.tensor(np.where(visible, 0.0, -np.inf)[None, None], device=device)
+
+    def found(attention, arrays) -> list[np.ndarray]:
+        tensors = [torch.tensor(array[None], device=device) for array in arrays]
+        return [reference.attention(*arrays, visible), attention(*tensors, mask)[0].cpu().numpy()]
+
+    spoilt = [array.copy() for array in arrays]
+    for array in spoilt[{"values": 2}.get(where, 1) : {"keys": 2}.get(where, 3)]:
+        array[:, hidden] = junk
+    untouched = ~(visible & hidden).any(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for before, after in zip(found(port.attention, arrays), found(port.attention_apart, spoilt), strict=True):
+            assert same_bits(after[untouched], before[untouched])
 
 
 @on_devices

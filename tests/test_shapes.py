@@ -184,7 +184,8 @@ def exercise(package: str) -> None:
         if hasattr(model, "forward"):
             batch: Callable[[Any], Any] = (lambda rows: rows) if package == "reference" else (lambda rows: [rows])
             model.forward(tensor(package, batch([1, 2, 3])), visible=tensor(package, np.tri(3, dtype=bool)))
-            model.forward(tensor(package, batch(np.ones((4, model.hidden_size)))))
+            for number in (1.0, np.nan):
+                model.forward(tensor(package, batch(np.full((4, model.hidden_size), number))))
     law = tensor(package, np.array([0.25, 0.75]))
     uniform = 0.5 if package == "reference" else tensor(package, 0.5)
     sampling = module(package, "sampling")

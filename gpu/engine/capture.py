@@ -44,16 +44,23 @@ class Frozen:
         self,
         uniforms: Tensor,  # [B, num_slots]
     ) -> Packed:
-        """Run one cycle in fixed shapes; the state's tensors then hold what follows."""
+        """Run one cycle in fixed shapes; the state's tensors then hold what follows.
+
+        If a pass was not finite for a row, the row keeps its state and gets a fault. Its own tokens or a masked draft
+        may be the reason: an eager step of that row alone finds out.
+        """
         caches = self.state.caches
         lengths = [cache.lengths for cache in caches]
         for cache in caches:
             cache.fix(self.sight)
         after, record = self.method.step(self.state, uniforms)
+        held = torch.stack([after.fault != 0, *(cache.spoilt for cache in caches)]).any(dim=0)
         for name in PER_ROW:
-            getattr(self.state, name).copy_(getattr(after, name))
+            place = getattr(self.state, name)
+            place.copy_(torch.where(held.view(-1, *[1] * (place.ndim - 1)), place, getattr(after, name)))
+        self.state.fault.masked_fill_(held, float("nan"))
         for cache, length in zip(caches, lengths, strict=True):
-            length.copy_(cache.lengths)
+            length.copy_(torch.where(held, length, cache.lengths))
             cache.lengths = length
         return record.pack()
 

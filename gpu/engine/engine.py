@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ from pass_sampling.reference.record import Generation, Record
 
 from ..methods.base import Method
 from ..model.cache import KVCache
+from ..sampling import NotFiniteError
+from ..state import State
 from ..uniforms import CYCLES_AHEAD, tapes
 from .capture import Captured, CaptureError, capture
 from .in_flight import Request, Row, Underway
-from .rows import empty_rows, put_row
+from .rows import empty_rows, free_row, put_row
 
 __all__ = ["Engine", "Request"]
 
@@ -83,8 +86,8 @@ class Engine:
         is raised, go on with the next `run`.
 
         Raises:
-            ValueError: a prompt is empty, too long or holds no tokens, or the logits of a request, which is named and
-                given up, are not finite.
+            ValueError: a prompt is empty, too long or holds no tokens.
+            NotFiniteError: the logits of a request, which is named and given up, are not finite.
         """
         waiting = iter(requests)
         while True:
@@ -92,7 +95,7 @@ class Engine:
                 while self._rows[place] is None and (request := next(waiting, None)) is not None:
                     self._admit(place, request)
             if any(row is not None for row in self._rows):
-                self._late.append(self._step())
+                self._late += self._step()
             done = all(row is None for row in self._rows)
             if self._late and (done or len(self._late) > int(self._captured is not None)):
                 self._read(self._late.popleft())
@@ -117,17 +120,20 @@ class Engine:
             raise ValueError(
                 f"prompt: found {len(request.prompt)} tokens, expected at most {self._longest}, longest_prompt"
             )
-        first = self.method.start(request.prompt, self.ending)
-        row = Row(request, 0)
-        uniforms = self._uniforms(row).unsqueeze(0).to(self.method.model.device)
-        first, batch = self.method.step(first, uniforms)
-        ((record, row.length, ended, fault),) = Underway.of([row], batch, first).read()
-        if not self._take(row, record, ended, fault):
-            self._state = put_row(self._state, place, first)
+        self._run_alone(place, Row(request), self.method.start(request.prompt, self.ending))
+
+    def _run_alone(self, place: int, row: Row, state: State) -> None:
+        """Run one cycle of a request alone; put it into the row unless its text ends there."""
+        state, batch = self.method.step(state, self._uniforms(row).unsqueeze(0).to(self.method.model.device))
+        ((record, row.length, ended, fault),) = Underway.of([row], batch, state).read()
+        if self._take(row, record, ended, fault):
+            self._free(place)
+        else:
+            self._state = put_row(self._state, place, state)
             self._rows[place] = row
 
-    def _step(self) -> Underway:
-        """Run one cycle of all rows."""
+    def _step(self) -> list[Underway]:
+        """Run one cycle of all rows; return nothing if its capture fails."""
         unused = torch.zeros(self.method.num_slots, dtype=torch.float64)
         uniforms = torch.stack([unused if row is None else self._uniforms(row) for row in self._rows])
         uniforms = uniforms.to(self.method.model.device, non_blocking=True)
@@ -139,12 +145,13 @@ class Engine:
             self._state = self._state if self._captured is None else self._captured.state
         if self._captured is not None:
             try:
-                return Underway.of(list(self._rows), self._captured.replay(uniforms, longest), self._state)
+                return [Underway.of(list(self._rows), self._captured.replay(uniforms, longest), self._state)]
             except CaptureError:
                 self._captured, self._captures = None, False
+                return []
         self._state, batch = self.method.step(self._state, uniforms)
         self._state.cache.measure()
-        return Underway.of(list(self._rows), batch, self._state)
+        return [Underway.of(list(self._rows), batch, self._state)]
 
     def _read(self, underway: Underway) -> None:
         """Read what came of a cycle, and free the rows whose text has ended."""
@@ -152,15 +159,27 @@ class Engine:
             if row is None or row is not self._rows[place]:
                 continue
             record, row.length, ended, fault = news
-            if self._take(row, record, ended, fault):
-                self._rows[place] = None
-                self._state.ended[place] = True
+            if fault is not None and underway.replayed:
+                self._run_again(place, row)
+            elif self._take(row, record, ended, fault):
+                self._free(place)
+
+    def _run_again(self, place: int, row: Row) -> None:
+        """Run a cycle again, alone and eagerly, that was not finite in fixed shapes: the row has kept its state."""
+        state = self._state.select(torch.tensor([place], device=self.method.model.device))
+        for cache in state.caches:
+            cache.fix(None)
+        self._run_alone(place, replace(row), replace(state, fault=torch.zeros_like(state.fault)))
+
+    def _free(self, place: int) -> None:
+        self._rows[place] = None
+        self._state = free_row(self._state, place)
 
     def _take(self, row: Row, record: Record, ended: bool, fault: str | None) -> bool:
         """Note what a cycle has made of a request; say whether that is all of it."""
         number = row.request.number
         if fault is not None:
-            self._outbox.append((number, ValueError(f"request {number}: {fault}")))
+            self._outbox.append((number, NotFiniteError(f"request {number}: {fault}")))
             return True
         row.records.append(record)
         self._outbox.append((number, record))
@@ -169,12 +188,12 @@ class Engine:
         return ended
 
     def _uniforms(self, row: Row) -> Tensor:  # [num_slots]
-        """Return the next cycle's uniforms of a row's request."""
-        if not row.ahead:
-            ahead = tapes(self.seed, [row.request.number], row.cycle, CYCLES_AHEAD, self.method.num_slots)
-            row.ahead.extend(ahead.squeeze(1).unbind())
-        row.cycle += 1
-        return row.ahead.popleft()
+        """Return the uniforms of a request's next cycle, after the cycles that have been read or are on their way."""
+        cycle = len(row.records) + sum(row in underway.rows for underway in self._late)
+        if not row.first <= cycle < row.first + len(row.uniforms):
+            found = tapes(self.seed, [row.request.number], cycle, CYCLES_AHEAD, self.method.num_slots)
+            row.first, row.uniforms = cycle, found.squeeze(1)
+        return row.uniforms[cycle - row.first]
 
     def _generation(self, row: Row) -> Generation:
         tokens = tuple(token for record in row.records for token in record.tokens)

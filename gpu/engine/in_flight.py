@@ -1,11 +1,10 @@
 """What a cycle has made of the rows of an engine, on its way to the host.
 
-Glossary of shapes: B rows.
+Glossary of shapes: B rows, C cycles.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,15 +28,15 @@ class Request:
     prompt: Sequence[int]
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
-    """What the host knows of a row: whose it is, what came of it, how long it was, and its uniforms to come."""
+    """What the host knows of a row: its request, its length, its records, and the uniforms of some cycles."""
 
     request: Request
-    length: int
-    cycle: int = 0
+    length: int = 0
     records: list[Record] = field(default_factory=list)
-    ahead: deque[Tensor] = field(default_factory=deque)  # [num_slots] each
+    first: int = 0  # the cycle of the first of these uniforms
+    uniforms: Tensor = field(default_factory=lambda: torch.empty(0))  # [C, num_slots]
 
 
 @dataclass(frozen=True)
@@ -48,27 +47,29 @@ class Underway:
     packed: Packed
     state: State  # of which the flags alone are read
     arrived: Any  # a CUDA event, or None where nothing travels
+    replayed: bool  # by a step in fixed shapes, after which a row with a fault is run again
 
     @staticmethod
     def of(rows: list[Row | None], batch: BatchRecord | Packed, state: State) -> Underway:
         """Send it on its way; what comes after it on the device is not waited for."""
         packed, names = batch.pack(), ("ended", "lengths", "fault", "fault_position")
+        replayed = isinstance(batch, Packed)
         if state.lengths.device.type == "cpu":  # the next cycle may write to the same places
             copies: dict[str, Any] = {name: getattr(state, name).clone() for name in names}
-            return Underway(rows, packed, replace(state, **copies), None)
+            return Underway(rows, packed, replace(state, **copies), None, replayed)
         flags: dict[str, Any] = {name: _sent(getattr(state, name)) for name in names}
         here: dict[str, Any] = {name: _sent(getattr(packed, name)) for name in ("integers", "floats")}
         arrived = torch.cuda.Event()
         arrived.record()
-        return Underway(rows, replace(packed, **here), replace(state, **flags), arrived)
+        return Underway(rows, replace(packed, **here), replace(state, **flags), arrived, replayed)
 
     def read(self) -> list[tuple[Record, int, bool, str | None]]:
         """Wait for it; return of every row its record, its length, whether its text has ended, and what went wrong."""
         if self.arrived is not None:
             self.arrived.synchronize()
         lengths, ended = self.state.lengths.tolist(), self.state.ended.tolist()
-        faults = [self.state.complaint(place) for place in range(len(ended))]
-        return list(zip(self.packed.rows(), lengths, ended, faults, strict=True))
+        faults = self.state.complaints()
+        return list(zip(self.packed.rows(), lengths, ended, map(faults.get, range(len(ended))), strict=True))
 
 
 def _sent(

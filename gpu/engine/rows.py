@@ -13,7 +13,7 @@ from ..methods.pass_one_call import Fused
 from ..model.transformer import Transformer
 from ..state import PER_ROW, State
 
-__all__ = ["empty_rows", "put_row"]
+__all__ = ["empty_rows", "free_row", "put_row"]
 
 
 def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: int) -> State:
@@ -54,8 +54,22 @@ def put_row(state: State, place: int, first: State) -> State:
         if mine.shape[1:] == yours.shape[1:]:  # not where nothing is carried yet
             (mine if mine.ndim == 0 else mine[: len(yours)]).copy_(yours)
     for cache, other in zip(state.caches, first.caches, strict=True):
+        cached = (torch.arange(other.capacity, device=other.lengths.device) < other.lengths).unsqueeze(1)
         for here, there in ((cache.keys, other.keys), (cache.values, other.values)):
-            here[:, place, :, : there.shape[3]] = there[:, 0]
+            here[:, place] = 0.0
+            here[:, place, :, : other.capacity] = torch.where(cached, there[:, 0], 0.0)
         cache.lengths[place] = other.lengths[0]
+        cache.measure()
+    return state
+
+
+def free_row(state: State, place: int) -> State:
+    """Empty a row, in place; return the state. The row runs along until the next text is put into it."""
+    state = replace(state, carried=state.carried.contiguous())
+    for name in PER_ROW:
+        getattr(state, name)[place] = name in ("lengths", "prompt_lengths", "ended")  # one token, no more
+    for cache in state.caches:
+        cache.keys[:, place] = cache.values[:, place] = 0.0
+        cache.lengths[place] = 0
         cache.measure()
     return state

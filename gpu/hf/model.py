@@ -27,6 +27,7 @@ from pass_sampling.reference.checkpoint.folder import name_of
 
 from ..lookahead.adapter import Adapter
 from ..model.cache import KVCache
+from .apart import Apart
 from .hub import is_repository
 from .model_checks import HandThrough, body_name, check_masks, check_model, longest_text, probe, probe_masks
 from .rows import RowCache, RowCaches, row_caches, row_masks
@@ -158,7 +159,7 @@ class TransformersModel:
             standing = (
                 torch.arange(length, length + num_rows, device=self.device) if positions is None else positions[b]
             )
-            masks = None
+            masks, seen = None, None
             if positions is None and visible is None:
                 standing = standing[: max(1, self.max_position_embeddings - length)]
             else:
@@ -166,8 +167,14 @@ class TransformersModel:
                 standing = standing.clamp(max=self.max_position_embeddings - 1)
                 seen = visible if visible is None or visible.ndim == 2 else visible[b]
                 masks = row_masks(self.text_config, row.cache, length, standing, seen, self.dtype)
-            hidden = self._pass(inputs[b : b + 1, : len(standing)], row.cache, standing.unsqueeze(0), masks)
+            fed = inputs[b : b + 1, : len(standing)]
+            hidden = self._pass(fed, row.cache, standing.unsqueeze(0), masks)
             row.grow(len(standing))
+            if len(standing) > 1 and not bool(hidden.isfinite().all()):
+                row.settle(length)
+                apart = Apart(row.cache)
+                hidden = apart.spoil(self._pass(fed, apart, standing.unsqueeze(0), masks), seen)
+                row.grow(len(standing))
             if len(standing) < num_rows:
                 hidden = torch.nn.functional.pad(hidden, (0, 0, 0, num_rows - len(standing)))
             found.append(hidden)

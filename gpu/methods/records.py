@@ -188,7 +188,7 @@ def judge(
     target_probs, largest = method.laws(state, logits, used, block, num_more)
     judged = draft_probs if lenience == 1 else lenience * draft_probs
     verdict = RULES[rule](target_probs, judged, draft_tokens, draws, num_draft, goes_on, active)
-    state = state.note_fault(largest, num_more, used & (rows < verdict.num_reached.unsqueeze(1)))
+    state = state.note_fault(largest, num_more, used & (rows <= verdict.num_accepted.unsqueeze(1)))
     record = verified_record(
         record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
     )

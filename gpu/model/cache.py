@@ -1,7 +1,6 @@
 """The key/value cache of a batch: what earlier passes computed, and how rejected drafts leave it.
 
-Glossary of shapes: B batch, G key/value heads, T rows of this pass, S slots in sight, E head size,
-N slots or rows that are kept.
+Glossary of shapes: B batch, G key/value heads, T rows of this pass, S slots in sight, E head size, N that are kept.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ class KVCache:
     """Keys and values of the first `lengths[b]` positions of each row b, in arrays of fixed size.
 
     Slot s holds position s. Slots at and beyond a row's length are scratch: a pass writes there, and what is kept of
-    it is decided afterwards by `truncate` or `keep`. Scratch is masked, not absent, so it must stay finite: it starts
-    as zeros. `extent` is a bound on all lengths that the host knows, so that a pass need not read unused slots;
-    `level` says that the host knows all lengths to be equal to it. On the CPU the bound is exact. Elsewhere a
-    `truncate` leaves it loose, and the lengths are read back only when it has run out.
+    it is decided afterwards by `truncate` or `keep`. No row attends to scratch, so it may hold anything. `extent` is a
+    bound on all lengths that the host knows, so that a pass need not read unused slots; `level` says that the host
+    knows all lengths to be equal to it. On the CPU the bound is exact. Elsewhere a `truncate` leaves it loose, and the
+    lengths are read back only when it has run out.
 
     With a fixed `sight` every pass reads that many slots, whatever the lengths are, and the host is asked nothing: the
-    shapes of a step that is captured must not depend on what is in its tensors.
+    shapes of a step that is captured must not depend on what is in its tensors. `spoilt` marks the rows of the batch
+    for which such a pass was not finite.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
         self.extent, self.level = 0, True
         self.sight: int | None = None
+        self.spoilt = self.lengths < 0  # [B]
         self._rows = torch.arange(batch_size, device=device).unsqueeze(1)  # [B, 1]
         self._layers = torch.arange(num_layers, device=device).unsqueeze(1)  # [layers, 1]
         self._places: tuple[Tensor, Tensor] | None = None
@@ -74,7 +75,7 @@ class KVCache:
 
     def fix(self, sight: int | None) -> None:
         """Let every pass read that many slots, which no row may run past; None: as many as there are."""
-        self.sight, self.level = sight, False
+        self.sight, self.level, self.spoilt = sight, False, torch.zeros_like(self.spoilt)
         self.measure()
 
     def write(
@@ -186,7 +187,7 @@ class KVCache:
     def _like(self, keys: Tensor, values: Tensor, lengths: Tensor) -> KVCache:
         """Return a cache of other rows, as far as the host knows like this one."""
         twin = copy(self)
-        twin.keys, twin.values, twin.lengths, twin._places = keys, values, lengths, None
+        twin.keys, twin.values, twin.lengths, twin._places, twin.spoilt = keys, values, lengths, None, lengths < 0
         twin._rows = torch.arange(len(lengths), device=lengths.device).unsqueeze(1)
         if twin._at_hand:
             twin.measure()
@@ -225,6 +226,5 @@ def same(
 
     Rounding is 4096 units in the last place of the largest number; in 16 bits that is no bound at all.
     """
-    finite = torch.where(mine.isfinite(), mine, 0.0).abs()
-    tolerance = 4096 * torch.finfo(mine.dtype).eps * finite.max() if mine.numel() else 0.0
-    return bool((((mine - yours).abs() <= tolerance) | (mine == yours)).all())
+    largest = mine.nan_to_num(0.0, 0.0, 0.0).abs().max().item() if mine.numel() else 0.0
+    return torch.allclose(mine, yours, rtol=0.0, atol=4096 * torch.finfo(mine.dtype).eps * largest, equal_nan=True)

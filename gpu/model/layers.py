@@ -130,6 +130,31 @@ def attention(
     return mixed.view(shape).transpose(1, 2).flatten(2)
 
 
+def attention_apart(
+    queries: Tensor,  # [B, H, T, E]
+    keys: Tensor,  # [B, G, S, E]
+    values: Tensor,  # [B, G, S, E]
+    visible: Tensor | None,  # [B, 1, T, S], or [B, 1, R, S]
+    causal: bool = False,
+) -> Tensor:  # [B, T, H*E]
+    """Compute `attention` where keys, values or scores may overflow.
+
+    No bit of a row depends on keys and values that it does not attend to. A mask gives them weight 0, but 0 times NaN
+    and inf - inf are NaN. So rows that attend to none that may overflow are computed with zeros in place of these.
+    """
+    num_rows, num_slots = queries.shape[2], keys.shape[2]
+    seen = torch.ones((1, num_rows, num_slots), dtype=torch.bool, device=keys.device).tril(num_slots - num_rows)
+    if visible is not None:
+        seen = visible[:, 0, :num_rows] == 0
+    wide = torch.promote_types(keys.dtype, torch.float32)  # what scores are summed in
+    bound = keys.abs().sum(dim=3, dtype=wide) * queries.nan_to_num(0.0, 0.0, 0.0).abs().max()  # on every score
+    overflowed = ~(bound.isfinite() & values.isfinite().all(dim=3)).all(dim=1)  # [B, S]
+    zeroed = [each.masked_fill(overflowed[:, None, :, None], 0.0) for each in (keys, values)]
+    without = attention(queries, zeroed[0], zeroed[1], visible, causal)
+    touched = (seen & overflowed.unsqueeze(1)).any(dim=2, keepdim=True)
+    return torch.where(touched, attention(queries, keys, values, visible, causal), without)
+
+
 def swiglu(
     gate: Tensor,  # [..., F]
     up: Tensor,  # [..., F]

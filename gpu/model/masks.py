@@ -1,10 +1,12 @@
 """Who sees whom in one pass.
 
 Glossary of shapes: B batch, T rows of this pass, S slots in sight (cached and of this pass), R rows times heads of a
-group.
+group, D' hidden state.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -54,6 +56,23 @@ class Masks:
             mask = self._last_columns() if window is None and self._level else self._additive(self._in_sight(window))
             self._built[window] = mask.repeat(1, 1, self._num_heads, 1) if self._num_heads > 1 else mask
         return self._built[window], False
+
+    def may_leak(
+        self,
+        hidden: Tensor,  # [B, T, D']
+        cache: KVCache,
+    ) -> bool:
+        """Return whether a masked key or value that is not finite may have changed a row of a pass.
+
+        Such a change makes the row NaN, so a finite pass is right. In fixed shapes the host is not asked: the rows of
+        the batch are marked in `cache.spoilt`.
+        """
+        if not (self._built or self._causal):
+            return False
+        if cache.sight is not None:
+            cache.spoilt = cache.spoilt | ~hidden.isfinite().flatten(1).all(dim=1)
+            return False
+        return not math.isfinite(hidden.sum(dtype=torch.promote_types(hidden.dtype, torch.float32)).item())
 
     def _last_columns(self) -> Tensor:  # [B, 1, T, S]
         """Return the mask behind as many cached slots in every row, all of which are seen."""

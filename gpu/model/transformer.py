@@ -13,7 +13,7 @@ from pass_sampling.reference.model.config import ModelConfig
 from ..host import at_hand, is_written_down
 from ..lookahead.adapter import NO_TERMS, Adapter, add_to_last
 from .cache import KVCache
-from .layers import attention, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
+from .layers import attention, attention_apart, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
 from .linear import linears_of
 from .masks import Masks
 from .memory import Memory, cache_bytes, check_memory, pass_bytes
@@ -114,7 +114,8 @@ class Transformer:
         (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
         back. The pass's rows are appended to the cache. The last `num_adapted` rows pass through the adapter.
 
-        Cost: one read of the weights, plus a read of the cache.
+        Cost: one read of the weights, plus a read of the cache. If a row is not finite, a masked key or value may be
+        the reason: then the pass is run again by `attention_apart`.
         """
         if inputs.shape[1] > LONG:
             needed = pass_bytes(self.config, self.dtype, inputs.shape[0] * inputs.shape[1])
@@ -125,21 +126,26 @@ class Transformer:
         share = self.config.num_attention_heads // self.config.num_key_value_heads
         masks = Masks(cache, slots, standing, visible, inputs.dtype, share)
 
-        x, eps = inputs, self.config.rms_norm_eps
-        for i, (layer, linear) in enumerate(zip(self.weights.layers, self._linears, strict=True)):
-            term = NO_TERMS if adapter is None else adapter.layers[i]
-            normed = rms_norm(x, layer.attention_norm, eps)
-            heads = add_to_last(linear.query_key_value(normed), term.query_key_value, normed, num_adapted)
-            queries, keys, values = self._split(heads, layer, *turning)
-            keys, values = cache.write(i, keys, values, slots)
-            mixed = attention(queries, keys, values, *masks.of(self.config.window(i)))
-            x = x + add_to_last(linear.output(mixed), term.output, mixed, num_adapted)
-            normed = rms_norm(x, layer.mlp_norm, eps)
-            gate_up = add_to_last(linear.gate_up(normed), term.gate_up, normed, num_adapted)
-            inner = swiglu(*gate_up.chunk(2, dim=-1))
-            x = x + add_to_last(linear.down(inner), term.down, inner, num_adapted)
+        eps = self.config.rms_norm_eps
+        for attend in (attention, attention_apart):
+            x = inputs
+            for i, (layer, linear) in enumerate(zip(self.weights.layers, self._linears, strict=True)):
+                term = NO_TERMS if adapter is None else adapter.layers[i]
+                normed = rms_norm(x, layer.attention_norm, eps)
+                heads = add_to_last(linear.query_key_value(normed), term.query_key_value, normed, num_adapted)
+                queries, keys, values = self._split(heads, layer, *turning)
+                keys, values = cache.write(i, keys, values, slots)
+                mixed = attend(queries, keys, values, *masks.of(self.config.window(i)))
+                x = x + add_to_last(linear.output(mixed), term.output, mixed, num_adapted)
+                normed = rms_norm(x, layer.mlp_norm, eps)
+                gate_up = add_to_last(linear.gate_up(normed), term.gate_up, normed, num_adapted)
+                inner = swiglu(*gate_up.chunk(2, dim=-1))
+                x = x + add_to_last(linear.down(inner), term.down, inner, num_adapted)
+            x = rms_norm(x, self.weights.norm, eps)
+            if not masks.may_leak(x, cache):
+                break
         cache.advance(inputs.shape[1])
-        return rms_norm(x, self.weights.norm, eps)
+        return x
 
     def logits(
         self,

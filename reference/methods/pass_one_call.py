@@ -158,7 +158,7 @@ class FusedPaSS(Fused):
         logits = self.model.logits(real[: num_draft + goes_on])
         target_probs = self.laws(prefix, draft_tokens, logits)
         verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
-        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_reached])
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_accepted + 1])
         record = drafting_record(len(pending) - 1 + sum(map(len, ahead.values())), 0)
         record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
         sound = len(prefix) + verdict.num_accepted  # rejected drafts and look-ahead rows leave no trace

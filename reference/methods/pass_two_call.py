@@ -90,7 +90,7 @@ class PaSS(Method):
         logits = self.model.logits(hidden[: len(draft_tokens) + goes_on])
         target_probs = self.laws(prefix, draft_tokens, logits)
         verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
-        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_reached])
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_accepted + 1])
         record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
         return state.commit(record, len(prefix) + verdict.num_accepted)  # nor do the rejected drafts
 

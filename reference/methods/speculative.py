@@ -145,7 +145,7 @@ class SpeculativeSampling(Method):
         logits = self.model.logits(hidden[len(pending) - 1 :][: len(draft_tokens) + goes_on])
         target_probs = self.laws(prefix, draft_tokens, logits)
         verdict = RULES[self.rule](target_probs, self.lenience * draft_probs, draft_tokens, draws)
-        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_reached])
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_accepted + 1])
         pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), verdict.num_accepted)
         record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
         sound = len(prefix) + verdict.num_accepted  # rejected drafts leave no trace, in either cache

@@ -95,7 +95,8 @@ def attention(
 
     out = softmax(q k^T / sqrt(E), over visible keys) v
 
-    `visible=None` means that every row sees every key. Each row must see at least one key.
+    `visible=None` means that every row sees every key. Each row must see at least one key. Keys and values that a row
+    does not attend to may hold anything, NaN included: no bit of the row depends on them.
 
     Source: Vaswani et al. 2017, Eq. 1; Ainslie et al. 2023 (arXiv 2305.13245) for the groups.
     """
@@ -108,7 +109,13 @@ def attention(
         scores = np.where(visible, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    mixed = weights.reshape(num_groups, -1, keys.shape[1]).astype(queries.dtype, copy=False) @ values
+    weights = weights.reshape(num_groups, -1, keys.shape[1]).astype(queries.dtype, copy=False)
+    mixed = weights @ values
+    finite = np.asarray(np.isfinite(values).all(axis=(0, 2)))  # [S]
+    if visible is not None and not finite.all():  # 0 times NaN is NaN
+        without = weights @ np.where(finite[:, None], values, 0.0)
+        touched = np.tile((visible & ~finite).any(axis=1), num_heads // num_groups)
+        mixed = np.where(touched[:, None], mixed, without)
     by_head: Array = mixed.reshape(num_heads, num_rows, head_dim)
     return by_head.transpose(1, 0, 2).reshape(num_rows, -1)
 

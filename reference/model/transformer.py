@@ -70,6 +70,7 @@ class Transformer:
         """Look up the input vector of each token."""
         return self.weights.embedding[np.asarray(tokens, dtype=np.int64)]
 
+    @np.errstate(over="ignore", invalid="ignore")  # an overflow shows in the logits
     def hidden(
         self,
         inputs: Array,  # [T, D]

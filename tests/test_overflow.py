@@ -1,0 +1,263 @@
+"""What overflows beside a text does not touch it: rejected drafts, look-ahead rows, padding, other requests.
+
+Weights are finite. A channel that one token alone feeds is so heavy that the token's row is not finite: in its hidden
+state, its keys or its values. The same model with the channel cut is its twin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pass_sampling.reference as reference
+from folders import module
+from models import PACKAGES, exact_target, package
+from pass_sampling.reference.exactness.cases import TINY, WINDOWED
+from pass_sampling.reference.exactness.distribution import output_law
+
+VOCAB = 5
+SHAPES = {"full": TINY | {"hidden_size": 16, "vocab_size": VOCAB}}
+SHAPES["window"] = WINDOWED | SHAPES["full"]
+LARGEST = {"float64": 1e308, "float16": 6e4}  # a product with what the token feeds is infinite
+SQUARE = {"float64": 1e200, "float16": 3e2}  # and the product of two such
+WHERE = ("hidden", "keys", "values")
+FEED, BAN = 0, 1  # the channel of the token that overflows, and one of the same size in every token
+
+
+@pytest.fixture(params=PACKAGES)
+def pkg(request: pytest.FixtureRequest) -> Any:
+    return package(request.param)
+
+
+def is_port(pkg: Any) -> bool:
+    return bool(pkg.__name__.endswith("gpu"))
+
+
+def overflowing(
+    pkg: Any,
+    token: int,
+    where: str | None = "hidden",
+    dtype: str = "float64",
+    shape: str = "full",
+    ban: float = 20.0,
+) -> Any:
+    """Return a model whose row of a token, made less likely or the least, is not finite; None: the twin."""
+    kind = getattr(__import__("torch"), dtype) if is_port(pkg) else np.dtype(dtype)
+    config = pkg.ModelConfig(**SHAPES[shape])
+    weights = pkg.Weights.random(config, 3, kind)
+    home = module("gpu" if is_port(pkg) else "reference", "model.weights")
+    cut({entry.name: home.destination(weights, entry) for entry in home.weight_table(config)}, token, where, dtype, ban)
+    return pkg.Transformer(config, weights)
+
+
+def cut(fields: dict[str, Any], token: int, where: str | None, dtype: str, ban: float) -> None:
+    """Give weights, under their names in a checkpoint, the channel that a token feeds."""
+    for name, tensor in fields.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor[[FEED, BAN]] = 0.0
+        elif name.endswith("proj.weight"):
+            tensor[:, FEED] = 0.0
+    fields["model.embed_tokens.weight"][:, FEED] = 0.0
+    fields["model.embed_tokens.weight"][token, FEED] = 8.0
+    fields["model.embed_tokens.weight"][:, BAN] = 4.0
+    fields["lm_head.weight"][:, [FEED, BAN]] = 0.0
+    fields["lm_head.weight"][token, BAN] = -ban
+    if where == "hidden":
+        for name in ("gate", "up"):
+            fields[f"model.layers.0.mlp.{name}_proj.weight"][0, FEED] = SQUARE[dtype]
+    elif where is not None:
+        fields[f"model.layers.0.self_attn.{where[0]}_proj.weight"][:, FEED] = LARGEST[dtype]
+
+
+def vectors_of(pkg: Any, model: Any, kind: str = "", feed: tuple[float, ...] = (0.0, 0.0)) -> Any:
+    """Return look-ahead vectors that draft any token; those that feed the channel overflow."""
+    found = pkg.LookAhead.random(len(feed), model.hidden_size, 7)
+    vectors = found.vectors.copy() if isinstance(found.vectors, np.ndarray) else found.vectors.clone()
+    vectors[:, BAN] = 0.0
+    for row, number in zip(vectors, feed, strict=True):
+        row[FEED] = number
+    if kind != "adapter":
+        return replace(found, vectors=vectors)
+    adapter = pkg.Adapter.random(model.config, 2, 8)
+    for layer in adapter.layers:
+        layer.output.up[[FEED, BAN]] = layer.down.up[[FEED, BAN]] = 0.0
+    return replace(found, vectors=vectors, adapter=adapter)
+
+
+CHAINS, TREES = ("token", "block", "match"), ("without-replacement", "k-seq", "match")
+METHODS = [("two calls", rule) for rule in CHAINS] + [("one call", rule) for rule in CHAINS]
+METHODS += [("adapter", "token")] + [("draft model", rule) for rule in CHAINS]
+METHODS += [(kind, rule) for kind in ("tree", "tree in one call") for rule in TREES]
+each_method = pytest.mark.parametrize(("kind", "rule"), METHODS, ids=[f"{kind}, {rule}" for kind, rule in METHODS])
+
+
+def method_of(
+    pkg: Any,
+    kind: str,
+    rule: str,
+    model: Any,
+    feed: tuple[float, ...] = (0.0, 0.0),
+    where: str | None = None,
+    **sampling: Any,
+) -> Any:
+    """Return a method that drafts all tokens, of which the target by default bans the least likely one.
+
+    A draft model overflows as well, at token 2, if `where` says so.
+    """
+    target = pkg.SamplingConfig(**{"top_k": VOCAB - 1} | sampling)
+    settings = {"sampling": target, "rule": rule, "draft_sampling": pkg.SamplingConfig()}
+    if kind == "plain":
+        return pkg.Autoregressive(model, target)
+    if kind == "two calls":
+        return pkg.PaSS(model, vectors_of(pkg, model, feed=feed), **settings)
+    if kind in ("one call", "adapter"):
+        return pkg.FusedPaSS(model, vectors_of(pkg, model, kind, feed), **settings)
+    if kind == "tree in one call":
+        return pkg.FusedCandidates(model, vectors_of(pkg, model, feed=feed), **settings, num_candidates=(2, 2))
+    drafter = pkg.ModelDrafter(overflowing(pkg, 2, where, ban=0.0))
+    if kind == "draft model":
+        return pkg.SpeculativeSampling(model, drafter, **settings, num_draft=3)
+    return pkg.Candidates(model, drafter, **settings, num_candidates=(2, 2))
+
+
+def course(text: Any) -> list[Any]:
+    """Return what became of a text, cycle by cycle."""
+    return [(record.tokens, record.sources, record.num_accepted) for record in text.records]
+
+
+def outcomes(attempt: Any, prompts: list[list[int]]) -> tuple[list[Any], list[str]]:
+    """Return what became of each prompt, and what was wrong with those that have no text."""
+    found, faults = [], []
+    for number, prompt in enumerate(prompts):
+        try:
+            found.append(course(attempt(prompt, number)))
+        except ValueError as fault:
+            found.append(None)
+            faults.append(f"request {number}: {fault}")
+    return found, faults
+
+
+@each_method
+@pytest.mark.parametrize(("where", "dtype"), [*((where, "float64") for where in WHERE), ("hidden", "float16")])
+def test_a_rejected_draft_that_overflows_is_as_any_rejected_draft(
+    pkg: Any, where: str, dtype: str, kind: str, rule: str
+) -> None:
+    """The target never draws the token, the drafts do: texts are those of the twin, alone and side by side."""
+    token, prompts, texts = VOCAB - 1, [[2], [0, 3, 1, 2, 1]], {}
+    for name in (None, where):
+        method = method_of(pkg, kind, rule, overflowing(pkg, token, name, dtype))
+        texts[name] = [
+            *pkg.generate_batch(method, prompts, 10, (), seed=5),
+            pkg.generate(method, [1, 0], 10, (), seed=6),
+        ]
+    drafts = [token for text in texts[None] for record in text.records for token in record.draft_tokens]
+    assert drafts.count(token) > 2
+    assert list(map(course, texts[where])) == list(map(course, texts[None]))
+
+
+@pytest.mark.parametrize("feed", [(8.0, 0.0), (0.0, 8.0)], ids=str)
+@pytest.mark.parametrize("kind", ["two calls", "one call", "adapter", "tree in one call"])
+def test_look_ahead_rows_that_overflow_leave_the_law_as_it_is(pkg: Any, kind: str, feed: tuple[float, ...]) -> None:
+    """The first of them, or the second alone, beside the exact row and in every group."""
+    rule = TREES[0] if kind.startswith("tree") else CHAINS[0]
+    method = method_of(pkg, kind, rule, overflowing(pkg, VOCAB - 1), feed, top_k=2)
+    method = replace(method, draft_sampling=pkg.SamplingConfig(top_k=2))
+    law = output_law(method, [1, 0], pkg.Ending(4))
+    target = exact_target(
+        overflowing(reference, VOCAB - 1), reference.SamplingConfig(top_k=2), [1, 0], reference.Ending(4)
+    )
+    assert law.largest_deviation(target) <= 1e-12
+    assert law.expected["num_draft_tokens"] > 0 if feed[1] else law.expected["num_draft_tokens"] == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["plain", "two calls", "one call", "draft model"])
+@pytest.mark.parametrize("where", WHERE)
+def test_a_request_at_fault_is_named_and_the_others_are_spared(pkg: Any, where: str, kind: str, shape: str) -> None:
+    """Where the text itself draws the token. Shorter prompts are padded with it: token 0."""
+    method = method_of(pkg, kind, "token", overflowing(pkg, 0, where, shape=shape, ban=1.0), top_k=0)
+    prompts = [[1], [2, 3, 4, 1, 2, 3], [4, 4], [3, 1, 4], [1, 0, 2], [2, 2, 2]]
+    heard: dict[int, list[int]] = {number: [] for number in range(len(prompts))}
+    listen = lambda number, record: heard[number].extend(record.tokens)  # noqa: E731
+    alone, faults = outcomes(
+        lambda prompt, number: pkg.generate(method, prompt, 9, (), seed=4, request=number, callback=listen), prompts
+    )
+    said = {number: tuple(tokens) for number, tokens in heard.items()}
+    for tokens in heard.values():
+        tokens.clear()
+    assert 2 <= len(faults) < len(prompts)
+    with pytest.raises(pkg.NotFiniteError) as error:
+        pkg.generate_batch(method, prompts, 9, (), seed=4, callback=listen)
+    assert str(error.value) == "; ".join(faults)
+    assert [text and course(text) for text in error.value.generations] == alone
+    assert not any(0 in text.tokens[:-1] for text in error.value.generations if text), "a fault was passed over"
+    assert {number: tuple(tokens) for number, tokens in heard.items()} == said
+
+
+@pytest.mark.parametrize("kind", ["plain", "two calls", "one call"])
+def test_a_window_hides_what_overflowed_long_ago(pkg: Any, kind: str) -> None:
+    """The prompt's first token is further away than two layers with a window of 3 can see."""
+    method = method_of(pkg, kind, "token", overflowing(pkg, VOCAB - 1, "values", shape="window"))
+    texts = [pkg.generate(method, [first, 1, 2, 3, 0, 1, 2], 8, (), seed=2) for first in (VOCAB - 1, 0)]
+    assert course(texts[0]) == course(texts[1])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("replays", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "two calls", "one call", "draft model"])
+@pytest.mark.parametrize("where", WHERE)
+def test_requests_of_an_engine_are_as_alone_whatever_came_before(where: str, kind: str, replays: bool) -> None:
+    """Texts draw the token, or draft it and go on; rows are taken over beside longer texts; captured steps too."""
+    from pass_sampling.gpu.engine.engine import Engine
+    from test_engine import captured_engine, replayed
+
+    pkg = package("gpu")
+    model = overflowing(pkg, 2, where, ban=-0.5)
+    method = method_of(pkg, kind, "token", model, where=where, top_k=0)
+    generator = np.random.default_rng(0)
+    prompts = [generator.choice([0, 1, 3, 4], size).tolist() for size in (1, 9, 2, 1, 6, 3, 1, 2, 8, 1, 4, 2)]
+    alone, faults = outcomes(
+        lambda prompt, number: pkg.generate(method, prompt, 9, (), seed=3, request=number), prompts
+    )
+    assert 3 <= len(faults) <= 9
+    ending = pkg.Ending(9)
+    engine = captured_engine(method, ending, replayed, 3) if replays else Engine(method, ending, 3, 20, seed=3)
+    requests = iter([pkg.Request(number, prompt) for number, prompt in enumerate(prompts)])
+    found: list[Any] = [None] * len(prompts)
+    said: list[str] = []
+    while True:
+        try:
+            for number, text in engine.run(requests):
+                found[number] = course(text)
+            break
+        except pkg.NotFiniteError as fault:
+            said.append(str(fault))
+    assert found == alone and sorted(said) == sorted(faults)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+@pytest.mark.parametrize("kind", ["two calls", "one call", "draft model"])
+@pytest.mark.parametrize("where", WHERE)
+def test_a_model_of_transformers_overflows_like_any_other(where: str, kind: str, architecture: str) -> None:
+    """Rejected drafts change nothing, a drawn token is a fault; the window of "mistral" is shorter than the texts."""
+    import hf_models
+
+    pkg = package("gpu")
+    prompts, token = [[2], [0, 3, 1, 2, 1], [3], [1, 1], [2, 0], [0]], VOCAB - 1
+
+    def running(name: str | None, ban: float, **sampling: Any) -> Any:
+        model = pkg.TransformersModel(hf_models.tiny(architecture, vocab_size=VOCAB))
+        model.require_masks()  # which runs passes over all tokens
+        cut(model.model.state_dict(), token, name, "float64", ban)
+        return method_of(pkg, kind, "token", model, **sampling)
+
+    twin, texts = (pkg.generate_batch(running(name, 20.0), prompts, 12, (), seed=5) for name in (None, where))
+    assert any(token in record.draft_tokens for text in twin for record in text.records)
+    assert list(map(course, texts)) == list(map(course, twin))
+    with pytest.raises(pkg.NotFiniteError) as error:
+        pkg.generate_batch(running(where, 0.0, top_k=0), prompts, 12, (), seed=5)
+    assert not any(token in text.tokens[:-1] for text in error.value.generations if text), "a fault was passed over"
