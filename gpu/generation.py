@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pass_sampling.reference.ending import Decode, Ending
+from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Generation, Record
+from pass_sampling.reference.text.decoder import Decode
 
 from .batch_record import Packed
 from .methods.base import Method
@@ -157,7 +158,7 @@ def _read(
 
 def _generation(prompt: Sequence[int], records: list[Record], ending: Ending) -> Generation:
     tokens = tuple(token for record in records for token in record.tokens)
-    end = ending.reason(tokens)
+    end = ending.reason(tokens, prompt)
     if end is None:
         raise RuntimeError(f"a row left the batch after {len(tokens)} tokens, before its text had ended")
-    return Generation(tuple(map(int, prompt)), tokens, end, tuple(records), ending.text(tokens))
+    return Generation(tuple(map(int, prompt)), tokens, end, tuple(records), ending.text(tokens, prompt))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -34,6 +34,7 @@ class Setup:
     max_new_tokens: int = 6  # enough for a second drafted cycle to be verified
     eos_token_ids: tuple[int, ...] = (2,)
     stop_strings: tuple[str, ...] = ()
+    pieces: tuple[bytes, ...] = (b"a", b"b", b"c")  # decoded as a whole, to U+FFFD unless all are UTF-8
 
     def model(self, pkg: Any) -> Any:
         if self.kind == "transformer":
@@ -42,8 +43,14 @@ class Setup:
         return kind(3, 2, self.seed)
 
     def ending(self, pkg: Any) -> Any:
-        decode = (lambda tokens: "".join("abc"[token] for token in tokens)) if self.stop_strings else None
-        return pkg.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, decode)
+        return pkg.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, self.decode)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        data = b"".join(self.pieces[token] for token in tokens)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(data)
 
     @cache  # noqa: B019  (setups are few, and live as long as the tests)
     def target(self) -> OutputLaw:

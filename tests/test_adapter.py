@@ -38,7 +38,7 @@ def model_of(package: str, kind: str, dtype: str = "float64") -> Passes:
 
 def adapter_of(model: Passes, rank: int, seed: int, scale: float = 1.0) -> Any:
     """Return a random adapter in a model's dtype; every matrix is scaled."""
-    home = module("gpu" if model.port else "reference", "adapter")
+    home = module("gpu" if model.port else "reference", "lookahead.adapter")
     drawn = home.Adapter.random(model.model.config, rank, seed)
     scaled = home.Adapter.of({name: scale * tensor for name, tensor in drawn.tensors().items()})
     return scaled.to(model.model.weights.embedding.dtype)
@@ -111,7 +111,7 @@ class Call:
 def test_every_layer_has_four_terms_of_the_rank(package: str, kind: str, rank: int, seed: int) -> None:
     home, config = module(package, "lookahead.adapter"), KINDS[kind]
     adapter = home.Adapter.random(config, rank, seed)
-    shapes = tensor_shapes(module("reference", "adapter").sizes_of(config), rank)
+    shapes = tensor_shapes(module("reference", "lookahead.adapter").sizes_of(config), rank)
     tensors = adapter.tensors()
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
     assert len(shapes) == 8 * config.num_hidden_layers and adapter.rank == rank

@@ -297,7 +297,7 @@ def test_a_folder_of_another_kind_is_named(
     assert message.startswith(f"{folder}: found {found}") and message.endswith(f", expected {CONFIG} and {WEIGHTS}")
     if package == "gpu":
         with pytest.raises(ValueError, match="found") as error:
-            module("gpu", "hf.loading").load_with_transformers(folder)
+            module("gpu", "hf.model_checks").load_with_transformers(folder)
         assert str(error.value) == message
 
 
@@ -587,7 +587,7 @@ def test_a_bad_index(package: str, case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("dtype", "shards"), [("float32", 1), ("bfloat16", 1), ("float16", 2), ("float64", 2)])
 def test_weights_that_are_not_finite(package: str, value: float, dtype: str, shards: int, tmp_path: Path) -> None:
-    weights = module("reference", "weights").Weights.random(tiny_config(), 0)
+    weights = module("reference", "model.weights").Weights.random(tiny_config(), 0)
     weights.layers[1].query[23, 23] = value
     folder = write_checkpoint(tmp_path / "model", weights=weights, dtype=dtype, shards=shards)
     file = next(path for path in folder.glob("*.safetensors") if QUERY in load_file(path))
@@ -597,7 +597,7 @@ def test_weights_that_are_not_finite(package: str, value: float, dtype: str, sha
 
 @both_packages
 def test_weights_too_large_for_the_dtype(package: str, tmp_path: Path) -> None:
-    weights = module("reference", "weights").Weights.random(tiny_config(), 0)
+    weights = module("reference", "model.weights").Weights.random(tiny_config(), 0)
     weights.layers[1].query[0, 0] = 1e39
     folder = write_checkpoint(tmp_path / "model", weights=weights, dtype="float64")
     file = folder / WEIGHTS

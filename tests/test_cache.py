@@ -318,7 +318,7 @@ def test_the_comparison_rejects_a_mistake_in_the_cache(package, mutate, history,
 
 def test_the_comparison_rejects_a_window_measured_in_slots(monkeypatch):
     """In a tree, slots are not positions: here windows go by slots, and rotations rightly by positions."""
-    home = module("reference", "transformer")
+    home = module("reference", "model.transformer")
     hidden, tables = home.Transformer.hidden, home.rope_tables
 
     def mutant(self: Any, inputs: Any, cache: Any, positions: Any = None, visible: Any = None) -> Any:

@@ -347,7 +347,7 @@ def _a_broken_pass_leaves_a_row(patch: pytest.MonkeyPatch, home: Any) -> None:
 
 def _scratch_is_seen(patch: pytest.MonkeyPatch, home: Any) -> None:
     """Let the last row of a pass see the last slot in sight, which in a shorter sequence is scratch."""
-    masks = module("gpu", "masks").Masks
+    masks = module("gpu", "model.masks").Masks
     right = masks._in_sight
 
     def wrong(self: Any, window: Any) -> Any:

@@ -42,7 +42,7 @@ def method_of(pkg: Any, kind: str = "table", shape: tuple[Any, ...] = (2,), seed
         model = transformer(pkg, seed, **options.pop("model", {}))
         vectors = lookahead_of(pkg, model, kind, max(3, len(shape)))
     if kind.endswith("n-grams"):
-        options["refinement"] = home(pkg, "refine").NgramRefinement(bigrams(pkg, 3))
+        options["refinement"] = home(pkg, "lookahead.refinement").NgramRefinement(bigrams(pkg, 3))
     return pkg.FusedCandidates(model, vectors, num_candidates=shape, **options)
 
 
@@ -138,7 +138,7 @@ def test_the_enumeration_assumes_nothing_about_states(pkg: Any, kind: str) -> No
 
 
 def _siblings_see_each_other(pkg: Any, patch: pytest.MonkeyPatch) -> None:
-    tree = home(pkg, "draft_tree").DraftTree
+    tree = home(pkg, "methods.tree_shape").DraftTree
     right = tree.visible.func
 
     def tensor(array: np.ndarray) -> Any:
@@ -156,14 +156,14 @@ def _siblings_see_each_other(pkg: Any, patch: pytest.MonkeyPatch) -> None:
 
 def _text_sees_the_groups(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     """Every row sees all rows, the groups behind it among them."""
-    trees = home(pkg, "methods.trees")
+    trees = home(pkg, "methods.tree_shape")
     right = trees.layout
 
     def wrong(*arguments: Any) -> Any:
         places, visible = right(*arguments)
         return places, visible | True
 
-    for user in (trees, home(pkg, "methods.fused")):
+    for user in (trees, home(pkg, "methods.pass_one_call")):
         if hasattr(user, "layout"):
             patch.setattr(user, "layout", wrong)
 
@@ -171,12 +171,12 @@ def _text_sees_the_groups(pkg: Any, patch: pytest.MonkeyPatch) -> None:
 def _laws_are_those_of_the_place_before(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     """Behind every draft, verify with the law behind the first one."""
     if is_port(pkg):
-        right = home(pkg, "methods.trees").row
-        patch.setattr(home(pkg, "methods.trees"), "row", lambda rows, place: right(rows, place.clamp(max=1)))
+        right = home(pkg, "methods.tree_shape").row
+        patch.setattr(home(pkg, "methods.tree_shape"), "row", lambda rows, place: right(rows, place.clamp(max=1)))
         return
-    walk = home(pkg, "methods.trees").walk_tree
+    walk = home(pkg, "methods.tree_shape").walk_tree
     patch.setattr(
-        home(pkg, "methods.candidates_fused"),
+        home(pkg, "methods.tree"),
         "walk_tree",
         lambda method, state, drafts, logits, *more: walk(
             method, state, drafts, {place: logits[min(place, 1)] for place in logits}, *more
@@ -186,7 +186,7 @@ def _laws_are_those_of_the_place_before(pkg: Any, patch: pytest.MonkeyPatch) -> 
 
 def _siblings_are_judged_as_if_each_were_alone(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     """What one candidate's rejection leaves of the target is forgotten."""
-    patch.setattr(home(pkg, "candidates"), "residual_probs", lambda target, draft: target)
+    patch.setattr(home(pkg, "methods.tree_rules"), "residual_probs", lambda target, draft: target)
 
 
 @pytest.mark.parametrize(

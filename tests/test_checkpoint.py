@@ -181,9 +181,9 @@ def test_random_weights_are_the_same_numbers_in_both_packages(family: str) -> No
     import torch
 
     settings = dataclasses.asdict(tiny_config(family))
-    ours = flat("reference", module("reference", "weights").Weights.random(tiny_config(family), 7))
+    ours = flat("reference", module("reference", "model.weights").Weights.random(tiny_config(family), 7))
     config = module("gpu", "config").ModelConfig(**settings)
-    theirs = flat("gpu", module("gpu", "weights").Weights.random(config, 7, torch.float64))
+    theirs = flat("gpu", module("gpu", "model.weights").Weights.random(config, 7, torch.float64))
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(array, theirs[name]) for name, array in ours.items())
 
@@ -274,7 +274,7 @@ print(status("VmHWM") - before)
 def big_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Yield folders with a model of 60 million parameters, stored in float32 and in bfloat16."""
     root = tmp_path_factory.mktemp("big")
-    weights = module("reference", "weights").allocate(BIG, np.float32)
+    weights = module("reference", "model.weights").allocate(BIG, np.float32)
     for array in flat("reference", weights).values():
         array[...] = 1.0
     folders = {name: write_checkpoint(root / name, BIG, weights, dtype=name) for name in ("float32", "bfloat16")}

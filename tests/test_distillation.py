@@ -104,7 +104,7 @@ def test_the_tokenizer_is_the_teachers_byte_for_byte_and_the_teacher_stays_as_it
 
 
 def test_the_record_names_the_teacher_and_is_what_the_file_says(pair: Pair) -> None:
-    model = module("gpu", "checkpoint").load_model(pair.teacher)
+    model = module("gpu", "checkpoint.load").load_model(pair.teacher)
     assert pair.record["teacher"] == {"name": "teacher", "fingerprint": model.fingerprint}
     assert json.loads((pair.student / "pretraining.json").read_text()) == pair.record
     assert pair.record["held_out_tokens"] == len(pair.held_out)

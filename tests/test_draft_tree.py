@@ -247,7 +247,7 @@ def test_the_enumeration_assumes_nothing_about_states(pkg: Any, rule: str) -> No
 
 
 def _siblings_see_each_other(pkg: Any, patch: pytest.MonkeyPatch) -> None:
-    tree = home(pkg, "draft_tree").DraftTree
+    tree = home(pkg, "methods.tree_shape").DraftTree
     right = tree.visible.func
     patch.setattr(tree, "visible", property(lambda self: right(self) | _tri(pkg, len(self.children))))
 
@@ -283,10 +283,10 @@ def _each_depth_stands_one_further(pkg: Any, patch: pytest.MonkeyPatch) -> None:
 def _laws_of_the_first_place(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     """Behind every draft, verify with the law behind its sibling."""
     if is_port(pkg):
-        right = home(pkg, "methods.trees").row
-        patch.setattr(home(pkg, "methods.trees"), "row", lambda rows, place: right(rows, place.clamp(max=1)))
+        right = home(pkg, "methods.tree_shape").row
+        patch.setattr(home(pkg, "methods.tree_shape"), "row", lambda rows, place: right(rows, place.clamp(max=1)))
     else:
-        used, walk = home(pkg, "methods.candidates"), home(pkg, "methods.trees").walk_tree
+        used, walk = home(pkg, "methods.tree"), home(pkg, "methods.tree_shape").walk_tree
         patch.setattr(
             used,
             "walk_tree",
@@ -534,7 +534,7 @@ def test_what_was_rejected_leaves_no_trace(pkg: Any, rule: str) -> None:
 
 
 def test_the_shape_of_a_tree(pkg: Any) -> None:
-    tree = home(pkg, "draft_tree").DraftTree((2, 1, 2))
+    tree = home(pkg, "methods.tree_shape").DraftTree((2, 1, 2))
     assert tree.num_drafts == 8
     assert tree.parents == (-1, 0, 0, 1, 2, 3, 3, 4, 4)
     children = [range(1, 3), range(3, 4), range(4, 5), range(5, 7), range(7, 9), *[range(0)] * 4]
@@ -542,7 +542,7 @@ def test_the_shape_of_a_tree(pkg: Any) -> None:
     assert tree.path(0) == [] and tree.path(7) == [2, 4, 7]
     assert [tree.first_uniform(depth) for depth in range(4)] == [0, 2, 3, 5]
     assert np.flatnonzero(np.asarray(tree.visible[7])).tolist() == [0, 2, 4, 7]
-    assert home(pkg, "draft_tree").DraftTree(()).num_drafts == 0
+    assert home(pkg, "methods.tree_shape").DraftTree(()).num_drafts == 0
 
 
 def test_a_tree_without_depth_is_plain_decoding(pkg: Any) -> None:

@@ -77,7 +77,9 @@ def test_an_ngram_model_may_refine(pkg: Any, weight: float) -> None:
     unigram = np.array([0.2, 0.5, 0.3], np.float32)
     if pkg.__name__.endswith("gpu"):
         unigram = __import__("torch").from_numpy(unigram)
-    refine = module(pkg.__name__.rpartition(".")[2], "refine").NgramRefinement(ngrams.NgramModel(unigram), weight)
+    refine = module(pkg.__name__.rpartition(".")[2], "lookahead.refinement").NgramRefinement(
+        ngrams.NgramModel(unigram), weight
+    )
     with pytest.raises(ValueError, match=r"^the n-gram model has vocab_size 3, expected 4 as in the model"):
         pkg.FusedPaSS(table(pkg, vocab_size=4), table(pkg, vocab_size=4).lookahead(), refinement=refine)
     ending = {"max_new_tokens": 5}

@@ -75,6 +75,7 @@ PORT_EXPORTS = {
     "Engine",
     "Request",
     "TransformersModel",
+    "decoder_of",
     "generate_with_pass",
     "pass_generate",
     "untrained_lookahead",
@@ -102,7 +103,6 @@ PORT_ONLY = {
     "methods.fused": {"Ahead"},
     "methods.candidates.Candidates": {"propose"},  # of which an expectation over acceptances is taken
     "methods.candidates_fused.FusedCandidates": {"propose"},
-    "ending.Ending": {"asks_host"},  # the others are looked for on the device
     "state.State": {"followed_by", "kept", "note_fault", "raise_fault", "complaint", "select", "stack", "check_fresh"},
     "methods.base.Method": {"scratch", "start_batch", "feed_pending", "feed_drafts"},  # of many rows, cycles
     "methods.language_model.LanguageModel": {"device", "dtype"},
@@ -128,6 +128,7 @@ SAME_FIELDS = (
     "config.RopeScaling",
     "config.SamplingConfig",
     "ending.Ending",
+    "ending.Reading",
     "record.Choice",
     "record.Record",
     "record.Generation",
@@ -176,6 +177,12 @@ def test_both_packages_have_the_same_files() -> None:
     reference, port = paths("reference"), {path for path in paths("gpu") if not path.startswith("checkpoints/")}
     assert reference - port <= REFERENCE_FILES
     assert {path for path in port - reference if not path.startswith(PORT_FOLDERS)} <= PORT_FILES
+
+
+@pytest.mark.parametrize("name", SAME_FILES)
+def test_what_is_not_numerics_is_the_same_file(name: str) -> None:
+    reference, port = ((ROOT / package / name).read_text(encoding="utf-8") for package in PACKAGES)
+    assert reference == port
 
 
 def exported(name: str) -> set[str]:

@@ -125,7 +125,7 @@ def test_the_figures_of_the_record_follow_from_the_folder(outcome: Outcome) -> N
     """
     record = outcome.record
     tokenizer = AutoTokenizer.from_pretrained(outcome.folder)
-    model = module("reference", "checkpoint").load_model(outcome.folder, "float64")
+    model = module("reference", "checkpoint.load").load_model(outcome.folder, "float64")
     tokens = [0]
     for name in outcome.held_out:
         tokens += [*tokenizer.encode(TEXTS[name], add_special_tokens=False), 0]

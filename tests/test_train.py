@@ -51,7 +51,7 @@ def model(folder: Path) -> Transformer:
 @pytest.fixture
 def saving_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save after every step instead of every 20 seconds."""
-    monkeypatch.setattr(module("gpu", "train"), "Progress", partial(Progress, every=0.0))
+    monkeypatch.setattr(module("gpu", "training.train"), "Progress", partial(Progress, every=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_the_folder_opens_in_both_packages_and_fits_the_model(
 
 def test_every_array_has_the_shape_that_its_comment_says(model: Transformer, tmp_path: Path) -> None:
     names = ("anchors", "acceptance", "losses", "parts", "windows", "own_text")
-    homes = [module("gpu", "train"), *(module("gpu", f"training.{name}") for name in names)]
+    homes = [module("gpu", "training.train"), *(module("gpu", f"training.{name}") for name in names)]
     functions = [function for home in homes for function in functions_of(home)]
     commented = [function for function in functions if signature(function).comments]
     with checked(commented) as calls:
@@ -202,7 +202,7 @@ def test_a_run_that_was_interrupted_anywhere_goes_on_to_the_same_bits(
     """Reported comes before saved, so an interruption at a step costs that step."""
     output = tmp_path_factory.mktemp("runs") / "vectors"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module("gpu", "train"), "Progress", partial(Progress, every=0.0))
+        patch.setattr(module("gpu", "training.train"), "Progress", partial(Progress, every=0.0))
         for step in sorted(steps):
             interrupted_run(model, output, step)
             assert os.listdir(output.parent) == ["vectors.partial.safetensors"]
@@ -235,7 +235,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     output = tmp_path / "vectors"
     kill_at_random(KILLED, folder, output, most=7)
     if output.exists():  # killed just behind the end
-        assert bits(module("gpu", "lookahead").LookAhead.load(output)) == uninterrupted
+        assert bits(module("gpu", "lookahead.vectors").LookAhead.load(output)) == uninterrupted
         return
     assert bits(train(model, TRAINING, HELD_OUT, output, SHORT)) == uninterrupted
     left = [name for name in os.listdir(tmp_path) if not re.fullmatch(r"\.vectors\.[0-9a-f]{16}\.new", name)]
@@ -463,7 +463,7 @@ def test_an_output_that_is_taken_is_refused_and_not_touched(taken: str, model: T
         output.mkdir()
         (output / "notes.txt").write_text("mine")
     else:
-        module("gpu", "lookahead").LookAhead.random(2, 24, 0).save(output)
+        module("gpu", "lookahead.vectors").LookAhead.random(2, 24, 0).save(output)
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=r"vectors is there already, expected a new path for the look-ahead vectors$"):
         train(model, TRAINING, HELD_OUT, output, SHORT)
@@ -561,7 +561,7 @@ def test_no_two_batches_of_own_text_read_the_same_tape(model: Transformer, monke
         tapes.append(seed)
         return [SimpleNamespace(prompt=(1,), tokens=(2, 3))]
 
-    monkeypatch.setattr(module("gpu", "training.own_text"), "generate_batch", written)
+    monkeypatch.setattr(module("gpu", "training.text"), "generate_batch", written)
     for seed in range(4):
         assert own_text(model, 30, 3, SamplingConfig(), seed).tolist() == [1, 2, 3] * 10
     assert len(tapes) == len(set(tapes)) == 40
@@ -571,7 +571,7 @@ def test_between_two_own_texts_stands_one_end_of_text(model: Transformer, monkey
     ending = Transformer(model.config, model.weights, eos_token_ids=(7,))
     written = [(7, 1, 2), (7, 3, 7), (7, 4, 7), (7, 7), (7, 5, 6)]
     results = [SimpleNamespace(prompt=text[:1], tokens=text[1:]) for text in written]
-    monkeypatch.setattr(module("gpu", "training.own_text"), "generate_batch", lambda *_, **__: results)
+    monkeypatch.setattr(module("gpu", "training.text"), "generate_batch", lambda *_, **__: results)
     assert own_text(ending, 12, 3, SamplingConfig(), 0).tolist() == [7, 1, 2, 7, 3, 7, 4, 7, 7, 5, 6, 7]
 
 
@@ -580,7 +580,7 @@ def test_own_text_is_kept_and_found_again(model: Transformer, tmp_path: Path, mo
     text = own_text(model, 500, 8, SamplingConfig(0.5), 3, tmp_path / KEPT, done.append)
     assert done == [256, 500] and os.listdir(tmp_path) == [KEPT]
     with monkeypatch.context() as patch:
-        patch.delattr(module("gpu", "training.own_text"), "generate_batch")
+        patch.delattr(module("gpu", "training.text"), "generate_batch")
         assert (own_text(model, 500, 8, SamplingConfig(0.5), 3, tmp_path / KEPT) == text).all()
     other = own_text(model, 500, 8, SamplingConfig(0.5), 4, tmp_path / KEPT)
     assert not np.array_equal(other, text)

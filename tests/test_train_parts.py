@@ -197,7 +197,7 @@ class Interrupted(BaseException):
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(
     parts: str, model: Transformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module("gpu", "train"), "Progress", partial(Progress, every=0.0))
+    monkeypatch.setattr(module("gpu", "training.train"), "Progress", partial(Progress, every=0.0))
     whole = train(model, TRAINING, HELD_OUT, tmp_path / "whole", settings(parts))
 
     def interrupt(news: dict[str, Any]) -> None:

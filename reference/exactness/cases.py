@@ -48,6 +48,7 @@ TINY: dict[str, Any] = {
     "head_dim": 4,
     "max_position_embeddings": 64,
 }
+RUNS = (("x",), ("", b"\xc3"), ("", b"\xa9"))  # the prompt ends in x
 WINDOWED: dict[str, Any] = TINY | {"sliding_window": 3, "query_key_norm": True, "attention_bias": True}
 
 
@@ -86,6 +87,8 @@ class Configuration:
     sampling: dict[str, Any] = field(default_factory=dict)
     draft_sampling: dict[str, Any] | None = None
     eos_token_ids: tuple[int, ...] = (2,)
+    stop_strings: tuple[str, ...] = ()
+    pieces: tuple[tuple[Any, ...], ...] = ()  # of a decoder with byte fallback: what each token adds, text or a byte
     max_new_tokens: int = 5
     num_candidates: tuple[Any, ...] = (2,)  # per depth, where the method drafts trees
     refine: str | None = None  # what refines drafts from look-ahead rows; default: the head, where there is one
@@ -160,8 +163,11 @@ class Configuration:
         return import_module(f"{package.__name__}.refine").NgramRefinement(bigrams(package, self.vocab_size))
 
     def ending(self, package: Any) -> Any:
-        """Return where texts end."""
-        return package.Ending(self.max_new_tokens, self.eos_token_ids)
+        """Return where texts end; stop strings are looked for in a text that is decoded token by token."""
+        home = import_module(f"{package.__name__}.token_decoder")
+        pieces = [home.Piece(*each) for each in self.pieces]
+        decode = home.TokenDecoder(pieces.__getitem__, in_runs=True) if pieces else None
+        return package.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, decode)
 
 
 def configurations() -> list[Configuration]:
@@ -201,6 +207,7 @@ def configurations() -> list[Configuration]:
         Configuration("table, no end of text", seed=11, eos_token_ids=()),
         Configuration("table, two ends of text", seed=18, eos_token_ids=(1, 2), spread=1.0, num_candidates=(2, (0, 1))),
         Configuration("table, longer texts", seed=19, max_new_tokens=6),
+        Configuration("table, byte fallback", seed=24, eos_token_ids=(), stop_strings=("é", "xx"), pieces=RUNS),
         Configuration("table, penalty", seed=20, processor=penalty),
         Configuration(
             "table, penalty and filters", seed=21, processor=penalty, sampling={"temperature": 0.9, "top_p": 0.9}
