@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .generation import generate, generate_batch
     from .hf.generate import generate_with_pass, pass_generate, untrained_lookahead, write_custom_generate
     from .hf.model import TransformersModel
+    from .hf.text_decoder import decoder_of
     from .lookahead.adapter import Adapter
     from .lookahead.head import SamplerHead
     from .lookahead.vectors import LookAhead
@@ -54,6 +55,7 @@ _HOMES = {
         "untrained_lookahead",
     ],
     "pass_sampling.gpu.hf.model": ["TransformersModel"],
+    "pass_sampling.gpu.hf.text_decoder": ["decoder_of"],
     "pass_sampling.gpu.lookahead.adapter": ["Adapter"],
     "pass_sampling.gpu.lookahead.head": ["SamplerHead"],
     "pass_sampling.gpu.lookahead.vectors": ["LookAhead"],
@@ -110,6 +112,7 @@ __all__ = [
     "Transformer",
     "TransformersModel",
     "Weights",
+    "decoder_of",
     "generate",
     "generate_batch",
     "generate_with_pass",

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pass_sampling.reference.ending import Decode, Ending
+from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Generation, Record
+from pass_sampling.reference.text.decoder import Decode
 
 from .batch_record import Packed
 from .methods.base import Method
@@ -72,8 +73,9 @@ def generate_batch(
     trace: bool = False,
     callback: Callback | None = None,
 ) -> list[Generation]:
-    """Continue many prompts side by side, each at its own pace; prompt i is request i, see
-    `generate` for seeds and `max_new_tokens`.
+    """Continue many prompts side by side, each at its own pace; prompt i is request i.
+
+    Seeds and `max_new_tokens` work as in `generate`.
 
     A request fails where the model's logits are not finite. The others are completed before the error is raised.
 
@@ -175,7 +177,7 @@ def _read(
 
 def _generation(prompt: Sequence[int], records: list[Record], ending: Ending) -> Generation:
     tokens = tuple(token for record in records for token in record.tokens)
-    end = ending.reason(tokens)
+    end = ending.reason(tokens, prompt)
     if end is None:
         raise RuntimeError(f"a row left the batch after {len(tokens)} tokens, before its text had ended")
-    return Generation(tuple(map(int, prompt)), tokens, end, tuple(records), ending.text(tokens))
+    return Generation(tuple(map(int, prompt)), tokens, end, tuple(records), ending.text(tokens, prompt))

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.ending import Ending, Reading
 
 from .batch_record import BatchRecord
 from .host import at_hand
@@ -63,6 +63,7 @@ class State:
     max_pending: int  # most tokens of a row that no pass has seen yet: the prompts at first, one token later
     draft_pending: int  # the same of the drafter's passes, which do not see the last draft: then at most two
     draft_cache: KVCache | None = None
+    readings: tuple[Reading, ...] = ()  # of each row's new tokens, if the host looks at texts for their ends
 
     @property
     def new_tokens(self) -> tuple[int, ...]:
@@ -73,7 +74,7 @@ class State:
     @property
     def end(self) -> str | None:
         """Why the text has ended, of a state of one row; see `Ending.reason`."""
-        return self.ending.reason(self.new_tokens)
+        return self.readings[0].reason if self.readings else self.ending.reason(self.new_tokens)
 
     @property
     def key(self) -> tuple[tuple[int, ...], tuple[float, ...], int]:
@@ -135,12 +136,12 @@ class State:
         If given, `sound` is how much of them is true at most: behind it stand rejected drafts and look-ahead rows.
         """
         count, ended = self.kept(record.tokens, record.count)
-        places = self.lengths.unsqueeze(1) + torch.arange(record.tokens.shape[1], device=self.lengths.device)
-        tokens = self.tokens.scatter(1, places, record.tokens)  # what lies behind the committed ones is scratch
+        tokens = self.followed_by(record.tokens)  # what lies behind the committed ones is scratch
         lengths = self.lengths + count
         self.keep(lengths if sound is None else torch.minimum(lengths, sound))
         state = replace(
             self,
+            readings=read(self.readings, record.tokens, count),
             tokens=tokens,
             lengths=lengths,
             ended=self.ended | ended,
@@ -198,7 +199,8 @@ class State:
     ) -> State:
         """Return an independent state of the given rows."""
         caches = [cache.select(rows) for cache in self.caches]
-        return self._with({name: getattr(self, name)[rows] for name in PER_ROW}, *caches)
+        readings = tuple(self.readings[row] for row in rows.tolist()) if self.readings else ()
+        return replace(self._with({name: getattr(self, name)[rows] for name in PER_ROW}, *caches), readings=readings)
 
     def copy(self) -> State:
         """Return a state that can be continued independently of this one."""
@@ -218,6 +220,7 @@ class State:
         caches = [alike[0].stack(list(alike)) for alike in zip(*(state.caches for state in states), strict=True)]
         return replace(
             states[0]._with(tensors, *caches),
+            readings=tuple(reading for state in states for reading in state.readings),
             max_pending=max(state.max_pending for state in states),
             draft_pending=max(state.draft_pending for state in states),
         )
@@ -231,11 +234,8 @@ class State:
         count: Tensor,  # [B]
     ) -> tuple[Tensor, Tensor]:  # [B], [B]
         """Return how many of each row's next tokens to keep, and whether the text ends there; see `batch_ending`."""
-        if self.ending.asks_host:
-            starts, ends = self.prompt_lengths.tolist(), self.lengths.tolist()
-            before = [row[start:end] for row, start, end in zip(self.tokens.tolist(), starts, ends, strict=True)]
-            return kept_by_host(self.ending, before, tokens, count)
-        return kept(tokens, count, self.eos, self.remaining)
+        eos, remaining = self.eos, self.remaining
+        return kept_by_host(self.readings, tokens, count) if self.readings else kept(tokens, count, eos, remaining)
 
 
 _COUNTS = ("lengths", "prompt_lengths", "limits", "num_carried", "fault_position")
@@ -266,17 +266,31 @@ def num_leading(
 
 
 def kept_by_host(
-    ending: Ending,
-    before: Sequence[Sequence[int]],
+    readings: Sequence[Reading],
     tokens: Tensor,  # [B, W]
     count: Tensor,  # [B]
 ) -> tuple[Tensor, Tensor]:  # [B], [B]
-    """Return the same where stop strings need the decoded text; `before` are the new tokens of each row."""
-    kept = [
-        ending.first(old, new[:some]) for old, new, some in zip(before, tokens.tolist(), count.tolist(), strict=True)
-    ]
+    """Return the same where the host asks about texts; `readings` are those of each row's text so far."""
+    kept = [reading.first(block) for reading, block in zip(readings, _blocks(tokens, count), strict=True)]
     counts = torch.tensor([number for number, _ in kept], device=count.device)
     return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
+
+
+def read(
+    readings: Sequence[Reading],
+    tokens: Tensor,  # [B, W]
+    count: Tensor,  # [B]
+) -> tuple[Reading, ...]:
+    """Return the readings, if there are any, after the first `count` tokens of each row."""
+    blocks = _blocks(tokens, count) if readings else ()
+    return tuple(reading.after(block) for reading, block in zip(readings, blocks, strict=True))
+
+
+def _blocks(
+    tokens: Tensor,  # [B, W]
+    count: Tensor,  # [B]
+) -> list[list[int]]:
+    return [row[:some] for row, some in zip(tokens.tolist(), count.tolist(), strict=True)]
 
 
 def first_state(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache) -> State:
@@ -297,6 +311,7 @@ def first_state(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache
         fault_position=torch.zeros_like(lengths),
         cache=cache,
         ending=ending,
+        readings=tuple(map(ending.reading, prompts)) if ending.asks_host else (),
         cached=cache.lengths,
         pace=torch.zeros((len(prompts), 0), dtype=torch.float64, device=device),
         carried=torch.zeros((len(prompts), 1, 0), device=device),

@@ -1,23 +1,27 @@
-"""Where a text ends, asked token by token, and how much of it may be shown before that is known."""
+"""Where a text ends, asked of every prefix in turn, and how much of it may be shown before that is known."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
 
 from .config import check_integer
+from .text.decoder import Decode, Decoder, Text
+from .text.token_decoder import UNFINISHED
 
-UNFINISHED = "\ufffd"  # what decoders show for a character whose bytes are not all there yet
-Decode = Callable[[Sequence[int]], str]
-"""Turns new tokens into text; more tokens only add text, but for a character whose bytes are not all there yet."""
 Criterion = Callable[[Sequence[int]], bool]
 """Says whether a text ends with the last of its new tokens: a pure hook, asked of prefixes that end in drafts, too."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The ends of a text: a length, end-of-sequence tokens, stop strings in the decoded new text, a criterion."""
+    """The ends of a text: a length, end-of-sequence tokens, stop strings in the decoded new text, a criterion.
+
+    A text ends at the first prefix for which one of them holds. A plain `decode` is given the new tokens alone. A
+    `TokenDecoder` matches stop strings with special tokens as well, and knows the prompt that the text continues.
+    """
 
     max_new_tokens: int
     eos_token_ids: Sequence[int] = ()
@@ -31,7 +35,7 @@ class Ending:
 
         Raises:
             ValueError: max_new_tokens is not a positive integer, an end-of-sequence token no integer, a stop string
-                empty, or there is no decoder for stop strings.
+                empty or one that the decoder never writes, or there is no decoder for stop strings.
         """
         limit, eos, stops = self.max_new_tokens, self.eos_token_ids, self.stop_strings
         if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
@@ -48,78 +52,94 @@ class Ending:
             )
         if strings and self.decode is None:
             raise ValueError("stop_strings: found no decode function, expected one that turns tokens into text")
+        if isinstance(self.decode, Decoder):
+            self.decode.check_stops(strings)
         object.__setattr__(self, "max_new_tokens", int(limit))
         object.__setattr__(self, "eos_token_ids", tokens)
         object.__setattr__(self, "_eos", frozenset(tokens))
         object.__setattr__(self, "stop_strings", strings)
-
-    def reason(
-        self,
-        new_tokens: Sequence[int],
-    ) -> str | None:
-        """Say why a text ends with the last of these tokens: "eos", "stop_string", "criterion", "length", or None.
-
-        Asked for every prefix in turn, so that a text ends at the first token that ends it, wherever a block of
-        accepted tokens happens to stop.
-        """
-        reason = self._plain_reason(new_tokens)
-        return "stop_string" if reason != "eos" and self._has_stop_string(new_tokens) else reason
 
     @property
     def asks_host(self) -> bool:
         """Whether the host has to look at a text to know its end: not for tokens and lengths."""
         return bool(self.stop_strings) or self.criterion is not None
 
-    def first(self, before: Sequence[int], more: Sequence[int]) -> tuple[int, str | None]:
-        """Return how many of `more` tokens to keep behind `before`, and why the text ends there, if it does."""
-        if not more:
-            return 0, None
-        reason_of = self.reason if self._has_stop_string([*before, *more]) else self._plain_reason
-        for count in range(1, len(more) + 1):
-            reason = reason_of([*before, *more[:count]])
-            if reason is not None:
-                return count, reason
-        return len(more), None
+    def reading(self, prompt: Sequence[int] = ()) -> Reading:
+        """Return what is known before the first new token after a prompt."""
+        return Reading(self, self.written(prompt) if self.stop_strings else None)
 
-    def _plain_reason(self, new_tokens: Sequence[int]) -> str | None:
-        """Say why a text ends, stop strings aside."""
-        if new_tokens and new_tokens[-1] in self._eos:
-            return "eos"
-        if self.criterion is not None and new_tokens and self.criterion(new_tokens):
-            return "criterion"
-        return "length" if len(new_tokens) >= self.max_new_tokens else None
-
-    def _has_stop_string(self, new_tokens: Sequence[int]) -> bool:
-        """Say whether a stop string stands in the text; then it stands in every longer text as well."""
-        if self.decode is None or not self.stop_strings or not new_tokens:
-            return False
-        text = self.decode(new_tokens)
-        return any(stop in text for stop in self.stop_strings)
-
-    def text(self, new_tokens: Sequence[int]) -> str | None:
-        """Return the decoded text up to the first stop string, or None without a decoder."""
-        if self.decode is None:
-            return None
-        text = self.decode(new_tokens)
-        found = [text.find(stop) for stop in self.stop_strings if stop in text]
-        return text[: min(found)] if found else text
-
-    def safe_text(self, new_tokens: Sequence[int]) -> str:
-        """Return the part of an unfinished text that later tokens cannot take back.
-
-        Withheld are a beginning of a stop string at the end, and a character whose bytes are not all there yet.
+    def written(self, prompt: Sequence[int] = ()) -> Text:
+        """Return the empty text after a prompt, to which tokens can be added.
 
         Raises:
             ValueError: there is no decoder.
         """
-        text = self.text(new_tokens)
-        if text is None:
+        if self.decode is None:
             raise ValueError("decode: found None, expected a function that turns tokens into text")
-        text = text.rstrip(UNFINISHED)
-        longest = max((_overlap(text, stop) for stop in self.stop_strings), default=0)
-        return text[: len(text) - longest]
+        decoder = self.decode if isinstance(self.decode, Decoder) else Decoder(self.decode)
+        return decoder.start(tuple(self.stop_strings), prompt)
+
+    def reason(self, new_tokens: Sequence[int], prompt: Sequence[int] = ()) -> str | None:
+        """Say why a text ends with the last of these tokens: "eos", "stop_string", "criterion", "length", or None."""
+        return self.reading(prompt).after(new_tokens).reason
+
+    def first(self, before: Sequence[int], more: Sequence[int], prompt: Sequence[int] = ()) -> tuple[int, str | None]:
+        """Return how many of `more` tokens to keep after `before`, and why the text ends there, if it does."""
+        return self.reading(prompt).after(before).first(more)
+
+    def text(self, new_tokens: Sequence[int], prompt: Sequence[int] = ()) -> str | None:
+        """Return the text that is shown, up to the first stop string, or None without a decoder."""
+        if self.decode is None:
+            return None
+        text = self.written(prompt).after(new_tokens)
+        return text.news + text.rest
+
+    def safe_text(self, new_tokens: Sequence[int], prompt: Sequence[int] = ()) -> str:
+        """Return the part of an unfinished text that no later token changes: of a plain decoder's text, nothing.
+
+        Withheld are a beginning of a stop string at the end, a character whose bytes are not all there yet, and what
+        else the decoder may take back.
+
+        Raises:
+            ValueError: there is no decoder.
+        """
+        return self.written(prompt).after(new_tokens).news
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest beginning of `stop`, short of all of it, that `text` ends with."""
-    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+@dataclass(frozen=True)
+class Reading:
+    """A text as far as it has been read, and why it ends there; a value that can be continued more than once."""
+
+    ending: Ending
+    text: Text | None  # if there are stop strings
+    count: int = 0
+    tokens: tuple[int, ...] = ()  # the last one, or all of them for a criterion
+
+    def after(self, tokens: Sequence[int]) -> Reading:
+        """Return the reading with some tokens more, none of which is asked about."""
+        if not tokens:
+            return self
+        known = (*self.tokens, *tokens) if self.ending.criterion else (tokens[-1],)
+        text = None if self.text is None else self.text.after(tokens)
+        return replace(self, text=text, count=self.count + len(tokens), tokens=known)
+
+    @cached_property
+    def reason(self) -> str | None:
+        """Why the text ends with its last token; see `Ending.reason`."""
+        ending = self.ending
+        if self.tokens and self.tokens[-1] in ending._eos:
+            return "eos"
+        if self.text is not None and self.text.has_stop:
+            return "stop_string"
+        if ending.criterion is not None and self.tokens and ending.criterion(self.tokens):
+            return "criterion"
+        return "length" if self.count >= ending.max_new_tokens else None
+
+    def first(self, more: Sequence[int]) -> tuple[int, str | None]:
+        """Return how many of some more tokens to keep, and why the text ends there, if it does."""
+        reading = self
+        for count, token in enumerate(more, 1):
+            reading = reading.after((token,))
+            if reading.reason is not None:
+                return count, reading.reason
+        return len(more), None

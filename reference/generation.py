@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .ending import Decode, Ending
+from .ending import Ending, Reading
 from .model.cache import KVCache, same
 from .model.layers import Array
 from .record import Generation, Record
 from .sampling import NotFiniteError
+from .text.decoder import Decode
 from .uniforms import tape
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class State:
     prompt_length: int
     cache: KVCache
     ending: Ending
+    reading: Reading  # of the new tokens
     cached: int = 0  # length of the cache
     end: str | None = None  # why the text has ended, see `Ending.reason`
     draft_cache: KVCache | None = None
@@ -72,8 +74,8 @@ class State:
         return self.ending.max_new_tokens - (len(self.tokens) - self.prompt_length)
 
     def ends_with(self, tokens: Sequence[int]) -> bool:
-        """Say whether the text would end with the last of some more tokens."""
-        return self.ending.reason((*self.new_tokens, *tokens)) is not None
+        """Say whether the text would end within some more tokens."""
+        return self.reading.first(tokens)[1] is not None
 
     def keep(self, length: int) -> None:
         """Cut the caches to the first `length` tokens: the rollback of rejected drafts."""
@@ -86,10 +88,10 @@ class State:
         The caches, which may hold rows of dropped tokens, are cut to the committed prefix, and the record with them.
         If given, `sound` is how much of them is true at most: behind it stand rejected drafts and look-ahead rows.
         """
-        count, end = self.ending.first(self.new_tokens, record.tokens)
-        tokens = self.tokens + record.tokens[:count]
+        count, end = self.reading.first(record.tokens)
+        tokens, reading = self.tokens + record.tokens[:count], self.reading.after(record.tokens[:count])
         self.keep(len(tokens) if sound is None else min(len(tokens), sound))
-        return replace(self, tokens=tokens, cached=self.cache.length, end=end), record.cut(count)
+        return replace(self, tokens=tokens, reading=reading, cached=self.cache.length, end=end), record.cut(count)
 
     def agrees(self, other: State) -> bool:
         """Say whether two states have the same future: the same tokens and, up to rounding, the same cached rows."""
@@ -157,7 +159,7 @@ def generate(
         records.append(record)
         if callback is not None:
             callback(request, record)
-    text = state.ending.text(state.new_tokens)
+    text = state.ending.text(state.new_tokens, prompt)
     return Generation(tuple(map(int, prompt)), state.new_tokens, state.end, tuple(records), text)
 
 

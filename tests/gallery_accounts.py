@@ -113,7 +113,12 @@ def streamed_past_the_end(site: Site) -> None:
 
 
 def shown_too_early(site: Site) -> None:
-    site.wrong(site.module("ending").Ending, "safe_text", lambda right, self, tokens: self.text(tokens))
+    def after(right: Any, self: Any, tokens: Any) -> Any:
+        text = right(self, tokens)
+        text.news += text.rest
+        return text
+
+    site.wrong(site.module("text.token_decoder").TokenText, "after", after)
 
 
 def drafts_past_the_limit(site: Site) -> None:

@@ -148,8 +148,8 @@ def the_stream_is_the_text(site: Site) -> None:
 
 
 def what_was_shown_is_never_taken_back(site: Site) -> None:
-    ending = site.pkg.Ending(9, (), ("bc",), lambda tokens: "".join("abc"[token] for token in tokens))
-    tokens = [0, 0, 1, 2]
+    decoder, tokens = site.module("text.token_decoder"), [0, 0, 1, 2]
+    ending = site.pkg.Ending(9, (), ("bc",), decoder.TokenDecoder(lambda token: decoder.Piece("abc"[token])))
     for count in range(len(tokens)):
         assert ending.text(tokens).startswith(ending.safe_text(tokens[:count]))
 

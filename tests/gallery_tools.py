@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -41,6 +41,7 @@ class Setup:
     eos_token_ids: tuple[int, ...] = (2,)
     stop_strings: tuple[str, ...] = ()
     case: str | None = None  # a configuration of the exact suite, in place of all that
+    pieces: tuple[bytes, ...] = (b"a", b"b", b"c")  # decoded as a whole, to U+FFFD unless all are UTF-8
 
     def model(self, pkg: Any) -> Any:
         if self.case is not None:
@@ -53,8 +54,14 @@ class Setup:
     def ending(self, pkg: Any) -> Any:
         if self.case is not None:
             return CASES[self.case].ending(pkg)
-        decode = (lambda tokens: "".join("abc"[token] for token in tokens)) if self.stop_strings else None
-        return pkg.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, decode)
+        return pkg.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, self.decode)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        data = b"".join(self.pieces[token] for token in tokens)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(data)
 
     @cache  # noqa: B019  (setups are few, and live as long as the tests)
     def target(self) -> OutputLaw:

@@ -37,7 +37,7 @@ def lines(module: str) -> int:
 
 @cache
 def imports(module: str, anywhere: bool = False) -> frozenset[str]:
-    """The modules of both packages that one imports when it is loaded, or `anywhere`: also in functions and for types."""
+    """The modules that one imports when it is loaded, or `anywhere`: also in functions and for types."""
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     nodes = ast.walk(tree) if anywhere else _loaded(tree)
     return frozenset(name for node in nodes if isinstance(node, ast.ImportFrom) for name in _named(module, node))

@@ -8,14 +8,16 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from shutil import copytree
 from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
 
 from console import COLOUR, MARK, Box, Terminal, read_strictly, run
-from folders import contents, write_json
+from folders import contents, tiny_config, write_checkpoint, write_json
 from pass_sampling.gpu import LookAhead, load_model
+from tokenizer_kinds import tokenizer_of
 
 REPORTED = """text tokens method num_forward_passes tokens_per_forward seconds num_draft_tokens num_accepted_tokens
 accepted_per_position""".split()
@@ -116,6 +118,48 @@ def test_a_stop_string_ends_the_text_and_is_left_out(box, capsys):
     stop = next(character for character in whole[len(whole) // 2 :] if character != "\ufffd")
     found = generate(box, capsys, "--stop", stop, "--stop", "\nnever\n")
     assert found["text"] == whole[: whole.index(stop)] and found["end"] == "stop_string"
+
+
+def test_a_special_token_ends_the_text_and_is_not_shown(box, capsys, tmp_path):
+    whole = generate(box, capsys)["tokens"]
+    tokenizer = AutoTokenizer.from_pretrained(str(box.model))
+    texts = [tokenizer.decode([token]) for token in whole]
+    count = next(n for n in range(8, 24) if texts[n] not in "def\ufffd" + "".join(texts[:n]))
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": tokenizer.convert_ids_to_tokens(whole[count : count + 1])}
+    )
+    model = copytree(box.model, tmp_path / "model")
+    tokenizer.save_pretrained(str(model))
+    found = generate(box._replace(model=model), capsys, "--stop", texts[count])
+    assert found["tokens"] == whole[: count + 1] and found["end"] == "stop_string"
+    assert found["text"] == tokenizer.decode(whole[:count])
+
+
+def test_the_text_joins_the_prompt_as_its_tokens_do(capsys, tmp_path):
+    """Also where the decoder strips a leading space; and what is streamed is the text, wherever it ends."""
+    tokenizer = tokenizer_of("byte fallback, few bytes")
+    write_checkpoint(tmp_path, tiny_config(vocab_size=len(tokenizer)))
+    tokenizer.save_pretrained(str(tmp_path))
+    texts = []
+    for seed in range(6):
+        arguments = ["generate", "--model", tmp_path, "--prompt", "hi", "--seed", seed, "--max-new-tokens", 7]
+        assert run(*arguments, "--method", "autoregressive", "--json") == 0
+        found = read_strictly(capsys.readouterr().out)
+        texts.append(found["text"])
+        prompt = tokenizer("hi").input_ids
+        assert "hi" + texts[-1] == tokenizer.decode(prompt + found["tokens"], skip_special_tokens=True)
+        assert run(*arguments, "--method", "autoregressive") == 0
+        assert capsys.readouterr().out == texts[-1] + "\n"
+    assert any(text.startswith(" ") for text in texts) and any("\ufffd" in text for text in texts)
+
+
+def test_a_stop_string_that_the_tokenizer_never_decodes_to_is_refused(capsys, tmp_path):
+    tokenizer = tokenizer_of("metaspace")
+    write_checkpoint(tmp_path, tiny_config(vocab_size=len(tokenizer)))
+    tokenizer.save_pretrained(str(tmp_path))
+    assert run("generate", "--model", tmp_path, "--prompt", "hi", "--stop", "\u0436") == 2
+    expected = "pass-sampling generate: --stop: found '\u0436', expected text that the tokenizer can decode to\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_an_empty_prompt_is_the_token_that_texts_begin_with(box, capsys):

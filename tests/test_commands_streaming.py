@@ -12,13 +12,22 @@ from console import COLOUR, MARK, Terminal
 from pass_sampling.gpu.commands.streaming import COLOURS, LEGEND, MARKS, SourceStream, is_colourful, legend
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Record
+from pass_sampling.reference.text.token_decoder import Piece, TokenDecoder
 
 SOURCES = ("exact", "accepted", "correction", "bonus")
 
 
-def decode(tokens) -> str:
-    """Tokens that are single bytes, as a byte-level tokenizer decodes them: a character may need four of them."""
-    return bytes(tokens).decode("utf-8", errors="replace")
+def plain(tokens) -> str:
+    """Tokens that are single bytes, all of which become U+FFFD unless all are UTF-8."""
+    try:
+        return bytes(tokens).decode()
+    except UnicodeDecodeError:
+        return "\ufffd" * len(tokens)
+
+
+# The same tokens, as byte-level tokenizers decode them, and those with byte fallback; letters are no bytes in these.
+decode = TokenDecoder(lambda token: Piece(data=bytes([token])))
+in_runs = TokenDecoder(lambda token: Piece(chr(token)) if token < 128 else Piece(data=bytes([token])), in_runs=True)
 
 
 @st.composite
@@ -31,15 +40,15 @@ def written(draw):
     sources = [draw(st.sampled_from(SOURCES)) for _ in tokens]
     cuts = sorted(draw(st.sets(st.integers(1, len(tokens)), max_size=8)) | {len(tokens)})
     stops = draw(st.lists(st.text(st.sampled_from("ab é日"), min_size=1, max_size=3), max_size=2))
-    return tokens, sources, cuts, stops
+    return tokens, sources, cuts, stops, draw(st.sampled_from([decode, in_runs, plain]))
 
 
-def shown(tokens, sources, cuts, stops, **how) -> tuple[str, str, list[str]]:
+def shown(tokens, sources, cuts, stops, decoder=decode, **how) -> tuple[str, str, list[str]]:
     """Stream a text block by block; return it as the ending sees it, all that was printed, and what after each block.
 
     The text ends where the ending says so, as in a generation.
     """
-    ending = Ending(len(tokens), (), stops, decode)
+    ending = Ending(len(tokens), (), stops, decoder)
     stream = io.StringIO()
     source_stream = SourceStream(ending, stream, **how)
     start, after = 0, []
@@ -61,6 +70,9 @@ def shown(tokens, sources, cuts, stops, **how) -> tuple[str, str, list[str]]:
 @given(written())
 @example((list("日本".encode()), ["accepted"] * 6, [1, 2, 4, 5, 6], ["本"]))
 @example(([0xF0, 0x9F, 0x61], ["exact", "bonus", "accepted"], [1, 2, 3], ["a"]))
+@example((list("世界".encode())[:4], ["exact"] * 4, [1, 2, 3, 4], [], in_runs))
+@example((list("世界".encode())[:4], ["exact"] * 4, [1, 2, 3, 4], [], plain))
+@example((list("世界".encode()), ["exact"] * 6, [1, 2, 3, 4, 5, 6], [], plain))
 def test_the_streamed_text_without_its_colours_or_marks_is_the_text(case):
     for how, added in (
         ({"plain": True}, None),

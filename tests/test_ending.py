@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,15 @@ def decode(new_tokens: Sequence[int]) -> str:
     return b"".join(PIECES[token] for token in new_tokens).decode("utf-8", errors="replace")
 
 
+def known(package: str) -> Any:
+    """Return the same as a decoder that knows what each token adds."""
+    home = module(package, "text.token_decoder")
+    return home.TokenDecoder([home.Piece(data=piece) for piece in PIECES].__getitem__)
+
+
+either_decoder = pytest.mark.parametrize("decoder", [lambda package: decode, known], ids=["plain", "known"])
+
+
 def ending_of(package: str, *arguments: Any, **settings: Any) -> Any:
     return module(package, "ending").Ending(*arguments, **settings)
 
@@ -40,13 +50,14 @@ def piece(text: str) -> int:
 
 
 @both_packages
+@either_decoder
 @given(tokens, limits, eos_ids, stop_strings)
 @example([1, 0], 2, [0], [])  # eos and length at once
 @example([2], 5, [], ["a", "ab"])  # one token completes two stop strings
 def test_the_reason_is_the_first_that_holds(
-    package: str, text: list[int], limit: int, eos: list[int], stops: list[str]
+    package: str, decoder: Any, text: list[int], limit: int, eos: list[int], stops: list[str]
 ) -> None:
-    ending = ending_of(package, limit, eos, stops, decode)
+    ending = ending_of(package, limit, eos, stops, decoder(package))
     if text[-1] in eos:
         expected = "eos"
     elif any(stop in decode(text) for stop in stops):
@@ -58,11 +69,12 @@ def test_the_reason_is_the_first_that_holds(
 
 
 @both_packages
+@either_decoder
 @given(tokens, limits, eos_ids, stop_strings, st.data())
 def test_a_text_ends_at_the_first_token_that_ends_it_however_it_is_cut_into_blocks(
-    package: str, text: list[int], limit: int, eos: list[int], stops: list[str], data: st.DataObject
+    package: str, decoder: Any, text: list[int], limit: int, eos: list[int], stops: list[str], data: st.DataObject
 ) -> None:
-    ending = ending_of(package, limit, eos, stops, decode)
+    ending = ending_of(package, limit, eos, stops, decoder(package))
     ends = [n for n in range(1, len(text) + 1) if ending.reason(text[:n]) is not None]
     expected = text[: ends[0]] if ends else text
     reached: list[int] = []
@@ -77,9 +89,10 @@ def test_a_text_ends_at_the_first_token_that_ends_it_however_it_is_cut_into_bloc
 
 
 @both_packages
-def test_each_way_to_end(package: str) -> None:
+@either_decoder
+def test_each_way_to_end(package: str, decoder: Any) -> None:
     a, b, end = piece("a"), piece("b"), piece("<end>")
-    ending = ending_of(package, 4, (end, b), ("aaa", "é"), decode)
+    ending = ending_of(package, 4, (end, b), ("aaa", "é"), decoder(package))
     assert ending.first([], [a, end, a]) == (2, "eos")
     assert ending.first([a], [b, a]) == (1, "eos")
     assert ending.first([a], [a, a, a]) == (2, "stop_string")
@@ -114,8 +127,9 @@ def test_a_criterion_is_asked_in_a_batch_as_well() -> None:
 
 
 @both_packages
-def test_a_stop_string_may_stand_where_tokens_end_or_inside_one(package: str) -> None:
-    ending = ending_of(package, 9, (), ("nd",), decode)
+@either_decoder
+def test_a_stop_string_may_stand_where_tokens_end_or_inside_one(package: str, decoder: Any) -> None:
+    ending = ending_of(package, 9, (), ("nd",), decoder(package))
     assert ending.reason([piece("<end>")]) == "stop_string"
     assert ending.text([piece("a"), piece("<end>")]) == "a<e"
 
@@ -149,7 +163,7 @@ def final_text(ending: Any, text: list[int]) -> tuple[str, list[int]]:
 def test_what_was_shown_is_never_taken_back(
     package: str, text: list[int], limit: int, eos: list[int], stops: list[str]
 ) -> None:
-    ending = ending_of(package, limit, eos, stops, decode)
+    ending = ending_of(package, limit, eos, stops, known(package))
     final, kept = final_text(ending, text)
     shown = [ending.safe_text(kept[:n]) for n in range(len(kept))]  # asked while the text goes on
     for earlier, later in zip(shown, [*shown[1:], final], strict=False):
@@ -161,19 +175,20 @@ def test_what_was_shown_is_never_taken_back(
 @both_packages
 @given(tokens, stop_strings)
 def test_no_more_is_withheld_than_must_be(package: str, text: list[int], stops: list[str]) -> None:
-    ending = ending_of(package, 99, (), stops, decode)
+    ending = ending_of(package, 99, (), stops, known(package))
     assume(ending.reason(text) is None)
-    shown, whole = ending.safe_text(text), decode(text)
-    assert whole.startswith(shown)
-    complete = whole.rstrip("\ufffd")
-    assert complete.startswith(shown), "a character that may not be complete was shown"
-    withheld = complete[len(shown) :]
+    shown, more = ending.safe_text(text), range(len(PIECES))
+    longer = [decode([*text, *rest]) for rest in ((), *product(more, more))]
+    beginnings = (longer[0][:count] for count in range(len(longer[0]), -1, -1))
+    certain = next(each for each in beginnings if all(whole.startswith(each) for whole in longer))
+    assert certain.startswith(shown)
+    withheld = certain[len(shown) :]
     assert withheld == "" or any(stop.startswith(withheld) for stop in stops)
 
 
 @both_packages
 def test_incomplete_characters_and_beginnings_of_stop_strings_are_withheld(package: str) -> None:
-    ending = ending_of(package, 99, (), ("ab<end>",), decode)
+    ending = ending_of(package, 99, (), ("ab<end>",), known(package))
     a, b = piece("a"), piece("b")
     assert ending.safe_text([b, 5]) == "b"
     assert ending.safe_text([b, 5, 6]) == "bé"
@@ -185,11 +200,21 @@ def test_incomplete_characters_and_beginnings_of_stop_strings_are_withheld(packa
 
 
 @both_packages
+@either_decoder
 @given(tokens, stop_strings)
-def test_the_text_stops_before_the_first_stop_string(package: str, text: list[int], stops: list[str]) -> None:
-    whole = decode(text)
+def test_the_text_stops_before_the_first_stop_string(
+    package: str, decoder: Any, text: list[int], stops: list[str]
+) -> None:
+    ending = ending_of(package, 99, (), stops, decoder(package))
+    whole = decode(text[: ending.first([], text)[0]])
     cuts = [i for i in range(len(whole)) for stop in stops if whole.startswith(stop, i)]
-    assert ending_of(package, 99, (), stops, decode).text(text) == whole[: min(cuts, default=len(whole))]
+    assert final_text(ending, text)[0] == whole[: min(cuts, default=len(whole))]
+
+
+@both_packages
+@given(tokens, stop_strings)
+def test_nothing_of_a_plain_decoders_text_is_safe(package: str, text: list[int], stops: list[str]) -> None:
+    assert ending_of(package, 99, (), stops, decode).safe_text(text) == ""
 
 
 # --- Bad arguments ---
@@ -242,7 +267,7 @@ def test_a_batch_ends_where_each_of_its_texts_does(
     port: Port, texts: list[tuple[list[int], int]], limit: int, eos: list[int], stops: list[str]
 ) -> None:
     # Each row commits its text in one block behind a prompt; a row may have nothing to commit.
-    ending = ending_of("gpu", limit, eos, stops, decode)
+    ending = ending_of("gpu", limit, eos, stops, known("gpu"))
     width = max(len(text) for text, _ in texts)
     block = np.array([text + [0] * (width - len(text)) for text, _ in texts])
     counts = np.array([len(text) * (skip > 0) for text, skip in texts])
@@ -251,9 +276,10 @@ def test_a_batch_ends_where_each_of_its_texts_does(
     kept, ended = (part.tolist() for part in state.kept(port.tensor(block), port.tensor(counts)))
     one_more = state.ends_with(port.tensor(block[:, :1])).tolist()
     for n, (text, _) in enumerate(texts):
-        count, reason = module("reference", "ending").Ending(limit, eos, stops, decode).first([], text[: counts[n]])
+        alone = ending_of("reference", limit, eos, stops, known("reference"))
+        count, reason = alone.first([], text[: counts[n]], [0, 1])
         assert (kept[n], ended[n]) == (count, reason is not None)
-        assert one_more[n] == (ending.reason(text[:1]) is not None)
+        assert one_more[n] == (alone.reason(text[:1], [0, 1]) is not None)
 
 
 @both_packages

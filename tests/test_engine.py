@@ -342,19 +342,29 @@ def test_a_freed_row_is_empty_and_one_that_is_taken_holds_its_text_alone(kind: s
     assert all(torch.equal(getattr(state, name)[1:], getattr(neighbour, name)) for name in PER_ROW)
 
 
-def test_stop_strings_end_texts_of_the_engine_as_elsewhere() -> None:
+@pytest.mark.parametrize("knows_tokens", [False, True])
+def test_stop_strings_end_texts_of_the_engine_and_of_batches_as_elsewhere(knows_tokens: bool) -> None:
+    """One may begin in the prompt of its row, if the decoder knows what each token adds."""
     from pass_sampling.gpu.engine.engine import Engine, Request
+    from pass_sampling.reference.text.token_decoder import Piece, TokenDecoder
 
-    pkg = package("gpu")
+    pkg, stops = package("gpu"), ("é", "bb") if knows_tokens else ("bc", "aaa")
     method = method_of("draft model", pkg, transformer(pkg, 4))
     decode = lambda tokens: "".join("abc"[token] for token in tokens)  # noqa: E731
-    ending = pkg.Ending(12, (), ("bc", "aaa"), decode)
-    engine = Engine(method, ending, 2, longest_prompt=4, seed=1)
+    if knows_tokens:
+        decode = TokenDecoder([Piece(data=b"\xa9"), Piece("b"), Piece(data=b"\xc3")].__getitem__, in_runs=True)
+    engine = Engine(method, pkg.Ending(12, (), stops, decode), 2, longest_prompt=4, seed=1)
     found = dict(engine.run(Request(number, prompt) for number, prompt in enumerate(PROMPTS)))
+    batch = pkg.generate_batch(method, PROMPTS, 12, (), stops, decode, seed=1)
     for number, prompt in enumerate(PROMPTS):
-        alone = pkg.generate(method, prompt, 12, (), ("bc", "aaa"), decode, seed=1, request=number)
-        assert (found[number].tokens, found[number].text, found[number].end) == (alone.tokens, alone.text, alone.end)
-    assert any(text.end == "stop_string" for text in found.values())
+        alone = pkg.generate(method, prompt, 12, (), stops, decode, seed=1, request=number)
+        for text in (found[number], batch[number]):
+            assert (text.tokens, text.text, text.end) == (alone.tokens, alone.text, alone.end)
+        before = prompt if knows_tokens else ()
+        wholes = [decode((*before, *alone.tokens[: count + 1])) for count in range(len(alone.tokens))]
+        assert [any(stop in whole for stop in stops) for whole in wholes[:-1]] == [False] * (len(wholes) - 1)
+        assert any(stop in wholes[-1] for stop in stops) == (alone.end == "stop_string")
+    assert sum(text.end == "stop_string" for text in found.values()) > 1
 
 
 def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,6 +24,7 @@ from pass_sampling.gpu import (
     untrained_lookahead,
 )
 from pass_sampling.gpu.hf.generate import PassOutput
+from tokenizer_kinds import tokenizer_of
 
 FUSED = pytest.mark.parametrize("fused", [False, True], ids=["two-calls", "one-call"])
 PROCESSED = {
@@ -252,6 +253,47 @@ def test_stop_strings_end_a_text_inside_a_block(fused: bool) -> None:
     assert inputs["input_ids"].shape[1] < expected.shape[1] < inputs["input_ids"].shape[1] + 40
     found = generate_with_pass(model, **inputs, lookahead=LOOKAHEAD, fused=fused, **settings)
     assert torch.equal(found, expected)
+
+
+class Forced(LogitsProcessor):
+    """Leaves no choice but a text, behind a prompt of so many tokens: all drafts of it are accepted."""
+
+    def __init__(self, num_prompt: int, tokens: list[int]):
+        self.num_prompt, self.tokens = num_prompt, tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self.tokens[min(input_ids.shape[1] - self.num_prompt, len(self.tokens) - 1)]] = 0.0
+        return forced
+
+
+@FUSED
+@pytest.mark.parametrize(("stop", "count"), [("世", 3), ("界", 6), ("hi世", 3), ("!<|im_end|>", 9)])
+def test_stop_strings_end_a_text_inside_a_run_of_bytes_and_at_special_tokens(
+    fused: bool, stop: str, count: int
+) -> None:
+    """One byte more turns the run into U+FFFD, and a decoder that skips special tokens would never show the last."""
+    tokenizer = tokenizer_of("byte fallback")
+    prompt = torch.tensor([tokenizer.convert_tokens_to_ids(["<s>", "\u2581hi"])])
+    ends = tokenizer.convert_tokens_to_ids(["!", "!", "<|im_end|>", "a"])
+    tokens = [*tokenizer.encode("世界", add_special_tokens=False), *ends]
+    model = tiny("llama", vocab_size=len(tokenizer))
+    settings = {"max_new_tokens": 10, "do_sample": False, "stop_strings": [stop], "tokenizer": tokenizer}
+    settings["logits_processor"] = [Forced(2, tokens)]
+    expected = model.generate(prompt, **settings)
+    assert expected.shape[1] == 2 + count
+    found = generate_with_pass(model, prompt, vectors(model, 4), fused=fused, **settings, return_dict_in_generate=True)
+    assert torch.equal(found.sequences, expected)
+    assert found.generations[0].num_accepted_tokens > 0
+
+
+def test_a_stop_string_that_no_tokens_make_is_refused_before_anything_is_run() -> None:
+    with pytest.raises(
+        ValueError, match=r"^stop_strings: found '\\ud800', expected text that the tokenizer can decode to$"
+    ):
+        generate_with_pass(
+            shared("llama"), prompts(1), None, stop_strings=["ok", "\ud800"], tokenizer=tokenizer_of("byte fallback")
+        )
 
 
 def test_defaults_of_generate_hold() -> None:

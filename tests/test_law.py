@@ -180,14 +180,23 @@ def test_processor_runs_on_every_prefix_of_a_block(name: str, rule: str) -> None
     assert_exact(law, wanted(make, sampling, ending, processor=repetition_penalty), verified_cycles=2)
 
 
+def in_letters(tokens: Any) -> str:
+    return "".join("abc"[token] for token in tokens)
+
+
+def in_one_run_of_bytes(tokens: Any) -> str:
+    try:
+        return b"".join((b"\xc3", b"\xa9", b"c")[token] for token in tokens).decode()
+    except UnicodeDecodeError:
+        return "\ufffd" * len(tokens)
+
+
 @pytest.mark.parametrize("name", PACKAGES)
-def test_stop_strings_end_the_text_inside_an_accepted_block(name: str) -> None:
+@pytest.mark.parametrize(("decode", "stops"), [(in_letters, ("ba", "cc")), (in_one_run_of_bytes, ("é", "cc"))])
+def test_stop_strings_end_the_text_inside_an_accepted_block(name: str, decode: Any, stops: tuple[str, ...]) -> None:
+    """Though one token more may turn the whole text into U+FFFD."""
     pkg = package(name)
-    ending = {
-        "max_new_tokens": 6,
-        "stop_strings": ("ba", "cc"),
-        "decode": lambda tokens: "".join("abc"[token] for token in tokens),
-    }
+    ending = {"max_new_tokens": 6, "stop_strings": stops, "decode": decode}
 
     def make(package_: Any) -> Any:
         return table(package_, seed=9)

@@ -129,7 +129,8 @@ def _show(
         print(f"\n----- {number + 1} -----")
         sys.stdout.write(f"{DIM}{text}{RESET}" if colourful else text)
         model = method.model
-        with SourceStream(Ending(arguments.max_new_tokens, model.eos_token_ids, model.stop_strings, decode)) as shown:
+        ending = Ending(arguments.max_new_tokens, model.eos_token_ids, model.stop_strings, decode)
+        with SourceStream(ending, prompt=prompt) as shown:
             result = generate(
                 method,
                 prompt,

@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.interactive:
         talk(method, how, tokenizer, ending, conversation, arguments)
         return
-    shown = SourceStream(ending, plain=True)
+    shown = SourceStream(ending, plain=True, prompt=prompt)
     started = time.perf_counter()
     result = generate(
         method,

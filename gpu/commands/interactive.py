@@ -108,7 +108,7 @@ def _written(method: Method, tokens: list[int], ending: Ending, seed: int, numbe
 
     from ..generation import generate
 
-    shown, records = SourceStream(ending, plain=True), []
+    shown, records = SourceStream(ending, plain=True, prompt=tokens), []
 
     def record(request: int, each: Record) -> None:
         records.append(each)
@@ -127,7 +127,7 @@ def _written(method: Method, tokens: list[int], ending: Ending, seed: int, numbe
         )
     except KeyboardInterrupt:
         new = tuple(token for each in records for token in each.tokens)
-        result = Generation(tuple(tokens), new, "interrupted", tuple(records), ending.text(new))
+        result = Generation(tuple(tokens), new, "interrupted", tuple(records), ending.text(new, tokens))
     shown.finish(result.text or "")
     if result.end == "interrupted":
         print("stopped; Ctrl-C once more leaves", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
@@ -36,16 +37,23 @@ class SourceStream:
     """
 
     def __init__(
-        self, ending: Ending, stream: TextIO | None = None, colourful: bool | None = None, plain: bool = False
+        self,
+        ending: Ending,
+        stream: TextIO | None = None,
+        colourful: bool | None = None,
+        plain: bool = False,
+        prompt: Sequence[int] = (),
     ):
-        """Print to a stream (default: standard output), in colours, with marks in the text, or `plain`."""
-        self._ending = ending
+        """Print what follows a prompt to a stream (default: standard output).
+
+        It is printed in colours, with marks in the text, or `plain`.
+        """
+        self._text = ending.written(prompt)
         self._stream = sys.stdout if stream is None else stream
         self._colourful = is_colourful(self._stream) if colourful is None else colourful
         self._plain = plain
-        self._tokens: list[int] = []
-        self._shown = ""
-        self._source = ""
+        self._num_shown = 0
+        self._source = self._last = ""  # of the text that is shown, and of the last token
 
     def __enter__(self) -> SourceStream:
         return self
@@ -59,23 +67,22 @@ class SourceStream:
 
     def record(self, request: int, record: Record) -> None:
         """Show what a cycle has added."""
-        for token, source in zip(record.tokens, record.sources, strict=True):
-            self._tokens.append(token)
-            text = self._ending.safe_text(self._tokens)
-            self._show(text[len(self._shown) :], source)
-            self._shown = text
+        for token, self._last in zip(record.tokens, record.sources, strict=True):
+            self._text = self._text.after((token,))
+            self._show(self._text.news)
         self._stream.flush()
 
     def finish(self, text: str) -> None:
         """Show the rest of a text that has ended."""
-        self._show(text[len(self._shown) :], self._source or "exact")
+        self._show(text[self._num_shown :])
         self._switch("")
         self._stream.write("\n")
         self._stream.flush()
 
-    def _show(self, text: str, source: str) -> None:
+    def _show(self, text: str) -> None:
         if text:
-            self._switch(source)
+            self._num_shown += len(text)
+            self._switch(self._last)
             self._stream.write(text)
 
     def _switch(self, source: str) -> None:

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..hf.text_decoder import decoder_of
 from ..training.tokenizer import load_tokenizer
 
-if TYPE_CHECKING:
-    from pass_sampling.reference.ending import Decode
-
 __all__ = ["check_room", "check_unicode", "decoder_of", "encode_prompt", "load_tokenizer"]
-
-
-def decoder_of(tokenizer: Any) -> Decode:
-    """Return what turns new tokens into text: special tokens are not text, and spaces stay where they are."""
-
-    def decode(tokens: Any) -> str:
-        return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    return decode
 
 
 def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt") -> list[int]:

@@ -197,8 +197,8 @@ class Engine:
 
     def _generation(self, row: Row) -> Generation:
         tokens = tuple(token for record in row.records for token in record.tokens)
-        end = self.ending.reason(tokens)
+        prompt = tuple(map(int, row.request.prompt))
+        end = self.ending.reason(tokens, prompt)
         if end is None:
             raise RuntimeError(f"a row was given back after {len(tokens)} tokens, before its text had ended")
-        prompt = tuple(map(int, row.request.prompt))
-        return Generation(prompt, tokens, end, tuple(row.records), self.ending.text(tokens))
+        return Generation(prompt, tokens, end, tuple(row.records), self.ending.text(tokens, prompt))

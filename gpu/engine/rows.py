@@ -48,7 +48,8 @@ def put_row(state: State, place: int, first: State) -> State:
     if first.carried.shape[1] > carried.shape[1]:
         carried = first.carried.new_zeros((len(carried), *first.carried.shape[1:]))
     pending = max(state.draft_pending, first.draft_pending)
-    state = replace(state, carried=carried, draft_pending=pending)
+    readings = (*state.readings[:place], *first.readings, *state.readings[place + 1 :])
+    state = replace(state, carried=carried, draft_pending=pending, readings=readings)
     for name in PER_ROW:
         mine, yours = getattr(state, name)[place], getattr(first, name)[0]
         if mine.shape[1:] == yours.shape[1:]:  # not where nothing is carried yet

@@ -45,6 +45,7 @@ from .arguments import (
 from .card import model_card
 from .model import TransformersModel
 from .model_checks import check_model, check_rope
+from .text_decoder import decoder_of
 
 __all__ = [
     "PassOutput",
@@ -78,7 +79,8 @@ def generate_with_pass(
     `generation_config`, or in the model's own, end a text as well.
 
     Raises:
-        ValueError: stop strings without a tokenizer, an assistant, or what `pass_generate` refuses.
+        ValueError: stop strings without a tokenizer or that no tokens decode to, an assistant, or what `pass_generate`
+            refuses.
     """
     if named.get("assistant_model") is not None:
         raise ValueError("assistant_model: found one, expected none: the model drafts for itself")
@@ -89,6 +91,7 @@ def generate_with_pass(
     if stop_strings is not None:
         if tokenizer is None:
             raise ValueError("tokenizer: found None with stop_strings, expected the model's tokenizer")
+        decoder_of(tokenizer).check_stops((stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings))
         given = named.pop("stopping_criteria", None) or []
         named["stopping_criteria"] = StoppingCriteriaList([*given, StopStringCriteria(tokenizer, stop_strings)])
     if streamer is not None:  # `generate` shows it the prompt, and nothing else

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..text.token_decoder import Piece, TokenDecoder
+
 __all__ = ["METHODS", "PROMPT", "TINY", "WINDOWED", "Configuration", "configurations", "penalty"]
 
 PROMPT = (1, 0)
@@ -49,6 +51,7 @@ TINY: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 LARGE: dict[str, Any] = TINY | {"vocab_size": 80}
+RUNS = (("x",), ("", b"\xc3"), ("", b"\xa9"))  # the prompt ends in x
 WINDOWED: dict[str, Any] = TINY | {"sliding_window": 3, "query_key_norm": True, "attention_bias": True}
 
 
@@ -89,6 +92,8 @@ class Configuration:
     sampling: dict[str, Any] = field(default_factory=dict)
     draft_sampling: dict[str, Any] | None = None
     eos_token_ids: tuple[int, ...] = (2,)
+    stop_strings: tuple[str, ...] = ()
+    pieces: tuple[tuple[Any, ...], ...] = ()  # of a decoder with byte fallback: what each token adds, text or a byte
     max_new_tokens: int = 5
     num_candidates: tuple[Any, ...] = (2,)  # per depth, where the method drafts trees
     refine: str | None = None  # what refines drafts from look-ahead rows; default: the head, where there is one
@@ -174,8 +179,10 @@ class Configuration:
         )
 
     def ending(self, package: Any) -> Any:
-        """Return where texts end."""
-        return package.Ending(self.max_new_tokens, self.eos_token_ids)
+        """Return where texts end; stop strings are looked for in a text that is decoded token by token."""
+        pieces = [Piece(*each) for each in self.pieces]
+        decode = TokenDecoder(pieces.__getitem__, in_runs=True) if pieces else None
+        return package.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, decode)
 
 
 def configurations(every: bool = True) -> list[Configuration]:
@@ -250,6 +257,7 @@ def configurations(every: bool = True) -> list[Configuration]:
         Configuration("table, 3 drafts", seed=10, num_draft=3, num_candidates=(3,)),
         Configuration("table, no end of text", seed=11, eos_token_ids=()),
         Configuration("table, longer texts", seed=19, max_new_tokens=6),
+        Configuration("table, byte fallback", seed=24, eos_token_ids=(), stop_strings=("é", "xx"), pieces=RUNS),
         Configuration("table, penalty", seed=20, processor=penalty),
         Configuration("table, heuristic draft lengths", seed=22, schedule=("heuristic", {"initial": 1}), num_draft=3),
         Configuration("table, ties, top-p", seed=20, vocab_size=4, levels=3, sampling={"top_p": 0.6}),

@@ -111,8 +111,24 @@ def _enumerated(task: Task) -> Found:
 def definition(case: Configuration) -> OutputLaw:
     """Return the law that a configuration's texts should have, in the specification."""
     model = case.model(import_module("pass_sampling.reference"))
-    ending = Ending(case.max_new_tokens, case.eos_token_ids)
+    decode = (lambda tokens: _whole_text(case, (*PROMPT[-1:], *tokens))) if case.pieces else None
+    ending = Ending(case.max_new_tokens, case.eos_token_ids, case.stop_strings, decode)
     return plain_law(model, SamplingConfig(**case.sampling), PROMPT, ending, processor=case.processor)
+
+
+def _whole_text(case: Configuration, tokens: Sequence[int]) -> str:
+    """Return the text of some tokens by its definition: a run of bytes is U+FFFD for each, unless it is UTF-8."""
+    text, run = "", b""
+    for characters, *data in (*(case.pieces[token] for token in tokens), ("",)):
+        if data:
+            run += data[0]
+            continue
+        try:
+            text += run.decode()
+        except UnicodeDecodeError:
+            text += "\ufffd" * len(run)
+        text, run = text + characters, b""
+    return text
 
 
 def plain_law(

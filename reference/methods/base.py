@@ -64,7 +64,7 @@ class Method(ABC):
         tokens = check_prompt(prompt, self.model.vocab_size)
         check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
         cache = self.model.new_cache(len(prompt) + ending.max_new_tokens)
-        return State(tokens, len(tokens), cache, ending)
+        return State(tokens, len(tokens), cache, ending, ending.reading(tokens))
 
     def run(
         self,

@@ -1,0 +1,1 @@
+"""Decoders: from tokens to text, and which of it is settled."""
