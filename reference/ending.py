@@ -8,8 +8,7 @@ from functools import cached_property
 from numbers import Integral
 
 from .config import check_integer
-from .text.decoder import Decode, Decoder, Text
-from .text.token_decoder import UNFINISHED
+from .text.decoder import UNFINISHED, Decode, Decoder, Text
 
 Criterion = Callable[[Sequence[int]], bool]
 """Says whether a text ends with the last of its new tokens: a pure hook, asked of prefixes that end in drafts, too."""

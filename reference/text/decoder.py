@@ -10,6 +10,7 @@ from typing import Protocol
 Decode = Callable[[Sequence[int]], str]
 """Turns the new tokens of a text into the text."""
 Stops = tuple[str, ...]
+UNFINISHED = "\ufffd"  # what decoders show for bytes that are no character
 
 
 class Text(Protocol):

@@ -15,9 +15,7 @@ from copy import copy
 from itertools import compress
 from typing import NamedTuple
 
-from .decoder import Decoder, Stops, first_stop
-
-UNFINISHED = "\ufffd"  # what decoders show for bytes that are no character
+from .decoder import UNFINISHED, Decoder, Stops, first_stop
 
 
 class Piece(NamedTuple):
