@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 from .config import check_integer
-from .text.decoder import UNFINISHED, Decode, Decoder, Text
+
+if TYPE_CHECKING:
+    from .text.decoder import Decode, Decoder, Text
 
 Criterion = Callable[[Sequence[int]], bool]
 """Says whether a text ends with the last of its new tokens: a pure hook, asked of prefixes that end in drafts, too."""
@@ -45,14 +48,10 @@ class Ending:
         strings = (stops,) if isinstance(stops, str) or not isinstance(stops, Iterable) else tuple(stops)
         if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in strings):
             raise ValueError(f"stop_strings: found {stops!r}, expected a sequence of non-empty strings")
-        if any(UNFINISHED in stop for stop in strings):
-            raise ValueError(
-                f"stop_strings: found {stops!r}, expected none with U+FFFD, which is an unfinished character"
-            )
         if strings and self.decode is None:
             raise ValueError("stop_strings: found no decode function, expected one that turns tokens into text")
-        if isinstance(self.decode, Decoder):
-            self.decode.check_stops(strings)
+        if strings:
+            self._decoder.check_stops(strings)
         object.__setattr__(self, "max_new_tokens", int(limit))
         object.__setattr__(self, "eos_token_ids", tokens)
         object.__setattr__(self, "_eos", frozenset(tokens))
@@ -75,8 +74,14 @@ class Ending:
         """
         if self.decode is None:
             raise ValueError("decode: found None, expected a function that turns tokens into text")
-        decoder = self.decode if isinstance(self.decode, Decoder) else Decoder(self.decode)
-        return decoder.start(tuple(self.stop_strings), prompt)
+        return self._decoder.start(tuple(self.stop_strings), prompt)
+
+    @property
+    def _decoder(self) -> Decoder:
+        """The decoder, or one that knows nothing of the decode function."""
+        from .text.decoder import Decoder  # most texts need none
+
+        return self.decode if isinstance(self.decode, Decoder) else Decoder(self.decode)  # type: ignore[arg-type]
 
     def reason(self, new_tokens: Sequence[int], prompt: Sequence[int] = ()) -> str | None:
         """Say why a text ends with the last of these tokens: "eos", "stop_string", "criterion", "length", or None."""

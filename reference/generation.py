@@ -17,11 +17,11 @@ from .model.cache import KVCache, same
 from .model.layers import Array
 from .record import Generation, Record
 from .sampling import NotFiniteError
-from .text.decoder import Decode
 from .uniforms import tape
 
 if TYPE_CHECKING:
     from .methods.base import Method
+    from .text.decoder import Decode
 
 
 @dataclass(frozen=True)

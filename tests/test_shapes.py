@@ -37,7 +37,6 @@ EXECUTED = (
     "drafters.ngram_order",
     "drafters.prompt_lookup",
     "methods.base",
-    "methods.records",
     "methods.autoregressive",
     "methods.pass_two_call",
     "methods.pass_one_call",

@@ -74,8 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Show the texts, then the figures."""
-    from pass_sampling.reference.config import check_integer
-    from pass_sampling.reference.methods.checks import check_context, check_prompt
+    from pass_sampling.reference.config import check_context, check_integer, check_prompt
 
     check_integer("repeats", arguments.repeats, 1, 10**6)
     check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)

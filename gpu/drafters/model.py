@@ -16,7 +16,7 @@ from torch import Tensor
 from ..model.cache import KVCache
 
 if TYPE_CHECKING:
-    from ..methods.language_model import LanguageModel
+    from ..model.language_model import LanguageModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ from .ngram_index import NgramIndex, build_index
 from .ngram_order import NgramOrder
 
 if TYPE_CHECKING:
-    from ..methods.language_model import LanguageModel
+    from ..model.language_model import LanguageModel
 
 __all__ = ["NgramModel", "NgramOrder"]
 

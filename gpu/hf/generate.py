@@ -24,8 +24,7 @@ from torch import Tensor
 from transformers import DynamicCache, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from pass_sampling.reference.config import SamplingConfig, check_integer
-from pass_sampling.reference.methods.checks import check_context
+from pass_sampling.reference.config import SamplingConfig, check_context, check_integer
 from pass_sampling.reference.record import Generation, Record
 
 from ..lookahead.vectors import LookAhead

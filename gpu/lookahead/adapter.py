@@ -40,13 +40,10 @@ class LowRank:
 class LayerAdapter:
     """The terms of one layer, beside the projections as they are fused in `weights`."""
 
-    query_key_value: LowRank | None = None
-    output: LowRank | None = None
-    gate_up: LowRank | None = None
-    down: LowRank | None = None
-
-
-NO_TERMS = LayerAdapter()
+    query_key_value: LowRank
+    output: LowRank
+    gate_up: LowRank
+    down: LowRank
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +55,16 @@ class Adapter:
     """
 
     layers: tuple[LayerAdapter, ...]
+
+    def __call__(
+        self,
+        layer: int,
+        site: str,
+        x: Tensor,  # [..., I]
+    ) -> Tensor:  # [..., O]
+        """Return the term beside one linear layer, alone: what a transformer adds at its last rows."""
+        term: LowRank = getattr(self.layers[layer], site)
+        return term(x)
 
     @property
     def rank(self) -> int:
@@ -101,21 +108,6 @@ class Adapter:
                 for name, shape in tensor_shapes(sizes_of(config), rank).items()
             }
         )
-
-
-def add_to_last(
-    y: Tensor,  # [B, T, O]
-    term: LowRank | None,
-    x: Tensor,  # [B, T, I]
-    num_rows: int,
-) -> Tensor:  # [B, T, O]
-    """Add a term to the last rows of what a linear layer made of x; the others keep every bit."""
-    if term is None or num_rows == 0:
-        return y
-    if num_rows == y.shape[1]:
-        return y + term(x)
-    y[:, -num_rows:] += term(x[:, -num_rows:])
-    return y
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:

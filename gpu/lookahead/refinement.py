@@ -24,7 +24,7 @@ from .head import SamplerHead
 from .vectors import LookAhead
 
 if TYPE_CHECKING:
-    from ..methods.language_model import LanguageModel
+    from ..model.language_model import LanguageModel
 
 Memory = tuple[Tensor, ...]
 """What a refinement carries from one draft to the next: tensors with a row for each row of the batch."""

@@ -9,11 +9,11 @@ from torch import Tensor
 from pass_sampling.reference.config import SamplingConfig
 
 from ..batch_record import BatchRecord
+from ..model.language_model import LanguageModel
 from ..sampling import Processor
 from ..state import State
 from ..uniforms import Draws, Slots
 from .base import Method
-from .language_model import LanguageModel
 from .records import exact_record
 
 

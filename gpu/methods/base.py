@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import SamplingConfig
+from pass_sampling.reference.config import SamplingConfig, check_context, check_prompt
 from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.methods.checks import check_context, check_prompt
 from pass_sampling.reference.record import Record
 
 from ..batch_record import BatchRecord
+from ..model.language_model import LanguageModel
 from ..sampling import Probs, Processor, largest_logits, probs_from_logits
 from ..state import State, first_state
 from ..uniforms import Slots
 from ..verify import Tokens
-from .language_model import LanguageModel
 
 
 class Method(ABC):

@@ -31,19 +31,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pass_sampling.reference.config import SamplingConfig
-from pass_sampling.reference.methods.checks import check_groups, check_settings
+from pass_sampling.reference.config import SamplingConfig, check_settings
+from pass_sampling.reference.methods.checks import check_groups
 
 from ..batch_record import BatchRecord
 from ..lookahead.adapter import Adapter
 from ..lookahead.refinement import Refinement, refinement_of
 from ..lookahead.vectors import LookAhead
+from ..model.language_model import LanguageModel
 from ..sampling import Processor
 from ..state import State, most_of
 from ..uniforms import Draws, Slots
 from ..verify import RULES, Tokens, row
 from .base import Method
-from .language_model import LanguageModel
 from .records import drafting_record, judge
 from .speculative import Drafts, draft_left_to_right
 from .tree_shape import DraftTree, rows_of_pass

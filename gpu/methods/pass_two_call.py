@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import SamplingConfig, check_integer
-from pass_sampling.reference.methods.checks import check_settings, check_token
+from pass_sampling.reference.config import SamplingConfig, check_integer, check_settings, check_token
 
 from ..batch_record import BatchRecord
 from ..lookahead.vectors import LookAhead
+from ..model.language_model import LanguageModel
 from ..sampling import Probs, Processor
 from ..state import State, any_of, most_of, num_leading
 from ..uniforms import Draws, Slots
-from ..verify import Tokens, drafted
+from ..verify import RULES, Tokens, drafted
 from .base import Method
-from .language_model import LanguageModel
 from .records import exact_record, judge
 
 
@@ -52,7 +51,7 @@ class PaSS(Method):
             ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative L or
                 more of it than there are vectors.
         """
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         object.__setattr__(self, "vectors", self._input_vectors())
 
     @property

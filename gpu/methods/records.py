@@ -9,8 +9,6 @@ Glossary of shapes: B batch, K drafts, W tokens behind the committed prefix, V v
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,6 @@ from ..state import State
 from ..uniforms import Draws
 from ..verify import RULES, Tokens, Verification
 from .base import Method
-from .tree_shape import TreeDrafts, Walk
 
 
 def exact_record(
@@ -124,45 +121,6 @@ def _joined(
 ) -> torch.Tensor:  # [B, W+N]
     """Put columns behind others."""
     return torch.cat([before, more], dim=1) if before.shape[1] else more
-
-
-def tree_record(
-    record: BatchRecord,
-    drafts: TreeDrafts,
-    walk: Walk,
-    draws: Draws,
-    active: Tensor,  # [B]
-) -> BatchRecord:
-    """Add the verification of a tree to the record of a cycle; its drafts stand there breadth first."""
-    used = drafts.used[:, 1:]
-    order = used.long().argsort(dim=1, descending=True, stable=True)  # the places in use come first
-    tokens, laws = drafts.tokens[:, 1:].gather(1, order), drafts.probs[:, 1:]
-    draft_probs = laws.gather(2, drafts.tokens[:, 1:].unsqueeze(2)).squeeze(2)
-    numbers = torch.nn.functional.pad(used.cumsum(dim=1) - 1, (1, 0), value=-1)
-    parents = torch.tensor(drafts.tree.parents[1:], dtype=torch.int64, device=used.device).expand_as(order)
-    final = walk.num_accepted.unsqueeze(1)
-    block = torch.nn.functional.pad(drafts.tokens.gather(1, walk.path), (0, 1))
-    block = block.scatter(1, final, walk.final_token.unsqueeze(1))
-    final_source = torch.where(walk.is_bonus, BONUS, CORRECTION).unsqueeze(1)
-    num_draft = used.sum(dim=1) * active
-    return replace(
-        record,
-        tokens=torch.cat([record.tokens, block], dim=1),
-        sources=torch.cat([record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)], dim=1),
-        log_probs=torch.cat([record.log_probs, walk.log_probs], dim=1),
-        count=record.count + walk.num_accepted + walk.has_final,
-        draft_tokens=tokens,
-        draft_token_probs=draft_probs.gather(1, order),
-        target_token_probs=walk.target_token_probs[:, 1:].gather(1, order),
-        accept_probs=walk.accept_probs[:, 1:].gather(1, order),
-        draft_parents=numbers.gather(1, parents).gather(1, order),
-        num_draft=num_draft,
-        num_accepted=walk.num_accepted,
-        final_token=torch.where(walk.has_final, walk.final_token, -1),
-        num_forward_passes=record.num_forward_passes + active,
-        num_positions=record.num_positions + (num_draft + 1) * active,
-        choices=draws.choices,
-    )
 
 
 def judge(

@@ -20,20 +20,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import SamplingConfig
+from pass_sampling.reference.config import SamplingConfig, check_settings
 from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context, check_lenience, check_settings
+from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context, check_lenience
 
 from ..batch_record import BatchRecord
 from ..drafters.base import Drafter
 from ..drafters.schedule import Schedule
 from ..host import at_hand
+from ..model.language_model import LanguageModel
 from ..sampling import Probs, Processor, largest_logits, probs_from_logits
 from ..state import State, any_of, most_of, num_leading
 from ..uniforms import Draws, Slots
-from ..verify import Tokens, drafted
+from ..verify import RULES, Tokens, drafted
 from .base import Method
-from .language_model import LanguageModel
 from .records import drafting_record, judge
 
 
@@ -125,7 +125,7 @@ class SpeculativeSampling(Method):
             ValueError: an unknown rule, settings beyond the vocabulary, a drafter with another vocabulary, a number
                 of drafts below 0, or a lenience outside (0, 1] or with another rule than token.
         """
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         check_drafter(self.model, self.drafter, self.num_draft)
         check_lenience(self.lenience, self.rule)
 

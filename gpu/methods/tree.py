@@ -28,23 +28,23 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import SamplingConfig
+from pass_sampling.reference.config import SamplingConfig, check_settings
 from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context, check_settings
+from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context
 from pass_sampling.reference.methods.tree_shape import check_tree
 
 from ..batch_record import BatchRecord
 from ..drafters.base import Drafter
+from ..model.language_model import LanguageModel
 from ..sampling import Processor
 from ..state import State
 from ..uniforms import Draws, Slots
 from ..verify import Tokens
 from .base import Method
-from .language_model import LanguageModel
 from .pass_one_call import Ahead, Fused
-from .records import drafting_record, tree_record
+from .records import drafting_record
 from .tree_rules import RULES
-from .tree_shape import DraftTree, NumCandidates, TreeDrafts, draw_tree, rows_of_pass, walk_tree
+from .tree_shape import DraftTree, NumCandidates, TreeDrafts, draw_tree, rows_of_pass, tree_record, walk_tree
 
 
 @dataclass(frozen=True, eq=False)

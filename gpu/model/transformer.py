@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch.nn import functional
 from pass_sampling.reference.model.config import ModelConfig
 
 from ..host import at_hand, is_written_down
-from ..lookahead.adapter import NO_TERMS, Adapter, add_to_last
 from .cache import KVCache
 from .layers import attention, attention_apart, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
 from .linear import linears_of
@@ -21,6 +20,8 @@ from .weights import LayerWeights, Weights
 
 LONG = 512  # rows of a pass whose memory is worth asking for
 Inputs = Tensor | Sequence[Sequence[int]]
+Terms = Callable[[int, str, Tensor], Tensor]
+"""The term `(layer, site, rows [B, N, I]) -> [B, N, O]` that is added to what a linear layer makes of some rows."""
 
 
 class Transformer:
@@ -104,7 +105,7 @@ class Transformer:
         cache: KVCache,
         positions: Tensor | None = None,  # [B, T]
         visible: Tensor | None = None,  # [T, T], or [T, S], or [B, T, T]
-        adapter: Adapter | None = None,
+        adapter: Terms | None = None,
         num_adapted: int = 0,
     ) -> Tensor:  # [B, T, D]
         """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
@@ -112,7 +113,8 @@ class Transformer:
         Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
         before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
         (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
-        back. The pass's rows are appended to the cache. The last `num_adapted` rows pass through the adapter.
+        back. The pass's rows are appended to the cache. The adapter's terms are added to what linear layers make of the
+        last `num_adapted` rows; the sites are query_key_value, output, gate_up and down.
 
         Cost: one read of the weights, plus a read of the cache. If a row is not finite, a masked key or value may be
         the reason: then the pass is run again by `attention_apart`.
@@ -126,21 +128,28 @@ class Transformer:
         share = self.config.num_attention_heads // self.config.num_key_value_heads
         masks = Masks(cache, slots, standing, visible, inputs.dtype, share)
 
+        def adapted(i: int, site: str, x: Tensor, y: Tensor) -> Tensor:
+            if adapter is None or num_adapted == 0:
+                return y
+            if num_adapted == y.shape[1]:
+                return y + adapter(i, site, x)
+            y[:, -num_adapted:] += adapter(i, site, x[:, -num_adapted:])  # the other rows keep every bit
+            return y
+
         eps = self.config.rms_norm_eps
         for attend in (attention, attention_apart):
             x = inputs
             for i, (layer, linear) in enumerate(zip(self.weights.layers, self._linears, strict=True)):
-                term = NO_TERMS if adapter is None else adapter.layers[i]
                 normed = rms_norm(x, layer.attention_norm, eps)
-                heads = add_to_last(linear.query_key_value(normed), term.query_key_value, normed, num_adapted)
+                heads = adapted(i, "query_key_value", normed, linear.query_key_value(normed))
                 queries, keys, values = self._split(heads, layer, *turning)
                 keys, values = cache.write(i, keys, values, slots)
                 mixed = attend(queries, keys, values, *masks.of(self.config.window(i)))
-                x = x + add_to_last(linear.output(mixed), term.output, mixed, num_adapted)
+                x = x + adapted(i, "output", mixed, linear.output(mixed))
                 normed = rms_norm(x, layer.mlp_norm, eps)
-                gate_up = add_to_last(linear.gate_up(normed), term.gate_up, normed, num_adapted)
+                gate_up = adapted(i, "gate_up", normed, linear.gate_up(normed))
                 inner = swiglu(*gate_up.chunk(2, dim=-1))
-                x = x + add_to_last(linear.down(inner), term.down, inner, num_adapted)
+                x = x + adapted(i, "down", inner, linear.down(inner))
             x = rms_norm(x, self.weights.norm, eps)
             if not masks.may_leak(x, cache):
                 break

@@ -19,7 +19,7 @@ from ..lookahead.head import SamplerHead
 
 if TYPE_CHECKING:
     from ..lookahead.vectors import LookAhead
-    from ..methods.language_model import LanguageModel
+    from ..model.language_model import LanguageModel
     from .train import Trainable, TrainConfig
 
 __all__ = ["Parts", "base_shapes", "first_parts", "first_vectors", "optimizers_for", "parts_of", "set_learning_rates"]

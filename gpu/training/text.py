@@ -27,7 +27,7 @@ from pass_sampling.reference.config import SamplingConfig, check_integer
 
 from ..generation import generate_batch
 from ..methods import Autoregressive
-from ..methods.language_model import LanguageModel
+from ..model.language_model import LanguageModel
 from .resume import write_file
 
 __all__ = ["SUFFIXES", "near_duplicates", "own_text", "read_texts", "split_texts", "standard_library"]

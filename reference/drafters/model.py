@@ -15,7 +15,7 @@ from ..model.cache import KVCache
 from ..model.layers import Array
 
 if TYPE_CHECKING:
-    from ..methods.base import LanguageModel
+    from ..model.language_model import LanguageModel
 
 
 @dataclass(frozen=True, eq=False)

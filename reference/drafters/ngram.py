@@ -27,7 +27,7 @@ from ..model.layers import Array
 from ..sampling import Probs
 
 if TYPE_CHECKING:
-    from ..methods.base import LanguageModel
+    from ..model.language_model import LanguageModel
 
 __all__ = ["ONE", "NgramModel", "NgramOrder"]
 

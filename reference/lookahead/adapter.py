@@ -39,13 +39,10 @@ class LowRank:
 class LayerAdapter:
     """The terms of one layer; projections of the same rows have one term together, as the port fuses them."""
 
-    query_key_value: LowRank | None = None
-    output: LowRank | None = None
-    gate_up: LowRank | None = None
-    down: LowRank | None = None
-
-
-NO_TERMS = LayerAdapter()
+    query_key_value: LowRank
+    output: LowRank
+    gate_up: LowRank
+    down: LowRank
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +54,16 @@ class Adapter:
     """
 
     layers: tuple[LayerAdapter, ...]
+
+    def __call__(
+        self,
+        layer: int,
+        site: str,
+        x: Array,  # [..., I]
+    ) -> Array:  # [..., O]
+        """Return the term beside one linear layer, alone: what a transformer adds at its last rows."""
+        term: LowRank = getattr(self.layers[layer], site)
+        return term(x)
 
     @property
     def rank(self) -> int:
@@ -100,18 +107,6 @@ class Adapter:
                 for name, shape in tensor_shapes(sizes_of(config), rank).items()
             }
         )
-
-
-def add_to_last(
-    y: Array,  # [T, O]
-    term: LowRank | None,
-    x: Array,  # [T, I]
-    num_rows: int,
-) -> Array:  # [T, O]
-    """Add a term to the last rows of what a linear layer made of x; the others keep every bit."""
-    if term is not None and num_rows:
-        y[-num_rows:] += term(x[-num_rows:])
-    return y
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:

@@ -25,7 +25,7 @@ from .head import SamplerHead
 from .vectors import LookAhead
 
 if TYPE_CHECKING:
-    from ..methods.base import LanguageModel
+    from ..model.language_model import LanguageModel
 
 Memory = tuple[npt.NDArray[Any], ...]
 """What a refinement carries from one draft to the next."""

@@ -32,7 +32,7 @@ from .adapter import Adapter, sizes_of, tensor_shapes
 from .head import SamplerHead
 
 if TYPE_CHECKING:
-    from ..methods.base import LanguageModel
+    from ..model.language_model import LanguageModel
 
 __all__ = ["LookAhead"]
 

@@ -1,7 +1,8 @@
 """One file per published algorithm, each a step that reads like its paper."""
 
+from ..model.language_model import LanguageModel
 from .autoregressive import Autoregressive
-from .base import LanguageModel, Method
+from .base import Method
 from .pass_one_call import FusedPaSS
 from .pass_two_call import PaSS
 from .speculative import SpeculativeSampling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,10 @@ from ..generation import State
 from ..record import Record
 from ..sampling import Processor
 from ..uniforms import Draws, Slots
-from .base import LanguageModel, Method
-from .records import exact_record
+from .base import Method, exact_record
+
+if TYPE_CHECKING:
+    from ..model.language_model import LanguageModel
 
 
 @dataclass(frozen=True, eq=False)

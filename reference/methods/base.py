@@ -1,17 +1,14 @@
 """What every decoding method has in common: a model, the settings of the target law, a start and a step.
 
 Glossary of shapes: V vocabulary, K drafts, N rows of logits, R of them that verification reached.
-
-What a method needs of a model.
-
-Glossary of shapes: T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +16,15 @@ import numpy.typing as npt
 from ..config import SamplingConfig
 from ..ending import Ending
 from ..generation import State
-from ..model.cache import KVCache
-from ..model.layers import Array, Mask
+from ..model.layers import Array
 from ..record import Record
 from ..sampling import Probs, Processor, has_law, probs_from_logits
-from ..uniforms import Slots
-from ..verify import Tokens
-from .checks import check_context, check_prompt
+from ..uniforms import Draws, Slots
+from ..verify import Tokens, Verification
+
+if TYPE_CHECKING:
+    from ..model.language_model import LanguageModel
+from ..config import check_context, check_prompt
 
 
 class Method(ABC):
@@ -136,64 +135,54 @@ class Method(ABC):
             self.law((*prefix, *draft_tokens[:i].tolist()), logits[i])
 
 
-class LanguageModel(Protocol):
-    """What a method needs of a model: `Transformer` and `TableModel` both are one."""
+def exact_record(
+    probs: Probs,  # [V]
+    token: int,
+    num_positions: int,
+    draws: Draws,
+) -> Record:
+    """Record one token drawn from a row of the target, before any verification."""
+    return Record(
+        tokens=(token,),
+        sources=("exact",),
+        log_probs=(float(np.log(probs[token])),),
+        num_positions=num_positions,
+        choices=draws.choices,
+    )
 
-    @property
-    def vocab_size(self) -> int:
-        """V."""
 
-    @property
-    def hidden_size(self) -> int:
-        """D, the length of an input vector."""
+def drafting_record(num_positions: int, num_draft_passes: int) -> Record:
+    """Begin the record of a cycle that drafts before any pass of the target."""
+    return Record((), (), (), num_forward_passes=0, num_positions=num_positions, num_draft_passes=num_draft_passes)
 
-    @property
-    def max_position_embeddings(self) -> int:
-        """The longest sequence the model can read."""
 
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text by default."""
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """Strings that end a text by default, where there is a decoder."""
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Which checkpoint the weights came from, if any."""
-
-    @property
-    def name(self) -> str:
-        """What people call the checkpoint."""
-
-    def new_cache(self, capacity: int = 16) -> KVCache:
-        """Return an empty cache."""
-
-    def embed(
-        self,
-        tokens: npt.NDArray[np.integer] | Sequence[int],  # [T]
-    ) -> Array:  # [T, D]
-        """Return the input vectors of tokens."""
-
-    def hidden(
-        self,
-        inputs: Array,  # [T, D]
-        cache: KVCache,
-        positions: npt.NDArray[np.integer] | None = None,  # [T]
-        visible: Mask | None = None,  # [T, T]
-    ) -> Array:  # [T, D']
-        """Run one pass behind the cache."""
-
-    def logits(
-        self,
-        hidden: Array,  # [..., D']
-    ) -> Array:  # [..., V]
-        """Project hidden states to logits."""
-
-    def logits_of(
-        self,
-        hidden: Array,  # [..., D']
-        tokens: npt.NDArray[np.integer],  # [..., N]
-    ) -> Array:  # [..., N]
-        """Project hidden states to the logits of some tokens each."""
+def verified_record(
+    record: Record,
+    target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
+    draft_probs: Probs,  # [K, V]
+    draft_tokens: Tokens,  # [K]
+    verdict: Verification,
+    draws: Draws,
+) -> Record:
+    """Add one verification pass to the record of a cycle."""
+    depths = np.arange(len(draft_tokens))
+    num_accepted, final_token = verdict.num_accepted, verdict.final_token
+    final = () if final_token is None else (final_token,)
+    final_source = "bonus" if num_accepted == len(draft_tokens) else "correction"
+    emitted = (*draft_tokens[:num_accepted].tolist(), *final)
+    log_probs = np.log(target_probs[np.arange(len(emitted)), emitted])
+    return replace(
+        record,
+        tokens=(*record.tokens, *emitted),
+        sources=(*record.sources, *(["accepted"] * num_accepted + [final_source])[: len(emitted)]),
+        log_probs=(*record.log_probs, *log_probs.tolist()),
+        draft_tokens=tuple(draft_tokens.tolist()),
+        draft_token_probs=tuple(draft_probs[depths, draft_tokens].tolist()),
+        target_token_probs=tuple(target_probs[depths, draft_tokens].tolist()),
+        accept_probs=tuple(verdict.accept_probs.tolist()),
+        num_accepted=num_accepted,
+        final_token=final_token,
+        num_forward_passes=record.num_forward_passes + 1,
+        num_positions=record.num_positions + len(draft_tokens) + 1,
+        choices=draws.choices,
+    )

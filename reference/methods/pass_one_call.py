@@ -26,11 +26,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig
+from ..config import SamplingConfig, check_settings
 from ..generation import State
 from ..lookahead.adapter import Adapter
 from ..lookahead.refinement import Refinement, refinement_of
@@ -40,11 +41,13 @@ from ..record import Record
 from ..sampling import Processor
 from ..uniforms import Draws, Slots
 from ..verify import RULES, Tokens
-from .base import LanguageModel, Method
-from .checks import check_groups, check_settings
-from .records import drafting_record, verified_record
+from .base import Method, drafting_record, verified_record
+from .checks import check_groups
 from .speculative import Drafts, draft_left_to_right
 from .tree_shape import DraftTree, layout
+
+if TYPE_CHECKING:
+    from ..model.language_model import LanguageModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,21 +11,23 @@ Glossary of shapes: L look-ahead vectors, N of them fed in this cycle, K drafts,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig, check_integer
+from ..config import SamplingConfig, check_integer, check_settings, check_token
 from ..generation import State
-from ..lookahead.vectors import LookAhead
 from ..model.layers import Array
 from ..record import Record
 from ..sampling import Probs, Processor, has_law, probs_from_logits
 from ..uniforms import Draws, Slots
 from ..verify import RULES, Tokens
-from .base import LanguageModel, Method
-from .checks import check_settings, check_token
-from .records import exact_record, verified_record
+from .base import Method, exact_record, verified_record
+
+if TYPE_CHECKING:
+    from ..lookahead.vectors import LookAhead
+    from ..model.language_model import LanguageModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class PaSS(Method):
             ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative L or
                 more of it than there are vectors.
         """
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         object.__setattr__(self, "vectors", self._input_vectors())
 
     @property

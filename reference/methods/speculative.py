@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig
+from ..config import SamplingConfig, check_settings
 from ..drafters.base import Drafter
 from ..drafters.schedule import Schedule
 from ..ending import Ending
@@ -34,13 +34,12 @@ from ..record import Record
 from ..sampling import Probs, Processor, has_law, probs_from_logits
 from ..uniforms import Draws, Slots
 from ..verify import RULES, Tokens
-from .base import LanguageModel, Method
-from .checks import check_drafter, check_drafter_context, check_lenience, check_settings
-from .records import drafting_record, verified_record
+from .base import Method, drafting_record, verified_record
+from .checks import check_drafter, check_drafter_context, check_lenience
 
 if TYPE_CHECKING:
     from ..drafters.base import Drafter
-    from .base import LanguageModel
+    from ..model.language_model import LanguageModel
 
 
 class Drafts(NamedTuple):
@@ -108,7 +107,7 @@ class SpeculativeSampling(Method):
             ValueError: an unknown rule, settings beyond the vocabulary, a drafter with another vocabulary, a number
                 of drafts below 0, or a lenience outside (0, 1] or with another rule than token.
         """
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule)
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         check_drafter(self.model, self.drafter, self.num_draft)
         check_lenience(self.lenience, self.rule)
 

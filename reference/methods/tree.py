@@ -22,11 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig
+from ..config import SamplingConfig, check_settings
 from ..drafters.base import Drafter
 from ..ending import Ending
 from ..generation import State
@@ -34,12 +35,14 @@ from ..model.layers import Array
 from ..record import Record
 from ..sampling import Processor
 from ..uniforms import Draws, Slots
-from .base import LanguageModel, Method
-from .checks import check_drafter, check_drafter_context, check_settings
+from .base import Method, drafting_record
+from .checks import check_drafter, check_drafter_context
 from .pass_one_call import Fused
-from .records import drafting_record, tree_record
 from .tree_rules import RULES
-from .tree_shape import DraftTree, NumCandidates, TreeDrafts, check_tree, draw_tree, layout, walk_tree
+from .tree_shape import DraftTree, NumCandidates, TreeDrafts, check_tree, draw_tree, layout, tree_record, walk_tree
+
+if TYPE_CHECKING:
+    from ..model.language_model import LanguageModel
 
 
 @dataclass(frozen=True, eq=False)

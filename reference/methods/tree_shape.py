@@ -16,7 +16,7 @@ Glossary of shapes: N drafts of the tree, R its places in use, T rows of the pas
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,7 @@ import numpy.typing as npt
 from ..config import SamplingConfig, check_integer
 from ..generation import State
 from ..model.layers import Array, Mask
+from ..record import Record
 from ..sampling import Probs, has_law
 from ..uniforms import Draws
 from ..verify import Tokens
@@ -240,3 +241,28 @@ def check_tree(num_candidates: Sequence[int | Sequence[int]]) -> NumCandidates:
             f"num_candidates: found {tuple(checked)!r:.80}, a tree of {num_drafts} drafts, expected at most {2**16}"
         )
     return tuple(checked)
+
+
+def tree_record(record: Record, drafts: TreeDrafts, walk: Walk, draws: Draws) -> Record:
+    """Add the verification of a tree to the record of a cycle; its drafts stand there breadth first."""
+    places = np.flatnonzero(drafts.used)[1:]
+    numbers = dict(zip([0, *places.tolist()], range(-1, len(places)), strict=True))
+    tokens, final = drafts.tokens[places], () if walk.final_token is None else (walk.final_token,)
+    emitted = (*drafts.tokens[walk.path].tolist(), *final)
+    sources = ["accepted"] * len(walk.path) + ["bonus" if walk.is_bonus else "correction"]
+    return replace(
+        record,
+        tokens=(*record.tokens, *emitted),
+        sources=(*record.sources, *sources[: len(emitted)]),
+        log_probs=(*record.log_probs, *walk.log_probs),
+        draft_tokens=tuple(tokens.tolist()),
+        draft_token_probs=tuple(drafts.probs[places, tokens].tolist()),
+        target_token_probs=tuple(walk.target_token_probs[places].tolist()),
+        accept_probs=tuple(walk.accept_probs[places].tolist()),
+        draft_parents=tuple(numbers[drafts.tree.parents[place]] for place in places.tolist()),
+        num_accepted=len(walk.path),
+        final_token=walk.final_token,
+        num_forward_passes=record.num_forward_passes + 1,
+        num_positions=record.num_positions + len(places) + 1,
+        choices=draws.choices,
+    )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ..lookahead.adapter import NO_TERMS, Adapter, add_to_last
 from .cache import KVCache
 from .config import ModelConfig
 from .layers import Array, Mask, attention, rms_norm, rope, rope_frequencies, rope_tables, swiglu
-from .weights import LayerWeights, Weights
+
+if TYPE_CHECKING:
+    from .weights import LayerWeights, Weights
 
 Inputs = npt.NDArray[np.integer] | npt.NDArray[np.floating] | Sequence[int]
+Terms = Callable[[int, str, Array], Array]
+"""The term `(layer, site, rows [N, I]) -> [N, O]` that is added to what a linear layer makes of some rows."""
 
 
 class Transformer:
@@ -77,7 +81,7 @@ class Transformer:
         cache: KVCache,
         positions: npt.NDArray[np.integer] | None = None,  # [T]
         visible: Mask | None = None,  # [T, T], or [T, S]
-        adapter: Adapter | None = None,
+        adapter: Terms | None = None,
         num_adapted: int = 0,
     ) -> Array:  # [T, D]
         """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
@@ -85,7 +89,8 @@ class Transformer:
         Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
         before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
         (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
-        back. The pass's rows are appended to the cache. The last `num_adapted` rows pass through the adapter.
+        back. The pass's rows are appended to the cache. The adapter's terms are added to what linear layers make of the
+        last `num_adapted` rows; the sites are query_key_value, output, gate_up and down.
 
         Cost: one read of the weights, plus a read of the cache.
         """
@@ -99,23 +104,26 @@ class Transformer:
         distance = positions[:, None] - np.concatenate([np.arange(start), positions])
         cos, sin = (table.astype(inputs.dtype) for table in rope_tables(self._frequencies, positions))
 
+        def adapted(i: int, site: str, x: Array, y: Array) -> Array:
+            if adapter is not None and num_adapted:
+                y[-num_adapted:] += adapter(i, site, x[-num_adapted:])  # the other rows keep every bit
+            return y
+
         x = inputs
         for i, layer in enumerate(self.weights.layers):
             window = self.config.window(i)
-            term = NO_TERMS if adapter is None else adapter.layers[i]
             mask = visible if window is None else visible & (distance < window)
             normed = rms_norm(x, layer.attention_norm, self.config.rms_norm_eps)
-            heads = add_to_last(self._heads_of(normed, layer), term.query_key_value, normed, num_adapted)
+            heads = adapted(i, "query_key_value", normed, self._heads_of(normed, layer))
             queries, keys, values = self._split(heads, layer, cos, sin)
             keys, values = cache.write(i, keys, values)
             mixed = attention(queries, keys, values, None if mask.all() else mask)
-            output = _linear(mixed, layer.output, layer.output_bias)
-            x = x + add_to_last(output, term.output, mixed, num_adapted)
+            x = x + adapted(i, "output", mixed, _linear(mixed, layer.output, layer.output_bias))
             normed = rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
             gate_up = np.concatenate([normed @ layer.gate.T, normed @ layer.up.T], axis=1)
-            gate, up = np.split(add_to_last(gate_up, term.gate_up, normed, num_adapted), 2, axis=1)
+            gate, up = np.split(adapted(i, "gate_up", normed, gate_up), 2, axis=1)
             inner = swiglu(gate, up)
-            x = x + add_to_last(inner @ layer.down.T, term.down, inner, num_adapted)
+            x = x + adapted(i, "down", inner, inner @ layer.down.T)
         cache.advance(num_rows)
         return rms_norm(x, self.weights.norm, self.config.rms_norm_eps)
 

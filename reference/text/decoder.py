@@ -48,7 +48,11 @@ class Decoder:
         return self._decode(tokens)
 
     def check_stops(self, stops: Stops) -> None:
-        """Raise ValueError for a stop string that no tokens decode to."""
+        """Raise ValueError for a stop string that no tokens decode to, or that is an unfinished character."""
+        if any(UNFINISHED in stop for stop in stops):
+            raise ValueError(
+                f"stop_strings: found {stops!r}, expected none with U+FFFD, which is an unfinished character"
+            )
 
     def start(self, stops: Stops = (), prompt: Sequence[int] = ()) -> Text:
         """Return the text of no new tokens after a prompt."""

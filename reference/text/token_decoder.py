@@ -54,7 +54,8 @@ class TokenDecoder(Decoder):
         return text.news + text.rest
 
     def check_stops(self, stops: Stops) -> None:
-        """Raise ValueError for a stop string that no tokens decode to."""
+        """Raise ValueError for a stop string that no tokens decode to, or that is an unfinished character."""
+        super().check_stops(stops)
         for stop in stops:
             if not self.can_write(stop):
                 raise ValueError(f"stop_strings: found {stop!r}, expected text that the tokenizer can decode to")
