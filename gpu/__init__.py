@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pass_sampling.reference.config import SamplingConfig
     from pass_sampling.reference.ending import Ending
     from pass_sampling.reference.model.config import ModelConfig, RopeScaling
-    from pass_sampling.reference.record import Choice, Generation, Record
+    from pass_sampling.reference.record import Choice, Generation, NotFiniteError, Record
 
     from .checkpoint.load import load_model, read_config, read_generation_config, read_weights
     from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .model.table import TableModel
     from .model.transformer import Transformer
     from .model.weights import Weights
-    from .sampling import NotFiniteError, probs_from_logits
+    from .sampling import probs_from_logits
 
 _HOMES = {
     "pass_sampling.gpu.checkpoint.load": ["load_model", "read_config", "read_generation_config", "read_weights"],
@@ -72,11 +72,11 @@ _HOMES = {
     "pass_sampling.gpu.model.table": ["TableModel"],
     "pass_sampling.gpu.model.transformer": ["Transformer"],
     "pass_sampling.gpu.model.weights": ["Weights"],
-    "pass_sampling.gpu.sampling": ["NotFiniteError", "probs_from_logits"],
+    "pass_sampling.gpu.sampling": ["probs_from_logits"],
     "pass_sampling.reference.config": ["SamplingConfig"],
     "pass_sampling.reference.ending": ["Ending"],
     "pass_sampling.reference.model.config": ["ModelConfig", "RopeScaling"],
-    "pass_sampling.reference.record": ["Choice", "Generation", "Record"],
+    "pass_sampling.reference.record": ["Choice", "Generation", "NotFiniteError", "Record"],
 }
 
 __all__ = [

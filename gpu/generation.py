@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.record import Generation, Record
+from pass_sampling.reference.record import Generation, NotFiniteError, Record
 from pass_sampling.reference.text.decoder import Decode
 
 from .batch_record import Packed
 from .methods.base import Method
-from .sampling import NotFiniteError
 from .uniforms import CYCLES_AHEAD, tapes
 
 Callback = Callable[[int, Record], None]

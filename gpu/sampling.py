@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pass_sampling.reference.config import SamplingConfig
-
-if TYPE_CHECKING:
-    from pass_sampling.reference.record import Generation
 
 Probs = Tensor
 TOP_P_TOLERANCE = 2.0**-24
@@ -21,15 +17,6 @@ Processor = Callable[[tuple[int, ...], Tensor], Tensor]
 
 It is asked about prefixes that end in drafts, too, but never about one behind which the text has ended.
 """
-
-
-class NotFiniteError(ValueError):
-    """The model's logits are not finite; after a batch, `generations` holds each text, and None where one failed."""
-
-    def __init__(self, message: str, generations: Sequence[Generation | None] = ()):
-        """Keep the message and the texts of the batch."""
-        super().__init__(message)
-        self.generations = tuple(generations)
 
 
 def probs_from_logits(

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from pass_sampling.reference.ending import Ending, Reading
+from pass_sampling.reference.record import NotFiniteError
 
 from .batch_record import BatchRecord
 from .host import at_hand
 from .model.cache import KVCache, same
-from .sampling import NotFiniteError
 
 __all__ = ["first_state"]
 

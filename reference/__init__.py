@@ -30,8 +30,8 @@ from .model.config import ModelConfig, RopeScaling
 from .model.table import TableModel
 from .model.transformer import Transformer
 from .model.weights import Weights
-from .record import Choice, Generation, Record
-from .sampling import NotFiniteError, probs_from_logits
+from .record import Choice, Generation, NotFiniteError, Record
+from .sampling import probs_from_logits
 
 __all__ = [
     "Adapter",

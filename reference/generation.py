@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from .ending import Ending, Reading
 from .model.cache import KVCache, same
 from .model.layers import Array
-from .record import Generation, Record
-from .sampling import NotFiniteError
+from .record import Generation, NotFiniteError, Record
 from .uniforms import tape
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -146,3 +147,12 @@ class Generation:
 
 def _ratio(numerator: int, denominator: int) -> float:
     return numerator / denominator if denominator else float("nan")
+
+
+class NotFiniteError(ValueError):
+    """The model's logits are not finite; after a batch, `generations` holds each text, and None where one failed."""
+
+    def __init__(self, message: str, generations: Sequence[Generation | None] = ()):
+        """Keep the message and the texts of the batch."""
+        super().__init__(message)
+        self.generations = tuple(generations)

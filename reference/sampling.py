@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from .config import SamplingConfig
 from .model.layers import Array
-
-if TYPE_CHECKING:
-    from .record import Generation
+from .record import NotFiniteError
 
 Probs = npt.NDArray[np.float64]
 TOP_P_TOLERANCE = 2.0**-24
@@ -22,15 +19,6 @@ Processor = Callable[[tuple[int, ...], Array], Array]
 
 It is asked about prefixes that end in drafts, too, but never about one behind which the text has ended.
 """
-
-
-class NotFiniteError(ValueError):
-    """The model's logits are not finite; after a batch, `generations` holds each text, and None where one failed."""
-
-    def __init__(self, message: str, generations: Sequence[Generation | None] = ()):
-        """Keep the message and the texts of the batch."""
-        super().__init__(message)
-        self.generations = tuple(generations)
 
 
 def has_law(

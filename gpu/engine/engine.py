@@ -18,11 +18,10 @@ from torch import Tensor
 
 from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.record import Generation, Record
+from pass_sampling.reference.record import Generation, NotFiniteError, Record
 
 from ..methods.base import Method
 from ..model.cache import KVCache
-from ..sampling import NotFiniteError
 from ..state import State
 from ..uniforms import CYCLES_AHEAD, tapes
 from .capture import Captured, CaptureError, capture
