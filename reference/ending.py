@@ -23,6 +23,7 @@ class Ending:
 
     A text ends at the first prefix for which one of them holds. A plain `decode` is given the new tokens alone. A
     `TokenDecoder` matches stop strings with special tokens as well, and knows the prompt that the text continues.
+    Questions about tokens are answered from the first token on; `reading` and `written` can be continued instead.
     """
 
     max_new_tokens: int

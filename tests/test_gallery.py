@@ -38,10 +38,19 @@ def entry(name: str) -> Defect:
     return next(defect for defect in GALLERY if defect.name == name)
 
 
+def marks(defect: Defect) -> Any:
+    """Leave the whole gallery to make check; make test has a sample of it."""
+    return () if defect.name in FUNDAMENTAL or defect.source == REVIEW else pytest.mark.check
+
+
 def pairs(defects: list[Defect]) -> Any:
     """Parametrize by defect and package."""
-    cases = [(defect, name) for defect in defects for name in defect.packages]
-    return pytest.mark.parametrize(("defect", "name"), cases, ids=lambda each: getattr(each, "name", each))
+    cases = [
+        pytest.param(defect, name, marks=marks(defect), id=f"{defect.name}-{name}")
+        for defect in defects
+        for name in defect.packages
+    ]
+    return pytest.mark.parametrize(("defect", "name"), cases)
 
 
 @pairs(SEEN_BY_LAW)
@@ -54,7 +63,9 @@ def test_the_law_sees_it_and_is_exact_without_it(defect: Defect, name: str) -> N
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("defect", [each for each in SEEN_BY_LAW if each.alike], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "defect", [pytest.param(each, marks=marks(each), id=each.name) for each in SEEN_BY_LAW if each.alike]
+)
 def test_it_does_the_same_damage_in_both_packages(defect: Defect) -> None:
     """The mutations are the same mistake, or else one of the packages would not be tested with it."""
     first, second = (damage(defect, name) for name in PACKAGES)
@@ -94,6 +105,7 @@ def test_the_enumeration_refuses_what_it_cannot_tell(defect: Defect, name: str) 
         damage(defect, name)
 
 
+@pytest.mark.check
 def test_identical_rows_hide_mistakes_of_place() -> None:
     """A test with one law for all positions, as most published ones have, is blind to these real bugs."""
     same = Setup("identical", max_new_tokens=5)
@@ -118,6 +130,7 @@ def test_every_entry_has_a_name_of_its_own_and_most_were_seen_elsewhere() -> Non
     assert sum(defect.source not in (COMMON, REVIEW) for defect in GALLERY) >= 28
 
 
+@pytest.mark.check
 def test_the_table_in_the_documentation_is_what_the_gallery_gives() -> None:
     """After a change: `python tests/gallery.py` writes it."""
     page = PAGE.read_text(encoding="utf-8")

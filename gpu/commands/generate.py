@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="stop_strings",
         metavar="TEXT",
-        help="end where this text appears, which is left out; may be repeated; default: only the stop strings of the "
+        help="end where this text or special token appears, which is left out; may be repeated; default: only the stop strings of the "
         "model's generation_config.json",
     )
     add_sampling(parser)

@@ -160,7 +160,7 @@ class TokenText:
         """Add characters, which end a run of bytes."""
         text, num_hidden = piece.text, len(piece.text) * piece.is_special
         if not (piece.is_special or self.has_begun or piece.first is None):
-            text = text if text.endswith(piece.first) else piece.first
+            text = text if text.endswith(piece.first) else piece.first  # then it is matched as it is shown
             num_hidden = len(text) - len(piece.first)
         self.settled = self.whole = self._closed().add(text, self.stops, num_hidden)
         self.tail, self.run, self.is_broken = b"", 0, False
@@ -168,17 +168,17 @@ class TokenText:
     def _add_byte(self, data: bytes) -> None:
         """Add a byte to a run, which is text as long as it is UTF-8."""
         self.run += 1
-        if not self.is_broken:
-            try:
-                text, used = utf_8_decode(self.tail + data, "strict", False)
-            except UnicodeDecodeError:
-                self.is_broken, self.tail = True, b""
-                self.settled = self.whole = self.settled.add(UNFINISHED * self.run, self.stops)
-            else:
-                self.tail = (self.tail + data)[used:]
-                self.whole = self.whole.add(text, self.stops)
+        if self.is_broken:
+            self.settled = self.whole = self.settled.add(UNFINISHED, self.stops)
             return
-        self.settled = self.whole = self.settled.add(UNFINISHED, self.stops)
+        try:
+            text, used = utf_8_decode(self.tail + data, "strict", False)
+        except UnicodeDecodeError:
+            self.is_broken, self.tail = True, b""
+            self.settled = self.whole = self.settled.add(UNFINISHED * self.run, self.stops)
+        else:
+            self.tail = (self.tail + data)[used:]
+            self.whole = self.whole.add(text, self.stops)
 
 
 def _overlap(text: str, stops: Stops) -> int:
