@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="stop_strings",
         metavar="TEXT",
-        help="end where this text or special token appears, which is left out; may be repeated; default: only the stop strings of the "
-        "model's generation_config.json",
+        help="end where this text or special token appears, which is left out; may be repeated; default: only the stop "
+        "strings of the model's generation_config.json",
     )
     add_sampling(parser)
     add_machine(parser)
