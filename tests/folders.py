@@ -30,7 +30,7 @@ def module(package: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(f"pass_sampling.{package}.{name}")
     except ModuleNotFoundError as error:
-        if error.name != f"pass_sampling.{package}.{name}":
+        if not f"pass_sampling.{package}.{name}.".startswith(f"{error.name}."):
             raise
         return importlib.import_module(f"pass_sampling.reference.{name}")
 

@@ -120,7 +120,7 @@ def test_a_criterion_is_asked_in_a_batch_as_well() -> None:
     port = Port("cpu")
     ending = ending_of("gpu", 9, criterion=lambda new: len(new) == 1 + new[0])
     cache = port.module("model.cache").KVCache(1, 1, 2, port.tensor(np.zeros(1)).dtype, 40, 3, port.device)
-    state = port.module("generation").first_state([[0, 1]] * 3, ending, cache)
+    state = port.module("state").first_state([[0, 1]] * 3, ending, cache)
     block, counts = np.array([[1, 5, 5], [2, 5, 5], [4, 5, 5]]), np.array([3, 3, 2])
     kept, ended = state.kept(port.tensor(block), port.tensor(counts))
     assert (kept.tolist(), ended.tolist()) == ([2, 3, 2], [True, True, False])
@@ -272,7 +272,7 @@ def test_a_batch_ends_where_each_of_its_texts_does(
     block = np.array([text + [0] * (width - len(text)) for text, _ in texts])
     counts = np.array([len(text) * (skip > 0) for text, skip in texts])
     cache = port.module("model.cache").KVCache(1, 1, 2, port.tensor(np.zeros(1)).dtype, 40, len(texts), port.device)
-    state = port.module("generation").first_state([[0, 1]] * len(texts), ending, cache)
+    state = port.module("state").first_state([[0, 1]] * len(texts), ending, cache)
     kept, ended = (part.tolist() for part in state.kept(port.tensor(block), port.tensor(counts)))
     one_more = state.ends_with(port.tensor(block[:, :1])).tolist()
     for n, (text, _) in enumerate(texts):
@@ -286,5 +286,5 @@ def test_a_batch_ends_where_each_of_its_texts_does(
 def test_an_unfinished_character_is_no_stop_string(package: str) -> None:
     with pytest.raises(ValueError) as error:
         ending_of(package, 3, (), ["a\ufffd"], decode)
-    expected = "stop_strings: found ['a\ufffd'], expected none with U+FFFD, which is an unfinished character"
+    expected = "stop_strings: found ('a\ufffd',), expected none with U+FFFD, which is an unfinished character"
     assert str(error.value) == expected

@@ -29,7 +29,7 @@ CORE = (
         f"methods.{name}"
         for name in ("base", "autoregressive", "pass_two_call", "pass_one_call", "speculative", "tree")
     ),
-    *(f"methods.{name}" for name in ("tree_rules", "tree_shape", "records")),
+    *(f"methods.{name}" for name in ("tree_rules", "tree_shape")),
     *(f"lookahead.{name}" for name in ("vectors", "adapter", "head", "refinement")),
     *(f"drafters.{name}" for name in ("base", "model", "ngram", "prompt_lookup", "schedule")),
 )
@@ -38,7 +38,9 @@ CORE = (
 ELSEWHERE = {
     "sampling.has_law": "the port asks `largest_logits`: a device cannot raise in the middle of a step",
     "generation.State": "state.State, a batch in tensors",
-    "methods.base.LanguageModel": "methods.language_model",
+    "methods.base.exact_record": "methods.records",
+    "methods.base.drafting_record": "methods.records",
+    "methods.base.verified_record": "methods.records",
     "methods.base.Method.law": "one prefix after another",
     "methods.base.Method.check_reached": "one prefix after another",
     "drafters.ngram.NgramOrder": "drafters.ngram_order",

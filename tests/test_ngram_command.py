@@ -152,7 +152,8 @@ def test_figures_of_nothing_are_refused(box: Box, shape: tuple[int, int]) -> Non
 
 
 def test_every_array_has_the_shape_that_its_comment_says(box: Box) -> None:
-    functions, sequences = list(functions_of(module("gpu", "training.acceptance"))), np.zeros((3, 9), np.int64)
+    sequences, names = np.zeros((3, 9), np.int64), ("drafter_acceptance", "perplexity")
+    functions = [each for each in functions_of(module("gpu", "training.acceptance")) if each.__name__ in names]
     with checked(functions) as calls:
         drafter_acceptance(load_model(box.model), PromptLookup(300), sequences, SAMPLINGS)
         perplexity(NgramModel(torch.ones(50)), sequences, torch.device("cpu"))

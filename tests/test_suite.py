@@ -92,7 +92,7 @@ FEW = 1  # configuration: above, every method meets all of them
 def verify(*arguments: str, first: str = "pass", num_cases: int = FEW) -> subprocess.CompletedProcess[str]:
     """The command, on the first few configurations."""
     script = (
-        f"{first}; import sys; from pass_sampling.reference import cases, suite; "
+        f"{first}; import sys; from pass_sampling.reference.exactness import cases, suite; "
         f"few = cases.configurations()[:{num_cases}]; cases.configurations = lambda every=True: few; "
         f"from pass_sampling.gpu.__main__ import main; sys.exit(main(['verify', *{arguments}]))"
     )

@@ -249,8 +249,8 @@ def _padded(
 
 CODE = '''"""Decode with the look-ahead vectors of this repository; pass-sampling does the work."""
 
-from pass_sampling.gpu.huggingface import generate_with_pass
-from pass_sampling.gpu.hf.sharing import shared_lookahead
+from pass_sampling.gpu.hf.generate import generate_with_pass
+from pass_sampling.gpu.hf.generate import shared_lookahead
 
 REPOSITORY = {repository!r}
 

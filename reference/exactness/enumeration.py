@@ -58,7 +58,7 @@ def every_outcome(
     states: Sequence[tuple[Any, float]],
     batch: int,
     probe: bool,
-    untraced: bool,
+    untraced: bool = False,
 ) -> Iterator[tuple[Any, Any, float]]:
     """Yield the new state, record and weight of every execution of one step from each state.
 
