@@ -185,7 +185,7 @@ def test_every_array_has_the_shape_that_its_comment_says(tmp_path: Path) -> None
     with checked(commented) as calls:
         pretrain(tmp_path / "tiny", TEXTS, SHORT)
     never = {f"{function.__module__}.{function.__qualname__}" for function in commented} - calls.keys()
-    assert len(commented) > 3 and never == set()
+    assert len(commented) > 1 and never == set()
 
 
 def test_making_a_model_leaves_the_random_numbers_of_others_alone() -> None:
