@@ -23,9 +23,9 @@ WORKERS ?= -n auto --maxprocesses 8 --dist worksteal
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="-k law" is handed to pytest, WORKERS= runs it in one process.'
+	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="-k distribution" is handed to pytest, WORKERS= runs it in one process.'
 
-demo: $(READY) ## Watch the model in the box write Python, drafted and verified by itself.
+demo: $(READY) ## Watch the bundled model write Python, drafted and verified by itself.
 	$(BIN) -m pass_sampling.gpu demo $(ARGS)
 
 test: $(READY) ## Run the tests but the longest, on every core.
@@ -45,7 +45,7 @@ notebooks: $(READY_DOCS) ## Run the notebooks and store what they print.
 
 # Under three hours on 2 cores, or minutes on a GPU; interrupted, it goes on where it was. The new files take the place of
 # the committed ones only when all are whole. The figures in gpu/checkpoints/README.md are then those that it prints.
-checkpoint: $(READY) ## Make the model in the box and all that drafts for it anew.
+checkpoint: $(READY) ## Make the bundled model and all that drafts for it anew.
 	test -d $(NEW)/python-8m || $(BIN) -m pass_sampling.gpu pretrain $(LIBRARY) --compile \
 		--output $(NEW)/python-8m $(ARGS)
 	test -d $(NEW)/python-8m-lookahead || $(BIN) -m pass_sampling.gpu train $(LIBRARY) --model $(NEW)/python-8m \

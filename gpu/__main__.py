@@ -18,7 +18,7 @@ COMMANDS = ("demo", "generate", "train", "pretrain", "ngram", "plan", "bench", "
 DESCRIPTION = """One frozen language model drafts several tokens at once from a few trained look-ahead vectors,
 verifies them itself, and keeps exactly its output distribution."""
 EPILOG = """to begin with:
-  pass-sampling demo                                   watch the small model in the box write Python
+  pass-sampling demo                                   watch the bundled small model write Python
   pass-sampling generate --prompt 'def main():'        continue a text
   pass-sampling train --model FOLDER --text FILES --output VECTORS
                                                        train look-ahead vectors for a model of your own
@@ -84,7 +84,7 @@ def _run(argv: Sequence[str] | None) -> int:
         command = arguments.parser
         if unknown:
             command.error(f"unrecognized arguments: {' '.join(unknown)}")
-    except SystemExit as left:  # behind a complaint, or behind --help
+    except SystemExit as left:  # after a complaint, or after --help
         return int(left.code or 0)
     try:
         arguments.run(arguments)

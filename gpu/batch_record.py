@@ -1,6 +1,6 @@
-"""What one cycle did to a batch, as tensors, and how the host reads it.
+"""What one step did to a batch, as tensors, and how the host reads it.
 
-Glossary of shapes: B batch, W tokens that a cycle can commit, K drafts, I integers and F floats of a whole record.
+Glossary of shapes: B batch, W tokens that a step can commit, K drafts, I integers and F floats of a whole record.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXACT, ACCEPTED, CORRECTION, BONUS = range(len(SOURCES))
 class Choices:
     """One random choice in every row of a batch; rows that did not make it are not `active`."""
 
-    slot: int
+    column: int
     edges: Tensor  # [B, outcomes]
     outcome: Tensor  # [B]
     active: Tensor  # [B]
@@ -34,7 +34,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """One cycle of a batch: a `Record` per row, in tensors, padded to W tokens and K drafts.
+    """One step of a batch: a `Record` per row, in tensors, padded to W tokens and K drafts.
 
     Of each row's tokens the first `count` are committed, of its drafts the first `num_draft` were made.
     """
@@ -122,7 +122,7 @@ class Packed:
         if self.choices is None:
             return None
         return tuple(
-            Choice(choice.slot, choice.edges[b].cpu().numpy(), int(choice.outcome[b]))
+            Choice(choice.column, choice.edges[b].cpu().numpy(), int(choice.outcome[b]))
             for choice in self.choices
             if bool(choice.active[b])
         )

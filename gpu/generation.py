@@ -13,10 +13,10 @@ from pass_sampling.reference.text.decoder import Decode
 
 from .batch_record import Packed
 from .methods.base import Method
-from .uniforms import CYCLES_AHEAD, tapes
+from .uniforms import STEPS_AHEAD, uniform_streams
 
 Callback = Callable[[int, Record], None]
-"""Called as `callback(request, record)` after every cycle of a request: `record.tokens` are new in its text."""
+"""Called as `callback(request, record)` after every step of a request: `record.tokens` are new in its text."""
 
 
 def generate(
@@ -45,10 +45,10 @@ def generate(
         stop_strings: strings that end the text once they stand in the decoded new tokens; default: the model's own
             where there is `decode`, else none, and the log says so.
         decode: turns new tokens into text; needed for stop strings.
-        seed: picks the tape of uniforms.
+        seed: picks the uniform stream of uniforms.
         request: number of this request; requests of one seed share no uniform.
-        trace: keep in every record the laws that the uniforms were compared with.
-        callback: called with the record of every cycle, as soon as its tokens are committed.
+        trace: keep in every record the distributions that the uniforms were compared with.
+        callback: called with the record of every step, as soon as its tokens are committed.
 
     Raises:
         ValueError: an argument is out of range.
@@ -130,17 +130,17 @@ def _generate(
     state = method.start_batch(prompts, ending)
     records: list[list[Record]] = [[] for _ in prompts]
     unread: list[tuple[list[int], set[int], Packed]] = []
-    rows = list(range(len(prompts)))  # the prompt behind each row of the state
+    rows = list(range(len(prompts)))  # the prompt after each row of the state
     going = set(rows)
     faults: dict[int, str] = {}
-    cycle = 0
+    step = 0
     ahead = torch.empty(0)
     while going:
         if not len(ahead):
             now = [requests[row] for row in rows]
-            ahead = tapes(seed, now, cycle, CYCLES_AHEAD, method.num_slots, device=method.model.device)
+            ahead = uniform_streams(seed, now, step, STEPS_AHEAD, method.num_uniforms, device=method.model.device)
         state, batch = method.step(state, ahead[0], trace)
-        cycle, ahead = cycle + 1, ahead[1:]
+        step, ahead = step + 1, ahead[1:]
         failed = {rows[place]: said for place, said in state.complaints().items()}
         faults, going = faults | failed, going - failed.keys()
         state.cache.measure()  # the host waits for the newest tokens anyway
@@ -164,7 +164,7 @@ def _read(
     requests: list[int],
     callback: Callback | None,
 ) -> None:
-    """Put the records of some cycles to those of their rows, of the rows that were going."""
+    """Put the records of some steps to those of their rows, of the rows that were going."""
     for rows, going, batch in unread:
         for row, record in zip(rows, batch.rows(), strict=True):
             if row in going:

@@ -1,4 +1,4 @@
-"""From logits to probability laws, and from laws and uniforms to tokens. All of it in float64."""
+"""From logits to probability distributions, and from distributions and uniforms to tokens. All of it in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOP_P_TOLERANCE = 2.0**-24
 Processor = Callable[[tuple[int, ...], Tensor], Tensor]
 """A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
 
-It is asked about prefixes that end in drafts, too, but never about one behind which the text has ended.
+It is asked about prefixes that end in drafts, too, but never about one after which the text has ended.
 """
 
 
@@ -23,14 +23,14 @@ def probs_from_logits(
     logits: Tensor,  # [..., V]
     sampling: SamplingConfig,
 ) -> Probs:  # [..., V]
-    """Return the laws that the settings make of rows of logits, in the order temperature, top-k, top-p.
+    """Return the distributions that the settings make of rows of logits, in the order temperature, top-k, top-p.
 
     probs = softmax(logits / temperature), restricted to top-k, renormalised, restricted to top-p, renormalised
 
-    Temperature 0 is the one-hot law at the largest logit, the lowest id among equals. Top-k keeps every token whose
-    logit is at least the k-th largest, so ties survive together. What is larger or equal is decided in float32, see
-    `compared_logits`. -inf is a mask. Rows that are not finite in the sense of `largest_logits` have no law; what comes
-    out for them must not be used.
+    Temperature 0 is the one-hot distribution at the largest logit, the lowest id among equals. Top-k keeps every
+    token whose logit is at least the k-th largest, so ties survive together. What is larger or equal is decided in
+    float32, see `compared_logits`. -inf is a mask. Rows that are not finite in the sense of `largest_logits` have no
+    distribution; what comes out for them must not be used.
     """
     compared = compared_logits(logits)
     if sampling.temperature == 0:
@@ -62,7 +62,7 @@ def compared_logits(
 def largest_logits(
     logits: Tensor,  # [..., V]
 ) -> Tensor:  # [...]
-    """Return each row's largest logit: finite iff the row has a law (NaN and +inf are faults, all -inf is one too)."""
+    """Return each row's largest logit: finite iff the row has a distribution; NaN, +inf and all -inf are faults."""
     return logits.amax(dim=-1)
 
 
@@ -90,7 +90,7 @@ def one_hot(
     token: Tensor,  # [...]
     vocab_size: int,
 ) -> Probs:  # [..., V]
-    """Return the law that gives one token probability 1."""
+    """Return the distribution that gives one token probability 1."""
     probs = torch.zeros((*token.shape, vocab_size), dtype=torch.float64, device=token.device)
     return probs.scatter(-1, token.unsqueeze(-1), 1.0)
 
@@ -108,7 +108,7 @@ def cell_edges(
     edges = probs.cumsum(dim=-1)
     if edges.device.type != "cpu":  # parallel sums may step back by an ulp, which would make cells overlap
         edges = edges.cummax(dim=-1).values
-    inside = edges < edges[..., -1:]  # nothing is, in a row without a law: then token 0 is drawn, and ignored
+    inside = edges < edges[..., -1:]  # nothing is, in a row without a distribution: then token 0 is drawn, and ignored
     return edges.masked_fill_(~inside, 1.0).clamp_(max=1.0)
 
 

@@ -1,13 +1,13 @@
-"""The state of a batch of sequences between two cycles.
+"""The state of a batch of sequences between two steps.
 
-Glossary of shapes: B batch, W tokens that a cycle can commit, N rows of logits or of the batch, P numbers of a pace,
+Glossary of shapes: B batch, W tokens that a step can commit, N rows of logits or of the batch, P numbers of a pace,
 L look-ahead vectors, D' hidden state.
 
 Where the texts of a batch end, token by token.
 
 Glossary of shapes: B batch, W next tokens of each row.
 
-The state of a batch before its first cycle.
+The state of a batch before its first step.
 
 What a step asks the host about its tensors: nothing where its shapes are fixed, as a captured step needs it.
 
@@ -27,7 +27,7 @@ from pass_sampling.reference.ending import Ending, Reading
 from pass_sampling.reference.record import NotFiniteError
 
 from .batch_record import BatchRecord
-from .host import at_hand
+from .host import is_on_cpu
 from .model.cache import KVCache, same
 
 __all__ = ["first_state"]
@@ -43,7 +43,7 @@ class State:
     step has moved on is refused.
 
     A drafter's cache lies beside, of which any prefix will do: it only saves work. `pace` is what the schedule of draft
-    lengths remembers, and `carried` what the last pass has computed for the next drafts.
+    lengths remembers, and `lookahead_hidden` what the last pass has computed for the next drafts.
     """
 
     tokens: Tensor  # [B, capacity] prompt, new tokens, then scratch
@@ -53,13 +53,13 @@ class State:
     eos: Tensor  # [num_eos]
     ended: Tensor  # [B]
     fault: Tensor  # [B] the first largest logit that was not finite, else 0
-    fault_position: Tensor  # [B] the last position of the prefix it stands behind
+    fault_position: Tensor  # [B] the last position of the prefix it stands after
     cache: KVCache
     ending: Ending
     cached: Tensor  # [B] the very tensor `cache.lengths`
     pace: Tensor  # [B, P]
-    carried: Tensor  # [B, L+1, D'] the last text row's hidden state, and those of a look-ahead group behind it
-    num_carried: Tensor  # [B] rows of the group that are of use
+    lookahead_hidden: Tensor  # [B, L+1, D'] the last text row's hidden state, and those of a look-ahead group after it
+    num_lookahead_hidden: Tensor  # [B] rows of the group that are of use
     max_pending: int  # most tokens of a row that no pass has seen yet: the prompts at first, one token later
     draft_pending: int  # the same of the drafter's passes, which do not see the last draft: then at most two
     draft_cache: KVCache | None = None
@@ -67,7 +67,7 @@ class State:
 
     @property
     def new_tokens(self) -> tuple[int, ...]:
-        """The committed tokens behind the prompt, of a state of one row."""
+        """The committed tokens after the prompt, of a state of one row."""
         (row,), (start,), (end,) = self.tokens, self.prompt_lengths.tolist(), self.lengths.tolist()
         return tuple(row[start:end].tolist())
 
@@ -78,8 +78,8 @@ class State:
 
     @property
     def key(self) -> tuple[tuple[int, ...], tuple[float, ...], int]:
-        """What the future depends on, of two states of one row behind one prompt."""
-        return self.new_tokens, tuple(self.pace[0].tolist()), int(self.num_carried)
+        """What the future depends on, of two states of one row after one prompt."""
+        return self.new_tokens, tuple(self.pace[0].tolist()), int(self.num_lookahead_hidden)
 
     @property
     def caches(self) -> tuple[KVCache, ...]:
@@ -106,7 +106,7 @@ class State:
         self,
         tokens: Tensor,  # [B, W]
     ) -> Tensor:  # [B, capacity]
-        """Return all rows' tokens with some more behind the committed ones, where there is scratch."""
+        """Return all rows' tokens with some more after the committed ones, where there is scratch."""
         places = self.lengths.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)
         return self.tokens.scatter(1, places, tokens)
 
@@ -115,7 +115,7 @@ class State:
         tokens: Tensor,  # [B, W]
     ) -> Tensor:  # [B]
         """Say for which rows the text would end within some more tokens; not for those that have ended."""
-        return self.kept(tokens, tokens.shape[1] * ~self.ended)[1]
+        return self.num_kept(tokens, tokens.shape[1] * ~self.ended)[1]
 
     def keep(
         self,
@@ -128,17 +128,18 @@ class State:
     def commit(
         self,
         record: BatchRecord,
-        sound: Tensor | None = None,  # [B]
+        valid_length: Tensor | None = None,  # [B]
     ) -> tuple[State, BatchRecord]:
-        """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
+        """Append a step's tokens one by one until one of them ends the text; what follows it is dropped.
 
         The caches, which may hold rows of dropped tokens, are cut to the committed prefix, and the record with them.
-        If given, `sound` is how much of them is true at most: behind it stand rejected drafts and look-ahead rows.
+        If given, `valid_length` is how much of them is true at most: after it stand rejected drafts and look-ahead
+        rows.
         """
-        count, ended = self.kept(record.tokens, record.count)
-        tokens = self.followed_by(record.tokens)  # what lies behind the committed ones is scratch
+        count, ended = self.num_kept(record.tokens, record.count)
+        tokens = self.followed_by(record.tokens)  # what lies after the committed ones is scratch
         lengths = self.lengths + count
-        self.keep(lengths if sound is None else torch.minimum(lengths, sound))
+        self.keep(lengths if valid_length is None else torch.minimum(lengths, valid_length))
         state = replace(
             self,
             readings=read(self.readings, record.tokens, count),
@@ -156,9 +157,11 @@ class State:
         """Say whether two states of one row have the same future: the same tokens and, up to rounding, cached rows."""
         if (self.key, self.cached.tolist()) != (other.key, other.cached.tolist()):
             return False
-        useful = slice(1 + int(self.num_carried)) if int(self.num_carried) else slice(0)
+        useful = slice(1 + int(self.num_lookahead_hidden)) if int(self.num_lookahead_hidden) else slice(0)
         pairs = zip(self.caches, other.caches, strict=True)
-        return same(self.carried[0, useful], other.carried[0, useful]) and all(one.agrees(two) for one, two in pairs)
+        return same(self.lookahead_hidden[0, useful], other.lookahead_hidden[0, useful]) and all(
+            one.agrees(two) for one, two in pairs
+        )
 
     def note_fault(
         self,
@@ -166,11 +169,11 @@ class State:
         num_more: int,
         used: Tensor,  # [B, N]
     ) -> State:
-        """Remember the first row of logits that has no law, among those that are used.
+        """Remember the first row of logits that has no distribution, among those that are used.
 
-        Row i stands behind the committed prefix and `num_more` + i tokens more.
+        Row i stands after the committed prefix and `num_more` + i tokens more.
         """
-        if largest.numel() == 0 or (at_hand(largest) and all(map(math.isfinite, largest.flatten().tolist()))):
+        if largest.numel() == 0 or (is_on_cpu(largest) and all(map(math.isfinite, largest.flatten().tolist()))):
             return self  # a list is quicker than a comparison of tensors
         faulty = used & ~largest.isfinite()
         first = faulty.long().argmax(dim=1, keepdim=True)
@@ -182,14 +185,14 @@ class State:
         )
 
     def complaints(self) -> dict[int, str]:
-        """Return what was wrong with the logits of rows, by their places: the host asks once per cycle."""
+        """Return what was wrong with the logits of rows, by their places: the host asks once per step."""
         faults = self.fault.tolist()
         positions = self.fault_position.tolist() if any(faults) else []
-        said = "logits behind position {}: the largest logit is {}, expected a finite number".format
+        said = "logits after position {}: the largest logit is {}, expected a finite number".format
         return {place: said(position, faults[place]) for place, position in enumerate(positions) if faults[place]}
 
     def raise_fault(self) -> None:
-        """Raise NotFiniteError if some row's logits had no law."""
+        """Raise NotFiniteError if some row's logits had no distribution."""
         for said in self.complaints().values():
             raise NotFiniteError(said)
 
@@ -228,21 +231,23 @@ class State:
     def _with(self, tensors: dict[str, Tensor], cache: KVCache, draft_cache: KVCache | None = None) -> State:
         return replace(self, cache=cache, cached=cache.lengths, draft_cache=draft_cache, **tensors)  # type: ignore[arg-type]  # all of them are tensor fields
 
-    def kept(
+    def num_kept(
         self,
         tokens: Tensor,  # [B, W]
         count: Tensor,  # [B]
     ) -> tuple[Tensor, Tensor]:  # [B], [B]
         """Return how many of each row's next tokens to keep, and whether the text ends there; see `batch_ending`."""
         eos, remaining = self.eos, self.remaining
-        return kept_by_host(self.readings, tokens, count) if self.readings else kept(tokens, count, eos, remaining)
+        return (
+            num_kept_by_host(self.readings, tokens, count) if self.readings else num_kept(tokens, count, eos, remaining)
+        )
 
 
-_COUNTS = ("lengths", "prompt_lengths", "limits", "num_carried", "fault_position")
-PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "pace", "carried")
+_COUNTS = ("lengths", "prompt_lengths", "limits", "num_lookahead_hidden", "fault_position")
+PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "pace", "lookahead_hidden")
 
 
-def kept(
+def num_kept(
     tokens: Tensor,  # [B, W]
     count: Tensor,  # [B]
     eos: Tensor,  # [num_eos]
@@ -252,11 +257,11 @@ def kept(
     order = torch.arange(tokens.shape[1], device=tokens.device)
     is_eos = tokens == eos if len(eos) == 1 else (tokens.unsqueeze(2) == eos).any(dim=2)
     is_end = is_eos | (order + 1 >= remaining.unsqueeze(1))
-    first = num_leading(~is_end)
+    first = count_leading_true(~is_end)
     return torch.minimum(count, first + 1), first < count
 
 
-def num_leading(
+def count_leading_true(
     flags: Tensor,  # [B, W]
 ) -> Tensor:  # [B]
     """Return how many of each row stand before the first that is false."""
@@ -265,7 +270,7 @@ def num_leading(
     return torch.where(flags, width, order).amin(dim=1) if width else flags.sum(dim=1)
 
 
-def kept_by_host(
+def num_kept_by_host(
     readings: Sequence[Reading],
     tokens: Tensor,  # [B, W]
     count: Tensor,  # [B]
@@ -314,14 +319,14 @@ def first_state(prompts: Sequence[Sequence[int]], ending: Ending, cache: KVCache
         readings=tuple(map(ending.reading, prompts)) if ending.asks_host else (),
         cached=cache.lengths,
         pace=torch.zeros((len(prompts), 0), dtype=torch.float64, device=device),
-        carried=torch.zeros((len(prompts), 1, 0), device=device),
-        num_carried=torch.zeros_like(lengths),
+        lookahead_hidden=torch.zeros((len(prompts), 1, 0), device=device),
+        num_lookahead_hidden=torch.zeros_like(lengths),
         max_pending=max(map(len, prompts)),
         draft_pending=max(map(len, prompts)),
     )
 
 
-def most_of(
+def bound_or_max(
     state: State,
     numbers: Tensor,  # [B]
     bound: int,
@@ -330,7 +335,7 @@ def most_of(
     return bound if is_fixed(state) else int(numbers.max())
 
 
-def any_of(
+def may_any(
     state: State,
     which: Tensor,  # [...]
 ) -> bool:
@@ -340,4 +345,4 @@ def any_of(
 
 def is_fixed(state: State) -> bool:
     """Say whether the shapes of a step may depend on nothing that is in its tensors."""
-    return state.cache.sight is not None
+    return state.cache.kv_length is not None

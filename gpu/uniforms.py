@@ -13,58 +13,58 @@ from torch import Tensor
 from pass_sampling.reference.config import check_integer
 
 from .batch_record import Choices
-from .host import at_hand
+from .host import is_on_cpu
 from .sampling import Probs, cell_edges, draw
 
-CYCLES_AHEAD = 32  # whose uniforms are made together: behind a pass the generator's code has left the caches
-Slots = Mapping[str, int]
-"""A cycle's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
+STEPS_AHEAD = 32  # whose uniforms are made together: after a pass the generator's code has left the caches
+NamedUniforms = Mapping[str, int]
+"""A step's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
 
 
-def tape(
+def uniform_stream(
     seed: int,
     request: int | Sequence[int],
-    cycle: int,
-    num_slots: int,
+    step: int,
+    num_uniforms: int,
     *,
     device: torch.device | str = "cpu",
-) -> Tensor:  # [num_slots], or [B, num_slots] for B requests
-    """Return the uniforms of one cycle of one request or of several, in [0, 1), multiples of 2^-53.
+) -> Tensor:  # [num_uniforms], or [B, num_uniforms] for B requests
+    """Return the uniforms of one step of one request or of several, in [0, 1), multiples of 2^-53.
 
-    They depend on nothing else, not on what a request is batched with, and no two cycles, requests or seeds share a
+    They depend on nothing else, not on what a request is batched with, and no two steps, requests or seeds share a
     number. A longer row begins with the shorter one.
 
     Raises:
         ValueError: a number is no integer, is negative or does not fit in 64 bits.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
-    with the cycle in the counter's second word, which the draws of one cycle never reach.
+    with the step in the counter's second word, which the draws of one step never reach.
     """
     requests = list(request) if isinstance(request, Sequence) else [request]
-    rows = tapes(seed, requests, cycle, 1, num_slots, device=device)[0]
+    rows = uniform_streams(seed, requests, step, 1, num_uniforms, device=device)[0]
     return rows if isinstance(request, Sequence) else rows[0]
 
 
-def tapes(
+def uniform_streams(
     seed: int,
     requests: Sequence[int],
     first: int,
-    num_cycles: int,
-    num_slots: int,
+    num_steps: int,
+    num_uniforms: int,
     *,
     device: torch.device | str = "cpu",
-) -> Tensor:  # [num_cycles, B, num_slots]
-    """Return the uniforms of some cycles, from the first on, as `tape` does of each; quicker than one by one.
+) -> Tensor:  # [num_cycles, B, num_uniforms]
+    """Return the uniforms of some steps, from the first on, as `uniform_stream` does of each; quicker than one by one.
 
     Raises:
         ValueError: a number is no integer, is negative or does not fit in 64 bits.
     """
-    for name, value in (("seed", seed), *(("request", value) for value in requests), ("cycle", first)):
+    for name, value in (("seed", seed), *(("request", value) for value in requests), ("step", first)):
         check_integer(name, value, 0, 2**64 - 1)
-    check_integer("cycle", int(first) + max(num_cycles, 1) - 1, 0, 2**64 - 1)
+    check_integer("step", int(first) + max(num_steps, 1) - 1, 0, 2**64 - 1)
     counter = np.array([0, first, 0, 0], np.uint64)
-    to_next = 2**64 - -(-num_slots // 4)  # behind the blocks of four that a cycle has used
-    found = np.empty((num_cycles, len(requests), num_slots))
+    to_next = 2**64 - -(-num_uniforms // 4)  # after the blocks of four that a step has used
+    found = np.empty((num_steps, len(requests), num_uniforms))
     for place, request in enumerate(requests):
         philox = np.random.Philox(counter=counter, key=np.array([seed, request], np.uint64))
         generator = np.random.Generator(philox)
@@ -75,30 +75,30 @@ def tapes(
 
 
 def check_uniforms(
-    uniforms: Tensor,  # [B, num_slots]
-    num_slots: int,
+    uniforms: Tensor,  # [B, num_uniforms]
+    num_uniforms: int,
 ) -> None:
-    """Refuse what are no uniforms of a cycle.
+    """Refuse what are no uniforms of a step.
 
     Raises:
         ValueError: the rows have another length than the slots together, or hold a number outside [0, 1); the latter
             is checked on the CPU alone, where asking costs no synchronisation.
     """
-    if uniforms.shape[1:] != (num_slots,):
-        raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_slots,)}")
-    if not at_hand(uniforms):
+    if uniforms.shape[1:] != (num_uniforms,):
+        raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_uniforms,)}")
+    if not is_on_cpu(uniforms):
         return
     if not all(0 <= uniform < 1 for row in uniforms.tolist() for uniform in row):  # quicker than to compare tensors
         raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
 
 
-class Draws:
-    """One cycle's uniforms of a batch, handed out by slot name; each uniform serves one decision."""
+class UniformRow:
+    """One step's uniforms of a batch, handed out by slot name; each uniform serves one decision."""
 
     def __init__(
         self,
-        uniforms: Tensor,  # [B, num_slots]
-        slots: Slots,
+        uniforms: Tensor,  # [B, num_uniforms]
+        named_uniforms: NamedUniforms,
         trace: bool = False,
     ):
         """Lay the slots over the rows; with `trace`, keep what every uniform was compared with.
@@ -106,47 +106,47 @@ class Draws:
         Raises:
             ValueError: see `check_uniforms`.
         """
-        check_uniforms(uniforms, sum(slots.values()))
+        check_uniforms(uniforms, sum(named_uniforms.values()))
         self._uniforms = uniforms
-        self._slots = slots
-        self._start = dict(zip(slots, accumulate(slots.values(), initial=0), strict=False))
+        self._named = named_uniforms
+        self._start = dict(zip(named_uniforms, accumulate(named_uniforms.values(), initial=0), strict=False))
         self._used: set[int] = set()
         self.choices: tuple[Choices, ...] | None = () if trace else None  # those made so far, in order
 
-    def room(self, slot: str) -> int:
+    def room(self, name: str) -> int:
         """Return how many uniforms a slot holds."""
-        return self._slots[slot]
+        return self._named[name]
 
     def token(
         self,
-        slot: str,
+        name: str,
         probs: Probs,  # [B, V]
         index: int = 0,
         active: Tensor | None = None,  # [B]
     ) -> Tensor:  # [B]
-        """Draw a token from a law with the uniform `slot[index]`, in each row; only active rows are traced."""
+        """Draw a token from a distribution with the uniform `slot[index]`, in each row; only active rows are traced."""
         asked = None if active is None else active.unsqueeze(1)
-        return self.tokens(slot, probs[:, None], index, asked).squeeze(1)
+        return self.tokens(name, probs[:, None], index, asked).squeeze(1)
 
     def tokens(
         self,
-        slot: str,
+        name: str,
         probs: Probs,  # [B, K, V]
         index: int = 0,
         active: Tensor | None = None,  # [B, K]
     ) -> Tensor:  # [B, K]
-        """Draw K tokens from K laws, with the uniforms from `slot[index]` on."""
-        return self._draw(self._take(slot, index, probs.shape[1]), probs, active)
+        """Draw K tokens from K distributions, with the uniforms from `slot[index]` on."""
+        return self._draw(self._take(name, index, probs.shape[1]), probs, active)
 
     def tokens_at(
         self,
-        slot: str,
+        name: str,
         probs: Probs,  # [B, K, V]
         indices: Sequence[int],
         active: Tensor,  # [B, K]
     ) -> Tensor:  # [B, K]
-        """Draw K tokens from K laws, each with the uniform of the slot that its index says."""
-        return self._draw([self._take(slot, index, 1).start for index in indices], probs, active)
+        """Draw K tokens from K distributions, each with the uniform of the slot that its index says."""
+        return self._draw([self._take(name, index, 1).start for index in indices], probs, active)
 
     def _draw(
         self,
@@ -161,18 +161,18 @@ class Draws:
 
     def restrict(
         self,
-        slot: str,
+        name: str,
         active: Tensor,  # [B, K]
     ) -> None:
         """Say, once it is known, which draws of a slot were asked for; the others are no choices of their row."""
-        asked = dict(enumerate(active.unbind(1), self._start[slot]))
+        asked = dict(enumerate(active.unbind(1), self._start[name]))
         self._record(
-            lambda made: tuple(replace(each, active=each.active & asked.get(each.slot, True)) for each in made)
+            lambda made: tuple(replace(each, active=each.active & asked.get(each.column, True)) for each in made)
         )
 
     def accept(
         self,
-        slot: str,
+        name: str,
         accept_prob: Probs,  # [B, K]
         index: int = 0,
         from_last: bool = False,
@@ -182,7 +182,7 @@ class Draws:
         The draws of a row are traced up to its first rejection, or if asked `from_last`, backwards to its first
         acceptance; and among the probabilities that are not NaN, which stands for "not asked".
         """
-        columns = self._take(slot, index, accept_prob.shape[1])
+        columns = self._take(name, index, accept_prob.shape[1])
         accepted = self._uniforms[:, columns] < accept_prob
         self._record(lambda made: (*made, *_asked(columns, accept_prob, accepted, from_last)))
         return accepted
@@ -192,13 +192,13 @@ class Draws:
         if self.choices is not None:
             self.choices = change(self.choices)
 
-    def _take(self, slot: str, index: int, count: int) -> slice:
-        start = self._start[slot] + index
+    def _take(self, name: str, index: int, count: int) -> slice:
+        start = self._start[name] + index
         columns = range(start, start + count)
-        if not 0 <= index <= index + count <= self._slots[slot]:
-            raise RuntimeError(f"uniform {slot}[{index + count - 1}] is not in its slot of {self._slots[slot]}")
+        if not 0 <= index <= index + count <= self._named[name]:
+            raise RuntimeError(f"uniform {name}[{index + count - 1}] is not in its slot of {self._named[name]}")
         if not self._used.isdisjoint(columns):
-            raise RuntimeError(f"uniform {slot}[{index}] would serve two decisions")
+            raise RuntimeError(f"uniform {name}[{index}] would serve two decisions")
         self._used.update(columns)
         return slice(start, start + count)
 
@@ -210,8 +210,8 @@ def _asked(
     from_last: bool,
 ) -> list[Choices]:
     """Return the choices of some acceptances, in the order in which they were asked for."""
-    goes_on = ~accepted.flip(1) if from_last else accepted
-    asked = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on[:, :-1]], dim=1).cumprod(dim=1).bool()
+    has_bonus_row = ~accepted.flip(1) if from_last else accepted
+    asked = torch.cat([torch.ones_like(has_bonus_row[:, :1]), has_bonus_row[:, :-1]], dim=1).cumprod(dim=1).bool()
     asked = (asked.flip(1) if from_last else asked) & ~accept_prob.isnan()
     edges = torch.stack([accept_prob, torch.ones_like(accept_prob)], dim=-1)
     return _split(columns, edges, (~accepted).long(), asked)[:: -1 if from_last else 1]
@@ -225,5 +225,8 @@ def _split(
 ) -> list[Choices]:
     """Part K choices of a batch."""
     active = torch.ones_like(outcomes, dtype=torch.bool) if active is None else active
-    slots = range(columns.start, columns.stop) if isinstance(columns, slice) else columns
-    return [Choices(slot, edges[:, place], outcomes[:, place], active[:, place]) for place, slot in enumerate(slots)]
+    named_uniforms = range(columns.start, columns.stop) if isinstance(columns, slice) else columns
+    return [
+        Choices(name, edges[:, place], outcomes[:, place], active[:, place])
+        for place, name in enumerate(named_uniforms)
+    ]

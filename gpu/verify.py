@@ -1,15 +1,15 @@
-"""The heart: how many drafted tokens survive, and which token follows them, so that the target's law is kept.
+"""The heart: how many drafted tokens survive, and which token follows them, so that the target's distribution is kept.
 
-Every rule takes the drafts `x_1 .. x_K`, the laws they were drawn from, and the target's laws behind the prefix and
-behind each draft, and returns a run of accepted drafts and one final token. Whatever the draft laws are, the tokens
-emitted are distributed as if each had been drawn from the target.
+Every rule takes the drafts `x_1 .. x_K`, the distributions they were drawn from, and the target's distributions after
+the prefix and after each draft, and returns a run of accepted drafts and one final token. Whatever the draft
+distributions are, the tokens emitted are distributed as if each had been drawn from the target.
 
-Rows of a batch may have drafted fewer than K tokens: `num_draft` says how many; what stands behind them is ignored.
-Where the last draft ends the text (`goes_on` is false), the target has no law behind it, and if all drafts are accepted
-the final token means nothing.
+Rows of a batch may have drafted fewer than K tokens: `num_draft` says how many; what stands after them is ignored.
+Where the last draft ends the text (`has_bonus_row` is false), the target has no distribution after it, and if all
+drafts are accepted the final token means nothing.
 
-Glossary of shapes: B batch, K drafts, N rows of laws, V vocabulary. Row i of `target_probs` is the law of the
-token after i drafts.
+Glossary of shapes: B batch, K drafts, N rows of distributions, V vocabulary. Row i of `target_probs` is the
+distribution of the token after i drafts.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .sampling import Probs
-from .state import num_leading
-from .uniforms import Draws
+from .state import count_leading_true
+from .uniforms import UniformRow
 
 Tokens = Tensor
 
@@ -37,7 +37,7 @@ class Verification:
 
 
 def accept_probs(
-    target_probs: Probs,  # [B, K+1, V], or [B, K, V] without the law behind the last draft
+    target_probs: Probs,  # [B, K+1, V], or [B, K, V] without the distribution after the last draft
     draft_probs: Probs,  # [B, K, V]
     draft_tokens: Tokens,  # [B, K]
 ) -> Probs:  # [B, K]
@@ -57,12 +57,12 @@ def residual_probs(
     draft_probs: Probs,  # [..., V]
     weight: Tensor | float = 1.0,  # [..., 1], or []
 ) -> Probs:  # [..., V]
-    """Return the law of the token that replaces a rejected draft.
+    """Return the distribution of the token that replaces a rejected draft.
 
     residual = max(0, weight target_probs - draft_probs) / sum(max(0, weight target_probs - draft_probs))
 
-    Laws that differ by rounding alone may leave nothing; a rejection is then itself a rounding event, of probability
-    near 2^-53, and the target's row stands in.
+    Distributions that differ by rounding alone may leave nothing; a rejection is then itself a rounding event, of
+    probability near 2^-53, and the target's row stands in.
 
     Source: Chen et al. 2023, Eq. 2; Leviathan et al. 2023, Sec. 2.3; with a weight, `block_probs`.
     """
@@ -75,20 +75,20 @@ def verify_token(
     target_probs: Probs,  # [B, K+1, V]
     draft_probs: Probs,  # [B, K, V]
     draft_tokens: Tokens,  # [B, K]
-    draws: Draws,
+    draws: UniformRow,
     num_draft: Tensor,  # [B]
-    goes_on: Tensor,  # [B]
+    has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
-    """Accept drafts one by one until the first rejection, and replace that one from the residual law.
+    """Accept drafts one by one until the first rejection, and replace that one from the residual distribution.
 
     Source: Chen et al. 2023, Algorithm 2; Leviathan et al. 2023, Algorithm 1.
     """
     accept = accept_probs(target_probs, draft_probs, draft_tokens)
     asked = drafted(draft_tokens, num_draft) & active.unsqueeze(1)
     accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")))
-    num_accepted = num_leading(accepted)
-    final_token = _final_token(target_probs, draft_probs, None, num_accepted, draws, num_draft, goes_on, active)
+    num_accepted = count_leading_true(accepted)
+    final_token = _final_token(target_probs, draft_probs, None, num_accepted, draws, num_draft, has_bonus_row, active)
     return Verification(num_accepted, final_token, accept)
 
 
@@ -96,9 +96,9 @@ def verify_block(
     target_probs: Probs,  # [B, K+1, V]
     draft_probs: Probs,  # [B, K, V]
     draft_tokens: Tokens,  # [B, K]
-    draws: Draws,
+    draws: UniformRow,
     num_draft: Tensor,  # [B]
-    goes_on: Tensor,  # [B]
+    has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
     """Keep the longest run of drafts that their joint ratio allows, asking from the longest down.
@@ -113,7 +113,9 @@ def verify_block(
     accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")), from_last=True)
     lengths = torch.arange(1, draft_tokens.shape[1] + 1, device=draft_tokens.device)
     num_accepted = (accepted * lengths).amax(dim=1) if draft_tokens.shape[1] else torch.zeros_like(num_draft)
-    final_token = _final_token(target_probs, draft_probs, weights, num_accepted, draws, num_draft, goes_on, active)
+    final_token = _final_token(
+        target_probs, draft_probs, weights, num_accepted, draws, num_draft, has_bonus_row, active
+    )
     return Verification(num_accepted, final_token, accept)
 
 
@@ -129,8 +131,9 @@ def block_probs(
 
     accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
 
-    A run of weight 0 has been ruled out, and nothing is asked of the rows behind it. Where the target has no law (NaN),
-    the draft's replaces it. Any law would do: the tokens before that row do not depend on it, and the text ends there.
+    A run of weight 0 has been ruled out, and nothing is asked of the rows after it. Where the target has no
+    distribution (NaN), the draft's replaces it. Any distribution would do: the tokens before that row do not depend on
+    it, and the text ends there.
 
     Source: Sun et al. 2024 (arXiv 2403.10444), Eqs. 3 and 4.
     """
@@ -148,7 +151,7 @@ def block_probs(
     inner = found[:, 1:num_tokens]
     gained = (inner.unsqueeze(-1) * target_probs[:, 1:num_tokens] - draft_probs[:, 1:]).clamp(min=0.0).sum(dim=-1)
     kept = torch.where(inner == 1, 1.0, gained / (gained + 1.0 - inner))
-    kept = torch.where(inner > 0, kept, 0.0).nan_to_num(nan=0.0)  # where a row has no law, nothing is gained
+    kept = torch.where(inner > 0, kept, 0.0).nan_to_num(nan=0.0)  # where a row has no distribution, nothing is gained
     longest = torch.arange(1, num_tokens + 1, device=draft_tokens.device) == num_draft.unsqueeze(1)
     return found, torch.where(longest, found[:, 1:], torch.cat([kept, found[:, num_tokens:]], dim=1)[:, :num_tokens])
 
@@ -158,9 +161,9 @@ def _final_token(
     draft_probs: Probs,  # [B, K, V]
     weights: Tensor | None,  # [B, K+1]
     num_accepted: Tensor,  # [B]
-    draws: Draws,
+    draws: UniformRow,
     num_draft: Tensor,  # [B]
-    goes_on: Tensor,  # [B]
+    has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Tensor:  # [B]
     """Draw the correction from the residual, weighted or not, or the bonus token where all drafts were accepted."""
@@ -171,25 +174,25 @@ def _final_token(
         weight = () if weights is None else (weights.gather(1, num_accepted.unsqueeze(1)),)
         residual = residual_probs(final_probs, rejected_probs, *weight)
         final_probs = torch.where(is_correction.unsqueeze(1), residual, final_probs)
-    return draws.token("final", final_probs, active=active & (is_correction | goes_on))
+    return draws.token("final", final_probs, active=active & (is_correction | has_bonus_row))
 
 
 def verify_match(
     target_probs: Probs,  # [B, K+1, V]
     draft_probs: Probs,  # [B, K, V]
     draft_tokens: Tokens,  # [B, K]
-    draws: Draws,
+    draws: UniformRow,
     num_draft: Tensor,  # [B]
-    goes_on: Tensor,  # [B]
+    has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
     """Draw each token from the target and go on while the draw equals the draft.
 
     accept[i] = target_probs[i, x_i]
 
-    Every token emitted is the target's own draw, so the law is kept for any draft; the drafts only decide how many
-    rows of the pass are used. The acceptance is never above the token rule's, whose draft law it does not need: the
-    control that a cleverer rule must beat.
+    Every token emitted is the target's own draw, so the distribution is kept for any draft; the drafts only decide how
+    many rows of the pass are used. The acceptance is never above the token rule's, whose draft distribution it does not
+    need: the control that a cleverer rule must beat.
 
     Source: the rule of Stern et al. 2018 (arXiv 1811.03115), Sec. 3, with draws in place of likeliest tokens.
     """
@@ -205,7 +208,7 @@ def verify_match(
         final_token = torch.where(asked & ~matched, token, final_token)
         num_accepted = num_accepted + (asked & matched)
         going = going & (matched | (i >= num_draft))
-    bonus_token = draws.token("final", row(target_probs, num_draft.clamp(max=num_tokens)), active=going & goes_on)
+    bonus_token = draws.token("final", row(target_probs, num_draft.clamp(max=num_tokens)), active=going & has_bonus_row)
     final_token = torch.where(going, bonus_token, final_token)
     return Verification(num_accepted, final_token, accept)
 
@@ -226,5 +229,5 @@ def row(
     return rows.gather(1, index[:, None, None].expand(-1, 1, rows.shape[2])).squeeze(1)
 
 
-VerifyRule = Callable[[Probs, Probs, Tokens, Draws, Tensor, Tensor, Tensor], Verification]
+VerifyRule = Callable[[Probs, Probs, Tokens, UniformRow, Tensor, Tensor, Tensor], Verification]
 RULES: dict[str, VerifyRule] = {"token": verify_token, "block": verify_block, "match": verify_match}

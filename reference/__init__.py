@@ -1,8 +1,8 @@
 """The specification: exact parallel speculative sampling in NumPy.
 
-Read in this order: `sampling` and `tape` (a law, a uniform, a token), `verify` (the theorem), `methods.autoregressive`
-and `methods.lookahead` (PaSS), `generation` (the loop), `law` (the proof by enumeration); then `layers`, `cache` and
-`transformer` (the model), `checkpoint` and `lookahead` (its files).
+Read in this order: `sampling` and `uniform_stream` (a distribution, a uniform, a token), `verify` (the theorem),
+`methods.autoregressive` and `methods.lookahead` (PaSS), `generation` (the loop), `distribution` (the proof by
+enumeration); then `layers`, `cache` and `transformer` (the model), `checkpoint` and `lookahead` (its files).
 
 Everything here handles one sequence; `pass_sampling.gpu` mirrors it for batches.
 """

@@ -1,4 +1,4 @@
-"""The state of one sequence between two cycles.
+"""The state of one sequence between two steps.
 
 Glossary of shapes: L look-ahead vectors, D' hidden state.
 
@@ -16,7 +16,7 @@ from .ending import Ending, Reading
 from .model.cache import KVCache, same
 from .model.layers import Array
 from .record import Generation, NotFiniteError, Record
-from .uniforms import tape
+from .uniforms import uniform_stream
 
 if TYPE_CHECKING:
     from .methods.base import Method
@@ -32,7 +32,7 @@ class State:
     step has moved on is refused.
 
     A drafter's cache lies beside, of which any prefix will do: it only saves work. `pace` is what the schedule of draft
-    lengths remembers, and `carried` what the last pass has computed for the next drafts.
+    lengths remembers, and `lookahead_hidden` what the last pass has computed for the next drafts.
     """
 
     tokens: tuple[int, ...]  # prompt and new tokens
@@ -44,17 +44,17 @@ class State:
     end: str | None = None  # why the text has ended, see `Ending.reason`
     draft_cache: KVCache | None = None
     pace: tuple[float, ...] = ()
-    carried: Array | None = None  # [L+1, D'] the last text row's hidden state, and its look-ahead group's
+    lookahead_hidden: Array | None = None  # [L+1, D'] the last text row's hidden state, and its look-ahead group's
 
     @property
     def new_tokens(self) -> tuple[int, ...]:
-        """The committed tokens behind the prompt."""
+        """The committed tokens after the prompt."""
         return self.tokens[self.prompt_length :]
 
     @property
     def key(self) -> tuple[tuple[int, ...], tuple[float, ...], bool]:
-        """What the future depends on, of two states behind one prompt."""
-        return self.new_tokens, self.pace, self.carried is not None
+        """What the future depends on, of two states after one prompt."""
+        return self.new_tokens, self.pace, self.lookahead_hidden is not None
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -81,22 +81,27 @@ class State:
         for cache in self.caches:
             cache.truncate(min(cache.length, length))
 
-    def commit(self, record: Record, sound: int | None = None) -> tuple[State, Record]:
-        """Append a cycle's tokens one by one until one of them ends the text; what follows it is dropped.
+    def commit(self, record: Record, valid_length: int | None = None) -> tuple[State, Record]:
+        """Append a step's tokens one by one until one of them ends the text; what follows it is dropped.
 
         The caches, which may hold rows of dropped tokens, are cut to the committed prefix, and the record with them.
-        If given, `sound` is how much of them is true at most: behind it stand rejected drafts and look-ahead rows.
+        If given, `valid_length` is how much of them is true at most: after it stand rejected drafts and look-ahead
+        rows.
         """
         count, end = self.reading.first(record.tokens)
         tokens, reading = self.tokens + record.tokens[:count], self.reading.after(record.tokens[:count])
-        self.keep(len(tokens) if sound is None else min(len(tokens), sound))
+        self.keep(len(tokens) if valid_length is None else min(len(tokens), valid_length))
         return replace(self, tokens=tokens, reading=reading, cached=self.cache.length, end=end), record.cut(count)
 
     def agrees(self, other: State) -> bool:
         """Say whether two states have the same future: the same tokens and, up to rounding, the same cached rows."""
         if (self.key, self.tokens, self.cached, self.end) != (other.key, other.tokens, other.cached, other.end):
             return False
-        if self.carried is not None and other.carried is not None and not same(self.carried, other.carried):
+        if (
+            self.lookahead_hidden is not None
+            and other.lookahead_hidden is not None
+            and not same(self.lookahead_hidden, other.lookahead_hidden)
+        ):
             return False
         return all(cache.agrees(others) for cache, others in zip(self.caches, other.caches, strict=True))
 
@@ -112,7 +117,7 @@ class State:
 
 
 Callback = Callable[[int, Record], None]
-"""Called as `callback(request, record)` after every cycle of a request: `record.tokens` are new in its text."""
+"""Called as `callback(request, record)` after every step of a request: `record.tokens` are new in its text."""
 
 
 def generate(
@@ -141,10 +146,10 @@ def generate(
         stop_strings: strings that end the text once they stand in the decoded new tokens; default: the model's own
             where there is `decode`, else none, and the log says so.
         decode: turns new tokens into text; needed for stop strings.
-        seed: picks the tape of uniforms.
+        seed: picks the uniform stream of uniforms.
         request: number of this request; requests of one seed share no uniform.
-        trace: keep in every record the laws that the uniforms were compared with.
-        callback: called with the record of every cycle, as soon as its tokens are committed.
+        trace: keep in every record the distributions that the uniforms were compared with.
+        callback: called with the record of every step, as soon as its tokens are committed.
 
     Raises:
         ValueError: an argument is out of range.
@@ -153,7 +158,7 @@ def generate(
     state = method.start(prompt, _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode))
     records: list[Record] = []
     while state.end is None:
-        uniforms = tape(seed, request, len(records), method.num_slots)
+        uniforms = uniform_stream(seed, request, len(records), method.num_uniforms)
         state, record = method.step(state, uniforms, trace)
         records.append(record)
         if callback is not None:

@@ -1,4 +1,4 @@
-"""What one cycle did, and what a whole generation did: plain values that both packages share field by field."""
+"""What one step did, and what a whole generation did: plain values that both packages share field by field."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Choice:
     has two, accepted (0) and rejected (1).
     """
 
-    slot: int  # column of the cycle's row of uniforms
+    column: int  # column of the step's row of uniforms
     edges: npt.NDArray[np.float64]  # [outcomes] upper edges; the first cell begins at 0, the last edge is exactly 1
     outcome: int
 
 
 @dataclass(frozen=True)
 class Record:
-    """One cycle of one sequence.
+    """One step of one sequence.
 
     `tokens` are those committed, in order, cut where the text ended; `sources` says how each came: "exact" (from a
     row of the target, before any draft), "accepted", "correction" (after a rejection) or "bonus" (after none).
@@ -36,22 +36,22 @@ class Record:
 
     tokens: tuple[int, ...]
     sources: tuple[str, ...]
-    log_probs: tuple[float, ...]  # log of the target law at each committed token, nats
+    log_probs: tuple[float, ...]  # log of the target distribution at each committed token, nats
     draft_tokens: tuple[int, ...] = ()  # [K]
-    draft_token_probs: tuple[float, ...] = ()  # [K] the draft law at each draft token
-    target_token_probs: tuple[float, ...] = ()  # [K] the target law at each draft token
+    draft_token_probs: tuple[float, ...] = ()  # [K] the draft distribution at each draft token
+    target_token_probs: tuple[float, ...] = ()  # [K] the target distribution at each draft token
     accept_probs: tuple[float, ...] = ()  # [K] the chance that each draft token had, once reached
-    draft_parents: tuple[int, ...] = ()  # [K], or [0]: in a tree, which draft each stands behind, -1 for none
+    draft_parents: tuple[int, ...] = ()  # [K], or [0]: in a tree, which draft each stands after, -1 for none
     num_accepted: int = 0  # draft tokens that passed verification
     final_token: int | None = None  # the correction or bonus token, if it was committed
     num_forward_passes: int = 1
     num_positions: int = 1  # rows fed through the model
     num_draft_passes: int = 0  # passes of a draft model
-    choices: tuple[Choice, ...] | None = field(default=None, compare=False)  # whole laws, when traced
+    choices: tuple[Choice, ...] | None = field(default=None, compare=False)  # whole distributions, when traced
 
     @property
     def draft_depth(self) -> int:
-        """The most drafts that stand behind one another."""
+        """The most drafts that stand after one another."""
         depths: list[int] = []
         for parent in self.draft_parents:
             depths.append(depths[parent] + 1 if parent >= 0 else 1)
@@ -80,7 +80,7 @@ class Generation:
 
     @property
     def log_probs(self) -> tuple[float, ...]:
-        """Log of the target law at each new token, nats."""
+        """Log of the target distribution at each new token, nats."""
         return tuple(value for record in self.records for value in record.log_probs)
 
     @property
@@ -105,7 +105,7 @@ class Generation:
 
     @property
     def num_drafts(self) -> int:
-        """Cycles in which at least one token was drafted and verified."""
+        """Steps in which at least one token was drafted and verified."""
         return sum(1 for record in self.records if record.draft_tokens)
 
     @property

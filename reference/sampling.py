@@ -1,4 +1,4 @@
-"""From logits to a probability law, and from a law and a uniform to a token. All of it in float64."""
+"""From logits to a probability distribution, and from a distribution and a uniform to a token. All of it in float64."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TOP_P_TOLERANCE = 2.0**-24
 Processor = Callable[[tuple[int, ...], Array], Array]
 """A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
 
-It is asked about prefixes that end in drafts, too, but never about one behind which the text has ended.
+It is asked about prefixes that end in drafts, too, but never about one after which the text has ended.
 """
 
 
-def has_law(
+def has_distribution(
     logits: Array,  # [V]
 ) -> bool:
-    """Say whether a row of logits makes a law: no NaN, no +inf, and not all of it -inf."""
+    """Say whether a row of logits makes a distribution: no NaN, no +inf, and not all of it -inf."""
     return bool(np.isfinite(logits.max()))
 
 
@@ -33,19 +33,19 @@ def probs_from_logits(
     sampling: SamplingConfig,
     where: str = "logits",
 ) -> Probs:  # [V]
-    """Return the law that the settings make of a row of logits, in the order temperature, top-k, top-p.
+    """Return the distribution that the settings make of a row of logits, in the order temperature, top-k, top-p.
 
     probs = softmax(logits / temperature), restricted to top-k, renormalised, restricted to top-p, renormalised
 
-    Temperature 0 is the one-hot law at the largest logit, the lowest id among equals. Top-k keeps every token whose
-    logit is at least the k-th largest, so ties survive together. What is larger or equal is decided in float32, see
-    `compared_logits`. -inf is a mask.
+    Temperature 0 is the one-hot distribution at the largest logit, the lowest id among equals. Top-k keeps every token
+    whose logit is at least the k-th largest, so ties survive together. What is larger or equal is decided in float32,
+    see `compared_logits`. -inf is a mask.
 
     Raises:
         NotFiniteError: a logit is NaN or +inf, or all are -inf; the message starts with `where`.
     """
     largest = logits.max()
-    if not has_law(logits):
+    if not has_distribution(logits):
         raise NotFiniteError(f"{where}: the largest logit is {largest}, expected a finite number")
     compared = compared_logits(logits)
     if sampling.temperature == 0:
@@ -97,7 +97,7 @@ def _restrict_to_top_p(
 
 
 def one_hot(token: int, vocab_size: int) -> Probs:  # [V]
-    """Return the law that gives one token probability 1."""
+    """Return the distribution that gives one token probability 1."""
     probs = np.zeros(vocab_size)
     probs[token] = 1.0
     return probs

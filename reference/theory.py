@@ -1,7 +1,7 @@
 """What theory promises: acceptance, tokens per call, speed-ups, the best number of drafts.
 
-Nothing is drawn: acceptance is measured from laws, and the rest follows. Costs are in passes of the target over one
-row, the price of a token without drafts, so every speed-up is one over plain decoding.
+Nothing is drawn: acceptance is measured from distributions, and the rest follows. Costs are in passes of the target
+over one row, the price of a token without drafts, so every speed-up is one over plain decoding.
 
 Glossary of shapes: N places in texts, K drafts, V vocabulary.
 
@@ -40,10 +40,10 @@ def acceptance_rate(
     accept_rate = E[sum_v min(target_probs[v] / lenience, draft_probs[v])], or E[sum_v target_probs[v] draft_probs[v]]
 
     The latter by the match rule. The mean is over places, alike unless `weights` says how often each was reached. No
-    rule here is lenient: that would make the law another, `lenient_law`.
+    rule here is lenient: that would make the distribution another, `lenient_distribution`.
 
     Raises:
-        ValueError: rows that are not laws, a draft never reached, another rule, or a lenience outside (0, 1].
+        ValueError: rows that are not distributions, a draft never reached, another rule, or a lenience outside (0, 1].
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6, App. A.5; match: Stern et al. 2018, Sec. 3.
     """
@@ -57,17 +57,18 @@ def acceptance_rate(
     return np.minimum(1.0, np.average(overlap, axis=0, weights=weights))
 
 
-def lenient_law(
+def lenient_distribution(
     target_probs: Probs,  # [V]
     draft_probs: Probs,  # [V]
     lenience: float,
 ) -> Probs:  # [V]
-    """Return the law of the token that comes out if the draft law is taken for `lenience` times what it is.
+    """Return the distribution of the token if the draft distribution is taken for `lenience` times what it is.
 
-    law = accepted + (1 - sum(accepted)) norm(max(0, target_probs - lenience draft_probs)) <= target_probs / lenience
+    distribution = accepted + (1 - sum(accepted)) norm(max(0, target_probs - lenience draft_probs)) <= target_probs /
+    lenience
 
     Raises:
-        ValueError: rows that are not laws, or a lenience outside (0, 1].
+        ValueError: rows that are not distributions, or a lenience outside (0, 1].
 
     Source: Leviathan et al. 2023, App. A.5.
     """
@@ -192,19 +193,19 @@ def _cost(pass_cost: PassCost | None, num_rows: int) -> float:
 
 
 def _accepted(target_probs: Probs, draft_probs: Probs, lenience: float) -> Probs:
-    """Return the probability that each token is drafted and accepted, if every row is a law."""
+    """Return the probability that each token is drafted and accepted, if every row is a distribution."""
     if not 0 < lenience <= 1:
         raise ValueError(f"lenience: found {lenience!r:.80}, expected a number above 0 and at most 1")
-    check_laws(target_probs, draft_probs)
+    check_distributions(target_probs, draft_probs)
     with np.errstate(over="ignore"):
         return np.asarray(np.minimum(target_probs / lenience, draft_probs))
 
 
-def check_laws(
+def check_distributions(
     target_probs: Probs,  # [..., V]
     draft_probs: Probs,  # [..., V]
 ) -> None:
-    """Raise ValueError unless both are laws, row by row, of one shape."""
+    """Raise ValueError unless both are distributions, row by row, of one shape."""
     if not target_probs.size or target_probs.shape != draft_probs.shape:
         raise ValueError(f"draft_probs: found shape {draft_probs.shape}, expected {target_probs.shape}, and some rows")
     for name, probs in (("target_probs", target_probs), ("draft_probs", draft_probs)):
@@ -230,16 +231,16 @@ def candidate_acceptance(
     match: the sum of target_probs over the candidates, on average; without-replacement: see `_rejection`
 
     With one candidate, all but match are Leviathan's sum(min(target_probs, draft_probs)). Without replacement the sum
-    runs over ordered draws, V^(C-1) of them, or as many as the draft law has tokens; at temperature 0 there is but one,
-    and the chance is the target's probability of the C likeliest tokens.
+    runs over ordered draws, V^(C-1) of them, or as many as the draft distribution has tokens; at temperature 0 there is
+    but one, and the chance is the target's probability of the C likeliest tokens.
 
     Raises:
-        ValueError: rows that are not laws, an unknown rule, or no candidates.
+        ValueError: rows that are not distributions, an unknown rule, or no candidates.
 
     Source: Sun et al. 2023 (arXiv 2310.15141) for K-SEQ; Jeon et al. 2024 (arXiv 2402.14160) with replacement.
     """
     check_integer("num_candidates", num_candidates, 1, MOST_DRAFTS)
-    check_laws(target_probs, draft_probs)
+    check_distributions(target_probs, draft_probs)
     if rule not in RULES:
         raise ValueError(f"rule: found {rule!r:.80}, expected one of {', '.join(sorted(RULES))}")
     if rule == "k-seq":
@@ -297,7 +298,7 @@ def _without(
     probs: Probs,  # [V]
     token: int,
 ) -> Probs:  # [V]
-    """Return a law without one of its tokens, or zeros where none is left."""
+    """Return a distribution without one of its tokens, or zeros where none is left."""
     others = np.where(np.arange(probs.size) == token, 0.0, probs)
     return others / others.sum() if others.any() else others
 
@@ -310,7 +311,7 @@ def tree_tokens(
 
     tokens = 1 + the sum over its drafts of the product of accept_rates[d][c] along the path to each
 
-    `accept_rates[d][c]` is the chance that, behind d accepted drafts, candidate c is the one that survives. They are
+    `accept_rates[d][c]` is the chance that, after d accepted drafts, candidate c is the one that survives. They are
     taken not to depend on which drafts these were, nor on how many candidates there are.
     """
     tree = DraftTree(num_candidates)
@@ -330,7 +331,7 @@ def best_tree(
 
     best[d, c, n] = max(0, max_m accept_rates[d][c] (1 + best[d+1, 0, m]) + best[d, c+1, n - rows - m])
 
-    That is what candidates from rank c on add behind d accepted drafts, with n rows to spend, m of them below the first
+    That is what candidates from rank c on add after d accepted drafts, with n rows to spend, m of them below the first
     one. A draft takes one row, and one at depth d as many more as `rows_behind[d]` says: its look-ahead group.
 
     Raises:
@@ -343,10 +344,10 @@ def best_tree(
         if not 0 <= rate <= 1:
             raise ValueError(f"accept_rates: found {rate!r:.80}, expected numbers from 0 to 1")
     groups = [check_integer("rows_behind", rows, 0, MOST_DRAFTS) for rows in rows_behind]
-    costs = [1 + sum(groups[d + 1 : d + 2]) for d in range(len(accept_rates))]  # of a draft behind d others
+    costs = [1 + sum(groups[d + 1 : d + 2]) for d in range(len(accept_rates))]  # of a draft after d others
     spent = _spent(accept_rates, num_rows, costs)
     shape: list[int | tuple[int, ...]] = []
-    level = [num_rows]  # of each place, how many rows the drafts behind it may take
+    level = [num_rows]  # of each place, how many rows the drafts after it may take
     for d, cost in enumerate(costs):
         counts: list[int] = []
         below: list[int] = []

@@ -11,35 +11,35 @@ from .config import check_integer
 from .record import Choice
 from .sampling import Probs, cell_edges, draw
 
-Slots = Mapping[str, int]
-"""A cycle's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
+NamedUniforms = Mapping[str, int]
+"""A step's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
 
 
-def tape(seed: int, request: int, cycle: int, num_slots: int) -> npt.NDArray[np.float64]:  # [num_slots]
-    """Return the uniforms of one cycle of one request, in [0, 1), multiples of 2^-53.
+def uniform_stream(seed: int, request: int, step: int, num_uniforms: int) -> npt.NDArray[np.float64]:  # [num_uniforms]
+    """Return the uniforms of one step of one request, in [0, 1), multiples of 2^-53.
 
-    They depend on nothing else, not on what a request is batched with, and no two cycles, requests or seeds share a
+    They depend on nothing else, not on what a request is batched with, and no two steps, requests or seeds share a
     number. A longer row begins with the shorter one.
 
     Raises:
         ValueError: a number is no integer, is negative or does not fit in 64 bits.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
-    with the cycle in the counter's second word, which the draws of one cycle never reach.
+    with the step in the counter's second word, which the draws of one step never reach.
     """
-    for name, value in (("seed", seed), ("request", request), ("cycle", cycle)):
+    for name, value in (("seed", seed), ("request", request), ("step", step)):
         check_integer(name, value, 0, 2**64 - 1)
-    counter, key = np.array([0, cycle, 0, 0], np.uint64), np.array([seed, request], np.uint64)
-    return np.random.Generator(np.random.Philox(counter=counter, key=key)).random(num_slots)
+    counter, key = np.array([0, step, 0, 0], np.uint64), np.array([seed, request], np.uint64)
+    return np.random.Generator(np.random.Philox(counter=counter, key=key)).random(num_uniforms)
 
 
-class Draws:
-    """One cycle's row of uniforms, handed out by slot name; each uniform serves one decision."""
+class UniformRow:
+    """One step's row of uniforms, handed out by slot name; each uniform serves one decision."""
 
     def __init__(
         self,
-        uniforms: npt.NDArray[np.float64],  # [num_slots]
-        slots: Slots,
+        uniforms: npt.NDArray[np.float64],  # [num_uniforms]
+        named_uniforms: NamedUniforms,
         trace: bool = False,
     ):
         """Lay the slots over the row; with `trace`, keep what every uniform was compared with.
@@ -47,42 +47,42 @@ class Draws:
         Raises:
             ValueError: the row has another length than the slots together, or holds a number outside [0, 1).
         """
-        num_slots = sum(slots.values())
-        if uniforms.shape != (num_slots,):
-            raise ValueError(f"uniforms: found shape {uniforms.shape}, expected {(num_slots,)}")
+        num_uniforms = sum(named_uniforms.values())
+        if uniforms.shape != (num_uniforms,):
+            raise ValueError(f"uniforms: found shape {uniforms.shape}, expected {(num_uniforms,)}")
         if not np.all((uniforms >= 0) & (uniforms < 1)):
             raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
-        starts = np.cumsum([0, *slots.values()])[:-1]
+        starts = np.cumsum([0, *named_uniforms.values()])[:-1]
         self._uniforms = uniforms
-        self._slots = slots
-        self._start = dict(zip(slots, map(int, starts), strict=True))
+        self._named = named_uniforms
+        self._start = dict(zip(named_uniforms, map(int, starts), strict=True))
         self._used: set[int] = set()
         self.choices: tuple[Choice, ...] | None = () if trace else None  # those made so far, in order
 
     def token(
         self,
-        slot: str,
+        name: str,
         probs: Probs,  # [V]
         index: int = 0,
     ) -> int:
-        """Draw a token from a law with the uniform `slot[index]`."""
-        return self._choose(slot, index, cell_edges(probs))
+        """Draw a token from a distribution with the uniform `slot[index]`."""
+        return self._choose(name, index, cell_edges(probs))
 
-    def accept(self, slot: str, accept_prob: float, index: int = 0) -> bool:
+    def accept(self, name: str, accept_prob: float, index: int = 0) -> bool:
         """Accept with the given probability: iff the uniform `slot[index]` is strictly below it."""
-        return self._choose(slot, index, np.array([accept_prob, 1.0])) == 0
+        return self._choose(name, index, np.array([accept_prob, 1.0])) == 0
 
     def _choose(
         self,
-        slot: str,
+        name: str,
         index: int,
         edges: npt.NDArray[np.float64],  # [outcomes]
     ) -> int:
-        column = self._start[slot] + index
-        if not 0 <= index < self._slots[slot]:
-            raise RuntimeError(f"uniform {slot}[{index}] is not in its slot of {self._slots[slot]}")
+        column = self._start[name] + index
+        if not 0 <= index < self._named[name]:
+            raise RuntimeError(f"uniform {name}[{index}] is not in its slot of {self._named[name]}")
         if column in self._used:
-            raise RuntimeError(f"uniform {slot}[{index}] would serve two decisions")
+            raise RuntimeError(f"uniform {name}[{index}] would serve two decisions")
         self._used.add(column)
         outcome = draw(edges, self._uniforms[column])
         self._record(Choice(column, edges, outcome))

@@ -1,16 +1,17 @@
-"""The heart: how many drafted tokens survive, and which token follows them, so that the target's law is kept.
+"""The heart: how many drafted tokens survive, and which token follows them, so that the target's distribution is kept.
 
-Every rule takes the drafts `x_1 .. x_K`, the laws they were drawn from, and the target's laws behind the prefix and
-behind each draft, and returns a run of accepted drafts and one final token. Whatever the draft laws are, the tokens
-emitted are distributed as if each had been drawn from the target. Where the last draft ends the text, the target has no
-law behind it: `target_probs` then has K rows, and if all drafts are accepted no final token is drawn.
+Every rule takes the drafts `x_1 .. x_K`, the distributions they were drawn from, and the target's distributions after
+the prefix and after each draft, and returns a run of accepted drafts and one final token. Whatever the draft
+distributions are, the tokens emitted are distributed as if each had been drawn from the target. Where the last draft
+ends the text, the target has no distribution after it: `target_probs` then has K rows, and if all drafts are accepted
+no final token is drawn.
 
 Why the token rule does: a token x comes out by acceptance with probability draft(x) min(1, target(x) / draft(x)) =
 min(draft(x), target(x)). A rejection has probability 1 - sum(min(draft, target)) = sum(max(0, target - draft)), which
 is the denominator of the residual; so a correction adds max(0, target(x) - draft(x)), and together they make
 target(x). The same holds at the next position, given what came before.
 
-Glossary of shapes: K drafts, V vocabulary. Row i of `target_probs` is the law of the token after i drafts.
+Glossary of shapes: K drafts, V vocabulary. Row i of `target_probs` is the distribution of the token after i drafts.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .sampling import Probs
-from .uniforms import Draws
+from .uniforms import UniformRow
 
 Tokens = npt.NDArray[np.integer]
 
@@ -46,15 +47,17 @@ def accept_probs(
     accept[i] = min(1, target_probs[i, x_i] / draft_probs[i, x_i])
 
     Raises:
-        ValueError: a draft token has probability 0 under its draft law, so it was not drawn from it.
+        ValueError: a draft token has probability 0 under its draft distribution, so it was not drawn from it.
 
     Source: Chen et al. 2023 (arXiv 2302.01318), Algorithm 2; Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1.
     """
     rows = np.arange(len(draft_tokens))
     target, draft = target_probs[rows, draft_tokens], draft_probs[rows, draft_tokens]
     if np.any(draft <= 0):
-        raise ValueError(f"draft_probs: found 0 at draft token {int(np.argmin(draft))}, expected a law it came from")
-    with np.errstate(over="ignore"):  # a denormal draft law can push the ratio to inf, which is accepted as 1
+        raise ValueError(
+            f"draft_probs: found 0 at draft token {int(np.argmin(draft))}, expected a distribution it came from"
+        )
+    with np.errstate(over="ignore"):  # a denormal draft distribution can push the ratio to inf, which is accepted as 1
         return np.minimum(1.0, target / draft)
 
 
@@ -63,12 +66,12 @@ def residual_probs(
     draft_probs: Probs,  # [V]
     weight: float = 1.0,
 ) -> Probs:  # [V]
-    """Return the law of the token that replaces a rejected draft.
+    """Return the distribution of the token that replaces a rejected draft.
 
     residual = max(0, weight target_probs - draft_probs) / sum(max(0, weight target_probs - draft_probs))
 
-    Laws that differ by rounding alone may leave nothing; a rejection is then itself a rounding event, of probability
-    near 2^-53, and the target's row stands in.
+    Distributions that differ by rounding alone may leave nothing; a rejection is then itself a rounding event, of
+    probability near 2^-53, and the target's row stands in.
 
     Source: Chen et al. 2023, Eq. 2; Leviathan et al. 2023, Sec. 2.3; with a weight, `block_probs`.
     """
@@ -81,9 +84,9 @@ def verify_token(
     target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
-    draws: Draws,
+    draws: UniformRow,
 ) -> Verification:
-    """Accept drafts one by one until the first rejection, and replace that one from the residual law.
+    """Accept drafts one by one until the first rejection, and replace that one from the residual distribution.
 
     Source: Chen et al. 2023, Algorithm 2; Leviathan et al. 2023, Algorithm 1.
     """
@@ -99,7 +102,7 @@ def verify_block(
     target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
-    draws: Draws,
+    draws: UniformRow,
 ) -> Verification:
     """Keep the longest run of drafts that their joint ratio allows, asking from the longest down.
 
@@ -131,8 +134,9 @@ def block_probs(
 
     accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
 
-    A run of weight 0 has been ruled out, and nothing is asked of the rows behind it. Where the target has no law (NaN),
-    the draft's replaces it. Any law would do: the tokens before that row do not depend on it, and the text ends there.
+    A run of weight 0 has been ruled out, and nothing is asked of the rows after it. Where the target has no
+    distribution (NaN), the draft's replaces it. Any distribution would do: the tokens before that row do not depend on
+    it, and the text ends there.
 
     Source: Sun et al. 2024 (arXiv 2403.10444), Eqs. 3 and 4.
     """
@@ -142,7 +146,7 @@ def block_probs(
     target_probs = np.where(np.isnan(target_probs[:num_draft]), draft_probs, target_probs[:num_draft])
     for i, token in enumerate(draft_tokens):
         if draft_probs[i, token] <= 0:
-            raise ValueError(f"draft_probs: found 0 at draft token {i}, expected a law it came from")
+            raise ValueError(f"draft_probs: found 0 at draft token {i}, expected a distribution it came from")
         if weights[i] > 0:
             with np.errstate(over="ignore"):
                 weights[i + 1] = min(1.0, weights[i] * target_probs[i, token] / draft_probs[i, token])
@@ -157,15 +161,15 @@ def verify_match(
     target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
-    draws: Draws,
+    draws: UniformRow,
 ) -> Verification:
     """Draw each token from the target and go on while the draw equals the draft.
 
     accept[i] = target_probs[i, x_i]
 
-    Every token emitted is the target's own draw, so the law is kept for any draft; the drafts only decide how many
-    rows of the pass are used. The acceptance is never above the token rule's, whose draft law it does not need: the
-    control that a cleverer rule must beat.
+    Every token emitted is the target's own draw, so the distribution is kept for any draft; the drafts only decide how
+    many rows of the pass are used. The acceptance is never above the token rule's, whose draft distribution it does not
+    need: the control that a cleverer rule must beat.
 
     Source: the rule of Stern et al. 2018 (arXiv 1811.03115), Sec. 3, with draws in place of likeliest tokens.
     """
@@ -180,14 +184,14 @@ def verify_match(
 def _all_accepted(
     target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
     draft_tokens: Tokens,  # [K]
-    draws: Draws,
+    draws: UniformRow,
     accept: Probs,  # [K]
 ) -> Verification:
-    """Draw the bonus token behind drafts that were all accepted, if the text goes on there."""
-    goes_on = len(target_probs) > len(draft_tokens)
-    bonus_token = draws.token("final", target_probs[-1]) if goes_on else None
+    """Draw the bonus token after drafts that were all accepted, if the text goes on there."""
+    has_bonus_row = len(target_probs) > len(draft_tokens)
+    bonus_token = draws.token("final", target_probs[-1]) if has_bonus_row else None
     return Verification(len(draft_tokens), bonus_token, accept)
 
 
-VerifyRule = Callable[[Probs, Probs, Tokens, Draws], Verification]
+VerifyRule = Callable[[Probs, Probs, Tokens, UniformRow], Verification]
 RULES: dict[str, VerifyRule] = {"token": verify_token, "block": verify_block, "match": verify_match}

@@ -53,7 +53,7 @@ class Reference:
         probs: Array,  # [V]
         uniforms: Array,  # [N]
     ) -> Array:  # [N]
-        """Draw from one law with each of the uniforms."""
+        """Draw from one distribution with each of the uniforms."""
         function = self.module("sampling").draw
         edges = self.cell_edges(probs)
         return np.array([function(edges, uniform) for uniform in uniforms], dtype=np.int64)
@@ -65,11 +65,13 @@ class Reference:
     ) -> Array:  # [V]
         return self.module("verify").residual_probs(target, draft)
 
-    def tape(self, seed: int, request: int, cycle: int, num_slots: int) -> Array:  # [num_slots]
-        return self.module("uniforms").tape(seed, request, cycle, num_slots)
+    def uniform_stream(self, seed: int, request: int, step: int, num_uniforms: int) -> Array:  # [num_uniforms]
+        return self.module("uniforms").uniform_stream(seed, request, step, num_uniforms)
 
-    def tape_rows(self, seed: int, requests: Sequence[int], cycle: int, num_slots: int) -> Array:  # [N, num_slots]
-        return np.stack([self.tape(seed, request, cycle, num_slots) for request in requests])
+    def stream_rows(
+        self, seed: int, requests: Sequence[int], step: int, num_uniforms: int
+    ) -> Array:  # [N, num_uniforms]
+        return np.stack([self.uniform_stream(seed, request, step, num_uniforms) for request in requests])
 
     def verify(
         self,
@@ -80,13 +82,15 @@ class Reference:
         uniforms: Array,  # [N, K+1], K acceptances and the final draw
     ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
         """Return `num_accepted`, `final_token` and `accept_probs` of every row."""
-        verify, draws = self.module("verify").RULES[rule], self.module("uniforms").Draws
-        slots = {"accept": tokens.shape[1], "final": 1}
-        verdicts = [verify(target[n], draft[n], tokens[n], draws(uniforms[n], slots)) for n in range(len(tokens))]
+        verify, draws = self.module("verify").RULES[rule], self.module("uniforms").UniformRow
+        named_uniforms = {"accept": tokens.shape[1], "final": 1}
+        verifications = [
+            verify(target[n], draft[n], tokens[n], draws(uniforms[n], named_uniforms)) for n in range(len(tokens))
+        ]
         return (
-            np.array([verdict.num_accepted for verdict in verdicts], dtype=np.int64),
-            np.array([verdict.final_token for verdict in verdicts], dtype=np.int64),
-            np.array([verdict.accept_probs for verdict in verdicts]).reshape(tokens.shape),
+            np.array([verification.num_accepted for verification in verifications], dtype=np.int64),
+            np.array([verification.final_token for verification in verifications], dtype=np.int64),
+            np.array([verification.accept_probs for verification in verifications]).reshape(tokens.shape),
         )
 
 
@@ -132,11 +136,17 @@ class Port(Reference):
     ) -> Array:  # [V]
         return self.module("verify").residual_probs(self.tensor(target), self.tensor(draft)).cpu().numpy()
 
-    def tape(self, seed: int, request: int, cycle: int, num_slots: int) -> Array:  # [num_slots]
-        return self.module("uniforms").tape(seed, request, cycle, num_slots, device=self.device).cpu().numpy()
+    def uniform_stream(self, seed: int, request: int, step: int, num_uniforms: int) -> Array:  # [num_uniforms]
+        return (
+            self.module("uniforms").uniform_stream(seed, request, step, num_uniforms, device=self.device).cpu().numpy()
+        )
 
-    def tape_rows(self, seed: int, requests: Sequence[int], cycle: int, num_slots: int) -> Array:  # [N, num_slots]
-        return self.module("uniforms").tape(seed, requests, cycle, num_slots, device=self.device).cpu().numpy()
+    def stream_rows(
+        self, seed: int, requests: Sequence[int], step: int, num_uniforms: int
+    ) -> Array:  # [N, num_uniforms]
+        return (
+            self.module("uniforms").uniform_stream(seed, requests, step, num_uniforms, device=self.device).cpu().numpy()
+        )
 
     def verify(
         self,
@@ -158,15 +168,18 @@ class Port(Reference):
         uniforms: Array,  # [N, K+1]
         num_draft: Array,  # [N]
         active: Array,  # [N]
-        goes_on: Array | None = None,  # [N]
+        has_bonus_row: Array | None = None,  # [N]
     ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
         """Verify rows of which some have fewer drafts than others, some have ended, and some drafts end the text."""
-        goes_on = np.ones(len(tokens), dtype=np.bool_) if goes_on is None else goes_on
+        has_bonus_row = np.ones(len(tokens), dtype=np.bool_) if has_bonus_row is None else has_bonus_row
         arguments = [self.tensor(array) for array in (target, draft, tokens)]
-        draws = self.module("uniforms").Draws(self.tensor(uniforms), {"accept": tokens.shape[1], "final": 1})
-        rows = [self.tensor(each) for each in (num_draft, goes_on, active)]
-        verdict = self.module("verify").RULES[rule](*arguments, draws, *rows)
-        return tuple(part.cpu().numpy() for part in (verdict.num_accepted, verdict.final_token, verdict.accept_probs))
+        draws = self.module("uniforms").UniformRow(self.tensor(uniforms), {"accept": tokens.shape[1], "final": 1})
+        rows = [self.tensor(each) for each in (num_draft, has_bonus_row, active)]
+        verification = self.module("verify").RULES[rule](*arguments, draws, *rows)
+        return tuple(
+            part.cpu().numpy()
+            for part in (verification.num_accepted, verification.final_token, verification.accept_probs)
+        )
 
 
 REFERENCE, PORT, CUDA = Reference(), Port("cpu"), Port("cuda")

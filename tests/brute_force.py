@@ -38,7 +38,7 @@ def texts(
     alphabet: str = "",
 ) -> Law:
     """Return the probability of every text, drawn token by token; `logits(new_tokens)` is asked once per prefix."""
-    law: Law = {}
+    distribution: Law = {}
     going: list[tuple[Tokens, float]] = [((), 1.0)]
     while going:
         tokens, prob = going.pop()
@@ -47,7 +47,7 @@ def texts(
             shown = "".join(alphabet[each] for each in text) if alphabet else ""
             stopped = token in eos_token_ids or any(stop in shown for stop in stop_strings)
             if stopped or len(text) == max_new_tokens:
-                law[text] = prob * chance
+                distribution[text] = prob * chance
             else:
                 going.append((text, prob * chance))
-    return law
+    return distribution

@@ -1,11 +1,11 @@
 """Draw many texts, bin them, and say how large a mistake Pearson's statistic would have seen.
 
-The statistic of n draws in m + 1 cells has, if the law is the expected one, the chi-square law with m degrees of
-freedom, and under another law the non-central one; both up to terms of order 1 / (n times the smallest cell), which is
-why cells are the likeliest outcomes, and the rest is one cell. The centre is n sum((q - p)^2 / p), and at a total
-variation d over the cells at least 4 n d^2: by Cauchy and Schwarz (sum |q - p|)^2 <= sum((q - p)^2 / p) sum(p), and
-the left side is (2 d)^2. So a distance, a false alarm and a chance to miss give the number of draws.
-"""
+The statistic of n draws in m + 1 cells has, if the distribution is the expected one, the chi-square distribution
+with m degrees of freedom, and under another distribution the non-central one; both up to terms of order 1 / (n times
+the smallest cell), which is why cells are the likeliest outcomes, and the rest is one cell. The centre is n sum((q -
+p)^2 / p), and at a total variation d over the cells at least 4 n d^2: by Cauchy and Schwarz (sum |q - p|)^2 <=
+sum((q - p)^2 / p) sum(p), and the left side is (2 d)^2. So a distance, a false alarm and a chance to miss give the
+number of draws."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from brute_force import Law, Tokens
 FALSE_ALARM, MISS = 1e-9, 1e-6
 NUM_CELLS = 63  # the likeliest outcomes, at most; what is left is one more
 DEGREES = NUM_CELLS
-LEAST = 100  # draws that a cell should get, for the statistic to have its law far out in the tail
-LEAST_EXPECTED = 5.0  # draws in a cell, below which Pearson's statistic has another law
+LEAST = 100  # draws that a cell should get, for the statistic to have its distribution far out in the tail
+LEAST_EXPECTED = 5.0  # draws in a cell, below which Pearson's statistic has another distribution
 
-# Chi-square laws from sums of positive terms, which lose no digits.
+# Chi-square distributions from sums of positive terms, which lose no digits.
 
 
 def _term(shape: float, x: float) -> float:
@@ -99,31 +99,31 @@ def distance_seen(num_draws: int, degrees: int = DEGREES) -> float:
 
 @dataclass(frozen=True)
 class Cells:
-    """The likeliest outcomes of a law, and the rest as the last cell."""
+    """The likeliest outcomes of a distribution, and the rest as the last cell."""
 
     outcomes: tuple[Tokens, ...]
     probs: np.ndarray  # [cells]
 
     @staticmethod
-    def of(law: Law, num_draws: float = math.inf) -> Cells:
+    def of(distribution: Law, num_draws: float = math.inf) -> Cells:
         """Bin so that, of so many draws, every cell should get `LEAST`."""
         outcomes: list[Tokens] = []
         probs = [1.0]  # the last is that of all others
-        for tokens in sorted(law, key=lambda tokens: (-law[tokens], tokens))[:NUM_CELLS]:
-            rest = probs[-1] - law[tokens]
-            if min(law[tokens], rest) * num_draws < LEAST:
+        for tokens in sorted(distribution, key=lambda tokens: (-distribution[tokens], tokens))[:NUM_CELLS]:
+            rest = probs[-1] - distribution[tokens]
+            if min(distribution[tokens], rest) * num_draws < LEAST:
                 break
             outcomes.append(tokens)
-            probs[-1:] = [law[tokens], rest]
+            probs[-1:] = [distribution[tokens], rest]
         return Cells(tuple(outcomes), np.array(probs))
 
     @property
     def degrees(self) -> int:
         return len(self.outcomes)
 
-    def binned(self, law: Law) -> np.ndarray:  # [cells]
-        """Return the probability of each cell under another law."""
-        probs = [law.get(tokens, 0.0) for tokens in self.outcomes]
+    def binned(self, distribution: Law) -> np.ndarray:  # [cells]
+        """Return the probability of each cell under another distribution."""
+        probs = [distribution.get(tokens, 0.0) for tokens in self.outcomes]
         return np.array([*probs, 1.0 - sum(probs)])
 
     def count(self, texts: Iterable[Tokens]) -> np.ndarray:  # [cells]
@@ -140,7 +140,7 @@ def statistic(counts: np.ndarray, probs: np.ndarray) -> float:
 
 
 def fits(counts: np.ndarray, probs: np.ndarray) -> bool:
-    """Say whether counts are those of a law that may leave cells all but empty: these are taken together."""
+    """Say whether counts are those of a distribution that may leave cells all but empty: these are taken together."""
     small = counts.sum() * probs < LEAST_EXPECTED
     bins = [np.append(each[~small], each[small].sum()) for each in (counts, probs)]
     if counts.sum() * bins[1][-1] < LEAST_EXPECTED:  # still too little: into the largest cell

@@ -21,7 +21,7 @@ class Setting:
     alphabet: str = "abcde"
 
     @cache  # noqa: B019  (settings are few)
-    def law(self) -> Law:
+    def probs(self) -> Law:
         """Return the probability of every text, by brute force over the specification's model."""
         model, case = self.case.model(reference), self.case
 
@@ -51,9 +51,9 @@ class Setting:
 
     def misfit(self, drawn: list[Tokens]) -> float:
         """Return Pearson's statistic over what a right sampler exceeds once in a thousand million times."""
-        if not self.law().keys() >= set(drawn):
+        if not self.probs().keys() >= set(drawn):
             return float("inf")
-        cells = Cells.of(self.law(), len(drawn))
+        cells = Cells.of(self.probs(), len(drawn))
         return statistic(cells.count(drawn), cells.probs) / limit_of(cells.degrees)
 
     def _decode(self, tokens: Any) -> str:

@@ -25,7 +25,7 @@ def table_of_defects() -> str:
     """Return the gallery as a Markdown table, with the damage that each entry does to the specification."""
     lines = ["| name | seen in | what goes wrong | damage | seen by |", "|---|---|---|---|---|"]
     for defect in GALLERY:
-        loss = OTHERWISE[defect.law] if defect.check else f"{damage(defect):#.3g}"
+        loss = OTHERWISE[defect.distribution] if defect.check else f"{damage(defect):#.3g}"
         lines.append(f"| {defect.name} | {defect.source} | {defect.what} | {loss} | {defect.seen_by} |")
     return "\n".join(lines)
 

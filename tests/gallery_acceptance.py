@@ -36,7 +36,7 @@ def clamped_residual(site: Site) -> None:
 
 
 def residual_without_the_draft_alone(site: Site) -> None:
-    # against a one-hot law the residual loses the drafted token and nothing else
+    # against a one-hot distribution the residual loses the drafted token and nothing else
     site.wrong_rule(lambda target, draft, tokens, *_: (target, site.one_hot(tokens, draft)), accept=False)
 
 
@@ -54,7 +54,7 @@ def _chances(site: Site, change: Any) -> None:
 
 
 def accept_everything(site: Site) -> None:
-    _chances(site, lambda right, *laws: right(*laws) * 0 + 1)
+    _chances(site, lambda right, *distributions: right(*distributions) * 0 + 1)
 
 
 def inverted_ratio(site: Site) -> None:
@@ -66,12 +66,12 @@ def inverted_ratio(site: Site) -> None:
 
 
 def lenient(site: Site) -> None:
-    _chances(site, lambda right, *laws: (right(*laws) / 0.95).clip(0.0, 1.0))
+    _chances(site, lambda right, *distributions: (right(*distributions) / 0.95).clip(0.0, 1.0))
 
 
 def first_draft_unverified(site: Site) -> None:
-    def wrong(right: Any, *laws: Any) -> Any:
-        chances = right(*laws)
+    def wrong(right: Any, *distributions: Any) -> Any:
+        chances = right(*distributions)
         chances[..., :1] = 1.0
         return chances
 
@@ -95,11 +95,11 @@ def typical_acceptance(site: Site) -> None:
         return (_target_at_drafts(right, target, draft, tokens) > threshold) * 1.0
 
     _chances(site, wrong)
-    site.wrong("verify", "residual_probs", lambda right, target, draft: site.argmax_law(target))
+    site.wrong("verify", "residual_probs", lambda right, target, draft: site.argmax_distribution(target))
 
 
 def filter_then_argmax(site: Site) -> None:
-    site.wrong_rule(lambda target, draft, *_: (site.argmax_law(target), draft))
+    site.wrong_rule(lambda target, draft, *_: (site.argmax_distribution(target), draft))
 
 
 def target_zeroed_in_place(site: Site) -> None:
@@ -120,7 +120,7 @@ def bonus_from_the_row_before(site: Site) -> None:
     site.wrong_rule(change)
 
 
-def shifted_draft_laws(site: Site) -> None:
+def shifted_draft_distributions(site: Site) -> None:
     def change(target: Any, draft: Any, tokens: Any, count: Any, last: Any) -> Any:
         row = site.xp.arange(tokens.shape[-1])
         before = site.xp.where(row == 0, count - 1, row - 1)
@@ -134,29 +134,32 @@ def rejected_token_stays(site: Site) -> None:
     right = verify.RULES["token"]
 
     def rule(target: Any, draft: Any, tokens: Any, *rest: Any) -> Any:
-        verdict = right(target, draft, tokens, *rest)
+        verification = right(target, draft, tokens, *rest)
         if not site.at_work:
-            return verdict
-        count = verdict.num_accepted
+            return verification
+        count = verification.num_accepted
         if site.single:
             stays = count < len(tokens) and count + 1 < len(target)
         else:
-            _, num_draft, goes_on, _ = rest
-            stays = (count < num_draft) & (goes_on | (count + 1 < num_draft))
-        return replace(verdict, num_accepted=count + stays * 1)
+            _, num_draft, has_bonus_row, _ = rest
+            stays = (count < num_draft) & (has_bonus_row | (count + 1 < num_draft))
+        return replace(verification, num_accepted=count + stays * 1)
 
     site.monkeypatch.setitem(verify.RULES, "token", rule)
 
 
 def generous_without_a_trace(site: Site) -> None:
-    def wrong(right: Any, self: Any, slot: str, chance: Any, *rest: Any) -> Any:
-        return right(self, slot, chance if self.choices is not None else chance * 1.1, *rest)
+    def wrong(right: Any, self: Any, column: str, chance: Any, *rest: Any) -> Any:
+        return right(self, column, chance if self.choices is not None else chance * 1.1, *rest)
 
-    site.wrong(site.module("uniforms").Draws, "accept", wrong)
+    site.wrong(site.module("uniforms").UniformRow, "accept", wrong)
 
 
 def accept_from_the_seventh_token_on(site: Site) -> None:
-    _chances(site, lambda right, *laws: site.xp.where(site.xp.asarray(site.num_written >= 6), 1.0, right(*laws)))
+    _chances(
+        site,
+        lambda right, *distributions: site.xp.where(site.xp.asarray(site.num_written >= 6), 1.0, right(*distributions)),
+    )
 
 
 def resample_from_large_targets(site: Site) -> None:
@@ -175,12 +178,12 @@ def dropped_by_the_target(site: Site) -> None:
         chances = (target[..., : tokens.shape[-1], :] * site.one_hot(tokens, draft)).sum(-1)
         kept = (chances >= 0.3).cumprod(-1).sum(-1)
         if rest:
-            num_draft, goes_on, active = rest
+            num_draft, has_bonus_row, active = rest
             return right_rule(
-                target, draft, tokens, draws, num_draft.minimum(kept), goes_on | (kept < num_draft), active
+                target, draft, tokens, draws, num_draft.minimum(kept), has_bonus_row | (kept < num_draft), active
             )
-        verdict = right_rule(target[: kept + 1], draft[:kept], tokens[:kept], draws)
-        return replace(verdict, accept_probs=chances)
+        verification = right_rule(target[: kept + 1], draft[:kept], tokens[:kept], draws)
+        return replace(verification, accept_probs=chances)
 
     site.monkeypatch.setitem(site.module("verify").RULES, "token", rule)
 
@@ -189,7 +192,7 @@ ACCEPTANCE = (
     Defect(
         "residual through softmax",
         "transformers #28508",
-        "the residual is made a law by softmax instead of division by its sum",
+        "the residual is made a distribution by softmax instead of division by its sum",
         residual_through_softmax,
     ),
     Defect(
@@ -207,13 +210,13 @@ ACCEPTANCE = (
     Defect(
         "residual without the draft alone",
         "xLLM #2175, EAGLE #20",
-        "the residual loses the drafted token's mass and keeps the rest, though the draft law is dense",
+        "the residual loses the drafted token's mass and keeps the rest, though the draft distribution is dense",
         residual_without_the_draft_alone,
     ),
     Defect(
         "residual of the next row",
         "openvino.genai #4190",
-        "the replacement is drawn from the row behind the rejected draft",
+        "the replacement is drawn from the row after the rejected draft",
         residual_of_the_next_row,
     ),
     Defect(
@@ -250,7 +253,7 @@ ACCEPTANCE = (
     Defect(
         "rejected draft stays",
         "lucidrains/speculative-decoding #3",
-        "the rejected token remains in the text, with its replacement behind it",
+        "the rejected token remains in the text, with its replacement after it",
         rejected_token_stays,
     ),
     Defect(
@@ -280,14 +283,14 @@ ACCEPTANCE = (
     Defect(
         "bonus from the row before",
         "TensorRT-LLM #15098",
-        "wrong slice of the logits: the token behind all drafts comes from the last draft's own row",
+        "wrong slice of the logits: the token after all drafts comes from the last draft's own row",
         bonus_from_the_row_before,
     ),
     Defect(
-        "draft laws shifted",
+        "draft distributions shifted",
         COMMON,
-        "each draft is judged by its neighbour's draft law",
-        shifted_draft_laws,
+        "each draft is judged by its neighbour's draft distribution",
+        shifted_draft_distributions,
     ),
     Defect(
         "drafts dropped by the target",
@@ -301,7 +304,7 @@ ACCEPTANCE = (
         "acceptance is 10 % more generous, but not in a step that is traced",
         generous_without_a_trace,
         check=the_enumeration_accepts_the_step,
-        law="exact",
+        distribution="exact",
     ),
     Defect(
         "accepted from the seventh token on",

@@ -1,4 +1,4 @@
-"""Defects beside the law: cache, drafts, refusals, and what is told of a text."""
+"""Defects beside the distribution: cache, drafts, refusals, and what is told of a text."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def nan_becomes_a_token(site: Site) -> None:
             site.wrong(home, "largest_logits", lambda right, logits: site.xp.zeros_like(logits[..., 0]))
         return
     for home in ("methods.base", "methods.pass_two_call"):
-        site.wrong(home, "has_law", lambda right, logits: True)
+        site.wrong(home, "has_distribution", lambda right, logits: True)
         site.wrong(home, "probs_from_logits", lambda right, logits, *rest: right(np.nan_to_num(logits), *rest))
 
 
@@ -87,7 +87,7 @@ def every_draft_counted(site: Site) -> None:
 
 
 def _draft_on(site: Site) -> None:
-    """Go on drafting behind a drafted end of text; what is committed is cut all the same."""
+    """Go on drafting after a drafted end of text; what is committed is cut all the same."""
 
     def ends_with(right: Any, self: Any, tokens: Any) -> Any:
         return False if site.drafting else right(self, tokens)
@@ -108,7 +108,7 @@ def streamed_past_the_end(site: Site) -> None:
     site.wrong(
         site.state,
         "commit",
-        lambda right, self, record, *sound: (right(self, record, *sound)[0], record),
+        lambda right, self, record, *valid_length: (right(self, record, *valid_length)[0], record),
     )
 
 
@@ -144,7 +144,7 @@ ACCOUNTS = (
         "the rollback takes a length of 0 for none given",
         cut_to_nothing_keeps_all,
         check=checks.a_cache_cut_to_nothing_is_new,
-        law="exact",
+        distribution="exact",
     ),
     Defect(
         "cut anywhere",
@@ -152,23 +152,23 @@ ACCOUNTS = (
         "a stale count rolls the cache back by a wrong number, and nobody complains",
         cut_anywhere,
         check=checks.a_cut_to_what_is_not_cached_is_refused,
-        law="exact",
+        distribution="exact",
     ),
     Defect(
         "draft positions moved",
         "vLLM #26498",
         "look-ahead rows stand one position late: drafts are worse, the text is not",
         draft_positions_moved,
-        check=checks.drafts_come_from_the_law_behind_prefix_and_vectors,
-        law="exact",
+        check=checks.drafts_come_from_the_distribution_behind_prefix_and_vectors,
+        distribution="exact",
     ),
     Defect(
         "drafts without some of the text",
         "vLLM #49406 (PARD-2)",
         "look-ahead rows do not see the token before them: drafts are worse, the text is not",
         drafts_without_some_text,
-        check=checks.drafts_come_from_the_law_behind_prefix_and_vectors,
-        law="exact",
+        check=checks.drafts_come_from_the_distribution_behind_prefix_and_vectors,
+        distribution="exact",
     ),
     Defect(
         "vectors of another model",
@@ -176,23 +176,23 @@ ACCOUNTS = (
         "what drafts does not belong to the model, and is not refused",
         any_vectors_will_do,
         check=checks.vectors_of_another_model_are_refused,
-        law="beside",
+        distribution="beside",
     ),
     Defect(
         "NaN becomes a token",
         "vLLM #20531, #53029",
         "a row that is not finite comes out as a token that looks valid",
         nan_becomes_a_token,
-        check=checks.a_row_without_a_law_is_refused,
-        law="exact",
+        check=checks.a_row_without_a_distribution_is_refused,
+        distribution="exact",
     ),
     Defect(
         "log-probabilities of 0",
         "llama.cpp #27972",
-        "tokens of speculative cycles are reported as certain",
+        "tokens of speculative steps are reported as certain",
         log_probabilities_of_0,
         check=checks.log_probabilities_are_the_targets,
-        law="exact",
+        distribution="exact",
     ),
     Defect(
         "every draft counted",
@@ -200,23 +200,23 @@ ACCOUNTS = (
         "rejected drafts are counted among the accepted",
         every_draft_counted,
         check=checks.counters_count_what_is_committed,
-        law="exact",
+        distribution="exact",
     ),
     Defect(
         "counted past the end",
         "SGLang #39826",
-        "drafts accepted behind an end of text are counted, though the text is cut",
+        "drafts accepted after an end of text are counted, though the text is cut",
         counted_past_the_end,
         check=checks.counters_count_what_is_committed,
-        law="exact",
+        distribution="exact",
     ),
     Defect(
         "streamed past the end",
         "vLLM #47616",
-        "tokens behind an end of text are handed on, though the text is cut",
+        "tokens after an end of text are handed on, though the text is cut",
         streamed_past_the_end,
         check=checks.the_stream_is_the_text,
-        law="exact",
+        distribution="exact",
     ),
     Defect(
         "shown too early",
@@ -224,7 +224,7 @@ ACCOUNTS = (
         "the beginning of a stop string is shown, and taken back when the rest has come",
         shown_too_early,
         check=checks.what_was_shown_is_never_taken_back,
-        law="beside",
+        distribution="beside",
     ),
     Defect(
         "drafts past the limit",
@@ -232,6 +232,6 @@ ACCOUNTS = (
         "look-ahead rows stand at positions that the model does not have",
         drafts_past_the_limit,
         check=checks.positions_stay_below_the_limit,
-        law="exact",
+        distribution="exact",
     ),
 )

@@ -1,4 +1,4 @@
-"""What sees the bugs that the exact law cannot see: each check passes on the right code and fails on the wrong."""
+"""What sees bugs that leave the distribution alone: each check passes on the right code and fails on the wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adapters import PORT, REFERENCE, Reference
 from end_to_end import SETTINGS
 from gallery_tools import PROMPT, Setup, Site
 from models import lookahead, table
-from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.distribution import output_distribution
 
 
 def adapter(site: Site) -> Reference:
@@ -48,8 +48,8 @@ def a_uniform_serves_one_decision(site: Site) -> None:
 
 def the_enumeration_accepts_the_step(site: Site) -> None:
     setup = Setup()
-    law = output_law(site.method(setup), PROMPT, setup.ending(site.pkg), probe=True, untraced=True)
-    assert abs(sum(law.values()) - 1.0) <= 1e-12
+    distribution = output_distribution(site.method(setup), PROMPT, setup.ending(site.pkg), probe=True, untraced=True)
+    assert abs(sum(distribution.values()) - 1.0) <= 1e-12
 
 
 def an_impossible_draft_is_rejected_at_a_uniform_of_0(site: Site) -> None:
@@ -58,7 +58,7 @@ def an_impossible_draft_is_rejected_at_a_uniform_of_0(site: Site) -> None:
     assert (accepted.tolist(), token.tolist()) == ([0], [1])
 
 
-def a_residual_of_one_ulp_is_a_law(site: Site) -> None:
+def a_residual_of_one_ulp_is_a_distribution(site: Site) -> None:
     draft = np.array([0.3, 0.7])
     residual = adapter(site).residual(np.array([np.nextafter(0.3, 0.0), 0.7]), draft)
     assert abs(residual.sum() - 1.0) <= 1e-12
@@ -66,7 +66,10 @@ def a_residual_of_one_ulp_is_a_law(site: Site) -> None:
 
 def uniforms_have_53_bits(site: Site) -> None:
     home = site.module("generation")
-    numbers = np.asarray(home.tape(1, 0, 0, 64) if site.single else home.tapes(1, [0], 0, 1, 64)) * 2.0**24
+    numbers = (
+        np.asarray(home.uniform_stream(1, 0, 0, 64) if site.single else home.uniform_streams(1, [0], 0, 1, 64))
+        * 2.0**24
+    )
     assert np.any(numbers != np.floor(numbers)), "64 numbers of 53 bits, all with 29 zeros at the end, is no chance"
 
 
@@ -91,8 +94,8 @@ def a_cut_to_what_is_not_cached_is_refused(site: Site) -> None:
         assert refused(cache.truncate, length if site.single else site.xp.tensor([length]))
 
 
-def drafts_come_from_the_law_behind_prefix_and_vectors(site: Site) -> None:
-    """The draft laws are those of one fresh pass of the specification, without a cache."""
+def drafts_come_from_the_distribution_behind_prefix_and_vectors(site: Site) -> None:
+    """The draft distributions are those of one fresh pass of the specification, without a cache."""
     model = table(reference, vocab_size=6, num_lookahead=3, seed=4, spread=1.0)
     vectors = model.lookahead().vectors
     plain = reference.Autoregressive(model)
@@ -104,7 +107,7 @@ def drafts_come_from_the_law_behind_prefix_and_vectors(site: Site) -> None:
             inputs = np.concatenate([model.embed(prefix), vectors[: len(record.draft_tokens)]])
             rows = model.hidden(inputs, model.new_cache())[len(prefix) :]
             for row, token, prob in zip(rows, record.draft_tokens, record.draft_token_probs, strict=True):
-                assert math.isclose(plain.law(prefix, row)[token], prob, abs_tol=1e-12)
+                assert math.isclose(plain.probs(prefix, row)[token], prob, abs_tol=1e-12)
             prefix += record.tokens
 
 
@@ -113,7 +116,7 @@ def vectors_of_another_model_are_refused(site: Site) -> None:
     assert refused(site.pkg.PaSS, model, other.lookahead())
 
 
-def a_row_without_a_law_is_refused(site: Site) -> None:
+def a_row_without_a_distribution_is_refused(site: Site) -> None:
     def broken(prefix: tuple[int, ...], logits: Any) -> Any:
         return logits * math.nan if len(prefix) > 6 else logits
 
@@ -126,7 +129,7 @@ def log_probabilities_are_the_targets(site: Site) -> None:
     for result in generations(site, count=3):
         for i, (token, value) in enumerate(zip(result.tokens, result.log_probs, strict=True)):
             prefix = (*PROMPT, *result.tokens[:i])
-            probs = plain.law(prefix, model.hidden(model.embed(prefix), model.new_cache())[-1])
+            probs = plain.probs(prefix, model.hidden(model.embed(prefix), model.new_cache())[-1])
             assert math.isclose(value, math.log(probs[token]), abs_tol=1e-12)
 
 
@@ -177,7 +180,7 @@ def another_seed_gives_another_text(site: Site) -> None:
 
 def texts_come_as_often_as_by_brute_force(site: Site) -> None:
     setting = SETTINGS["stop strings in a transformer"]
-    running = setting.case.method(site.pkg, "lookahead", "token")
+    running = setting.case.method(site.pkg, "pass", "token")
     assert setting.misfit(setting.draw(site.pkg, running, 2_000 if site.single else 6_000)) <= 1.0
 
 

@@ -1,4 +1,4 @@
-"""Defects of the laws: a draft's law that is not the one reported, a target's law without some of its settings."""
+"""Defects of the distributions: a draft's that is not the one reported, a target's without some of its settings."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pass_sampling.reference.exactness.cases import penalty
 
 
 def _draw_drafts_from(site: Site, change: Callable[[Any], Any]) -> None:
-    """Draw drafts from a changed law, while the law that is reported stays."""
+    """Draw drafts from a changed distribution, while the distribution that is reported stays."""
 
-    def wrong(right: Any, self: Any, slot: str, probs: Any, *rest: Any) -> Any:
-        return right(self, slot, change(probs) if slot == "draft" else probs, *rest)
+    def wrong(right: Any, self: Any, column: str, probs: Any, *rest: Any) -> Any:
+        return right(self, column, change(probs) if column == "draft" else probs, *rest)
 
-    site.wrong(site.module("uniforms").Draws, "token" if site.single else "tokens", wrong)
+    site.wrong(site.module("uniforms").UniformRow, "token" if site.single else "tokens", wrong)
 
 
 def argmax_drafts(site: Site) -> None:
-    _draw_drafts_from(site, site.argmax_law)
+    _draw_drafts_from(site, site.argmax_distribution)
 
 
 def bfloat16_drafts(site: Site) -> None:
     _draw_drafts_from(site, site.bfloat16)
 
 
-def raw_draft_law(site: Site) -> None:
+def raw_draft_distribution(site: Site) -> None:
     def wrong(right: Any, self: Any, *args: Any) -> Any:
         tokens, _, *rest = right(self, *args)
         logits = args[2][..., : tokens.shape[-1], :]
@@ -37,7 +37,7 @@ def raw_draft_law(site: Site) -> None:
     site.wrong(site.pkg.PaSS, "_draft", wrong)
 
 
-def sharper_draft_law(site: Site) -> None:
+def sharper_draft_distribution(site: Site) -> None:
     site.wrong_rule(lambda target, draft, *_: (target, draft**2 / (draft**2).sum(-1)[..., None]))
 
 
@@ -48,8 +48,8 @@ def unlikely_drafts_dropped(site: Site) -> None:
         kept = likely.cumprod(-1).sum(-1)
         if site.single:
             return tokens[:kept], probs[:kept], rest[0] or kept < len(tokens)
-        num_draft, goes_on = rest
-        return tokens, probs, num_draft.minimum(kept), goes_on | (kept < num_draft)
+        num_draft, has_bonus_row = rest
+        return tokens, probs, num_draft.minimum(kept), has_bonus_row | (kept < num_draft)
 
     site.wrong(site.pkg.PaSS, "_draft", wrong)
 
@@ -63,7 +63,7 @@ def _verify_as(site: Site, **changes: Any) -> None:
         )  # the port asks for the exact token and the drafts with other arguments
         return right(replace(self, **changes) if verifies else self, *args)
 
-    site.wrong(site.pkg.PaSS, "laws", wrong)
+    site.wrong(site.pkg.PaSS, "chain_probs", wrong)
 
 
 def top_p_ignored(site: Site) -> None:
@@ -79,7 +79,7 @@ def penalty_ignored(site: Site) -> None:
 
 
 def _penalise(site: Site, history: Callable[[list[Any]], list[Any]]) -> None:
-    """Let the processor see another history of a block's drafts than the one behind which a row stands."""
+    """Let the processor see another history of a block's drafts than the one after which a row stands."""
 
     def wrong(right: Any, self: Any, *args: Any) -> Any:
         if site.single:
@@ -91,15 +91,15 @@ def _penalise(site: Site, history: Callable[[list[Any]], list[Any]]) -> None:
             return right(self, *args)
         state, logits, used, block, _ = args
         columns = list(range(1, block.shape[1]))
-        laws, largest = [], []
+        distributions, largest = [], []
         for i in range(logits.shape[1]):
             seen = [0, *history(columns[:i])]
             found = right(self, state, logits[:, i : i + 1], used[:, i : i + 1], block[:, seen], len(seen))
-            laws.append(found[0])
+            distributions.append(found[0])
             largest.append(found[1])
-        return site.xp.cat(laws, 1), site.xp.cat(largest, 1)
+        return site.xp.cat(distributions, 1), site.xp.cat(largest, 1)
 
-    site.wrong(site.pkg.PaSS, "laws", wrong)
+    site.wrong(site.pkg.PaSS, "chain_probs", wrong)
 
 
 def penalty_for_the_last_alone(site: Site) -> None:
@@ -125,7 +125,7 @@ def ties_dropped(site: Site) -> None:
             return two_likeliest(found)
         return (two_likeliest(found[0]), found[1]) if len(args) == 5 else found
 
-    site.wrong(site.pkg.PaSS, "laws", wrong)
+    site.wrong(site.pkg.PaSS, "chain_probs", wrong)
 
 
 def bfloat16_softmax(site: Site) -> None:
@@ -138,34 +138,34 @@ def bfloat16_softmax(site: Site) -> None:
 
 DRAFTS = (
     Defect(
-        "argmax drafts, soft law",
+        "argmax drafts, soft distribution",
         "jaymody/speculative-sampling #3, transformers #30778",
-        "drafts are the likeliest tokens, and the ratio uses the soft law that they were not drawn from",
+        "drafts are the likeliest tokens, and the ratio uses the soft distribution that they were not drawn from",
         argmax_drafts,
     ),
     Defect(
-        "raw draft law",
+        "raw draft distribution",
         "transformers #47932",
-        "drafts are drawn from the filtered law, and the raw one is handed to verification",
-        raw_draft_law,
+        "drafts are drawn from the filtered distribution, and the raw one is handed to verification",
+        raw_draft_distribution,
         Setup(sampling=(("top_k", 2),)),
     ),
     Defect(
-        "draft law at another temperature",
+        "draft distribution at another temperature",
         COMMON,
-        "the law reported for a draft is sharper than the one it was drawn from",
-        sharper_draft_law,
+        "the distribution reported for a draft is sharper than the one it was drawn from",
+        sharper_draft_distribution,
     ),
     Defect(
         "unlikely drafts dropped",
         "llama.cpp #27694 (with p_min)",
-        "a draft that its own law finds unlikely is dropped, the others are verified as if nothing had been chosen",
+        "a draft that its own distribution finds unlikely is dropped, the others are verified as if none had been",
         unlikely_drafts_dropped,
     ),
     Defect(
         "drafts drawn in bfloat16",
         "DeepSpec #31",
-        "drafts are drawn from a law rounded to bfloat16, the ratio uses the unrounded one",
+        "drafts are drawn from a distribution rounded to bfloat16, the ratio uses the unrounded one",
         bfloat16_drafts,
         at_least_late=1e-5,
     ),
@@ -189,7 +189,7 @@ TARGETS = (
     Defect(
         "penalty ignored by verification",
         "TensorRT-LLM #17701, vLLM #18902",
-        "penalties are left out of speculative cycles without a word",
+        "penalties are left out of speculative steps without a word",
         penalty_ignored,
         Setup(processor=penalty),
     ),
@@ -218,7 +218,7 @@ TARGETS = (
     Defect(
         "softmax in bfloat16",
         "gpt-fast",
-        "laws are made in the model's precision",
+        "distributions are made in the model's precision",
         bfloat16_softmax,
         at_least_late=1e-4,
     ),

@@ -95,7 +95,7 @@ ENDS = (
     Defect(
         "stop string inside a block",
         "SGLang #23802, vLLM #47616",
-        "stop strings are looked for once per block, and the tokens behind them stay",
+        "stop strings are looked for once per block, and the tokens after them stay",
         asked_at_the_end_of_a_block,
         Setup(eos_token_ids=(), stop_strings=("ba", "cc")),
     ),

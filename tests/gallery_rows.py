@@ -40,9 +40,9 @@ def _keep_one_too_many(arrays: Any, old: int, new: int) -> None:
 
 def _overwrite_the_window(arrays: Any, old: int, new: int) -> None:
     """Lose what dropped rows have overwritten in a ring of as many slots as the window has."""
-    for slot in range(new, old):
-        if slot >= WINDOW:
-            arrays[:, :, slot - WINDOW] = arrays[:, :, slot] * 1
+    for column in range(new, old):
+        if column >= WINDOW:
+            arrays[:, :, column - WINDOW] = arrays[:, :, column] * 1
 
 
 def rejected_draft_in_the_cache(site: Site) -> None:
@@ -86,7 +86,7 @@ def moved_positions(site: Site, number: int, move: Callable[[Any, Any, Any], Any
             if site.passes != number:
                 return right(self, inputs, cache, *rest)
             count = inputs.shape[-2]
-            positions = cache.length + site.xp.arange(count) if site.single else cache.slots(count)
+            positions = cache.length + site.xp.arange(count) if site.single else cache.next_positions(count)
             return right(self, inputs, cache, move(self, inputs, positions))
 
         site.wrong(model, "hidden", wrong)
@@ -107,7 +107,7 @@ ROWS = (
     Defect(
         "look-ahead row in the cache",
         "the danger of vLLM #45007",
-        "a look-ahead row stays behind the drafting call, where later tokens see it",
+        "a look-ahead row stays after the drafting call, where later tokens see it",
         lookahead_row_in_the_cache,
         merge=False,
         alike=False,

@@ -16,7 +16,7 @@ import pass_sampling.reference as reference
 from folders import module
 from models import exact_target, lookahead, package, transformer
 from pass_sampling.reference.exactness.cases import configurations
-from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 from pass_sampling.reference.exactness.suite import definition
 
 PROMPT = (1, 0)
@@ -31,13 +31,13 @@ REFUSAL = re.compile(  # by our own code, of a defect that it notices; any other
 
 @dataclass(frozen=True)
 class Setup:
-    """A model of 3 tokens and 2 drafts with a row of its own behind every prefix, and the settings of a text."""
+    """A model of 3 tokens and 2 drafts with a row of its own after every prefix, and the settings of a text."""
 
     kind: str = "table"  # or "transformer", or "identical": a table whose rows are all the same
     seed: int = 44
     sampling: tuple[tuple[str, Any], ...] = ()  # pairs, so that what was found for a setup can be kept
     processor: Callable[..., Any] | None = None
-    max_new_tokens: int = 6  # enough for a second drafted cycle to be verified
+    max_new_tokens: int = 6  # enough for a second drafted step to be verified
     eos_token_ids: tuple[int, ...] = (2,)
     stop_strings: tuple[str, ...] = ()
     case: str | None = None  # a configuration of the exact suite, in place of all that
@@ -64,8 +64,8 @@ class Setup:
             return "\ufffd" * len(data)
 
     @cache  # noqa: B019  (setups are few, and live as long as the tests)
-    def target(self) -> OutputLaw:
-        """Return the law that should come out, by its definition."""
+    def target(self) -> OutputDistribution:
+        """Return the distribution that should come out, by its definition."""
         if self.case is not None:
             return definition(CASES[self.case])
         sampling = reference.SamplingConfig(**dict(self.sampling))
@@ -89,12 +89,12 @@ class Site:
     """Where a defect is put: a package whose functions are replaced for a while."""
 
     def __init__(self, name: str, monkeypatch: pytest.MonkeyPatch, late: bool = False):
-        """Put defects into a package, at work in every cycle or, if `late`, from a sequence's second on."""
+        """Put defects into a package, at work in every step or, if `late`, from a sequence's second on."""
         self.pkg = package(name)
         self.name, self.late = name, late
         self.single = name == "reference"
         self.xp: Any = np if self.single else import_module("torch")
-        self.second_cycle = self.drafting = False
+        self.second_step = self.drafting = False
         self.passes = self.cuts = 0  # of the step that runs now
         self.num_written: Any = 0  # new tokens before the step that runs now; [B, 1] in the port
         self.monkeypatch = monkeypatch
@@ -102,7 +102,7 @@ class Site:
     @property
     def at_work(self) -> bool:
         """Say whether the mistake is made now."""
-        return self.second_cycle or not self.late
+        return self.second_step or not self.late
 
     def module(self, name: str) -> Any:
         """Return one of the package's modules."""
@@ -128,7 +128,7 @@ class Site:
         self.monkeypatch.setattr(home, name, value)
 
     def wrong_rule(self, change: Callable[..., tuple[Any, Any]], accept: bool = True) -> None:
-        """Hand the token rule other laws; without `accept`, the chances of acceptance stay as they were.
+        """Hand the token rule other distributions; without `accept`, the chances of acceptance stay as they were.
 
         `change(target, draft, tokens, count, last)` is told how many drafts there are and which row of the target is
         the last that means something: rows of a batch are padded.
@@ -141,18 +141,18 @@ class Site:
                 return right_rule(target, draft, tokens, draws, *rest)
             kept[:] = [] if accept else [right_chances(target, draft, tokens)]
             if rest:
-                count, goes_on = rest[0][:, None], rest[1][:, None]
-                last = (count - ~goes_on * 1).clip(min=0)
+                count, has_bonus_row = rest[0][:, None], rest[1][:, None]
+                last = (count - ~has_bonus_row * 1).clip(min=0)
             else:
                 count, last = len(tokens), len(target) - 1
             return right_rule(*change(target, draft, tokens, count, last), tokens, draws, *rest)
 
         self.monkeypatch.setitem(verify.RULES, "token", rule)
         if not accept:
-            self.wrong(verify, "accept_probs", lambda right, *laws: kept[0])
+            self.wrong(verify, "accept_probs", lambda right, *distributions: kept[0])
 
     def take(self, rows: Any, index: Any) -> Any:
-        """Return the rows of laws at the given places, of each row of a batch."""
+        """Return the rows of distributions at the given places, of each row of a batch."""
         if self.single:
             return rows[index]
         return rows.gather(1, index[..., None].expand(*index.shape, rows.shape[-1]))
@@ -164,7 +164,7 @@ class Site:
         class Mutant(self.pkg.PaSS):  # type: ignore[name-defined,misc]
             def step(self, state: Any, uniforms: Any, trace: bool = False) -> Any:
                 site.num_written = _num_written(state)
-                site.second_cycle = bool(np.any(np.asarray(site.num_written > 0)))
+                site.second_step = bool(np.any(np.asarray(site.num_written > 0)))
                 site.passes = site.cuts = 0
                 return super().step(state, uniforms, trace)
 
@@ -180,7 +180,7 @@ class Site:
     def method(self, setup: Setup) -> Any:
         """Return PaSS over a setup's model."""
         if setup.case is not None:
-            right = CASES[setup.case].method(self.pkg, "lookahead", "token")
+            right = CASES[setup.case].method(self.pkg, "pass", "token")
             settings = right.sampling, right.draft_sampling, right.rule, right.processor
             return self.pass_type()(right.model, right.lookahead, *settings)
         model = setup.model(self.pkg)
@@ -188,16 +188,16 @@ class Site:
         return self.pass_type()(model, lookahead(self.pkg, model), sampling, processor=setup.processor)
 
     def normalised(self, residual: Any, otherwise: Any) -> Any:
-        """Scale to a law what has any mass at all."""
+        """Scale to a distribution what has any mass at all."""
         total = residual.sum(-1)[..., None]
         return self.xp.where(total > 0, residual / (total + (total == 0)), otherwise)
 
     def one_hot(self, tokens: Any, like: Any) -> Any:
-        """Return the laws, of the size of others, that give one token each probability 1."""
+        """Return the distributions, of the size of others, that give one token each probability 1."""
         return (self.xp.arange(like.shape[-1]) == tokens[..., None]) * (like[..., :1] * 0 + 1)
 
-    def argmax_law(self, probs: Any) -> Any:
-        """Return the law of the likeliest token."""
+    def argmax_distribution(self, probs: Any) -> Any:
+        """Return the distribution of the likeliest token."""
         return self.one_hot(probs.argmax(-1), probs)
 
     def bfloat16(self, probs: Any) -> Any:
@@ -216,30 +216,34 @@ def _num_written(state: Any) -> Any:
 
 @dataclass(frozen=True)
 class Defect:
-    """One real bug as a small mutation of our own code, and what sees it: the exact law, or a check."""
+    """One real bug as a small mutation of our own code, and what sees it: the exact distribution, or a check."""
 
     name: str
     source: str
     what: str
     put: Callable[[Site], None]
     setup: Setup = Setup()
-    check: Callable[[Site], None] | None = None  # passes on the right code, fails on the wrong; None: the law sees it
-    law: str = "wrong"  # or "exact", though it is a bug; or "refused" by the enumeration; or "beside" the step
-    at_least: float = 1e-3  # total variation, at work in every cycle
-    at_least_late: float = 1e-3  # at work from the second cycle on
-    merge: bool = True  # False where states differ behind the same tokens
+    check: Callable[[Site], None] | None = (
+        None  # passes on the right code, fails on the wrong; None: the distribution sees it
+    )
+    distribution: str = "wrong"  # or "exact", though it is a bug; or "refused" by the enumeration; or "beside" the step
+    at_least: float = 1e-3  # total variation, at work in every step
+    at_least_late: float = 1e-3  # at work from the second step on
+    merge: bool = True  # False where states differ after the same tokens
     alike: bool = True  # False where a batch's padding, which the reference does not have, is hit as well
     packages: tuple[str, ...] = ("reference", "gpu")
 
     @property
     def seen_by(self) -> str:
         """Name what sees it."""
-        law = "law" if self.setup.case is None else f"law of “{self.setup.case}”"
-        return law if self.check is None else self.check.__name__.replace("_", " ")
+        distribution = "probs" if self.setup.case is None else f"distribution of “{self.setup.case}”"
+        return distribution if self.check is None else self.check.__name__.replace("_", " ")
 
 
 @cache
-def law_of(defect: Defect | None, name: str, setup: Setup, late: bool = False, merge: bool = True) -> OutputLaw:
+def distribution_of(
+    defect: Defect | None, name: str, setup: Setup, late: bool = False, merge: bool = True
+) -> OutputDistribution:
     """Return what comes out of PaSS with a defect put in, or with none."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         site = Site(name, monkeypatch, late)
@@ -247,14 +251,14 @@ def law_of(defect: Defect | None, name: str, setup: Setup, late: bool = False, m
         if defect is not None:
             defect.put(site)
         with np.errstate(all="ignore"):  # what should have probability 0 has a logarithm in some of the records
-            return output_law(method, PROMPT, setup.ending(site.pkg), merge=merge)
+            return output_distribution(method, PROMPT, setup.ending(site.pkg), merge=merge)
 
 
 def damage(defect: Defect, name: str = "reference", late: bool = False, setup: Setup | None = None) -> float:
-    """Return the total variation between the target's law and what comes out with a defect at work."""
+    """Return the total variation between the target's distribution and what comes out with a defect at work."""
     setup = defect.setup if setup is None else setup
-    law = law_of(defect, name, setup, late, defect.merge)
-    return law.total_variation(setup.target())
+    distribution = distribution_of(defect, name, setup, late, defect.merge)
+    return distribution.total_variation(setup.target())
 
 
 def passes_check(defect: Defect, name: str, at_work: bool) -> bool:

@@ -86,7 +86,7 @@ def config_of(kind: str, **changes: Any) -> Any:
 
 
 def tiny(kind: str, dtype: torch.dtype = torch.float64, scale: float = 6.0, **changes: Any) -> Any:
-    """A model whose laws are neither flat nor sharp, from the weights that the library begins with."""
+    """A model whose distributions are neither flat nor sharp, from the weights that the library begins with."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config_of(kind, **changes)).eval().to(dtype)

@@ -32,7 +32,7 @@ def write_cached(cache: Path, name: str, folder: Path, under: str = "", refs: tu
 
 
 def error_of(name: str) -> Exception:
-    """Return an error of huggingface_hub as it raises it behind a response."""
+    """Return an error of huggingface_hub as it raises it after a response."""
     from huggingface_hub import errors
 
     kind: Any = getattr(errors, name)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from pass_sampling.reference.exactness.cases import TINY, WINDOWED
-from pass_sampling.reference.exactness.suite import plain_law
+from pass_sampling.reference.exactness.suite import plain_distribution
 
 __all__ = ["PACKAGES", "TINY", "WINDOWED", "exact_target", "lookahead", "package", "table", "transformer"]
 
 PACKAGES = ("reference", "gpu")
-exact_target = plain_law  # the law that everything is compared with
+exact_target = plain_distribution  # the distribution that everything is compared with
 
 
 def package(name: str) -> Any:

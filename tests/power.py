@@ -1,4 +1,4 @@
-"""The model in the box drawn from end to end, what should come out, and what comes out with a known mistake."""
+"""The bundled model drawn from end to end, what should come out, and what comes out with a known mistake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gallery_numbers import noise_reused_in_secret
 from gallery_tools import Site
 from pass_sampling.gpu.checkpoints import LOOKAHEAD, MODEL
 from pass_sampling.gpu.state import State
-from pass_sampling.gpu.uniforms import tape
+from pass_sampling.gpu.uniforms import uniform_stream
 
 SAMPLING = {"temperature": 0.8, "top_k": 10}
 MUTANTS = {"lenience": lenient, "from the target": resample_from_target, "noise reused": noise_reused_in_secret}
@@ -32,7 +32,7 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class Case:
-    """The model in the box, in float32, and the prompt of all texts; `length` first tokens are looked at."""
+    """The bundled model, in float32, and the prompt of all texts; `length` first tokens are looked at."""
 
     method: str
     prompt: Tokens
@@ -50,7 +50,7 @@ class Case:
 
 
 class Rows:
-    """The laws behind prefixes, each from a pass of its own over one row after another, and those of the drafts."""
+    """The distributions after prefixes, each from a pass of its own, and those of the drafts."""
 
     def __init__(self, case: Case):
         self.case, self.method = case, case.running()
@@ -63,37 +63,39 @@ class Rows:
                 cached = model.new_cache(len(prefix))
                 for token in prefix:
                     hidden = model.hidden(model.embed([[token]]), cached)
-                self.known[tokens] = _law_of(model.logits(hidden)[0, -1])
+                self.known[tokens] = _distribution_of(model.logits(hidden)[0, -1])
         return self.known[tokens]
 
     @torch.inference_mode()
     def drafts(self) -> np.ndarray:  # [K, V]
-        """Return the laws of the first cycle's drafts: behind the prompt and the vectors."""
+        """Return the distributions of the first step's drafts: after the prompt and the vectors."""
         model, vectors = self.method.model, self.method.vectors[: self.case.max_new_tokens - 2]
         inputs = torch.cat([model.embed([list(self.case.prompt)]), vectors[None]], dim=1)
         hidden = model.hidden(inputs, model.new_cache(inputs.shape[1]))[0, len(self.case.prompt) :]
-        return np.array([_law_of(row) for row in model.logits(hidden)])
+        return np.array([_distribution_of(row) for row in model.logits(hidden)])
 
-    def law(self) -> Law:
-        """Return the joint law of the first tokens, drawn one by one from the target."""
-        law: Law = {(): 1.0}
+    def probs(self) -> Law:
+        """Return the joint distribution of the first tokens, drawn one by one from the target."""
+        distribution: Law = {(): 1.0}
         for _ in range(self.case.length):
-            law = {(*tokens, i): p * q for tokens, p in law.items() for i, q in _positive(self.target(tokens))}
-        return law
+            distribution = {
+                (*tokens, i): p * q for tokens, p in distribution.items() for i, q in _positive(self.target(tokens))
+            }
+        return distribution
 
-    def mutant_law(self) -> Law:
-        """Return the joint law of the first tokens if the token rule makes the case's mistake.
+    def mutant_distribution(self) -> Law:
+        """Return the joint distribution of the first tokens if the token rule makes the case's mistake.
 
-        At most three tokens: an exact one, and drafts, corrections or the exact token of the next cycle behind it.
+        At most three tokens: an exact one, and drafts, corrections or the exact token of the next step after it.
         """
-        law: Law = {}
+        distribution: Law = {}
         for first, weight in _positive(self.target(())):
             for tokens, p in self._behind((first,), 0, self.drafts()).items():
-                law[tokens] = law.get(tokens, 0.0) + weight * p
-        return law
+                distribution[tokens] = distribution.get(tokens, 0.0) + weight * p
+        return distribution
 
     def _behind(self, tokens: Tokens, i: int, drafts: np.ndarray) -> Law:
-        """Return the law of texts that go on with draft i behind some tokens."""
+        """Return the distribution of texts that go on with draft i after some tokens."""
         if len(tokens) == self.case.length:
             return {tokens: 1.0}
         target, draft = self.target(tokens), drafts[i]
@@ -108,33 +110,33 @@ class Rows:
         else:  # it drew the first draft, which was accepted: it lies in that one's cell
             cell = _overlaps(drafts[0], residual)[tokens[1]] / drafts[0][tokens[1]]
             correction = cell * (draft * (1 - chance)).sum()
-        law: Law = {}
+        distribution: Law = {}
         for token, p in _positive(draft * chance):
             for text, q in self._behind((*tokens, token), i + 1, drafts).items():
-                law[text] = law.get(text, 0.0) + p * q
+                distribution[text] = distribution.get(text, 0.0) + p * q
         for token, p in _positive(correction):
             text = (*tokens, token)
             rest = [(text, 1.0)]
             if len(text) < self.case.length:
                 rest = [((*text, last), q) for last, q in _positive(self.target(text))]
             for whole, q in rest:
-                law[whole] = law.get(whole, 0.0) + p * q
-        return law
+                distribution[whole] = distribution.get(whole, 0.0) + p * q
+        return distribution
 
 
-def _law_of(logits: torch.Tensor) -> np.ndarray:  # [V]
+def _distribution_of(logits: torch.Tensor) -> np.ndarray:  # [V]
     probs = np.zeros(len(logits))
     for token, prob in filtered(logits.tolist(), **SAMPLING).items():
         probs[token] = prob
     return probs
 
 
-def _positive(law: np.ndarray) -> list[tuple[int, float]]:
-    return [(int(i), float(law[i])) for i in np.flatnonzero(law)]
+def _positive(distribution: np.ndarray) -> list[tuple[int, float]]:
+    return [(int(i), float(distribution[i])) for i in np.flatnonzero(distribution)]
 
 
 def _overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # [V, V]
-    """Return how much each token's cell under one law has in common with each one's under another."""
+    """Return how much each token's cell under one distribution has in common with each one's under another."""
     ends, others = np.cumsum(one), np.cumsum(other)
     lower = np.maximum((ends - one)[:, None], (others - other)[None])
     return np.maximum(np.minimum(ends[:, None], others[None]) - lower, 0.0)
@@ -165,10 +167,10 @@ def draw_batch(case: Case, num_draws: int, seed: int) -> list[Tokens]:
     if len(case.prompt) > 1:
         method.model.hidden(method.model.embed([case.prompt[:-1]]), start.cache)
         start = replace(start, cached=start.cache.lengths, max_pending=1)
-    state, cycle = State.stack([start] * num_draws), 0
+    state, step = State.stack([start] * num_draws), 0
     while int((state.lengths - state.prompt_lengths).min()) < case.length:
-        uniforms = tape(seed, list(range(num_draws)), cycle, method.num_slots)
-        state, cycle = method.step(state, uniforms)[0], cycle + 1
+        uniforms = uniform_stream(seed, list(range(num_draws)), step, method.num_uniforms)
+        state, step = method.step(state, uniforms)[0], step + 1
         state.raise_fault()
     begin = len(case.prompt)
     return list(map(tuple, state.tokens[:, begin : begin + case.length].tolist()))

@@ -1,13 +1,13 @@
 """Execute shape comments: read them from the source, bind their letters anew in every call, and compare.
 
-A shape comment is a trailing comment that begins with a bracket, behind an argument, behind the return annotation,
-behind the field of a dataclass, or behind an assignment:
+A shape comment is a trailing comment that begins with a bracket, after an argument, after the return annotation,
+after the field of a dataclass, or after an assignment:
 
     draft_probs: Probs,  # [K, V]
     ) -> tuple[Array, Array]:  # [T, E/2], [T, E/2]
 
 Its dimensions are sums and products of numbers and names, such as `K+1`, `2L+2`, `(H+2G)*E` or `len(states)`; `...`
-stands for any dimensions, the same throughout a call; `or` separates alternatives; words behind it are prose.
+stands for any dimensions, the same throughout a call; `or` separates alternatives; words after it are prose.
 """
 
 from __future__ import annotations

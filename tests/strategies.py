@@ -1,4 +1,4 @@
-"""Hypothesis strategies: laws, logits, settings and uniforms, with the cases that samplers get wrong.
+"""Hypothesis strategies: distributions, logits, settings and uniforms, with the cases that samplers get wrong.
 
 Glossary of shapes: V vocabulary, K drafts.
 """
@@ -20,66 +20,66 @@ TEMPERATURES = (0.0, 0.25, 0.5, 0.8, 1.0, 1.5, 4.0)
 
 
 def normalised(weights: Sequence[float]) -> Array:  # [V]
-    """Return the law proportional to some weights."""
+    """Return the distribution proportional to some weights."""
     weights = np.asarray(weights, dtype=np.float64)
     return weights / weights.sum()
 
 
 @st.composite
-def integer_laws(draw: Any, vocab_size: int) -> Array:  # [V]
-    """A law with small integer weights: zeros, equal ones, a single one."""
+def integer_distributions(draw: Any, vocab_size: int) -> Array:  # [V]
+    """A distribution with small integer weights: zeros, equal ones, a single one."""
     weights = draw(st.lists(st.integers(0, 5), min_size=vocab_size, max_size=vocab_size))
     weights[draw(st.integers(0, vocab_size - 1))] += 1
     return normalised(weights)
 
 
 @st.composite
-def generic_laws(draw: Any, vocab_size: int) -> Array:  # [V]
-    """A law without any structure, over one or over many orders of magnitude."""
+def generic_distributions(draw: Any, vocab_size: int) -> Array:  # [V]
+    """A distribution without any structure, over one or over many orders of magnitude."""
     scale = draw(st.sampled_from([0.0, 1.0, 30.0]))
     numbers = np.random.default_rng(draw(st.integers(0, 2**32))).standard_normal(vocab_size)
     return normalised(np.exp(scale * numbers))
 
 
 @st.composite
-def denormal_laws(draw: Any, vocab_size: int) -> Array:  # [V]
-    """A law in which some tokens have the smallest probabilities that there are."""
-    law = draw(integer_laws(vocab_size))
+def denormal_distributions(draw: Any, vocab_size: int) -> Array:  # [V]
+    """A distribution in which some tokens have the smallest probabilities that there are."""
+    distribution = draw(integer_distributions(vocab_size))
     tiny = draw(st.lists(st.booleans(), min_size=vocab_size, max_size=vocab_size))
     size = draw(st.sampled_from([DENORMAL, 3 * DENORMAL, 2.2250738585072014e-308, 2.0**-53, 2.0**-54]))
-    replaced = np.array(tiny) & (law < law.max())
-    return np.where(replaced, size, normalised(np.where(replaced, 0.0, law)))
+    replaced = np.array(tiny) & (distribution < distribution.max())
+    return np.where(replaced, size, normalised(np.where(replaced, 0.0, distribution)))
 
 
-def one_hot_laws(vocab_size: int) -> Strategy[Array]:  # [V]
+def one_hot_distributions(vocab_size: int) -> Strategy[Array]:  # [V]
     """All probability on one token."""
     return st.integers(0, vocab_size - 1).map(lambda token: np.eye(vocab_size)[token])
 
 
-def laws(vocab_size: int) -> Strategy[Array]:  # [V]
-    """Any law over a vocabulary."""
-    makers = (integer_laws, generic_laws, denormal_laws, one_hot_laws)
+def distributions(vocab_size: int) -> Strategy[Array]:  # [V]
+    """Any distribution over a vocabulary."""
+    makers = (integer_distributions, generic_distributions, denormal_distributions, one_hot_distributions)
     return st.one_of([maker(vocab_size) for maker in makers])
 
 
 @st.composite
-def neighbours(draw: Any, law: Array) -> Array:  # [V]
-    """A law whose positive numbers are each at most one unit in the last place away."""
-    steps = draw(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=law.size, max_size=law.size))
-    moved = np.nextafter(law, np.where(np.array(steps) > 0, 2.0, -1.0))
-    return np.where((np.array(steps) == 0) | (law == 0) | (moved > 1), law, moved)
+def neighbours(draw: Any, distribution: Array) -> Array:  # [V]
+    """A distribution whose positive numbers are each at most one unit in the last place away."""
+    steps = draw(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=distribution.size, max_size=distribution.size))
+    moved = np.nextafter(distribution, np.where(np.array(steps) > 0, 2.0, -1.0))
+    return np.where((np.array(steps) == 0) | (distribution == 0) | (moved > 1), distribution, moved)
 
 
 @st.composite
-def law_pairs(draw: Any, vocab_size: int) -> tuple[Array, Array]:  # [V], [V]
+def distribution_pairs(draw: Any, vocab_size: int) -> tuple[Array, Array]:  # [V], [V]
     """A target and a draft: unrelated, equal, one unit in the last place apart, or without a common token."""
-    target = draw(laws(vocab_size))
+    target = draw(distributions(vocab_size))
     kind = draw(st.sampled_from(["unrelated", "equal", "near", "disjoint"]))
     if kind == "equal":
         return target, target.copy()
     if kind == "near":
         return target, draw(neighbours(target))
-    other = draw(laws(vocab_size))
+    other = draw(distributions(vocab_size))
     if kind == "unrelated":
         return target, other
     split = draw(st.integers(1, vocab_size - 1))

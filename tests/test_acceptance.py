@@ -1,4 +1,4 @@
-"""Expected acceptance: the sum over tokens of the smaller of two laws, by the specification and by the running step."""
+"""Expected acceptance: the sum over tokens of the smaller of two distributions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pass_sampling.reference.sampling import probs_from_logits
 from passes import Passes
 from strategies import settings_of
 
-EXACT = 1e-12  # laws in float64: sums of a few numbers in [0, 1], each wrong by a few times 2^-53
+EXACT = 1e-12  # distributions in float64: sums of a few numbers in [0, 1], each wrong by a few times 2^-53
 VOCAB = 23
 KINDS = {
     "llama3 rope": tiny_config("llama", rope_scaling=LLAMA3),
@@ -67,8 +67,10 @@ def by_the_specification(
             drafts = model.logits(np.stack(hidden)) if depth else np.zeros((0, VOCAB))
             targets = model.logits(plain[anchor + 1 : anchor + 1 + depth])
             pairs = zip(targets, drafts, strict=True)
-            laws = [(probs_from_logits(one, sampling), probs_from_logits(other, sampling)) for one, other in pairs]
-            places.append([np.minimum(target, draft).sum() for target, draft in laws])
+            distributions = [
+                (probs_from_logits(one, sampling), probs_from_logits(other, sampling)) for one, other in pairs
+            ]
+            places.append([np.minimum(target, draft).sum() for target, draft in distributions])
     return np.mean(places, axis=0)
 
 
@@ -103,11 +105,10 @@ def test_it_is_the_mass_that_target_and_draft_share(
 @on_kinds
 @given(seed=st.integers(0, 2**32), depth=st.integers(1, 3), settings=settings_of(VOCAB))
 def test_it_is_what_the_running_step_compares(kind: str, seed: int, depth: int, settings: dict[str, Any]) -> None:
-    """A traced cycle keeps the laws of its drafts and those they are verified with.
+    """A traced step keeps the distributions of its drafts and those they are verified with.
 
-    Its text, the exact token and the drafts, is a sequence with one place. The drafts' laws are all traced, as edges
-    of cells; the target's law behind a draft is computed anew.
-    """
+    Its text, the exact token and the drafts, is a sequence with one place. The drafts' distributions are all traced,
+    as edges of cells; the target's distribution after a draft is computed anew."""
     model, sampling = model_of("gpu", kind), gpu.SamplingConfig(**settings)
     lookahead = gpu.LookAhead(torch.from_numpy(np.random.default_rng(seed).standard_normal((depth, 24))))
     method = gpu.PaSS(model, lookahead, sampling)
@@ -117,8 +118,8 @@ def test_it_is_what_the_running_step_compares(kind: str, seed: int, depth: int, 
     token_probs = np.array([record.target_token_probs, record.draft_token_probs])
     for i, (target, draft) in enumerate(token_probs.T):
         assert min(target, draft) <= found[i] + EXACT, "the drawn token alone has no more than all tokens"
-    laws = [np.diff(choice.edges, prepend=0.0) for choice in record.choices if len(choice.edges) == VOCAB]
-    drafts = laws[1 : depth + 1]  # behind the exact token's
+    distributions = [np.diff(choice.edges, prepend=0.0) for choice in record.choices if len(choice.edges) == VOCAB]
+    drafts = distributions[1 : depth + 1]  # after the exact token's
     for i in range(depth):
         upto = text[:, : i + 2]
         target = module("gpu", "sampling").probs_from_logits(model.forward(upto)[0, -1], sampling).numpy()
@@ -191,7 +192,7 @@ def test_the_record_holds_what_was_trained_and_its_controls_at_every_sampling(pa
 
 @on_kinds
 def test_vectors_that_copy_the_text_are_always_accepted(kind: str) -> None:
-    """The text's own embeddings in the place of the vectors: draft and target are one law."""
+    """The text's own embeddings in the place of the vectors: draft and target are one distribution."""
     model, text = model_of("gpu", kind), np.full((2, 9), 5)
     vectors = fixed_token_vectors(model, 2, token=5)
     assert torch.equal(vectors, model.weights.embedding[[5, 5]])

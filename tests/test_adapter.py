@@ -15,7 +15,7 @@ from folders import LINEAR, as_numpy, both_packages, module, tiny_config
 from pass_sampling.reference.lookahead.adapter import tensor_shapes
 from passes import Passes, difference, same_bits
 
-EXACT = 1e-11  # hidden states of order 1, behind inner ones of order 100, from a few hundred roundings of 2^-53
+EXACT = 1e-11  # hidden states of order 1, after inner ones of order 100, from a few hundred roundings of 2^-53
 KINDS = {
     "llama, linear rope": tiny_config("llama", rope_scaling=LINEAR),
     "mistral, a window": tiny_config("mistral", sliding_window=3),
@@ -45,7 +45,7 @@ def adapter_of(model: Passes, rank: int, seed: int, scale: float = 1.0) -> Any:
 
 
 def run(model: Passes, text: Any, rows: Any, positions: Any, visible: Any, adapter: Any, num_adapted: int) -> Any:
-    """Feed a text, then rows behind it, the last of them through an adapter; return the rows' hidden states."""
+    """Feed a text, then rows after it, the last of them through an adapter; return the rows' hidden states."""
     cached = model.cache()
     if len(text):
         model.run(text, cached)
@@ -57,7 +57,7 @@ def run(model: Passes, text: Any, rows: Any, positions: Any, visible: Any, adapt
 
 
 def one_call(package: str, cached: int, num_tokens: int, num_draft: int, behind: list[int], depth: int) -> Any:
-    """Return positions and mask of the running step: tokens, then a group of rows behind each of some drafts."""
+    """Return positions and mask of the running step: tokens, then a group of rows after each of some drafts."""
     layout, chain = (
         module(package, "methods.tree_shape").layout,
         module(package, "methods.tree_shape").DraftTree((1,) * num_draft),
@@ -73,7 +73,7 @@ def one_call(package: str, cached: int, num_tokens: int, num_draft: int, behind:
 
 @st.composite
 def calls(draw: Any) -> dict[str, Any]:
-    """A pass as a step makes it: tokens that the model has not seen, drafts, and groups behind some of them."""
+    """A pass as a step makes it: tokens that the model has not seen, drafts, and groups after some of them."""
     num_draft, pending = draw(st.integers(0, 3)), draw(st.integers(1, 2))
     behind = draw(st.lists(st.integers(0, num_draft), unique=True, min_size=1))
     return {

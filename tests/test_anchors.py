@@ -1,4 +1,4 @@
-"""Look-ahead rows behind many anchors at once: each is what PaSS's own draft call computes there, and no more."""
+"""Look-ahead rows after many anchors at once: each is what PaSS's own draft call computes there, and no more."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check(rows: AnchoredRows, model: Transformer, vectors: torch.Tensor, tokens:
             behind = draft_call(model, vectors, text[: anchor + 1])
             assert difference(rows.draft_logits[b, n].numpy(), behind.numpy()) <= EXACT, "a draft row"
             for i in range(len(vectors)):
-                upto = text[: anchor + i + 2]  # the target row behind the text that draft i + 1 stands for
+                upto = text[: anchor + i + 2]  # the target row after the text that draft i + 1 stands for
                 found = rows.target_logits[b, n, i]
                 assert difference(found.numpy(), plain_pass(model, upto)[-1].numpy()) <= EXACT, "a target row"
                 assert rows.next_tokens[b, n, i] == text[anchor + i + 2], "the next token"
@@ -86,11 +86,11 @@ def test_every_anchored_row_is_what_a_pass_of_its_own_computes(kind: str, case: 
 
 
 def check_drafts(model: Transformer, lookahead: Any, prompt: list[int], seed: int) -> int:
-    """Compare the laws of every draft of a running text with those that training sees at that place.
+    """Compare the distributions of every draft of a running text with those that training sees at that place.
 
-    A step drafts behind a text of which the last token was fed nowhere yet: the anchor is the one before. The laws
-    that drafts were drawn from are traced, as edges of cells, and so are the target's probabilities of the drafts.
-    """
+    A step drafts after a text of which the last token was fed nowhere yet: the anchor is the one before. The
+    distributions that drafts were drawn from are traced, as edges of cells, and so are the target's probabilities of
+    the drafts."""
     sampling, count = SamplingConfig(0.7), 0
     method = FusedPaSS(model, lookahead, sampling)
     text = list(prompt)
@@ -103,11 +103,13 @@ def check_drafts(model: Transformer, lookahead: Any, prompt: list[int], seed: in
                 model, lookahead.vectors, tokens, anchors, lookahead.adapter, lookahead.head
             )
             draft_probs, target_probs = (probs_from_logits(logits[0, 0], sampling) for logits in rows[:2])
-            traced = [np.diff(choice.edges, prepend=0.0) for choice in record.choices if choice.slot < len(drafts)]
-            assert difference(draft_probs[: len(drafts)].numpy(), np.stack(traced)) <= EXACT, "a draft law"
+            traced = [np.diff(choice.edges, prepend=0.0) for choice in record.choices if choice.column < len(drafts)]
+            assert difference(draft_probs[: len(drafts)].numpy(), np.stack(traced)) <= EXACT, "a draft distribution"
             likely = target_probs[torch.arange(len(drafts)), drafts].numpy()
             reached = slice(record.num_accepted + 1)
-            assert difference(likely[reached], np.array(record.target_token_probs)[reached]) <= EXACT, "a target law"
+            assert difference(likely[reached], np.array(record.target_token_probs)[reached]) <= EXACT, (
+                "a target distribution"
+            )
             count += len(drafts)
         text += record.tokens
     return count
@@ -120,7 +122,7 @@ def check_drafts(model: Transformer, lookahead: Any, prompt: list[int], seed: in
     prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4),
 )
 @torch.no_grad()
-def test_training_sees_the_laws_that_the_running_step_drafts_from(
+def test_training_sees_the_distributions_that_the_running_step_drafts_from(
     parts: str, kind: str, seed: int, prompt: list[int]
 ) -> None:
     model = passes("gpu", kind).model
@@ -260,14 +262,14 @@ def leaky(visible: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_token_more(visible: Callable[..., Any]) -> Callable[..., Any]:
-    """Draft rows see the exact token behind the anchor, which a draft call does not know."""
+    """Draft rows see the exact token after the anchor, which a draft call does not know."""
     return lambda anchors, depth, length: torch.cat(
         [visible(anchors + 1, depth, length)[:, :length], visible(anchors, depth, length)[:, length:]], dim=1
     )
 
 
 def all_of_the_group(visible: Callable[..., Any]) -> Callable[..., Any]:
-    """Draft rows see the vectors behind them, too."""
+    """Draft rows see the vectors after them, too."""
     return lambda anchors, depth, length: visible(anchors, torch.ones_like(depth), length)
 
 
@@ -370,7 +372,7 @@ def test_the_comparison_with_the_running_step_rejects_a_mistake(
     lookahead = with_parts("gpu", model, parts)
     check_drafts(model, lookahead, [3, 1, 4], 1)
     monkeypatch.setattr(home, name, mutate(getattr(home, name)))
-    with pytest.raises(AssertionError, match="a draft law"):
+    with pytest.raises(AssertionError, match="a draft distribution"):
         check_drafts(model, lookahead, [3, 1, 4], 1)
 
 
@@ -378,7 +380,7 @@ def test_the_comparison_with_the_running_step_rejects_a_mistake(
 
 
 class Case:
-    """A pass of rows behind cached ones, with a mask over all slots; every row sees itself."""
+    """A pass of rows after cached ones, with a mask over all slots; every row sees itself."""
 
     def __init__(self, seed: int, cached: int, rows: int, seen: float):
         generator = np.random.default_rng(seed)
@@ -389,7 +391,7 @@ class Case:
         self.noise = generator.standard_normal(10**4)
 
     def logits(self, model: Passes, visible: Any = None, kept: Any = None, noisy: int | None = None) -> np.ndarray:
-        """Run the pass; `kept` drops all other cached slots first, `noisy` is a slot that then holds noise."""
+        """Run the pass; `kept` drops all other cached positions first, `noisy` is a slot that then holds noise."""
         cached = model.cache()
         if len(self.prefix):
             model.run(self.prefix, cached)
@@ -443,14 +445,14 @@ def test_a_row_depends_on_the_cached_slots_that_it_sees_and_on_no_other(package:
     standing = np.concatenate([np.arange(cached), case.positions])
     near = case.positions[:, None] - standing < (config.sliding_window or 100)
     every = config.sliding_window is None or config.sliding_layers is not None  # some layer has no window
-    sight = case.visible if every else case.visible & near
-    inside = sight[:, cached:].astype(int)
-    reached = np.linalg.matrix_power(inside, config.num_hidden_layers) @ sight[:, :cached] > 0
+    kv_length = case.visible if every else case.visible & near
+    inside = kv_length[:, cached:].astype(int)
+    reached = np.linalg.matrix_power(inside, config.num_hidden_layers) @ kv_length[:, :cached] > 0
     before = case.logits(model)
-    for slot in range(cached):
-        after = case.logits(model, noisy=slot)
-        assert same_bits(after[~reached[:, slot]], before[~reached[:, slot]])
-        direct = (case.visible & near)[:, slot]
+    for column in range(cached):
+        after = case.logits(model, noisy=column)
+        assert same_bits(after[~reached[:, column]], before[~reached[:, column]])
+        direct = (case.visible & near)[:, column]
         assert (np.abs(after - before).max(axis=1) > EXACT)[direct].all()
 
 

@@ -18,11 +18,11 @@ import torch
 import pass_sampling.gpu as port
 from folders import tiny_config, write_checkpoint, write_json
 from models import lookahead, table, transformer
-from pass_sampling.gpu.bench.expectation import Expectation, cycles_behind, expected_tokens, expected_tokens_per_forward
+from pass_sampling.gpu.bench.expectation import Expectation, expected_tokens, expected_tokens_per_forward, steps_after
 from pass_sampling.gpu.bench.figures import Run, repeated_ngrams, rows_of
 from pass_sampling.gpu.bench.peers import load_peer, peer_writer
 from pass_sampling.gpu.bench.prompts import pieces, prefixes_of, read_library, read_prompts
-from pass_sampling.gpu.bench.runs import Contender, in_turn, method_writer, run_all
+from pass_sampling.gpu.bench.runs import Entry, in_turn, method_writer, run_all
 from pass_sampling.gpu.drafters import PromptLookup
 from pass_sampling.gpu.methods import FusedPaSS
 from pass_sampling.gpu.methods.pass_one_call import Fused
@@ -53,12 +53,12 @@ def test_a_text_counts_up_to_a_fifth_of_repeated_8grams():
 # --- Who writes when ---
 
 
-def fake(name: str, calls: list[tuple[str, int, int]], length: int | None = None) -> Contender:
+def fake(name: str, calls: list[tuple[str, int, int]], length: int | None = None) -> Entry:
     def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
         calls.append((name, prompt[0], request))
         return Run(tuple(range(max_new_tokens if length is None else length)), 2, 5)
 
-    return Contender(name, write)
+    return Entry(name, write)
 
 
 def test_all_take_turns_at_each_prompt_and_none_always_begins():
@@ -86,12 +86,12 @@ def test_a_budget_is_kept_by_fewer_prompts_then_shorter_texts_then_fewer_repeats
     now, calls, names, prompts = [0.0], [], ("autoregressive", "b"), [[1], [2], [3], [4]]
     monkeypatch.setattr("pass_sampling.gpu.bench.runs.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
-    def slow(name: str) -> Contender:
+    def slow(name: str) -> Entry:
         def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
             now[0] += seconds * max_new_tokens
             return fake(name, calls).write(prompt, max_new_tokens, seed, request)
 
-        return Contender(name, write)
+        return Entry(name, write)
 
     runs = run_all([slow(name) for name in names], prompts, 64, 3, budget=100.0)
     found = {(len(written), len(written[0]), len(written[0][0].tokens)) for written in runs.values()}
@@ -201,8 +201,8 @@ def methods(model: Any, rule: str) -> list[Any]:
 
 
 def outcomes(method: Any, prompt: Sequence[int]) -> list[tuple[Any, float, Any]]:
-    """Every record of the first cycle that drafts, its probability, and what had been drawn when it verified."""
-    found = [(method.start(prompt, port.Ending(2 * method.num_slots + 1)), None, 1.0)]
+    """Every record of the first step that drafts, its probability, and what had been drawn when it verified."""
+    found = [(method.start(prompt, port.Ending(2 * method.num_uniforms + 1)), None, 1.0)]
     for _ in range(1 + isinstance(method, Fused)):
         found = list(every_outcome(method, [(state, weight) for state, _, weight in found], 256, False))
     return [
@@ -232,7 +232,7 @@ def test_plain_decoding_yields_exactly_one_token_per_pass():
     model = transformer(port, 3)
     found = expected_tokens_per_forward(port.Autoregressive(model), [PROMPT, (2, 1, 1, 0)], 3)
     assert (found.tokens_per_forward, found.standard_error) == (1.0, 0.0)
-    assert (found.num_places, found.num_tapes) == (2, 3)
+    assert (found.num_places, found.num_streams) == (2, 3)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -241,14 +241,16 @@ def test_the_expectation_agrees_with_enumeration(rule):
 
     Hoeffding 1963, Theorem 2; d = 1e-9 for each of 12 comparisons, at a fixed seed.
     """
-    tapes = 400
+    uniform_streams = 400
     for method in methods(transformer(port, 3), rule):
         exact = sum(weight * len(record.tokens) for record, weight, _ in outcomes(method, PROMPT))
         passes = 2 if isinstance(method, port.PaSS) else 1
-        found = expected_tokens_per_forward(method, [PROMPT], tapes)
-        drafts = method.slots["draft"]
+        found = expected_tokens_per_forward(method, [PROMPT], uniform_streams)
+        drafts = method.named_uniforms["draft"]
         assert found.standard_error is None  # of a single place
-        assert abs(found.tokens_per_forward * passes - exact) < (1 + drafts) * math.sqrt(math.log(2e9) / (2 * tapes))
+        assert abs(found.tokens_per_forward * passes - exact) < (1 + drafts) * math.sqrt(
+            math.log(2e9) / (2 * uniform_streams)
+        )
 
 
 def trees(model: Any, rule: str) -> list[Any]:
@@ -262,14 +264,14 @@ def trees(model: Any, rule: str) -> list[Any]:
 
 @pytest.mark.parametrize("rule", ["without-replacement", "with-replacement", "k-seq", "match"])
 def test_the_expectation_of_a_tree_is_exact_given_its_drafts(rule):
-    """Among all outcomes of a cycle those with the same drafts yield as many tokens on average as is expected."""
+    """Among all outcomes of a step those with the same drafts yield as many tokens on average as is expected."""
     for method in trees(table(port, seed=12, spread=1.0), rule):
         by_drafts: dict[Any, list[tuple[float, int]]] = {}
         for record, weight, drawn in outcomes(method, PROMPT):
             key = drawn, record.draft_parents
             by_drafts.setdefault(key, []).append((weight, len(record.tokens)))
         seen = set()
-        for request, record in enumerate(cycles_behind(method, [PROMPT], 40)):
+        for request, record in enumerate(steps_after(method, [PROMPT], 40)):
             before = port.generate(method, PROMPT, 1, (), request=request).tokens if isinstance(method, Fused) else ()
             some = by_drafts[before + record.draft_tokens, record.draft_parents]
             exact = sum(weight * count for weight, count in some) / sum(weight for weight, _ in some)
@@ -284,7 +286,7 @@ def test_the_standard_error_is_that_of_a_ratio_of_means_over_places():
     found = expected_tokens_per_forward(method, places, 5, seed=4)
     each = []
     for number in range(len(places)):
-        padded = [places[number]] * (number + 1)  # the tapes that this place had
+        padded = [places[number]] * (number + 1)  # the uniform streams that this place had
         many = [expected_tokens_per_forward(method, padded[:k], 5, seed=4) for k in (number, number + 1) if k]
         totals = [many[-1].tokens_per_forward * (number + 1), many[0].tokens_per_forward * number if number else 0.0]
         each.append(totals[0] - totals[1])
@@ -292,11 +294,11 @@ def test_the_standard_error_is_that_of_a_ratio_of_means_over_places():
     assert abs(found.standard_error - statistics.stdev(each) / math.sqrt(len(each))) < 1e-12
 
 
-def test_an_expectation_needs_a_place_and_a_tape():
+def test_an_expectation_needs_a_place_and_a_stream():
     method = port.Autoregressive(transformer(port, 3))
-    for places, tapes in (([], 1), ([PROMPT], 0)):
+    for places, uniform_streams in (([], 1), ([PROMPT], 0)):
         with pytest.raises(ValueError, match="prefixes: found"):
-            expected_tokens_per_forward(method, places, tapes)
+            expected_tokens_per_forward(method, places, uniform_streams)
 
 
 # --- The peers ---
@@ -314,7 +316,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1e-9}])
-def test_the_peers_write_what_plain_decoding_writes_where_the_law_leaves_no_choice(folders, settings):
+def test_the_peers_write_what_plain_decoding_writes_where_the_distribution_leaves_no_choice(folders, settings):
     """Float32, whose rounding moves logits by about 1e-6, while the likeliest two differ by more in this text."""
     sampling = port.SamplingConfig(**settings)
     model = port.load_model(folders / "model", "float32")

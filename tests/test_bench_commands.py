@@ -72,7 +72,7 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
     found = bench(box, capsys, prompts, *sources, "--repeats", 2)
     assert set(found) == KEYS | {"plan"}
     rows = {row["method"]: row for row in found["rows"]}
-    ours = ["autoregressive", "lookahead", "lookahead-fused", "draft-model", "prompt-lookup", "ngram"]
+    ours = ["autoregressive", "pass", "pass-one-call", "draft-model", "prompt-lookup", "ngram"]
     assert list(rows) == [*ours, "planned", *PEERS]
     predicted = found["plan"]["prediction"]["ratio_to_plain"]
     assert rows["planned"]["options"].get("method") == found["plan"]["method"] in ours
@@ -94,8 +94,8 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
     plain = rows["autoregressive"]
     assert plain["ratio_to_plain"] == 1 == plain["expected_tokens_per_forward"] and plain["ratio_spread"] == [1, 1]
     assert plain["expected_standard_error"] == 0 and plain["accepted_per_position"] == []
-    assert rows["lookahead"]["options"] == {"num_lookahead": 3, "verify": "token"}
-    assert rows["lookahead-fused"]["options"] == {
+    assert rows["pass"]["options"] == {"num_lookahead": 3, "verify": "token"}
+    assert rows["pass-one-call"]["options"] == {
         "num_lookahead": 3,
         "parts": [],
         "refine": "unrefined",
@@ -121,7 +121,7 @@ def test_what_cannot_run_on_the_checkpoint_is_left_out_with_the_reason(box, caps
     left_out = found["settings"]["left_out"]
     reason = left_out.pop("planned")
     assert "no plan that is kept" in reason and f"planned is left out: {reason}" in found["settings"]["notes"]
-    assert list(left_out) == ["lookahead", "lookahead-fused", "draft-model", "ngram", "transformers-assisted"]
+    assert list(left_out) == ["pass", "pass-one-call", "draft-model", "ngram", "transformers-assisted"]
     flags = ["--lookahead", "--lookahead", "--draft-model", "--ngram", "--draft-model"]
     for name, flag in zip(left_out, flags, strict=True):
         assert f"expected {flag} FOLDER" in left_out[name]
@@ -132,8 +132,8 @@ def test_vectors_with_a_head_leave_out_the_method_that_has_no_use_for_it(box, ca
     vectors = LookAhead.load(box.vectors)
     replace(vectors, head=SamplerHead.random(vectors.hidden_size, 8, seed=0)).save(tmp_path / "vectors")
     found = bench(box, capsys, prompts, "--lookahead", tmp_path / "vectors", "--repeats", 1)
-    assert "lookahead-fused" in found["settings"]["left_out"]["lookahead"]
-    (fused,) = [row for row in found["rows"] if row["method"] == "lookahead-fused"]
+    assert "pass-one-call" in found["settings"]["left_out"]["pass"]
+    (fused,) = [row for row in found["rows"] if row["method"] == "pass-one-call"]
     assert fused["options"]["parts"] == ["head"] and fused["expected_tokens_per_forward"] > 1
 
 
@@ -149,7 +149,7 @@ def test_a_machine_that_was_not_steady_is_noted():
 def test_what_is_lossy_is_called_so(box, capsys, prompts):
     found = bench(box, capsys, prompts, "--methods", "prompt-lookup", "--lenience", 0.5, "--repeats", 1)
     assert found["rows"][1]["options"]["lossy_lenience"] == 0.5
-    assert "LOSSY, with another law than plain decoding: prompt-lookup" in found["settings"]["notes"]
+    assert "LOSSY, with another distribution than plain decoding: prompt-lookup" in found["settings"]["notes"]
 
 
 def test_only_the_methods_asked_for_run_and_plain_decoding_with_them(box, capsys, prompts):
@@ -163,9 +163,7 @@ def test_only_the_methods_asked_for_run_and_plain_decoding_with_them(box, capsys
 
 def test_the_tokens_are_the_same_for_the_same_seed(box, capsys, prompts):
     one, again, other = (
-        bench(
-            box, capsys, prompts, "--methods", "lookahead", "--lookahead", box.vectors, "--repeats", 1, "--seed", seed
-        )
+        bench(box, capsys, prompts, "--methods", "pass", "--lookahead", box.vectors, "--repeats", 1, "--seed", seed)
         for seed in (3, 3, 4)
     )
     exact = ["tokens", "num_forward_passes", "repeated_8grams", "expected_tokens_per_forward"]
@@ -186,7 +184,7 @@ def test_without_prompts_they_are_pieces_of_held_out_files(box, capsys, monkeypa
 
 
 def test_the_table_says_what_it_is_a_table_of(box, capsys, prompts):
-    assert run(*arguments(box, prompts, "--methods", "lookahead", "--lookahead", box.vectors, "--repeats", 1)) == 0
+    assert run(*arguments(box, prompts, "--methods", "pass", "--lookahead", box.vectors, "--repeats", 1)) == 0
     out = capsys.readouterr().out
     assert re.search(r"^model, float32 on cpu: .+ cores, threads \d+", out)
     assert "prompts: 2 (" in out and "new tokens: 10 each, no token ends a text early" in out and "seed 0" in out
@@ -194,8 +192,8 @@ def test_the_table_says_what_it_is_a_table_of(box, capsys, prompts):
         "paired runs that take turns: 1, of which the medians" in out
         and "* too few paired runs for a claim: 1, which takes 5" in out
     )
-    figures = {line.split()[0]: line.split()[1:] for line in out.splitlines() if re.match(r"(auto|look)\w+ +\d", line)}
-    assert list(figures) == ["autoregressive", "lookahead"]
+    figures = {line.split()[0]: line.split()[1:] for line in out.splitlines() if re.match(r"(auto|pass)\w* +\d", line)}
+    assert list(figures) == ["autoregressive", "pass"]
     assert figures["autoregressive"][2] == "1.00"
     assert all(len(line) <= 140 for line in out.splitlines() if line.startswith(tuple(figures)))
 
@@ -318,10 +316,10 @@ REFUSED = [
     (["--prompts", "{root}/none"], ["--prompts: ", "none cannot be read", "expected JSON lines"]),
     (["--prompts", "{text}"], ["--prompts: ", "cannot be read"]),
     (["--prompts", "{root}/latin-1"], ["--prompts: ", "latin-1 is not UTF-8"]),
-    (["--methods", "beam"], ["--methods: found 'beam'", "expected some of autoregressive, lookahead"]),
+    (["--methods", "beam"], ["--methods: found 'beam'", "expected some of autoregressive, pass"]),
     (["--methods", ""], ["--methods: found ''"]),
-    (["--methods", "lookahead,lookahead"], ["--methods: found lookahead twice"]),
-    (["--methods", "lookahead"], ["--methods lookahead: found no look-ahead vectors", "--lookahead FOLDER"]),
+    (["--methods", "pass,pass"], ["--methods: found pass twice"]),
+    (["--methods", "pass"], ["--methods pass: found no look-ahead vectors", "--lookahead FOLDER"]),
     (["--methods", "draft-model"], ["--methods draft-model: found no draft model", "--draft-model FOLDER"]),
     (["--methods", "ngram"], ["--methods ngram: found no n-gram model", "--ngram FOLDER"]),
     (["--methods", "transformers", "--lookahead", "{vectors}"], ["--lookahead: found it without a method"]),
@@ -389,7 +387,7 @@ def test_generate_decodes_by_every_method_and_greedily_all_write_the_same(box, c
     for more in (
         ["--method", "autoregressive"],
         ["--lookahead", box.vectors, "--num-draft", 2],
-        ["--lookahead", box.vectors, "--method", "lookahead-fused"],
+        ["--lookahead", box.vectors, "--method", "pass-one-call"],
         ["--draft-model", draft, "--num-draft", 3],
         ["--ngram", ngram, "--method", "ngram"],
         ["--method", "prompt-lookup", "--num-draft", 6, "--verify", "block"],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapters import PORT, REFERENCE
 from models import PACKAGES, package
-from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.distribution import output_distribution
 from pass_sampling.reference.verify import accept_probs, block_probs, residual_probs
 
 Array = np.ndarray
@@ -21,22 +21,23 @@ Tokens = tuple[int, ...]
 
 @st.composite
 def rows(draw: Any, dead_ends: bool = False) -> tuple[dict[Tokens, Array], dict[Tokens, Array], int]:
-    """A target law and a draft law behind every prefix of a block, with zeros, and the number of drafts.
+    """A target distribution and a draft distribution after every prefix of a block, with zeros, and the number of
+    drafts.
 
-    With dead ends there are drafts behind which the target has no law.
+    With dead ends there are drafts after which the target has no distribution.
     """
     vocab_size, num_draft = draw(st.integers(2, 3)), draw(st.integers(1, 3))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     zeros, likeness = draw(st.sampled_from([0.0, 0.3, 0.6])), draw(st.sampled_from([0.0, 0.5, 0.99, 1.0]))
 
-    def law() -> Array:
+    def distribution() -> Array:
         weights = generator.exponential(size=vocab_size) * (generator.random(vocab_size) >= zeros)
         weights[generator.integers(vocab_size)] += 0.1
         return weights / weights.sum()
 
     prefixes = [tokens for length in range(num_draft + 1) for tokens in product(range(vocab_size), repeat=length)]
-    target = {tokens: law() for tokens in prefixes}
-    draft = {tokens: likeness * target[tokens] + (1 - likeness) * law() for tokens in prefixes}
+    target = {tokens: distribution() for tokens in prefixes}
+    draft = {tokens: likeness * target[tokens] + (1 - likeness) * distribution() for tokens in prefixes}
     for tokens in prefixes[1:] if dead_ends else ():
         target[tokens] = np.full(vocab_size, np.nan) if generator.random() < 0.3 else target[tokens]
     return target, draft, num_draft
@@ -58,16 +59,16 @@ def lengths(accept: Array) -> Array:
     return np.concatenate([given_up[:1], accept * np.append(given_up[1:], 1.0)])
 
 
-def completed(target: dict[Tokens, Array], law: dict[Tokens, float], longest: int) -> dict[Tokens, float]:
-    """Return a law of texts as the target goes on with them, up to a length or to where it has no law."""
+def completed(target: dict[Tokens, Array], distribution: dict[Tokens, float], longest: int) -> dict[Tokens, float]:
+    """Return a distribution of texts as the target continues them, up to a length or where it has none."""
     found: dict[Tokens, float] = {}
-    while law:
-        tokens, prob = law.popitem()
+    while distribution:
+        tokens, prob = distribution.popitem()
         if len(tokens) == longest or np.isnan(target[tokens]).any():
             found[tokens] = found.get(tokens, 0.0) + prob
             continue
         for token, share in enumerate(target[tokens].tolist()):
-            law[(*tokens, token)] = law.get((*tokens, token), 0.0) + prob * share
+            distribution[(*tokens, token)] = distribution.get((*tokens, token), 0.0) + prob * share
     return found
 
 
@@ -75,10 +76,10 @@ def completed(target: dict[Tokens, Array], law: dict[Tokens, float], longest: in
 def test_the_target_comes_out_by_the_formulas_alone(case: Any) -> None:
     """No uniform is drawn: probabilities of every block, every accepted length and every final token are added up.
 
-    Where the target has no law behind some drafts, a text ends there as often as the target's own.
+    Where the target has no distribution after some drafts, a text ends there as often as the target's own.
     """
     target, _, num_draft = case
-    law: dict[Tokens, float] = {}
+    distribution: dict[Tokens, float] = {}
     for chance, drafts, target_probs, draft_probs in blocks(case):
         weights, accept = block_probs(target_probs, draft_probs, np.array(drafts))
         for length, share in enumerate(lengths(accept)):
@@ -88,8 +89,8 @@ def test_the_target_comes_out_by_the_formulas_alone(case: Any) -> None:
             dead = [i for i in range(length + 1) if np.isnan(target_probs[i]).any()]
             texts = [(*drafts[:length], token) for token in range(len(final))]
             for text, prob in [(drafts[: dead[0]], 1.0)] if dead else zip(texts, final.tolist(), strict=True):
-                law[text] = law.get(text, 0.0) + chance * share * prob
-    found, wanted = (completed(target, each, num_draft + 1) for each in (law, {(): 1.0}))
+                distribution[text] = distribution.get(text, 0.0) + chance * share * prob
+    found, wanted = (completed(target, each, num_draft + 1) for each in (distribution, {(): 1.0}))
     for tokens in {*found, *wanted}:
         assert abs(found.get(tokens, 0.0) - wanted.get(tokens, 0.0)) < 1e-12
 
@@ -112,7 +113,7 @@ def test_it_accepts_more_on_a_table_and_as_many_where_all_is_greedy(name: str) -
 
     def accepted(rule: str, **settings: Any) -> float:
         method = pkg.PaSS(model, model.lookahead(), pkg.SamplingConfig(**settings), rule=rule)
-        return output_law(method, [0], ending).expected["num_accepted_tokens"]
+        return output_distribution(method, [0], ending).expected["num_accepted_tokens"]
 
     assert accepted("block") > accepted("token") + 1e-3
     assert accepted("block", temperature=0.0) == accepted("token", temperature=0.0)
@@ -122,8 +123,8 @@ def test_it_accepts_more_on_a_table_and_as_many_where_all_is_greedy(name: str) -
 def test_one_draft_is_judged_as_by_the_token_rule(case: Any, data: st.DataObject) -> None:
     target, draft, _ = case
     token = data.draw(st.sampled_from(np.flatnonzero(draft[()] > 0).tolist()))
-    laws = np.array([target[()], target[(token,)]]), draft[()][None], np.array([token])
-    assert block_probs(*laws)[1] == accept_probs(*laws)
+    distributions = np.array([target[()], target[(token,)]]), draft[()][None], np.array([token])
+    assert block_probs(*distributions)[1] == accept_probs(*distributions)
 
 
 @pytest.mark.torch
@@ -157,7 +158,7 @@ def test_both_packages_decide_alike_also_in_ragged_batches(case: Any, data: st.D
             assert near or (alone[0][0] == accepted[row] and (lawless or alone[1][0] == final[row]))
 
 
-def test_a_run_that_is_ruled_out_asks_nothing_of_the_rows_behind_it() -> None:
+def test_a_run_that_is_ruled_out_asks_nothing_of_the_rows_after_it() -> None:
     target = np.array([[0.0, 1.0], [np.nan, np.nan], [np.nan, np.nan]])
     draft = np.array([[0.5, 0.5], [0.5, 0.5]])
     weights, accept = block_probs(target, draft, np.array([0, 1]))

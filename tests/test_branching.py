@@ -1,4 +1,5 @@
-"""Programs as they are, run once for every way their draws can fall: the law is right, or the program is refused.
+"""Programs as they are, run once for every way their draws can fall: the distribution is right, or the program is
+refused.
 
 A probability is a product of a few interval lengths, each a difference and a quotient of float64 numbers and so wrong
 by at most 2 roundings of 2^-53 of itself, and a sum of such products: with up to 4 factors within 1e-15.
@@ -23,34 +24,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pass_sampling.reference.exactness.chooser import Chooser
-from pass_sampling.reference.exactness.program import HiddenRandomness, estimated_executions, program_law
+from pass_sampling.reference.exactness.program import HiddenRandomness, estimated_executions, program_distribution
 
 EXACT = 1e-15
-LAW = (0.2, 0.0, 0.5, 0.3)
-CDF = np.cumsum(LAW)
-WEIGHTS = np.array(LAW) * 7
+DISTRIBUTION = (0.2, 0.0, 0.5, 0.3)
+CDF = np.cumsum(DISTRIBUTION)
+WEIGHTS = np.array(DISTRIBUTION) * 7
 
 
-def law_of(program: Callable[[], Any], **options: Any) -> dict[Any, float]:
-    return dict(program_law(program, **options).probs)
+def distribution_of(program: Callable[[], Any], **options: Any) -> dict[Any, float]:
+    return dict(program_distribution(program, **options).probs)
 
 
-def close(law: dict[Any, float], expected: dict[Any, float], tolerance: float = EXACT) -> bool:
-    keys = {*law, *expected}
-    return all(abs(law.get(key, 0.0) - expected.get(key, 0.0)) <= tolerance for key in keys)
+def close(distribution: dict[Any, float], expected: dict[Any, float], tolerance: float = EXACT) -> bool:
+    keys = {*distribution, *expected}
+    return all(abs(distribution.get(key, 0.0) - expected.get(key, 0.0)) <= tolerance for key in keys)
 
 
 TENTHS = (0, 0, 2, 2, 2, 2, 2, 3, 3, 3)
 DRAWS: dict[str, Callable[[], Any]] = {
-    "numpy.random.choice": lambda: np.random.choice(4, p=LAW),
-    "choice of values": lambda: "abcd".index(np.random.choice(list("abcd"), p=LAW)),
-    "choice of one": lambda: np.random.choice(4, size=1, replace=False, p=LAW)[0],
-    "numpy.random.multinomial": lambda: np.random.multinomial(1, LAW).argmax(),
-    "default_rng.choice": lambda: np.random.default_rng(0).choice(4, p=LAW),
-    "default_rng.multinomial": lambda: np.random.default_rng().multinomial(1, LAW, size=2)[1].argmax(),
+    "numpy.random.choice": lambda: np.random.choice(4, p=DISTRIBUTION),
+    "choice of values": lambda: "abcd".index(np.random.choice(list("abcd"), p=DISTRIBUTION)),
+    "choice of one": lambda: np.random.choice(4, size=1, replace=False, p=DISTRIBUTION)[0],
+    "numpy.random.multinomial": lambda: np.random.multinomial(1, DISTRIBUTION).argmax(),
+    "default_rng.choice": lambda: np.random.default_rng(0).choice(4, p=DISTRIBUTION),
+    "default_rng.multinomial": lambda: np.random.default_rng().multinomial(1, DISTRIBUTION, size=2)[1].argmax(),
     "default_rng.random": lambda: np.searchsorted(CDF, np.random.default_rng(1).random(), side="right"),
-    "Generator of a bit generator": lambda: np.random.Generator(np.random.PCG64(3)).choice(4, p=LAW),
-    "RandomState.choice": lambda: np.random.RandomState(seed=5).choice(4, p=LAW),
+    "Generator of a bit generator": lambda: np.random.Generator(np.random.PCG64(3)).choice(4, p=DISTRIBUTION),
+    "RandomState.choice": lambda: np.random.RandomState(seed=5).choice(4, p=DISTRIBUTION),
     "RandomState.random_sample": lambda: np.argmax(CDF > np.random.RandomState(5).random_sample()),
     "numpy.random.rand": lambda: np.argmax(CDF > np.random.rand()),
     "numpy.random.rand(1)": lambda: (np.random.rand(1) >= CDF).sum(),
@@ -83,24 +84,26 @@ def _walk(uniform: Any) -> int:
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_every_way_of_drawing_from_a_law_has_that_law(draw: Callable[[], Any]) -> None:
-    assert close(law_of(lambda: int(draw())), {0: 0.2, 2: 0.5, 3: 0.3}, 5 * EXACT)  # up to 10 cells are added up
+def test_every_way_of_drawing_from_a_distribution_has_that_distribution(draw: Callable[[], Any]) -> None:
+    assert close(
+        distribution_of(lambda: int(draw())), {0: 0.2, 2: 0.5, 3: 0.3}, 5 * EXACT
+    )  # up to 10 cells are added up
 
 
-def test_a_law_that_floats_represent_exactly_is_found_exactly() -> None:
-    assert law_of(lambda: int(np.random.choice(3, p=[0.25, 0.25, 0.5]))) == {0: 0.25, 1: 0.25, 2: 0.5}
-    assert law_of(lambda: random.random() < 0.375) == {True: 0.375, False: 0.625}
+def test_a_distribution_that_floats_represent_exactly_is_found_exactly() -> None:
+    assert distribution_of(lambda: int(np.random.choice(3, p=[0.25, 0.25, 0.5]))) == {0: 0.25, 1: 0.25, 2: 0.5}
+    assert distribution_of(lambda: random.random() < 0.375) == {True: 0.375, False: 0.625}
 
 
 def test_probabilities_in_float32_are_normalised_as_numpy_does() -> None:
-    law = np.float32([0.25, 0.5, 0.2502])
-    expected = law.astype(np.float64) / law.sum(dtype=np.float64)
-    assert close(law_of(lambda: int(np.random.choice(3, p=law))), dict(enumerate(expected)))
+    distribution = np.float32([0.25, 0.5, 0.2502])
+    expected = distribution.astype(np.float64) / distribution.sum(dtype=np.float64)
+    assert close(distribution_of(lambda: int(np.random.choice(3, p=distribution))), dict(enumerate(expected)))
     with pytest.raises(ValueError, match=r"^draw 0: found probabilities with a sum of 1\.0002"):
-        program_law(lambda: np.random.choice(3, p=law.astype(np.float64)))
+        program_distribution(lambda: np.random.choice(3, p=distribution.astype(np.float64)))
 
 
-def test_a_sequence_of_draws_has_its_joint_law() -> None:
+def test_a_sequence_of_draws_has_its_joint_distribution() -> None:
     rows = {(): (0.5, 0.5), (0,): (0.1, 0.9), (1,): (0.7, 0.3)}
 
     def program() -> tuple[int, ...]:
@@ -109,25 +112,25 @@ def test_a_sequence_of_draws_has_its_joint_law() -> None:
             tokens = (*tokens, int(np.random.choice(2, p=rows[tokens])))
         return tokens
 
-    law = program_law(program)
-    assert close(dict(law.probs), {(0, 0): 0.05, (0, 1): 0.45, (1, 0): 0.35, (1, 1): 0.15})
-    assert law.executions == 4
+    distribution = program_distribution(program)
+    assert close(dict(distribution.probs), {(0, 0): 0.05, (0, 1): 0.45, (1, 0): 0.35, (1, 1): 0.15})
+    assert distribution.executions == 4
 
 
 @pytest.mark.parametrize("most", [1, 2, 12])
-def test_a_truncated_geometric_law_is_found_in_one_execution_per_outcome(most: int) -> None:
+def test_a_truncated_geometric_distribution_is_found_in_one_execution_per_outcome(most: int) -> None:
     def program() -> int:
         count = 0
         while count < most and random.random() < 0.3:
             count += 1
         return count
 
-    law = program_law(program)
+    distribution = program_distribution(program)
     expected = {count: 0.7 * 0.3**count for count in range(most)} | {most: 0.3**most}
-    assert close(dict(law.probs), expected) and law.executions == most + 1
+    assert close(dict(distribution.probs), expected) and distribution.executions == most + 1
 
 
-def test_a_branching_process_has_the_law_of_its_generating_function() -> None:
+def test_a_branching_process_has_the_distribution_of_its_generating_function() -> None:
     """Each of the first two generations' members has 0 or 2 children: f(f(s)) with f(s) = 1/4 + 3/4 s^2."""
 
     def program() -> int:
@@ -138,22 +141,22 @@ def test_a_branching_process_has_the_law_of_its_generating_function() -> None:
 
     quarter = Fraction(1, 4)
     expected = {0: quarter + 3 * quarter**3, 2: 2 * quarter * (3 * quarter) ** 2, 4: (3 * quarter) ** 3}
-    assert law_of(program) == {key: float(value) for key, value in expected.items()}
+    assert distribution_of(program) == {key: float(value) for key, value in expected.items()}
 
 
 def test_a_program_without_draws_has_one_outcome() -> None:
-    law = program_law(lambda: ("same", 3))
-    assert dict(law.probs) == {("same", 3): 1.0} and law.executions == 1
+    distribution = program_distribution(lambda: ("same", 3))
+    assert dict(distribution.probs) == {("same", 3): 1.0} and distribution.executions == 1
 
 
-def test_expected_counts_are_averaged_over_the_law() -> None:
+def test_expected_counts_are_averaged_over_the_distribution() -> None:
     def program() -> Any:
         flips = (random.random() < 0.25, random.random() < 0.5)
         return flips[0], {"heads": sum(flips), "flips": 2} | ({"rare": 1} if all(flips) else {})
 
-    law = program_law(program)
-    assert dict(law.probs) == {True: 0.25, False: 0.75}
-    assert law.expected == {"heads": 0.75, "flips": 2.0, "rare": 0.125}
+    distribution = program_distribution(program)
+    assert dict(distribution.probs) == {True: 0.25, False: 0.75}
+    assert distribution.expected == {"heads": 0.75, "flips": 2.0, "rare": 0.125}
 
 
 # --- A number that is compared several times ---
@@ -167,13 +170,13 @@ def inside(*edges: float) -> list[float]:
 
 @given(st.lists(thresholds, min_size=1, max_size=6))
 def test_comparing_one_number_again_narrows_its_interval(limits: list[float]) -> None:
-    law = law_of(lambda: (lambda u: tuple(u < limit for limit in limits))(random.random()))
+    distribution = distribution_of(lambda: (lambda u: tuple(u < limit for limit in limits))(random.random()))
     edges = inside(*limits)
     expected: dict[Any, float] = {}
     for low, high in itertools.pairwise(edges):
         if low < high:
             expected[tuple(high <= limit for limit in limits)] = high - low
-    assert close(law, expected, 8 * EXACT)  # up to 6 factors
+    assert close(distribution, expected, 8 * EXACT)  # up to 6 factors
 
 
 @given(st.floats(-3, 3).filter(lambda x: abs(x) > 1e-3), st.floats(-3, 3), st.floats(-6, 6), st.integers(0, 5))
@@ -191,11 +194,11 @@ def test_a_number_may_be_moved_and_scaled_before_it_is_compared(
         lambda: bool((1 - random.random()) * -scale + (shift + scale) < limit),
         lambda: bool(random.random() / (1 / scale) + shift < limit),
     )
-    assert abs(law_of(programs[form]).get(True, 0.0) - share) <= tolerance
+    assert abs(distribution_of(programs[form]).get(True, 0.0) - share) <= tolerance
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6).filter(lambda it: sum(it) > 1e-3), st.integers(0, 5))
-def test_every_inversion_of_a_cumulative_sum_draws_from_the_law(weights: list[float], form: int) -> None:
+def test_every_inversion_of_a_cumulative_sum_draws_from_the_distribution(weights: list[float], form: int) -> None:
     total, cdf = sum(weights), np.cumsum(weights) / sum(weights)
     cdf[-1] = 1.0
     expected = dict(enumerate(np.diff(cdf, prepend=0.0).tolist()))
@@ -207,22 +210,24 @@ def test_every_inversion_of_a_cumulative_sum_draws_from_the_law(weights: list[fl
         lambda: int((cdf < np.random.rand(1)).cumsum()[-1]),
         lambda: int(np.argmax(np.cumsum(weights) >= np.random.uniform() * total)),
     )
-    assert close(law_of(programs[form]), expected, 32 * EXACT)  # the cumulative sum is rounded at 1, too
+    assert close(distribution_of(programs[form]), expected, 32 * EXACT)  # the cumulative sum is rounded at 1, too
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3))
 def test_the_elements_of_an_array_are_independent(limits: list[float]) -> None:
-    law = law_of(lambda: tuple((np.random.rand(3) < np.array(limits)).tolist()))
+    distribution = distribution_of(lambda: tuple((np.random.rand(3) < np.array(limits)).tolist()))
     for outcome in itertools.product((True, False), repeat=3):
         share = math.prod(limit if yes else 1 - limit for yes, limit in zip(outcome, limits, strict=True))
-        assert abs(law.get(outcome, 0.0) - share) <= 2 * EXACT
+        assert abs(distribution.get(outcome, 0.0) - share) <= 2 * EXACT
 
 
 def test_equality_and_not_a_number_never_come_true() -> None:
     u = random.random
-    assert law_of(lambda: (u() == 0.5, u() != 0.5, u() < math.nan, u() > math.nan)) == {(False, True, False, False): 1}
-    assert law_of(lambda: (u() == None, u() != "a", u() in (0.0, 1.0))) == {(False, True, False): 1.0}  # noqa: E711
-    assert law_of(lambda: bool((np.random.rand(2) > np.array([math.nan, math.inf])).any())) == {False: 1.0}
+    assert distribution_of(lambda: (u() == 0.5, u() != 0.5, u() < math.nan, u() > math.nan)) == {
+        (False, True, False, False): 1
+    }
+    assert distribution_of(lambda: (u() == None, u() != "a", u() in (0.0, 1.0))) == {(False, True, False): 1.0}  # noqa: E711
+    assert distribution_of(lambda: bool((np.random.rand(2) > np.array([math.nan, math.inf])).any())) == {False: 1.0}
 
 
 def test_a_copy_of_a_number_is_the_same_number() -> None:
@@ -230,7 +235,7 @@ def test_a_copy_of_a_number_is_the_same_number() -> None:
         number = random.random()
         return number < 0.5, copy.deepcopy([copy.copy(number)])[0] < 0.25
 
-    assert law_of(program) == {(True, True): 0.25, (True, False): 0.25, (False, False): 0.5}
+    assert distribution_of(program) == {(True, True): 0.25, (True, False): 0.25, (False, False): 0.5}
 
 
 def test_a_number_can_be_compared_with_itself() -> None:
@@ -238,7 +243,7 @@ def test_a_number_can_be_compared_with_itself() -> None:
         u = random.random()
         return u < u, u <= u * 1, bool(u < 1 - 3 * u)
 
-    assert law_of(program) == {(False, True, True): 0.25, (False, True, False): 0.75}
+    assert distribution_of(program) == {(False, True, True): 0.25, (False, True, False): 0.75}
 
 
 # --- What is refused ---
@@ -282,7 +287,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize(("message", "program"), REFUSED.items(), ids=REFUSED)
 def test_what_cannot_be_enumerated_is_refused_by_name(message: str, program: Callable[[], Any]) -> None:
     with pytest.raises(ValueError) as refusal:
-        program_law(program)
+        program_distribution(program)
     told = str(refusal.value)
     assert told.startswith(message)
     assert "expected" in told and "\n" not in told
@@ -290,7 +295,7 @@ def test_what_cannot_be_enumerated_is_refused_by_name(message: str, program: Cal
 
 def test_the_place_where_a_value_is_asked_for_is_named() -> None:
     with pytest.raises(ValueError, match=r"test_branching\.py, line \d+, expected it only compared"):
-        program_law(lambda: np.sqrt(random.random()))
+        program_distribution(lambda: np.sqrt(random.random()))
 
 
 def test_a_tree_that_is_too_large_is_refused_before_it_is_run() -> None:
@@ -302,7 +307,7 @@ def test_a_tree_that_is_too_large_is_refused_before_it_is_run() -> None:
         return tuple(np.random.randint(10, size=7).tolist())
 
     with pytest.raises(ValueError, match=r"^max_executions: found a tree of about 1e\+07 executions, expected at most"):
-        program_law(program)
+        program_distribution(program)
     assert runs == 48  # the paths of the estimate, and nothing else
 
 
@@ -310,7 +315,7 @@ def test_a_tree_that_is_larger_than_its_estimate_is_refused_at_the_limit(monkeyp
     runs = itertools.count()
     monkeypatch.setattr("pass_sampling.reference.exactness.program.estimated_executions", lambda *_: 1.0)
     with pytest.raises(ValueError, match=r"^max_executions: reached 20, expected fewer executions"):
-        program_law(lambda: (random.randint(1, 30), next(runs))[0], max_executions=20)
+        program_distribution(lambda: (random.randint(1, 30), next(runs))[0], max_executions=20)
     assert next(runs) == 20
 
 
@@ -318,11 +323,11 @@ def test_a_tree_that_is_larger_than_its_estimate_is_refused_at_the_limit(monkeyp
 def test_the_estimate_is_the_size_of_an_even_tree_and_near_that_of_an_uneven_one(depth: int) -> None:
     assert estimated_executions(lambda: [random.randint(1, 3) for _ in range(depth)].count(1)) == 3**depth
 
-    def uneven() -> int:  # a second draw behind one of three outcomes: 5/3 as many with each level
+    def uneven() -> int:  # a second draw after one of three outcomes: 5/3 as many with each level
         return sum(random.randint(1, 3) for _ in range(depth) if random.randint(1, 2) == 1)
 
     assert estimated_executions(uneven) == pytest.approx(4**depth, rel=0.5)
-    assert program_law(uneven).executions == 4**depth if depth < 6 else True
+    assert program_distribution(uneven).executions == 4**depth if depth < 6 else True
 
 
 # --- Randomness of a program's own ---
@@ -350,7 +355,10 @@ HIDDEN: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "one way only": (lambda: random.random() < 0.5 and int(generator.integers(99)), "the variable generator changed"),
     "the number of draws": (lambda: [random.randint(0, 1) for _ in range(count_up())].count(1), "found"),
-    "the law of a draw": (lambda: int(np.random.choice(2, p=[0.5, 0.5] if count_up() else [0.4, 0.6])), "found"),
+    "the distribution of a draw": (
+        lambda: int(np.random.choice(2, p=[0.5, 0.5] if count_up() else [0.4, 0.6])),
+        "found",
+    ),
 }
 kept: list[Any] = []
 
@@ -368,7 +376,7 @@ def _named(objects: set[Any]) -> list[int]:
 @pytest.mark.parametrize(("program", "source"), HIDDEN.values(), ids=HIDDEN)
 def test_hidden_randomness_is_found_and_named(program: Callable[[], Any], source: str) -> None:
     with pytest.raises(HiddenRandomness, match="no randomness but that of the replaced calls") as found:
-        program_law(program)
+        program_distribution(program)
     assert source in str(found.value)
 
 
@@ -379,16 +387,16 @@ def test_rare_randomness_of_a_programs_own_is_found_by_more_replays() -> None:
     def program() -> bool:
         return (random.random() < 0.5) != (rare.random() < 0.002)
 
-    assert program_law(program).probs == {True: 0.5, False: 0.5}  # too few runs to see it
+    assert program_distribution(program).probs == {True: 0.5, False: 0.5}  # too few runs to see it
     with pytest.raises(HiddenRandomness, match="the variable rare changed"):
-        program_law(program, replays=2000)
+        program_distribution(program, replays=2000)
     with pytest.raises(ValueError, match="replays: found 0, expected an integer from 1"):
-        program_law(program, replays=0)
+        program_distribution(program, replays=0)
 
 
 def test_randomness_of_a_library_that_is_not_replaced_is_named() -> None:
     with pytest.raises(HiddenRandomness, match=r"\(numpy\.random changed\)$"):
-        program_law(lambda: np.random.rand() < 0.5, replace=[])
+        program_distribution(lambda: np.random.rand() < 0.5, replace=[])
 
 
 def test_what_a_seed_fixes_is_not_random() -> None:
@@ -396,7 +404,7 @@ def test_what_a_seed_fixes_is_not_random() -> None:
         seeded = np.random.default_rng(0)
         return float(seeded.random())
 
-    assert len(program_law(program, replace=[])) == 1
+    assert len(program_distribution(program, replace=[])) == 1
 
 
 # --- What is replaced is given back ---
@@ -419,21 +427,21 @@ def test_the_functions_come_back_after_an_exception(error: type[BaseException]) 
 
     before = calls()
     with pytest.raises(error, match="on purpose"):
-        program_law(program)
+        program_distribution(program)
     assert all(one is two for one, two in zip(before, calls(), strict=True))
 
 
-def test_a_program_may_find_the_law_of_another() -> None:
+def test_a_program_may_find_the_distribution_of_another() -> None:
     def inner() -> bool:
         return random.random() < 0.3
 
     def outer() -> tuple[float, bool]:
         first = np.random.rand() < 0.5
-        share = program_law(inner).probs[True]
+        share = program_distribution(inner).probs[True]
         return (share if first else 0.0), random.random() < 0.25
 
-    law = law_of(outer)
-    assert law == {(0.3, True): 0.125, (0.3, False): 0.375, (0.0, True): 0.125, (0.0, False): 0.375}
+    distribution = distribution_of(outer)
+    assert distribution == {(0.3, True): 0.125, (0.3, False): 0.375, (0.0, True): 0.125, (0.0, False): 0.375}
 
 
 def test_a_replaced_generator_is_still_an_instance_of_its_class() -> None:
@@ -442,7 +450,7 @@ def test_a_replaced_generator_is_still_an_instance_of_its_class() -> None:
         others = isinstance(np.random.RandomState(1), np.random.RandomState)
         return numpy_ones and others and isinstance(random.Random(2), random.Random)
 
-    assert law_of(program) == {True: 1.0}
+    assert distribution_of(program) == {True: 1.0}
 
 
 def test_no_seed_decides_anything() -> None:
@@ -451,12 +459,14 @@ def test_no_seed_decides_anything() -> None:
         random.seed(0)
         return np.random.rand() < 0.5, random.random() < 0.5
 
-    assert len(law_of(program)) == 4
+    assert len(distribution_of(program)) == 4
 
 
-def test_a_script_with_another_law_is_hidden_randomness() -> None:
+def test_a_script_with_another_distribution_is_hidden_randomness() -> None:
     chooser = Chooser((1,), ((0.5, 0.5),))
-    with pytest.raises(HiddenRandomness, match=r"^draw 0: found another law than in a run with the same draws"):
+    with pytest.raises(
+        HiddenRandomness, match=r"^draw 0: found another distribution than in a run with the same draws"
+    ):
         chooser.choose((0.25, 0.75))
     with pytest.raises(HiddenRandomness, match=r"^draws: found 0, expected 1 as in a run with the same draws"):
         Chooser((1,), ((0.5, 0.5),)).check_finished()

@@ -88,10 +88,12 @@ class Batch:
         starts = self.cache.lengths
         paths, new = self._grow_tree(parents, seed)
         kept = [[*paths, []][(seed + b) % (len(paths) + 1)] for b in range(len(self.rows))]
-        slots = np.random.default_rng(seed).integers(-5, 50, size=(len(self.rows), max(map(len, kept))))
-        for row, path, start in zip(slots, kept, starts.tolist(), strict=True):
+        cache_positions = np.random.default_rng(seed).integers(-5, 50, size=(len(self.rows), max(map(len, kept))))
+        for row, path, start in zip(cache_positions, kept, starts.tolist(), strict=True):
             row[: len(path)] = [start + step for step in path]
-        self.cache.keep(*map(self.model.tensor, (slots, starts.cpu().numpy(), np.array([len(path) for path in kept]))))
+        self.cache.keep(
+            *map(self.model.tensor, (cache_positions, starts.cpu().numpy(), np.array([len(path) for path in kept])))
+        )
         for row, mine, path in zip(self.rows, new.tolist(), kept, strict=True):
             row += [mine[step] for step in path]
         self.after(self)
@@ -160,17 +162,17 @@ def test_each_row_of_a_batch_is_the_row_alone(device, kind, history):
 def test_it_is_so_where_the_host_does_not_know_the_lengths(kind, history, capacity):
     """On a device the host has only a bound on the lengths. Here the CPU is treated like one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KVCache, "_at_hand", False)
+        patch.setattr(KVCache, "_is_on_cpu", False)
         batch = Batch.of(model_of(kind), capacity).replay(history)
     assert batch.worst <= EXACT
-    assert max(map(len, batch.rows)) <= batch.cache.extent <= capacity
+    assert max(map(len, batch.rows)) <= batch.cache.max_length <= capacity
 
 
 @on_devices
-@pytest.mark.parametrize("at_hand", [True, False])
-def test_drafts_that_are_cut_again_and_again_never_fill_the_cache(device, at_hand, monkeypatch):
-    if not at_hand:
-        monkeypatch.setattr(KVCache, "_at_hand", False)
+@pytest.mark.parametrize("is_on_cpu", [True, False])
+def test_drafts_that_are_cut_again_and_again_never_fill_the_cache(device, is_on_cpu, monkeypatch):
+    if not is_on_cpu:
+        monkeypatch.setattr(KVCache, "_is_on_cpu", False)
     batch = Batch.of(model_of("full", device), 8)
     batch.feed(4, 0)
     for seed in range(20):
@@ -185,8 +187,8 @@ def test_drafts_that_are_cut_again_and_again_never_fill_the_cache(device, at_han
 def test_on_a_cpu_the_host_knows_the_lengths(history):
     def check(batch: Batch) -> None:
         lengths = batch.cache.lengths.tolist()
-        assert batch.cache.extent == max(lengths)
-        assert batch.cache.level == (min(lengths) == max(lengths))
+        assert batch.cache.max_length == max(lengths)
+        assert batch.cache.equal_lengths == (min(lengths) == max(lengths))
 
     Batch.of(model_of("full"), after=check, alone=False).replay(history)
 
@@ -240,10 +242,10 @@ def test_copies_chosen_rows_and_stacks_are_independent(device, history, chosen):
 
 
 @on_devices
-@pytest.mark.parametrize("at_hand", [True, False])
-def test_a_pass_beyond_the_capacity_is_refused(device, at_hand, monkeypatch):
-    if not at_hand:
-        monkeypatch.setattr(KVCache, "_at_hand", False)
+@pytest.mark.parametrize("is_on_cpu", [True, False])
+def test_a_pass_beyond_the_capacity_is_refused(device, is_on_cpu, monkeypatch):
+    if not is_on_cpu:
+        monkeypatch.setattr(KVCache, "_is_on_cpu", False)
     model = model_of("full", device)
     cached = model.model.new_cache(5, 2)
     model.model.forward([[1, 2, 3]] * 2, cached)
@@ -289,10 +291,10 @@ def test_keep_names_the_lengths_of_all_rows():
 
 
 @on_devices
-@pytest.mark.parametrize("at_hand", [True, False])
-def test_keep_moves_what_is_kept_and_touches_nothing_else(device, at_hand, monkeypatch):
-    if not at_hand:
-        monkeypatch.setattr(KVCache, "_at_hand", False)
+@pytest.mark.parametrize("is_on_cpu", [True, False])
+def test_keep_moves_what_is_kept_and_touches_nothing_else(device, is_on_cpu, monkeypatch):
+    if not is_on_cpu:
+        monkeypatch.setattr(KVCache, "_is_on_cpu", False)
     model = model_of("full", device)
     cached = model.model.new_cache(8, 3)
     model.model.forward([[1, 2, 3, 4, 5, 6, 7]] * 3, cached)

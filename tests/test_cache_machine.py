@@ -134,7 +134,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(parents=parents, leaf=st.integers(0, 100), seed=seeds)
     def tree(self, parents: list[int], leaf: int, seed: int) -> None:
-        """Feed a tree behind the last token, and keep one path of each row, of any length."""
+        """Feed a tree after the last token, and keep one path of each row, of any length."""
         self._make_room()
         paths = [[0]]
         for i, parent in enumerate(parents):
@@ -149,12 +149,12 @@ class CacheMachine(RuleBasedStateMachine):
             for i, path in enumerate(paths):
                 self._agree(found[:, i : i + 1], truth(self.kind, (*row, *(block[step] for step in path[1:])))[-1:])
         kept = [paths[(leaf + b) % len(paths)] for b in range(len(self.rows))]
-        slots = np.zeros((len(kept), max(map(len, kept))), dtype=np.int64)
-        for cached, row, path, start in zip(self.alone, slots, kept, starts.tolist(), strict=True):
+        cache_positions = np.zeros((len(kept), max(map(len, kept))), dtype=np.int64)
+        for cached, row, path, start in zip(self.alone, cache_positions, kept, starts.tolist(), strict=True):
             row[: len(path)] = [start + i for i in path]
             cached.keep(row[: len(path)], start)
         for batch in self.batches:
-            batch.keep(*map(torch.from_numpy, (slots, starts, np.array([len(path) for path in kept]))))
+            batch.keep(*map(torch.from_numpy, (cache_positions, starts, np.array([len(path) for path in kept]))))
         self._commit([[*(block[i] for i in path[1:]), m[-1]] for block, path, m in zip(blocks, kept, new, strict=True)])
 
     @rule(more=st.integers(1, 8), call=st.integers(0, 3), name=st.sampled_from(["swiglu", "attention"]))
@@ -182,7 +182,7 @@ class CacheMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.rows and len(self.rows) < MOST_ROWS)
     @rule(prompt=prompts, first=st.booleans())
     def add(self, prompt: list[int], first: bool) -> None:
-        """Take another row into the batch, before or behind the others."""
+        """Take another row into the batch, before or after the others."""
         newcomer = CacheMachine()
         newcomer.prefill(self.kind, [prompt])
         one, other = (newcomer, self) if first else (self, newcomer)
@@ -327,7 +327,7 @@ def _stacked_with_one_length(patch: pytest.MonkeyPatch, home: Any) -> None:
 
 
 def _a_broken_pass_leaves_a_row(patch: pytest.MonkeyPatch, home: Any) -> None:
-    """Leave a row of a pass that broke behind the committed ones; it broke at an odd number of writes."""
+    """Leave a row of a pass that broke after the committed ones; it broke at an odd number of writes."""
     write = home.KVCache.write
     truncate = home.KVCache.truncate
 
@@ -338,7 +338,7 @@ def _a_broken_pass_leaves_a_row(patch: pytest.MonkeyPatch, home: Any) -> None:
     def wrong(self: Any, length: Any) -> None:
         broken, self.dirty = getattr(self, "dirty", 0) % 2 == 1, 0
         truncate(self, length)
-        if broken:  # a row of the pass that broke stays behind the committed ones
+        if broken:  # a row of the pass that broke stays after the committed ones
             self.advance(1)
 
     patch.setattr(home.KVCache, "write", early)

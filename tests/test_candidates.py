@@ -14,11 +14,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapters import PORT, REFERENCE, Port, Reference, each_impl, each_port
-from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 from pass_sampling.reference.methods.tree_rules import RULES, k_seq_division
 from pass_sampling.reference.theory import acceptance_rate, candidate_acceptance
 from pass_sampling.reference.verify import accept_probs, residual_probs
-from strategies import DENORMAL, LARGEST_UNIFORM, around, integer_laws, law_pairs, laws, normalised
+from strategies import (
+    DENORMAL,
+    LARGEST_UNIFORM,
+    around,
+    distribution_pairs,
+    distributions,
+    integer_distributions,
+    normalised,
+)
 
 Array = np.ndarray
 EXACT = 1e-12  # sums of at most a few thousand products, each wrong by a few times 2^-53
@@ -28,7 +36,7 @@ in_turn = pytest.mark.parametrize("rule", ["without-replacement", "with-replacem
 
 
 def logits_of(probs: Array) -> Array:
-    """Return logits whose law this is, at temperature 1."""
+    """Return logits whose distribution this is, at temperature 1."""
     with np.errstate(divide="ignore"):
         return np.log(probs)
 
@@ -71,8 +79,8 @@ class OnePosition:
         self.impl, self.target, self.logits, self.num_candidates = impl, target, logits, num_candidates
         self.home, self.rule = impl.module("methods.tree_rules"), impl.module("methods.tree_rules").RULES[rule]
         self.sampling = impl.sampling(**settings)
-        self.slots = {"draft": num_candidates, "accept": num_candidates, "final": 1}
-        self.num_slots = 2 * num_candidates + 1
+        self.named_uniforms = {"draft": num_candidates, "accept": num_candidates, "final": 1}
+        self.num_uniforms = 2 * num_candidates + 1
 
     def start(self, prompt: Any, ending: Any) -> Emitted:
         return Emitted()
@@ -81,7 +89,7 @@ class OnePosition:
         return self.port(uniforms) if isinstance(self.impl, Port) else [self.one(row) for row in uniforms]
 
     def one(self, row: Array) -> tuple[Emitted, Made]:
-        draws = self.impl.module("uniforms").Draws(row, self.slots, trace=True)
+        draws = self.impl.module("uniforms").UniformRow(row, self.named_uniforms, trace=True)
         replacement = self.rule.replacement
         tokens, probs = self.home.draw_candidates(
             self.logits, self.sampling, self.num_candidates, draws, 0, replacement
@@ -92,7 +100,7 @@ class OnePosition:
         return Emitted((token,)), Made(draws.choices, tuple(tokens.tolist()), int(accepted is not None))
 
     def port(self, uniforms: Array) -> list[tuple[Emitted, Made]]:
-        draws = self.impl.module("uniforms").Draws(self.impl.tensor(uniforms), self.slots, trace=True)
+        draws = self.impl.module("uniforms").UniformRow(self.impl.tensor(uniforms), self.named_uniforms, trace=True)
         logits, target = (self.impl.tensor(row).expand(len(uniforms), -1) for row in (self.logits, self.target))
         tokens, probs, used = self.home.draw_candidates(
             logits.unsqueeze(1), self.sampling, [self.num_candidates], draws, 0, self.rule.replacement
@@ -106,7 +114,7 @@ class OnePosition:
         results = []
         for b, (token, accepted) in enumerate(zip(emitted.tolist(), found.accepted.tolist(), strict=True)):
             choices = tuple(
-                batch.Choice(choice.slot, choice.edges[b].cpu().numpy(), int(choice.outcome[b]))
+                batch.Choice(choice.column, choice.edges[b].cpu().numpy(), int(choice.outcome[b]))
                 for choice in draws.choices
                 if bool(choice.active[b])
             )
@@ -115,14 +123,14 @@ class OnePosition:
         return results
 
 
-def law_of(method: OnePosition) -> OutputLaw:
-    return output_law(method, (), None, probe=True)
+def distribution_of(method: OnePosition) -> OutputDistribution:
+    return output_distribution(method, (), None, probe=True)
 
 
-def assert_exact(law: OutputLaw, target: Array) -> None:
-    assert law.largest_deviation({(token,): float(prob) for token, prob in enumerate(target)}) <= EXACT
-    assert abs(sum(law.values()) - 1.0) <= EXACT
-    assert all(target[token] > 0 for (token,) in law), "a token that the target excludes"
+def assert_exact(distribution: OutputDistribution, target: Array) -> None:
+    assert distribution.largest_deviation({(token,): float(prob) for token, prob in enumerate(target)}) <= EXACT
+    assert abs(sum(distribution.values()) - 1.0) <= EXACT
+    assert all(target[token] > 0 for (token,) in distribution), "a token that the target excludes"
 
 
 def generic(seed: int, vocab_size: int, zeros: float = 0.0) -> tuple[Array, Array]:
@@ -157,10 +165,10 @@ def test_the_target_comes_out_and_candidates_are_accepted_as_theory_says(
     impl: Reference, rule: str, num_candidates: int, name: str
 ) -> None:
     target, draft = CASES[name]
-    law = law_of(OnePosition(impl, rule, target, logits_of(draft), num_candidates))
-    assert_exact(law, target)
+    distribution = distribution_of(OnePosition(impl, rule, target, logits_of(draft), num_candidates))
+    assert_exact(distribution, target)
     promised = candidate_acceptance(target, draft, num_candidates, rule)
-    assert abs(law.expected["num_accepted_tokens"] - promised) <= EXACT
+    assert abs(distribution.expected["num_accepted_tokens"] - promised) <= EXACT
 
 
 @each_impl
@@ -174,7 +182,7 @@ def test_the_target_comes_out_whatever_the_settings_of_the_drafts(
     impl: Reference, rule: str, settings: dict[str, Any]
 ) -> None:
     target, draft = generic(4, 4, zeros=0.2)
-    assert_exact(law_of(OnePosition(impl, rule, target, logits_of(draft), 3, **settings)), target)
+    assert_exact(distribution_of(OnePosition(impl, rule, target, logits_of(draft), 3, **settings)), target)
 
 
 @each_impl
@@ -184,16 +192,16 @@ def test_greedy_drafts_are_the_likeliest_tokens_in_order_each_a_point_mass(impl:
     order = np.argsort(-draft, kind="stable")
     for num_candidates in range(1, 6):
         method = OnePosition(impl, rule, target, logits_of(draft), num_candidates, temperature=0.0)
-        ((_, made),) = method.run([None], np.full((1, method.num_slots), LARGEST_UNIFORM))
+        ((_, made),) = method.run([None], np.full((1, method.num_uniforms), LARGEST_UNIFORM))
         assert made.draft_tokens == tuple(order[:num_candidates].tolist())
-        law = law_of(method)
-        assert_exact(law, target)
+        distribution = distribution_of(method)
+        assert_exact(distribution, target)
         covered = float(target[order[:num_candidates]].sum())
-        assert abs(law.expected["num_accepted_tokens"] - covered) <= EXACT
+        assert abs(distribution.expected["num_accepted_tokens"] - covered) <= EXACT
 
 
 class Careless(OnePosition):
-    """Verifies each candidate as if it had been drawn from the first one's law."""
+    """Verifies each candidate as if it had been drawn from the first one's distribution."""
 
     def one(self, row: Array) -> tuple[Emitted, Made]:
         right = self.rule
@@ -243,15 +251,15 @@ class Mixed(OnePosition):
 )
 def test_a_wrong_rule_is_seen(mistake: type[OnePosition], rule: str) -> None:
     target, draft = CASES["generic"]
-    law = law_of(mistake(REFERENCE, rule, target, logits_of(draft), 2))
-    assert law.largest_deviation({(token,): float(prob) for token, prob in enumerate(target)}) > 1e-3
+    distribution = distribution_of(mistake(REFERENCE, rule, target, logits_of(draft), 2))
+    assert distribution.largest_deviation({(token,): float(prob) for token, prob in enumerate(target)}) > 1e-3
 
 
 # --- The formulas alone ---
 
 
 def every_draw(draft: Array, num_candidates: int, replacement: bool) -> Iterator[tuple[float, list[int], list[Array]]]:
-    """Yield every sequence of candidates: its probability, the tokens, and the law of each."""
+    """Yield every sequence of candidates: its probability, the tokens, and the distribution of each."""
     if num_candidates == 0 or not draft.any():
         yield 1.0, [], []
         return
@@ -263,7 +271,7 @@ def every_draw(draft: Array, num_candidates: int, replacement: bool) -> Iterator
 
 
 def probs_of(impl: Reference, rule: str, target: Array, rows: Array, tokens: Array) -> tuple[Array, Array]:
-    """Return the chance of each candidate and the law if none is accepted."""
+    """Return the chance of each candidate and the distribution if none is accepted."""
     name, home = ("k_seq_probs", "methods.tree_rules") if rule == "k-seq" else ("recursive_probs", "methods.tree_rules")
     function = getattr(impl.module(home), name)
     if not isinstance(impl, Port):
@@ -275,29 +283,29 @@ def probs_of(impl: Reference, rule: str, target: Array, rows: Array, tokens: Arr
 
 @each_impl
 @in_turn
-@given(pair=law_pairs(3), num_candidates=st.integers(1, 3))
+@given(pair=distribution_pairs(3), num_candidates=st.integers(1, 3))
 @example(pair=(np.array([0.0, 0.75, 0.25]), np.array([0.75, 0.25, 0.0])), num_candidates=3)
 def test_the_target_comes_out_by_the_formulas_alone(
     impl: Reference, rule: str, pair: tuple[Array, Array], num_candidates: int
 ) -> None:
     """No uniform is drawn: the probabilities of every draw, acceptance and final token are added up."""
     target, draft = pair
-    law, accepted = np.zeros(3), 0.0
+    distribution, accepted = np.zeros(3), 0.0
     for chance, tokens, rows in every_draw(draft, num_candidates, RULES[rule].replacement):
         accept, final = probs_of(impl, rule, target, np.array(rows), np.array(tokens))
         assert np.all((accept >= 0) & (accept <= 1)) and np.all(accept[target[tokens] == 0] == 0)
         assert abs(final.sum() - 1) <= EXACT and np.all(final >= 0) and np.all(final[target == 0] == 0)
         rejected = chance
         for token, prob in zip(tokens, accept.tolist(), strict=True):
-            law[token] += rejected * prob
+            distribution[token] += rejected * prob
             accepted += rejected * prob
             rejected *= 1 - prob
-        law += rejected * final
-    assert np.abs(law - target).max() <= EXACT
+        distribution += rejected * final
+    assert np.abs(distribution - target).max() <= EXACT
     assert abs(accepted - candidate_acceptance(target, draft, num_candidates, rule)) <= EXACT
 
 
-@given(pair=law_pairs(4), num_candidates=st.integers(1, 4))
+@given(pair=distribution_pairs(4), num_candidates=st.integers(1, 4))
 def test_the_match_rule_accepts_what_the_candidates_cover(pair: tuple[Array, Array], num_candidates: int) -> None:
     target, draft = pair
     covered = sum(
@@ -306,7 +314,7 @@ def test_the_match_rule_accepts_what_the_candidates_cover(pair: tuple[Array, Arr
     assert abs(candidate_acceptance(target, draft, num_candidates, "match") - covered) <= EXACT
 
 
-@given(pair=law_pairs(4))
+@given(pair=distribution_pairs(4))
 def test_one_candidate_is_judged_as_by_the_ordinary_rules(pair: tuple[Array, Array]) -> None:
     target, draft = pair
     for rule in RULES:
@@ -320,16 +328,16 @@ def test_one_candidate_is_judged_as_by_the_ordinary_rules(pair: tuple[Array, Arr
 
 
 @each_rule
-@given(pair=law_pairs(4), num_candidates=st.integers(1, 3))
+@given(pair=distribution_pairs(4), num_candidates=st.integers(1, 3))
 def test_more_candidates_are_accepted_more_often(rule: str, pair: tuple[Array, Array], num_candidates: int) -> None:
     fewer, more = (candidate_acceptance(*pair, count, rule) for count in (num_candidates, num_candidates + 1))
     assert -EXACT <= fewer <= more + EXACT <= 1 + 2 * EXACT
 
 
-@given(law=integer_laws(4), num_candidates=st.integers(1, 4))
-def test_candidates_from_the_target_itself_need_but_one(law: Array, num_candidates: int) -> None:
+@given(distribution=integer_distributions(4), num_candidates=st.integers(1, 4))
+def test_candidates_from_the_target_itself_need_but_one(distribution: Array, num_candidates: int) -> None:
     for rule in ("without-replacement", "with-replacement", "k-seq"):
-        assert abs(candidate_acceptance(law, law, num_candidates, rule) - 1) <= EXACT
+        assert abs(candidate_acceptance(distribution, distribution, num_candidates, rule) - 1) <= EXACT
 
 
 @pytest.mark.parametrize(
@@ -340,9 +348,9 @@ def test_candidates_from_the_target_itself_need_but_one(law: Array, num_candidat
     ],
 )
 def test_theory_refuses_what_it_does_not_know(arguments: tuple[Any, ...], message: str) -> None:
-    law = np.array([0.5, 0.5])
+    distribution = np.array([0.5, 0.5])
     with pytest.raises(ValueError) as error:
-        candidate_acceptance(law, law, *arguments)
+        candidate_acceptance(distribution, distribution, *arguments)
     assert str(error.value) == message
     with pytest.raises(ValueError, match=r"^target_probs: found numbers from 0.5 with sum 1.5"):
         candidate_acceptance(np.full(3, 0.5), np.full(3, 1 / 3), 2)
@@ -351,39 +359,41 @@ def test_theory_refuses_what_it_does_not_know(arguments: tuple[Any, ...], messag
 # --- What K-SEQ divides by ---
 
 
-@given(pair=law_pairs(4), num_candidates=st.integers(1, 9))
-def test_the_division_is_the_smallest_that_keeps_the_law(pair: tuple[Array, Array], num_candidates: int) -> None:
+@given(pair=distribution_pairs(4), num_candidates=st.integers(1, 9))
+def test_the_division_is_the_smallest_that_keeps_the_distribution(
+    pair: tuple[Array, Array], num_candidates: int
+) -> None:
     target, draft = pair
     division = k_seq_division(target, draft, num_candidates)
     assert 1 <= division <= num_candidates
 
     def missing(number: float) -> float:
-        """Return the mass that is accepted too often, 1 - (1 - s)^C - number s: above 0 the law is lost."""
+        """Return the mass that is accepted too often, 1 - (1 - s)^C - number s: above 0 the distribution is lost."""
         rejected = float(np.maximum(draft - target / number, 0).sum())
         return 1 - rejected**num_candidates - number * (1 - rejected)
 
     slack = 8 * np.finfo(float).eps * num_candidates
     assert abs(missing(division)) <= slack
     for fraction in (0.0, 0.5, 0.99):
-        assert missing(1 + fraction * (division - 1)) >= -slack, "a smaller one would keep the law, too"
+        assert missing(1 + fraction * (division - 1)) >= -slack, "a smaller one would keep the distribution, too"
     # At least 1 - (1 - 1/C)^C, which is above 1 - 1/e, of a bound on what any rule can accept: Sun et al. 2023.
     bound = float(np.minimum(target, num_candidates * draft).sum())
     share = 1 - (1 - 1 / num_candidates) ** num_candidates
     assert candidate_acceptance(target, draft, num_candidates, "k-seq") >= share * bound - EXACT
 
 
-@given(law=laws(4), num_candidates=st.integers(1, 9))
-def test_nothing_is_divided_where_draft_and_target_are_equal(law: Array, num_candidates: int) -> None:
+@given(distribution=distributions(4), num_candidates=st.integers(1, 9))
+def test_nothing_is_divided_where_draft_and_target_are_equal(distribution: Array, num_candidates: int) -> None:
     """The equation is flat there: to a few units in the last place, much larger numbers would do as well."""
-    assert k_seq_division(law, law, num_candidates) == 1
+    assert k_seq_division(distribution, distribution, num_candidates) == 1
 
 
 # --- Draws ---
 
 
 def draw(impl: Reference, logits: Array, count: int, uniforms: Array, replacement: bool, **settings: Any) -> Any:
-    """Return the candidates of one position, with the laws they were drawn from."""
-    draws = impl.module("uniforms").Draws
+    """Return the candidates of one position, with the distributions they were drawn from."""
+    draws = impl.module("uniforms").UniformRow
     sampling = impl.sampling(**settings)
     function = impl.module("methods.tree_rules").draw_candidates
     if not isinstance(impl, Port):
@@ -395,17 +405,17 @@ def draw(impl: Reference, logits: Array, count: int, uniforms: Array, replacemen
 
 
 @each_impl
-@given(law=laws(5), count=st.integers(1, 6), seed=st.integers(0, 2**32), data=st.data())
+@given(distribution=distributions(5), count=st.integers(1, 6), seed=st.integers(0, 2**32), data=st.data())
 def test_each_candidate_comes_from_what_those_before_it_have_left(
-    impl: Reference, law: Array, count: int, seed: int, data: st.DataObject
+    impl: Reference, distribution: Array, count: int, seed: int, data: st.DataObject
 ) -> None:
     settings = data.draw(
         st.sampled_from([{}, {"top_k": 2}, {"top_p": 0.6}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 4}])
     )
     uniforms = np.random.default_rng(seed).random(count)
-    law = law[np.isfinite(logits_of(law))] if data.draw(st.booleans()) else law
-    tokens, probs = draw(impl, logits_of(law), count, uniforms, False, **settings)
-    rest = REFERENCE.probs(logits_of(law), **settings)
+    distribution = distribution[np.isfinite(logits_of(distribution))] if data.draw(st.booleans()) else distribution
+    tokens, probs = draw(impl, logits_of(distribution), count, uniforms, False, **settings)
+    rest = REFERENCE.probs(logits_of(distribution), **settings)
     assert len(tokens) == min(count, np.count_nonzero(rest)) and len(set(tokens.tolist())) == len(tokens)
     for token, row, uniform in zip(tokens.tolist(), probs, uniforms, strict=False):
         np.testing.assert_allclose(row, rest, rtol=1e-9, atol=DENORMAL)
@@ -416,12 +426,14 @@ def test_each_candidate_comes_from_what_those_before_it_have_left(
 
 
 @each_impl
-@given(law=laws(4), count=st.integers(1, 5), seed=st.integers(0, 2**32))
-def test_with_replacement_all_come_from_one_law(impl: Reference, law: Array, count: int, seed: int) -> None:
+@given(distribution=distributions(4), count=st.integers(1, 5), seed=st.integers(0, 2**32))
+def test_with_replacement_all_come_from_one_distribution(
+    impl: Reference, distribution: Array, count: int, seed: int
+) -> None:
     uniforms = np.random.default_rng(seed).random(count)
     for settings in ({}, {"temperature": 0.0}, {"top_k": 2}):
-        tokens, probs = draw(impl, logits_of(law), count, uniforms, True, **settings)
-        expected = impl.probs(logits_of(law), **settings)
+        tokens, probs = draw(impl, logits_of(distribution), count, uniforms, True, **settings)
+        expected = impl.probs(logits_of(distribution), **settings)
         np.testing.assert_allclose(probs, np.broadcast_to(expected, (count, 4)), rtol=1e-15, atol=0)
         assert tokens.tolist() == impl.draw(probs[0], uniforms).tolist()
 
@@ -435,12 +447,12 @@ def test_greedy_candidates_run_out_where_all_others_are_masked(impl: Reference) 
 
 
 @pytest.mark.torch
-@given(law=laws(6), count=st.integers(1, 4), seed=st.integers(0, 2**32), replacement=st.booleans())
-def test_both_packages_draw_the_same_candidates(law: Array, count: int, seed: int, replacement: bool) -> None:
+@given(distribution=distributions(6), count=st.integers(1, 4), seed=st.integers(0, 2**32), replacement=st.booleans())
+def test_both_packages_draw_the_same_candidates(distribution: Array, count: int, seed: int, replacement: bool) -> None:
     uniforms = np.random.default_rng(seed).random(count)
     for settings in ({}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.8}):
         ours, theirs = (
-            draw(impl, logits_of(law), count, uniforms, replacement, **settings) for impl in (REFERENCE, PORT)
+            draw(impl, logits_of(distribution), count, uniforms, replacement, **settings) for impl in (REFERENCE, PORT)
         )
         assert ours[0].tolist() == theirs[0].tolist()
         np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-12, atol=DENORMAL)
@@ -450,8 +462,8 @@ def test_both_packages_draw_the_same_candidates(law: Array, count: int, seed: in
 
 
 def verify(impl: Reference, rule: str, target: Array, rows: Array, tokens: Array, uniforms: Array) -> Any:
-    """Return which candidate is accepted (-1: none), the law if none is, and the chances."""
-    draws, number = impl.module("uniforms").Draws, len(tokens)
+    """Return which candidate is accepted (-1: none), the distribution if none is, and the chances."""
+    draws, number = impl.module("uniforms").UniformRow, len(tokens)
     function = impl.module("methods.tree_rules").RULES[rule].verify
     if not isinstance(impl, Port):
         found = function(target, rows, tokens, draws(uniforms, {"accept": number}), 0)
@@ -464,8 +476,8 @@ def verify(impl: Reference, rule: str, target: Array, rows: Array, tokens: Array
 
 @st.composite
 def positions(draw: Any, vocab_size: int, replacement: bool, most: int = 3) -> tuple[Array, Array, Array]:
-    """A target law, and candidates with their laws."""
-    target, draft = draw(law_pairs(vocab_size))
+    """A target distribution, and candidates with their distributions."""
+    target, draft = draw(distribution_pairs(vocab_size))
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
     rows, tokens = [], []
     for _ in range(draw(st.integers(1, most))):
@@ -507,7 +519,9 @@ def test_the_match_rule_draws_from_the_target_and_looks_for_it(
 @pytest.mark.parametrize("rule", ["without-replacement", "k-seq"])
 def test_a_candidate_that_cannot_have_been_drawn_is_refused_by_the_reference(rule: str) -> None:
     rows = np.array([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]) if rule != "k-seq" else np.array([[0.5, 0.5, 0.0]] * 2)
-    with pytest.raises(ValueError, match=r"^draft_probs: found 0 at draft token \d, expected a law it came from$"):
+    with pytest.raises(
+        ValueError, match=r"^draft_probs: found 0 at draft token \d, expected a distribution it came from$"
+    ):
         verify(REFERENCE, rule, np.full(3, 1 / 3), rows, np.array([0, 2]), np.full(2, 0.5))
 
 
@@ -528,7 +542,7 @@ def test_both_packages_decide_alike(rule: str, data: st.DataObject) -> None:
 @each_port
 @given(data=st.data())
 def test_a_row_does_not_depend_on_what_it_should_not_see(port: Port, rule: str, data: st.DataObject) -> None:
-    """Neither on its neighbours, nor on what stands behind its candidates; rows that have ended ask for nothing."""
+    """Neither on its neighbours, nor on what stands after its candidates; rows that have ended ask for nothing."""
     most, replacement = 3, RULES[rule].replacement
     cases = [data.draw(positions(4, replacement, most)) for _ in range(4)]
     if rule == "k-seq":  # all of its candidates, or none
@@ -542,7 +556,7 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(port: Port, rule: str, 
     for b, case in enumerate(cases):
         rows[b, : len(case[2])], tokens[b, : len(case[2])] = case[1:]
     count = np.array([len(case[2]) for case in cases])
-    draws = port.module("uniforms").Draws(port.tensor(uniforms), {"accept": most}, trace=True)
+    draws = port.module("uniforms").UniformRow(port.tensor(uniforms), {"accept": most}, trace=True)
     found = (
         port.module("methods.tree_rules")
         .RULES[rule]
@@ -582,7 +596,7 @@ def test_figures_on_a_random_example() -> None:
 
 
 @pytest.mark.torch
-def test_figures_on_the_model_in_the_box() -> None:
+def test_figures_on_the_bundled_model() -> None:
     """Its first look-ahead vector drafts, at 128 places of a held-out file, at temperature 0.8 with top-k 10."""
     transformers = pytest.importorskip("transformers")
     checkpoints = REFERENCE.module("checkpoint.load").load_model, REFERENCE.module("lookahead.vectors").LookAhead.load

@@ -1,4 +1,4 @@
-"""Candidate trees in one call per step: their law, where drafts come from, what rows see, and what stays behind."""
+"""Candidate trees in one call per step: their distribution, their drafts, what rows see, and what stays."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pass_sampling.reference as reference
 from folders import as_numpy
 from models import PACKAGES, exact_target, package, table, transformer
 from pass_sampling.reference.exactness.cases import bigrams, penalty
-from pass_sampling.reference.exactness.distribution import OutputLaw
-from test_draft_tree import _the_first_rows_are_kept, assert_exact, home, is_port, law_of, same_course, step
+from pass_sampling.reference.exactness.distribution import OutputDistribution
+from test_draft_tree import _the_first_rows_are_kept, assert_exact, distribution_of, home, is_port, same_course, step
 from test_lookahead_fused import KINDS, lookahead_of
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
@@ -46,49 +46,49 @@ def method_of(pkg: Any, kind: str = "table", shape: tuple[Any, ...] = (2,), seed
     return pkg.FusedCandidates(model, vectors, num_candidates=shape, **options)
 
 
-def definition(kind: str, sampling: dict[str, Any], ending: dict[str, Any], **options: Any) -> OutputLaw:
+def definition(kind: str, sampling: dict[str, Any], ending: dict[str, Any], **options: Any) -> OutputDistribution:
     model = method_of(reference, kind).model
     return exact_target(model, reference.SamplingConfig(**sampling), PROMPT, reference.Ending(**ending), **options)
 
 
-# --- The law ---
+# --- The distribution ---
 
 
 @each_rule
 @pytest.mark.parametrize("shape", [(2,), (3,), (1, 1), (2, (1, 0))], ids=str)
-def test_the_law_is_the_targets_on_tables(pkg: Any, rule: str, shape: tuple[Any, ...]) -> None:
-    """V = 3, a different row at every prefix, long enough that a second drafted cycle is verified."""
+def test_the_distribution_is_the_targets_on_tables(pkg: Any, rule: str, shape: tuple[Any, ...]) -> None:
+    """V = 3, a different row at every prefix, long enough that a second drafted step is verified."""
     ending = {"max_new_tokens": 5, "eos_token_ids": (2,)}
-    law = law_of(pkg, method_of(pkg, shape=shape, rule=rule), ending)
-    assert_exact(law, definition("table", {}, ending))
+    distribution = distribution_of(pkg, method_of(pkg, shape=shape, rule=rule), ending)
+    assert_exact(distribution, definition("table", {}, ending))
 
 
 @each_rule
 @pytest.mark.parametrize("shape", [(2, 1), (2, (0, 2)), (1, 2), (2, (1, 0), 1)], ids=str)
-def test_the_law_is_the_targets_for_larger_trees(pkg: Any, rule: str, shape: tuple[Any, ...]) -> None:
+def test_the_distribution_is_the_targets_for_larger_trees(pkg: Any, rule: str, shape: tuple[Any, ...]) -> None:
     """The drafts choose between two tokens, which keeps the enumeration small; the target among three."""
     ending, drafts = {"max_new_tokens": 5, "eos_token_ids": (2,)}, {"temperature": 0.7, "top_k": 2}
-    law = law_of(pkg, method_of(pkg, shape=shape, rule=rule, draft_sampling=drafts), ending)
-    assert_exact(law, definition("table", {}, ending))
+    distribution = distribution_of(pkg, method_of(pkg, shape=shape, rule=rule, draft_sampling=drafts), ending)
+    assert_exact(distribution, definition("table", {}, ending))
 
 
 @each_main_rule
 @pytest.mark.parametrize("kind", [*KINDS, "n-grams"])
-def test_the_law_is_the_targets_whatever_drafts_are_made_of(pkg: Any, rule: str, kind: str) -> None:
-    """The head's memory, rotary positions and the mask of tree and groups are under the law."""
+def test_the_distribution_is_the_targets_whatever_drafts_are_made_of(pkg: Any, rule: str, kind: str) -> None:
+    """The head's memory, rotary positions and the mask of tree and groups are under the distribution."""
     ending = {"max_new_tokens": 4}
-    law = law_of(pkg, method_of(pkg, kind, (2, 1), rule=rule, draft_sampling={"top_k": 2}), ending)
-    assert_exact(law, definition(kind, {}, ending))
+    distribution = distribution_of(pkg, method_of(pkg, kind, (2, 1), rule=rule, draft_sampling={"top_k": 2}), ending)
+    assert_exact(distribution, definition(kind, {}, ending))
 
 
 @each_main_rule
 @pytest.mark.parametrize("groups", [(), (0,), (1,), (0, 2), (2, 1, 0)])
-def test_the_law_is_the_targets_wherever_groups_hang(pkg: Any, rule: str, groups: tuple[int, ...]) -> None:
+def test_the_distribution_is_the_targets_wherever_groups_hang(pkg: Any, rule: str, groups: tuple[int, ...]) -> None:
     ending = {"max_new_tokens": 5}
     method = method_of(pkg, shape=(2, 1), rule=rule, groups=groups, draft_sampling={"top_k": 2})
-    law = law_of(pkg, method, ending)
-    assert_exact(law, definition("table", {}, ending), 0)
-    assert (law.expected["num_draft_tokens"] > 0) == (0 in groups), "the first group hangs behind no draft"
+    distribution = distribution_of(pkg, method, ending)
+    assert_exact(distribution, definition("table", {}, ending), 0)
+    assert (distribution.expected["num_draft_tokens"] > 0) == (0 in groups), "the first group hangs after no draft"
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
@@ -102,34 +102,36 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 
 @each_main_rule
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_law_is_the_targets_whatever_the_settings(pkg: Any, rule: str, name: str) -> None:
+def test_the_distribution_is_the_targets_whatever_the_settings(pkg: Any, rule: str, name: str) -> None:
     sampling, own = SETTINGS[name]
     ending = {"max_new_tokens": 9, "eos_token_ids": ()} if name == "greedy" else {"max_new_tokens": 4}
-    law = law_of(pkg, method_of(pkg, rule=rule, sampling=sampling, draft_sampling=own), ending)
-    assert_exact(law, definition("table", sampling, ending))
+    distribution = distribution_of(pkg, method_of(pkg, rule=rule, sampling=sampling, draft_sampling=own), ending)
+    assert_exact(distribution, definition("table", sampling, ending))
 
 
 @each_main_rule
 def test_a_processor_runs_on_every_path_of_the_tree(pkg: Any, rule: str) -> None:
     ending, drafts = {"max_new_tokens": 5, "eos_token_ids": (2,)}, {"top_k": 2}
     method = method_of(pkg, "table and n-grams", (2, 1), rule=rule, processor=penalty, draft_sampling=drafts)
-    assert_exact(law_of(pkg, method, ending), definition("table", {}, ending, processor=penalty))
+    assert_exact(distribution_of(pkg, method, ending), definition("table", {}, ending, processor=penalty))
 
 
 @each_main_rule
 def test_stop_strings_end_the_text_inside_the_tree(pkg: Any, rule: str) -> None:
     decode = {"decode": lambda tokens: "".join("abc"[token] for token in tokens)}
     ending = {"max_new_tokens": 5, "stop_strings": ("ba", "cc"), **decode}
-    law = law_of(pkg, method_of(pkg, shape=(2, 1), rule=rule, draft_sampling={"top_k": 2}), ending)
-    assert_exact(law, definition("table", {}, ending))
-    assert any(len(tokens) < 5 for tokens in law)
+    distribution = distribution_of(pkg, method_of(pkg, shape=(2, 1), rule=rule, draft_sampling={"top_k": 2}), ending)
+    assert_exact(distribution, definition("table", {}, ending))
+    assert any(len(tokens) < 5 for tokens in distribution)
 
 
 @pytest.mark.parametrize("kind", ["vectors", "adapter and head", "head alone"])
 def test_the_enumeration_assumes_nothing_about_states(pkg: Any, kind: str) -> None:
     """Every path continued on its own, from the very caches that it left; and both ends of every cell."""
     method = method_of(pkg, kind, (2,), draft_sampling={"top_k": 2})
-    merged, unmerged = (law_of(pkg, method, {"max_new_tokens": 4}, merge=merge, probe=merge) for merge in (True, False))
+    merged, unmerged = (
+        distribution_of(pkg, method, {"max_new_tokens": 4}, merge=merge, probe=merge) for merge in (True, False)
+    )
     assert merged.largest_deviation(unmerged) <= EXACT and unmerged.executions > merged.executions
     assert merged.expected == pytest.approx(dict(unmerged.expected), abs=EXACT)
 
@@ -155,7 +157,7 @@ def _siblings_see_each_other(pkg: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def _text_sees_the_groups(pkg: Any, patch: pytest.MonkeyPatch) -> None:
-    """Every row sees all rows, the groups behind it among them."""
+    """Every row sees all rows, the groups after it among them."""
     trees = home(pkg, "methods.tree_shape")
     right = trees.layout
 
@@ -168,8 +170,8 @@ def _text_sees_the_groups(pkg: Any, patch: pytest.MonkeyPatch) -> None:
             patch.setattr(user, "layout", wrong)
 
 
-def _laws_are_those_of_the_place_before(pkg: Any, patch: pytest.MonkeyPatch) -> None:
-    """Behind every draft, verify with the law behind the first one."""
+def _distributions_are_those_of_the_place_before(pkg: Any, patch: pytest.MonkeyPatch) -> None:
+    """After every draft, verify with the distribution after the first one."""
     if is_port(pkg):
         right = home(pkg, "methods.tree_shape").row
         patch.setattr(home(pkg, "methods.tree_shape"), "row", lambda rows, place: right(rows, place.clamp(max=1)))
@@ -195,28 +197,28 @@ def _siblings_are_judged_as_if_each_were_alone(pkg: Any, patch: pytest.MonkeyPat
         _siblings_see_each_other,
         _text_sees_the_groups,
         _the_first_rows_are_kept,
-        _laws_are_those_of_the_place_before,
+        _distributions_are_those_of_the_place_before,
         _siblings_are_judged_as_if_each_were_alone,
     ],
 )
 def test_a_mistake_is_seen(pkg: Any, mistake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ending, options = {"max_new_tokens": 5, "eos_token_ids": (2,)}, {"shape": (2, 1), "draft_sampling": {"top_k": 2}}
     target = definition("table", {}, ending)
-    assert law_of(pkg, method_of(pkg, **options), ending).largest_deviation(target) <= EXACT
+    assert distribution_of(pkg, method_of(pkg, **options), ending).largest_deviation(target) <= EXACT
     mistake(pkg, monkeypatch)
     try:
-        law = law_of(pkg, method_of(pkg, **options), ending, merge=False)
-    except ValueError as error:  # what depends on draws that were not asked for has no law
+        distribution = distribution_of(pkg, method_of(pkg, **options), ending, merge=False)
+    except ValueError as error:  # what depends on draws that were not asked for has no distribution
         assert "of the probability" in str(error) or "total probability" in str(error)
     else:
-        assert law.largest_deviation(target) > 1e-3
+        assert distribution.largest_deviation(target) > 1e-3
 
 
 # --- One call, and where drafts come from ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_cycle_is_one_call(pkg: Any, kind: str) -> None:
+def test_every_step_is_one_call(pkg: Any, kind: str) -> None:
     result = pkg.generate(method_of(pkg, kind, (2, (1, 0), 2)), PROMPT, 40, (), seed=2)
     assert all(record.num_forward_passes == 1 for record in result.records)
     assert result.num_forward_passes == len(result.records) == 40 - result.num_accepted_tokens
@@ -241,16 +243,18 @@ def test_a_chain_of_candidates_is_pass_in_one_call(pkg: Any) -> None:
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_every_draft_has_the_law_of_a_draft_call_refined_along_its_own_path(pkg: Any, window: int | None) -> None:
-    """The rows are those of a separate call behind the last accepted draft; the head goes down each path anew."""
+def test_every_draft_has_the_distribution_of_a_draft_call_refined_along_its_own_path(
+    pkg: Any, window: int | None
+) -> None:
+    """The rows are those of a separate call after the last accepted draft; the head goes down each path anew."""
     method = method_of(pkg, "adapter and head", (3, 2, 1), model={"sliding_window": window})
     model, torch = method.model, __import__("torch") if is_port(pkg) else None
     state, seen = method.start(PROMPT, pkg.Ending(60)), set()
-    for cycle in range(9):
+    for number in range(9):
         text = [*PROMPT, *state.new_tokens]
-        state, record = step(pkg, method, state, np.random.default_rng(cycle).random(method.num_slots))
+        state, record = step(pkg, method, state, np.random.default_rng(number).random(method.num_uniforms))
         seen.add(record.num_accepted)
-        if cycle == 0:
+        if step == 0:
             continue
         embedded = model.embed([text[:-1]] if torch else text[:-1])
         fed = (
@@ -265,14 +269,14 @@ def test_every_draft_has_the_law_of_a_draft_call_refined_along_its_own_path(pkg:
         ):
             paths.append((*(paths[parent] if parent >= 0 else ()), token))
             before = [paths[place][-1] for place in range(len(paths) - 1) if record.draft_parents[place] == parent]
-            law = head_law(method, rows, [*text, *paths[-1][:-1]], len(paths[-1]))
-            law[before] = 0.0
-            assert prob == pytest.approx(law[token] / law.sum(), abs=1e-10)
+            distribution = head_distribution(method, rows, [*text, *paths[-1][:-1]], len(paths[-1]))
+            distribution[before] = 0.0
+            assert prob == pytest.approx(distribution[token] / distribution.sum(), abs=1e-10)
     assert len(seen) > 1
 
 
-def head_law(method: Any, rows: np.ndarray, text: list[int], depth: int) -> np.ndarray:
-    """Return the law of the draft at a depth, by the specification's head, from the start of its path."""
+def head_distribution(method: Any, rows: np.ndarray, text: list[int], depth: int) -> np.ndarray:
+    """Return the distribution of the draft at a depth, by the specification's head, from the start of its path."""
     head = reference.SamplerHead.of({name: as_numpy(each) for name, each in method.refinement.head.tensors().items()})
     model = transformer(reference, 4)
     memory = head.start(rows[0])
@@ -286,8 +290,8 @@ def head_law(method: Any, rows: np.ndarray, text: list[int], depth: int) -> np.n
 def test_nothing_but_the_text_stays_in_the_cache(pkg: Any, kind: str) -> None:
     method = method_of(pkg, kind, (3, 2), model={"sliding_window": 3})
     clean, dirty = (method.start(PROMPT, pkg.Ending(40)) for _ in range(2))
-    for cycle in range(8):
-        uniforms = np.random.default_rng(cycle).random(method.num_slots)
+    for number in range(8):
+        uniforms = np.random.default_rng(number).random(method.num_uniforms)
         clean, record = step(pkg, method, clean, uniforms)
         dirty, other = step(pkg, method, dirty, uniforms)
         assert other.tokens == record.tokens and dirty.agrees(clean)
@@ -297,12 +301,12 @@ def test_nothing_but_the_text_stays_in_the_cache(pkg: Any, kind: str) -> None:
         held = int(clean.cache.lengths[0]) if is_port(pkg) else clean.cache.length
         assert held == len(text) and clean.cache.agrees(fresh)
         for array in (dirty.cache.keys, dirty.cache.values):
-            array[..., held:, :] = 1e150 if is_port(pkg) else np.nan  # what lies behind is never read
+            array[..., held:, :] = 1e150 if is_port(pkg) else np.nan  # what lies after is never read
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_look_ahead_rows_are_fed_changes_no_bit_of_the_text_rows(pkg: Any, kind: str) -> None:
-    """Behind one state, other vectors of whatever size and another adapter: the same rows of text, bit for bit."""
+    """After one state, other vectors of whatever size and another adapter: the same rows of text, bit for bit."""
     model, found = transformer(pkg, 4), []
     for seed, scale in ((7, 1.0), (8, 1e30)):
         first = pkg.FusedCandidates(model, lookahead_of(pkg, model, kind), num_candidates=(3, 2))
@@ -310,7 +314,7 @@ def test_what_look_ahead_rows_are_fed_changes_no_bit_of_the_text_rows(pkg: Any, 
         second = replace(
             first, lookahead=replace(vectors, vectors=vectors.vectors * scale), refinement=first.refinement
         )
-        uniforms = np.random.default_rng(2).random((2, first.num_slots))
+        uniforms = np.random.default_rng(2).random((2, first.num_uniforms))
         state, _ = step(pkg, first, first.start((0, 2, 1), pkg.Ending(9)), uniforms[0])
         after, record = step(pkg, second, state, uniforms[1])
         assert record.draft_tokens
@@ -324,9 +328,9 @@ def test_what_look_ahead_rows_are_fed_changes_no_bit_of_the_text_rows(pkg: Any, 
 
 
 def in_slots(result: Any) -> Any:
-    """Put the choices of each cycle in the order of their slots: the port draws a depth of the tree at once."""
+    """Put the choices of each step in the order of their slots: the port draws a depth of the tree at once."""
     records = [
-        replace(record, choices=tuple(sorted(record.choices or (), key=lambda choice: choice.slot)))
+        replace(record, choices=tuple(sorted(record.choices or (), key=lambda choice: choice.column)))
         for record in result.records
     ]
     return replace(result, records=tuple(records))
@@ -360,7 +364,7 @@ def test_a_batch_of_the_port_is_the_reference_row_by_row(
     max_new_tokens: int,
     eos: tuple[int, ...],
 ) -> None:
-    """The same tape, the same tokens and records: rows of different lengths, rows that end, rows that leave."""
+    """The same uniforms, the same tokens and records: rows of different lengths, rows that end, rows that leave."""
     results = []
     for name in PACKAGES:
         pkg = package(name)
@@ -374,7 +378,7 @@ def test_a_batch_of_the_port_is_the_reference_row_by_row(
 @each_rule
 @pytest.mark.parametrize("kind", ["adapter and head", "head alone"])
 def test_a_row_of_a_batch_is_the_row_alone(pkg: Any, rule: str, kind: str) -> None:
-    """Prompts of different lengths begin together: each row's groups hang behind its own tree."""
+    """Prompts of different lengths begin together: each row's groups hang after its own tree."""
     method = method_of(pkg, kind, (2, (2, 1), 1), rule=rule)
     prompts = [[1], [2, 0, 1, 2, 2], [0, 0]]
     batch = pkg.generate_batch(method, prompts, 24, (), seed=5)
@@ -400,11 +404,11 @@ def test_greedy_text_is_plain_decodings(pkg: Any, rule: str) -> None:
         ({"shape": (2, 0)}, "num_candidates: found 0, expected an integer from 1 to 65536"),
         (
             {"shape": (2, (1, 1, 0))},
-            "num_candidates: found (1, 1, 0) behind 2 places, expected a number for each, and one above 0",
+            "num_candidates: found (1, 1, 0) after 2 places, expected a number for each, and one above 0",
         ),
         (
             {"shape": (2, (0, 0))},
-            "num_candidates: found (0, 0) behind 2 places, expected a number for each, and one above 0",
+            "num_candidates: found (0, 0) after 2 places, expected a number for each, and one above 0",
         ),
         ({"shape": (2, (1, -1))}, "num_candidates: found -1, expected an integer from 0 to 65536"),
         ({"groups": (2,)}, "groups: found (2,), expected different numbers of drafts, 0 to 1"),

@@ -1,4 +1,4 @@
-"""How often one of several candidates is accepted on the model in the box, exactly, at places of held-out text."""
+"""How often one of several candidates is accepted on the bundled model, exactly, at places of held-out text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pass_sampling.gpu as port
-from pass_sampling.gpu.bench.expectation import cycles_behind, expected_tokens, reach_of
+from pass_sampling.gpu.bench.expectation import expected_tokens, reach_of, steps_after
 from pass_sampling.gpu.bench.prompts import pieces, read_library
 from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, MODEL, NGRAM
 from pass_sampling.gpu.commands.candidates import as_written
@@ -33,8 +33,8 @@ def windows() -> Any:
 
 
 @torch.inference_mode()
-def laws(folder: Any, windows: Any) -> tuple[Any, Any]:
-    """Return the laws of model and drafter at every sixteenth place."""
+def distributions(folder: Any, windows: Any) -> tuple[Any, Any]:
+    """Return the distributions of model and drafter at every sixteenth place."""
     places = torch.arange(15, windows.shape[1], 16)
     target_logits = torch.stack([port.load_model(MODEL).forward(window[None])[0, places] for window in windows])
     if folder == NGRAM:
@@ -53,7 +53,7 @@ def laws(folder: Any, windows: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("folder", [DRAFT_MODEL, NGRAM], ids=["draft model", "n-grams"])
 def test_more_candidates_are_accepted_more_often_whatever_the_rule(folder: Any, windows: Any) -> None:
     pairs = []
-    for target, draft in zip(*laws(folder, windows), strict=True):
+    for target, draft in zip(*distributions(folder, windows), strict=True):
         either = (target > 0) | (draft > 0)
         pairs.append((target[either], draft[either]))
     rates = {
@@ -70,7 +70,7 @@ def test_more_candidates_are_accepted_more_often_whatever_the_rule(folder: Any, 
 
 
 def rates_of(records: list[Any], depth: int) -> list[list[float]]:
-    """Return how often the candidate of each rank is the one accepted, behind so many accepted drafts."""
+    """Return how often the candidate of each rank is the one accepted, after so many accepted drafts."""
     accepted: dict[tuple[int, int], float] = {}
     reached: dict[tuple[int, int], float] = {}
     for record in records:
@@ -95,10 +95,10 @@ def test_the_best_trees_of_candidates_from_look_ahead_rows() -> None:
     prefixes = [encode_prompt(tokenizer, text)[:128] for text in pieces(texts, 200, 128)]
     model, vectors, shape = port.load_model(MODEL), port.LookAhead.load(FUSED), (6, 3, 2, 1, 1, 1)
     method = port.FusedCandidates(model, vectors, SAMPLING, num_candidates=shape, groups=(0,))
-    records = cycles_behind(method, prefixes, 2)
+    records = steps_after(method, prefixes, 2)
     rates = rates_of(records, len(shape))
     for depth, found in enumerate(rates):
-        print(f"behind {depth} drafts", *(f"{rate:.3f}" for rate in found))
+        print(f"after {depth} drafts", *(f"{rate:.3f}" for rate in found))
         assert 0.5 < found[0] < 0.8 and all(rate < 0.25 for rate in found[1:])
     mean = float(np.mean([expected_tokens(record, method.rule) for record in records]))
     assert tree_tokens(rates, shape) == pytest.approx(mean, rel=0.1), "as if depths were independent"

@@ -32,7 +32,7 @@ def generate(box: Box, capsys: pytest.CaptureFixture[str], *more: object) -> dic
 
 
 def test_generate_reports_what_it_did_in_json(box, capsys):
-    for more, method in (([], "autoregressive"), (["--lookahead", box.vectors], "lookahead")):
+    for more, method in (([], "autoregressive"), (["--lookahead", box.vectors], "pass")):
         found = generate(box, capsys, *more, "--method", method)
         assert [name for name in REPORTED if name not in found] == []
         assert found["method"] == method and found["prompt"] == "def" and found["seed"] == 0
@@ -59,7 +59,7 @@ def test_where_nobody_says_how_to_decode_a_plan_does(box, capsys):
     assert found[0]["tokens"] == found[1]["tokens"] and found[0]["plan"] == found[1]["plan"]
     methods = [{way["method"] for way in each["plan"]["calibration"]["considered"]} for each in found]
     assert methods[0] == {"autoregressive", "prompt-lookup"}
-    assert methods[2] == {"autoregressive", "lookahead", "lookahead-fused"}
+    assert methods[2] == {"autoregressive", "pass", "pass-one-call"}
 
 
 def test_stop_strings_of_the_folder_end_a_text_beside_those_of_the_command(box, capsys, tmp_path):
@@ -108,8 +108,8 @@ def test_the_same_seed_gives_the_same_tokens_and_another_one_others(box, capsys)
 def test_greedy_text_is_the_same_with_and_without_drafts(box, capsys):
     greedy = ["--temperature", 0, "--dtype", "float32", "--prompt", "of the"]
     plain = generate(box, capsys, "--method", "autoregressive", *greedy)
-    drafted = generate(box, capsys, "--method", "lookahead", "--lookahead", box.vectors, *greedy)
-    assert plain["tokens"] == drafted["tokens"] and drafted["method"] == "lookahead"
+    drafted = generate(box, capsys, "--method", "pass", "--lookahead", box.vectors, *greedy)
+    assert plain["tokens"] == drafted["tokens"] and drafted["method"] == "pass"
     assert plain["accepted_per_position"] == [] and plain["draft_acceptance_rate"] is None
 
 
@@ -243,13 +243,13 @@ def test_the_last_sentences_of_the_demo_say_what_its_table_says(box, capsys):
         half = 0.005  # what rounding to two places may take from a figure
         low, high = (fewer - half) / (speed + half), (fewer + half) / (speed - half)
         assert low - half <= dearer <= high + half
-        verdict = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
-        assert f"{verdict} plain decoding" in sentence or speed in (1.02, 0.98)
+        verification = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
+        assert f"{verification} plain decoding" in sentence or speed in (1.02, 0.98)
 
 
 def test_demo_shows_the_same_text_in_marks_on_a_pipe_and_in_colours_on_a_terminal(box, capsys, monkeypatch):
     assert demo(box, "--repeats", 1) == 0
-    marked = capsys.readouterr().out.split("\nThe same law")[0].split("\n", 1)[1]
+    marked = capsys.readouterr().out.split("\nThe same distribution")[0].split("\n", 1)[1]
     assert MARK.search(marked) and not COLOUR.search(marked)
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
@@ -257,7 +257,7 @@ def test_demo_shows_the_same_text_in_marks_on_a_pipe_and_in_colours_on_a_termina
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", terminal)
         assert demo(box, "--repeats", 1) == 0
-    coloured = terminal.getvalue().split("\nThe same law")[0].split("\n", 1)[1]
+    coloured = terminal.getvalue().split("\nThe same distribution")[0].split("\n", 1)[1]
     assert COLOUR.search(coloured) and COLOUR.sub("", coloured) == MARK.sub("", marked)
 
 
@@ -292,7 +292,7 @@ def test_train_makes_an_adapter_and_a_head_that_decoding_uses(flags, box, capsys
     assert len(acceptance("these parts", capsys.readouterr().out)) == 3
     lookahead = LookAhead.load(tmp_path / "parts")
     assert lookahead.head.width == 6 and lookahead.head.alone == (lookahead.adapter is None)
-    argv = ["generate", "--model", box.model, "--lookahead", tmp_path / "parts", "--method", "lookahead-fused"]
+    argv = ["generate", "--model", box.model, "--lookahead", tmp_path / "parts", "--method", "pass-one-call"]
     assert run(*argv, "--prompt", "def", "--max-new-tokens", 9, "--json") == 0
     assert read_strictly(capsys.readouterr().out)["num_draft_tokens"] > 0
 

@@ -56,16 +56,16 @@ def test_a_draft_model_with_another_tokenizer_is_refused(box, capsys, tmp_path):
 
 def test_look_ahead_drafts_are_refined_as_asked(box, capsys):
     """The vectors of the box have no head; an n-gram model of another tokenizer is refused as everywhere."""
-    flags = ["--lookahead", box.vectors, "--method", "lookahead-fused", "--json"]
+    flags = ["--lookahead", box.vectors, "--method", "pass-one-call", "--json"]
     for refine in ([], ["--refine", "none"]):
         assert generate(box, *flags, *refine) == 0
         assert read_strictly(capsys.readouterr().out)["options"]["refine"] == "unrefined"
     assert generate(box, *flags, "--refine", "head") == 2
     assert "--refine: found head, and vectors without one, expected none, ngram or" in capsys.readouterr().err
-    assert generate(box, *flags, "--refine", "none", "--lattice", 8) == 2
-    assert "--lattice: found 8 with --refine none, expected --refine head" in capsys.readouterr().err
-    assert generate(box, *flags, "--lattice", 8) == 2
-    assert "--lattice: found 8, and vectors without a head, expected another" in capsys.readouterr().err
+    assert generate(box, *flags, "--refine", "none", "--draft-vocab-size", 8) == 2
+    assert "--draft-vocab-size: found 8 with --refine none, expected --refine head" in capsys.readouterr().err
+    assert generate(box, *flags, "--draft-vocab-size", 8) == 2
+    assert "--draft-vocab-size: found 8, and vectors without a head, expected another" in capsys.readouterr().err
     assert generate(box, *flags, "--refine", "ngram") == 2
     assert "found no n-gram model for" in capsys.readouterr().err
 
@@ -79,16 +79,22 @@ def test_a_head_drafts_from_a_lattice_as_asked(box, capsys, tmp_path):
     head = SamplerHead.random(vectors.hidden_size, 5, 3)
     replace(vectors, head=head).save(tmp_path / "vectors")
     flags, texts = ["--lookahead", tmp_path / "vectors", "--temperature", 0, "--json"], set()
-    for lattice in (["--refine", "head"], ["--lattice", 1], ["--refine", "head", "--lattice", 8]):
-        assert generate(box, *flags, *lattice) == 0
+    for draft_vocab_size in (
+        ["--refine", "head"],
+        ["--draft-vocab-size", 1],
+        ["--refine", "head", "--draft-vocab-size", 8],
+    ):
+        assert generate(box, *flags, *draft_vocab_size) == 0
         found = read_strictly(capsys.readouterr().out)
-        assert (found["method"], found["options"]["refine"]) == ("lookahead-fused", "head")
-        assert found["options"].get("lattice") == (lattice[-1] if "--lattice" in lattice else None)
+        assert (found["method"], found["options"]["refine"]) == ("pass-one-call", "head")
+        assert found["options"].get("draft_vocab_size") == (
+            draft_vocab_size[-1] if "--draft-vocab-size" in draft_vocab_size else None
+        )
         texts.add(found["text"])
     assert len(texts) == 1
-    assert generate(box, *flags, "--lattice", 500) == 2
-    assert "lattice: found 500, expected at most" in capsys.readouterr().err
-    assert Plan("lookahead-fused", {"lattice": 8}).options == {"lattice": 8}
+    assert generate(box, *flags, "--draft-vocab-size", 500) == 2
+    assert "draft-vocab-size: found 500, expected at most" in capsys.readouterr().err
+    assert Plan("pass-one-call", {"draft_vocab_size": 8}).options == {"draft_vocab_size": 8}
 
 
 @pytest.mark.parametrize("verify", ["without-replacement", "with-replacement", "k-seq", "match"])
@@ -96,7 +102,7 @@ def test_trees_of_candidates_are_drafted_as_asked(verify, box, capsys):
     """By every drafter, and from look-ahead rows; greedy text is the same whatever drafted it."""
     texts = set()
     ways = [
-        ["--method", "lookahead-fused", "--lookahead", box.vectors, "--candidates", "3,2+0+1"],
+        ["--method", "pass-one-call", "--lookahead", box.vectors, "--candidates", "3,2+0+1"],
         ["--method", "draft-model", "--draft-model", box.model, "--candidates", "2,1"],
         ["--method", "prompt-lookup", "--candidates", "1,1"],
     ]
@@ -108,7 +114,7 @@ def test_trees_of_candidates_are_drafted_as_asked(verify, box, capsys):
     assert len(texts) == 1
     assert generate(box, "--lookahead", box.vectors, "--candidates", "2,2", "--json") == 0
     found = read_strictly(capsys.readouterr().out)
-    assert (found["method"], found["verify"]) == ("lookahead-fused", "without-replacement")
+    assert (found["method"], found["verify"]) == ("pass-one-call", "without-replacement")
 
 
 TREE = ["--method", "prompt-lookup", "--candidates", "2,2"]
@@ -123,13 +129,13 @@ TREE = ["--method", "prompt-lookup", "--candidates", "2,2"]
         ([*TREE, "--lenience", "0.5"], ["--lenience: found 0.5 with --candidates, a tree, expected it without"]),
         (["--candidates", "2,x"], ["--candidates: found '2,x', expected numbers, such as 3,2,1 or 3,2+1+0,1"]),
         (["--candidates", "2,0"], ["--candidates: found 0, expected an integer from 1 to 65536"]),
-        (["--candidates", "2,1+1+1"], ["--candidates: found (1, 1, 1) behind 2 places, expected a number for each"]),
-        (["--method", "lookahead", "--candidates", "2"], ["--candidates: found 2 with --method lookahead, which has"]),
+        (["--candidates", "2,1+1+1"], ["--candidates: found (1, 1, 1) after 2 places, expected a number for each"]),
+        (["--method", "pass", "--candidates", "2"], ["--candidates: found 2 with --method pass, which has"]),
         (
             ["--method", "prompt-lookup", "--verify", "k-seq"],
             ["--verify: found k-seq for drafts without --candidates, expected one of token, block, match"],
         ),
-        (["--method", "lookahead", "--schedule", "heuristic"], ["--schedule: found heuristic with --method lookahead"]),
+        (["--method", "pass", "--schedule", "heuristic"], ["--schedule: found heuristic with --method pass"]),
         (["--method", "autoregressive", "--lenience", "0.5"], ["--lenience: found 0.5 with plain decoding"]),
         (["--method", "prompt-lookup", "--lenience", "0"], ["lenience: found 0.0, expected a number above 0"]),
         (
@@ -138,8 +144,11 @@ TREE = ["--method", "prompt-lookup", "--candidates", "2,2"]
         ),
         (["--method", "draft-model", "--schedule", "guess"], ["--schedule", "'guess'", "'heuristic'"]),
         (["--method", "draft-model", "--draft-model", "nowhere"], ["nowhere"]),
-        (["--method", "lookahead", "--refine", "none"], ["--refine: found none with --method lookahead"]),
-        (["--method", "lookahead", "--lattice", "8"], ["--lattice: found 8 with --method lookahead, which has no use"]),
+        (["--method", "pass", "--refine", "none"], ["--refine: found none with --method pass"]),
+        (
+            ["--method", "pass", "--draft-vocab-size", "8"],
+            ["--draft-vocab-size: found 8 with --method pass, which has no use"],
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(flags, words, box, capsys):

@@ -32,7 +32,7 @@ in_runs = TokenDecoder(lambda token: Piece(chr(token)) if token < 128 else Piece
 
 @st.composite
 def written(draw):
-    """The bytes of a text in blocks, as cycles accept them, with the source of every byte, and stop strings."""
+    """The bytes of a text in blocks, as steps accept them, with the source of every byte, and stop strings."""
     text = draw(st.text(st.sampled_from("ab \né日😀\u0301"), min_size=1, max_size=20))
     tokens = list(text.encode())
     if draw(st.booleans()):  # and bytes that are no text
@@ -105,7 +105,7 @@ def test_each_character_stands_in_the_mark_of_the_token_that_completed_it():
     assert text == "aé" and printed == "a[*é*]\n"
 
 
-def test_text_that_fails_or_is_interrupted_leaves_no_colour_behind():
+def test_text_that_fails_or_is_interrupted_leaves_no_colour_after():
     for failure in (KeyboardInterrupt, ValueError):
         stream = Terminal()
         with pytest.raises(failure), SourceStream(Ending(9, decode=decode), stream) as source_stream:

@@ -1,8 +1,8 @@
 """The same uniforms through NumPy and torch, at the vocabularies of real models: the same decisions.
 
-Each package makes its own laws from the logits. A decision may differ only where the uniform lies so close to a cell's
-edge that rounding decides, and how close that is, is derived here. `test_sampling` has both draw from the same law.
-"""
+Each package makes its own distributions from the logits. A decision may differ only where the uniform lies so close
+to a cell's edge that rounding decides, and how close that is, is derived here. `test_sampling` has both draw from
+the same distribution."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ DRAWS = {16: 16_000, 4096: 14_500, 32_000: 2_400, 152_064: 600}
 SPREAD = 64.0  # no scaled logit of the tests lies further below the largest
 
 
-# What rounding can do, to first order in the unit. A law is exp(s) / sum(exp(s)), s = (logit - largest) / temperature.
-#
-# s carries two relative errors, which multiply exp(s) by 1 + 2 |s| u; exp itself is right to 4 units in the last
-# place, 8 u; the division adds u; the sum in the denominator, in whatever order it is taken, at most V u beyond what
-# its terms are wrong by. A running sum adds V u, relative to itself.
+# What rounding can do, to first order in the unit. A distribution is exp(s) / sum(exp(s)), s = (logit - largest) /
+# temperature.  s carries two relative errors, which multiply exp(s) by 1 + 2 |s| u; exp itself is right to 4 units in
+# the last place, 8 u; the division adds u; the sum in the denominator, in whatever order it is taken, at most V u
+# beyond what its terms are wrong by. A running sum adds V u, relative to itself.
 
 
 def error_of_one(vocab_size: int) -> float:
@@ -42,22 +41,23 @@ def error_of_one(vocab_size: int) -> float:
     return 2 * (2 * (2 * SPREAD + 8) + 1 + vocab_size) * UNIT
 
 
-def error_of_law(vocab_size: int) -> float:
-    """How far apart, in sum of absolute values, laws can be: sum(p |s|) is entropy minus log sum(exp(s)) <= log V."""
+def error_of_distribution(vocab_size: int) -> float:
+    """How far apart distributions can be, in sum of absolute values."""
     return 2 * (2 * (2 * np.log(vocab_size) + 8) + 1 + vocab_size) * UNIT
 
 
 def error_of_edge(vocab_size: int) -> float:
     """How far apart edges can be."""
-    return error_of_law(vocab_size) + 2 * vocab_size * UNIT
+    return error_of_distribution(vocab_size) + 2 * vocab_size * UNIT
 
 
 def error_of_residual_edge(vocab_size: int, mass: float) -> float:
-    """How far apart a residual's edges can be: both laws err before it is divided by what it sums to, and the sum does.
+    """How far apart a residual's edges can be: both distributions err before it is divided by what it sums to, and the
+    sum does.
 
     A difference is rounded, its sum is in any order, the quotient is rounded: (V + 2) u more for each package.
     """
-    return 2 * 2 * error_of_law(vocab_size) / mass + 2 * (2 * vocab_size + 2) * UNIT
+    return 2 * 2 * error_of_distribution(vocab_size) / mass + 2 * (2 * vocab_size + 2) * UNIT
 
 
 def assert_only_edges(
@@ -81,7 +81,7 @@ def assert_only_edges(
 
 @dataclass
 class Laws:
-    """A target and a draft law of one package, and what is between them."""
+    """A target and a draft distribution of one package, and what is between them."""
 
     target: Array  # [V]
     draft: Array  # [V]
@@ -104,24 +104,29 @@ def real_logits(vocab_size: int, seed: int) -> Array:  # [V]
     return np.maximum(logits, logits.max() - SPREAD / 2)
 
 
-def accepted(impl: Reference, laws: Laws, tokens: Array, uniforms: Array) -> tuple[Array, Array]:  # [N], [N]
-    """Ask of every token whether it is accepted; return the chances, too. The laws are the same behind all of them."""
+def accepted(impl: Reference, distributions: Laws, tokens: Array, uniforms: Array) -> tuple[Array, Array]:  # [N], [N]
+    """Ask of every token whether it is accepted; return the chances, too."""
     count, module = len(tokens), impl.module("verify")
-    target, draft = (np.broadcast_to(law, (count, law.size)) for law in (laws.target, laws.draft))
+    target, draft = (
+        np.broadcast_to(distribution, (count, distribution.size))
+        for distribution in (distributions.target, distributions.draft)
+    )
     if impl is REFERENCE:
         chances = module.accept_probs(target, draft, tokens)
-        draws = impl.module("uniforms").Draws(uniforms, {"accept": count})
+        draws = impl.module("uniforms").UniformRow(uniforms, {"accept": count})
         return np.array([draws.accept("accept", float(chance), i) for i, chance in enumerate(chances)]), chances
-    rows = [PORT.tensor(law).expand(1, count, -1) for law in (laws.target, laws.draft)]
+    rows = [
+        PORT.tensor(distribution).expand(1, count, -1) for distribution in (distributions.target, distributions.draft)
+    ]
     chances = module.accept_probs(*rows, PORT.tensor(tokens)[None])
-    draws = impl.module("uniforms").Draws(PORT.tensor(uniforms)[None], {"accept": count})
+    draws = impl.module("uniforms").UniformRow(PORT.tensor(uniforms)[None], {"accept": count})
     return draws.accept("accept", chances)[0].numpy(), chances[0].numpy()
 
 
-def draw_many(impl: Reference, law: Array, uniforms: Array) -> Array:  # [N]
+def draw_many(impl: Reference, distribution: Array, uniforms: Array) -> Array:  # [N]
     """Draw in batches that fit into the memory of a small machine."""
-    parts = np.array_split(uniforms, max(1, len(uniforms) * law.size // 10**7))
-    return np.concatenate([impl.draw(law, part) for part in parts])
+    parts = np.array_split(uniforms, max(1, len(uniforms) * distribution.size // 10**7))
+    return np.concatenate([impl.draw(distribution, part) for part in parts])
 
 
 @pytest.mark.parametrize("vocab_size", DRAWS)
@@ -137,9 +142,9 @@ def test_float64_logits_give_the_same_decisions(vocab_size: int) -> None:
     }
     apart = 0
     for row, (name, bound) in zip(uniforms, bounds.items(), strict=False):
-        laws = [getattr(each, name) for each in both]
-        tokens = [draw_many(impl, law, row) for impl, law in zip(BOTH, laws, strict=True)]
-        edges = [impl.cell_edges(law) for impl, law in zip(BOTH, laws, strict=True)]
+        distributions = [getattr(each, name) for each in both]
+        tokens = [draw_many(impl, distribution, row) for impl, distribution in zip(BOTH, distributions, strict=True)]
+        edges = [impl.cell_edges(distribution) for impl, distribution in zip(BOTH, distributions, strict=True)]
         apart += assert_only_edges(tokens, edges, row, bound)
     drafts = np.searchsorted(REFERENCE.cell_edges(both[0].draft), generator.random(DRAWS[vocab_size]), side="right")
     answers, chances = zip(
@@ -159,9 +164,8 @@ def test_float64_logits_give_the_same_decisions(vocab_size: int) -> None:
 def test_float32_logits_give_the_same_draws_but_at_edges(vocab_size: int) -> None:
     """Each package computes the logits in float32 from the same hidden state, and they differ.
 
-    A sum of D rounded products is off by at most (D + 1) 2^-24 sum(|h| |w|), in each package. Laws whose scaled logits
-    differ by at most d have masses of any set that differ by at most tanh(d / 2).
-    """
+    A sum of D rounded products is off by at most (D + 1) 2^-24 sum(|h| |w|), in each package. Distributions whose
+    scaled logits differ by at most d have masses of any set that differ by at most tanh(d / 2)."""
     import torch
 
     width = 64
@@ -173,12 +177,12 @@ def test_float32_logits_give_the_same_draws_but_at_edges(vocab_size: int) -> Non
     shift = 2 * (width + 1) * 2.0**-24 * size.max()
     assert np.abs(logits[0].astype(np.float64) - logits[1]).max() <= shift
     bound = np.tanh(shift / 2) + error_of_edge(vocab_size)
-    laws = [impl.probs(each) for impl, each in zip(BOTH, logits, strict=True)]
-    edges = [impl.cell_edges(law) for impl, law in zip(BOTH, laws, strict=True)]
+    distributions = [impl.probs(each) for impl, each in zip(BOTH, logits, strict=True)]
+    edges = [impl.cell_edges(distribution) for impl, distribution in zip(BOTH, distributions, strict=True)]
     hard = edges[0][generator.integers(vocab_size, size=500)]
     hard = np.clip(hard + generator.uniform(-1, 1, 500) * np.abs(edges[0] - edges[1]).max(), 0, LARGEST_UNIFORM)
     uniforms = np.concatenate([generator.random(500), hard])
-    tokens = [draw_many(impl, law, uniforms) for impl, law in zip(BOTH, laws, strict=True)]
+    tokens = [draw_many(impl, distribution, uniforms) for impl, distribution in zip(BOTH, distributions, strict=True)]
     apart = assert_only_edges(tokens, edges, uniforms, bound)
     print(f"V = {vocab_size}: {apart} differ; edges differ by {np.abs(edges[0] - edges[1]).max():.1e} <= {bound:.1e}")
     assert apart > 0, "nothing was hard"
@@ -204,34 +208,39 @@ def test_at_every_edge_and_beside_it_only_rounding_differs(case: tuple[Array, Ar
     else:
         names = {"target": error_of_edge(size), "residual": error_of_residual_edge(size, mass)}
     for name, bound in names.items():
-        laws = [getattr(each, name) for each in both]
-        edges = [impl.cell_edges(law) for impl, law in zip(BOTH, laws, strict=True)]
+        distributions = [getattr(each, name) for each in both]
+        edges = [impl.cell_edges(distribution) for impl, distribution in zip(BOTH, distributions, strict=True)]
         uniforms = around(np.concatenate(edges))
-        tokens = [impl.draw(law, uniforms) for impl, law in zip(BOTH, laws, strict=True)]
+        tokens = [impl.draw(distribution, uniforms) for impl, distribution in zip(BOTH, distributions, strict=True)]
         assert_only_edges(tokens, edges, uniforms, bound)
-        assert all(np.all(law[drawn] > 0) for law, drawn in zip(laws, tokens, strict=True))
+        assert all(np.all(distribution[drawn] > 0) for distribution, drawn in zip(distributions, tokens, strict=True))
     drafts = np.flatnonzero(both[0].draft)
-    chances = [accepted(impl, laws, drafts, np.zeros(len(drafts)))[1] for impl, laws in zip(BOTH, both, strict=True)]
+    chances = [
+        accepted(impl, distributions, drafts, np.zeros(len(drafts)))[1]
+        for impl, distributions in zip(BOTH, both, strict=True)
+    ]
     for uniform in around(np.concatenate(chances)):
         row = np.full(len(drafts), uniform)
-        answers = [accepted(impl, laws, drafts, row)[0] for impl, laws in zip(BOTH, both, strict=True)]
+        answers = [
+            accepted(impl, distributions, drafts, row)[0] for impl, distributions in zip(BOTH, both, strict=True)
+        ]
         differ = answers[0] != answers[1]
         assert np.all(np.abs(row - chances[0])[differ] <= 2 * error_of_one(size) + 2 * UNIT)
 
 
 def test_another_order_of_tokens_is_seen() -> None:
-    law = Laws.of(REFERENCE, *(real_logits(4096, seed) for seed in (0, 1))).target
+    distribution = Laws.of(REFERENCE, *(real_logits(4096, seed) for seed in (0, 1))).target
     uniforms = np.random.default_rng(0).random(200)
-    order = np.argsort(-law)
-    tokens = [REFERENCE.draw(law, uniforms), order[REFERENCE.draw(law[order], uniforms)]]
-    edges = [REFERENCE.cell_edges(law)] * 2
+    order = np.argsort(-distribution)
+    tokens = [REFERENCE.draw(distribution, uniforms), order[REFERENCE.draw(distribution[order], uniforms)]]
+    edges = [REFERENCE.cell_edges(distribution)] * 2
     with pytest.raises(AssertionError, match="from an edge"):
         assert_only_edges(tokens, edges, uniforms, error_of_edge(4096))
 
 
 def test_sums_in_float32_are_seen() -> None:
-    laws = [impl.probs(real_logits(32_000, 0)) for impl in BOTH]
-    edges = [REFERENCE.cell_edges(laws[0]), np.cumsum(laws[1].astype(np.float32)).astype(np.float64)]
+    distributions = [impl.probs(real_logits(32_000, 0)) for impl in BOTH]
+    edges = [REFERENCE.cell_edges(distributions[0]), np.cumsum(distributions[1].astype(np.float32)).astype(np.float64)]
     with pytest.raises(AssertionError):
         assert_only_edges([np.zeros(0, dtype=int)] * 2, edges, np.zeros(0), error_of_edge(32_000))
 
@@ -251,26 +260,27 @@ def method_over(pkg: Any, kind: str, name: str) -> Any:
 
 
 def ledger(name: str, kind: str, method: str) -> dict[tuple[int, int, int, int], float]:
-    """Generate for several seeds and requests, and return which uniform made each decision, by place on the tape.
+    """Generate for several seeds and requests, and return which uniform made each decision, by place on the uniform
+    stream.
 
-    Every decision must be the one that its own uniform makes: seed, request, cycle and slot name it.
+    Every decision must be the one that its own uniform makes: seed, request, step and slot name it.
     """
-    pkg, uniforms = package(name), REFERENCE.module("uniforms").tape
+    pkg, uniforms = package(name), REFERENCE.module("uniforms").uniform_stream
     running = method_over(pkg, kind, method)
     found: dict[tuple[int, int, int, int], float] = {}
     for seed in SEEDS:
         ends = (5,) if kind == "table" else ()
         results = pkg.generate_batch(running, PROMPTS, 14, eos_token_ids=ends, seed=seed, trace=True)
         for request, result in enumerate(results):
-            for cycle, record in enumerate(result.records):
-                row = uniforms(seed, request, cycle, running.num_slots)
+            for step, record in enumerate(result.records):
+                row = uniforms(seed, request, step, running.num_uniforms)
                 for choice in record.choices:
-                    key, uniform = (seed, request, cycle, choice.slot), float(row[choice.slot])
+                    key, uniform = (seed, request, step, choice.column), float(row[choice.column])
                     assert key not in found, f"{key} serves two decisions"
                     cells = [0.0, *choice.edges.tolist()]
                     assert cells[choice.outcome] <= uniform < cells[choice.outcome + 1], f"{key} did not decide"
                     found[key] = uniform
-    assert len(set(found.values())) == len(found), "two places on the tape hold the same number"
+    assert len(set(found.values())) == len(found), "two places on the uniform stream hold the same number"
     return found
 
 
@@ -284,19 +294,19 @@ def test_no_uniform_serves_two_decisions_or_two_requests(kind: str, method: str)
 
 
 @pytest.mark.parametrize("name", ["reference", "gpu"])
-def test_each_cycle_of_each_request_is_dealt_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_of_each_request_is_dealt_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dealt: list[tuple[int, int, int]] = []
     home = package(name)
     generation = REFERENCE.module("generation") if name == "reference" else PORT.module("generation")
     one = name == "reference"
-    right = generation.tape if one else generation.tapes
+    right = generation.uniform_stream if one else generation.uniform_streams
 
-    def spy(seed: int, request: Any, cycle: int, *shape: int, **options: Any) -> Any:
-        requests, cycles = ([request], 1) if one else (request, shape[0])
-        dealt.extend((seed, each, cycle + i) for each in requests for i in range(cycles))
-        return right(seed, request, cycle, *shape, **options)
+    def spy(seed: int, request: Any, step: int, *shape: int, **options: Any) -> Any:
+        requests, steps = ([request], 1) if one else (request, shape[0])
+        dealt.extend((seed, each, step + i) for each in requests for i in range(steps))
+        return right(seed, request, step, *shape, **options)
 
-    monkeypatch.setattr(generation, "tape" if one else "tapes", spy)
+    monkeypatch.setattr(generation, "uniform_stream" if one else "uniform_streams", spy)
     home.generate_batch(method_over(home, "table", "token"), PROMPTS, 14, eos_token_ids=(5,), seed=3)
     assert len(set(dealt)) == len(dealt) > len(PROMPTS)
 

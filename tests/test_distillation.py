@@ -1,4 +1,4 @@
-"""Distillation: a student's laws come near its teacher's, by figures that can be checked, and nothing else changes."""
+"""Distillation: a student's distributions come near its teacher's, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -80,10 +80,9 @@ def test_a_student_comes_nearer_to_its_teacher_than_an_untrained_model(place: in
 def test_the_acceptance_in_the_record_follows_from_both_folders(package: str, place: int, pair: Pair) -> None:
     """Once more in float64.
 
-    The record's was computed by products in bfloat16, which moves a logit, of order 5, by 2^-9 of it, 0.01. A law whose
-    logits move by d has moved by less than d in total variation, and so has the mass that two laws share; there are
-    two laws, and a temperature of 0.8 makes 5/4 of it.
-    """
+    The record's was computed by products in bfloat16, which moves a logit, of order 5, by 2^-9 of it, 0.01. A
+    distribution whose logits move by d has moved by less than d in total variation, and so has the mass that two
+    distributions share; there are two distributions, and a temperature of 0.8 makes 5/4 of it."""
     sampling = module(package, "config").SamplingConfig(SAMPLINGS[place].temperature, SAMPLINGS[place].top_k)
     models = [
         module(package, "checkpoint.load").load_model(folder, "float64") for folder in (pair.teacher, pair.student)
@@ -91,8 +90,10 @@ def test_the_acceptance_in_the_record_follows_from_both_folders(package: str, pl
     probs_from_logits, shared = module(package, "sampling").probs_from_logits, []
     for window in evenly_spaced(pair.held_out, 16, 128):
         rows = [model.forward(window if package == "reference" else window[None]) for model in models]
-        laws = [[as_numpy(probs_from_logits(row, sampling)) for row in logits.reshape(16, 300)] for logits in rows]
-        shared.append(np.minimum(*laws).sum(axis=1).mean())
+        distributions = [
+            [as_numpy(probs_from_logits(row, sampling)) for row in logits.reshape(16, 300)] for logits in rows
+        ]
+        shared.append(np.minimum(*distributions).sum(axis=1).mean())
     assert abs(np.mean(shared) - pair.record["acceptance"][place]["expected"]) < 0.025
 
 
@@ -121,7 +122,7 @@ def test_every_array_has_the_shape_that_its_comment_says(pair: Pair, tmp_path: P
 # --- The loss ---
 
 
-def test_the_loss_is_the_cross_entropy_of_the_laws() -> None:
+def test_the_loss_is_the_cross_entropy_of_the_distributions() -> None:
     """Logits of an untrained model are below 1, and products in bfloat16 round them by 2^-9 of that."""
     student, tokens = new_model(STUDENT, 0), torch.arange(32).reshape(2, 16)
     target_logits = 3 * torch.randn(2, 16, 300, generator=torch.Generator().manual_seed(0))
@@ -131,12 +132,12 @@ def test_the_loss_is_the_cross_entropy_of_the_laws() -> None:
     assert abs(float(distillation_loss(student, tokens, target_logits).detach()) - float(expected)) < 2.0**-9
 
 
-def test_the_loss_is_least_and_flat_where_the_laws_agree() -> None:
-    """It is then the laws' entropy; the gradient is rounding, beside what it is for the text itself."""
+def test_the_loss_is_least_and_flat_where_the_distributions_agree() -> None:
+    """It is then the distributions' entropy; the gradient is rounding, beside what it is for the text itself."""
     student, tokens = new_model(STUDENT, 0), torch.arange(32).reshape(2, 16)
     with torch.no_grad():
         for weight in student.parameters():
-            weight *= 3.0  # laws that are far from uniform
+            weight *= 3.0  # distributions that are far from uniform
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         own = student(tokens, use_cache=False).logits
     log_probs = own.double().log_softmax(-1)
@@ -162,7 +163,9 @@ class Scaled:
         return SimpleNamespace(logits=self.factor * self.teacher.logits(tokens))
 
 
-def test_a_model_accepts_its_own_drafts_always_and_of_uniform_ones_what_its_law_leaves_room_for(pair: Pair) -> None:
+def test_a_model_accepts_its_own_drafts_always_and_of_uniform_ones_what_its_distribution_leaves_room_for(
+    pair: Pair,
+) -> None:
     """Sums of 300 numbers in float64."""
     teacher, windows = read_teacher(pair.teacher), evenly_spaced(pair.held_out, 16, 7)
     for sampling in SAMPLINGS:

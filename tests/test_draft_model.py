@@ -1,4 +1,4 @@
-"""Speculative sampling with a draft model: its law, its second cache, its schedules, and what lenience costs."""
+"""Speculative sampling with a draft model: its distribution, second cache, schedules, lenience."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import pass_sampling.reference as reference
 from models import PACKAGES, exact_target, package, table, transformer
-from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
-from pass_sampling.reference.theory import acceptance_rate, lenient_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
+from pass_sampling.reference.theory import acceptance_rate, lenient_distribution
 
 EXACT = 1e-12
 PROMPT = (1, 0)
@@ -44,31 +44,31 @@ def target_of(pkg: Any, kind: str, seed: int = 3) -> Any:
     return table(pkg, seed=seed) if kind == "table" else transformer(pkg, seed)
 
 
-def law_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputLaw:
-    return output_law(method, PROMPT, pkg.Ending(**ending), **options)
+def distribution_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputDistribution:
+    return output_distribution(method, PROMPT, pkg.Ending(**ending), **options)
 
 
-def definition(kind: str, sampling: dict[str, Any], ending: dict[str, Any]) -> OutputLaw:
+def definition(kind: str, sampling: dict[str, Any], ending: dict[str, Any]) -> OutputDistribution:
     model = target_of(reference, kind)
     return exact_target(model, reference.SamplingConfig(**sampling), PROMPT, reference.Ending(**ending))
 
 
-def laws_behind_the_prompt() -> tuple[Any, Any]:
-    """The table's law and its drafter's."""
+def distributions_behind_the_prompt() -> tuple[Any, Any]:
+    """The table's distribution and its drafter's."""
     model, drafter = target_of(reference, "table"), drafter_of(reference, "table").model
     rows = [each.logits(each.hidden(each.embed(PROMPT), each.new_cache())[-1]) for each in (model, drafter)]
-    target, draft = (reference.Autoregressive(model).law(PROMPT, row) for row in rows)
+    target, draft = (reference.Autoregressive(model).probs(PROMPT, row) for row in rows)
     return target, draft
 
 
-# --- The law ---
+# --- The distribution ---
 
 
 @pytest.mark.parametrize("kind", ["table", "transformer"])
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("num_draft", [1, 3])
-def test_the_law_is_the_targets_for_any_number_of_drafts_and_schedule(
+def test_the_distribution_is_the_targets_for_any_number_of_drafts_and_schedule(
     pkg: Any, kind: str, rule: str, schedule: str, num_draft: int
 ) -> None:
     ending = {"max_new_tokens": 5, "eos_token_ids": (2,)}
@@ -80,9 +80,9 @@ def test_the_law_is_the_targets_for_any_number_of_drafts_and_schedule(
         num_draft=num_draft,
         schedule=schedule_of(pkg, schedule),
     )
-    law = law_of(pkg, method, ending)
-    assert law.largest_deviation(definition(kind, {"temperature": 0.9}, ending)) <= EXACT
-    assert sum(count > 0 for count in law.verified) >= 2
+    distribution = distribution_of(pkg, method, ending)
+    assert distribution.largest_deviation(definition(kind, {"temperature": 0.9}, ending)) <= EXACT
+    assert sum(count > 0 for count in distribution.verified) >= 2
 
 
 @pytest.mark.parametrize("schedule", ["heuristic", "entropy"])
@@ -92,31 +92,33 @@ def test_states_are_merged_only_with_the_same_pace(pkg: Any, schedule: str) -> N
     method = pkg.SpeculativeSampling(
         target_of(pkg, "table"), drafter_of(pkg, "table"), num_draft=2, schedule=schedule_of(pkg, schedule)
     )
-    merged, unmerged = (law_of(pkg, method, ending, merge=merge) for merge in (True, False))
+    merged, unmerged = (distribution_of(pkg, method, ending, merge=merge) for merge in (True, False))
     assert merged.expected == pytest.approx(dict(unmerged.expected), abs=EXACT)
     assert merged.largest_deviation(unmerged) <= EXACT
 
 
 def test_nothing_is_drafted_where_no_drafts_are_wanted(pkg: Any) -> None:
     model = target_of(pkg, "table")
-    law = law_of(pkg, pkg.SpeculativeSampling(model, drafter_of(pkg, "table"), num_draft=0), {"max_new_tokens": 4})
-    assert law.largest_deviation(definition("table", {}, {"max_new_tokens": 4})) <= EXACT
-    assert law.expected["num_draft_passes"] == law.expected["num_draft_tokens"] == 0
+    distribution = distribution_of(
+        pkg, pkg.SpeculativeSampling(model, drafter_of(pkg, "table"), num_draft=0), {"max_new_tokens": 4}
+    )
+    assert distribution.largest_deviation(definition("table", {}, {"max_new_tokens": 4})) <= EXACT
+    assert distribution.expected["num_draft_passes"] == distribution.expected["num_draft_tokens"] == 0
 
 
 def test_the_steps_that_the_enumeration_accepts_are_those_that_run(pkg: Any) -> None:
     """At both ends of every cell a step goes the same way."""
     method = pkg.SpeculativeSampling(target_of(pkg, "transformer"), drafter_of(pkg, "transformer"), num_draft=2)
-    law_of(pkg, method, {"max_new_tokens": 3}, probe=True)
+    distribution_of(pkg, method, {"max_new_tokens": 3}, probe=True)
 
 
 @pytest.mark.parametrize("rule", ["token", "match"])
 def test_expected_tokens_are_those_of_the_theory(pkg: Any, rule: str) -> None:
     """One draft, then one more token: 1 + E[sum min(target, draft)] tokens from one pass."""
-    target, draft = laws_behind_the_prompt()
+    target, draft = distributions_behind_the_prompt()
     rate = float(acceptance_rate(target[None], draft[None], rule))
     method = pkg.SpeculativeSampling(target_of(pkg, "table"), drafter_of(pkg, "table"), rule=rule, num_draft=1)
-    found = law_of(pkg, method, {"max_new_tokens": 2}).expected
+    found = distribution_of(pkg, method, {"max_new_tokens": 2}).expected
     assert found["num_accepted_tokens"] == pytest.approx(rate, abs=EXACT)
     assert found["num_forward_passes"] == pytest.approx(2 - rate, abs=EXACT)
 
@@ -130,7 +132,7 @@ def test_a_drafter_that_is_the_target_is_always_believed(pkg: Any) -> None:
 
 
 class Silent:
-    """A drafter that has nothing to say behind two tokens of three, and then NaN, which is no better."""
+    """A drafter that has nothing to say after two tokens of three, and then NaN, which is no better."""
 
     name, vocab_size, passes_per_draft, max_position_embeddings = "silent", 3, 0, None
 
@@ -150,9 +152,9 @@ class Silent:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_drafter_may_be_silent(pkg: Any, schedule: str) -> None:
     method = pkg.SpeculativeSampling(target_of(pkg, "table"), Silent(), schedule=schedule_of(pkg, schedule))
-    law = law_of(pkg, method, {"max_new_tokens": 5})
-    assert law.largest_deviation(definition("table", {}, {"max_new_tokens": 5})) <= EXACT
-    assert 0 < law.expected["num_draft_tokens"] and law.expected["num_draft_passes"] == 0
+    distribution = distribution_of(pkg, method, {"max_new_tokens": 5})
+    assert distribution.largest_deviation(definition("table", {}, {"max_new_tokens": 5})) <= EXACT
+    assert 0 < distribution.expected["num_draft_tokens"] and distribution.expected["num_draft_passes"] == 0
 
 
 # --- The second cache ---
@@ -160,14 +162,14 @@ def test_a_drafter_may_be_silent(pkg: Any, schedule: str) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_drafters_cache_holds_the_committed_text_and_nothing_else(pkg: Any, seed: int) -> None:
-    """After every cycle, each of its rows is the row that a fresh pass over the text computes."""
+    """After every step, each of its rows is the row that a fresh pass over the text computes."""
     method = pkg.SpeculativeSampling(
         target_of(pkg, "transformer"), drafter_of(pkg, "transformer"), num_draft=3, schedule=pkg.Heuristic(2)
     )
     port = pkg.__name__.endswith("gpu")
     state, drafter, rejected = method.start(PROMPT, pkg.Ending(30)), method.drafter.model, 0
-    for cycle in range(8):
-        uniforms = np.random.default_rng((seed, cycle)).random(method.num_slots)
+    for step in range(8):
+        uniforms = np.random.default_rng((seed, step)).random(method.num_uniforms)
         row = __import__("torch").tensor(uniforms[None]) if port else uniforms
         state, record = method.step(state, row)
         record = record.rows()[0] if port else record
@@ -193,7 +195,7 @@ def test_rows_side_by_side_are_the_rows_alone(pkg: Any) -> None:
 
 
 def vars_of(record: Any) -> dict[str, Any]:
-    """What two runs of a cycle have in common to the last digit."""
+    """What two runs of a step have in common to the last digit."""
     exact = ("tokens", "sources", "draft_tokens", "num_accepted", "final_token")
     counts = ("num_forward_passes", "num_positions", "num_draft_passes")
     return {name: getattr(record, name) for name in exact + counts}
@@ -209,7 +211,7 @@ def vars_of(record: Any) -> dict[str, Any]:
     temperature=st.sampled_from([0.0, 0.7, 1.0]),
 )
 def test_both_packages_write_the_same_text(seed: int, schedule: str, rule: str, kind: str, temperature: float) -> None:
-    """Float64 laws differ by rounding alone, and no uniform here is that close to an edge."""
+    """Float64 distributions differ by rounding alone, and no uniform here is that close to an edge."""
     results = []
     for name in PACKAGES:
         pkg = package(name)
@@ -259,21 +261,21 @@ def greedy_text(pkg: Any, model: Any) -> Any:
     return pkg.generate(pkg.Autoregressive(model, pkg.SamplingConfig(0.0)), PROMPT, 6, ()).tokens
 
 
-def test_drafting_stops_where_the_draft_law_is_flat(pkg: Any) -> None:
+def test_drafting_stops_where_the_draft_distribution_is_flat(pkg: Any) -> None:
     """Worked by hand: weight 0.2, threshold 0.7: at most 0.45 nats of entropy; a coin flip has 0.69."""
     bound = pkg.EntropyBound(threshold=0.7)
     flat, sharp = [0.0, 0.0, -math.inf], [0.0, -3.0, -math.inf]  # 0.69 and 0.19 nats
     for row, wanted in ((flat, False), (sharp, True)):
-        assert goes_on(pkg, bound, 1, row) is wanted
-        assert goes_on(pkg, bound, 0, row) is True, "the first draft is unconditional"
-    assert goes_on(pkg, bound, 1, [0.0, -math.inf, -math.inf]) is True
+        assert continues(pkg, bound, 1, row) is wanted
+        assert continues(pkg, bound, 0, row) is True, "the first draft is unconditional"
+    assert continues(pkg, bound, 1, [0.0, -math.inf, -math.inf]) is True
 
 
-def goes_on(pkg: Any, bound: Any, depth: int, row: list[float]) -> bool:
+def continues(pkg: Any, bound: Any, depth: int, row: list[float]) -> bool:
     if pkg.__name__.endswith("reference"):
-        return bool(bound.goes_on(bound.start(4), depth, np.array(row)))
+        return bool(bound.continues(bound.start(4), depth, np.array(row)))
     torch = __import__("torch")
-    return bool(bound.goes_on(torch.tensor([bound.start(4)], dtype=torch.float64), depth, torch.tensor([row])))
+    return bool(bound.continues(torch.tensor([bound.start(4)], dtype=torch.float64), depth, torch.tensor([row])))
 
 
 @pytest.mark.parametrize(
@@ -299,20 +301,20 @@ def test_the_threshold_follows_the_share_of_accepted_drafts(
 
 
 @pytest.mark.parametrize("lenience", [1.0, 0.5, 0.1])
-def test_lenience_changes_the_law_as_the_theory_says_and_no_more(pkg: Any, lenience: float) -> None:
-    """Behind the drafted token the text is exact again; its own law is `lenient_law`."""
+def test_lenience_changes_the_distribution_as_the_theory_says_and_no_more(pkg: Any, lenience: float) -> None:
+    """After the drafted token the text is exact again; its own distribution is `lenient_distribution`."""
     method = pkg.SpeculativeSampling(target_of(pkg, "table"), drafter_of(pkg, "table"), num_draft=1, lenience=lenience)
-    found = law_of(pkg, method, {"max_new_tokens": 2})
+    found = distribution_of(pkg, method, {"max_new_tokens": 2})
     first = np.zeros(3)
     for tokens, prob in found.items():
         first[tokens[0]] += prob
     model, drafter = target_of(reference, "table"), drafter_of(reference, "table").model
     plain = reference.Autoregressive(model)
     target, draft = (
-        plain.law(PROMPT, each.logits(each.hidden(each.embed(PROMPT), each.new_cache())[-1]))
+        plain.probs(PROMPT, each.logits(each.hidden(each.embed(PROMPT), each.new_cache())[-1]))
         for each in (model, drafter)
     )
-    assert np.allclose(first, lenient_law(target, draft, lenience), rtol=0, atol=EXACT)
+    assert np.allclose(first, lenient_distribution(target, draft, lenience), rtol=0, atol=EXACT)
     assert np.all(first <= target / lenience + EXACT)
     damage = found.total_variation(definition("table", {}, {"max_new_tokens": 2}))
     assert damage <= EXACT if lenience == 1 else damage > 0.01

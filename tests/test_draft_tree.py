@@ -1,4 +1,4 @@
-"""Speculative sampling with a tree of drafts: its law, its shape, its caches, and what it writes down."""
+"""Speculative sampling with a tree of drafts: its distribution, its shape, its caches, and what it writes down."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import pass_sampling.reference as reference
 from models import PACKAGES, WINDOWED, exact_target, package, table, transformer
-from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 from pass_sampling.reference.methods.tree_rules import RULES
 from pass_sampling.reference.theory import candidate_acceptance, expected_tokens
 
@@ -82,60 +82,60 @@ def method_of(pkg: Any, kind: str = "table", **options: Any) -> Any:
     return pkg.Candidates(**made)
 
 
-def law_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputLaw:
-    return output_law(method, PROMPT, pkg.Ending(**ending), **options)
+def distribution_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputDistribution:
+    return output_distribution(method, PROMPT, pkg.Ending(**ending), **options)
 
 
-def definition(kind: str, sampling: dict[str, Any], ending: dict[str, Any], **options: Any) -> OutputLaw:
+def definition(kind: str, sampling: dict[str, Any], ending: dict[str, Any], **options: Any) -> OutputDistribution:
     model = target_of(reference, kind)
     return exact_target(model, reference.SamplingConfig(**sampling), PROMPT, reference.Ending(**ending), **options)
 
 
-def assert_exact(law: OutputLaw, target: OutputLaw, verified_cycles: int = 2) -> None:
-    assert law.largest_deviation(target) <= EXACT
-    assert abs(sum(law.values()) - 1.0) <= EXACT
-    assert set(law) <= set(target), "a sequence came out that the target cannot produce"
-    assert sum(count > 0 for count in law.verified) >= verified_cycles, law.verified
+def assert_exact(distribution: OutputDistribution, target: OutputDistribution, verified_steps: int = 2) -> None:
+    assert distribution.largest_deviation(target) <= EXACT
+    assert abs(sum(distribution.values()) - 1.0) <= EXACT
+    assert set(distribution) <= set(target), "a sequence came out that the target cannot produce"
+    assert sum(count > 0 for count in distribution.verified) >= verified_steps, distribution.verified
 
 
-# --- The law ---
+# --- The distribution ---
 
 
 @each_rule
 @pytest.mark.parametrize("shape", [(1,), (2,), (3,), (1, 2)], ids=str)
-def test_the_law_is_the_targets_on_tables(pkg: Any, rule: str, shape: tuple[int, ...]) -> None:
-    """V = 3, a different row at every prefix, long enough that a second drafted cycle is verified."""
+def test_the_distribution_is_the_targets_on_tables(pkg: Any, rule: str, shape: tuple[int, ...]) -> None:
+    """V = 3, a different row at every prefix, long enough that a second drafted step is verified."""
     ending = {"max_new_tokens": 5 if len(shape) == 1 else 4, "eos_token_ids": (2,)}
-    law = law_of(pkg, method_of(pkg, rule=rule, num_candidates=shape), ending)
-    assert_exact(law, definition("table", {}, ending))
+    distribution = distribution_of(pkg, method_of(pkg, rule=rule, num_candidates=shape), ending)
+    assert_exact(distribution, definition("table", {}, ending))
 
 
 @each_rule
 @pytest.mark.parametrize("shape", [(2, 2), (2, 1, 2)], ids=str)
-def test_the_law_is_the_targets_for_larger_trees(pkg: Any, rule: str, shape: tuple[int, ...]) -> None:
+def test_the_distribution_is_the_targets_for_larger_trees(pkg: Any, rule: str, shape: tuple[int, ...]) -> None:
     """The drafts choose between two tokens, which keeps the enumeration small; the target among three."""
     ending, drafts = {"max_new_tokens": 4, "eos_token_ids": (2,)}, {"temperature": 0.7, "top_k": 2}
-    law = law_of(pkg, method_of(pkg, rule=rule, num_candidates=shape, draft_sampling=drafts), ending)
-    assert_exact(law, definition("table", {}, ending))
+    distribution = distribution_of(pkg, method_of(pkg, rule=rule, num_candidates=shape, draft_sampling=drafts), ending)
+    assert_exact(distribution, definition("table", {}, ending))
 
 
 @pytest.mark.slow
 @each_main_rule
 @pytest.mark.parametrize("shape", [(2, 2), (2, 1, 2)], ids=str)
-def test_the_law_is_the_targets_for_larger_trees_and_all_tokens(rule: str, shape: tuple[int, ...]) -> None:
+def test_the_distribution_is_the_targets_for_larger_trees_and_all_tokens(rule: str, shape: tuple[int, ...]) -> None:
     """Some ten thousand executions, each run again at both ends of its cells."""
     gpu, ending = package("gpu"), {"max_new_tokens": 5, "eos_token_ids": (2,)}
-    law = law_of(gpu, method_of(gpu, rule=rule, num_candidates=shape), ending, probe=True)
-    assert_exact(law, definition("table", {}, ending))
+    distribution = distribution_of(gpu, method_of(gpu, rule=rule, num_candidates=shape), ending, probe=True)
+    assert_exact(distribution, definition("table", {}, ending))
 
 
 @each_main_rule
 @pytest.mark.parametrize("kind", ["transformer", "windowed"])
-def test_the_law_is_the_targets_on_a_transformer(pkg: Any, rule: str, kind: str) -> None:
-    """Both caches, rotary positions, the tree's mask and a sliding window shorter than the text are under the law."""
+def test_the_distribution_is_the_targets_on_a_transformer(pkg: Any, rule: str, kind: str) -> None:
+    """With both caches, rotary positions, the tree's mask and a sliding window shorter than the text."""
     ending = {"max_new_tokens": 4, "eos_token_ids": (0,)}
     method = method_of(pkg, kind, rule=rule, num_candidates=(2, 1), draft_sampling={"top_k": 2})
-    assert_exact(law_of(pkg, method, ending), definition(kind, {}, ending))
+    assert_exact(distribution_of(pkg, method, ending), definition(kind, {}, ending))
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
@@ -151,11 +151,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 
 @each_main_rule
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_law_is_the_targets_whatever_the_settings(pkg: Any, rule: str, name: str) -> None:
+def test_the_distribution_is_the_targets_whatever_the_settings(pkg: Any, rule: str, name: str) -> None:
     sampling, own = SETTINGS[name]
     ends = {"max_new_tokens": 9, "eos_token_ids": ()} if name == "greedy" else {"max_new_tokens": 4}
     method = method_of(pkg, rule=rule, num_candidates=(2,), sampling=sampling, draft_sampling=own)
-    assert_exact(law_of(pkg, method, ends), definition("table", sampling, ends))
+    assert_exact(distribution_of(pkg, method, ends), definition("table", sampling, ends))
 
 
 def repetition_penalty(prefix: tuple[int, ...], logits: Any) -> Any:
@@ -167,7 +167,7 @@ def repetition_penalty(prefix: tuple[int, ...], logits: Any) -> Any:
 
 
 def end_or_ban(prefix: tuple[int, ...], logits: Any) -> Any:
-    """Know nothing to say behind the end of a text, as grammars do."""
+    """Know nothing to say after the end of a text, as grammars do."""
     processed = repetition_penalty(prefix, logits)
     if 2 in prefix[len(PROMPT) :]:
         processed[:] = -np.inf
@@ -176,10 +176,10 @@ def end_or_ban(prefix: tuple[int, ...], logits: Any) -> Any:
 
 @each_main_rule
 @pytest.mark.parametrize("processor", [repetition_penalty, end_or_ban])
-def test_a_processor_runs_on_every_path_of_the_tree_and_behind_no_end(pkg: Any, rule: str, processor: Any) -> None:
+def test_a_processor_runs_on_every_path_of_the_tree_and_after_no_end(pkg: Any, rule: str, processor: Any) -> None:
     ending, drafts = {"max_new_tokens": 4, "eos_token_ids": (2,)}, {"top_k": 2}
     method = method_of(pkg, rule=rule, num_candidates=(2, 1), processor=processor, draft_sampling=drafts)
-    assert_exact(law_of(pkg, method, ending), definition("table", {}, ending, processor=processor))
+    assert_exact(distribution_of(pkg, method, ending), definition("table", {}, ending, processor=processor))
 
 
 @each_main_rule
@@ -190,13 +190,13 @@ def test_stop_strings_end_the_text_inside_the_tree(pkg: Any, rule: str) -> None:
         "decode": lambda tokens: "".join("abc"[token] for token in tokens),
     }
     method = method_of(pkg, rule=rule, num_candidates=(2, 1), draft_sampling={"top_k": 2})
-    law = law_of(pkg, method, ending)
-    assert_exact(law, definition("table", {}, ending))
-    assert any(len(tokens) < 4 for tokens in law)
+    distribution = distribution_of(pkg, method, ending)
+    assert_exact(distribution, definition("table", {}, ending))
+    assert any(len(tokens) < 4 for tokens in distribution)
 
 
 class Silent(Hashed):
-    """Has nothing to say behind a text that ends in 1, and only one token behind one that ends in 2."""
+    """Has nothing to say after a text that ends in 1, and only one token after one that ends in 2."""
 
     def _row(self, tokens: Any) -> Any:
         row, last = super()._row(tokens), int(np.ravel(tokens)[-1])
@@ -208,13 +208,13 @@ class Silent(Hashed):
 @each_main_rule
 def test_a_drafter_may_be_silent_or_have_but_one_token(pkg: Any, rule: str) -> None:
     method = method_of(pkg, rule=rule, num_candidates=(2, 2), drafter=Silent(pkg, spread=1.0))
-    law = law_of(pkg, method, {"max_new_tokens": 4})
-    assert_exact(law, definition("table", {}, {"max_new_tokens": 4}))
+    distribution = distribution_of(pkg, method, {"max_new_tokens": 4})
+    assert_exact(distribution, definition("table", {}, {"max_new_tokens": 4}))
 
 
 @each_main_rule
-def test_a_row_without_a_law_matters_only_where_the_text_comes(pkg: Any, rule: str) -> None:
-    """Drafts that the target bans are no error, although behind them there is no law."""
+def test_a_row_without_a_distribution_matters_only_where_the_text_comes(pkg: Any, rule: str) -> None:
+    """Drafts that the target bans are no error, although after them there is no distribution."""
 
     def dead_end(prefix: tuple[int, ...], logits: Any) -> Any:
         processed = logits.copy() if isinstance(logits, np.ndarray) else logits.clone()
@@ -232,16 +232,18 @@ def test_a_row_without_a_law_matters_only_where_the_text_comes(pkg: Any, rule: s
             return super()._draft(*arguments)
 
     method = Careless(target_of(pkg), drafter_of(pkg), rule=rule, num_candidates=(2, 1), processor=dead_end)
-    law = law_of(pkg, method, {"max_new_tokens": 4})
-    assert_exact(law, definition("table", {}, {"max_new_tokens": 4}, processor=dead_end))
-    assert not any(1 in tokens for tokens in law)
+    distribution = distribution_of(pkg, method, {"max_new_tokens": 4})
+    assert_exact(distribution, definition("table", {}, {"max_new_tokens": 4}, processor=dead_end))
+    assert not any(1 in tokens for tokens in distribution)
 
 
 @each_main_rule
 def test_the_enumeration_assumes_nothing_about_states(pkg: Any, rule: str) -> None:
     """Every path continued on its own, from the very caches that it left; and both ends of every cell."""
     method = method_of(pkg, "transformer", rule=rule, num_candidates=(2,), draft_sampling={"top_k": 2})
-    merged, unmerged = (law_of(pkg, method, {"max_new_tokens": 4}, merge=merge, probe=merge) for merge in (True, False))
+    merged, unmerged = (
+        distribution_of(pkg, method, {"max_new_tokens": 4}, merge=merge, probe=merge) for merge in (True, False)
+    )
     assert merged.largest_deviation(unmerged) <= EXACT and unmerged.executions > merged.executions
     assert merged.expected == pytest.approx(dict(unmerged.expected), abs=EXACT)
 
@@ -280,8 +282,8 @@ def _each_depth_stands_one_further(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pkg.TableModel, "hidden", wrong)
 
 
-def _laws_of_the_first_place(pkg: Any, patch: pytest.MonkeyPatch) -> None:
-    """Behind every draft, verify with the law behind its sibling."""
+def _distributions_of_the_first_place(pkg: Any, patch: pytest.MonkeyPatch) -> None:
+    """After every draft, verify with the distribution after its sibling."""
     if is_port(pkg):
         right = home(pkg, "methods.tree_shape").row
         patch.setattr(home(pkg, "methods.tree_shape"), "row", lambda rows, place: right(rows, place.clamp(max=1)))
@@ -298,46 +300,51 @@ def _laws_of_the_first_place(pkg: Any, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "mistake",
-    [_siblings_see_each_other, _the_first_rows_are_kept, _each_depth_stands_one_further, _laws_of_the_first_place],
+    [
+        _siblings_see_each_other,
+        _the_first_rows_are_kept,
+        _each_depth_stands_one_further,
+        _distributions_of_the_first_place,
+    ],
 )
 def test_a_mistake_in_the_tree_is_seen(pkg: Any, mistake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ending, drafts = {"max_new_tokens": 4, "eos_token_ids": (2,)}, {"top_k": 2}
     method = method_of(pkg, num_candidates=(2, 1), draft_sampling=drafts)
     target = definition("table", {}, ending)
-    assert law_of(pkg, method, ending).largest_deviation(target) <= EXACT
+    assert distribution_of(pkg, method, ending).largest_deviation(target) <= EXACT
     mistake(pkg, monkeypatch)
     method = method_of(pkg, num_candidates=(2, 1), draft_sampling=drafts)
-    assert law_of(pkg, method, ending, merge=False).largest_deviation(target) > 1e-3
+    assert distribution_of(pkg, method, ending, merge=False).largest_deviation(target) > 1e-3
 
 
 # --- How often candidates are accepted ---
 
 
-def laws_behind(model: Any, drafter: Any, prefix: tuple[int, ...]) -> tuple[Any, Any]:
+def distributions_behind(model: Any, drafter: Any, prefix: tuple[int, ...]) -> tuple[Any, Any]:
     plain = reference.Autoregressive(model)
     row = model.hidden(model.embed(prefix), model.new_cache())[-1]
-    return plain.law(prefix, row), plain.law(prefix, drafter.logits(prefix, None))
+    return plain.probs(prefix, row), plain.probs(prefix, drafter.logits(prefix, None))
 
 
 @each_rule
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_candidates_are_accepted_as_often_as_theory_says(pkg: Any, rule: str, count: int) -> None:
     """One position of candidates, then one more token: 1 + the chance that one is accepted, from one pass."""
-    rate = candidate_acceptance(*laws_behind(target_of(reference), drafter_of(reference), PROMPT), count, rule)
-    found = law_of(pkg, method_of(pkg, rule=rule, num_candidates=(count,)), {"max_new_tokens": 2}).expected
+    rate = candidate_acceptance(*distributions_behind(target_of(reference), drafter_of(reference), PROMPT), count, rule)
+    found = distribution_of(pkg, method_of(pkg, rule=rule, num_candidates=(count,)), {"max_new_tokens": 2}).expected
     assert found["num_accepted_tokens"] == pytest.approx(rate, abs=EXACT)
     assert found["num_forward_passes"] == pytest.approx(2 - rate, abs=EXACT)
 
 
 class Flat(Hashed):
-    """The same logits behind every text."""
+    """The same logits after every text."""
 
     def _row(self, tokens: Any) -> Any:
         return super()._row([0] if np.ndim(tokens) == 1 else [[0]])
 
 
 class FlatTable(reference.TableModel):
-    """The same row behind every prefix."""
+    """The same row after every prefix."""
 
     def hidden(self, inputs: Any, *rest: Any) -> Any:
         rows = super().hidden(inputs, *rest)
@@ -348,9 +355,9 @@ class FlatTable(reference.TableModel):
 def test_depths_multiply_where_all_positions_are_alike(rule: str) -> None:
     model, drafter = FlatTable(3, seed=1), Flat(reference, seed=2)
     method = method_of(reference, model=model, drafter=drafter, rule=rule, num_candidates=(2, 1))
-    target, draft = laws_behind(model, drafter, PROMPT)
+    target, draft = distributions_behind(model, drafter, PROMPT)
     rates = np.array([candidate_acceptance(target, draft, count, rule) for count in (2, 1)])
-    found = output_law(method, PROMPT, reference.Ending(3), num_tokens=1).expected
+    found = output_distribution(method, PROMPT, reference.Ending(3), num_tokens=1).expected
     assert found["num_accepted_tokens"] == pytest.approx(expected_tokens(rates, 2) - 1, abs=EXACT)
 
 
@@ -366,7 +373,7 @@ def same_course(one: Any, other: Any) -> None:
             if field.name.endswith("probs"):
                 np.testing.assert_allclose(mine, yours, rtol=1e-9, atol=1e-12, err_msg=field.name)
             elif field.name == "choices":
-                made = [[(each.slot, each.outcome) for each in some or ()] for some in (mine, yours)]
+                made = [[(each.column, each.outcome) for each in some or ()] for some in (mine, yours)]
                 assert made[0] == made[1]
             else:
                 assert mine == yours, field.name
@@ -398,7 +405,7 @@ def test_a_batch_of_the_port_is_the_reference_row_by_row(
     max_new_tokens: int,
     eos: tuple[int, ...],
 ) -> None:
-    """The same tape, the same tokens and records: rows of different lengths, rows that end, rows that leave."""
+    """The same uniforms, the same tokens and records: rows of different lengths, rows that end, rows that leave."""
     results = []
     for name in PACKAGES:
         pkg = package(name)
@@ -426,7 +433,7 @@ def test_a_chain_is_speculative_sampling(pkg: Any, shape: tuple[int, ...]) -> No
         chain = pkg.SpeculativeSampling(target_of(pkg, kind), drafter_of(pkg, kind), num_draft=len(shape))
         for rule in ("without-replacement", "with-replacement", "k-seq"):
             tree = method_of(pkg, kind, rule=rule, num_candidates=shape)
-            assert tree.slots == chain.slots
+            assert tree.named_uniforms == chain.named_uniforms
             one, other = (pkg.generate(each, PROMPT, 30, (2,), seed=3) for each in (tree, chain))
             assert one.tokens == other.tokens and one.sources == other.sources
             for name in ("draft_tokens", "num_accepted", "num_forward_passes", "num_positions", "num_draft_passes"):
@@ -470,7 +477,7 @@ def test_every_record_tells_a_tree_and_the_path_through_it(pkg: Any) -> None:
             assert 0 < draft <= 1
             if path[:-1] in come:
                 behind = (*text, *path[:-1])
-                row = plain.law(behind, plain.model.forward(behind)[-1])
+                row = plain.probs(behind, plain.model.forward(behind)[-1])
                 assert target == pytest.approx(float(row[path[-1]]), abs=1e-10)
         text += record.tokens
         assert record.draft_depth <= 3
@@ -507,12 +514,12 @@ def held(pkg: Any, cache: Any) -> int:
 
 @each_rule
 def test_what_was_rejected_leaves_no_trace(pkg: Any, rule: str) -> None:
-    """After every cycle both caches hold the committed text's own rows; what lies behind them is never read."""
+    """After every step both caches hold the committed text's own rows; what lies after them is never read."""
     method = method_of(pkg, "windowed", rule=rule, num_candidates=(3, 2))
     clean, dirty = (method.start(PROMPT, pkg.Ending(30)) for _ in range(2))
     rejected = 0
-    for cycle in range(6):
-        uniforms = np.random.default_rng((7, cycle)).random(method.num_slots)
+    for number in range(6):
+        uniforms = np.random.default_rng((7, number)).random(method.num_uniforms)
         clean, record = step(pkg, method, clean, uniforms)
         dirty, other = step(pkg, method, dirty, uniforms)
         assert other.tokens == record.tokens and dirty.agrees(clean)
@@ -547,9 +554,9 @@ def test_the_shape_of_a_tree(pkg: Any) -> None:
 
 def test_a_tree_without_depth_is_plain_decoding(pkg: Any) -> None:
     ending = {"max_new_tokens": 4}
-    law = law_of(pkg, method_of(pkg, num_candidates=()), ending)
-    assert_exact(law, definition("table", {}, ending), verified_cycles=0)
-    assert law.expected["num_draft_passes"] == law.expected["num_draft_tokens"] == 0
+    distribution = distribution_of(pkg, method_of(pkg, num_candidates=()), ending)
+    assert_exact(distribution, definition("table", {}, ending), verified_steps=0)
+    assert distribution.expected["num_draft_passes"] == distribution.expected["num_draft_tokens"] == 0
 
 
 @pytest.mark.parametrize(
@@ -583,10 +590,10 @@ def test_a_drafter_that_does_not_fit_is_refused_by_name(pkg: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_logits_without_a_law_are_refused_with_their_position(pkg: Any, value: float) -> None:
+def test_logits_without_a_distribution_are_refused_with_their_position(pkg: Any, value: float) -> None:
     def spoilt(prefix: tuple[int, ...], logits: Any) -> Any:
         return logits if len(prefix) < 5 else logits * 0 + value
 
     with pytest.raises(ValueError) as error:
         pkg.generate(method_of(pkg, processor=spoilt, model=target_of(pkg, zeros=0.0)), PROMPT, 9, ())
-    assert str(error.value) == f"logits behind position 4: the largest logit is {value}, expected a finite number"
+    assert str(error.value) == f"logits after position 4: the largest logit is {value}, expected a finite number"

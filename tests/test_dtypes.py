@@ -1,4 +1,4 @@
-"""Lower precision changes the target, not the exactness: the law is that of the rows which the passes computed."""
+"""Lower precision changes the target, not the exactness: the distribution is that of the rows computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import TINY, lookahead, package
-from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.distribution import output_distribution
 
 DTYPES = [
     ("reference", "float64"),
@@ -32,7 +32,7 @@ def model_in(name: str, dtype: str, **changes: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(("name", "dtype"), DTYPES)
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
-def test_the_law_stays_normalised_and_near_plain_decoding(name: str, dtype: str, rule: str) -> None:
+def test_the_distribution_stays_normalised_and_near_plain_decoding(name: str, dtype: str, rule: str) -> None:
     """Four tokens differ from plain decoding's by at most four rows' rounding.
 
     A row's total variation is at most the largest error of its logits: here 4 units in the last place of numbers
@@ -40,8 +40,8 @@ def test_the_law_stays_normalised_and_near_plain_decoding(name: str, dtype: str,
     """
     pkg, model = model_in(name, dtype)
     ending = pkg.Ending(4)
-    drafted = output_law(pkg.PaSS(model, lookahead(pkg, model), rule=rule), PROMPT, ending, batch=1)
-    plain = output_law(pkg.Autoregressive(model), PROMPT, ending, batch=1)
+    drafted = output_distribution(pkg.PaSS(model, lookahead(pkg, model), rule=rule), PROMPT, ending, batch=1)
+    plain = output_distribution(pkg.Autoregressive(model), PROMPT, ending, batch=1)
     assert abs(sum(drafted.values()) - 1.0) <= 1e-12
     unit = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
     assert drafted.total_variation(plain) <= 4 * 4 * 4 * unit

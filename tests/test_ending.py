@@ -1,4 +1,4 @@
-"""Where a text ends, and what may be shown of it before: laws of both packages."""
+"""Where a text ends, and what may be shown of it before: distributions of both packages."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_each_way_to_end(package: str, decoder: Any) -> None:
 
 
 @both_packages
-def test_a_criterion_ends_a_text_behind_the_first_prefix_that_meets_it(package: str) -> None:
+def test_a_criterion_ends_a_text_after_the_first_prefix_that_meets_it(package: str) -> None:
     a, b, end = piece("a"), piece("b"), piece("<end>")
     ending = ending_of(package, 6, (end,), ("bb",), decode, criterion=lambda new: sum(new) >= 3)
     assert ending.reason([]) is None
@@ -122,7 +122,7 @@ def test_a_criterion_is_asked_in_a_batch_as_well() -> None:
     cache = port.module("model.cache").KVCache(1, 1, 2, port.tensor(np.zeros(1)).dtype, 40, 3, port.device)
     state = port.module("state").first_state([[0, 1]] * 3, ending, cache)
     block, counts = np.array([[1, 5, 5], [2, 5, 5], [4, 5, 5]]), np.array([3, 3, 2])
-    kept, ended = state.kept(port.tensor(block), port.tensor(counts))
+    kept, ended = state.num_kept(port.tensor(block), port.tensor(counts))
     assert (kept.tolist(), ended.tolist()) == ([2, 3, 2], [True, True, False])
 
 
@@ -266,14 +266,14 @@ def test_what_is_accepted_is_kept_as_plain_tuples(package: str) -> None:
 def test_a_batch_ends_where_each_of_its_texts_does(
     port: Port, texts: list[tuple[list[int], int]], limit: int, eos: list[int], stops: list[str]
 ) -> None:
-    # Each row commits its text in one block behind a prompt; a row may have nothing to commit.
+    # Each row commits its text in one block after a prompt; a row may have nothing to commit.
     ending = ending_of("gpu", limit, eos, stops, known("gpu"))
     width = max(len(text) for text, _ in texts)
     block = np.array([text + [0] * (width - len(text)) for text, _ in texts])
     counts = np.array([len(text) * (skip > 0) for text, skip in texts])
     cache = port.module("model.cache").KVCache(1, 1, 2, port.tensor(np.zeros(1)).dtype, 40, len(texts), port.device)
     state = port.module("state").first_state([[0, 1]] * len(texts), ending, cache)
-    kept, ended = (part.tolist() for part in state.kept(port.tensor(block), port.tensor(counts)))
+    kept, ended = (part.tolist() for part in state.num_kept(port.tensor(block), port.tensor(counts)))
     one_more = state.ends_with(port.tensor(block[:, :1])).tolist()
     for n, (text, _) in enumerate(texts):
         alone = ending_of("reference", limit, eos, stops, known("reference"))

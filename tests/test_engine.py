@@ -10,7 +10,7 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import TINY, exact_target, package, transformer
-from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.distribution import output_distribution
 
 pytestmark = pytest.mark.torch
 KINDS = (
@@ -88,15 +88,15 @@ def test_a_request_has_the_text_that_it_has_alone(kind: str, num_rows: int) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_traced_step_makes_the_same_text(kind: str) -> None:
     """The operations alone, without the Python around them: they ask the host nothing."""
-    from pass_sampling.gpu.engine.traced import inputs_of, write_down
-    from pass_sampling.gpu.uniforms import tape
+    from pass_sampling.gpu.engine.traced import inputs_of, trace_step
+    from pass_sampling.gpu.uniforms import uniform_stream
 
     pkg = package("gpu")
     method = method_of(kind, pkg, transformer(pkg, 4))
     alone = pkg.generate(method, (0, 1, 2, 1), 9, seed=3, eos_token_ids=(2,))
-    uniforms = [tape(3, [0], cycle, method.num_slots) for cycle in range(9)]
+    uniforms = [uniform_stream(3, [0], step, method.num_uniforms) for step in range(9)]
     state, batch = method.step(method.start((0, 1, 2, 1), pkg.Ending(9, (2,))), uniforms[0])
-    records, made = batch.rows(), write_down(method, state, state.cache.capacity)
+    records, made = batch.rows(), trace_step(method, state, state.cache.capacity)
     while not state.ended.item():
         outputs = made.graph(*inputs_of(state, uniforms[len(records)]))
         state = made.layout.state(state, outputs)
@@ -110,7 +110,7 @@ def test_fixed_shapes_make_the_same_texts(kind: str) -> None:
     """A step whose shapes depend on nothing in its tensors, as one that is captured."""
     from pass_sampling.gpu.engine.capture import Frozen, standing
     from pass_sampling.gpu.engine.rows import empty_rows, put_row
-    from pass_sampling.gpu.uniforms import tape
+    from pass_sampling.gpu.uniforms import uniform_stream
 
     pkg = package("gpu")
     method, ending = method_of(kind, pkg, transformer(pkg, 4)), pkg.Ending(9, (2,))
@@ -118,13 +118,15 @@ def test_fixed_shapes_make_the_same_texts(kind: str) -> None:
     state = empty_rows(method, ending, len(PROMPTS), 4)
     texts: list[tuple[int, ...]] = []
     for number, prompt in enumerate(PROMPTS):
-        first, batch = method.step(method.start(prompt, ending), tape(3, [number], 0, method.num_slots))
+        first, batch = method.step(method.start(prompt, ending), uniform_stream(3, [number], 0, method.num_uniforms))
         texts.append(batch.rows()[0].tokens)
         state = put_row(state, number, first)
     frozen = Frozen(method, standing(state), state.cache.capacity)
-    places = {name: getattr(frozen.state, name).data_ptr() for name in ("tokens", "lengths", "carried", "pace")}
-    for cycle in range(1, 10):
-        record = frozen.step(tape(3, list(range(len(PROMPTS))), cycle, method.num_slots))
+    places = {
+        name: getattr(frozen.state, name).data_ptr() for name in ("tokens", "lengths", "lookahead_hidden", "pace")
+    }
+    for step in range(1, 10):
+        record = frozen.step(uniform_stream(3, list(range(len(PROMPTS))), step, method.num_uniforms))
         texts = [text + row.tokens for text, row in zip(texts, record.rows(), strict=True)]
         assert places == {name: getattr(frozen.state, name).data_ptr() for name in places}
     assert texts == [text.tokens for text in alone]
@@ -138,15 +140,17 @@ def test_a_step_in_fixed_shapes_keeps_a_row_that_was_not_finite(kind: str) -> No
     from pass_sampling.gpu.engine.capture import Frozen, standing
     from pass_sampling.gpu.engine.rows import empty_rows, put_row
     from pass_sampling.gpu.state import PER_ROW
-    from pass_sampling.gpu.uniforms import tape
+    from pass_sampling.gpu.uniforms import uniform_stream
 
     pkg = package("gpu")
     method, ending = method_of(kind, pkg, transformer(pkg, 4)), pkg.Ending(9)
     state = empty_rows(method, ending, 2, 4)
     for number in range(2):
-        first, _ = method.step(method.start(PROMPTS[number], ending), tape(3, [number], 0, method.num_slots))
+        first, _ = method.step(
+            method.start(PROMPTS[number], ending), uniform_stream(3, [number], 0, method.num_uniforms)
+        )
         state = put_row(state, number, first)
-    uniforms = tape(3, [0, 1], 1, method.num_slots)
+    uniforms = uniform_stream(3, [0, 1], 1, method.num_uniforms)
     clean, after = state.copy(), Frozen(method, standing(state.copy()), state.cache.capacity)
     after.step(uniforms)
     for which in range(len(state.caches)):
@@ -178,13 +182,13 @@ class FixedShapes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_law_of_a_step_in_fixed_shapes_is_the_targets(kind: str) -> None:
+def test_the_distribution_of_a_step_in_fixed_shapes_is_the_targets(kind: str) -> None:
     pkg = package("gpu")
     method = method_of(kind, pkg, transformer(pkg, 4))
-    law = output_law(FixedShapes(method), (1, 0), pkg.Ending(4, (2,)))
+    distribution = output_distribution(FixedShapes(method), (1, 0), pkg.Ending(4, (2,)))
     sampling, ending = reference.SamplingConfig(temperature=0.9), reference.Ending(4, (2,))
     target = exact_target(transformer(reference, 4), sampling, (1, 0), ending)
-    assert law.largest_deviation(target) <= 1e-12
+    assert distribution.largest_deviation(target) <= 1e-12
 
 
 def replayed(run: Any) -> tuple[Any, Any]:
@@ -206,7 +210,7 @@ def captured_engine(method: Any, ending: Any, make: Any, num_rows: int = 2, long
     from pass_sampling.gpu.engine.engine import Engine
 
     engine = Engine(method, ending, num_rows, longest_prompt, seed=3)
-    engine._captured = Captured(method, standing(engine._state), make, least_sight=4)
+    engine._captured = Captured(method, standing(engine._state), make, least_kv_length=4)
     engine._state = engine._captured.state
     return engine
 
@@ -291,7 +295,7 @@ def test_logits_that_are_not_finite_end_their_own_request_alone() -> None:
     method = replace(method_of("plain", pkg, transformer(pkg, 4)), processor=breaks)
     engine, found = Engine(method, pkg.Ending(9), 2, longest_prompt=20, seed=3), {}
     requests = iter([pkg.Request(number, prompt) for number, prompt in enumerate(LONG)])
-    with pytest.raises(ValueError, match=r"^request 4: logits behind position 13: the largest logit is nan"):
+    with pytest.raises(ValueError, match=r"^request 4: logits after position 13: the largest logit is nan"):
         found.update(engine.run(requests))
     for number, text in engine.run(requests):
         found[number] = text
@@ -307,14 +311,14 @@ def test_a_freed_row_is_empty_and_one_that_is_taken_holds_its_text_alone(kind: s
 
     from pass_sampling.gpu.engine.rows import empty_rows, free_row, put_row
     from pass_sampling.gpu.state import PER_ROW
-    from pass_sampling.gpu.uniforms import tape
+    from pass_sampling.gpu.uniforms import uniform_stream
 
     pkg = package("gpu")
     method, ending = method_of(kind, pkg, transformer(pkg, 4)), pkg.Ending(9)
-    first, _ = method.step(method.start((0, 1, 2), ending), tape(3, [0], 0, method.num_slots))
+    first, _ = method.step(method.start((0, 1, 2), ending), uniform_stream(3, [0], 0, method.num_uniforms))
     state = put_row(empty_rows(method, ending, 2, 6), 0, first)
     for place, value in enumerate((float("nan"), 1.5)):
-        for name in ("tokens", "fault", "fault_position", "carried", "pace", "num_carried"):
+        for name in ("tokens", "fault", "fault_position", "lookahead_hidden", "pace", "num_lookahead_hidden"):
             tensor = getattr(state, name)
             tensor[place] = value if tensor.is_floating_point() else place + 1
     for cache, other in zip(state.caches, first.caches, strict=True):
@@ -330,7 +334,7 @@ def test_a_freed_row_is_empty_and_one_that_is_taken_holds_its_text_alone(kind: s
     for cache in state.caches:
         assert not cache.keys[:, 0].any() and not cache.values[:, 0].any() and not cache.lengths[0]
 
-    for cache in state.caches:  # an empty row runs along, and leaves something behind
+    for cache in state.caches:  # an empty row runs along, and leaves something after
         cache.keys[:, 0] = cache.values[:, 0] = float("nan")
     state = put_row(state, 0, first)
     for cache, other in zip(state.caches, first.caches, strict=True):

@@ -1,4 +1,4 @@
-"""Speculative samplers of other makes, run as they are: their law is the target's, or is seen not to be."""
+"""Speculative samplers of other makes, run as they are: their distribution is the target's, or is seen not to be."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from transformers.generation.utils import _speculative_sampling
 
 from pass_sampling.gpu.exactness.torch_draws import torch_random
-from pass_sampling.reference.exactness.distribution import OutputLaw
-from pass_sampling.reference.exactness.program import program_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution
+from pass_sampling.reference.exactness.program import program_distribution
 
 VOCAB = 3
 DRAFTS = 2
@@ -22,8 +22,8 @@ Array = np.ndarray
 Rows = dict[tuple[int, ...], Array]
 
 
-def laws(seed: int) -> Rows:
-    """Return a different law behind every text of up to two tokens; in some of them a token is impossible."""
+def distributions(seed: int) -> Rows:
+    """Return a different distribution after every text of up to two tokens; in some of them a token is impossible."""
     generator = np.random.default_rng(seed)
     rows = {}
     for text in [(), *((one,) for one in range(VOCAB)), *np.ndindex(VOCAB, VOCAB)]:
@@ -34,10 +34,10 @@ def laws(seed: int) -> Rows:
     return rows
 
 
-def completed(law: OutputLaw, target: Rows, length: int) -> dict[tuple[int, ...], float]:
-    """Return the law of the first tokens, where texts that are too short are continued from the target's rows."""
+def completed(distribution: OutputDistribution, target: Rows, length: int) -> dict[tuple[int, ...], float]:
+    """Return the distribution of the first tokens; texts that are too short are continued by the target."""
     full: dict[tuple[int, ...], float] = {}
-    todo = dict(law.probs)
+    todo = dict(distribution.probs)
     while todo:
         text, prob = todo.popitem()
         if len(text) >= length:
@@ -48,8 +48,8 @@ def completed(law: OutputLaw, target: Rows, length: int) -> dict[tuple[int, ...]
     return full
 
 
-def deviation(law: OutputLaw, target: Rows, length: int) -> float:
-    full = completed(law, target, length)
+def deviation(distribution: OutputDistribution, target: Rows, length: int) -> float:
+    full = completed(distribution, target, length)
     return max(
         abs(full.get(text, 0.0) - float(np.prod([target[text[:place]][text[place]] for place in range(length)])))
         for text in np.ndindex(*[VOCAB] * length)
@@ -80,19 +80,21 @@ def hugging_face(target: Rows, draft: Rows, **options: Any) -> Callable[[], tupl
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_transformers_speculative_sampling_has_the_targets_law(seed: int) -> None:
-    target, draft = laws(seed), laws(seed + 100)
-    law = program_law(hugging_face(target, draft), replace=[torch_random])
-    assert law.executions > 20 and {len(text) for text in law} == {1, 2, 3}
-    assert max(deviation(law, target, length) for length in (1, 2, 3)) <= EXACT
+def test_transformers_speculative_sampling_has_the_targets_distribution(seed: int) -> None:
+    target, draft = distributions(seed), distributions(seed + 100)
+    distribution = program_distribution(hugging_face(target, draft), replace=[torch_random])
+    assert distribution.executions > 20 and {len(text) for text in distribution} == {1, 2, 3}
+    assert max(deviation(distribution, target, length) for length in (1, 2, 3)) <= EXACT
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_transformers_ensemble_verification_deviates_from_the_targets_law(seed: int) -> None:
+def test_transformers_ensemble_verification_deviates_from_the_targets_distribution(seed: int) -> None:
     """Its documentation says so: the bias is the price of more acceptances."""
-    target, draft = laws(seed), laws(seed + 100)
-    law = program_law(hugging_face(target, draft, assistant_ensemble_weight=0.5), replace=[torch_random])
-    assert deviation(law, target, 1) > 1e-3
+    target, draft = distributions(seed), distributions(seed + 100)
+    distribution = program_distribution(
+        hugging_face(target, draft, assistant_ensemble_weight=0.5), replace=[torch_random]
+    )
+    assert deviation(distribution, target, 1) > 1e-3
 
 
 # --- A loop in NumPy ---
@@ -130,13 +132,13 @@ def chen(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_loop_after_chen_has_the_targets_law(seed: int) -> None:
-    target, draft = laws(seed), laws(seed + 100)
-    law = program_law(chen(target, draft))
-    assert max(deviation(law, target, length) for length in (1, 2, 3)) <= EXACT
+def test_a_loop_after_chen_has_the_targets_distribution(seed: int) -> None:
+    target, draft = distributions(seed), distributions(seed + 100)
+    distribution = program_distribution(chen(target, draft))
+    assert max(deviation(distribution, target, length) for length in (1, 2, 3)) <= EXACT
     overlap = {text: float(np.minimum(target[text], draft[text]).sum()) for text in target}
     both = sum(min(target[()][x], draft[()][x]) * (1 + overlap[x,]) for x in range(VOCAB))
-    assert abs(law.expected["accepted"] - both) <= EXACT
+    assert abs(distribution.expected["accepted"] - both) <= EXACT
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
@@ -155,15 +157,18 @@ MISTAKES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_a_loop_with_a_mistake_does_not(mistake: dict[str, Any]) -> None:
-    target, draft = laws(1), laws(101)
-    assert max(deviation(program_law(chen(target, draft, **mistake)), target, length) for length in (1, 2, 3)) > 1e-4
+    target, draft = distributions(1), distributions(101)
+    assert (
+        max(deviation(program_distribution(chen(target, draft, **mistake)), target, length) for length in (1, 2, 3))
+        > 1e-4
+    )
 
 
-def test_a_residual_that_is_not_clipped_is_refused_because_it_is_no_law() -> None:
+def test_a_residual_that_is_not_clipped_is_refused_because_it_is_no_distribution() -> None:
     with pytest.raises(
         ValueError, match=r"^draw \d+, probability \d: found -?(\d|inf|nan).*expected a number of at least"
     ):
-        program_law(chen(laws(1), laws(101), residual=lambda p, q: p - q + 1e-3))
+        program_distribution(chen(distributions(1), distributions(101), residual=lambda p, q: p - q + 1e-3))
 
 
 # --- gpt-fast ---
@@ -199,7 +204,7 @@ def gpt_fast(target: Rows, draft: Rows) -> Callable[[], tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_loop_after_gpt_fast_has_the_targets_law(seed: int) -> None:
-    target, draft = laws(seed), laws(seed + 100)
-    law = program_law(gpt_fast(target, draft), replace=[torch_random])
-    assert max(deviation(law, target, length) for length in (1, 2, 3)) <= EXACT
+def test_a_loop_after_gpt_fast_has_the_targets_distribution(seed: int) -> None:
+    target, draft = distributions(seed), distributions(seed + 100)
+    distribution = program_distribution(gpt_fast(target, draft), replace=[torch_random])
+    assert max(deviation(distribution, target, length) for length in (1, 2, 3)) <= EXACT

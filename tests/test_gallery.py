@@ -1,8 +1,8 @@
 """Wrong samplers must fail: every bug of the gallery, put into our running code, is seen; the right code passes.
 
-The law tests ask for a deviation of at most 1e-12. A defect that the law sees must do at least the damage that its
-entry states, in every cycle and, where weaker tests never come, at work from the second cycle of a text on.
-"""
+The distribution tests ask for a deviation of at most 1e-12. A defect that the distribution sees must do at least the
+damage that its entry states, in every step and, where weaker tests never come, at work from the second step of a
+text on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from gallery import BEGIN, END, GALLERY, PAGE, page_with_table
-from gallery_tools import COMMON, REFUSAL, REVIEW, Defect, Setup, damage, law_of, passes_check
+from gallery_tools import COMMON, REFUSAL, REVIEW, Defect, Setup, damage, distribution_of, passes_check
 from models import PACKAGES
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
-SEEN_BY_LAW = [defect for defect in GALLERY if defect.check is None]
+SEEN_BY_DISTRIBUTION = [defect for defect in GALLERY if defect.check is None]
 SEEN_BY_CHECK = [defect for defect in GALLERY if defect.check is not None]
 FUNDAMENTAL = (
     "replacement from the target",
@@ -28,8 +28,8 @@ FUNDAMENTAL = (
     "ratio on its head",
     "lenience",
     "bonus from the row before",
-    "draft laws shifted",
-    "draft law at another temperature",
+    "draft distributions shifted",
+    "draft distribution at another temperature",
     "rejected draft in the cache",
 )
 
@@ -53,18 +53,18 @@ def pairs(defects: list[Defect]) -> Any:
     return pytest.mark.parametrize(("defect", "name"), cases)
 
 
-@pairs(SEEN_BY_LAW)
-def test_the_law_sees_it_and_is_exact_without_it(defect: Defect, name: str) -> None:
+@pairs(SEEN_BY_DISTRIBUTION)
+def test_the_distribution_sees_it_and_is_exact_without_it(defect: Defect, name: str) -> None:
     found = {late: damage(defect, name, late) for late in (False, True)}
     assert found[False] > defect.at_least and found[True] > defect.at_least_late, found
-    right = law_of(None, name, defect.setup)
+    right = distribution_of(None, name, defect.setup)
     assert right.largest_deviation(defect.setup.target()) <= EXACT
-    assert sum(count > 0 for count in right.verified) >= 2, "drafts are verified in a second cycle, too"
+    assert sum(count > 0 for count in right.verified) >= 2, "drafts are verified in a second step, too"
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "defect", [pytest.param(each, marks=marks(each), id=each.name) for each in SEEN_BY_LAW if each.alike]
+    "defect", [pytest.param(each, marks=marks(each), id=each.name) for each in SEEN_BY_DISTRIBUTION if each.alike]
 )
 def test_it_does_the_same_damage_in_both_packages(defect: Defect) -> None:
     """The mutations are the same mistake, or else one of the packages would not be tested with it."""
@@ -80,7 +80,7 @@ def test_it_is_seen_late_in_a_transformer_too(name: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_states_that_differ_behind_the_same_tokens_are_not_merged(name: str) -> None:
+def test_states_that_differ_after_the_same_tokens_are_not_merged(name: str) -> None:
     """What a rejected draft left in the cache depends on the way, so it may not be continued as one state."""
     for key in ("rejected draft in the cache", "look-ahead row in the cache"):
         defect = replace(entry(key), merge=True)
@@ -89,17 +89,17 @@ def test_states_that_differ_behind_the_same_tokens_are_not_merged(name: str) -> 
 
 
 @pairs(SEEN_BY_CHECK)
-def test_a_check_sees_what_the_law_cannot(defect: Defect, name: str) -> None:
+def test_a_check_sees_what_the_distribution_cannot(defect: Defect, name: str) -> None:
     assert passes_check(defect, name, at_work=False)
     assert not passes_check(defect, name, at_work=True)
 
 
-@pairs([defect for defect in SEEN_BY_CHECK if defect.law == "exact"])
-def test_the_law_is_exact_though_it_is_a_bug(defect: Defect, name: str) -> None:
+@pairs([defect for defect in SEEN_BY_CHECK if defect.distribution == "exact"])
+def test_the_distribution_is_exact_though_it_is_a_bug(defect: Defect, name: str) -> None:
     assert damage(defect, name) <= EXACT
 
 
-@pairs([defect for defect in SEEN_BY_CHECK if defect.law == "refused"])
+@pairs([defect for defect in SEEN_BY_CHECK if defect.distribution == "refused"])
 def test_the_enumeration_refuses_what_it_cannot_tell(defect: Defect, name: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match=REFUSAL.pattern):
         damage(defect, name)
@@ -107,21 +107,23 @@ def test_the_enumeration_refuses_what_it_cannot_tell(defect: Defect, name: str) 
 
 @pytest.mark.check
 def test_identical_rows_hide_mistakes_of_place() -> None:
-    """A test with one law for all positions, as most published ones have, is blind to these real bugs."""
+    """A test with one distribution for all positions, as most published ones have, is blind to these real bugs."""
     same = Setup("identical", max_new_tokens=5)
     changes = {"kind": same.kind, "max_new_tokens": same.max_new_tokens}
-    ours = [each for each in SEEN_BY_LAW if each.setup.case is None]  # others need what their configuration has
+    ours = [
+        each for each in SEEN_BY_DISTRIBUTION if each.setup.case is None
+    ]  # others need what their configuration has
     invisible = [each.name for each in ours if damage(each, setup=replace(each.setup, **changes)) < EXACT]
     assert invisible == [
         "residual of the next row",
         "bonus from the row before",
-        "draft laws shifted",
+        "draft distributions shifted",
         "rejected draft in the cache",
         "look-ahead row in the cache",
         "ring buffer not rolled back",
         "verification one position late",
     ]
-    assert law_of(None, "reference", same).largest_deviation(same.target()) <= EXACT
+    assert distribution_of(None, "reference", same).largest_deviation(same.target()) <= EXACT
 
 
 def test_every_entry_has_a_name_of_its_own_and_most_were_seen_elsewhere() -> None:

@@ -122,7 +122,7 @@ def test_recorded_log_probabilities_are_the_targets(pkg: Any, rule: str) -> None
     plain = reference.Autoregressive(truth, reference.SamplingConfig(**settings))
     for i, (token, value) in enumerate(zip(result.tokens, result.log_probs, strict=True)):
         prefix = (1, 2, *result.tokens[:i])
-        probs = plain.law(prefix, truth.forward(prefix)[-1])
+        probs = plain.probs(prefix, truth.forward(prefix)[-1])
         assert math.isclose(value, math.log(probs[token]), rel_tol=0, abs_tol=1e-10)
 
 
@@ -275,7 +275,7 @@ def test_bad_methods_are_refused_in_one_sentence(pkg: Any, options: dict[str, An
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_logits_without_a_law_are_refused_with_their_position(pkg: Any, value: float) -> None:
+def test_logits_without_a_distribution_are_refused_with_their_position(pkg: Any, value: float) -> None:
     """Wherever the text comes to them: in the exact row, or in a row that verification reaches."""
 
     def ruin(prefix: tuple[int, ...], logits: Any) -> Any:
@@ -291,7 +291,7 @@ def test_logits_without_a_law_are_refused_with_their_position(pkg: Any, value: f
         pkg.PaSS(model, model.lookahead(), processor=ruin, rule="match"),
     ):
         for seed in range(8):
-            with pytest.raises(ValueError, match=f"^logits behind position 5: the largest logit is {value},"):
+            with pytest.raises(ValueError, match=f"^logits after position 5: the largest logit is {value},"):
                 pkg.generate(method, [0, 1], 20, seed=seed)
 
 
@@ -304,7 +304,7 @@ def test_a_processor_must_return_one_logit_per_token(pkg: Any, shape: tuple[int,
 
 
 def test_a_decoder_is_asked_only_about_tokens_that_were_drawn(pkg: Any) -> None:
-    """Not about what a processor bans, in rows that have ended or behind a row's drafts."""
+    """Not about what a processor bans, in rows that have ended or after a row's drafts."""
 
     def ban(prefix: tuple[int, ...], logits: Any) -> Any:
         logits[2] = -math.inf
@@ -326,7 +326,7 @@ def test_a_decoder_is_asked_only_about_tokens_that_were_drawn(pkg: Any) -> None:
 def test_a_state_is_not_continued_twice_without_a_copy(pkg: Any) -> None:
     model = transformer(pkg, seed=2)
     for method in methods(pkg, model, pkg.SamplingConfig()):
-        uniforms = np.full((1, method.num_slots), 0.4)
+        uniforms = np.full((1, method.num_uniforms), 0.4)
         row = uniforms[0] if pkg.__name__.endswith("reference") else __import__("torch").tensor(uniforms)
         state = method.start([0, 1], pkg.Ending(9))
         twin = state.copy()
@@ -357,7 +357,7 @@ def test_a_row_that_has_ended_may_stay_in_the_batch() -> None:
     state = method.start_batch([[1, 2], [3, 4]], gpu.Ending(12, (0,)))
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
-        uniforms = torch.rand(2, method.num_slots, generator=generator, dtype=torch.float64)
+        uniforms = torch.rand(2, method.num_uniforms, generator=generator, dtype=torch.float64)
         before = state.lengths.tolist()
         ended = state.ended.tolist()
         state, record = method.step(state, uniforms)

@@ -178,7 +178,7 @@ def test_without_huggingface_hub_there_are_still_folders(box: Box, monkeypatch: 
 def test_commands_take_names_wherever_they_take_folders(box: Box, cache: Path, capsys: Any) -> None:
     argv = [*GENERATE, "--json", "--model", MODEL, "--revision", "v1"]
     for more in (["--lookahead", "somebody/shared"], ["--draft-model", f"{MODEL}@v1", "--num-draft", "2"]):
-        assert run(*argv, *more, "--method", "lookahead" if "--lookahead" in more else "draft-model") == 0
+        assert run(*argv, *more, "--method", "pass" if "--lookahead" in more else "draft-model") == 0
         found = read_strictly(capsys.readouterr().out)
         assert found["model"] == MODEL and found["num_draft_tokens"] > 0
 
@@ -188,7 +188,7 @@ def test_commands_take_names_wherever_they_take_folders(box: Box, cache: Path, c
     [
         ("--model some/where", "some/where: found no folder of that name, nothing of it in the cache"),
         (f"--model {MODEL} --revision v2", "small-model at the revision 'v2'"),
-        (f"--model {MODEL} --method lookahead", f"found no look-ahead vectors for {MODEL}, expected --lookahead"),
+        (f"--model {MODEL} --method pass", f"found no look-ahead vectors for {MODEL}, expected --lookahead"),
         (f"--model {MODEL} --draft-model some/other", "--draft-model FOLDER"),
         (f"--model {MODEL} --ngram some/other", "--ngram FOLDER"),
         (f"--model {MODEL} --lookahead some/other", "--lookahead FOLDER"),
@@ -209,7 +209,7 @@ def test_a_name_that_cannot_be_had_is_one_sentence(argv: str, said: str, box: Bo
 def test_a_process_finds_the_cache_where_hf_home_says(cache: Path) -> None:
     environment = buffered() | {"HF_HOME": str(cache.parent), "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in environment.items() if name != "HF_HUB_CACHE"}
-    argv = [*GENERATE, "--model", MODEL, "--lookahead", VECTORS_NAME, "--method", "lookahead", "--json"]
+    argv = [*GENERATE, "--model", MODEL, "--lookahead", VECTORS_NAME, "--method", "pass", "--json"]
     command = [sys.executable, "-m", "pass_sampling.gpu", *argv]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cache)
     assert done.returncode == 0, done.stderr
@@ -280,7 +280,7 @@ def test_a_card_for_transformers_generate_names_the_code(tmp_path: Path) -> None
 
 
 class Hub:
-    """What stands in for HfApi, and for the repository behind it."""
+    """What stands in for HfApi, and for the repository after it."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}

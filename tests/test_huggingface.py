@@ -82,7 +82,7 @@ def test_processors_and_ends_are_those_of_generate_in_padded_batches(kind: str, 
 
 
 class Stops(StoppingCriteria):
-    """End behind a token of some residue, once there are enough of them; it knows rows by their place."""
+    """End after a token of some residue, once there are enough of them; it knows rows by their place."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **named: Any) -> torch.Tensor:
         place = torch.arange(len(input_ids))
@@ -146,7 +146,7 @@ def test_what_is_drawn_is_what_a_step_draws_from_pytorchs_uniforms(fused: bool) 
     )
     state = method.start(prompts(1)[0].tolist(), Ending(26))
     while not bool(state.ended):
-        state, _ = method.step(state, torch.rand(1, method.num_slots, dtype=torch.float64))
+        state, _ = method.step(state, torch.rand(1, method.num_uniforms, dtype=torch.float64))
     assert found[0, 5:].tolist() == list(state.new_tokens)
 
 
@@ -256,7 +256,7 @@ def test_stop_strings_end_a_text_inside_a_block(fused: bool) -> None:
 
 
 class Forced(LogitsProcessor):
-    """Leaves no choice but a text, behind a prompt of so many tokens: all drafts of it are accepted."""
+    """Leaves no choice but a text, after a prompt of so many tokens: all drafts of it are accepted."""
 
     def __init__(self, num_prompt: int, tokens: list[int]):
         self.num_prompt, self.tokens = num_prompt, tokens

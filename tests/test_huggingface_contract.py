@@ -43,7 +43,7 @@ def test_a_mask_has_zeros_for_padding_alone_and_the_cache_is_empty() -> None:
     assert seen["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
-def test_positions_count_the_tokens_behind_padding() -> None:
+def test_positions_count_the_tokens_after_padding() -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
     seen = call(shared("llama"), prompts(2), attention_mask=mask)
     assert torch.equal(seen["attention_mask"], mask)
@@ -72,7 +72,7 @@ def test_arguments_that_are_not_named_are_refused() -> None:
         call(shared("llama"), prompts(1), unheard_of=1)
 
 
-def test_stop_strings_find_no_tokenizer_behind_a_callable() -> None:
+def test_stop_strings_find_no_tokenizer_after_a_callable() -> None:
     with pytest.raises(ValueError, match="tokenizer"):
         call(shared("llama"), prompts(1), stop_strings=["x"], tokenizer=object())
 

@@ -1,4 +1,4 @@
-"""The exact law of what PaSS writes over models of transformers: that of drawing one token after another."""
+"""The exact distribution of what PaSS writes over models of transformers: that of drawing one token after another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pass_sampling.gpu import Autoregressive, Ending, FusedPaSS, PaSS, SamplingC
 from pass_sampling.gpu import untrained_lookahead as untrained
 from pass_sampling.gpu.hf.arguments import processor_hook
 from pass_sampling.gpu.hf.rows import RowCache, RowCaches
-from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 
 PROMPT = [0, 1, 1]
 MODELS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ class Windowed(TransformersModel):
 
 @cache
 def model_of(kind: str) -> Any:
-    """A model of three tokens, wholly in float64, whose laws are far from one-hot."""
+    """A model of three tokens, wholly in float64, whose distributions are far from one-hot."""
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         changes = {"num_hidden_layers": 2, "vocab_size": 3, "layer_types": None, **MODELS[kind]}
@@ -49,41 +49,41 @@ def model_of(kind: str) -> Any:
     return model
 
 
-def law(method: Any, ending: Ending) -> OutputLaw:
-    return output_law(method, PROMPT, ending)
+def distribution(method: Any, ending: Ending) -> OutputDistribution:
+    return output_distribution(method, PROMPT, ending)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_law_is_that_of_plain_decoding(kind: str, method: Any) -> None:
+def test_the_distribution_is_that_of_plain_decoding(kind: str, method: Any) -> None:
     with Float64Mode():
         model, ending = TransformersModel(model_of(kind)), Ending(5, eos_token_ids=[2])
-        plain = law(Autoregressive(model), ending)
+        plain = distribution(Autoregressive(model), ending)
         for each in (model, Windowed(model_of(kind))) if "sliding_window" in MODELS[kind] else (model,):
-            found = law(method(each, untrained(model_of(kind), 2)), ending)
+            found = distribution(method(each, untrained(model_of(kind), 2)), ending)
             assert len(found) == len(plain) == 63
             assert sum(count > 0 for count in found.verified) >= 2
             assert found.largest_deviation(plain) < 1e-12
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_the_law_holds_with_processors_and_a_criterion(method: Any) -> None:
+def test_the_distribution_holds_with_processors_and_a_criterion(method: Any) -> None:
     with Float64Mode():
         model = TransformersModel(model_of("gpt2"))
         processors = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.5), TopPLogitsWarper(0.9)])
         hook = processor_hook(processors, torch.tensor([PROMPT]), 0, 0, torch.float64)
         ending = Ending(5, criterion=lambda tokens: tokens[-1] == 2 and len(tokens) % 2 == 0)
-        plain = law(Autoregressive(model, processor=hook), ending)
+        plain = distribution(Autoregressive(model, processor=hook), ending)
         settings = {"processor": hook, "draft_sampling": SamplingConfig(temperature=2.0)}
-        found = law(method(model, untrained(model_of("gpt2"), 2), **settings), ending)
+        found = distribution(method(model, untrained(model_of("gpt2"), 2), **settings), ending)
         assert found.largest_deviation(plain) < 1e-12
         assert {len(tokens) for tokens in found} == {2, 4, 5}
 
 
-def test_plain_decoding_has_the_law_of_the_librarys_own_rows() -> None:
+def test_plain_decoding_has_the_distribution_of_the_librarys_own_rows() -> None:
     with Float64Mode():
         model = model_of("gemma3_text")
-        found = law(Autoregressive(TransformersModel(model)), Ending(3))
+        found = distribution(Autoregressive(TransformersModel(model)), Ending(3))
         for tokens, prob in found.items():
             with torch.no_grad():
                 rows = model(torch.tensor([[*PROMPT, *tokens]]), use_cache=False).logits[0, len(PROMPT) - 1 : -1]
@@ -93,8 +93,8 @@ def test_plain_decoding_has_the_law_of_the_librarys_own_rows() -> None:
 
 @pytest.mark.parametrize("model_class", [TransformersModel, Windowed])
 @pytest.mark.parametrize("kind", MODELS)
-def test_look_ahead_groups_are_chains_of_their_own_also_behind_a_window(kind: str, model_class: Any) -> None:
-    """Two groups behind one text, in one pass; each must be what it would be alone, where it stands."""
+def test_look_ahead_groups_are_chains_of_their_own_also_after_a_window(kind: str, model_class: Any) -> None:
+    """Two groups after one text, in one pass; each must be what it would be alone, where it stands."""
     with Float64Mode():
         model = model_class(model_of(kind))
         inputs = model.embed((torch.arange(14) ** 2 % 3).unsqueeze(0))
@@ -119,7 +119,7 @@ def test_a_cache_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch
 
     with Float64Mode():
         model, ending = TransformersModel(model_of("gpt2")), Ending(4)
-        plain = law(Autoregressive(model), ending)
+        plain = distribution(Autoregressive(model), ending)
         monkeypatch.setattr(RowCache, "settle", settle)
-        found = output_law(PaSS(model, untrained(model_of("gpt2"), 2)), PROMPT, ending, merge=False)
+        found = output_distribution(PaSS(model, untrained(model_of("gpt2"), 2)), PROMPT, ending, merge=False)
         assert found.largest_deviation(plain) > 1e-4

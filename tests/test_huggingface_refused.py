@@ -243,9 +243,9 @@ def test_input_vectors_instead_of_a_prompt() -> None:
         write(model, {"inputs_embeds": model.get_input_embeddings()(prompts(1)).detach()})
 
 
-def test_padding_behind_the_text() -> None:
+def test_padding_after_the_text() -> None:
     mask = torch.tensor([[1, 1, 1, 1, 0]])
-    with refusing("attention_mask: found zeros behind a token, expected padding in front"):
+    with refusing("attention_mask: found zeros after a token, expected padding in front"):
         write(shared("llama"), {"input_ids": prompts(1), "attention_mask": mask})
 
 

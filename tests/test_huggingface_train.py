@@ -33,7 +33,7 @@ def text(length: int, seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_behind_many_anchors_are_those_of_draft_calls(kind: str) -> None:
+def test_rows_after_many_anchors_are_those_of_draft_calls(kind: str) -> None:
     with Float64Mode():
         model = TransformersModel(build(config_of(kind)))
         tokens, anchors = torch.from_numpy(text(40)).view(2, 20), torch.tensor([0, 4, 5, 11, 16])

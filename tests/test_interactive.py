@@ -122,7 +122,7 @@ def test_drafts_and_stop_strings_work_as_with_one_prompt(
     texts = []
     for method in (
         ["autoregressive"],
-        ["lookahead", "--lookahead", box.vectors],
+        ["pass", "--lookahead", box.vectors],
         ["prompt-lookup", "--lenience", "0.5"],
     ):
         feed(monkeypatch, "def print\nnot in\n")
@@ -231,11 +231,11 @@ def test_an_interruption_ends_the_text_and_not_the_program(
     write, calls = generation.generate, iter(range(100))
 
     def interrupted(*some: Any, callback: Any, **named: Any) -> Any:
-        number, cycles = next(calls), iter(range(100))
+        number, steps = next(calls), iter(range(100))
 
         def watched(request: int, record: Any) -> None:
             callback(request, record)
-            if number == 0 and next(cycles) == 2:
+            if number == 0 and next(steps) == 2:
                 raise KeyboardInterrupt
 
         return write(*some, callback=watched, **named)

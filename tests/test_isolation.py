@@ -54,15 +54,15 @@ class Layout(NamedTuple):
 
 
 def chain(num_lookahead: int) -> Layout:
-    """One token and the look-ahead vectors behind it, each seeing what is before it."""
+    """One token and the look-ahead vectors after it, each seeing what is before it."""
     num_rows = 1 + num_lookahead
     return Layout(1, np.arange(num_rows), np.tri(num_rows, dtype=bool))
 
 
 def groups(num_draft: int, num_lookahead: int) -> Layout:
-    """The last token, drafts, and behind each of these a group of vectors that sees nothing of the other groups."""
+    """The last token, drafts, and after each of these a group of vectors that sees nothing of the other groups."""
     num_real = 1 + num_draft
-    ends = np.repeat(np.arange(num_real), num_lookahead)  # the token that a vector stands behind
+    ends = np.repeat(np.arange(num_real), num_lookahead)  # the token that a vector stands after
     steps = np.tile(np.arange(num_lookahead), num_real)
     seen_real = np.arange(num_real) <= np.concatenate([np.arange(num_real), ends])[:, None]
     seen_vectors = np.zeros((num_real + len(ends), len(ends)), dtype=bool)
@@ -88,7 +88,7 @@ def run(
     vectors: np.ndarray,
     default: bool = False,
 ) -> tuple[np.ndarray, ...]:
-    """Return the logits of a pass behind a prefix, and what it left in the cache."""
+    """Return the logits of a pass after a prefix, and what it left in the cache."""
     cached = model.cache()
     if len(prefix):
         model.run(prefix, cached)
@@ -173,7 +173,7 @@ def test_in_float64_text_rows_are_the_same_without_the_vectors(package, device, 
     together = run(model, layout, prefix, real, vectors)
     alone = model.run(np.concatenate([prefix, real]))[num_prefix:]
     assert difference(together[0][: layout.num_real], alone) <= EXACT
-    # A group is the chain behind its token.
+    # A group is the chain after its token.
     if layout.num_real > 1:
         count = layout.num_vectors // layout.num_real
         for end in range(layout.num_real):
@@ -282,7 +282,7 @@ def test_the_comparison_rejects_groups_that_see_each_other(package):
     prefix, real = np.arange(4), np.array([5, 6, 7])
     vectors = generator.standard_normal((layout.num_vectors, model.model.hidden_size))
     others = vectors.copy()
-    others[:3] += 1.0  # the group behind the last token
+    others[:3] += 1.0  # the group after the last token
     for found, isolated in ((layout, True), (leaky, False)):
         before, after = (run(model, found, prefix, real, given)[0][6:] for given in (vectors, others))
         assert same_bits(after, before) if isolated else difference(after, before) > 1e-6

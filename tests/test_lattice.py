@@ -1,4 +1,4 @@
-"""Refined drafts scored over a lattice: their law, which tokens they choose from, and the other package."""
+"""Refined drafts scored over a lattice: their distribution, which tokens they choose from, and the other package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pass_sampling.reference as reference
 from folders import as_numpy, both_packages, module
 from models import PACKAGES, exact_target, package, table, transformer
 from test_candidates_fused import PROMPT, in_slots
-from test_draft_tree import assert_exact, is_port, law_of, same_course, step
+from test_draft_tree import assert_exact, distribution_of, is_port, same_course, step
 from test_lookahead_fused import lookahead_of
 
 KINDS = ("adapter and head", "head alone")
@@ -30,7 +30,7 @@ def pkg(request: pytest.FixtureRequest) -> Any:
 
 
 def method_of(
-    pkg: Any, lattice: int | None, kind: str = "head", shape: tuple[Any, ...] | None = None, **options: Any
+    pkg: Any, draft_vocab_size: int | None, kind: str = "head", shape: tuple[Any, ...] | None = None, **options: Any
 ) -> Any:
     """Return the chain, or the tree of a shape, over a transformer with untrained parts."""
     model = transformer(pkg, 4, vocab_size=options.pop("vocab_size", 3))
@@ -39,44 +39,53 @@ def method_of(
         method = pkg.FusedPaSS(model, vectors, **options)
     else:
         method = pkg.FusedCandidates(model, vectors, num_candidates=shape, **options)
-    return replace(method, refinement=replace(method.refinement, lattice=lattice))
+    return replace(method, refinement=replace(method.refinement, draft_vocab_size=draft_vocab_size))
 
 
-@pytest.mark.parametrize("lattice", [1, 2, 3])
+@pytest.mark.parametrize("draft_vocab_size", [1, 2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("shape", "rule"),
     [(None, "token"), (None, "block"), (None, "match"), ((2,), "without-replacement"), ((2,), "k-seq")],
     ids=str,
 )
-def test_the_law_is_the_targets(pkg: Any, lattice: int, kind: str, shape: Any, rule: str) -> None:
+def test_the_distribution_is_the_targets(pkg: Any, draft_vocab_size: int, kind: str, shape: Any, rule: str) -> None:
     ending = {"max_new_tokens": 4}
     target = exact_target(transformer(reference, 4), reference.SamplingConfig(), PROMPT, reference.Ending(**ending))
-    assert_exact(law_of(pkg, method_of(pkg, lattice, kind, shape, rule=rule), ending), target)
+    assert_exact(distribution_of(pkg, method_of(pkg, draft_vocab_size, kind, shape, rule=rule), ending), target)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_lattice_of_all_tokens_changes_nothing(pkg: Any, kind: str, shape: Any) -> None:
     full, none = (
-        pkg.generate(method_of(pkg, lattice, kind, shape, vocab_size=11), PROMPT, 40, (), seed=2, trace=True)
-        for lattice in (11, None)
+        pkg.generate(method_of(pkg, draft_vocab_size, kind, shape, vocab_size=11), PROMPT, 40, (), seed=2, trace=True)
+        for draft_vocab_size in (11, None)
     )
     same_course(full, none)
 
 
-@pytest.mark.parametrize("lattice", [1, 4, 10])
+@pytest.mark.parametrize("draft_vocab_size", [1, 4, 10])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_draft_has_the_refined_law_of_its_own_lattice(pkg: Any, lattice: int, kind: str, shape: Any) -> None:
+def test_every_draft_has_the_refined_distribution_of_its_own_lattice(
+    pkg: Any, draft_vocab_size: int, kind: str, shape: Any
+) -> None:
     """The tokens are the likeliest of the row at its depth, by the specification's model; the head goes down anew."""
-    method, model = method_of(pkg, lattice, kind, shape, vocab_size=11), transformer(reference, 4, vocab_size=11)
+    method, model = (
+        method_of(pkg, draft_vocab_size, kind, shape, vocab_size=11),
+        transformer(reference, 4, vocab_size=11),
+    )
     head = reference.SamplerHead.of({name: as_numpy(each) for name, each in method.refinement.head.tensors().items()})
     state, num_drafts = method.start(PROMPT, pkg.Ending(60)), 0
-    for cycle in range(9):
+    for number in range(9):
         text = [*PROMPT, *state.new_tokens]
-        rows = None if state.carried is None else as_numpy(state.carried[0] if is_port(pkg) else state.carried)
-        state, record = step(pkg, method, state, np.random.default_rng(cycle).random(method.num_slots))
+        rows = (
+            None
+            if state.lookahead_hidden is None
+            else as_numpy(state.lookahead_hidden[0] if is_port(pkg) else state.lookahead_hidden)
+        )
+        state, record = step(pkg, method, state, np.random.default_rng(number).random(method.num_uniforms))
         num_drafts += len(record.draft_tokens)
         paths: list[tuple[int, ...]] = []
         parents = record.draft_parents or range(-1, len(record.draft_tokens) - 1)
@@ -87,13 +96,13 @@ def test_every_draft_has_the_refined_law_of_its_own_lattice(pkg: Any, lattice: i
             memory = head.start(rows[0])
             for place, last in enumerate((text[-1], *paths[-1][:-1])):
                 refined, memory = head.step(rows[1 + place], model.embed([last])[0], memory)
-            kept = np.argsort(-model.logits(rows[len(paths[-1])]), kind="stable")[:lattice]
+            kept = np.argsort(-model.logits(rows[len(paths[-1])]), kind="stable")[:draft_vocab_size]
             assert token in kept
             logits = np.full(11, -np.inf)
             logits[kept] = model.logits(refined)[kept]
-            law = reference.probs_from_logits(logits, reference.SamplingConfig())
-            law[before] = 0.0
-            assert prob == pytest.approx(law[token] / law.sum(), abs=1e-10)
+            distribution = reference.probs_from_logits(logits, reference.SamplingConfig())
+            distribution[before] = 0.0
+            assert prob == pytest.approx(distribution[token] / distribution.sum(), abs=1e-10)
     assert num_drafts > 9
 
 
@@ -101,7 +110,7 @@ def test_every_draft_has_the_refined_law_of_its_own_lattice(pkg: Any, lattice: i
 @settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32),
-    lattice=st.sampled_from([1, 2, 5, 11]),
+    draft_vocab_size=st.sampled_from([1, 2, 5, 11]),
     shape=st.sampled_from(SHAPES),
     kind=st.sampled_from(KINDS),
     sampling=st.sampled_from([{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8}]),
@@ -110,7 +119,7 @@ def test_every_draft_has_the_refined_law_of_its_own_lattice(pkg: Any, lattice: i
 )
 def test_a_batch_of_the_port_is_the_reference_row_by_row(
     seed: int,
-    lattice: int,
+    draft_vocab_size: int,
     shape: Any,
     kind: str,
     sampling: dict[str, Any],
@@ -120,7 +129,7 @@ def test_a_batch_of_the_port_is_the_reference_row_by_row(
     results = []
     for name in PACKAGES:
         pkg = package(name)
-        method = method_of(pkg, lattice, kind, shape, vocab_size=11, sampling=pkg.SamplingConfig(**sampling))
+        method = method_of(pkg, draft_vocab_size, kind, shape, vocab_size=11, sampling=pkg.SamplingConfig(**sampling))
         results.append(pkg.generate_batch(method, prompts, 14, eos, seed=seed, trace=True))
     for one, other in zip(*results, strict=True):
         same_course(in_slots(one), in_slots(other))
@@ -153,18 +162,18 @@ def test_logits_of_some_tokens_are_those_among_all(pkg: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lattice", "message"),
+    ("draft_vocab_size", "message"),
     [
-        (500, "lattice: found 500, expected at most 3, the vocabulary"),
-        (0, "lattice: found 0, expected an integer from 1 to 2147483647"),
-        (-1, "lattice: found -1, expected an integer from 1 to 2147483647"),
-        (2.0, "lattice: found 2.0, expected an integer from 1 to 2147483647"),
-        (True, "lattice: found True, expected an integer from 1 to 2147483647"),
+        (500, "draft_vocab_size: found 500, expected at most 3, the vocabulary"),
+        (0, "draft_vocab_size: found 0, expected an integer from 1 to 2147483647"),
+        (-1, "draft_vocab_size: found -1, expected an integer from 1 to 2147483647"),
+        (2.0, "draft_vocab_size: found 2.0, expected an integer from 1 to 2147483647"),
+        (True, "draft_vocab_size: found True, expected an integer from 1 to 2147483647"),
     ],
 )
-def test_a_lattice_that_cannot_be_is_refused(pkg: Any, lattice: Any, message: str) -> None:
+def test_a_lattice_that_cannot_be_is_refused(pkg: Any, draft_vocab_size: Any, message: str) -> None:
     with pytest.raises(ValueError) as error:
-        method_of(pkg, lattice)
+        method_of(pkg, draft_vocab_size)
     assert str(error.value) == message
 
 
@@ -185,7 +194,7 @@ def test_a_draft_costs_the_same_whatever_the_vocabulary() -> None:
         "logits, 1 row": lambda: Transformer.logits(model, hidden[:1]),
         "logits, 6 rows": lambda: Transformer.logits(model, hidden),
         "the 512 likeliest of 6 rows": lambda: _likeliest(every, 512),
-        "the law of 1 row": lambda: probs_from_logits(every[:1], SamplingConfig(0.8, 10)),
+        "the distribution of 1 row": lambda: probs_from_logits(every[:1], SamplingConfig(0.8, 10)),
     }
     for number in (8, 32, 128, 512):
         tokens = _likeliest(every[:1], number)

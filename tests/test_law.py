@@ -1,4 +1,4 @@
-"""The output law of every method, enumerated from the running steps, equals the target's."""
+"""The output distribution of every method, enumerated from the running steps, equals the target's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 import pass_sampling.reference as reference
 from models import PACKAGES, WINDOWED, exact_target, lookahead, package, table, transformer
-from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 
 EXACT = 1e-12
 PROMPT = (1, 0)
@@ -30,26 +30,26 @@ DRAFT_SETTINGS: dict[str, dict[str, Any] | None] = {
 }
 
 
-def law_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputLaw:
-    return output_law(method, PROMPT, pkg.Ending(**ending), **options)
+def distribution_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputDistribution:
+    return output_distribution(method, PROMPT, pkg.Ending(**ending), **options)
 
 
-def wanted(make: Any, sampling: dict[str, Any], ending: dict[str, Any], **options: Any) -> OutputLaw:
+def wanted(make: Any, sampling: dict[str, Any], ending: dict[str, Any], **options: Any) -> OutputDistribution:
     model = make(reference)
     return exact_target(model, reference.SamplingConfig(**sampling), PROMPT, reference.Ending(**ending), **options)
 
 
-def assert_exact(law: OutputLaw, target: OutputLaw, verified_cycles: int = 0) -> None:
-    assert law.largest_deviation(target) <= EXACT
-    assert abs(sum(law.values()) - 1.0) <= EXACT
-    assert set(law) <= set(target), "a sequence came out that the target cannot produce"
-    assert sum(count > 0 for count in law.verified) >= verified_cycles, law.verified
+def assert_exact(distribution: OutputDistribution, target: OutputDistribution, verified_steps: int = 0) -> None:
+    assert distribution.largest_deviation(target) <= EXACT
+    assert abs(sum(distribution.values()) - 1.0) <= EXACT
+    assert set(distribution) <= set(target), "a sequence came out that the target cannot produce"
+    assert sum(count > 0 for count in distribution.verified) >= verified_steps, distribution.verified
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("sampling", SETTINGS)
 @pytest.mark.parametrize("zeros", [0.0, 0.2])
-def test_autoregressive_law_is_the_target(name: str, sampling: str, zeros: float) -> None:
+def test_autoregressive_distribution_is_the_target(name: str, sampling: str, zeros: float) -> None:
     pkg = package(name)
     ending = {"max_new_tokens": 5, "eos_token_ids": (2,)}
 
@@ -57,15 +57,15 @@ def test_autoregressive_law_is_the_target(name: str, sampling: str, zeros: float
         return table(package_, seed=3, zeros=zeros)
 
     method = pkg.Autoregressive(make(pkg), pkg.SamplingConfig(**SETTINGS[sampling]))
-    assert_exact(law_of(pkg, method, ending), wanted(make, SETTINGS[sampling], ending))
+    assert_exact(distribution_of(pkg, method, ending), wanted(make, SETTINGS[sampling], ending))
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("sampling", SETTINGS)
 @pytest.mark.parametrize("draft", DRAFT_SETTINGS)
-def test_pass_law_is_the_target_on_tables(name: str, rule: str, sampling: str, draft: str) -> None:
-    """V = 3, K = 2, a different row at every prefix, long enough that a second drafted cycle is verified."""
+def test_pass_distribution_is_the_target_on_tables(name: str, rule: str, sampling: str, draft: str) -> None:
+    """V = 3, K = 2, a different row at every prefix, long enough that a second drafted step is verified."""
     pkg = package(name)
     greedy = sampling == "greedy"  # one path only, so a longer one
     ending = {"max_new_tokens": 9 if greedy else 6, "eos_token_ids": () if greedy else (2,)}
@@ -81,16 +81,16 @@ def test_pass_law_is_the_target_on_tables(name: str, rule: str, sampling: str, d
         None if own is None else pkg.SamplingConfig(**own),
         rule,
     )
-    law = law_of(pkg, method, ending)
-    assert_exact(law, wanted(make, SETTINGS[sampling], ending), verified_cycles=2)
+    distribution = distribution_of(pkg, method, ending)
+    assert_exact(distribution, wanted(make, SETTINGS[sampling], ending), verified_steps=2)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("model", ["full", "windowed"])
 @pytest.mark.parametrize("sampling", ["plain", "all", "greedy"])
-def test_pass_law_is_the_target_on_a_transformer(name: str, rule: str, model: str, sampling: str) -> None:
-    """A cache, rotary positions and a sliding window shorter than the text are under the law too."""
+def test_pass_distribution_is_the_target_on_a_transformer(name: str, rule: str, model: str, sampling: str) -> None:
+    """A cache, rotary positions and a sliding window shorter than the text are under the distribution too."""
     pkg = package(name)
     greedy = sampling == "greedy"  # one path only, so a longer one
     ending = {"max_new_tokens": 9 if greedy else 6, "eos_token_ids": () if greedy else (0,)}
@@ -101,8 +101,8 @@ def test_pass_law_is_the_target_on_a_transformer(name: str, rule: str, model: st
 
     target = make(pkg)
     method = pkg.PaSS(target, lookahead(pkg, target), pkg.SamplingConfig(**SETTINGS[sampling]), rule=rule)
-    law = law_of(pkg, method, ending)
-    assert_exact(law, wanted(make, SETTINGS[sampling], ending), verified_cycles=2)
+    distribution = distribution_of(pkg, method, ending)
+    assert_exact(distribution, wanted(make, SETTINGS[sampling], ending), verified_steps=2)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -117,7 +117,7 @@ def test_any_number_of_lookahead_vectors(name: str, rule: str, num_lookahead: in
 
     model = make(pkg)
     method = pkg.PaSS(model, model.lookahead(), rule=rule)
-    assert_exact(law_of(pkg, method, ending), wanted(make, {}, ending))
+    assert_exact(distribution_of(pkg, method, ending), wanted(make, {}, ending))
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -131,13 +131,13 @@ def test_first_tokens_of_a_longer_text(name: str, num_tokens: int) -> None:
         return table(package_, seed=8)
 
     model = make(pkg)
-    law = law_of(pkg, pkg.PaSS(model, model.lookahead()), ending, num_tokens=num_tokens)
-    assert_exact(law, wanted(make, {}, ending, num_tokens=num_tokens))
+    distribution = distribution_of(pkg, pkg.PaSS(model, model.lookahead()), ending, num_tokens=num_tokens)
+    assert_exact(distribution, wanted(make, {}, ending, num_tokens=num_tokens))
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_fixed_token_baseline_is_exact(name: str) -> None:
-    """Without trained vectors the drafts are poor, and the law is the same."""
+    """Without trained vectors the drafts are poor, and the distribution is the same."""
     pkg = package(name)
     ending = {"max_new_tokens": 5, "eos_token_ids": (2,)}
 
@@ -145,7 +145,7 @@ def test_fixed_token_baseline_is_exact(name: str) -> None:
         return table(package_, seed=5)
 
     method = pkg.PaSS(make(pkg), None, num_lookahead=2, fixed_token=1)
-    assert_exact(law_of(pkg, method, ending), wanted(make, {}, ending), verified_cycles=1)
+    assert_exact(distribution_of(pkg, method, ending), wanted(make, {}, ending), verified_steps=1)
 
 
 def repetition_penalty(prefix: tuple[int, ...], logits: Any) -> Any:
@@ -176,8 +176,8 @@ def test_processor_runs_on_every_prefix_of_a_block(name: str, rule: str) -> None
         rule=rule,
         processor=repetition_penalty,
     )
-    law = law_of(pkg, method, ending)
-    assert_exact(law, wanted(make, sampling, ending, processor=repetition_penalty), verified_cycles=2)
+    distribution = distribution_of(pkg, method, ending)
+    assert_exact(distribution, wanted(make, sampling, ending, processor=repetition_penalty), verified_steps=2)
 
 
 def in_letters(tokens: Any) -> str:
@@ -202,9 +202,9 @@ def test_stop_strings_end_the_text_inside_an_accepted_block(name: str, decode: A
         return table(package_, seed=9)
 
     model = make(pkg)
-    law = law_of(pkg, pkg.PaSS(model, model.lookahead()), ending)
-    assert_exact(law, wanted(make, {}, ending), verified_cycles=2)
-    assert any(len(tokens) < 6 for tokens in law)
+    distribution = distribution_of(pkg, pkg.PaSS(model, model.lookahead()), ending)
+    assert_exact(distribution, wanted(make, {}, ending), verified_steps=2)
+    assert any(len(tokens) < 6 for tokens in distribution)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -223,14 +223,14 @@ def test_unmerged_enumeration_agrees(name: str, method_name: str, kind: str) -> 
         method = pkg.Autoregressive(model)
     else:
         method = pkg.PaSS(model, lookahead(pkg, model), rule=method_name.split("-")[1])
-    merged, unmerged = (law_of(pkg, method, ending, merge=merge) for merge in (True, False))
+    merged, unmerged = (distribution_of(pkg, method, ending, merge=merge) for merge in (True, False))
     assert merged.largest_deviation(unmerged) <= EXACT
     assert_exact(unmerged, wanted(make, {}, ending))
     assert unmerged.executions > merged.executions or method_name == "Autoregressive"
 
 
 def end_or_ban(prefix: tuple[int, ...], logits: Any) -> Any:
-    """Know nothing to say behind the end of a text, as grammars do."""
+    """Know nothing to say after the end of a text, as grammars do."""
     processed = logits.copy() if isinstance(logits, np.ndarray) else logits.clone()
     if 2 in prefix[len(PROMPT) :]:
         processed[:] = -np.inf
@@ -239,8 +239,8 @@ def end_or_ban(prefix: tuple[int, ...], logits: Any) -> Any:
 
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
-def test_nothing_is_asked_behind_a_drafted_end(name: str, rule: str) -> None:
-    """PaSS never fails where plain decoding cannot, and drafts that end the text keep the law."""
+def test_nothing_is_asked_after_a_drafted_end(name: str, rule: str) -> None:
+    """PaSS never fails where plain decoding cannot, and drafts that end the text keep the distribution."""
     pkg = package(name)
     ending = {"max_new_tokens": 6, "eos_token_ids": (2,)}
 
@@ -249,14 +249,14 @@ def test_nothing_is_asked_behind_a_drafted_end(name: str, rule: str) -> None:
 
     model = make(pkg)
     method = pkg.PaSS(model, model.lookahead(), rule=rule, processor=end_or_ban)
-    law = law_of(pkg, method, ending)
-    assert_exact(law, wanted(make, {}, ending, processor=end_or_ban), verified_cycles=2)
+    distribution = distribution_of(pkg, method, ending)
+    assert_exact(distribution, wanted(make, {}, ending, processor=end_or_ban), verified_steps=2)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
-def test_a_row_without_a_law_matters_only_where_the_text_comes(name: str, rule: str) -> None:
-    """Look-ahead rows without a law end the draft; target rows without one are no error unless they are reached."""
+def test_a_row_without_a_distribution_matters_only_where_the_text_comes(name: str, rule: str) -> None:
+    """Look-ahead rows without a distribution end the draft; target rows without one matter once reached."""
     pkg = package(name)
     ending = {"max_new_tokens": 5}
 
@@ -280,20 +280,20 @@ def test_a_row_without_a_law_matters_only_where_the_text_comes(name: str, rule: 
             finally:
                 asked_for_target[0] = True
 
-    law = law_of(pkg, Careless(model, model.lookahead(), rule=rule, processor=dead_end), ending)
+    distribution = distribution_of(pkg, Careless(model, model.lookahead(), rule=rule, processor=dead_end), ending)
     reference_model = table(reference, seed=14)
     target = exact_target(
         reference_model, reference.SamplingConfig(), PROMPT, reference.Ending(**ending), processor=dead_end
     )
-    assert_exact(law, target)
-    assert not any(1 in tokens for tokens in law)
+    assert_exact(distribution, target)
+    assert not any(1 in tokens for tokens in distribution)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("sampling", ["plain", "all"])
-def test_pass_law_with_more_tokens_and_drafts(name: str, rule: str, sampling: str) -> None:
+def test_pass_distribution_with_more_tokens_and_drafts(name: str, rule: str, sampling: str) -> None:
     """V = 4, K = 3, seven tokens, and every execution run again at both ends of its cells."""
     pkg = package(name)
     ending = {"max_new_tokens": 7, "eos_token_ids": (3,)}
@@ -303,5 +303,5 @@ def test_pass_law_with_more_tokens_and_drafts(name: str, rule: str, sampling: st
 
     model = make(pkg)
     method = pkg.PaSS(model, model.lookahead(), pkg.SamplingConfig(**SETTINGS[sampling]), rule=rule)
-    law = law_of(pkg, method, ending, probe=True)
-    assert_exact(law, wanted(make, SETTINGS[sampling], ending), verified_cycles=2)
+    distribution = distribution_of(pkg, method, ending, probe=True)
+    assert_exact(distribution, wanted(make, SETTINGS[sampling], ending), verified_steps=2)

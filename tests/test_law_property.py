@@ -1,4 +1,4 @@
-"""The exact law on configurations that nobody chose: models, settings, ends, rules and batches drawn by Hypothesis."""
+"""The exact distribution on configurations that nobody chose: all of them drawn by Hypothesis."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from models import PACKAGES, package
 from pass_sampling.reference.exactness.cases import METHODS, PROMPT, TINY, WINDOWED, Configuration, penalty
-from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.distribution import output_distribution
 from pass_sampling.reference.exactness.suite import EXACT, definition
 
 
 @st.composite
 def sampling_settings(draw: Any, vocab_size: int) -> dict[str, Any]:
-    """Settings of a law: off, mild, extreme, greedy."""
+    """Settings of a distribution: off, mild, extreme, greedy."""
     return {
         "temperature": draw(st.sampled_from([0.0, 0.05, 0.7, 1.0, 3.0])),
         "top_k": draw(st.integers(0, vocab_size)),
@@ -50,13 +50,13 @@ def cases(draw: Any) -> Configuration:
 @pytest.mark.parametrize("name", PACKAGES)
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(case=cases(), method=st.sampled_from(METHODS), batch=st.sampled_from([1, 7, 4096]), merge=st.booleans())
-def test_the_law_is_the_targets_whatever_is_drawn(
+def test_the_distribution_is_the_targets_whatever_is_drawn(
     name: str, case: Configuration, method: tuple[str, str | None], batch: int, merge: bool
 ) -> None:
     pkg = package(name)
-    assume(method[0] != "candidates-fused" or case.num_draft > 0)  # a tree needs vectors
+    assume(method[0] != "candidates-one-call" or case.num_draft > 0)  # a tree needs vectors
     if not merge:
         case = Configuration(**{**vars(case), "max_new_tokens": min(case.max_new_tokens, 4), "num_draft": 2})
-    law = output_law(case.method(pkg, *method), PROMPT, case.ending(pkg), merge=merge, batch=batch)
-    assert law.largest_deviation(definition(case)) <= EXACT
-    assert abs(sum(law.values()) - 1.0) <= EXACT
+    distribution = output_distribution(case.method(pkg, *method), PROMPT, case.ending(pkg), merge=merge, batch=batch)
+    assert distribution.largest_deviation(definition(case)) <= EXACT
+    assert abs(sum(distribution.values()) - 1.0) <= EXACT

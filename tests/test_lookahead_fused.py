@@ -1,4 +1,4 @@
-"""PaSS in one call per step: its law, where its drafts come from, what its rows see, and what they leave behind."""
+"""PaSS in one call per step: its distribution, its drafts, what its rows see, and what they leave."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pass_sampling.reference as reference
 from folders import as_numpy, module
 from models import PACKAGES, exact_target, package, table, transformer
-from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 
 EXACT = 1e-12
 PROMPT = (1, 0)
@@ -42,37 +42,39 @@ def fused(pkg: Any, kind: str = "vectors", num_lookahead: int = 2, seed: int = 4
     return pkg.FusedPaSS(model, lookahead_of(pkg, model, kind, num_lookahead), **settings)
 
 
-def law_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputLaw:
-    return output_law(method, PROMPT, pkg.Ending(**ending), **options)
+def distribution_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputDistribution:
+    return output_distribution(method, PROMPT, pkg.Ending(**ending), **options)
 
 
-# --- The law ---
+# --- The distribution ---
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
 @pytest.mark.parametrize("num_lookahead", [1, 2])
-def test_the_law_is_the_targets_whatever_drafts_are_made_of(pkg: Any, kind: str, rule: str, num_lookahead: int) -> None:
+def test_the_distribution_is_the_targets_whatever_drafts_are_made_of(
+    pkg: Any, kind: str, rule: str, num_lookahead: int
+) -> None:
     ending = {"max_new_tokens": 4}
-    law = law_of(pkg, fused(pkg, kind, rule=rule), ending)
+    distribution = distribution_of(pkg, fused(pkg, kind, rule=rule), ending)
     target = exact_target(transformer(reference, 4), reference.SamplingConfig(), PROMPT, reference.Ending(**ending))
-    assert law.largest_deviation(target) <= EXACT
-    assert sum(count > 0 for count in law.verified) >= 2
+    assert distribution.largest_deviation(target) <= EXACT
+    assert sum(count > 0 for count in distribution.verified) >= 2
 
 
 @pytest.mark.parametrize("groups", [(), (0,), (1,), (0, 2), (2, 1, 0)])
-def test_the_law_is_the_targets_wherever_groups_hang(pkg: Any, groups: tuple[int, ...]) -> None:
+def test_the_distribution_is_the_targets_wherever_groups_hang(pkg: Any, groups: tuple[int, ...]) -> None:
     ending = {"max_new_tokens": 6}
     model = table(pkg, seed=12)
-    law = law_of(pkg, pkg.FusedPaSS(model, model.lookahead(), groups=groups), ending)
+    distribution = distribution_of(pkg, pkg.FusedPaSS(model, model.lookahead(), groups=groups), ending)
     target = exact_target(table(reference, seed=12), reference.SamplingConfig(), PROMPT, reference.Ending(**ending))
-    assert law.largest_deviation(target) <= EXACT
-    assert (law.expected["num_draft_tokens"] > 0) == (0 in groups), "the first group hangs behind no draft"
+    assert distribution.largest_deviation(target) <= EXACT
+    assert (distribution.expected["num_draft_tokens"] > 0) == (0 in groups), "the first group hangs after no draft"
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7, -2.0])
 def test_an_ngram_model_may_refine(pkg: Any, weight: float) -> None:
-    """Any weight: the law of the text does not depend on it, how many drafts are accepted does."""
+    """Any weight: the distribution of the text does not depend on it, how many drafts are accepted does."""
     ngrams = module(pkg.__name__.rpartition(".")[2], "drafters.ngram")
     unigram = np.array([0.2, 0.5, 0.3], np.float32)
     if pkg.__name__.endswith("gpu"):
@@ -84,18 +86,18 @@ def test_an_ngram_model_may_refine(pkg: Any, weight: float) -> None:
         pkg.FusedPaSS(table(pkg, vocab_size=4), table(pkg, vocab_size=4).lookahead(), refinement=refine)
     ending = {"max_new_tokens": 5}
     model = table(pkg, seed=3, zeros=0.0)
-    law = law_of(pkg, pkg.FusedPaSS(model, model.lookahead(), refinement=refine), ending)
+    distribution = distribution_of(pkg, pkg.FusedPaSS(model, model.lookahead(), refinement=refine), ending)
     target = exact_target(
         table(reference, seed=3, zeros=0.0), reference.SamplingConfig(), PROMPT, reference.Ending(**ending)
     )
-    assert law.largest_deviation(target) <= EXACT
+    assert distribution.largest_deviation(target) <= EXACT
 
 
 @pytest.mark.parametrize("kind", ["vectors", "adapter and head", "head alone"])
 def test_merging_states_assumes_nothing_false(pkg: Any, kind: str) -> None:
     """States of one text have the same rows in store, so an enumeration that merges none finds the same counts."""
     method = fused(pkg, kind)
-    merged, unmerged = (law_of(pkg, method, {"max_new_tokens": 4}, merge=merge) for merge in (True, False))
+    merged, unmerged = (distribution_of(pkg, method, {"max_new_tokens": 4}, merge=merge) for merge in (True, False))
     assert merged.expected == pytest.approx(dict(unmerged.expected), abs=EXACT)
     assert merged.largest_deviation(unmerged) <= EXACT
 
@@ -104,7 +106,7 @@ def test_merging_states_assumes_nothing_false(pkg: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_cycle_is_one_call(pkg: Any, kind: str) -> None:
+def test_every_step_is_one_call(pkg: Any, kind: str) -> None:
     result = pkg.generate(fused(pkg, kind, 3), PROMPT, 40, (), seed=2)
     assert all(record.num_forward_passes == 1 for record in result.records)
     assert result.num_forward_passes == len(result.records) == 40 - result.num_accepted_tokens
@@ -115,13 +117,13 @@ def test_every_cycle_is_one_call(pkg: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [{}, {"sliding_window": 3}])
-def test_drafts_have_the_laws_of_a_draft_call_at_the_same_place(pkg: Any, shape: dict[str, Any]) -> None:
-    """A group's rows are those that PaSS's separate call computes behind the last draft that survived."""
+def test_drafts_have_the_distributions_of_a_draft_call_at_the_same_place(pkg: Any, shape: dict[str, Any]) -> None:
+    """A group's rows are those that PaSS's separate call computes after the last draft that survived."""
     method = fused(pkg, num_lookahead=3, shape=shape)
     port, seen = pkg.__name__.endswith("gpu"), set()
     state = method.start(PROMPT, pkg.Ending(60))
-    for cycle in range(13):
-        uniforms = np.random.default_rng(cycle).random(method.num_slots)
+    for step in range(13):
+        uniforms = np.random.default_rng(step).random(method.num_uniforms)
         state, record = method.step(state, __import__("torch").tensor(uniforms[None]) if port else uniforms)
         record = record.rows()[0] if port else record
         seen.add(record.num_accepted)
@@ -132,11 +134,11 @@ def test_drafts_have_the_laws_of_a_draft_call_at_the_same_place(pkg: Any, shape:
             torch = __import__("torch")
             fed = torch.cat([embedded, vectors[None]], dim=1)
             rows = model.hidden(fed, model.new_cache(fed.shape[1]))[0]
-            carried = state.carried[0]
+            lookahead_hidden = state.lookahead_hidden[0]
         else:
             fed = np.concatenate([embedded, vectors])
-            rows, carried = model.hidden(fed, model.new_cache()), state.carried
-        assert np.allclose(as_numpy(rows[-4:]), as_numpy(carried), rtol=0, atol=1e-10)
+            rows, lookahead_hidden = model.hidden(fed, model.new_cache()), state.lookahead_hidden
+        assert np.allclose(as_numpy(rows[-4:]), as_numpy(lookahead_hidden), rtol=0, atol=1e-10)
     assert len(seen) > 1
 
 
@@ -145,8 +147,8 @@ def test_nothing_but_the_text_stays_in_the_cache(pkg: Any, kind: str) -> None:
     method = fused(pkg, kind, 3)
     port = pkg.__name__.endswith("gpu")
     state = method.start(PROMPT, pkg.Ending(40))
-    for cycle in range(8):
-        uniforms = np.random.default_rng(cycle).random(method.num_slots)
+    for step in range(8):
+        uniforms = np.random.default_rng(step).random(method.num_uniforms)
         state, _ = method.step(state, __import__("torch").tensor(uniforms[None]) if port else uniforms)
         text = [*PROMPT, *state.new_tokens][:-1]
         fresh = method.model.new_cache(len(text))
@@ -166,7 +168,7 @@ def test_what_look_ahead_rows_are_fed_changes_no_bit_of_the_text_rows(pkg: Any, 
         vectors = replace(vectors, vectors=vectors.vectors * scale)
         method = pkg.FusedPaSS(model, vectors)
         state = method.start((0, 2, 1), pkg.Ending(9))
-        uniforms = np.full(method.num_slots, 0.37)
+        uniforms = np.full(method.num_uniforms, 0.37)
         after, record = method.step(state, __import__("torch").tensor(uniforms[None]) if port else uniforms)
         record = record.rows()[0] if port else record
         cache = after.cache
@@ -183,7 +185,7 @@ def course(record: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("kind", ["vectors", "adapter and head", "head alone"])
 def test_rows_side_by_side_are_the_rows_alone(pkg: Any, kind: str) -> None:
-    """Prompts of different lengths begin together: each row's groups hang behind its own text."""
+    """Prompts of different lengths begin together: each row's groups hang after its own text."""
     method = fused(pkg, kind, 3)
     prompts = [[1], [2, 0, 1, 2, 2], [0, 0]]
     batch = pkg.generate_batch(method, prompts, 20, (0,), seed=5)

@@ -36,12 +36,12 @@ CORE = (
 
 # Names of the reference that the port has elsewhere, or does not need, and why.
 ELSEWHERE = {
-    "sampling.has_law": "the port asks `largest_logits`: a device cannot raise in the middle of a step",
+    "sampling.has_distribution": "the port asks `largest_logits`: a device cannot raise in the middle of a step",
     "generation.State": "state.State, a batch in tensors",
     "methods.base.exact_record": "methods.records",
     "methods.base.drafting_record": "methods.records",
     "methods.base.verified_record": "methods.records",
-    "methods.base.Method.law": "one prefix after another",
+    "methods.base.Method.probs": "one prefix after another",
     "methods.base.Method.check_reached": "one prefix after another",
     "drafters.ngram.NgramOrder": "drafters.ngram_order",
     "methods.tree_shape.NumCandidates": "the reference's",
@@ -52,7 +52,7 @@ ELSEWHERE = {
 # Functions whose parameters do not begin with the reference's, and why.
 OTHER_PARAMETERS = {
     "sampling.probs_from_logits": "`where` begins an error message, and the port keeps its faults in the state",
-    "methods.base.Method.laws": "the port reads the prefixes of a batch from its state",
+    "methods.base.Method.chain_probs": "the port reads the prefixes of a batch from its state",
     "methods.base.Method.process": "the port reads the prefixes of a batch from its state",
     "methods.tree_shape.layout": "rows of a batch have lengths of their own",
     "model.weights.LayerWeights": "the port fuses projections",

@@ -58,7 +58,7 @@ def test_draws_of_a_right_sampler_pass(rule: str) -> None:
 
 
 def test_draws_of_a_wrong_sampler_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every draft is accepted: the second token's law is then that of the drafts."""
+    """Every draft is accepted: the second token's distribution is then that of the drafts."""
     monkeypatch.setattr(verify, "accept_probs", lambda target, draft, tokens: torch.ones(tokens.shape).double())
     method = port.PaSS(MODEL, lookahead(port, MODEL, 2), port.SamplingConfig(), port.SamplingConfig(temperature=0.3))
     assert not draw_check(method, [1, 2], seconds=1e-9, batch_size=4000).passed

@@ -55,7 +55,7 @@ def test_the_folders_together_stay_under_20_megabytes() -> None:
     assert (DRAFT_MODEL / "model.safetensors").stat().st_size < 3e6
 
 
-def test_everything_in_the_box_goes_into_the_wheel() -> None:
+def test_everything_bundled_goes_into_the_wheel() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     patterns = settings["package-data"]["pass_sampling.gpu.checkpoints"]
     files = [path.relative_to(MODEL.parent) for path in MODEL.parent.rglob("*") if path.is_file()]
@@ -157,8 +157,8 @@ def test_the_draft_model_is_accepted_as_often_as_the_card_says(windows: Any) -> 
         sampling = port.SamplingConfig(claimed["temperature"], claimed["top_k"])
         shared = []
         for window in torch.from_numpy(windows):
-            laws = [port.probs_from_logits(each.forward(window[None]), sampling) for each in (model, draft)]
-            shared.append(float(torch.minimum(*laws).sum(dim=-1).mean()))
+            distributions = [port.probs_from_logits(each.forward(window[None]), sampling) for each in (model, draft)]
+            shared.append(float(torch.minimum(*distributions).sum(dim=-1).mean()))
         print(claimed, round(float(np.mean(shared)), 3))
         assert abs(np.mean(shared) - claimed["expected"]) < 0.08
         assert f"{claimed['expected']:.3f}" in CARD

@@ -1,4 +1,4 @@
-"""The n-gram model: its law by a slow definition, the same in both packages, and in every batch."""
+"""The n-gram model: its distribution by a slow definition, the same in both packages, and in every batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from folders import as_numpy, both_packages, module
 from models import PACKAGES, exact_target, package, table
 from pass_sampling import reference
-from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.distribution import output_distribution
 
 PRINT = "0123456789abcdef" * 4
-Shares = dict[tuple[int, ...], dict[int, float]]  # of the tokens behind a context
+Shares = dict[tuple[int, ...], dict[int, float]]  # of the tokens after a context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,18 +73,18 @@ def tables(draw: Any, most: int = 7) -> Tables:
     return random_tables(vocab_size, order, seed, draw(st.sampled_from([0.0, 0.6, 1.0])))
 
 
-def slow_law(made: Tables, context: tuple[int, ...]) -> np.ndarray:
+def slow_distribution(made: Tables, context: tuple[int, ...]) -> np.ndarray:
     """The definition: what the shares of a context leave goes to the context without its first token."""
     if not context:
         weights = made.unigram.astype(np.float64)
         return weights / weights.sum()
-    shares, lower = made.shares.get(context, {}), slow_law(made, context[1:])
+    shares, lower = made.shares.get(context, {}), slow_distribution(made, context[1:])
     left = 1.0 - sum(shares.values())
     return np.array([shares.get(token, 0.0) + left * lower[token] for token in range(made.vocab_size)])
 
 
 def texts_of(made: Tables, seed: int, count: int = 12, length: int = 9) -> tuple[np.ndarray, np.ndarray]:
-    """Draw texts of different lengths, side by side; what lies behind a length is rubbish."""
+    """Draw texts of different lengths, side by side; what lies after a length is rubbish."""
     draw = np.random.default_rng(seed)
     tokens, lengths = draw.integers(0, made.vocab_size, (count, length)), draw.integers(1, length + 1, count)
     return np.where(np.arange(length) < lengths[:, None], tokens, -(10**12)), lengths
@@ -101,7 +101,7 @@ def logits_of(name: str, model: Any, tokens: np.ndarray, lengths: np.ndarray) ->
 
 @both_packages
 @given(made=tables(), seed=st.integers(0, 2**32))
-def test_the_law_is_that_of_the_slow_definition(package: str, made: Tables, seed: int) -> None:
+def test_the_distribution_is_that_of_the_slow_definition(package: str, made: Tables, seed: int) -> None:
     tokens, lengths = texts_of(made, seed)
     logits = logits_of(package, made.model(package), tokens, lengths)
     reach = len(made.orders)
@@ -109,7 +109,9 @@ def test_the_law_is_that_of_the_slow_definition(package: str, made: Tables, seed
         context = tuple(text[max(0, length - reach) : length].tolist()) if reach else ()
         assert np.isfinite(row).all()  # every token is possible
         assert abs(np.exp(row).sum() - 1.0) < 1e-13
-        assert np.abs(np.exp(row) - slow_law(made, context)).max() < 1e-14  # some ten roundings of numbers up to 1
+        assert (
+            np.abs(np.exp(row) - slow_distribution(made, context)).max() < 1e-14
+        )  # some ten roundings of numbers up to 1
 
 
 @pytest.mark.torch
@@ -123,7 +125,7 @@ def test_both_packages_give_the_same_logits(made: Tables, seed: int) -> None:
 
 @pytest.mark.torch
 @given(made=tables(), seed=st.integers(0, 2**32))
-def test_a_row_depends_neither_on_its_batch_mates_nor_on_what_lies_behind_it(made: Tables, seed: int) -> None:
+def test_a_row_depends_neither_on_its_batch_mates_nor_on_what_lies_after_it(made: Tables, seed: int) -> None:
     model = made.model("gpu")
     tokens, lengths = texts_of(made, seed)
     batch = logits_of("gpu", model, tokens, lengths)
@@ -153,12 +155,12 @@ def test_it_is_a_drafter_that_costs_nothing(package: str) -> None:
 
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
-def test_the_text_keeps_the_targets_law(name: str, rule: str) -> None:
+def test_the_text_keeps_the_targets_distribution(name: str, rule: str) -> None:
     pkg = package(name)
     made, ending, sampling = random_tables(3, 3, seed=4), pkg.Ending(4, eos_token_ids=(2,)), pkg.SamplingConfig(0.8, 2)
     method = pkg.SpeculativeSampling(table(pkg), made.model(name), sampling, rule=rule, num_draft=2)
     plain = exact_target(table(reference), reference.SamplingConfig(0.8, 2), [0], reference.Ending(4, (2,)))
-    assert output_law(method, [0], ending).largest_deviation(plain) < 1e-12
+    assert output_distribution(method, [0], ending).largest_deviation(plain) < 1e-12
 
 
 @pytest.mark.torch
@@ -264,11 +266,11 @@ BAD: list[tuple[Tables, str]] = [
     (bad_order([1, 0, 1], [-1, 1], [9, 9]), "order_2.tokens: found -1, expected 0 to 2"),
     (
         bad_order([2, 0, 1], [1, 1, 0], [9, 9, 9]),
-        "order_2.tokens: found 1 behind 1 in one context, expected them to grow",
+        "order_2.tokens: found 1 after 1 in one context, expected them to grow",
     ),
     (
         bad_order([1, 0, 2], [1, 2, 0], [9, 9, 9]),
-        "order_2.tokens: found 0 behind 2 in one context, expected them to grow",
+        "order_2.tokens: found 0 after 2 in one context, expected them to grow",
     ),
     (
         bad_order([2, 0, 0], [0, 1], [255, 23]),
@@ -294,5 +296,5 @@ def test_arrays_that_make_no_tables_are_refused(package: str, made: Tables, mess
 @both_packages
 def test_shares_may_add_up_to_all_but_a_little(package: str) -> None:
     made = bad_order([2, 0, 0], [0, 1], [255, 22])  # 65509 of 65536
-    law = np.exp(logits_of(package, made.model(package), np.array([[0]]), np.array([1])))[0]
-    assert abs(law.sum() - 1) < 1e-15 and abs(law[2] - 27 / 65536 / 3) < 1e-18
+    distribution = np.exp(logits_of(package, made.model(package), np.array([[0]]), np.array([1])))[0]
+    assert abs(distribution.sum() - 1) < 1e-15 and abs(distribution[2] - 27 / 65536 / 3) < 1e-18

@@ -160,20 +160,20 @@ def test_every_array_has_the_shape_that_its_comment_says(box: Box) -> None:
     assert len(calls) == len(functions) == 2
 
 
-def test_a_law_that_knows_nothing_has_the_vocabulary_as_its_perplexity() -> None:
+def test_a_distribution_that_knows_nothing_has_the_vocabulary_as_its_perplexity() -> None:
     model = NgramModel(torch.ones(50))
     sequences = np.random.default_rng(0).integers(0, 50, (2, 200))
     assert math.isclose(perplexity(model, sequences, torch.device("cpu")), 50, rel_tol=1e-12)
 
 
-# --- The one in the box ---
+# --- The one bundled ---
 
 IN_THE_BOX = MODEL.with_name("python-8m-ngram")
 there = pytest.mark.skipif(not IN_THE_BOX.is_dir(), reason=f"needs {IN_THE_BOX.name}, which make checkpoint makes")
 
 
 @there
-def test_the_one_in_the_box_is_small_and_belongs_to_the_model() -> None:
+def test_the_one_bundled_is_small_and_belongs_to_the_model() -> None:
     assert sum(path.stat().st_size for path in IN_THE_BOX.iterdir()) < 1.8e6
     ngram, card = NgramModel.load(IN_THE_BOX), (MODEL.parent / "README.md").read_text(encoding="utf-8")
     ngram.check(load_model(MODEL), vocabulary_digest(AutoTokenizer.from_pretrained(str(MODEL))))
@@ -186,7 +186,7 @@ def test_the_one_in_the_box_is_small_and_belongs_to_the_model() -> None:
 
 
 @there
-def test_the_one_in_the_box_is_accepted_more_often_than_vectors() -> None:
+def test_the_one_bundled_is_accepted_more_often_than_vectors() -> None:
     library = standard_library()
     texts = [library[name] for name in named_held_out(HELD_OUT) if name in library]
     tokens = np.concatenate(encode_texts(AutoTokenizer.from_pretrained(str(MODEL)), texts, 0))
@@ -204,7 +204,7 @@ def test_the_one_in_the_box_is_accepted_more_often_than_vectors() -> None:
 
 
 @there
-def test_both_packages_say_the_same_of_the_one_in_the_box() -> None:
+def test_both_packages_say_the_same_of_the_one_bundled() -> None:
     ours, theirs = ReferenceNgramModel.load(IN_THE_BOX), NgramModel.load(IN_THE_BOX)
     tokenizer = AutoTokenizer.from_pretrained(str(MODEL))
     for text in PROMPTS:

@@ -55,7 +55,7 @@ def slow_discounts(counts: Counter[Gram]) -> list[float]:
 def slow_model(
     texts: list[list[int]], vocab_size: int, order: int, minima: list[int], most: int
 ) -> tuple[np.ndarray, list[dict[Gram, int]]]:
-    """Return the unigram's law, and the code of every n-gram that is kept, of each order from 2 on."""
+    """Return the unigram's distribution, and the code of every n-gram that is kept, of each order from 2 on."""
     counts, seen = slow_counts(texts, order)
     shares: list[dict[Gram, float]] = [{}]
     for n in range(1, order + 1):
@@ -185,7 +185,7 @@ def test_longer_contexts_say_more_about_the_next_token() -> None:
     assert math.exp(entropy) < found[2] < 1.1 * math.exp(entropy)
 
 
-def test_perplexity_is_that_of_the_law() -> None:
+def test_perplexity_is_that_of_the_distribution() -> None:
     model = count_ngrams(zipf(2, 2000, 20), 20, NgramConfig(3, (1,)))
     sequences = np.random.default_rng(0).integers(0, 20, (2, 150))
     total = 0.0

@@ -249,7 +249,7 @@ SPOILT: list[tuple[str, Any, str]] = [
     (
         "order_2.contexts",
         np.array([0b00111000], np.uint8),
-        ": order_2.tokens: found 0 behind 2 in one context, expected them to grow",
+        ": order_2.tokens: found 0 after 2 in one context, expected them to grow",
     ),
     (
         "order_2.contexts",
@@ -322,7 +322,7 @@ def test_a_damaged_folder_is_refused(package: str, tmp_path: Path) -> None:
 
 @both_packages
 @given(seed=st.integers(0, 2**32))
-def test_whatever_is_damaged_is_refused_in_a_sentence_or_is_a_law_all_the_same(
+def test_whatever_is_damaged_is_refused_in_a_sentence_or_is_a_distribution_all_the_same(
     package: str, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder, draw = tmp_path_factory.mktemp("spoilt"), np.random.default_rng(seed)

@@ -16,7 +16,7 @@ import pass_sampling.reference as reference
 from folders import module
 from models import PACKAGES, exact_target, package
 from pass_sampling.reference.exactness.cases import TINY, WINDOWED
-from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.distribution import output_distribution
 
 VOCAB = 5
 SHAPES = {"full": TINY | {"hidden_size": 16, "vocab_size": VOCAB}}
@@ -124,7 +124,7 @@ def method_of(
 
 
 def course(text: Any) -> list[Any]:
-    """Return what became of a text, cycle by cycle."""
+    """Return what became of a text, step by step."""
     return [(record.tokens, record.sources, record.num_accepted) for record in text.records]
 
 
@@ -160,17 +160,19 @@ def test_a_rejected_draft_that_overflows_is_as_any_rejected_draft(
 
 @pytest.mark.parametrize("feed", [(8.0, 0.0), (0.0, 8.0)], ids=str)
 @pytest.mark.parametrize("kind", ["two calls", "one call", "adapter", "tree in one call"])
-def test_look_ahead_rows_that_overflow_leave_the_law_as_it_is(pkg: Any, kind: str, feed: tuple[float, ...]) -> None:
+def test_look_ahead_rows_that_overflow_leave_the_distribution_as_it_is(
+    pkg: Any, kind: str, feed: tuple[float, ...]
+) -> None:
     """The first of them, or the second alone, beside the exact row and in every group."""
     rule = TREES[0] if kind.startswith("tree") else CHAINS[0]
     method = method_of(pkg, kind, rule, overflowing(pkg, VOCAB - 1), feed, top_k=2)
     method = replace(method, draft_sampling=pkg.SamplingConfig(top_k=2))
-    law = output_law(method, [1, 0], pkg.Ending(4))
+    distribution = output_distribution(method, [1, 0], pkg.Ending(4))
     target = exact_target(
         overflowing(reference, VOCAB - 1), reference.SamplingConfig(top_k=2), [1, 0], reference.Ending(4)
     )
-    assert law.largest_deviation(target) <= 1e-12
-    assert law.expected["num_draft_tokens"] > 0 if feed[1] else law.expected["num_draft_tokens"] == 0
+    assert distribution.largest_deviation(target) <= 1e-12
+    assert distribution.expected["num_draft_tokens"] > 0 if feed[1] else distribution.expected["num_draft_tokens"] == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,4 +1,4 @@
-"""The same tape through NumPy and torch: the same tokens and the same records, number by number."""
+"""The same uniform stream through NumPy and torch: the same tokens and the same records, number by number."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def assert_same(one: Any, other: Any) -> None:
 def assert_same_choices(mine: Any, yours: Any) -> None:
     assert (mine is None) == (yours is None)
     for left, right in zip(mine or (), yours or (), strict=True):
-        assert (left.slot, left.outcome) == (right.slot, right.outcome)
+        assert (left.column, left.outcome) == (right.column, right.outcome)
         np.testing.assert_allclose(left.edges, right.edges, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("sampling", SAMPLING, ids=str)
-def test_same_tape_same_tokens_and_records(shape: str, method: str, sampling: dict[str, Any]) -> None:
+def test_same_stream_same_tokens_and_records(shape: str, method: str, sampling: dict[str, Any]) -> None:
     gpu = package("gpu")
     settings = {**SHAPES[shape], "vocab_size": 40}
     results = []
@@ -152,7 +152,7 @@ def test_same_records_under_a_processor_and_stop_strings(method: str) -> None:
 
 
 def test_the_vocabularies_of_real_models_agree() -> None:
-    """At 32,000 tokens the two packages still draw the same text from the same tape."""
+    """At 32,000 tokens the two packages still draw the same text from the same uniform stream."""
     gpu = package("gpu")
     results = []
     for pkg in (reference, gpu):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from console import read_strictly, run
 
 pytestmark = pytest.mark.torch
-FIGURES = ("tokens_per_cycle", "milliseconds_per_cycle", "tokens_per_second", "ratio_to_plain")
+FIGURES = ("tokens_per_step", "milliseconds_per_step", "tokens_per_second", "ratio_to_plain")
 PREDICTED = dict.fromkeys(FIGURES, 1.5)
 NOTHING_MEASURED = SimpleNamespace(pass_milliseconds={1: 1.0})  # a calibration that nobody looks at
 PLANNED = ["--max-new-tokens", "12", "--json"]
@@ -27,7 +27,7 @@ def survivals(num_draft: int = 4):
 
 
 @given(survival=survivals(), groups=st.sets(st.integers(1, 4)).map(lambda rest: (0, *sorted(rest))))
-def test_the_share_of_cycles_with_drafts_is_the_stationary_one(survival, groups):
+def test_the_share_of_steps_with_drafts_is_the_stationary_one(survival, groups):
     """Of the chain that goes from drafting to drafting where a group hangs, and from not drafting always."""
     from pass_sampling.gpu.bench.choice import group_share
 
@@ -40,7 +40,7 @@ def test_the_share_of_cycles_with_drafts_is_the_stationary_one(survival, groups)
 
 
 @given(survival=survivals())
-def test_groups_behind_every_number_leave_no_cycle_without_drafts(survival):
+def test_groups_after_every_number_leave_no_step_without_drafts(survival):
     from pass_sampling.gpu.bench.choice import group_share
 
     assert group_share(survival, (0, 1, 2, 3, 4)) == pytest.approx(1.0)
@@ -54,9 +54,9 @@ def calibration_of(method_milliseconds, survival, plain=1.0):
 
 
 def way():
-    from pass_sampling.gpu.bench.ways import Way
+    from pass_sampling.gpu.bench.ways import Candidate
 
-    return Way("ngram", None, {})  # type: ignore[arg-type]  # the choice asks only what kind it is
+    return Candidate("ngram", None, {})  # type: ignore[arg-type]  # the choice asks only what kind it is
 
 
 @given(survival=survivals(3), cost=st.floats(0.01, 2.0), plain=st.floats(0.5, 2.0))
@@ -78,7 +78,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     from pass_sampling.gpu.bench.plan import Plan
 
     options = {"num_draft": 3, "groups": [0, 3], "verify": "block"}
-    plan = Plan("lookahead-fused", options, {"dtype": "float32"}, PREDICTED, {"considered": []})
+    plan = Plan("pass-one-call", options, {"dtype": "float32"}, PREDICTED, {"considered": []})
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
@@ -125,8 +125,8 @@ def test_what_was_measured_is_told(box, plan_file, capsys):
     plan = json.loads(plan_file.read_text())
     assert {each["method"] for each in plan["calibration"]["considered"]} == {
         "autoregressive",
-        "lookahead",
-        "lookahead-fused",
+        "pass",
+        "pass-one-call",
     }
     considered = plan["calibration"]["considered"]
     assert considered[0]["tokens_per_second"] == plan["prediction"]["tokens_per_second"]
@@ -152,9 +152,9 @@ def test_every_plan_writes_the_same_greedy_text(box, plan_file, tmp_path, capsys
     vectors = {"lookahead": str(box.vectors)}
     for method, options in (
         ("autoregressive", {}),
-        ("lookahead", vectors | {"num_draft": 2, "verify": "token"}),
-        ("lookahead-fused", vectors | {"num_draft": 3, "verify": "block", "groups": [0, 2]}),
-        ("lookahead-fused", vectors | {"candidates": "2,1+0", "verify": "without-replacement"}),
+        ("pass", vectors | {"num_draft": 2, "verify": "token"}),
+        ("pass-one-call", vectors | {"num_draft": 3, "verify": "block", "groups": [0, 2]}),
+        ("pass-one-call", vectors | {"candidates": "2,1+0", "verify": "without-replacement"}),
         ("prompt-lookup", {"num_draft": 2, "verify": "block"}),
     ):
         replace(plan, method=method, options=options).save(tmp_path / "plan.json")
@@ -180,7 +180,7 @@ def test_a_plan_for_something_else_is_refused(box, plan_file, tmp_path, capsys):
     other = {"name": "another", "fingerprint": "f" * 64}
     said = complaint(replace(plan, made_for=plan.made_for | {"model": other}))
     assert "plan: found it made for 'another' (ffffffffffff), expected the model 'model' (" in said
-    vectors = replace(plan, options={"lookahead": str(box.vectors)}, method="lookahead")
+    vectors = replace(plan, options={"lookahead": str(box.vectors)}, method="pass")
     said = complaint(replace(vectors, made_for=plan.made_for | {"lookahead": other}))
     assert "expected the look-ahead vectors 'vectors' (" in said
     assert "expected the look-ahead vectors it was made with" in complaint(
@@ -193,19 +193,19 @@ def test_a_plan_for_something_else_is_refused(box, plan_file, tmp_path, capsys):
 
 
 def test_a_plan_knows_the_folder_of_its_own_method(box, tmp_path, capsys, monkeypatch):
-    """Two ways may draft from two folders of one kind: those in the box do."""
-    from pass_sampling.gpu.bench.choice import Outcome
+    """Two ways may draft from two folders of one kind: the bundled ones do."""
+    from pass_sampling.gpu.bench.choice import Prediction
     from pass_sampling.gpu.checkpoints import FUSED, LOOKAHEAD
 
     def chosen(method):
         def outcomes(calibration, ways):
             place = [way.name for way in ways].index(method)
-            return [Outcome(place, 2, "token", None, 2.0, 1.0), Outcome(None, 0, "", None, 1.0, 1.0)]
+            return [Prediction(place, 2, "token", None, 2.0, 1.0), Prediction(None, 0, "", None, 1.0, 1.0)]
 
         return outcomes
 
     monkeypatch.setattr("pass_sampling.gpu.bench.calibration.calibrate", lambda *given, **named: NOTHING_MEASURED)
-    for method, folder in (("lookahead", LOOKAHEAD), ("lookahead-fused", FUSED)):
+    for method, folder in (("pass", LOOKAHEAD), ("pass-one-call", FUSED)):
         monkeypatch.setattr("pass_sampling.gpu.bench.choice.best_outcomes", chosen(method))
         file = tmp_path / f"{method}.json"
         assert run("plan", "--again", "--output", file, "--json") == 0
@@ -238,7 +238,7 @@ def test_many_vectors_take_no_longer_to_choose_from():
 
     survival = np.cumprod(np.full(24, 0.9))
     outcomes = list(_with_groups(0, "token", survival, 30.0, calibration_of({24: 30.0}, survival)))
-    assert len(outcomes) == 24 and all(each.milliseconds_per_cycle > 0 for each in outcomes)
+    assert len(outcomes) == 24 and all(each.milliseconds_per_step > 0 for each in outcomes)
 
 
 def rates():

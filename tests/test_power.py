@@ -1,8 +1,8 @@
-"""A smoke alarm beside the proof: first tokens of many texts, drawn end to end, against the model's own law.
+"""A smoke alarm beside the proof: first tokens of many texts, drawn end to end, against the model's own distribution.
 
     python -m pytest -m slow tests/test_power.py
 
-takes some minutes per method on the model in the box, one process per core. It draws so many texts that a total
+takes some minutes per method on the bundled model, one process per core. It draws so many texts that a total
 variation of 0.01 over 64 cells is missed with probability at most 1e-6, at a false alarm of 1e-9, as `chi_square`
 derives. Fewer texts of smaller models, by every method and every way into the package, are drawn in `test_end_to_end`.
 """
@@ -36,18 +36,18 @@ from pass_sampling.gpu.verify import RULES
 from power import MUTANTS, Case, Rows, count_in_processes, draw_batch, draw_texts
 
 SMALLEST_DISTANCE = 0.01
-METHODS = ("autoregressive", "token", "match")  # behind one draft, every other rule is one of these
+METHODS = ("autoregressive", "token", "match")  # after one draft, every other rule is one of these
 BOX = Case("token", (451, 525, 26), max_new_tokens=3, length=2)  # "class A:"
 
 
 def mutant_draws(case: Case) -> tuple[Cells, np.ndarray, int]:
     """Return the cells, what a mistake puts into them, and how many draws see it: by its own centre, n chi^2.
 
-    A coarse mistake needs fewer draws than the statistic does to have its law.
+    A coarse mistake needs fewer draws than the statistic does to have its distribution.
     """
     rows = Rows(case)
-    cells = Cells.of(rows.law())
-    wrong = cells.binned(rows.mutant_law())
+    cells = Cells.of(rows.probs())
+    wrong = cells.binned(rows.mutant_distribution())
     divergence = float(((wrong - cells.probs) ** 2 / cells.probs).sum())
     assert divergence >= 4 * total_variation(wrong, cells.probs) ** 2
     needed = max(centre_needed(DEGREES) / divergence, LEAST_EXPECTED / cells.probs.min())
@@ -57,8 +57,8 @@ def mutant_draws(case: Case) -> tuple[Cells, np.ndarray, int]:
 # The numbers.
 
 
-def test_the_tails_are_those_of_the_chi_square_laws() -> None:
-    assert abs(upper_tail(2, 10.0) - math.exp(-5.0)) < 1e-15  # two degrees: an exponential law
+def test_the_tails_are_those_of_the_chi_square_distributions() -> None:
+    assert abs(upper_tail(2, 10.0) - math.exp(-5.0)) < 1e-15  # two degrees: an exponential distribution
     assert abs(upper_tail(1, 3.0) - math.erfc(math.sqrt(1.5))) < 1e-15
     for degrees in (1, 2, 9, 63, 64):
         for x in (0.5 * degrees, 1.0 * degrees, 2.5 * degrees):
@@ -77,13 +77,12 @@ def test_so_many_draws_are_needed() -> None:
     assert 0.052 < distance_seen(20_000) < 0.053
 
 
-def test_the_statistic_has_the_law_that_the_numbers_are_made_from() -> None:
-    """Multinomial draws in the cells of the box: the right law, and the alternative that is hardest to see.
+def test_the_statistic_has_the_distribution_that_the_numbers_are_made_from() -> None:
+    """Multinomial draws in the cells of the box: the right distribution, and the alternative that is hardest to see.
 
-    Hardest is one in proportion to the law, for which Cauchy and Schwarz hold with equality. Of 4000 right samples
-    about 40 exceed the 1 % limit, more than 80 or fewer than 12 with a chance below 1e-6.
-    """
-    cells = Cells.of(Rows(BOX).law())
+    Hardest is one in proportion to the distribution, for which Cauchy and Schwarz hold with equality. Of 4000 right
+    samples about 40 exceed the 1 % limit, more than 80 or fewer than 12 with a chance below 1e-6."""
+    cells = Cells.of(Rows(BOX).probs())
     num_draws = draws_needed(SMALLEST_DISTANCE)
     assert num_draws * cells.probs.min() > 400
     generator = np.random.default_rng(0)
@@ -109,14 +108,14 @@ def test_copies_of_a_state_draw_what_the_loop_draws(method: str) -> None:
     assert draw_batch(case, 20, seed=9) == draw_texts(case, 20, seed=9)
 
 
-# The alarm in minutes, on the model in the box.
+# The alarm in minutes, on the bundled model.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_first_tokens_of_the_model_in_the_box_follow_its_law(method: str) -> None:
+def test_first_tokens_of_the_bundled_model_follow_its_distribution(method: str) -> None:
     case = replace(BOX, method=method)
-    cells = Cells.of(Rows(case).law())
+    cells = Cells.of(Rows(case).probs())
     counts = count_in_processes(case, cells, draws_needed(SMALLEST_DISTANCE))
     found = statistic(counts, cells.probs)
     print(f"{method}: {counts.sum():.0f} texts, statistic {found:.1f}, limit {limit_of(DEGREES):.1f}")
@@ -126,7 +125,7 @@ def test_first_tokens_of_the_model_in_the_box_follow_its_law(method: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mistake_in_the_box_is_seen(mutant: str) -> None:
+def test_a_mistake_bundled_is_seen(mutant: str) -> None:
     """At as many draws as the mistake needs, recomputed from the model's rows, never more than the test above has."""
     case = replace(BOX, mutant=mutant)
     cells, wrong, needed = mutant_draws(case)

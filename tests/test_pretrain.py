@@ -56,7 +56,7 @@ def text(number: int) -> str:
 TEXTS = {f"notes/text_{i:02}.py": text(i) for i in range(40)}
 
 
-class Outcome(NamedTuple):
+class Prediction(NamedTuple):
     folder: Path
     record: dict[str, Any]
     news: list[dict[str, Any]]
@@ -65,10 +65,10 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Prediction:
     folder, news = tmp_path_factory.mktemp("runs") / "tiny", []
     record = pretrain(folder, TEXTS, TINY, report=news.append)
-    return Outcome(folder, record, news, *split_texts(TEXTS))
+    return Prediction(folder, record, news, *split_texts(TEXTS))
 
 
 def weights(folder: Path) -> bytes:
@@ -78,7 +78,7 @@ def weights(folder: Path) -> bytes:
 # --- What comes out ---
 
 
-def test_the_folder_opens_in_transformers_and_is_left_as_it_is(outcome: Outcome) -> None:
+def test_the_folder_opens_in_transformers_and_is_left_as_it_is(outcome: Prediction) -> None:
     before = contents(outcome.folder)
     model = AutoModelForCausalLM.from_pretrained(outcome.folder)
     tokenizer = AutoTokenizer.from_pretrained(outcome.folder)
@@ -93,7 +93,7 @@ def test_the_folder_opens_in_transformers_and_is_left_as_it_is(outcome: Outcome)
 
 
 @both_packages
-def test_both_packages_read_the_folder_and_compute_what_transformers_does(package: str, outcome: Outcome) -> None:
+def test_both_packages_read_the_folder_and_compute_what_transformers_does(package: str, outcome: Prediction) -> None:
     """Float64 on both sides: logits of order 10 from a few hundred roundings of 2^-53."""
     tokens = np.random.default_rng(0).integers(300, size=16)
     expected = hf_float64.logits(hf_float64.load(outcome.folder), tokens)
@@ -103,7 +103,7 @@ def test_both_packages_read_the_folder_and_compute_what_transformers_does(packag
     assert model.eos_token_ids == (0,)
 
 
-def test_the_loss_falls(outcome: Outcome) -> None:
+def test_the_loss_falls(outcome: Prediction) -> None:
     steps = [news["step"] for news in outcome.news]
     losses = [news["loss"] for news in outcome.news]
     assert steps == list(range(1, 61))
@@ -117,7 +117,7 @@ def test_the_loss_falls(outcome: Outcome) -> None:
     ]
 
 
-def test_the_figures_of_the_record_follow_from_the_folder(outcome: Outcome) -> None:
+def test_the_figures_of_the_record_follow_from_the_folder(outcome: Prediction) -> None:
     """The loss once more, by the specification in float64.
 
     The record's was computed with weights in float32 and products in bfloat16, the folder holds weights in bfloat16.
@@ -150,7 +150,7 @@ def test_the_figures_of_the_record_follow_from_the_folder(outcome: Outcome) -> N
 
 
 def test_held_out_texts_reach_neither_the_tokenizer_nor_a_batch(
-    tmp_path: Path, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, outcome: Prediction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every text names itself; so does all that is trained on."""
     seen: list[str] = []
@@ -259,7 +259,7 @@ home.pretrain(sys.argv[2], TEXTS, SHORT, report=lambda news: print(news, flush=T
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(uninterrupted: bytes, tmp_path: Path) -> None:
     output = tmp_path / "tiny"
     kill_at_random(KILLED, Path(__file__).parent, output, most=6)
-    if not output.exists():  # else it was killed just behind the end
+    if not output.exists():  # else it was killed just after the end
         pretrain(output, TEXTS, SHORT)
         left = [name for name in os.listdir(tmp_path) if not re.fullmatch(r"\.tiny\.[0-9a-f]{16}\.new", name)]
         assert left == ["tiny"], "something is left of the killed run, but for what saving.py warns of"
@@ -382,7 +382,7 @@ def test_text_that_no_model_can_be_made_from_is_refused(
     assert os.listdir(tmp_path) == []
 
 
-def test_an_output_that_is_taken_is_refused_and_not_touched(outcome: Outcome) -> None:
+def test_an_output_that_is_taken_is_refused_and_not_touched(outcome: Prediction) -> None:
     before = contents(outcome.folder)
     with pytest.raises(ValueError, match=r"tiny is there already, expected a new path for the model$"):
         pretrain(outcome.folder, TEXTS, TINY)

@@ -1,4 +1,4 @@
-"""Prompt lookup: the token behind the most recent earlier occurrence of the longest n-gram, alone and in batches."""
+"""Prompt lookup: the token after the most recent earlier occurrence of the longest n-gram, alone and in batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from folders import as_numpy, both_packages, module
 from models import PACKAGES, exact_target, package, table
 from pass_sampling import reference
-from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.distribution import output_distribution
 
 V = 4
 
@@ -34,7 +34,7 @@ def slow_proposal(text: list[int], most: int, least: int) -> int | None:
 
 
 def rows_of(name: str, drafter: Any, texts: list[list[int]], rubbish: int = -(10**12)) -> np.ndarray:  # [B, V]
-    """Ask a drafter of either package about a batch of texts; behind the shorter ones lies rubbish."""
+    """Ask a drafter of either package about a batch of texts; after the shorter ones lies rubbish."""
     if name == "reference":
         return np.stack([drafter.logits(text, None) for text in texts])
     import torch
@@ -69,7 +69,7 @@ def test_the_proposal_is_that_of_the_slow_definition(
 
 @pytest.mark.torch
 @given(texts=TEXTS, sizes=SIZES)
-def test_a_row_depends_neither_on_its_batch_mates_nor_on_what_lies_behind_it(
+def test_a_row_depends_neither_on_its_batch_mates_nor_on_what_lies_after_it(
     texts: list[list[int]], sizes: tuple[int, int]
 ) -> None:
     drafter = lookup("gpu", *sizes)
@@ -82,19 +82,19 @@ def test_a_row_depends_neither_on_its_batch_mates_nor_on_what_lies_behind_it(
 @both_packages
 def test_the_most_recent_occurrence_wins_where_transformers_takes_the_first(package: str) -> None:
     text = [2, 1, 0, 2, 3, 0, 2]
-    assert rows_of(package, lookup(package), [text]).argmax() == 3  # behind "0 2"
-    assert rows_of(package, lookup(package, 1), [text]).argmax() == 3  # behind the later "2", not 1
+    assert rows_of(package, lookup(package), [text]).argmax() == 3  # after "0 2"
+    assert rows_of(package, lookup(package, 1), [text]).argmax() == 3  # after the later "2", not 1
     assert np.isinf(rows_of(package, lookup(package, 3, 3), [text])).all()
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
-def test_the_text_keeps_the_targets_law(name: str, rule: str) -> None:
+def test_the_text_keeps_the_targets_distribution(name: str, rule: str) -> None:
     pkg = package(name)
     drafter = pkg.drafters.PromptLookup(3)
     method = pkg.SpeculativeSampling(table(pkg), drafter, rule=rule, num_draft=2)
     plain = exact_target(table(reference), reference.SamplingConfig(), [0, 1, 0], reference.Ending(4))
-    assert output_law(method, [0, 1, 0], pkg.Ending(4)).largest_deviation(plain) < 1e-12
+    assert output_distribution(method, [0, 1, 0], pkg.Ending(4)).largest_deviation(plain) < 1e-12
 
 
 @pytest.mark.torch
@@ -109,8 +109,8 @@ def test_no_row_is_fed_for_a_draft_that_no_text_has(num_prompts: int) -> None:
     object.__setattr__(drafter, "logits", lambda *given: asked.append(1) or logits(drafter, *given))
     method = gpu.SpeculativeSampling(model, drafter, gpu.SamplingConfig(top_k=8), num_draft=4)
     texts = gpu.generate_batch(method, [[1, 2], [3], [7, 7, 8]][:num_prompts], 30, eos_token_ids=())
-    cycles = list(itertools.zip_longest(*(text.records for text in texts)))
-    most = [max(len(record.draft_tokens) for record in cycle if record is not None) for cycle in cycles]
+    steps = list(itertools.zip_longest(*(text.records for text in texts)))
+    most = [max(len(record.draft_tokens) for record in step if record is not None) for step in steps]
     assert seen[1:] == [1 + drafts for drafts in most[1:]] and {0, 4} <= set(most)
     assert len(asked) <= sum(min(drafts + 1, 4) for drafts in most)
 

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, in both packages, on the model in the box; so do the programs of the pages."""
+"""The README's Python runs as it stands, in both packages, on the bundled model; so do the programs of the pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_there_is_an_example_of_use_and_one_of_the_proof() -> None:
 
 @pytest.mark.torch  # the tokenizer is transformers'
 @pytest.mark.parametrize("name", PACKAGES)
-def test_the_ten_lines_run_on_the_model_in_the_box(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_ten_lines_run_on_the_bundled_model(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, Any] = {}
     exec(BLOCKS[0].replace("pass_sampling.reference", f"pass_sampling.{name}"), scope)
     assert 0 < len(scope["result"].tokens) <= 64
@@ -35,8 +35,8 @@ def test_the_ten_lines_run_on_the_model_in_the_box(name: str, capsys: pytest.Cap
 def test_the_proof_runs_and_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, Any] = {}
     exec(BLOCKS[1], scope)
-    assert abs(sum(scope["law"].values()) - 1.0) < 1e-12
-    assert scope["law"].largest_deviation(scope["plain"]) < 1e-15
+    assert abs(sum(scope["distribution"].values()) - 1.0) < 1e-12
+    assert scope["distribution"].largest_deviation(scope["plain"]) < 1e-15
     printed = capsys.readouterr().out.splitlines()
     assert f"It prints {printed[0]}," in README.read_text(encoding="utf-8")
 
@@ -48,7 +48,7 @@ def test_the_example_of_the_page_on_verification_prints_what_it_says(capsys: pyt
     (block,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     exec(block, {})
     printed = capsys.readouterr().out
-    assert printed == "11 executions; law of the first token: [0.5, 0.3, 0.2]\n"
+    assert printed == "11 executions; distribution of the first token: [0.5, 0.3, 0.2]\n"
     assert "It prints 11 executions, and 0.5, 0.3, 0.2." in page
 
 

@@ -19,7 +19,7 @@ PROBS = st.floats(0, 1)
 
 
 @st.composite
-def cycles(draw: Any) -> dict[str, Any]:
+def steps(draw: Any) -> dict[str, Any]:
     """The fields of a record of PaSS: an exact token, drafts of which some are accepted, a final token."""
     num_draft = draw(st.integers(0, 4))
     num_accepted = draw(st.integers(0, num_draft))
@@ -48,7 +48,7 @@ def cycles(draw: Any) -> dict[str, Any]:
     }
 
 
-generations = st.lists(cycles(), min_size=1, max_size=5)
+generations = st.lists(steps(), min_size=1, max_size=5)
 
 
 def record_of(package: str, **fields: Any) -> Any:
@@ -62,7 +62,7 @@ def generation_of(package: str, fields: list[dict[str, Any]]) -> Any:
 
 
 @both_packages
-@given(cycles(), st.integers(0, 7))
+@given(steps(), st.integers(0, 7))
 def test_a_cut_drops_tokens_and_keeps_what_was_drafted(package: str, fields: dict[str, Any], count: int) -> None:
     record = record_of(package, **fields)
     cut = record.cut(count)
@@ -89,7 +89,7 @@ def test_counters_add_up(package: str, fields: list[dict[str, Any]]) -> None:
     assert result.num_forward_passes == sum(each["num_forward_passes"] for each in fields)
     assert result.num_positions == sum(each["num_positions"] for each in fields)
     assert result.num_draft_passes == sum(each["num_draft_passes"] for each in fields)
-    # each cycle yields its exact token, and each verification its accepted drafts and one token more
+    # each step yields its exact token, and each verification its accepted drafts and one token more
     assert len(result.tokens) == len(fields) + result.num_accepted_tokens + sum(
         each["final_token"] is not None for each in fields
     )
@@ -143,7 +143,7 @@ def padded(rows: list[tuple[Any, ...]], width: int, filler: Any, kind: str) -> n
 
 
 def batch_record_of(port: Port, rows: list[dict[str, Any]], junk: float, choices: Any = None) -> Any:
-    """Write records side by side into tensors, with junk behind what each row has."""
+    """Write records side by side into tensors, with junk after what each row has."""
     width, depth = max(len(row["tokens"]) for row in rows), max(len(row["draft_tokens"]) for row in rows)
 
     def column(name: str) -> Any:
@@ -174,7 +174,7 @@ def batch_record_of(port: Port, rows: list[dict[str, Any]], junk: float, choices
 
 
 @each_port
-@given(st.lists(cycles(), min_size=1, max_size=5), st.sampled_from([math.nan, math.inf, 0.5]))
+@given(st.lists(steps(), min_size=1, max_size=5), st.sampled_from([math.nan, math.inf, 0.5]))
 def test_every_row_reads_its_own_record(port: Port, rows: list[dict[str, Any]], junk: float) -> None:
     assert batch_record_of(port, rows, junk).rows() == [record_of("gpu", **row) for row in rows]
 
@@ -193,7 +193,7 @@ def test_every_row_reads_the_choices_that_it_made(port: Port) -> None:
         ),
     )
     records = batch_record_of(port, [fields] * 3, 0.0, choices).rows()
-    read = [[(each.slot, each.edges.tolist(), each.outcome) for each in record.choices] for record in records]
+    read = [[(each.column, each.edges.tolist(), each.outcome) for each in record.choices] for record in records]
     first, second, third = (row.tolist() for row in edges)
     assert read == [[(0, first, 0)], [(0, second, 1), (3, second, 0)], [(3, first, 1)]]
     assert third == [1.0, 1.0]

@@ -98,7 +98,7 @@ def test_a_head_that_ends_in_zeros_changes_nothing(package: str, hidden_size: in
 
 @both_packages
 @given(seed=st.integers(0, 2**32), place=st.integers(0, 3))
-def test_a_token_tells_its_own_draft_and_those_behind_it(package: str, seed: int, place: int) -> None:
+def test_a_token_tells_its_own_draft_and_those_after_it(package: str, seed: int, place: int) -> None:
     head, (real, hidden, embeddings) = head_of(package, 12, 6, seed), inputs(12, seed)
     before = run(package, head, real, hidden, embeddings)
     embeddings[place] = 1 + np.random.default_rng(seed + 1).standard_normal(12)

@@ -1,4 +1,4 @@
-"""From logits to a law, and from a law and a uniform to a token: laws of both packages, alone and side by side."""
+"""From logits to a distribution, and from a distribution and a uniform to a token, in both packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from adapters import CUDA, PORT, REFERENCE, Reference, each_impl, each_port
-from strategies import LARGEST_UNIFORM, TEMPERATURES, around, grid_logits, laws, normalised, settings_of, wild_logits
+from strategies import (
+    LARGEST_UNIFORM,
+    TEMPERATURES,
+    around,
+    distributions,
+    grid_logits,
+    normalised,
+    settings_of,
+    wild_logits,
+)
 
 Array = np.ndarray
 
@@ -38,7 +47,8 @@ def as_compared(logits: Array) -> Array:
 
 
 def by_definition(logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[Decimal]:
-    """Return the law that the settings make of logits, by sets and sums; discard masses too near top_p to tell.
+    """Return the distribution that the settings make of logits, by sets and sums; discard masses too near top_p to
+    tell.
 
     Logits are compared as `as_compared` says, and a mass that is below top_p by at most 2^-24 has reached it.
     """
@@ -71,7 +81,7 @@ def by_definition(logits: Array, temperature: float = 1.0, top_k: int = 0, top_p
 @given(LOGITS_AND_SETTINGS)
 @example((np.zeros(4), {"top_p": 0.5}))
 @example((np.array([0.0, 0.0, -1.0]), {"top_k": 1, "top_p": 0.6}))
-def test_a_law_is_what_the_definition_says(impl: Reference, case: tuple[Array, dict[str, Any]]) -> None:
+def test_a_distribution_is_what_the_definition_says(impl: Reference, case: tuple[Array, dict[str, Any]]) -> None:
     logits, settings = case
     expected = by_definition(logits, **settings)
     probs = impl.probs(logits, **settings)
@@ -89,7 +99,9 @@ def test_a_law_is_what_the_definition_says(impl: Reference, case: tuple[Array, d
 @example((np.array([0.0, 1.0], dtype=np.float32), {"temperature": 5e-324}))
 @example((np.array([-3e38, 3e38], dtype=np.float32), {"temperature": 1e-300, "top_k": 1}))
 @example((np.array([1e300, 1.0, 0.0]), {"temperature": 1.7e308}))
-def test_a_law_is_a_law_whatever_the_logits(impl: Reference, case: tuple[Array, dict[str, Any]]) -> None:
+def test_a_distribution_is_a_distribution_whatever_the_logits(
+    impl: Reference, case: tuple[Array, dict[str, Any]]
+) -> None:
     logits, settings = case
     probs = impl.probs(logits, **settings)
     assert np.all(probs >= 0) and abs(probs.sum() - 1.0) <= rounding(logits.size)
@@ -104,7 +116,7 @@ def test_a_law_is_a_law_whatever_the_logits(impl: Reference, case: tuple[Array, 
 
 @each_port
 @given(WILD)
-def test_both_packages_make_the_same_law(port: Any, case: tuple[Array, dict[str, Any]]) -> None:
+def test_both_packages_make_the_same_distribution(port: Any, case: tuple[Array, dict[str, Any]]) -> None:
     logits, settings = case
     ours, theirs = REFERENCE.probs(logits, **settings), port.probs(logits, **settings)
     if settings["top_p"] < 1 and settings["temperature"] > 0:  # a set can turn on an ulp of its mass
@@ -166,7 +178,7 @@ def test_a_constant_added_to_all_logits_changes_nothing(
 
 @each_impl
 @given(st.integers(2, 9), st.data())
-def test_renaming_tokens_renames_the_law(impl: Reference, size: int, data: st.DataObject) -> None:
+def test_renaming_tokens_renames_the_distribution(impl: Reference, size: int, data: st.DataObject) -> None:
     logits = data.draw(grid_logits(size, distinct=True))
     settings = data.draw(settings_of(size))
     order = np.array(data.draw(st.permutations(range(size))))
@@ -264,7 +276,7 @@ def test_top_p_looks_at_what_top_k_has_left(impl: Reference) -> None:
 
 @pytest.mark.torch
 @given(st.integers(0, 2**32), st.integers(2, 60), st.data())
-def test_a_law_is_that_of_the_transformers_library(seed: int, size: int, data: st.DataObject) -> None:
+def test_a_distribution_is_that_of_the_transformers_library(seed: int, size: int, data: st.DataObject) -> None:
     import torch
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -282,7 +294,7 @@ def test_a_law_is_that_of_the_transformers_library(seed: int, size: int, data: s
         )
 
 
-# --- Logits that have no law ---
+# --- Logits that have no distribution ---
 
 
 FAULTS = [([0.0, np.nan], "nan"), ([np.inf, 0.0], "inf"), ([np.nan, np.inf], "nan"), ([-np.inf] * 3, "-inf")]
@@ -291,11 +303,11 @@ FAULTS = [([0.0, np.nan], "nan"), ([np.inf, 0.0], "inf"), ([np.nan, np.inf], "na
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 1}, {"top_p": 0.5}], ids=str)
 @pytest.mark.parametrize("logits, found", FAULTS, ids=str)
-def test_logits_without_a_law_are_refused_by_the_reference(
+def test_logits_without_a_distribution_are_refused_by_the_reference(
     logits: list[float], found: str, settings: dict[str, Any], dtype: type
 ) -> None:
     function, sampling = REFERENCE.module("sampling").probs_from_logits, REFERENCE.sampling(**settings)
-    for where in ("logits", "logits behind position 3"):
+    for where in ("logits", "logits after position 3"):
         with pytest.raises(ValueError) as error:
             function(np.array(logits, dtype=dtype), sampling, where)
         assert str(error.value) == f"{where}: the largest logit is {found}, expected a finite number"
@@ -304,7 +316,9 @@ def test_logits_without_a_law_are_refused_by_the_reference(
 @each_port
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("logits, found", FAULTS, ids=str)
-def test_logits_without_a_law_are_flagged_by_the_port(port: Any, logits: list[float], found: str, dtype: type) -> None:
+def test_logits_without_a_distribution_are_flagged_by_the_port(
+    port: Any, logits: list[float], found: str, dtype: type
+) -> None:
     rows = np.zeros((2, 3), dtype=dtype)
     rows[1, : len(logits)] = logits
     largest = port.module("sampling").largest_logits(port.tensor(rows)).tolist()
@@ -313,7 +327,7 @@ def test_logits_without_a_law_are_flagged_by_the_port(port: Any, logits: list[fl
 
 @each_port
 @given(WILD)
-def test_logits_with_a_law_are_not_flagged(port: Any, case: tuple[Array, dict[str, Any]]) -> None:
+def test_logits_with_a_distribution_are_not_flagged(port: Any, case: tuple[Array, dict[str, Any]]) -> None:
     assert bool(port.module("sampling").largest_logits(port.tensor(case[0])).isfinite())
 
 
@@ -323,47 +337,51 @@ def test_logits_with_a_law_are_not_flagged(port: Any, case: tuple[Array, dict[st
 BELOW_1, ABOVE_1 = np.array([0.1] * 10 + [0.0, 0.0]), np.array([0.5, 0.5 + 2.0**-51, 2.0**-51, 0.0])
 
 
-def test_the_rounded_laws_are_what_they_are_for() -> None:
+def test_the_rounded_distributions_are_what_they_are_for() -> None:
     assert np.cumsum(BELOW_1)[-1] == LARGEST_UNIFORM
     assert 1 < np.cumsum(ABOVE_1)[1] < np.cumsum(ABOVE_1)[2]
 
 
 @each_impl
-@given(SIZES.flatmap(laws))
+@given(SIZES.flatmap(distributions))
 @example(BELOW_1)
 @example(ABOVE_1)
-def test_cells_fill_the_unit_interval_and_those_of_impossible_tokens_are_empty(impl: Reference, law: Array) -> None:
-    edges = impl.cell_edges(law)
-    assert edges.shape == law.shape and edges[-1] == edges.max() == 1.0
+def test_cells_fill_the_unit_interval_and_those_of_impossible_tokens_are_empty(
+    impl: Reference, distribution: Array
+) -> None:
+    edges = impl.cell_edges(distribution)
+    assert edges.shape == distribution.shape and edges[-1] == edges.max() == 1.0
     widths = np.diff(edges, prepend=0.0)
     assert np.all(widths >= 0)
-    assert np.all(widths[law == 0] == 0), "a token of probability 0 has a cell"
-    np.testing.assert_allclose(widths, law, rtol=0, atol=rounding(law.size))
+    assert np.all(widths[distribution == 0] == 0), "a token of probability 0 has a cell"
+    np.testing.assert_allclose(widths, distribution, rtol=0, atol=rounding(distribution.size))
 
 
 @each_impl
-@given(SIZES.flatmap(laws), st.lists(st.integers(0, 2**53 - 1), max_size=5))
+@given(SIZES.flatmap(distributions), st.lists(st.integers(0, 2**53 - 1), max_size=5))
 @example(BELOW_1, [])
 @example(ABOVE_1, [])
-def test_a_draw_is_the_half_open_cell_that_holds_the_uniform(impl: Reference, law: Array, ticks: list[int]) -> None:
-    edges = impl.cell_edges(law)
+def test_a_draw_is_the_half_open_cell_that_holds_the_uniform(
+    impl: Reference, distribution: Array, ticks: list[int]
+) -> None:
+    edges = impl.cell_edges(distribution)
     numbers = np.concatenate([around(edges), np.array(ticks, dtype=np.float64) * 2.0**-53])
-    tokens = impl.draw(law, numbers)
+    tokens = impl.draw(distribution, numbers)
     below = np.concatenate([[0.0], edges])[tokens]
     assert np.all((below <= numbers) & (numbers < edges[tokens]))
-    assert np.all(law[tokens] > 0), "a token of probability 0 was drawn"
+    assert np.all(distribution[tokens] > 0), "a token of probability 0 was drawn"
     assert np.array_equal(tokens, np.searchsorted(edges, numbers, side="right"))
 
 
 @each_impl
 def test_the_edges_of_a_cell_belong_to_it_and_to_the_next(impl: Reference) -> None:
-    law = np.array([0.25, 0.0, 0.5, 0.25, 0.0])
+    distribution = np.array([0.25, 0.0, 0.5, 0.25, 0.0])
     numbers = np.array([0.0, np.nextafter(0.25, 0), 0.25, np.nextafter(0.75, 0), 0.75, LARGEST_UNIFORM])
-    assert impl.draw(law, numbers).tolist() == [0, 0, 2, 2, 3, 3]
+    assert impl.draw(distribution, numbers).tolist() == [0, 0, 2, 2, 3, 3]
 
 
-def real_law(size: int) -> Array:
-    """A law such as language models have: a few likely tokens, and a long tail with holes."""
+def real_distribution(size: int) -> Array:
+    """A distribution such as language models have: a few likely tokens, and a long tail with holes."""
     generator = np.random.default_rng(size)
     weights = np.exp(3.0 * generator.standard_normal(size))
     weights[generator.random(size) < 0.2] = 0.0
@@ -374,34 +392,34 @@ def real_law(size: int) -> Array:
 @pytest.mark.torch
 @pytest.mark.parametrize("size", [2, 3, 10, 100, 1000])
 def test_both_packages_draw_the_same_token_at_every_edge(size: int) -> None:
-    law = real_law(size)
-    edges = REFERENCE.cell_edges(law)
-    assert np.array_equal(PORT.cell_edges(law), edges), "the running sums differ"
+    distribution = real_distribution(size)
+    edges = REFERENCE.cell_edges(distribution)
+    assert np.array_equal(PORT.cell_edges(distribution), edges), "the running sums differ"
     numbers = around(edges)
-    assert np.array_equal(REFERENCE.draw(law, numbers), PORT.draw(law, numbers))
+    assert np.array_equal(REFERENCE.draw(distribution, numbers), PORT.draw(distribution, numbers))
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("size", [10_000, 32_000, 50_000])
 def test_both_packages_draw_the_same_token_at_edges_of_a_real_vocabulary(size: int) -> None:
-    law = real_law(size)
-    edges = REFERENCE.cell_edges(law)
-    assert np.array_equal(PORT.cell_edges(law), edges), "the running sums differ"
+    distribution = real_distribution(size)
+    edges = REFERENCE.cell_edges(distribution)
+    assert np.array_equal(PORT.cell_edges(distribution), edges), "the running sums differ"
     numbers = around(edges[:: size // 16])
-    assert np.array_equal(REFERENCE.draw(law, numbers), PORT.draw(law, numbers))
+    assert np.array_equal(REFERENCE.draw(distribution, numbers), PORT.draw(distribution, numbers))
     numbers = around(edges)  # all of them: a draw is a search of the edges, which are the same
     tokens = np.searchsorted(edges, numbers, side="right")
-    assert np.all(law[tokens] > 0)
+    assert np.all(distribution[tokens] > 0)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [10, 1000, 50_000])
 def test_a_device_draws_the_same_token_or_the_uniform_lies_at_an_edge(size: int) -> None:
-    law = real_law(size)
-    edges = REFERENCE.cell_edges(law)
+    distribution = real_distribution(size)
+    edges = REFERENCE.cell_edges(distribution)
     numbers = around(edges[:: max(1, size // 64)])
     numbers = np.concatenate([numbers, np.random.default_rng(0).random(64)])
-    ours, theirs = REFERENCE.draw(law, numbers), CUDA.draw(law, numbers)
+    ours, theirs = REFERENCE.draw(distribution, numbers), CUDA.draw(distribution, numbers)
     gap = np.abs(numbers[:, None] - edges).min(axis=1)  # parallel sums round differently
     assert np.all((ours == theirs) | (gap <= rounding(size)))
 

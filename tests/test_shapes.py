@@ -137,7 +137,7 @@ def methods(package: str, model: Any) -> list[Any]:
 
 
 def free_drafters(package: str, vocab_size: int) -> list[Any]:
-    """The text itself, and n-grams: two tokens behind each, and one of these behind the first pair."""
+    """The text itself, and n-grams: two tokens after each, and one of these after the first pair."""
     home = module(package, "drafters.ngram")
     pairs = np.tile([0, vocab_size - 1], vocab_size)
     orders = (
@@ -156,7 +156,7 @@ def refinements(package: str, model: Any) -> list[Any]:
     if hasattr(model, "weights"):
         head = module(package, "lookahead.head").SamplerHead.random(model.hidden_size, 6, 0)
         head = head.to(model.weights.embedding.dtype)
-        found += [refine.HeadRefinement(head), refine.HeadRefinement(head, lattice=2)]
+        found += [refine.HeadRefinement(head), refine.HeadRefinement(head, draft_vocab_size=2)]
     return found
 
 
@@ -178,22 +178,24 @@ def exercise(package: str) -> None:
         hidden = np.ones((1, model.vocab_size if hasattr(model, "spread") else model.hidden_size))
         model.logits_of(tensor(package, hidden), tensor(package, [[2, 0]]))
         state = method.start([1, 2], ending(4))
-        method.run([state, state], np.full((2, method.num_slots), 0.5))
+        method.run([state, state], np.full((2, method.num_uniforms), 0.5))
         assert state.agrees(state.copy())
         if hasattr(model, "forward"):
             batch: Callable[[Any], Any] = (lambda rows: rows) if package == "reference" else (lambda rows: [rows])
             model.forward(tensor(package, batch([1, 2, 3])), visible=tensor(package, np.tri(3, dtype=bool)))
             for number in (1.0, np.nan):
                 model.forward(tensor(package, batch(np.full((4, model.hidden_size), number))))
-    law = tensor(package, np.array([0.25, 0.75]))
+    distribution = tensor(package, np.array([0.25, 0.75]))
     uniform = 0.5 if package == "reference" else tensor(package, 0.5)
     sampling = module(package, "sampling")
-    sampling.draw(sampling.cell_edges(law), uniform)
-    module(package, "uniforms").tape(1, 2, 3, 4)
+    sampling.draw(sampling.cell_edges(distribution), uniform)
+    module(package, "uniforms").uniform_stream(1, 2, 3, 4)
     if package == "gpu":
-        module(package, "uniforms").tape(1, [2, 3], 3, 4)
+        module(package, "uniforms").uniform_stream(1, [2, 3], 3, 4)
         number = tensor(package, np.ones(1))
-        _, record = method.step(method.start([1, 2], ending(4)), tensor(package, np.full((1, method.num_slots), 0.5)))
+        _, record = method.step(
+            method.start([1, 2], ending(4)), tensor(package, np.full((1, method.num_uniforms), 0.5))
+        )
         record.pack()
         module(package, "drafters.schedule").Schedule().follow(number[None, :0], 2, number, number)
         angles = tensor(package, np.ones((1, 1, 2, 3)))
@@ -203,7 +205,7 @@ def exercise(package: str) -> None:
         rows = np.full((2, 3, 4), 0.25)
         theory.expected_tokens(theory.acceptance_rate(rows, rows, "match", np.ones((2, 3))), 3)
         theory.expected_tokens(theory.acceptance_rate(rows[:, 0], rows[:, 1], lenience=0.5), 2)
-        theory.lenient_law(rows[0, 0], rows[0, 1], 0.5)
+        theory.lenient_distribution(rows[0, 0], rows[0, 1], 0.5)
         for rule in module(package, "methods.tree_rules").RULES:
             module(package, "theory").candidate_acceptance(rows[0, 0], rows[0, 1], 2, rule)
         module(package, "theory").best_tree([[0.5, 0.25]], 4)
@@ -301,9 +303,9 @@ def fused(
     return split[..., : len(heads), :], split[..., len(heads) :, :]
 
 
-def counted(num_slots: int, states: list[int], wrong: int = 0) -> Array:  # [len(states), num_slots]
+def counted(num_uniforms: int, states: list[int], wrong: int = 0) -> Array:  # [len(states), num_uniforms]
     """Stand in for a function whose shape depends on numbers."""
-    inner = np.zeros((len(states), num_slots + wrong))  # [len(states), num_slots+1]
+    inner = np.zeros((len(states), num_uniforms + wrong))  # [len(states), num_uniforms+1]
     return inner[:, wrong:]
 
 
@@ -373,8 +375,8 @@ WRONG = [
         (zeros(41), zeros(4), zeros(2)),
         "fused, argument x: found 41 for (H+2G)*E, expected a length of that form",
     ),
-    (counted, (3, [1, 2], 0), "counted, inner: found 3 for num_slots+1, expected 4 (num_slots=3)"),
-    (counted, (3, [1, 2], 2), "counted, inner: found 5 for num_slots+1, expected 4 (num_slots=3)"),
+    (counted, (3, [1, 2], 0), "counted, inner: found 3 for num_uniforms+1, expected 4 (num_uniforms=3)"),
+    (counted, (3, [1, 2], 2), "counted, inner: found 5 for num_uniforms+1, expected 4 (num_uniforms=3)"),
     (
         either,
         (zeros(1, 2, 3),),

@@ -14,7 +14,7 @@ import pytest
 import pass_sampling.reference as reference
 from models import PACKAGES, package
 from pass_sampling.reference.exactness import cases, suite
-from pass_sampling.reference.exactness.distribution import output_law
+from pass_sampling.reference.exactness.distribution import output_distribution
 
 CASES, BRIEF = cases.configurations(), cases.configurations(every=False)
 SOME = BRIEF[::3]
@@ -30,7 +30,7 @@ def test_there_are_different_configurations_of_the_promised_size() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_configuration_has_a_different_row_behind_every_prefix(case: cases.Configuration) -> None:
+def test_a_configuration_has_a_different_row_after_every_prefix(case: cases.Configuration) -> None:
     model = case.model(reference)
     prefixes = [(1, 0), (1, 0, 0), (1, 0, 1), (1, 0, 0, 1), (1, 0, 1, 0)]
     rows = [np.round(model.forward(prefix)[-1], 9) if case.shape else table_row(model, prefix) for prefix in prefixes]
@@ -48,30 +48,30 @@ def test_every_method_and_rule_is_exact(name: str, method: str, rule: str | None
     (row,) = suite.exact_suite([package(name)], [(method, rule)], some)
     assert row.configurations == len(some) and row.package == name
     assert row.largest_deviation <= suite.EXACT
-    assert row.executions > 20 * len(some) and row.cycles >= 3
+    assert row.executions > 20 * len(some) and row.steps >= 3
 
 
 def test_a_wrong_sampler_is_named_with_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     import pass_sampling.reference.verify as verify
 
     monkeypatch.setattr(verify, "residual_probs", lambda target, draft: target)
-    (row,) = suite.exact_suite([reference], [("lookahead", "token")], CASES[:3])
+    (row,) = suite.exact_suite([reference], [("pass", "token")], CASES[:3])
     assert row.largest_deviation > 1e-3 and row.worst in {case.name for case in CASES[:3]}
 
 
-def test_a_configuration_with_one_drafted_cycle_is_refused() -> None:
-    with pytest.raises(ValueError, match="found one cycle with drafts verified, expected two"):
-        list(suite.exact_suite([reference], [("lookahead", "token")], [replace(CASES[0], max_new_tokens=3)]))
+def test_a_configuration_with_one_drafted_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="found one step with drafts verified, expected two"):
+        list(suite.exact_suite([reference], [("pass", "token")], [replace(CASES[0], max_new_tokens=3)]))
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^method: found 'guess', expected one of autoregressive, .*lookahead"):
+    with pytest.raises(ValueError, match=r"^method: found 'guess', expected one of autoregressive, .*pass-one-call"):
         CASES[0].method(reference, "guess", None)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_method_with_randomness_of_its_own_is_found_and_named(name: str) -> None:
-    """The law would only come out wrong by chance; the same state and uniforms give it away at once."""
+    """The distribution would only come out wrong by chance; the same state and uniforms give it away at once."""
     pkg = package(name)
     generator = np.random.default_rng(0)
 
@@ -83,7 +83,7 @@ def test_a_method_with_randomness_of_its_own_is_found_and_named(name: str) -> No
 
     model = pkg.TableModel(vocab_size=3, num_lookahead=2)
     with pytest.raises(ValueError, match="Moody: found another course in a run with the same uniforms"):
-        output_law(Moody(model, model.lookahead()), [0], pkg.Ending(max_new_tokens=4))
+        output_distribution(Moody(model, model.lookahead()), [0], pkg.Ending(max_new_tokens=4))
 
 
 FEW = 1  # configuration: above, every method meets all of them
@@ -122,7 +122,7 @@ def test_verify_prints_a_row_per_package_method_and_rule_of_both(num_cases: int)
     assert [line.split()[:3] for line in lines[1:-1]] == [
         [name, method, rule or "-"] for name in PACKAGES for method, rule in cases.METHODS
     ]
-    assert f"{2 * len(cases.METHODS) * num_cases} exact laws" in lines[-1]
+    assert f"{2 * len(cases.METHODS) * num_cases} exact distributions" in lines[-1]
     assert f"{num_cases} configurations: " in covers and "Not covered:\n" in covers
 
 

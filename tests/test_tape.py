@@ -1,4 +1,4 @@
-"""The uniforms, and the row that hands each of them to one decision: laws of both packages."""
+"""The uniforms, and the row that hands each of them to one decision: distributions of both packages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters import PORT, REFERENCE, Port, Reference, each_impl, each_port
-from strategies import LARGEST_UNIFORM, around, laws
+from strategies import LARGEST_UNIFORM, around, distributions
 
 NUMBERS = st.one_of(st.sampled_from([0, 1, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]), st.integers(0, 2**64 - 1))
 
-# Six uniforms times 2^53 for a seed, a request and a cycle. They hold for every version of NumPy that will ever be
+# Six uniforms times 2^53 for a seed, a request and a step. They hold for every version of NumPy that will ever be
 # supported: a text must not change with an update.
 PINNED = {
     (0, 0, 0): [
@@ -49,77 +49,80 @@ PINNED = {
 @each_impl
 @pytest.mark.parametrize("key", PINNED, ids=str)
 def test_the_numbers_never_change(impl: Reference, key: tuple[int, int, int]) -> None:
-    assert (impl.tape(*key, 6) * 2.0**53).astype(np.int64).tolist() == PINNED[key]
+    assert (impl.uniform_stream(*key, 6) * 2.0**53).astype(np.int64).tolist() == PINNED[key]
 
 
 def test_a_number_is_a_block_of_philox() -> None:
-    # Four 64-bit words per block of the counter; the upper 53 bits of each make a number. Any cycle is one jump away.
-    seed, request, cycle = 5, 6, 7
+    # Four 64-bit words per block of the counter; the upper 53 bits of each make a number. Any step is one jump away.
+    seed, request, step = 5, 6, 7
     generator = np.random.Philox(key=np.array([seed, request], dtype=np.uint64))
-    generator.advance(cycle << 64)
+    generator.advance(step << 64)
     words = generator.random_raw(9)
-    assert np.array_equal(REFERENCE.tape(seed, request, cycle, 9), (words >> np.uint64(11)) * 2.0**-53)
+    assert np.array_equal(REFERENCE.uniform_stream(seed, request, step, 9), (words >> np.uint64(11)) * 2.0**-53)
 
 
 @each_port
 @given(NUMBERS, NUMBERS, NUMBERS, st.integers(0, 20))
-def test_both_packages_give_the_same_numbers(port: Port, seed: int, request: int, cycle: int, num_slots: int) -> None:
-    ours, theirs = REFERENCE.tape(seed, request, cycle, num_slots), port.tape(seed, request, cycle, num_slots)
+def test_both_packages_give_the_same_numbers(port: Port, seed: int, request: int, step: int, num_uniforms: int) -> None:
+    ours, theirs = (
+        REFERENCE.uniform_stream(seed, request, step, num_uniforms),
+        port.uniform_stream(seed, request, step, num_uniforms),
+    )
     assert theirs.dtype == np.float64 and np.array_equal(ours, theirs)
 
 
 @each_port
 @given(NUMBERS, st.lists(NUMBERS, min_size=1, max_size=5), NUMBERS, st.integers(0, 9))
 def test_a_row_of_a_batch_does_not_depend_on_the_others(
-    port: Port, seed: int, requests: list[int], cycle: int, num_slots: int
+    port: Port, seed: int, requests: list[int], step: int, num_uniforms: int
 ) -> None:
     assert np.array_equal(
-        port.tape_rows(seed, requests, cycle, num_slots), REFERENCE.tape_rows(seed, requests, cycle, num_slots)
+        port.stream_rows(seed, requests, step, num_uniforms), REFERENCE.stream_rows(seed, requests, step, num_uniforms)
     )
 
 
 @each_port
 @given(NUMBERS, st.lists(NUMBERS, min_size=1, max_size=3), NUMBERS, st.integers(0, 4), st.integers(0, 13))
-def test_cycles_made_together_are_those_made_one_by_one(
-    port: Port, seed: int, requests: list[int], cycle: int, num_cycles: int, num_slots: int
+def test_steps_made_together_are_those_made_one_by_one(
+    port: Port, seed: int, requests: list[int], step: int, num_steps: int, num_uniforms: int
 ) -> None:
-    make = port.module("uniforms").tapes
-    last = cycle + max(num_cycles, 1) - 1
+    make = port.module("uniforms").uniform_streams
+    last = step + max(num_steps, 1) - 1
     if last >= 2**64:
-        with pytest.raises(ValueError, match=f"^cycle: found {last}, expected an integer from 0 to {2**64 - 1}$"):
-            make(seed, requests, cycle, num_cycles, num_slots)
+        with pytest.raises(ValueError, match=f"^step: found {last}, expected an integer from 0 to {2**64 - 1}$"):
+            make(seed, requests, step, num_steps, num_uniforms)
         return
-    found = make(seed, requests, cycle, num_cycles, num_slots)
-    assert found.shape == (num_cycles, len(requests), num_slots)
+    found = make(seed, requests, step, num_steps, num_uniforms)
+    assert found.shape == (num_steps, len(requests), num_uniforms)
     for place, rows in enumerate(found.numpy()):
-        assert np.array_equal(rows, REFERENCE.tape_rows(seed, requests, cycle + place, num_slots))
+        assert np.array_equal(rows, REFERENCE.stream_rows(seed, requests, step + place, num_uniforms))
 
 
 @each_impl
 @given(NUMBERS, NUMBERS, NUMBERS, st.integers(0, 40), st.integers(0, 40))
 def test_a_longer_row_begins_with_the_shorter(
-    impl: Reference, seed: int, request: int, cycle: int, short: int, more: int
+    impl: Reference, seed: int, request: int, step: int, short: int, more: int
 ) -> None:
-    longer = impl.tape(seed, request, cycle, short + more)
+    longer = impl.uniform_stream(seed, request, step, short + more)
     assert longer.shape == (short + more,)
-    assert np.array_equal(longer[:short], impl.tape(seed, request, cycle, short))
+    assert np.array_equal(longer[:short], impl.uniform_stream(seed, request, step, short))
 
 
 @each_impl
 @given(NUMBERS, NUMBERS, NUMBERS)
 def test_numbers_are_multiples_of_2_to_the_minus_53_below_1(
-    impl: Reference, seed: int, request: int, cycle: int
+    impl: Reference, seed: int, request: int, step: int
 ) -> None:
-    numbers = impl.tape(seed, request, cycle, 30)
+    numbers = impl.uniform_stream(seed, request, step, 30)
     assert np.all((numbers >= 0) & (numbers <= LARGEST_UNIFORM))
     ticks = numbers * 2.0**53
     assert np.array_equal(ticks, np.floor(ticks))
 
 
-def test_seeds_requests_and_cycles_share_no_number() -> None:
+def test_seeds_requests_and_steps_share_no_number() -> None:
     # 250 000 numbers out of 2^53 that were drawn at random would repeat one with a chance of 4e-6.
     near = [0, 1, 2, 3, 2**32, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
-    rows = [REFERENCE.tape(*key, 343) for key in product(near, repeat=3)]
+    rows = [REFERENCE.uniform_stream(*key, 343) for key in product(near, repeat=3)]
     numbers = np.concatenate(rows)
     assert numbers.size > 2e5
     assert np.unique(numbers).size == numbers.size
@@ -127,59 +130,63 @@ def test_seeds_requests_and_cycles_share_no_number() -> None:
 
 def test_numbers_are_spread_evenly() -> None:
     # A chi-square statistic with 63 degrees of freedom exceeds 150 with a chance of 5e-9. Seeds, requests and
-    # cycles each run alone, because a mistake in one would be drowned by the others.
+    # steps each run alone, because a mistake in one would be drowned by the others.
     for place in range(3):
         keys = [[n if place == i else 0 for i in range(3)] for n in range(1000)]
         counts = np.bincount(
-            (np.concatenate([REFERENCE.tape(*key, 16) for key in keys]) * 64).astype(int), minlength=64
+            (np.concatenate([REFERENCE.uniform_stream(*key, 16) for key in keys]) * 64).astype(int), minlength=64
         )
         assert np.sum((counts - counts.mean()) ** 2) / counts.mean() < 150
 
 
 @each_impl
-@pytest.mark.parametrize("name", ["seed", "request", "cycle"])
+@pytest.mark.parametrize("name", ["seed", "request", "step"])
 @pytest.mark.parametrize("value", [-1, 2**64, 1.0, 1.5, float("nan"), True, None, "1"], ids=repr)
 def test_a_bad_number_is_refused(impl: Reference, name: str, value: Any) -> None:
-    numbers = {"seed": 0, "request": 0, "cycle": 0} | {name: value}
+    numbers = {"seed": 0, "request": 0, "step": 0} | {name: value}
     with pytest.raises(ValueError) as error:
-        impl.module("uniforms").tape(*numbers.values(), 1)
+        impl.module("uniforms").uniform_stream(*numbers.values(), 1)
     assert str(error.value) == f"{name}: found {value!r}, expected an integer from 0 to {2**64 - 1}"
 
 
 @each_port
 def test_one_bad_request_of_a_batch_is_refused(port: Port) -> None:
     with pytest.raises(ValueError, match=r"^request: found -1, expected an integer"):
-        port.module("uniforms").tape(0, [0, -1], 0, 1)
+        port.module("uniforms").uniform_stream(0, [0, -1], 0, 1)
 
 
 @each_impl
 def test_integers_of_numpy_are_numbers_too(impl: Reference) -> None:
-    assert np.array_equal(impl.tape(np.int64(1), np.uint64(2**64 - 1), np.int32(3), 4), impl.tape(1, 2**64 - 1, 3, 4))
+    assert np.array_equal(
+        impl.uniform_stream(np.int64(1), np.uint64(2**64 - 1), np.int32(3), 4), impl.uniform_stream(1, 2**64 - 1, 3, 4)
+    )
 
 
-# --- The row of a cycle ---
+# --- The row of a step ---
 
 
 class Row:
-    """One cycle's row of either package: scalars in and out, the port with a batch of one."""
+    """One step's row of either package: scalars in and out, the port with a batch of one."""
 
-    def __init__(self, impl: Reference, uniforms: Any, slots: dict[str, int], trace: bool = False):
+    def __init__(self, impl: Reference, uniforms: Any, named_uniforms: dict[str, int], trace: bool = False):
         self.port = impl if isinstance(impl, Port) else None
         row = np.asarray(uniforms, dtype=np.float64)
-        self.draws = impl.module("uniforms").Draws(self.port.tensor(row[None]) if self.port else row, slots, trace)
+        self.draws = impl.module("uniforms").UniformRow(
+            self.port.tensor(row[None]) if self.port else row, named_uniforms, trace
+        )
 
-    def token(self, slot: str, law: Any, index: int = 0) -> int:
-        law = np.asarray(law, dtype=np.float64)
-        return int(self.draws.token(slot, self.port.tensor(law[None]) if self.port else law, index))
+    def token(self, name: str, distribution: Any, index: int = 0) -> int:
+        distribution = np.asarray(distribution, dtype=np.float64)
+        return int(self.draws.token(name, self.port.tensor(distribution[None]) if self.port else distribution, index))
 
-    def accept(self, slot: str, prob: float, index: int = 0) -> bool:
-        return bool(self.draws.accept(slot, self.port.tensor(np.array([[prob]])) if self.port else prob, index))
+    def accept(self, name: str, prob: float, index: int = 0) -> bool:
+        return bool(self.draws.accept(name, self.port.tensor(np.array([[prob]])) if self.port else prob, index))
 
     def choices(self) -> list[tuple[int, list[float], int]]:
         """Slot, edges and outcome of every choice traced."""
         if not self.port:
-            return [(choice.slot, choice.edges.tolist(), choice.outcome) for choice in self.draws.choices]
-        return [(choice.slot, choice.edges[0].tolist(), int(choice.outcome)) for choice in self.draws.choices]
+            return [(choice.column, choice.edges.tolist(), choice.outcome) for choice in self.draws.choices]
+        return [(choice.column, choice.edges[0].tolist(), int(choice.outcome)) for choice in self.draws.choices]
 
 
 SLOTS = {"exact": 1, "draft": 2, "accept": 2, "final": 1}
@@ -190,8 +197,8 @@ ROW = np.arange(6) / 8 + 0.0625
 def test_every_slot_has_its_own_uniform(impl: Reference) -> None:
     cells = np.full(8, 0.125)
     row = Row(impl, ROW, SLOTS)
-    places = [(slot, index) for slot, count in SLOTS.items() for index in range(count)]
-    assert [row.token(slot, cells, index) for slot, index in places] == list(range(6))
+    places = [(name, index) for name, count in SLOTS.items() for index in range(count)]
+    assert [row.token(name, cells, index) for name, index in places] == list(range(6))
     row = Row(impl, ROW, SLOTS)  # in any order: what is skipped shifts nothing
     assert [row.token("final", cells), row.token("draft", cells, 1), row.token("exact", cells)] == [5, 2, 0]
 
@@ -225,7 +232,7 @@ def test_a_slot_ends_where_the_next_begins(impl: Reference, index: int) -> None:
 
 @each_port
 def test_several_tokens_at_once_use_each_their_own_uniform(port: Port) -> None:
-    draws = port.module("uniforms").Draws(port.tensor(ROW[None]), SLOTS)
+    draws = port.module("uniforms").UniformRow(port.tensor(ROW[None]), SLOTS)
     cells = port.tensor(np.full((1, 2, 8), 0.125))
     assert draws.tokens("draft", cells).tolist() == [[1, 2]]
     with pytest.raises(RuntimeError, match=r"^uniform draft\[0\] would serve two decisions$"):
@@ -260,7 +267,7 @@ def test_nothing_is_kept_without_a_trace(impl: Reference) -> None:
 
 
 @each_impl
-@given(laws(4), laws(3), st.sampled_from([0.0, 5e-324, 0.25, 0.5, LARGEST_UNIFORM, 1.0]), st.data())
+@given(distributions(4), distributions(3), st.sampled_from([0.0, 5e-324, 0.25, 0.5, LARGEST_UNIFORM, 1.0]), st.data())
 def test_a_trace_tells_what_each_uniform_was_compared_with(
     impl: Reference, one: Any, other: Any, accept_prob: float, data: st.DataObject
 ) -> None:
@@ -270,8 +277,8 @@ def test_a_trace_tells_what_each_uniform_was_compared_with(
     outcomes = [row.token("final", other), 1 - row.accept("accept", accept_prob, 1), row.token("exact", one)]
     expected_edges = [impl.cell_edges(other).tolist(), [accept_prob, 1.0], impl.cell_edges(one).tolist()]
     assert row.choices() == list(zip([5, 4, 0], expected_edges, outcomes, strict=True))
-    for slot, cells, outcome in row.choices():
-        assert [0.0, *cells][outcome] <= uniforms[slot] < cells[outcome], "the uniform is not in the outcome's cell"
+    for name, cells, outcome in row.choices():
+        assert [0.0, *cells][outcome] <= uniforms[name] < cells[outcome], "the uniform is not in the outcome's cell"
 
 
 @each_impl
@@ -284,19 +291,19 @@ def test_a_uniform_is_accepted_strictly_below(impl: Reference, accept_prob: floa
 @each_port
 def test_a_trace_of_a_batch_leaves_out_what_was_not_asked(port: Port) -> None:
     uniforms = port.tensor(np.array([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.1]]))
-    draws = port.module("uniforms").Draws(uniforms, {"accept": 2, "final": 1}, trace=True)
+    draws = port.module("uniforms").UniformRow(uniforms, {"accept": 2, "final": 1}, trace=True)
     draws.accept("accept", port.tensor(np.array([[0.5, 0.5], [0.5, 0.5], [0.5, np.nan]])))
-    law, active = np.full((3, 2), 0.5), np.array([True, False, True])
-    draws.token("final", port.tensor(law), active=port.tensor(active))
-    asked = [(choice.slot, choice.active.tolist()) for choice in draws.choices]
+    distribution, active = np.full((3, 2), 0.5), np.array([True, False, True])
+    draws.token("final", port.tensor(distribution), active=port.tensor(active))
+    asked = [(choice.column, choice.active.tolist()) for choice in draws.choices]
     assert asked == [(0, [True, True, True]), (1, [False, True, False]), (2, [True, False, True])]
 
 
 @pytest.mark.torch
-@given(st.integers(1, 5).flatmap(lambda n: st.tuples(*[laws(3)] * n)), st.integers(0, 2**32))
+@given(st.integers(1, 5).flatmap(lambda n: st.tuples(*[distributions(3)] * n)), st.integers(0, 2**32))
 def test_both_packages_trace_the_same_choices(rows: tuple[Any, ...], seed: int) -> None:
     uniforms = np.random.default_rng(seed).random(len(rows))
     ours, theirs = (Row(impl, uniforms, {"draft": len(rows)}, trace=True) for impl in (REFERENCE, PORT))
-    for i, law in enumerate(rows):
-        assert ours.token("draft", law, i) == theirs.token("draft", law, i)
+    for i, distribution in enumerate(rows):
+        assert ours.token("draft", distribution, i) == theirs.token("draft", distribution, i)
     assert ours.choices() == theirs.choices()

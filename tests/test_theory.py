@@ -1,4 +1,4 @@
-"""The formulas, against enumerated laws and against sums over everything that can happen."""
+"""The formulas, against enumerated distributions and against sums over everything that can happen."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pass_sampling.reference import Autoregressive, Ending, PaSS, TableModel
-from pass_sampling.reference.exactness.distribution import OutputLaw, output_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 from pass_sampling.reference.methods.tree_shape import DraftTree, NumCandidates
 from pass_sampling.reference.sampling import one_hot, probs_from_logits
 from pass_sampling.reference.theory import (
     acceptance_rate,
     best_tree,
     expected_tokens,
-    lenient_law,
+    lenient_distribution,
     lookahead_speed_up,
     operation_increase,
     optimal_num_draft,
@@ -29,7 +29,7 @@ from pass_sampling.reference.theory import (
     tree_tokens,
 )
 from pass_sampling.reference.verify import accept_probs
-from strategies import integer_laws, law_pairs
+from strategies import distribution_pairs, integer_distributions
 
 Array = np.ndarray
 EXACT = 1e-12  # sums of at most a few thousand products, each wrong by a few times 2^-53
@@ -68,29 +68,32 @@ class Memoryless(TableModel):
         return np.where(fed_lookahead[:, None], self.draft_row, self.target_row)
 
 
-def one_cycle(model: TableModel, rule: str) -> OutputLaw:
-    """Return the law of PaSS's first cycle, too far from any end to be cut, with its expected counts."""
-    return output_law(PaSS(model, model.lookahead(), rule=rule), [1], Ending(50), num_tokens=2)
+def one_step(model: TableModel, rule: str) -> OutputDistribution:
+    """Return the distribution of PaSS's first step, too far from any end to be cut, with its expected counts."""
+    return output_distribution(PaSS(model, model.lookahead(), rule=rule), [1], Ending(50), num_tokens=2)
 
 
-def law_behind(model: TableModel, tokens: tuple[int, ...], num_lookahead: int = 0) -> Array:
-    """Return the law of one fresh pass behind some tokens, and behind look-ahead vectors after them."""
+def distribution_behind(model: TableModel, tokens: tuple[int, ...], num_lookahead: int = 0) -> Array:
+    """Return the distribution of one fresh pass after some tokens, and after look-ahead vectors after them."""
     vectors = model.lookahead().vectors[:num_lookahead]
     rows = model.hidden(np.concatenate([model.embed(tokens), vectors]), model.new_cache())
     return probs_from_logits(rows[-1], Autoregressive(model).sampling)
 
 
 def reached_rows(model: TableModel, rule: str) -> tuple[Array, Array, Array]:
-    """Return both sides' laws behind every exact token and every run of drafts, and the chance to reach each.
+    """Return both sides' distributions after every exact token and every run of drafts, and the chance to reach each.
 
     A run reaches position i by drafting and accepting each of its first i tokens. Runs that share these are the same
     place, and share its chance.
     """
     vocab_size, num_draft = model.vocab_size, model.num_lookahead
-    exact, drafts = law_behind(model, (1,)), [law_behind(model, (1,), i + 1) for i in range(num_draft)]
+    exact, drafts = (
+        distribution_behind(model, (1,)),
+        [distribution_behind(model, (1,), i + 1) for i in range(num_draft)],
+    )
     target_rows, weights = [], []
     for first, *run in product(range(vocab_size), repeat=num_draft):
-        behind = [law_behind(model, (1, first, *run[:i])) for i in range(num_draft)]
+        behind = [distribution_behind(model, (1, first, *run[:i])) for i in range(num_draft)]
         chance = [float(exact[first])]
         for i, token in enumerate(run):
             target, draft = float(behind[i][token]), float(drafts[i][token])
@@ -103,7 +106,7 @@ def reached_rows(model: TableModel, rule: str) -> tuple[Array, Array, Array]:
 # --- Acceptance ---
 
 
-@given(pair=law_pairs(5))
+@given(pair=distribution_pairs(5))
 def test_acceptance_adds_up_over_every_draft(pair: tuple[Array, Array]) -> None:
     target, draft = pair
     by_token = by_match = 0.0
@@ -117,7 +120,7 @@ def test_acceptance_adds_up_over_every_draft(pair: tuple[Array, Array]) -> None:
     assert close(float(acceptance_rate(target[None], draft[None])), 1.0 - distance)
 
 
-@given(pairs=st.lists(law_pairs(3), min_size=6, max_size=6), seed=st.integers(0, 2**32))
+@given(pairs=st.lists(distribution_pairs(3), min_size=6, max_size=6), seed=st.integers(0, 2**32))
 def test_acceptance_is_averaged_over_places_each_as_often_as_it_was_reached(pairs: Any, seed: int) -> None:
     target, draft = (np.array(side).reshape(3, 2, 3) for side in zip(*pairs, strict=True))
     counts = np.random.default_rng(seed).integers(0, 3, (3, 2))
@@ -133,10 +136,12 @@ def test_acceptance_is_averaged_over_places_each_as_often_as_it_was_reached(pair
         )
 
 
-@given(law=integer_laws(4))
-def test_equal_laws_are_always_accepted_and_disjoint_ones_never(law: Array) -> None:
-    assert close(float(acceptance_rate(law[None], law[None])), 1.0)
-    assert expected_tokens(acceptance_rate(law[None] * (1 + 1e-10), law[None] * (1 + 1e-10)), 3) <= 4  # never above 1
+@given(distribution=integer_distributions(4))
+def test_equal_distributions_are_always_accepted_and_disjoint_ones_never(distribution: Array) -> None:
+    assert close(float(acceptance_rate(distribution[None], distribution[None])), 1.0)
+    assert (
+        expected_tokens(acceptance_rate(distribution[None] * (1 + 1e-10), distribution[None] * (1 + 1e-10)), 3) <= 4
+    )  # never above 1
     assert acceptance_rate(one_hot(0, 4)[None], one_hot(1, 4)[None]) == 0
 
 
@@ -174,15 +179,15 @@ def test_more_drafts_and_better_ones_yield_more(one: float, other: float, num_dr
     assert expected_tokens(low, num_draft) <= expected_tokens(low, num_draft + 1)
 
 
-# --- Against the enumerated law ---
+# --- Against the enumerated distribution ---
 
 
-@given(pair=law_pairs(3), num_lookahead=st.integers(1, 2), rule=st.sampled_from(["token", "match"]))
+@given(pair=distribution_pairs(3), num_lookahead=st.integers(1, 2), rule=st.sampled_from(["token", "match"]))
 def test_the_published_formula_is_exact_where_acceptance_is_iid(
     pair: tuple[Array, Array], num_lookahead: int, rule: str
 ) -> None:
     rate = acceptance_rate(pair[0][None], pair[1][None], rule)
-    counts = one_cycle(Memoryless(*pair, num_lookahead), rule).expected
+    counts = one_step(Memoryless(*pair, num_lookahead), rule).expected
     assert close(counts["num_tokens"], 1 + expected_tokens(rate, num_lookahead))
     assert close(counts["num_accepted_tokens"], expected_tokens(rate, num_lookahead) - 1)
 
@@ -193,7 +198,7 @@ def test_rates_by_position_are_exact_on_a_table(seed: int, rule: str) -> None:
     """Where rows differ at every prefix, and only if places count as often as they are reached."""
     model = TableModel(vocab_size=3, num_lookahead=3, seed=seed)
     target, draft, weights = reached_rows(model, rule)
-    accepted = one_cycle(model, rule).expected["num_accepted_tokens"]
+    accepted = one_step(model, rule).expected["num_accepted_tokens"]
     by_position = acceptance_rate(target, draft, rule, weights)
     assert by_position.shape == (3,)
     assert close(expected_tokens(by_position, 3), 1 + accepted)
@@ -202,10 +207,10 @@ def test_rates_by_position_are_exact_on_a_table(seed: int, rule: str) -> None:
 
 
 @pytest.mark.parametrize("num_lookahead", [0, 1, 2, 3])
-def test_pass_gains_what_its_enumerated_cycle_gains(num_lookahead: int) -> None:
+def test_pass_gains_what_its_enumerated_step_gains(num_lookahead: int) -> None:
     """Where all passes cost the same, and where every row has its price."""
     model = TableModel(vocab_size=3, num_lookahead=num_lookahead, seed=1)
-    counts = one_cycle(model, "token").expected
+    counts = one_step(model, "token").expected
     accepted = counts["num_accepted_tokens"]
     tokens_per_forward = counts["num_tokens"] / counts["num_forward_passes"]
     assert counts["num_forward_passes"] == pytest.approx(2, abs=EXACT)
@@ -214,16 +219,16 @@ def test_pass_gains_what_its_enumerated_cycle_gains(num_lookahead: int) -> None:
     assert close(lookahead_speed_up(accepted, num_lookahead, num_lookahead, float), per_position)
 
 
-def test_pass_gains_as_much_over_many_cycles() -> None:
-    """Cycles repeat themselves on a memoryless model; those that the end of a text cuts are left out."""
+def test_pass_gains_as_much_over_many_steps() -> None:
+    """Steps repeat themselves on a memoryless model; those that the end of a text cuts are left out."""
     model = Memoryless(np.array([0.7, 0.3]), np.array([0.2, 0.8]), 2)
     method = PaSS(model, model.lookahead())
     rate = float(acceptance_rate(np.exp(model.target_row)[None], np.exp(model.draft_row)[None]))
-    tokens_per_cycle = 1 + expected_tokens(rate, 2)
-    for num_tokens in (3, 6):  # Wald: the mean number of cycles times the mean tokens of one
-        counts = output_law(method, [1], Ending(50), num_tokens=num_tokens).expected
-        assert close(counts["num_tokens"], counts["num_forward_passes"] / 2 * tokens_per_cycle)
-    assert close(lookahead_speed_up(tokens_per_cycle - 2, 2, 2), tokens_per_cycle / 2)
+    tokens_per_step = 1 + expected_tokens(rate, 2)
+    for num_tokens in (3, 6):  # Wald: the mean number of steps times the mean tokens of one
+        counts = output_distribution(method, [1], Ending(50), num_tokens=num_tokens).expected
+        assert close(counts["num_tokens"], counts["num_forward_passes"] / 2 * tokens_per_step)
+    assert close(lookahead_speed_up(tokens_per_step - 2, 2, 2), tokens_per_step / 2)
 
 
 @given(rate=rates, num_lookahead=st.integers(0, 12), cost=pass_costs)
@@ -231,7 +236,7 @@ def test_pass_in_one_call_feeds_every_verified_row_with_its_own_lookahead_rows(
     rate: float, num_lookahead: int, cost: Any
 ) -> None:
     accepted = expected_tokens(rate, num_lookahead) - 1
-    fed = [("token", 0)]  # the last token of the text, then the drafts, each with its vectors behind it
+    fed = [("token", 0)]  # the last token of the text, then the drafts, each with its vectors after it
     for i in range(num_lookahead + 1):
         fed += [("draft", i)] * (i > 0) + [("look-ahead", j) for j in range(num_lookahead)]
     assert len(fed) == (num_lookahead + 1) ** 2
@@ -264,7 +269,7 @@ def test_rows_that_cost_make_pass_slower(rate: float, num_draft: int, spare: int
 
 
 def cycle_cost(num_draft: int, draft_cost: float, pass_cost: Any, one_call: bool) -> float:
-    """Add up what a cycle costs, call by call, in passes over one row."""
+    """Add up what a step costs, call by call, in passes over one row."""
     calls = 0.0
     for i in range(num_draft):
         calls += draft_cost if i == 0 or not one_call else 0.0
@@ -366,41 +371,41 @@ def test_the_speed_up_at_the_limits() -> None:
 leniences = st.one_of(st.sampled_from([1.0, 0.5, 0.1, 5e-324]), st.floats(0.01, 1))
 
 
-@given(pair=law_pairs(5), lenience=leniences)
+@given(pair=distribution_pairs(5), lenience=leniences)
 def test_lenience_makes_no_token_likelier_than_its_share_allows(pair: tuple[Array, Array], lenience: float) -> None:
     target, draft = pair
-    law = lenient_law(target, draft, lenience)
-    assert abs(law.sum() - 1) < EXACT and law.min() >= 0
+    distribution = lenient_distribution(target, draft, lenience)
+    assert abs(distribution.sum() - 1) < EXACT and distribution.min() >= 0
     with np.errstate(over="ignore"):
-        assert np.all(law <= target / lenience + EXACT)
-        assert np.all(law[target == 0] == 0)
+        assert np.all(distribution <= target / lenience + EXACT)
+        assert np.all(distribution[target == 0] == 0)
 
 
-@given(pair=law_pairs(5), lenience=leniences)
+@given(pair=distribution_pairs(5), lenience=leniences)
 def test_lenience_accepts_as_its_rule_says(pair: tuple[Array, Array], lenience: float) -> None:
     """Draft by draft, accepted with min(1, target / (lenience draft)), the rest from what is left; in fractions."""
     target, draft, share = [Fraction(x) for x in pair[0]], [Fraction(x) for x in pair[1]], Fraction(lenience)
     accepted = [x * min(Fraction(1), y / (share * x)) if x else Fraction(0) for x, y in zip(draft, target, strict=True)]
     left = [max(Fraction(0), y - share * x) for x, y in zip(draft, target, strict=True)]
     rejected = max(Fraction(0), 1 - sum(accepted)) / (sum(left) or 1)
-    law = np.array([float(one + rejected * other) for one, other in zip(accepted, left, strict=True)])
+    distribution = np.array([float(one + rejected * other) for one, other in zip(accepted, left, strict=True)])
     assert close(float(acceptance_rate(pair[0][None], pair[1][None], lenience=lenience)), float(sum(accepted)))
-    assert np.abs(law - lenient_law(*pair, lenience)).max() < EXACT
+    assert np.abs(distribution - lenient_distribution(*pair, lenience)).max() < EXACT
 
 
-@given(pair=law_pairs(5), one=leniences, other=leniences)
-def test_less_strictness_accepts_more_and_full_strictness_keeps_the_law(
+@given(pair=distribution_pairs(5), one=leniences, other=leniences)
+def test_less_strictness_accepts_more_and_full_strictness_keeps_the_distribution(
     pair: tuple[Array, Array], one: float, other: float
 ) -> None:
     target, draft = pair
     low, high = sorted([one, other])
     chances = [float(acceptance_rate(target[None], draft[None], lenience=lenience)) for lenience in (low, high, 1.0)]
     assert chances[0] >= chances[1] >= chances[2]
-    assert np.abs(lenient_law(target, draft, 1.0) - target).max() < EXACT
+    assert np.abs(lenient_distribution(target, draft, 1.0) - target).max() < EXACT
 
 
-def test_lenience_changes_the_law() -> None:
-    assert np.allclose(lenient_law(np.array([0.9, 0.1]), np.array([0.5, 0.5]), 0.5), [0.8, 0.2], atol=EXACT)
+def test_lenience_changes_the_distribution() -> None:
+    assert np.allclose(lenient_distribution(np.array([0.9, 0.1]), np.array([0.5, 0.5]), 0.5), [0.8, 0.2], atol=EXACT)
 
 
 # --- Published figures ---
@@ -465,7 +470,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "target_probs[1, 0]: found numbers from -0.5 with sum 1.0, expected probabilities with sum 1",
     ),
     (
-        lambda: lenient_law(SPOILT[1], HALF[0], 0.5),
+        lambda: lenient_distribution(SPOILT[1], HALF[0], 0.5),
         "target_probs: found numbers from 0.15 with sum 0.9, expected probabilities with sum 1",
     ),
     (
@@ -486,7 +491,10 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         lambda: acceptance_rate(HALF, HALF, lenience=0.0),
         "lenience: found 0.0, expected a number above 0 and at most 1",
     ),
-    (lambda: lenient_law(HALF[0], HALF[0], 1.5), "lenience: found 1.5, expected a number above 0 and at most 1"),
+    (
+        lambda: lenient_distribution(HALF[0], HALF[0], 1.5),
+        "lenience: found 1.5, expected a number above 0 and at most 1",
+    ),
     *[
         (
             lambda weights=weights: acceptance_rate(HALF, HALF, weights=np.array(weights)),
@@ -508,7 +516,7 @@ def test_what_makes_no_sense_is_refused_with_what_was_found_and_expected(call: C
 
 
 def every_tree(depth: int, ranks: int, level: int = 1) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Yield the shape of every tree of at most so many depths and candidates behind a place."""
+    """Yield the shape of every tree of at most so many depths and candidates after a place."""
     yield ()
     if depth:
         for counts in product(range(ranks + 1), repeat=level):
@@ -517,7 +525,7 @@ def every_tree(depth: int, ranks: int, level: int = 1) -> Iterator[tuple[tuple[i
 
 
 def rows_of(shape: NumCandidates, rows_behind: Sequence[int]) -> int:
-    """Return how many rows the drafts of a tree take, with what hangs behind them."""
+    """Return how many rows the drafts of a tree take, with what hangs after them."""
     depths = DraftTree(shape).depths[1:].tolist()
     return len(depths) + sum(rows_behind[depth] for depth in depths if depth < len(rows_behind))
 

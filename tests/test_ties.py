@@ -20,7 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "top-p": {"top_p": 0.5},
     "both": {"temperature": 0.7, "top_k": 9, "top_p": 0.25},
 }
-METHODS = ("plain", "two calls", "one call", "lattice")
+METHODS = ("plain", "two calls", "one call", "draft_vocab_size")
 PROMPTS = [[1, 2], [3, 4, 5], [7], [8, 3, 5]]
 
 
@@ -42,11 +42,11 @@ def method_of(pkg: Any, name: str, model: Any, sampling: Any, seed: int) -> Any:
     if name == "two calls":
         return pkg.PaSS(model, vectors, sampling)
     refinement = None
-    if name == "lattice":
+    if name == "draft_vocab_size":
         refine = import_module(f"{pkg.__name__}.lookahead.refinement")
         head = pkg.SamplerHead.random(model.hidden_size, 5, seed)
         refinement = replace(
-            refine.refinement_of(replace(vectors, head=head), model.weights.embedding.dtype), lattice=3
+            refine.refinement_of(replace(vectors, head=head), model.weights.embedding.dtype), draft_vocab_size=3
         )
     return pkg.FusedPaSS(model, vectors, sampling, refinement=refinement)
 

@@ -19,28 +19,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributions, tensor
 
-from pass_sampling.gpu.exactness.symbolic_tensor import Unknown
+from pass_sampling.gpu.exactness.symbolic_tensor import SymbolicTensor
 from pass_sampling.gpu.exactness.torch_draws import torch_random
-from pass_sampling.reference.exactness.distribution import OutputLaw
-from pass_sampling.reference.exactness.program import HiddenRandomness, numpy_random, program_law
+from pass_sampling.reference.exactness.distribution import OutputDistribution
+from pass_sampling.reference.exactness.program import HiddenRandomness, numpy_random, program_distribution
 
 EXACT = 1e-15
-LAW = tensor([0.2, 0.0, 0.5, 0.3], dtype=torch.float64)
-CDF = LAW.cumsum(-1)
+PROBS = tensor([0.2, 0.0, 0.5, 0.3], dtype=torch.float64)
+CDF = PROBS.cumsum(-1)
 TENTHS = (0, 0, 2, 2, 2, 2, 2, 3, 3, 3)
 
 
-def branch(program: Callable[[], Any], **options: Any) -> OutputLaw:
-    return program_law(program, **({"replace": [torch_random]} | options))
+def branch(program: Callable[[], Any], **options: Any) -> OutputDistribution:
+    return program_distribution(program, **({"replace": [torch_random]} | options))
 
 
-def law_of(program: Callable[[], Any], **options: Any) -> dict[Any, float]:
+def distribution_of(program: Callable[[], Any], **options: Any) -> dict[Any, float]:
     return dict(branch(program, **options).probs)
 
 
-def close(law: dict[Any, float], expected: dict[Any, float], tolerance: float = EXACT) -> bool:
-    keys = {*law, *expected}
-    return all(abs(law.get(key, 0.0) - expected.get(key, 0.0)) <= tolerance for key in keys)
+def close(distribution: dict[Any, float], expected: dict[Any, float], tolerance: float = EXACT) -> bool:
+    keys = {*distribution, *expected}
+    return all(abs(distribution.get(key, 0.0) - expected.get(key, 0.0)) <= tolerance for key in keys)
 
 
 def noise_of(weights: torch.Tensor) -> torch.Tensor:
@@ -62,11 +62,11 @@ def filled(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 DRAWS: dict[str, Callable[[], Any]] = {
-    "multinomial": lambda: torch.multinomial(LAW, 1),
-    "multinomial of a batch": lambda: torch.multinomial(LAW.expand(2, 4) * 3, num_samples=1)[1, 0],
-    "several draws with replacement": lambda: torch.multinomial(LAW, 2, replacement=True)[1],
-    "Tensor.multinomial": lambda: LAW.multinomial(1),
-    "multinomial with a generator": lambda: torch.multinomial(LAW, 1, generator=torch.Generator().manual_seed(3)),
+    "multinomial": lambda: torch.multinomial(PROBS, 1),
+    "multinomial of a batch": lambda: torch.multinomial(PROBS.expand(2, 4) * 3, num_samples=1)[1, 0],
+    "several draws with replacement": lambda: torch.multinomial(PROBS, 2, replacement=True)[1],
+    "Tensor.multinomial": lambda: PROBS.multinomial(1),
+    "multinomial with a generator": lambda: torch.multinomial(PROBS, 1, generator=torch.Generator().manual_seed(3)),
     "rand and a cdf": lambda: (CDF > torch.rand(1)).int().argmax(),
     "counting": lambda: (torch.rand(()) >= CDF).sum(-1),
     "cumsum of comparisons": lambda: (torch.rand((1,), dtype=torch.float64) > CDF).cumsum(-1)[-1],
@@ -87,11 +87,11 @@ DRAWS: dict[str, Callable[[], Any]] = {
     "randint between limits": lambda: TENTHS[torch.randint(low=3, high=13, size=(2,), dtype=torch.int32)[1] - 3],
     "bernoulli": lambda: (2, 3, 0, 0)[int(torch.bernoulli(CDF[:1]) * 2 + torch.bernoulli(CDF[:1] * 0 + 0.375))],
     "bernoulli with p": lambda: (2, 3, 0, 0)[int(2 * torch.bernoulli(CDF[0], 0.2) + CDF[:1].bernoulli(p=0.375))],
-    "noise": lambda: torch.argmax(LAW / noise_of(LAW), dim=-1),
-    "noise in rows": lambda: (LAW.expand(2, 4).clone() / noise_of(LAW.expand(2, 4).clone())).argmax(-1)[1],
-    "noise in place": lambda: in_place(LAW),
-    "Categorical": lambda: distributions.Categorical(probs=LAW).sample(),
-    "Categorical of a shape": lambda: distributions.Categorical(LAW).sample((2, 1))[1, 0],
+    "noise": lambda: torch.argmax(PROBS / noise_of(PROBS), dim=-1),
+    "noise in rows": lambda: (PROBS.expand(2, 4).clone() / noise_of(PROBS.expand(2, 4).clone())).argmax(-1)[1],
+    "noise in place": lambda: in_place(PROBS),
+    "Categorical": lambda: distributions.Categorical(probs=PROBS).sample(),
+    "Categorical of a shape": lambda: distributions.Categorical(PROBS).sample((2, 1))[1, 0],
     "Bernoulli": lambda: (2, 3, 0, 0)[int(_flip(0.375) + 2 * _flip(0.2))],
     "Uniform": lambda: _walk(distributions.Uniform(1.0, 3.0).sample() / 2 - 0.5),
 }  # fmt: skip
@@ -106,15 +106,17 @@ def _walk(uniform: Any) -> int:
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_every_way_of_drawing_from_a_law_has_that_law(draw: Callable[[], Any]) -> None:
-    assert close(law_of(lambda: int(draw())), {0: 0.2, 2: 0.5, 3: 0.3}, 5 * EXACT)  # up to 10 cells are added up
+def test_every_way_of_drawing_from_a_distribution_has_that_distribution(draw: Callable[[], Any]) -> None:
+    assert close(
+        distribution_of(lambda: int(draw())), {0: 0.2, 2: 0.5, 3: 0.3}, 5 * EXACT
+    )  # up to 10 cells are added up
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_broadcast_comparisons_share_their_numbers(limits: list[float]) -> None:
     """Two numbers against two rows of limits each: what is compared twice narrows once."""
     edges = tensor(limits, dtype=torch.float64).reshape(2, 2)
-    law = law_of(lambda: tuple((torch.rand(2) < edges).flatten().tolist()))
+    distribution = distribution_of(lambda: tuple((torch.rand(2) < edges).flatten().tolist()))
     expected: dict[Any, float] = {}
     columns = [sorted({0.0, *edges[:, column].tolist(), 1.0}) for column in (0, 1)]
     for (low, high), (left, right) in itertools.product(*(itertools.pairwise(column) for column in columns)):
@@ -122,18 +124,20 @@ def test_broadcast_comparisons_share_their_numbers(limits: list[float]) -> None:
             bool(end <= edge) for row in edges.tolist() for end, edge in zip((high, right), row, strict=True)
         )
         expected[outcome] = expected.get(outcome, 0.0) + (high - low) * (right - left)
-    assert close(law, expected, 4 * EXACT)
+    assert close(distribution, expected, 4 * EXACT)
 
 
 def test_a_number_that_is_compared_with_not_a_number_is_on_neither_side() -> None:
-    assert law_of(lambda: tuple((torch.rand(1) > tensor([math.nan, 0.0])).tolist())) == {(False, True): 1.0}
-    assert law_of(lambda: (torch.rand(1) <= math.nan).item()) == {False: 1.0}
+    assert distribution_of(lambda: tuple((torch.rand(1) > tensor([math.nan, 0.0])).tolist())) == {(False, True): 1.0}
+    assert distribution_of(lambda: (torch.rand(1) <= math.nan).item()) == {False: 1.0}
 
 
 def test_numbers_of_both_libraries_meet() -> None:
     half = tensor(0.5, dtype=torch.float64)
-    law = law_of(lambda: (random.random() < half, half > random.random()), replace=[torch_random, numpy_random])
-    assert len(law) == 4 and set(law.values()) == {0.25}
+    distribution = distribution_of(
+        lambda: (random.random() < half, half > random.random()), replace=[torch_random, numpy_random]
+    )
+    assert len(distribution) == 4 and set(distribution.values()) == {0.25}
 
 
 REFUSED: dict[str, Callable[[], Any]] = {
@@ -157,15 +161,15 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "Tensor.normal_: found it called": lambda: torch.empty(3).normal_(),
     "torch.randperm: found it called": lambda: torch.randperm(3),
     "Tensor.geometric_: found it called": lambda: torch.empty(3).geometric_(0.5),
-    "torch.multinomial: found several draws without": lambda: torch.multinomial(LAW, 2),
+    "torch.multinomial: found several draws without": lambda: torch.multinomial(PROBS, 2),
     "torch.rand: found `out`": lambda: torch.rand(3, out=torch.empty(3)),
     "torch.randint: found 4294967296 possible": lambda: torch.randint(2**32, (1,)),
     "Tensor: found random numbers written into a part": lambda: torch.empty(3)[0].uniform_(),
-    "torch.log: found it used on exponential noise": lambda: noise_of(LAW).log(),
-    "torch.sort: found it used on weights over noise": lambda: (LAW / noise_of(LAW)).sort(),
-    "torch.div: found noise that is shared, expected": lambda: LAW.expand(2, 4) / noise_of(LAW),
-    "torch.div: found noise that is shared": lambda: [LAW / noise for noise in [noise_of(LAW)] * 2],
-    "torch.argmax: found dim=0": lambda: (LAW[None] / noise_of(LAW[None])).argmax(0),
+    "torch.log: found it used on exponential noise": lambda: noise_of(PROBS).log(),
+    "torch.sort: found it used on weights over noise": lambda: (PROBS / noise_of(PROBS)).sort(),
+    "torch.div: found noise that is shared, expected": lambda: PROBS.expand(2, 4) / noise_of(PROBS),
+    "torch.div: found noise that is shared": lambda: [PROBS / noise for noise in [noise_of(PROBS)] * 2],
+    "torch.argmax: found dim=0": lambda: (PROBS[None] / noise_of(PROBS[None])).argmax(0),
     "draw 0, probability 1: found -": lambda: torch.multinomial(tensor([1.5, -0.5]), 1),
     "draw 0, probability 0: found nan": lambda: torch.multinomial(tensor([0.0, 0.0]), 1),
     "draw 1, probability 1: found -0.5": lambda: torch.bernoulli(tensor([0.5, 1.5])),
@@ -184,10 +188,10 @@ def test_what_cannot_be_enumerated_is_refused_by_name(message: str, program: Cal
 
 def test_the_same_race_has_one_winner() -> None:
     def program() -> tuple[int, int]:
-        race = LAW / noise_of(LAW)
+        race = PROBS / noise_of(PROBS)
         return int(race.argmax()), int(race.argmax(dim=-1, keepdim=True))
 
-    assert close(law_of(program), {(0, 0): 0.2, (2, 2): 0.5, (3, 3): 0.3})
+    assert close(distribution_of(program), {(0, 0): 0.2, (2, 2): 0.5, (3, 3): 0.3})
 
 
 def test_randomness_that_is_not_replaced_is_found_and_named() -> None:
@@ -218,7 +222,7 @@ def test_the_functions_come_back_after_an_exception() -> None:
     for error in (ValueError, KeyboardInterrupt):
 
         def program(error: type[BaseException] = error) -> None:
-            assert isinstance(torch.rand(1), Unknown)
+            assert isinstance(torch.rand(1), SymbolicTensor)
             raise error("on purpose")
 
         with pytest.raises(error, match="on purpose"):
@@ -230,8 +234,8 @@ def test_the_functions_come_back_after_an_exception() -> None:
 def test_every_gradient_mode_will_do(mode: Callable[[], Any]) -> None:
     def program() -> tuple[bool, int]:
         with mode():
-            return bool(filled((1,)) < 0.25), int(in_place(LAW))
+            return bool(filled((1,)) < 0.25), int(in_place(PROBS))
 
     flips = ((True, 0.25), (False, 0.75))
-    expected = {(flip, token): share * LAW[token].item() for flip, share in flips for token in range(4)}
-    assert close(law_of(program), expected)
+    expected = {(flip, token): share * PROBS[token].item() for flip, share in flips for token in range(4)}
+    assert close(distribution_of(program), expected)

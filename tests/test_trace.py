@@ -11,15 +11,15 @@ import pytest
 
 from models import PACKAGES, package
 from pass_sampling.reference.exactness import cases
-from pass_sampling.reference.uniforms import tape
+from pass_sampling.reference.uniforms import uniform_stream
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = {  # the only functions that ask whether there is a trace, by file
-    "reference/uniforms.py": {"Draws.__init__", "Draws._record"},
-    "gpu/uniforms.py": {"Draws.__init__", "Draws._record"},
+    "reference/uniforms.py": {"UniformRow.__init__", "UniformRow._record"},
+    "gpu/uniforms.py": {"UniformRow.__init__", "UniformRow._record"},
     "gpu/batch_record.py": {"Packed._choices"},  # reads a record for the host, after the step
 }
-PASSED_TO = {"Draws", "step", "generate", "_generate", "Record", "BatchRecord", "Packed", "replace"}
+PASSED_TO = {"UniformRow", "step", "generate", "_generate", "Record", "BatchRecord", "Packed", "replace"}
 READERS = {"reference/exactness/enumeration.py"}  # of finished records, which need a trace
 CASES = [
     case
@@ -103,7 +103,7 @@ def test_a_step_does_the_same_without_a_trace_to_the_last_bit(
         prompts = [(1, 0), (0, 1, 1), (2,)][:size]
         state = running.start(*prompts, ending) if size == 1 else running.start_batch(prompts, ending)
         for step in range(3):
-            uniforms = np.stack([tape(1, request, step, running.num_slots) for request in range(size)])
+            uniforms = np.stack([uniform_stream(1, request, step, running.num_uniforms) for request in range(size)])
             twin = state.copy()
             state, record = one_step(running, state, uniforms, trace=False)
             other, traced = one_step(running, twin, uniforms, trace=True)

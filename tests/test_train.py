@@ -234,7 +234,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
 ) -> None:
     output = tmp_path / "vectors"
     kill_at_random(KILLED, folder, output, most=7)
-    if output.exists():  # killed just behind the end
+    if output.exists():  # killed just after the end
         assert bits(module("gpu", "lookahead.vectors").LookAhead.load(output)) == uninterrupted
         return
     assert bits(train(model, TRAINING, HELD_OUT, output, SHORT)) == uninterrupted
@@ -508,7 +508,7 @@ WRONG_SETTINGS = [
     (dict(depth_decay=1.5), r"^depth_decay: found 1.5, expected at most 1$"),
     (
         dict(loss="cross-entropy", loss_temperature=0.5),
-        r"^loss_temperature: found 0.5 with cross-entropy, expected it with a loss on laws$",
+        r"^loss_temperature: found 0.5 with cross-entropy, expected it with a loss on distributions$",
     ),
     (dict(head_alone=True), r"^head_alone: found it without a head, expected a head and no adapter, as there are no"),
     (
@@ -553,18 +553,18 @@ def test_own_text_is_written_by_plain_decoding_under_the_settings(
         assert top_k == 0 or bool((rank < top_k).all())
 
 
-def test_no_two_batches_of_own_text_read_the_same_tape(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_two_batches_of_own_text_read_the_same_stream(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not of one seed, nor of neighbouring ones."""
-    tapes: list[int] = []
+    uniform_streams: list[int] = []
 
     def written(*_: Any, seed: int, **__: Any) -> list[Any]:
-        tapes.append(seed)
+        uniform_streams.append(seed)
         return [SimpleNamespace(prompt=(1,), tokens=(2, 3))]
 
     monkeypatch.setattr(module("gpu", "training.text"), "generate_batch", written)
     for seed in range(4):
         assert own_text(model, 30, 3, SamplingConfig(), seed).tolist() == [1, 2, 3] * 10
-    assert len(tapes) == len(set(tapes)) == 40
+    assert len(uniform_streams) == len(set(uniform_streams)) == 40
 
 
 def test_between_two_own_texts_stands_one_end_of_text(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,7 +224,7 @@ def test_what_is_left_out_is_the_plain_causal_pass_over_tokens(package, device, 
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_a_window_far_behind_the_start_of_a_long_sequence_is_no_trouble(saved, dtype):
+def test_a_window_far_after_the_start_of_a_long_sequence_is_no_trouble(saved, dtype):
     """Kernels walk over keys in blocks: here whole blocks are hidden from a row."""
     checkpoint, kind = saved("mistral, window"), getattr(torch, dtype)
     tokens = np.random.default_rng(0).integers(VOCABULARY, size=1100)

@@ -1,4 +1,4 @@
-"""The rules of verification: that the target's law comes out, measured on the rules themselves, in both packages."""
+"""The rules of verification: the target's distribution comes out, in both packages."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from adapters import PORT, REFERENCE, Port, Reference, each_impl, each_port
-from strategies import DENORMAL, LARGEST_UNIFORM, around, integer_laws, law_pairs, laws, normalised, uniforms
+from strategies import (
+    DENORMAL,
+    LARGEST_UNIFORM,
+    around,
+    distribution_pairs,
+    distributions,
+    integer_distributions,
+    normalised,
+    uniforms,
+)
 
 Array = np.ndarray
 Tokens = tuple[int, ...]
-Rows = dict[Tokens, Array]  # a law behind every sequence of drafts
+Rows = dict[Tokens, Array]  # a distribution after every sequence of drafts
 
 each_rule = pytest.mark.parametrize("rule", ["token", "match"])
 
 
-# --- The law of a rule, measured from outside: it is run, and nothing that it says about itself is used ---
+# --- The distribution of a rule, measured from outside: it is run, and nothing that it says about itself is used ---
 
 
 def measure(
@@ -55,7 +64,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Path:
-    """One way that a cycle can go: the drafts, the uniforms so far, and the chance of it."""
+    """One way that a step can go: the drafts, the uniforms so far, and the chance of it."""
 
     drafts: Tokens
     uniforms: tuple[float, ...]
@@ -103,24 +112,26 @@ def every_path(impl: Reference, rule: str, target: Rows, draft: Rows, num_draft:
     return [replace(path, num_accepted=accepted, final_token=final) for path, (accepted, final) in ends]
 
 
-def joint_law(rows: Rows, behind: Tokens, length: int) -> dict[Tokens, float]:
-    """Return the law of the first `length` tokens of a text that begins with `behind`."""
-    law = {behind: 1.0}
-    while any(len(tokens) < length for tokens in law):
-        law = {(*tokens, i): p * float(q) for tokens, p in law.items() for i, q in enumerate(rows[tokens])}
-    return law
+def joint_distribution(rows: Rows, behind: Tokens, length: int) -> dict[Tokens, float]:
+    """Return the distribution of the first `length` tokens of a text that begins with `behind`."""
+    distribution = {behind: 1.0}
+    while any(len(tokens) < length for tokens in distribution):
+        distribution = {
+            (*tokens, i): p * float(q) for tokens, p in distribution.items() for i, q in enumerate(rows[tokens])
+        }
+    return distribution
 
 
 def assert_the_target_comes_out(paths: list[Path], target: Rows, num_draft: int) -> None:
-    """Complete every block to the longest by the target, and compare the law of the whole with the target's."""
-    law: dict[Tokens, float] = defaultdict(float)
+    """Complete every block to the longest by the target; compare the distribution of the whole with the target's."""
+    distribution: dict[Tokens, float] = defaultdict(float)
     for path in paths:
         block = (*path.drafts[: path.num_accepted], path.final_token)
-        for tokens, weight in joint_law(target, block, num_draft + 1).items():
-            law[tokens] += path.weight * weight
-    expected = joint_law(target, (), num_draft + 1)
-    assert max(abs(law[tokens] - weight) for tokens, weight in expected.items()) < 1e-12
-    assert abs(sum(law.values()) - 1) < 1e-12
+        for tokens, weight in joint_distribution(target, block, num_draft + 1).items():
+            distribution[tokens] += path.weight * weight
+    expected = joint_distribution(target, (), num_draft + 1)
+    assert max(abs(distribution[tokens] - weight) for tokens, weight in expected.items()) < 1e-12
+    assert abs(sum(distribution.values()) - 1) < 1e-12
 
 
 def prefixes(vocab_size: int, longest: int) -> list[Tokens]:
@@ -128,12 +139,12 @@ def prefixes(vocab_size: int, longest: int) -> list[Tokens]:
 
 
 def every_row(vocab_size: int, num_draft: int, make: Callable[[Tokens], Array]) -> Rows:
-    """Return a law for every prefix that a block of drafts can leave."""
+    """Return a distribution for every prefix that a block of drafts can leave."""
     return {tokens: make(tokens) for tokens in prefixes(vocab_size, num_draft)}
 
 
 def random_row(seed: int, vocab_size: int, zeros: float = 0.0) -> Callable[[Tokens], Array]:
-    """Return a maker of unrelated laws, one for every prefix."""
+    """Return a maker of unrelated distributions, one for every prefix."""
 
     def row(tokens: Tokens) -> Array:
         generator = np.random.default_rng([seed, len(tokens), *tokens])
@@ -145,22 +156,25 @@ def random_row(seed: int, vocab_size: int, zeros: float = 0.0) -> Callable[[Toke
 
 
 def nudged(rows: Rows) -> Rows:
-    """Return laws whose numbers are one unit in the last place away, up and down in turn."""
+    """Return distributions whose numbers are one unit in the last place away, up and down in turn."""
     return {
-        tokens: np.where(np.arange(law.size) % 2, np.nextafter(law, 0), np.nextafter(law, 1))
-        for tokens, law in rows.items()
+        tokens: np.where(np.arange(distribution.size) % 2, np.nextafter(distribution, 0), np.nextafter(distribution, 1))
+        for tokens, distribution in rows.items()
     }
 
 
 def greedy(rows: Rows) -> Rows:
-    return {tokens: np.eye(law.size)[law.argmax()] for tokens, law in rows.items()}
+    return {tokens: np.eye(distribution.size)[distribution.argmax()] for tokens, distribution in rows.items()}
 
 
 def cases() -> dict[str, tuple[Rows, Rows, int]]:
     """Target, draft and number of drafts, of every kind."""
     distinct = every_row(3, 2, random_row(0, 3))
     other = every_row(3, 2, random_row(1, 3))
-    halves = [every_row(4, 2, lambda _, law=law: np.array(law)) for law in ([0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75])]
+    halves = [
+        every_row(4, 2, lambda _, distribution=distribution: np.array(distribution))
+        for distribution in ([0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75])
+    ]
     tiny = np.array([DENORMAL, 0.5, 0.5])
     return {
         "distinct rows": (distinct, other, 2),
@@ -193,10 +207,10 @@ def test_the_target_comes_out_of_a_block(impl: Reference, rule: str, name: str) 
 @each_rule
 @settings(max_examples=8)
 @given(st.integers(1, 2), st.data())
-def test_the_target_comes_out_whatever_the_laws(
+def test_the_target_comes_out_whatever_the_distributions(
     impl: Reference, rule: str, num_draft: int, data: st.DataObject
 ) -> None:
-    pairs = {tokens: data.draw(law_pairs(2)) for tokens in prefixes(2, num_draft)}
+    pairs = {tokens: data.draw(distribution_pairs(2)) for tokens in prefixes(2, num_draft)}
     target, draft = ({tokens: pair[side] for tokens, pair in pairs.items()} for side in (0, 1))
     assert_the_target_comes_out(every_path(impl, rule, target, draft, num_draft), target, num_draft)
 
@@ -219,7 +233,10 @@ def test_a_wrong_rule_is_seen() -> None:
 def test_as_many_drafts_are_accepted_as_the_formula_says(impl: Reference, rule: str, seed: int) -> None:
     # Drafts drawn independently, rows that depend on the place alone: the chance to get past place i is a product.
     places = [[random_row(seed, 3, zeros=0.2)((place, side)) for place in range(3)] for side in range(2)]
-    target, draft = (every_row(3, 2, lambda tokens, laws=laws: laws[len(tokens)]) for laws in places)
+    target, draft = (
+        every_row(3, 2, lambda tokens, distributions=distributions: distributions[len(tokens)])
+        for distributions in places
+    )
     overlap = [np.minimum(t, d).sum() if rule == "token" else (t * d).sum() for t, d in zip(*places, strict=True)]
     expected = overlap[0] + overlap[0] * overlap[1]
     paths = every_path(impl, rule, target, draft, 2)
@@ -230,7 +247,7 @@ def test_as_many_drafts_are_accepted_as_the_formula_says(impl: Reference, rule: 
 
 
 def one_draft(impl: Reference, rule: str, target: Any, draft: Any, token: int, *row: float) -> tuple[int, int, float]:
-    """Verify a single draft; the target behind it is the same again."""
+    """Verify a single draft; the target after it is the same again."""
     target, draft = np.asarray(target, dtype=np.float64), np.asarray(draft, dtype=np.float64)
     accepted, final, accept = impl.verify(
         rule, np.stack([target, target])[None], draft[None, None], np.array([[token]]), np.array([row])
@@ -239,7 +256,7 @@ def one_draft(impl: Reference, rule: str, target: Any, draft: Any, token: int, *
 
 
 @each_impl
-@given(law_pairs(3), st.integers(0, 2))
+@given(distribution_pairs(3), st.integers(0, 2))
 @example((np.array([0.25, 0.75, 0.0]), np.array([0.5, 0.25, 0.25])), 0)
 @example((np.array([0.5, 0.5, 0.0]), np.array([DENORMAL, 0.5, 0.5])), 0)
 def test_a_draft_is_accepted_strictly_below_its_ratio(impl: Reference, pair: tuple[Array, Array], token: int) -> None:
@@ -262,7 +279,7 @@ def test_chances_of_0_and_1_leave_nothing_to_chance(impl: Reference) -> None:
 
 
 @each_impl
-@given(law_pairs(4))
+@given(distribution_pairs(4))
 @example((np.array([0.5, 0.5, 0.0, 0.0]), np.array([0.5, 0.5, 0.0, 0.0])))
 def test_the_residual_is_what_the_draft_does_not_cover(impl: Reference, pair: tuple[Array, Array]) -> None:
     target, draft = pair
@@ -288,11 +305,14 @@ def test_a_draft_that_cannot_have_been_drawn_is_refused_by_the_reference(tokens:
     target, draft = np.full((3, 2), 0.5), np.array([[0.0, 1.0], [0.0, 1.0]])
     with pytest.raises(ValueError) as error:
         REFERENCE.module("verify").accept_probs(target, draft, np.array(tokens))
-    assert str(error.value) == f"draft_probs: found 0 at draft token {tokens.index(0)}, expected a law it came from"
+    assert (
+        str(error.value)
+        == f"draft_probs: found 0 at draft token {tokens.index(0)}, expected a distribution it came from"
+    )
 
 
 @each_impl
-@given(laws(3), laws(3), st.integers(0, 2), st.data())
+@given(distributions(3), distributions(3), st.integers(0, 2), st.data())
 def test_the_match_rule_draws_from_the_target_and_compares(
     impl: Reference, target: Array, draft: Array, token: int, data: st.DataObject
 ) -> None:
@@ -304,7 +324,7 @@ def test_the_match_rule_draws_from_the_target_and_compares(
 
 
 @each_impl
-@given(law_pairs(4), st.integers(0, 3))
+@given(distribution_pairs(4), st.integers(0, 3))
 def test_the_match_rule_never_accepts_more_than_the_token_rule(
     impl: Reference, pair: tuple[Array, Array], token: int
 ) -> None:
@@ -314,27 +334,27 @@ def test_the_match_rule_never_accepts_more_than_the_token_rule(
 
 
 @each_impl
-@given(st.lists(integer_laws(3), min_size=3, max_size=3), st.integers(0, 2**32))
+@given(st.lists(integer_distributions(3), min_size=3, max_size=3), st.integers(0, 2**32))
 def test_drafts_from_the_target_itself_are_all_accepted(impl: Reference, rows: list[Array], seed: int) -> None:
     target, row = np.stack(rows), np.random.default_rng(seed).random(3)
-    tokens = np.array([int(law.argmax()) for law in rows[:2]])
+    tokens = np.array([int(distribution.argmax()) for distribution in rows[:2]])
     accepted, _, _ = impl.verify("token", target[None], target[None, :2], tokens[None], row[None])
     assert accepted[0] == 2
 
 
-# --- The port: rows of a batch, and what stands behind their drafts ---
+# --- The port: rows of a batch, and what stands after their drafts ---
 
 
 @st.composite
 def batches(draw: Any, num_rows: int, num_draft: int, vocab_size: int) -> dict[str, Array]:
-    """Laws, drafts drawn from them and uniforms of a batch, often where a decision turns."""
-    pairs = [[draw(law_pairs(vocab_size)) for _ in range(num_draft + 1)] for _ in range(num_rows)]
+    """Distributions, drafts drawn from them and uniforms of a batch, often where a decision turns."""
+    pairs = [[draw(distribution_pairs(vocab_size)) for _ in range(num_draft + 1)] for _ in range(num_rows)]
     target = np.array([[pair[0] for pair in row] for row in pairs])
     draft = np.array([[pair[1] for pair in row[:-1]] for row in pairs]).reshape(num_rows, num_draft, vocab_size)
     seed = draw(st.integers(0, 2**32))
     generator = np.random.default_rng(seed)
-    tokens = [[generator.choice(np.flatnonzero(law)) for law in row] for row in draft]
-    columns = [[draw(uniforms(REFERENCE.cell_edges(law))) for law in row] for row in target]
+    tokens = [[generator.choice(np.flatnonzero(distribution)) for distribution in row] for row in draft]
+    columns = [[draw(uniforms(REFERENCE.cell_edges(distribution))) for distribution in row] for row in target]
     return {
         "target": target,
         "draft": draft,
@@ -361,13 +381,15 @@ def test_both_packages_decide_alike(rule: str, batch: dict[str, Array]) -> None:
 @each_port
 def test_only_what_a_row_decided_is_traced(port: Port, rule: str) -> None:
     # Three rows with 2, 1 and 2 drafts, of which the last has ended; the uniforms accept every draft.
-    law, tokens = np.full((3, 3, 2), 0.5), np.zeros((3, 2), dtype=np.int64)
-    draws = port.module("uniforms").Draws(port.tensor(np.full((3, 3), 0.25)), {"accept": 2, "final": 1}, trace=True)
+    distribution, tokens = np.full((3, 3, 2), 0.5), np.zeros((3, 2), dtype=np.int64)
+    draws = port.module("uniforms").UniformRow(
+        port.tensor(np.full((3, 3), 0.25)), {"accept": 2, "final": 1}, trace=True
+    )
     rows = np.array([2, 1, 2]), np.array([True, True, True]), np.array([True, True, False])
-    arguments = [port.tensor(array) for array in (law, law[:, :2], tokens)]
-    verdict = port.module("verify").RULES[rule](*arguments, draws, *map(port.tensor, rows))
-    assert verdict.num_accepted.tolist()[:2] == [2, 1]
-    made = [(choice.slot, choice.active.tolist()) for choice in draws.choices]
+    arguments = [port.tensor(array) for array in (distribution, distribution[:, :2], tokens)]
+    verification = port.module("verify").RULES[rule](*arguments, draws, *map(port.tensor, rows))
+    assert verification.num_accepted.tolist()[:2] == [2, 1]
+    made = [(choice.column, choice.active.tolist()) for choice in draws.choices]
     assert made == [(0, [True, True, False]), (1, [True, False, False]), (2, [True, True, False])]
 
 
@@ -379,17 +401,19 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(
 ) -> None:
     num_draft = np.array(data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4)))
     active = np.array(data.draw(st.lists(st.booleans(), min_size=4, max_size=4)))
-    goes_on = np.array(data.draw(st.lists(st.booleans(), min_size=4, max_size=4)))
+    has_bonus_row = np.array(data.draw(st.lists(st.booleans(), min_size=4, max_size=4)))
     junk = data.draw(st.sampled_from([np.nan, np.inf, -1.0, 0.0, 1e300]))
     spoilt = {name: array.copy() for name, array in batch.items()}
     for n in range(4):
         depth = num_draft[n] if active[n] else 0
-        spoilt["target"][n, depth + (active[n] & goes_on[n]) :] = junk
+        spoilt["target"][n, depth + (active[n] & has_bonus_row[n]) :] = junk
         spoilt["draft"][n, depth:] = junk
         spoilt["tokens"][n, depth:] = data.draw(st.integers(0, 2))
         spoilt["uniforms"][n, depth:-1] = data.draw(st.sampled_from([0.0, LARGEST_UNIFORM]))
     beyond = np.where(active, num_draft, data.draw(st.integers(0, 9)))
-    accepted, final, accept = port.verify_some(rule, **spoilt, num_draft=beyond, goes_on=goes_on, active=active)
+    accepted, final, accept = port.verify_some(
+        rule, **spoilt, num_draft=beyond, has_bonus_row=has_bonus_row, active=active
+    )
     for n in np.flatnonzero(active):
         depth = int(num_draft[n])
         alone = port.verify(
@@ -400,7 +424,7 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(
             batch["uniforms"][n : n + 1, [*range(depth), -1]],
         )
         assert accepted[n] == alone[0][0]
-        assert final[n] == alone[1][0] or (accepted[n] == depth and not goes_on[n]), "another final token"
+        assert final[n] == alone[1][0] or (accepted[n] == depth and not has_bonus_row[n]), "another final token"
         assert accept[n, :depth].tobytes() == alone[2][0].tobytes()
 
 
@@ -409,14 +433,14 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(
 
 @each_rule
 @given(batches(1, 2, 3))
-def test_behind_a_draft_that_ends_the_text_the_reference_draws_nothing(rule: str, batch: dict[str, Array]) -> None:
-    verify, draws = REFERENCE.module("verify").RULES[rule], REFERENCE.module("uniforms").Draws
+def test_after_a_draft_that_ends_the_text_the_reference_draws_nothing(rule: str, batch: dict[str, Array]) -> None:
+    verify, draws = REFERENCE.module("verify").RULES[rule], REFERENCE.module("uniforms").UniformRow
     target, draft, tokens, row = (array[0] for array in batch.values())
-    verdicts = []
-    for rows in (target, target[:-1]):  # with and without a law behind the last draft
+    verifications = []
+    for rows in (target, target[:-1]):  # with and without a distribution after the last draft
         record = draws(row, {"accept": 2, "final": 1}, trace=True)
-        verdicts.append((verify(rows, draft, tokens, record), record.choices))
-    (full, all_choices), (short, choices) = verdicts
+        verifications.append((verify(rows, draft, tokens, record), record.choices))
+    (full, all_choices), (short, choices) = verifications
     assert short.num_accepted == full.num_accepted
     assert np.array_equal(short.accept_probs, full.accept_probs)
     if full.num_accepted == 2:
@@ -428,15 +452,15 @@ def test_behind_a_draft_that_ends_the_text_the_reference_draws_nothing(rule: str
 @each_rule
 @each_port
 @given(batches(4, 2, 3), st.lists(st.booleans(), min_size=4, max_size=4))
-def test_behind_a_draft_that_ends_the_text_the_port_asks_for_nothing(
-    port: Port, rule: str, batch: dict[str, Array], goes_on: list[bool]
+def test_after_a_draft_that_ends_the_text_the_port_asks_for_nothing(
+    port: Port, rule: str, batch: dict[str, Array], has_bonus_row: list[bool]
 ) -> None:
     target, draft, tokens, uniforms = (port.tensor(array) for array in batch.values())
-    draws = port.module("uniforms").Draws(uniforms, {"accept": 2, "final": 1}, trace=True)
-    rows = np.full(4, 2), np.array(goes_on), np.ones(4, dtype=np.bool_)
-    verdict = port.module("verify").RULES[rule](target, draft, tokens, draws, *map(port.tensor, rows))
-    (final,) = (choice for choice in draws.choices if choice.slot == 2)
-    all_accepted = (verdict.num_accepted == 2).tolist()
+    draws = port.module("uniforms").UniformRow(uniforms, {"accept": 2, "final": 1}, trace=True)
+    rows = np.full(4, 2), np.array(has_bonus_row), np.ones(4, dtype=np.bool_)
+    verification = port.module("verify").RULES[rule](target, draft, tokens, draws, *map(port.tensor, rows))
+    (final,) = (choice for choice in draws.choices if choice.column == 2)
+    all_accepted = (verification.num_accepted == 2).tolist()
     rejected_first = rule == "token"  # the other rule has drawn its correction with an acceptance's uniform
-    expected = [on if all_ else rejected_first for on, all_ in zip(goes_on, all_accepted, strict=True)]
+    expected = [on if all_ else rejected_first for on, all_ in zip(has_bonus_row, all_accepted, strict=True)]
     assert final.active.tolist() == expected

@@ -1,4 +1,4 @@
-"""What cycles cost on this machine, and how far their drafts come, measured in seconds.
+"""What steps cost on this machine, and how far their drafts come, measured in seconds.
 
 Everything takes turns, and of each the quickest counts: whatever else a machine does can only make it slower.
 
@@ -21,17 +21,17 @@ from ..methods import Candidates, FusedCandidates, Method
 from ..methods.pass_one_call import Fused
 from ..methods.tree_shape import NumCandidates
 from ..model.transformer import Transformer
-from ..uniforms import tapes
-from .expectation import cycles_behind
+from ..uniforms import uniform_streams
+from .expectation import steps_after
 from .tree_shapes import WIDEST, best_shapes, rank_rates
-from .ways import Way, most_drafts, with_settings
+from .ways import Candidate, most_drafts, with_settings
 
-__all__ = ["Calibration", "Measured", "MeasuredTree", "calibrate", "cycle_milliseconds"]
+__all__ = ["Calibration", "Measured", "MeasuredTree", "calibrate", "step_milliseconds"]
 
 DEPTHS = (1, 2, 3, 4, 6, 8)  # numbers of drafts that are timed
 ROWS = (1, 2, 3, 5, 9, 17, 33, 65)  # rows of a pass that are timed
-CYCLES = 6  # that count, of each run
-NUM_TAPES = 1  # on which drafts are drawn behind each prefix: more prefixes say more than more tapes
+STEPS = 6  # that count, of each run
+NUM_STREAMS = 1  # on which drafts are drawn after each prefix: more prefixes say more than more uniform streams
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class MeasuredTree:
 class Measured:
     """What one way costs and yields."""
 
-    milliseconds: dict[int, float]  # of a cycle of K drafts, verified token by token
+    milliseconds: dict[int, float]  # of a step of K drafts, verified token by token
     block_milliseconds: float  # that the block rule takes more, at most drafts
     survival: tuple[float, ...]  # [K], the chance that at least so many drafts are accepted, by the token rule
     block_survival: tuple[float, ...]  # [K], by the block rule, at most drafts
-    num_exact: float  # tokens of a cycle that no draft stands for, beside the last one
+    num_exact: float  # tokens of a step that no draft stands for, beside the last one
     trees: tuple[MeasuredTree, ...] = ()
 
     @property
@@ -72,15 +72,15 @@ class Calibration:
 @torch.inference_mode()
 def calibrate(
     plain: Method,
-    ways: Sequence[Way],
+    ways: Sequence[Candidate],
     prefixes: Sequence[Sequence[int]],
     seconds: float = 2.0,
     report: Callable[[int, int], None] | None = None,
 ) -> Calibration:
-    """Measure passes, cycles and acceptance behind some prefixes; about so many seconds go to the timing of cycles.
+    """Measure passes, steps and acceptance after some prefixes; about so many seconds go to the timing of steps.
 
     Raises:
-        ValueError: there is no prefix, or one leaves no room for a cycle in the model's context.
+        ValueError: there is no prefix, or one leaves no room for a step in the model's context.
     """
     report = report or (lambda done, total: None)
     tasks: dict[tuple[int, int, str], Method] = {(-1, 0, ""): plain}
@@ -93,7 +93,7 @@ def calibrate(
     began, turn, steps = time.perf_counter(), 0, 2 * len(ways) + 3
     while turn < 2 or (turn < 9 and time.perf_counter() - began < seconds):
         for task, method in tasks.items():
-            times[task] += cycle_milliseconds(method, prefixes[turn % len(prefixes)])
+            times[task] += step_milliseconds(method, prefixes[turn % len(prefixes)])
         turn += 1
         report(min(turn, 2), steps)
     passes = _pass_milliseconds(plain.model, prefixes[0])  # type: ignore[arg-type]  # a plan is made for a Transformer
@@ -106,7 +106,7 @@ def calibrate(
     for place, way in enumerate(ways):
         most = most_drafts(way.method)
         methods = (with_settings(way.method, most, rule) for rule in ("token", "block"))
-        token, block = (cycles_behind(method, prefixes, NUM_TAPES) for method in methods)
+        token, block = (steps_after(method, prefixes, NUM_STREAMS) for method in methods)
         measured.append(
             Measured(
                 {
@@ -127,31 +127,33 @@ def calibrate(
     return Calibration(passes, found[-1, 0, ""], tuple(measured))
 
 
-def _measured_trees(way: Way, prefixes: Sequence[Sequence[int]]) -> tuple[MeasuredTree, ...]:
+def _measured_trees(way: Candidate, prefixes: Sequence[Sequence[int]]) -> tuple[MeasuredTree, ...]:
     """Measure how often each candidate is accepted, and time the best tree of each of some sizes."""
     wide = way.tree(WIDEST[: most_drafts(way.method)])
     if wide is None:
         return ()
-    shapes = dict(best_shapes(rank_rates(cycles_behind(wide, prefixes, NUM_TAPES), wide.rule)))
+    shapes = dict(best_shapes(rank_rates(steps_after(wide, prefixes, NUM_STREAMS), wide.rule)))
     times: dict[NumCandidates, list[float]] = {shape: [] for shape in shapes}
     for turn in range(2):
         for shape, values in times.items():
             method = way.tree(shape)
             assert method is not None
-            values += cycle_milliseconds(method, prefixes[turn % len(prefixes)])
+            values += step_milliseconds(method, prefixes[turn % len(prefixes)])
     return tuple(MeasuredTree(shape, min(times[shape]), tokens) for shape, tokens in shapes.items())
 
 
-def cycle_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
-    """Time whole cycles behind a prefix, with what the loop does between them; those that warm up do not count."""
+def step_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
+    """Time whole steps after a prefix, with what the loop does between them; those that warm up do not count."""
     device, most = method.model.device, method.model.max_position_embeddings
     unmeasured = 2 if isinstance(method, Fused) else 1  # the prefix's own pass, and the first with drafts
     trees = Candidates, FusedCandidates
-    tokens = len(method.tree.num_candidates) + 1 if isinstance(method, trees) else max(1, method.num_slots)  # at most
-    cycles = unmeasured + max(1, min(CYCLES, (most - len(prefix) - 1) // tokens - unmeasured))
-    state = method.start(prefix, Ending(cycles * tokens + 1))
+    tokens = (
+        len(method.tree.num_candidates) + 1 if isinstance(method, trees) else max(1, method.num_uniforms)
+    )  # at most
+    steps = unmeasured + max(1, min(STEPS, (most - len(prefix) - 1) // tokens - unmeasured))
+    state = method.start(prefix, Ending(steps * tokens + 1))
     times: list[float] = []
-    for uniforms in tapes(0, [0], 0, cycles, method.num_slots, device=device):
+    for uniforms in uniform_streams(0, [0], 0, steps, method.num_uniforms, device=device):
         started = _clock(device)
         state, batch = method.step(state, uniforms)
         state.raise_fault()
@@ -162,7 +164,7 @@ def cycle_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
 
 
 def _pass_milliseconds(model: Transformer, prefix: Sequence[int]) -> dict[int, float]:
-    """Time passes over different numbers of rows behind a prefix."""
+    """Time passes over different numbers of rows after a prefix."""
     rows = [count for count in ROWS if len(prefix) + count <= model.max_position_embeddings]
     cache = model.new_cache(len(prefix) + max(rows))
     model.hidden(model.embed([list(prefix)]), cache)

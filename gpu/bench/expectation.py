@@ -1,6 +1,6 @@
-"""How many tokens a cycle yields at places in text that the model did not write, as an expectation.
+"""How many tokens a step yields at places in text that the model did not write, as an expectation.
 
-Of one cycle at each place the drafts are drawn, several times, and what verification makes of them is not: its
+Of one step at each place the drafts are drawn, several times, and what verification makes of them is not: its
 outcomes are averaged by their probabilities, which the record holds.
 
 Glossary of shapes: N places.
@@ -21,15 +21,15 @@ from ..methods import Candidates, FusedCandidates, Method
 from ..methods.pass_one_call import Fused
 from ..methods.tree_rules import RULES
 from ..state import State
-from ..uniforms import Draws, tape
+from ..uniforms import UniformRow, uniform_stream
 
 __all__ = [
     "Expectation",
-    "cycles_behind",
     "expected_tokens",
     "expected_tokens_per_forward",
     "most_new_tokens",
     "reach_of",
+    "steps_after",
 ]
 
 TREES = (Candidates, FusedCandidates)
@@ -38,16 +38,16 @@ MOST_LOGITS = 2**21  # rows times vocabulary that are stepped side by side, for 
 
 @dataclass(frozen=True)
 class Expectation:
-    """Tokens per pass of the target, in a cycle behind text that stands in the cache."""
+    """Tokens per pass of the target, in a step after text that stands in the cache."""
 
     tokens_per_forward: float
     standard_error: float | None  # over places; None for a single one
     num_places: int
-    num_tapes: int
+    num_streams: int
 
 
 def expected_tokens(record: Record, rule: str | None) -> float:
-    """Return how many tokens a cycle yields on average, given its drafts; nothing may end the text.
+    """Return how many tokens a step yields on average, given its drafts; nothing may end the text.
 
     tokens = exact + 1 + sum_i prod_(j<=i) accept[j], or by the block rule
 
@@ -55,8 +55,8 @@ def expected_tokens(record: Record, rule: str | None) -> float:
 
     tokens = 1 + sum_i reach[i], reach[i] = reach[parent] accept[i] prod_(siblings before) (1 - accept[j])
 
-    By match of a tree it is reach[parent] accept[i]. A tree's probabilities must be complete, see `cycles_behind`. Of a
-    cycle whose record says nothing of such probabilities it is the number of tokens that came.
+    By match of a tree it is reach[parent] accept[i]. A tree's probabilities must be complete, see `steps_after`. Of a
+    step whose record says nothing of such probabilities it is the number of tokens that came.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Eq. 1; block: Sun et al. 2024 (arXiv 2403.10444), Algorithm 2.
     """
@@ -76,7 +76,7 @@ def expected_tokens(record: Record, rule: str | None) -> float:
 def reach_of(record: Record, rule: str | None) -> list[float]:
     """Return the chance that verification accepts each draft of a tree, and so all on its path."""
     reach: list[float] = []
-    going: dict[int, float] = {-1: 1.0}  # that it comes to a place, and to the candidate behind it that is next
+    going: dict[int, float] = {-1: 1.0}  # that it comes to a place, and to the candidate after it that is next
     for parent, accept in zip(record.draft_parents, record.accept_probs, strict=True):
         reach.append(going[parent] * accept)
         going[len(reach) - 1] = reach[-1]
@@ -88,56 +88,60 @@ def reach_of(record: Record, rule: str | None) -> list[float]:
 def expected_tokens_per_forward(
     method: Method,
     prefixes: Sequence[Sequence[int]],
-    num_tapes: int = 4,
+    num_streams: int = 4,
     seed: int = 0,
 ) -> Expectation:
-    """Run one cycle behind every prefix, on several tapes; return tokens over passes of the target.
+    """Run one step after every prefix, on several uniform streams; return tokens over passes of the target.
 
     A method whose drafts come from the pass before runs another one first, which does not count.
 
     Raises:
-        ValueError: there is no prefix or no tape, or a prefix leaves no room for a cycle in the model's context.
+        ValueError: there is no prefix or no uniform stream, or a prefix leaves no room for a step in the model's
+        context.
     """
     rule = getattr(method, "rule", None)
-    records = cycles_behind(method, prefixes, num_tapes, seed)
+    records = steps_after(method, prefixes, num_streams, seed)
     each = [(expected_tokens(record, rule), record.num_forward_passes) for record in records]
-    tokens, passes = np.array(each, np.float64).T.reshape(2, -1, num_tapes).mean(axis=2)
+    tokens, passes = np.array(each, np.float64).T.reshape(2, -1, num_streams).mean(axis=2)
     ratio = float(tokens.sum() / passes.sum())
     spread = np.std(tokens - ratio * passes, ddof=1) if len(tokens) > 1 else None
     error = None if spread is None else float(spread / passes.mean() / np.sqrt(len(tokens)))
-    return Expectation(ratio, error, len(prefixes), num_tapes)
+    return Expectation(ratio, error, len(prefixes), num_streams)
 
 
 @torch.inference_mode()
-def cycles_behind(
+def steps_after(
     method: Method,
     prefixes: Sequence[Sequence[int]],
-    num_tapes: int,
+    num_streams: int,
     seed: int = 0,
 ) -> list[Record]:
-    """Run one cycle behind every prefix, on several tapes; return the records, those of a prefix together.
+    """Run one step after every prefix, on several uniform streams; return the records, those of a prefix together.
 
     The record of a tree then has the chance of every draft, once reached, also where verification did not come.
 
     Raises:
-        ValueError: there is no prefix or no tape, or a prefix leaves no room for a cycle in the model's context.
+        ValueError: there is no prefix or no uniform stream, or a prefix leaves no room for a step in the model's
+        context.
     """
-    if not prefixes or num_tapes < 1:
-        raise ValueError(f"prefixes: found {len(prefixes)} on {num_tapes} tapes, expected at least one of each")
+    if not prefixes or num_streams < 1:
+        raise ValueError(
+            f"prefixes: found {len(prefixes)} on {num_streams} uniform streams, expected at least one of each"
+        )
     before = int(isinstance(method, Fused))
     num_rows = method.tree.num_drafts + 1 if isinstance(method, TREES) else 1
     ending = Ending(most_new_tokens(method))
-    requests = list(range(len(prefixes) * num_tapes))
+    requests = list(range(len(prefixes) * num_streams))
     side_by_side = max(1, min(32, MOST_LOGITS // (method.model.vocab_size * num_rows)))
     records: list[Record] = []
     for start in range(0, len(requests), side_by_side):
         now = requests[start : start + side_by_side]
-        state = method.start_batch([prefixes[request // num_tapes] for request in now], ending)
+        state = method.start_batch([prefixes[request // num_streams] for request in now], ending)
         chances: list[tuple[float, ...]] = []
-        for cycle in range(before + 1):
-            uniforms = tape(seed, now, cycle, method.num_slots, device=method.model.device)
-            if cycle == before and isinstance(method, TREES):
-                chances = _chances(method, state.copy(), Draws(uniforms, method.slots))
+        for step in range(before + 1):
+            uniforms = uniform_stream(seed, now, step, method.num_uniforms, device=method.model.device)
+            if step == before and isinstance(method, TREES):
+                chances = _chances(method, state.copy(), UniformRow(uniforms, method.named_uniforms))
             state, batch = method.step(state, uniforms)
             state.raise_fault()
             state.cache.measure()
@@ -149,13 +153,13 @@ def cycles_behind(
 
 
 def most_new_tokens(method: Method) -> int:
-    """Return a number of new tokens that two cycles do not reach, nor a third one for which they look ahead."""
+    """Return a number of new tokens that two steps do not reach, nor a third one for which they look ahead."""
     if isinstance(method, TREES):
         return 3 * (len(method.tree.num_candidates) + 2)
-    return 2 * method.num_slots + 1  # a token needs a uniform
+    return 2 * method.num_uniforms + 1  # a token needs a uniform
 
 
-def _chances(method: Candidates | FusedCandidates, state: State, draws: Draws) -> list[tuple[float, ...]]:
+def _chances(method: Candidates | FusedCandidates, state: State, draws: UniformRow) -> list[tuple[float, ...]]:
     """Return the chance of every draft that a step would verify, once reached, in the order of its record."""
     _, drafts, real, *_ = method.propose(state, draws)
     logits, tree = method.model.logits(real), drafts.tree
@@ -164,10 +168,12 @@ def _chances(method: Candidates | FusedCandidates, state: State, draws: Draws) -
         if children:
             path, here = drafts.tokens[:, tree.path(place)], slice(children.start, children.stop)
             used = drafts.used[:, here]
-            laws, _ = method.laws(state, logits[:, place : place + 1], used[:, :1], path, path.shape[1])
-            assert isinstance(laws, torch.Tensor)  # a tree is not written down
-            ignored = Draws(torch.zeros(used.shape, dtype=torch.float64, device=used.device), {"accept": len(children)})
+            distributions, _ = method.chain_probs(state, logits[:, place : place + 1], used[:, :1], path, path.shape[1])
+            assert isinstance(distributions, torch.Tensor)  # a tree is not written down
+            ignored = UniformRow(
+                torch.zeros(used.shape, dtype=torch.float64, device=used.device), {"accept": len(children)}
+            )
             verify, count = RULES[method.rule].verify, used.sum(dim=1)
             candidates = drafts.probs[:, here], drafts.tokens[:, here]
-            accept[:, here] = verify(laws[:, 0], *candidates, ignored, 0, count, count > 0).accept_probs
+            accept[:, here] = verify(distributions[:, 0], *candidates, ignored, 0, count, count > 0).accept_probs
     return [tuple(row[1:][used[1:]].tolist()) for row, used in zip(accept, drafts.used, strict=True)]

@@ -30,7 +30,7 @@ class Run:
     num_forward_passes: int  # of the target, the prompt's included
     num_positions: int  # rows fed through the target, the prompt's included
     num_draft_passes: int = 0  # of a drafting model
-    num_drafts: int | None = None  # cycles that drafted; None where the method does not tell
+    num_drafts: int | None = None  # steps that drafted; None where the method does not tell
     accepted_per_position: tuple[int, ...] = ()
     seconds: float = 0.0
 
@@ -48,7 +48,7 @@ def rows_of(
     """Return the figures of every method; what a method does not tell, or no text counts for, is None.
 
     Tokens, passes and acceptance are those of the texts that count; times are those of all, but for
-    `ratio_of_counting_texts`, which compares with plain decoding behind the same prompts.
+    `ratio_of_counting_texts`, which compares with plain decoding after the same prompts.
     """
     return [_row(name, options[name], runs[name], runs[PLAIN], expectations.get(name)) for name in runs]
 

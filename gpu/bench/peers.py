@@ -16,13 +16,13 @@ import torch
 from pass_sampling.reference.config import SamplingConfig
 
 from ..hf.model_checks import load_with_transformers
-from .runs import Run, Writer
+from .runs import Run, Runner
 
-__all__ = ["Peer", "load_peer", "peer_writer"]
+__all__ = ["Baseline", "load_peer", "peer_writer"]
 
 
 @dataclass(eq=False)
-class Peer:
+class Baseline:
     """A model of transformers, and how many passes and rows it has been fed."""
 
     model: Any
@@ -36,7 +36,7 @@ class Peer:
         self.num_positions += int((arguments[0] if fed is None else fed).shape[1])
 
 
-def load_peer(folder: Path, dtype: torch.dtype, device: torch.device) -> Peer:
+def load_peer(folder: Path, dtype: torch.dtype, device: torch.device) -> Baseline:
     """Load a checkpoint with transformers; neither its suggestions on sampling nor its ends of text are kept.
 
     Raises:
@@ -44,23 +44,23 @@ def load_peer(folder: Path, dtype: torch.dtype, device: torch.device) -> Peer:
     """
     from transformers import GenerationConfig
 
-    peer = Peer(load_with_transformers(folder, dtype, device))
+    peer = Baseline(load_with_transformers(folder, dtype, device))
     peer.model.generation_config = GenerationConfig(pad_token_id=0)  # type: ignore[no-untyped-call]
     peer.model.register_forward_pre_hook(peer.count, with_kwargs=True)
     return peer
 
 
 def peer_writer(
-    target: Peer,
+    target: Baseline,
     sampling: SamplingConfig,
-    assistant: Peer | None = None,
+    assistant: Baseline | None = None,
     num_draft: int = 0,
-) -> Writer:
+) -> Runner:
     """Return what writes with `generate`: plain, with an assistant that drafts, or with drafts looked up in the text.
 
     Args:
         target: whose text it is.
-        sampling: the law of its tokens.
+        sampling: the distribution of its tokens.
         assistant: a smaller model over the same vocabulary.
         num_draft: drafts at most; without an assistant they are looked up, and 0 is plain decoding.
     """

@@ -1,7 +1,7 @@
 """A plan: how to decode a model on a machine, resolved once, written down, and done again from a file.
 
-A plan never changes the law of a text, only how fast it comes. The same plan, seed and dtype on the same machine give
-the same tokens.
+A plan never changes the distribution of a text, only how fast it comes. The same plan, seed and dtype on the same
+machine give the same tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pass_sampling.reference.checkpoint.folder import read_json, replace_file
 __all__ = ["FORMAT_VERSION", "Plan"]
 
 FORMAT_VERSION = 1
-FIGURES = {"tokens_per_cycle", "milliseconds_per_cycle", "tokens_per_second", "ratio_to_plain"}  # that are predicted
+FIGURES = {"tokens_per_step", "milliseconds_per_step", "tokens_per_second", "ratio_to_plain"}  # that are predicted
 OPTIONS: dict[str, type | tuple[type, ...]] = {
     "lookahead": str,
     "draft_model": str,
@@ -27,7 +27,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
     "num_draft": int,
     "verify": str,
     "refine": str,
-    "lattice": int,
+    "draft_vocab_size": int,
     "groups": list,
     "candidates": str,
 }

@@ -102,7 +102,7 @@ def measure_shape(
 
 
 def _passes(model: Transformer, repeats: int) -> dict[int, float]:
-    """Return the milliseconds of passes behind a text that is in the cache."""
+    """Return the milliseconds of passes after a text that is in the cache."""
     cache = model.new_cache(CONTEXT + 2 * max(ROWS))
     model.hidden(model.embed([[1] * CONTEXT]), cache)
     length = cache.lengths
@@ -119,7 +119,7 @@ def _passes(model: Transformer, repeats: int) -> dict[int, float]:
 
 
 def _plain(model: Transformer, repeats: int) -> float:
-    """Return tokens per second of plain decoding behind a prompt, which does not count."""
+    """Return tokens per second of plain decoding after a prompt, which does not count."""
     method, prompt = Autoregressive(model, SamplingConfig(temperature=0.0)), [1] * CONTEXT
     times: list[float] = []
     rates = []

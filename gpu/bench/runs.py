@@ -1,6 +1,6 @@
 """Decoding methods side by side, in paired runs that take turns, on one model and one set of prompts.
 
-Every method writes the same number of tokens behind every prompt. Before the first figure each has written everything
+Every method writes the same number of tokens after every prompt. Before the first figure each has written everything
 once; then, prompt by prompt, all of them write, and who begins changes from prompt to prompt and from run to run. A
 speed is a ratio to plain decoding within one run, and of these the median.
 
@@ -23,15 +23,15 @@ from ..generation import generate
 from ..methods import Method
 from .figures import PLAIN, Run, rows_of
 
-__all__ = ["PLAIN", "Contender", "Run", "Writer", "method_writer", "rows_of", "run_all"]
+__all__ = ["PLAIN", "Entry", "Run", "Runner", "method_writer", "rows_of", "run_all"]
 
-ENOUGH_REPEATS = 5  # paired runs behind a claim
+ENOUGH_REPEATS = 5  # paired runs after a claim
 WARMING_TOKENS = 8  # of the texts that warm up under a budget
 Runs = dict[str, list[list[Run]]]
 """What was written, by name, repeat and prompt."""
 
 
-class Writer(Protocol):
+class Runner(Protocol):
     """Continues a prompt by exactly so many tokens, with the randomness of a seed and a request."""
 
     def __call__(self, prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
@@ -39,15 +39,15 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
-class Contender:
+class Entry:
     """A method to be compared."""
 
     name: str
-    write: Writer
+    write: Runner
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def method_writer(method: Method) -> Writer:
+def method_writer(method: Method) -> Runner:
     """Return what writes with a method of this package; no token ends a text early."""
 
     def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
@@ -65,7 +65,7 @@ def method_writer(method: Method) -> Writer:
 
 
 def run_all(
-    contenders: Sequence[Contender],
+    contenders: Sequence[Entry],
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     repeats: int,
@@ -74,11 +74,11 @@ def run_all(
     report: Callable[[int, int, Runs], None] | None = None,
     budget: float | None = None,
 ) -> Runs:
-    """Let all write behind all prompts, several times; return the runs by name, repeat and prompt.
+    """Let all write after all prompts, several times; return the runs by name, repeat and prompt.
 
     The first run of each is not returned: it warms up. Every repeat has uniforms of its own, the same for all.
 
-    Under a budget of seconds a few tokens behind the first prompt warm up. What they cost says how long texts can be
+    Under a budget of seconds a few tokens after the first prompt warm up. What they cost says how long texts can be
     for every repeat to have one, and the first repeat says how many prompts there is time for; where the machine then
     turns out slower, repeats at the end are left out.
 
@@ -104,12 +104,12 @@ def run_all(
     def turn(repeat: int, number: int, length: int) -> dict[str, Run]:
         nonlocal done
         written = {}
-        for contender in in_turn(contenders, repeat + number):
+        for entry in in_turn(contenders, repeat + number):
             started = _clock(device)
-            run = contender.write(prompts[number], length, seed, repeat * len(prompts) + number)
-            written[contender.name] = replace(run, seconds=_clock(device) - started)
+            run = entry.write(prompts[number], length, seed, repeat * len(prompts) + number)
+            written[entry.name] = replace(run, seconds=_clock(device) - started)
             if len(run.tokens) != length:
-                raise RuntimeError(f"{contender.name} wrote {len(run.tokens)} tokens, expected {length}")
+                raise RuntimeError(f"{entry.name} wrote {len(run.tokens)} tokens, expected {length}")
             done += 1
             if report is not None:
                 warming = len(prompts) if budget is None else 2
@@ -141,12 +141,12 @@ def run_all(
     return _by_name(contenders, turns)
 
 
-def _by_name(contenders: Sequence[Contender], turns: Sequence[Sequence[Mapping[str, Run]]]) -> Runs:
+def _by_name(contenders: Sequence[Entry], turns: Sequence[Sequence[Mapping[str, Run]]]) -> Runs:
     """Return the runs by name, repeat and prompt, without a repeat that has only begun."""
     return {each.name: [[turn[each.name] for turn in repeat] for repeat in turns if repeat] for each in contenders}
 
 
-def in_turn(contenders: Sequence[Contender], turn: int) -> list[Contender]:
+def in_turn(contenders: Sequence[Entry], turn: int) -> list[Entry]:
     """Return all in a circle's order; with every turn another one begins."""
     first = turn % len(contenders)
     return [*contenders[first:], *contenders[:first]]

@@ -92,7 +92,7 @@ def best_shapes(
 
 
 def _shape(paths: Sequence[Path]) -> NumCandidates:
-    """Return the shape of the tree of some paths: for each depth how many drafts stand behind each place."""
+    """Return the shape of the tree of some paths: for each depth how many drafts stand after each place."""
     levels: list[list[Path]] = [[()]]
     shape: list[Any] = []
     while below := sorted(path for path in paths if len(path) == len(levels)):

@@ -9,14 +9,14 @@ from ..drafters import PromptLookup
 from ..methods import Candidates, FusedCandidates, FusedPaSS, Method, SpeculativeSampling
 from ..methods.tree_shape import NumCandidates
 
-__all__ = ["Way", "most_drafts", "with_settings"]
+__all__ = ["Candidate", "most_drafts", "with_settings"]
 
 Drafting = TypeVar("Drafting", bound=Method)
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to draft, at its fullest: as many drafts as it can make, behind any number of accepted ones."""
+class Candidate:
+    """One way to draft, at its fullest: as many drafts as it can make, after any number of accepted ones."""
 
     name: str  # of the method, on the command line
     method: Method
@@ -48,5 +48,5 @@ def with_settings(method: Drafting, num_draft: int, rule: str, groups: tuple[int
 
 
 def most_drafts(method: Method) -> int:
-    """Return how many tokens a method drafts in a cycle at most."""
+    """Return how many tokens a method drafts in a step at most."""
     return method.num_draft if isinstance(method, SpeculativeSampling) else len(method.vectors)  # type: ignore[attr-defined]

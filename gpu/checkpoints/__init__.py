@@ -1,4 +1,4 @@
-"""The checkpoint in the box: a small model of Python code, and what drafts for it, trained for it.
+"""The checkpoint bundled: a small model of Python code, and what drafts for it, trained for it.
 
 README.md beside this file says what they were made from, under which licence, and how good they are.
 """

@@ -23,7 +23,7 @@ from .bench_output import machine
 from .bench_shape import SHAPE_NAMES, run_shape
 from .bench_texts import affordable, bench_texts, prefixes_for, prompts_for, room_of
 from .comparison import Comparison
-from .contenders import NAMES, PLANNED, chosen_names, contenders_for
+from .contenders import NAMES, PLANNED, chosen_names, entries_for
 from .drafting import Unavailable, add_drafting, check_drafting
 from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
 from .planned import add_plan, planned
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from ..model.transformer import Transformer
 
 HELP = "compare all methods of decoding on one checkpoint"
-FULL = {"repeats": 5, "max_new_tokens": 96, "num_prompts": 12, "num_places": 64, "num_tapes": 8}
-QUICK = {"repeats": 3, "max_new_tokens": 64, "num_prompts": 6, "num_places": 24, "num_tapes": 4}
+FULL = {"repeats": 5, "max_new_tokens": 96, "num_prompts": 12, "num_places": 64, "num_streams": 8}
+QUICK = {"repeats": 3, "max_new_tokens": 64, "num_prompts": 6, "num_places": 24, "num_streams": 4}
 QUICK_SECONDS, RUNS_SHARE = 110, 0.6  # of --quick, with loading; the part of what is left then that the runs take
 
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE.jsonl",
         help="a JSON object with a `prompt` on each line; default: pieces of those files of Python's standard library "
-        "that the model in the box has not seen",
+        "that the bundled model has not seen",
     )
     defaults = "; default: {} ({} with --quick)"
     parser.add_argument(
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats",
         type=int,
         metavar="N",
-        help="paired runs behind each figure" + defaults.format(FULL["repeats"], QUICK["repeats"]),
+        help="paired runs after each figure" + defaults.format(FULL["repeats"], QUICK["repeats"]),
     )
     parser.add_argument(
         "--quick",
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.quick:
         _spare_threads(model.device.type)  # before anything is timed
     plan, no_plan = _plan(names, arguments, model, sampling)
-    contenders, methods, left_out = contenders_for(names, arguments, model, sampling, plan)
+    contenders, methods, left_out = entries_for(names, arguments, model, sampling, plan)
     for method in methods.values():
         for prompt in prompts:
             method.start(prompt, Ending(arguments.max_new_tokens))  # refuses what does not fit, before anything is run
@@ -157,10 +157,10 @@ def run(arguments: argparse.Namespace) -> None:
                 seconds_left(RUNS_SHARE),
             )
         with Bar("expecting", unit="method") as bar:
-            found.chosen = affordable(methods, prefixes, arguments.num_tapes, seconds_left())
+            found.chosen = affordable(methods, prefixes, arguments.num_streams, seconds_left())
             for name, method in methods.items():
                 found.expectations[name] = expected_tokens_per_forward(
-                    method, found.chosen, arguments.num_tapes, arguments.seed
+                    method, found.chosen, arguments.num_streams, arguments.seed
                 )
                 bar.show(len(found.expectations), len(methods))
                 found.save()

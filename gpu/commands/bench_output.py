@@ -59,7 +59,7 @@ def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[st
     notes += [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
     lossy = [row["method"] for row in rows if "lossy_lenience" in row["options"]]
     if lossy:
-        notes.append(f"LOSSY, with another law than plain decoding: {', '.join(lossy)}")
+        notes.append(f"LOSSY, with another distribution than plain decoding: {', '.join(lossy)}")
     if not settings["enough_repeats"]:
         notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {settings['least_repeats']}")
     if any(row["texts_that_count"] < row["texts"] for row in rows):
@@ -94,7 +94,7 @@ def outcome_of(plan: Plan, rows: Sequence[Row]) -> str:
     expected = plan.prediction
     return (
         f"planned is {plan.method}: {expected['ratio_to_plain']:.2f} times plain decoding was predicted, and "
-        f"{expected['tokens_per_cycle']:.2f} tokens a cycle; it was {row['ratio_to_plain']:.2f} times"
+        f"{expected['tokens_per_step']:.2f} tokens a step; it was {row['ratio_to_plain']:.2f} times"
     )
 
 
@@ -114,7 +114,7 @@ def print_table(result: Mapping[str, Any]) -> None:
     )
     print(
         f"paired runs that take turns: {settings['repeats']}, of which the medians; held out: expected at "
-        f"{places['count']} places, {places['tapes']} tapes each; repeated: 8-grams of a text "
+        f"{places['count']} places, {places['uniform_streams']} uniform streams each; repeated: 8-grams of a text "
         "that stood in it before; accepted: by depth"
     )
     print()
@@ -154,7 +154,7 @@ def _draft_passes(row: Row) -> str:
 
 
 def _accepted(row: Row) -> str:
-    """Show how many of the drafts at each depth were accepted, of the cycles that drafted."""
+    """Show how many of the drafts at each depth were accepted, of the steps that drafted."""
     if not row["num_drafts"]:
         return ""
     return "  " + " ".join(f"{count / row['num_drafts']:.2f}" for count in row["accepted_per_position"][:8])

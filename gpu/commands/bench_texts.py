@@ -51,7 +51,7 @@ def prompts_for(arguments: argparse.Namespace, tokenizer: Any, texts: list[str],
 
 
 def room_of(method: Method) -> int:
-    """Return the length of a text behind which a method has room for a cycle."""
+    """Return the length of a text after which a method has room for a step."""
     from ..bench.expectation import most_new_tokens
 
     drafter = getattr(method, "drafter", None)
@@ -67,7 +67,7 @@ def prefixes_for(
 
     if room < 1:
         raise ValueError(
-            f"num_draft: found {num_draft(arguments)}, expected fewer drafts: no cycle of so many fits into the "
+            f"num_draft: found {num_draft(arguments)}, expected fewer drafts: no step of so many fits into the "
             "model's context"
         )
     if arguments.prompts is not None:
@@ -78,7 +78,7 @@ def prefixes_for(
 
 
 def affordable(
-    methods: Mapping[str, Method], prefixes: list[list[int]], num_tapes: int, seconds: float | None
+    methods: Mapping[str, Method], prefixes: list[list[int]], num_streams: int, seconds: float | None
 ) -> list[list[int]]:
     """Return as many places, spread evenly, as there is time for, at least two; what two take tells."""
     from ..bench.expectation import expected_tokens_per_forward
@@ -87,7 +87,7 @@ def affordable(
         return prefixes
     began = time.perf_counter()
     for method in methods.values():
-        expected_tokens_per_forward(method, prefixes[:2], num_tapes)
+        expected_tokens_per_forward(method, prefixes[:2], num_streams)
     spent = time.perf_counter() - began
     count = max(2, min(len(prefixes), int(2 * (seconds - spent) / spent)))
     return [prefixes[place * len(prefixes) // count] for place in range(count)]

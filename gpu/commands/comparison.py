@@ -18,7 +18,7 @@ from .drafting import num_draft
 if TYPE_CHECKING:
     from ..bench.expectation import Expectation
     from ..bench.plan import Plan
-    from ..bench.runs import Contender, Runs
+    from ..bench.runs import Entry, Runs
     from ..model.transformer import Transformer
 
 __all__ = ["Comparison"]
@@ -36,7 +36,7 @@ class Comparison:
     source: str  # of the texts
     prompts: Texts
     prefixes: Texts  # the places at which an expectation is taken
-    contenders: Sequence[Contender]
+    contenders: Sequence[Entry]
     left_out: Mapping[str, str]
     plan: Plan | None
     runs: Runs = field(default_factory=dict)
@@ -63,8 +63,9 @@ class Comparison:
             from ..bench.figures import save_chart
 
             settings, where = result["settings"], self.where
-            law = "temperature {temperature:g}, top-k {top_k}, top-p {top_p:g}".format(**settings)
-            title = f"{self.model.name}, {settings['dtype']}, {law}; {where['processor']}, threads {where['threads']}"
+            distribution = "temperature {temperature:g}, top-k {top_k}, top-p {top_p:g}".format(**settings)
+            title = f"{self.model.name}, {settings['dtype']}, {distribution}; {where['processor']}"
+            title += f", threads {where['threads']}"
             save_chart(self.arguments.plot, result["rows"], title)
 
     def result(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Comparison:
             "places": {
                 "source": self.source,
                 "count": len(places),
-                "tapes": arguments.num_tapes,
+                "uniform_streams": arguments.num_streams,
                 "sha256": _digest(places),
             },
             "most_repeated_8grams": MOST_REPEATED,

@@ -12,13 +12,13 @@ from .planned import with_plan
 if TYPE_CHECKING:
     from pass_sampling.reference.config import SamplingConfig
 
-    from ..bench.peers import Peer
+    from ..bench.peers import Baseline
     from ..bench.plan import Plan
-    from ..bench.runs import Contender
+    from ..bench.runs import Entry
     from ..methods import Method
     from ..model.transformer import Transformer
 
-__all__ = ["NAMES", "PLANNED", "chosen_names", "contenders_for"]
+__all__ = ["NAMES", "PLANNED", "chosen_names", "entries_for"]
 
 PLAIN = "autoregressive"
 PEERS = {
@@ -49,21 +49,21 @@ def chosen_names(arguments: argparse.Namespace) -> list[str]:
     return [PLAIN, *(name for name in asked if name != PLAIN)]
 
 
-def contenders_for(
+def entries_for(
     names: list[str],
     arguments: argparse.Namespace,
     model: Transformer,
     sampling: SamplingConfig,
     plan: Plan | None = None,
-) -> tuple[list[Contender], dict[str, Method], dict[str, str]]:
+) -> tuple[list[Entry], dict[str, Method], dict[str, str]]:
     """Make the contenders; return the methods among them by name as well, and who is left out, with the reason.
 
     Raises:
         ValueError: a method that was asked for by name cannot run, or what was given for one does not go together.
     """
-    from ..bench.runs import Contender, method_writer
+    from ..bench.runs import Entry, method_writer
 
-    made: list[Contender] = []
+    made: list[Entry] = []
     methods: dict[str, Method] = {}
     left_out: dict[str, str] = {}
     library: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def contenders_for(
             if name in METHODS or name == PLANNED:
                 methods[name] = _method(name, arguments, model, sampling, plan)
                 said = {"method": plan.method} if plan and name == PLANNED else {}
-                made.append(Contender(name, method_writer(methods[name]), said | options_of(methods[name])))
+                made.append(Entry(name, method_writer(methods[name]), said | options_of(methods[name])))
             else:
                 made.append(_peer(name, arguments, model, sampling, library))
         except Unavailable as error:
@@ -98,18 +98,18 @@ def _peer(
     model: Transformer,
     sampling: SamplingConfig,
     library: dict[str, Any],
-) -> Contender:
+) -> Entry:
     """Make a peer; the models of transformers are loaded once and kept in `library`."""
     from ..bench.peers import load_peer, peer_writer
-    from ..bench.runs import Contender
+    from ..bench.runs import Entry
 
-    def load(folder: Any) -> Peer:
+    def load(folder: Any) -> Baseline:
         if str(folder) not in library:
             try:
                 library[str(folder)] = load_peer(folder, model.dtype, model.device)
             except ValueError as error:
                 raise Unavailable(str(error)) from None
-        peer: Peer = library[str(folder)]
+        peer: Baseline = library[str(folder)]
         return peer
 
     depth = num_draft(arguments) if PEERS[name] else 0
@@ -123,4 +123,4 @@ def _peer(
                 f"{folder} has {assistant.model.config.vocab_size} tokens, expected {model.vocab_size}, the model's"
             )
         options = {"assistant": folder.name, **options}
-    return Contender(name, peer_writer(load(arguments.model), sampling, assistant, depth), options)
+    return Entry(name, peer_writer(load(arguments.model), sampling, assistant, depth), options)

@@ -6,7 +6,7 @@ Three ways take turns: plain decoding, PaSS as published, and PaSS in one call p
   pass-sampling demo --temperature 0 --prompt 'class Stack:'
   pass-sampling demo --model FOLDER --lookahead VECTORS --device cuda
 
-Without arguments it runs the small model in the box, which was trained on the Python standard library.
+Without arguments it runs the bundled small model, which was trained on the Python standard library.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .options import (
     add_machine,
     add_model,
     add_sampling,
-    is_in_the_box,
+    is_bundled,
     open_model,
     sampling_of,
 )
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ..methods import Method
     from ..model.transformer import Transformer
 
-HELP = "watch the model in the box write Python, drafted and verified by itself"
+HELP = "watch the bundled model write Python, drafted and verified by itself"
 # None ends with a line break: the next line's indentation is part of that token.
 PROMPTS = (
     'def read_lines(path):\n    """Return the lines of a text file, without their ends."""',
@@ -47,7 +47,7 @@ PROMPTS = (
     "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:",
 )
 PLAIN = "plain decoding"
-WAYS = {"PaSS": "lookahead", "PaSS, one call": "lookahead-fused"}  # as published, and ours
+WAYS = {"PaSS": "pass", "PaSS, one call": "pass-one-call"}  # as published, and ours
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=int, default=100, metavar="N", help="length of each text; default: %(default)s"
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="paired runs behind each figure; default: %(default)s"
+        "--repeats", type=int, default=5, metavar="N", help="paired runs after each figure; default: %(default)s"
     )
     add_sampling(parser)
     add_machine(parser)
@@ -108,7 +108,7 @@ def _methods(arguments: argparse.Namespace, model: Transformer, sampling: Sampli
         try:
             methods[shown] = method_called(name, arguments, model, sampling)
         except Unavailable:
-            if name != "lookahead" or (arguments.lookahead is None and not is_in_the_box(arguments.model)):
+            if name != "pass" or (arguments.lookahead is None and not is_bundled(arguments.model)):
                 raise
     return methods
 
@@ -201,10 +201,11 @@ def _machine(model: Transformer, arguments: argparse.Namespace) -> dict[str, Any
 
 def _print_table(rows: dict[str, Any], machine: dict[str, Any]) -> None:
     """Print the figures, and in a sentence for each way of drafting what they mean here."""
-    law = f"temperature {machine['temperature']:g}, top-k {machine['top_k']}, top-p {machine['top_p']:g}"
+    distribution = f"temperature {machine['temperature']:g}, top-k {machine['top_k']}, top-p {machine['top_p']:g}"
     print(
-        f"The same law, {law}, written {len(rows)} ways (texts differ, and may end early): {machine['dtype']} on "
-        f"{machine['device']}, {machine['threads']} threads, the median of {machine['repeats']} paired runs."
+        f"The same distribution, {distribution}, in {len(rows)} ways (texts differ, and may end early): "
+        f"{machine['dtype']} on {machine['device']}, {machine['threads']} threads, the median of {machine['repeats']} "
+        "paired runs."
     )
     print(
         f"{'':16}{'tokens':>8}{'passes':>8}{'tokens per pass':>17}{'ms per pass':>13}{'seconds':>9}{'tokens per s':>14}"
@@ -220,8 +221,8 @@ def _print_table(rows: dict[str, Any], machine: dict[str, Any]) -> None:
         fewer = row["tokens_per_forward"] / rows[PLAIN]["tokens_per_forward"]
         dearer = row["milliseconds_per_pass"] / rows[PLAIN]["milliseconds_per_pass"]
         speed = row["ratio_to_plain"]
-        verdict = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
+        verification = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
         print(
             f"{name} gets {fewer:.2f} times the tokens out of a pass, which takes {dearer:.2f} times as long: on this "
-            f"machine {speed:.2f} times the speed, {verdict} plain decoding."
+            f"machine {speed:.2f} times the speed, {verification} plain decoding."
         )

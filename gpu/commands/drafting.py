@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..checkpoints import DRAFT_MODEL
-from .options import add_lookahead, is_in_the_box
+from .options import add_lookahead, is_bundled
 from .places import place, said
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "numbers",
 ]
 
-HOW = ("num_draft", "candidates", "verify", "schedule", "lenience", "refine", "lattice", "groups")
+HOW = ("num_draft", "candidates", "verify", "schedule", "lenience", "refine", "draft_vocab_size", "groups")
 FLAGS = ("lookahead", "draft_model", "ngram", *HOW)  # of methods that draft
 NUM_DRAFT = 4
 
@@ -39,10 +39,10 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         "--draft-model",
         type=place,
         metavar="FOLDER",
-        help="a smaller model over the same vocabulary, which drafts; default: the one in the box",
+        help="a smaller model over the same vocabulary, which drafts; default: the bundled one",
     )
     parser.add_argument(
-        "--ngram", type=place, metavar="FOLDER", help="an n-gram model, which drafts; default: the one in the box"
+        "--ngram", type=place, metavar="FOLDER", help="an n-gram model, which drafts; default: the bundled one"
     )
     parser.add_argument(
         "--num-draft",
@@ -53,8 +53,8 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--candidates",
         metavar="C,C,...",
-        help="draft a tree, with so many candidates behind everything at each depth: 3,2,1; or with a number for each "
-        "place of a depth: 3,2+1+0,1; default: one draft behind another",
+        help="draft a tree, with so many candidates after everything at each depth: 3,2,1; or with a number for each "
+        "place of a depth: 3,2+1+0,1; default: one draft after another",
     )
     parser.add_argument(
         "--verify",
@@ -66,8 +66,8 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schedule",
         choices=("fixed", "heuristic", "entropy"),
-        help="how many tokens a drafter drafts: always K, two more after a cycle that was accepted whole and one fewer "
-        "after any other, or until its law is too flat; default: fixed",
+        help="how many tokens a drafter drafts: always K, two more after a step that was accepted whole and one fewer "
+        "after any other, or until its distribution is too flat; default: fixed",
     )
     parser.add_argument(
         "--refine",
@@ -76,7 +76,7 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         "trained with the vectors; default: the head where there is one",
     )
     parser.add_argument(
-        "--lattice",
+        "--draft-vocab-size",
         type=int,
         metavar="N",
         help="with a head: draft only among the N tokens that the look-ahead row alone finds likeliest, so that no "
@@ -86,7 +86,7 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         "--groups",
         type=numbers,
         metavar="A,B,...",
-        help="behind how many accepted drafts look-ahead rows hang in the pass; default: behind any number",
+        help="after how many accepted drafts look-ahead rows hang in the pass; default: after any number",
     )
     parser.add_argument(
         "--lenience",
@@ -123,7 +123,7 @@ def num_draft(arguments: argparse.Namespace) -> int:
 
 
 def draft_model_folder(arguments: argparse.Namespace) -> Path:
-    """Return the folder of the draft model: the one given, or for the model in the box its own.
+    """Return the folder of the draft model: the one given, or for the bundled model its own.
 
     Raises:
         Unavailable: there is neither.
@@ -131,15 +131,15 @@ def draft_model_folder(arguments: argparse.Namespace) -> Path:
     return folder_for(arguments, "draft_model", DRAFT_MODEL, "draft model")
 
 
-def folder_for(arguments: argparse.Namespace, flag: str, in_the_box: Path, what: str) -> Path:
-    """Return the folder that a flag names, or for the model in the box its own.
+def folder_for(arguments: argparse.Namespace, flag: str, bundled: Path, what: str) -> Path:
+    """Return the folder that a flag names, or for the bundled model its own.
 
     Raises:
         Unavailable: there is neither.
     """
     folder: Path | None = getattr(arguments, flag)
-    if folder is None and is_in_the_box(arguments.model) and in_the_box.is_dir():
-        folder = in_the_box
+    if folder is None and is_bundled(arguments.model) and bundled.is_dir():
+        folder = bundled
     if folder is None:
         raise Unavailable(f"found no {what} for {said(arguments.model)}, expected {flag_called(flag)} FOLDER")
     return folder

@@ -1,4 +1,4 @@
-"""Continue a text with a model, by plain decoding or with drafts; all ways have exactly the same law.
+"""Continue a text with a model, by plain decoding or with drafts; all ways have exactly the same distribution.
 
   pass-sampling generate --prompt 'def main():'
   pass-sampling generate --model FOLDER --lookahead VECTORS --prompt-file story.txt --temperature 0.7 --json
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .chat import Conversation, add_chat, check_chat
 from .drafting import add_drafting, check_drafting
-from .methods import METHODS, method_for, options_of
+from .methods import METHODS, method_for, method_name, options_of
 from .options import add_json, add_machine, add_model, add_sampling, open_model, sampling_of
 from .planned import add_plan, planned
 from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
@@ -40,8 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
         "--method",
-        choices=tuple(METHODS),
-        help="how to decode, by the same law; default: what is the fastest here, see pass-sampling plan",
+        type=method_name,
+        metavar="NAME",
+        help=f"how to decode, by the same distribution: {', '.join(METHODS)}; default: what is the fastest here, see "
+        "pass-sampling plan",
     )
     add_drafting(parser)
     add_plan(parser)

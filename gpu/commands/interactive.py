@@ -24,7 +24,7 @@ QUIT = "/quit"
 
 
 def prompts(stream: TextIO | None) -> Iterator[str]:
-    r"""Yield what is asked for: lines, until the end or /quit; behind a \ at its end a line goes on in the next."""
+    r"""Yield what is asked for: lines, until the end or /quit; after a \ at its end a line goes on in the next."""
     text = ""
     while (line := _line(stream, ". " if text else "> ")) is not None:
         if line.endswith("\\"):
@@ -41,7 +41,7 @@ def prompts(stream: TextIO | None) -> Iterator[str]:
 
 
 def _line(stream: TextIO | None, mark: str) -> str | None:
-    """Read a line; on a terminal behind a mark, and with what it offers for editing."""
+    """Read a line; on a terminal after a mark, and with what it offers for editing."""
     if stream is None:  # closed before Python began
         return None
     if stream is sys.stdin and stream.isatty() and sys.stdout.isatty():

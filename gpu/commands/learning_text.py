@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import HELD_OUT
-from .options import is_in_the_box, named_held_out, open_model
+from .options import is_bundled, named_held_out, open_model
 from .places import fetch_folders
 from .progress import Bar
 from .text import load_tokenizer
@@ -83,7 +83,7 @@ def divided(texts: dict[str, str], arguments: argparse.Namespace) -> tuple[list[
     from ..training.text import split_texts
 
     listed = arguments.held_out_list
-    if listed is None and arguments.standard_library and is_in_the_box(arguments.model):
+    if listed is None and arguments.standard_library and is_bundled(arguments.model):
         listed = HELD_OUT
     if listed is not None:
         held = sorted(set(named_held_out(listed)) & set(texts))
@@ -109,7 +109,7 @@ def open_trainable(arguments: argparse.Namespace) -> Trainable:
 
 
 def encoded(tokenizer: Any, texts: list[str], model: Trainable, arguments: argparse.Namespace) -> list[Tokens]:
-    """Return each text's tokens with the end of text behind them.
+    """Return each text's tokens with the end of text after them.
 
     Raises:
         ValueError: there is a token that the model does not have.

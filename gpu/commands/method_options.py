@@ -24,8 +24,8 @@ def options_of(method: Method) -> dict[str, Any]:
         parts = [part for part in ("adapter", "head") if getattr(method.lookahead, part) is not None]
         refined = type(method.refinement).__name__.removesuffix("Refinement").lower()
         found = {"num_lookahead": len(method.vectors), "parts": parts, "refine": refined, "verify": method.rule}
-        lattice = getattr(method.refinement, "lattice", None)
-        found |= {} if lattice is None else {"lattice": lattice}
+        draft_vocab_size = getattr(method.refinement, "draft_vocab_size", None)
+        found |= {} if draft_vocab_size is None else {"draft_vocab_size": draft_vocab_size}
         found |= {} if method.groups is None else {"groups": list(method.groups)}
         if isinstance(method, FusedCandidates):
             found["candidates"] = as_written(method.num_candidates)

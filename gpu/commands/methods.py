@@ -12,7 +12,7 @@ from ..checkpoints import FUSED, LOOKAHEAD, NGRAM
 from .candidates import candidates_with, check_for_a_tree, rule_of
 from .drafting import FLAGS, Unavailable, check_same_tokens, draft_model_folder, flag_called, folder_for, num_draft
 from .method_options import options_of
-from .options import is_in_the_box, load_vectors, no_vectors
+from .options import is_bundled, load_vectors, no_vectors
 
 if TYPE_CHECKING:
     from pass_sampling.reference.config import SamplingConfig
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ..model.transformer import Transformer
 
 Kind = TypeVar("Kind", "PaSS", "FusedPaSS")
-__all__ = ["METHODS", "folders_of", "method_called", "method_for", "options_of"]
+RENAMED = {"lookahead": "pass", "lookahead-fused": "pass-one-call"}
+__all__ = ["METHODS", "folders_of", "method_called", "method_for", "method_name", "options_of"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,15 @@ class Entry:
 
     build: Callable[[argparse.Namespace, Transformer, SamplingConfig], Method]
     takes: tuple[str, ...] = ()
+
+
+def method_name(text: str) -> str:
+    """Read the name of a method."""
+    if text in RENAMED:
+        raise argparse.ArgumentTypeError(f"found {text!r}, which is called {RENAMED[text]!r} now")
+    if text not in METHODS:
+        raise argparse.ArgumentTypeError(f"found {text!r:.80}, expected one of {', '.join(METHODS)}")
+    return text
 
 
 def method_for(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> tuple[str, Method]:
@@ -53,17 +63,17 @@ def method_for(arguments: argparse.Namespace, model: Transformer, sampling: Samp
 
 def _wanted(arguments: argparse.Namespace) -> str:
     """Return the method that the flags speak of."""
-    if arguments.refine is not None or arguments.lattice is not None:
-        return "lookahead-fused"
-    sources = {"lookahead": "lookahead", "draft_model": "draft-model", "ngram": "ngram"}
+    if arguments.refine is not None or arguments.draft_vocab_size is not None:
+        return "pass-one-call"
+    sources = {"lookahead": "pass", "draft_model": "draft-model", "ngram": "ngram"}
     given = [flag for flag in sources if getattr(arguments, flag) is not None]
     if len(given) > 1:
         raise ValueError(f"found {' and '.join(map(flag_called, given))}, expected one of them")
     if arguments.candidates is not None and given in ([], ["lookahead"]):
-        return "lookahead-fused"
+        return "pass-one-call"
     if given:
         return sources[given[0]]
-    return "lookahead" if is_in_the_box(arguments.model) else "autoregressive"
+    return "pass" if is_bundled(arguments.model) else "autoregressive"
 
 
 def _not_taken(flag: str, found: Any, name: str) -> str:
@@ -79,22 +89,22 @@ def method_called(name: str, arguments: argparse.Namespace, model: Transformer, 
     """Make a method.
 
     Raises:
-        Unavailable: what it needs was neither given nor is in the box.
+        Unavailable: what it needs was neither given nor is bundled.
         ValueError: what was given does not go together.
     """
     return METHODS[name].build(arguments, model, sampling)
 
 
 def folders_of(name: str, arguments: argparse.Namespace) -> dict[str, Path]:
-    """Return the folders that a method drafts from, by their flags, given or in the box.
+    """Return the folders that a method drafts from, by their flags, given or bundled.
 
     Raises:
         Unavailable: there is none where one is needed.
     """
     found: dict[str, Path] = {}
     if "lookahead" in METHODS[name].takes:
-        in_the_box = FUSED if name == "lookahead-fused" and FUSED.is_dir() else LOOKAHEAD
-        found["lookahead"] = folder_for(arguments, "lookahead", in_the_box, "look-ahead vectors")
+        bundled = FUSED if name == "pass-one-call" and FUSED.is_dir() else LOOKAHEAD
+        found["lookahead"] = folder_for(arguments, "lookahead", bundled, "look-ahead vectors")
     if name == "draft-model":
         found["draft_model"] = draft_model_folder(arguments)
     if name == "ngram" or arguments.refine == "ngram":
@@ -126,16 +136,18 @@ def _lookahead_fused(arguments: argparse.Namespace, model: Transformer, sampling
         method = FusedCandidates(model, lookahead, sampling, rule=rule_of(arguments), num_candidates=shape)
     if arguments.groups is not None:
         method = replace(method, groups=arguments.groups)
-    if arguments.lattice is not None:
+    if arguments.draft_vocab_size is not None:
         if arguments.refine not in (None, "head"):
             raise ValueError(
-                f"--lattice: found {arguments.lattice} with --refine {arguments.refine}, expected --refine head"
+                f"--draft-vocab-size: found {arguments.draft_vocab_size} with --refine {arguments.refine}, expected "
+                "--refine head"
             )
         if not isinstance(method.refinement, HeadRefinement):
             raise ValueError(
-                f"--lattice: found {arguments.lattice}, and vectors without a head, expected another --lookahead"
+                f"--draft-vocab-size: found {arguments.draft_vocab_size}, and vectors without a head, expected another "
+                "--lookahead"
             )
-        return replace(method, refinement=replace(method.refinement, lattice=arguments.lattice))
+        return replace(method, refinement=replace(method.refinement, draft_vocab_size=arguments.draft_vocab_size))
     if arguments.refine == "none":
         return replace(method, refinement=Unrefined())
     if arguments.refine == "ngram":
@@ -152,7 +164,7 @@ def _with_vectors(
 
     lookahead = _vectors(FUSED if kind is FusedPaSS else LOOKAHEAD, arguments, model)
     if kind is not FusedPaSS and (lookahead.adapter is not None or lookahead.head is not None):
-        raise Unavailable("found vectors trained with an adapter or a head, expected --method lookahead-fused for them")
+        raise Unavailable("found vectors trained with an adapter or a head, expected --method pass-one-call for them")
     if arguments.num_draft is not None and arguments.num_draft > lookahead.num_lookahead:
         raise Unavailable(
             f"--num-draft: found {arguments.num_draft}, expected at most {lookahead.num_lookahead}, one per look-ahead "
@@ -162,8 +174,8 @@ def _with_vectors(
     return kind(model, lookahead, sampling, rule=rule, num_lookahead=arguments.num_draft)
 
 
-def _vectors(in_the_box: Path, arguments: argparse.Namespace, model: Transformer) -> LookAhead:
-    lookahead = load_vectors(arguments, model, in_the_box)
+def _vectors(bundled: Path, arguments: argparse.Namespace, model: Transformer) -> LookAhead:
+    lookahead = load_vectors(arguments, model, bundled)
     if lookahead is None:
         raise Unavailable(no_vectors(arguments.model))
     return lookahead
@@ -221,9 +233,10 @@ def _speculative(
 OF_DRAFTERS = ("num_draft", "candidates", "verify", "schedule", "lenience")
 METHODS = {
     "autoregressive": Entry(_autoregressive),
-    "lookahead": Entry(_lookahead, ("lookahead", "num_draft", "verify")),
-    "lookahead-fused": Entry(
-        _lookahead_fused, ("lookahead", "num_draft", "candidates", "verify", "refine", "lattice", "groups", "ngram")
+    "pass": Entry(_lookahead, ("lookahead", "num_draft", "verify")),
+    "pass-one-call": Entry(
+        _lookahead_fused,
+        ("lookahead", "num_draft", "candidates", "verify", "refine", "draft_vocab_size", "groups", "ngram"),
     ),
     "draft-model": Entry(_draft_model, ("draft_model", *OF_DRAFTERS)),
     "prompt-lookup": Entry(_prompt_lookup, OF_DRAFTERS),

@@ -1,7 +1,7 @@
 """Count an n-gram model for a model's tokenizer: a drafter that costs no pass.
 
   pass-sampling ngram --model FOLDER --text CORPUS --output NGRAM
-  pass-sampling ngram --output NGRAM --standard-library        for the small model in the box
+  pass-sampling ngram --output NGRAM --standard-library        for the bundled small model
 
 A part of the text is held out, whole files if there are many, else the end of each. What is measured on it is the
 perplexity, and the chance that the model accepts a draft, at temperature 1 and at temperature 0.8 with top-k 10.

@@ -28,7 +28,7 @@ __all__ = [
     "add_seed",
     "add_text",
     "check_new_folder",
-    "is_in_the_box",
+    "is_bundled",
     "load_vectors",
     "named_held_out",
     "no_vectors",
@@ -53,13 +53,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.8, top_k: int = 10) -> None:
-    """Add the settings of the target law, and the seed."""
+    """Add the settings of the target distribution, and the seed."""
     parser.add_argument(
         "--temperature",
         type=float,
         default=temperature,
         metavar="X",
-        help="0 is greedy, 1 the model's own law; default: %(default)s",
+        help="0 is greedy, 1 the model's own distribution; default: %(default)s",
     )
     parser.add_argument(
         "--top-k",
@@ -119,7 +119,7 @@ def add_text(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_of(arguments: argparse.Namespace) -> SamplingConfig:
-    """Return the settings of the target law; the seed is checked as well, before anything is loaded."""
+    """Return the settings of the target distribution; the seed is checked as well, before anything is loaded."""
     from pass_sampling.reference.config import SamplingConfig, check_integer
 
     check_integer("seed", arguments.seed, 0, 2**64 - 1)
@@ -155,18 +155,18 @@ def check_new_folder(output: Path, what: str) -> None:
         raise ValueError(f"--output: {above} takes no new folder ({reason}), expected one that does") from None
 
 
-def is_in_the_box(folder: Path) -> bool:
-    """Say whether a path is that of the model in the box, however it is written."""
+def is_bundled(folder: Path) -> bool:
+    """Say whether a path is that of the bundled model, however it is written."""
     return os.path.realpath(folder) == os.path.realpath(MODEL)
 
 
-def load_vectors(arguments: argparse.Namespace, model: Transformer, in_the_box: Path = LOOKAHEAD) -> LookAhead | None:
-    """Load the look-ahead vectors: those asked for, else for the model in the box its own, else None."""
+def load_vectors(arguments: argparse.Namespace, model: Transformer, bundled: Path = LOOKAHEAD) -> LookAhead | None:
+    """Load the look-ahead vectors: those asked for, else for the bundled model its own, else None."""
     from ..lookahead.vectors import LookAhead
 
     folder = arguments.lookahead
-    if folder is None and is_in_the_box(arguments.model):
-        folder = in_the_box if in_the_box.is_dir() else LOOKAHEAD
+    if folder is None and is_bundled(arguments.model):
+        folder = bundled if bundled.is_dir() else LOOKAHEAD
     return None if folder is None else LookAhead.load(folder, model.device)
 
 

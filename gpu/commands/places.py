@@ -26,7 +26,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default=MODEL,
         metavar="FOLDER",
         help="a Hugging Face folder (Llama, Mistral, Qwen2, Qwen3), or org/name on the Hub; default: the small model "
-        "in the box",
+        "bundled",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of --model org/name; default: main")
 
@@ -34,7 +34,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_lookahead(parser: argparse.ArgumentParser) -> None:
     """Add --lookahead."""
     parser.add_argument(
-        "--lookahead", type=place, metavar="FOLDER", help="look-ahead vectors for the model; default: those in the box"
+        "--lookahead", type=place, metavar="FOLDER", help="look-ahead vectors for the model; default: the bundled ones"
     )
 
 

@@ -6,7 +6,7 @@
 
 Every way of drafting that can run is timed, with different numbers of drafts, and how far its drafts come is measured
 at places of text; the best settings of each follow. Commands that are not told how to decode do this by themselves,
-once, and keep what they found. A plan never changes the law of a text.
+once, and keep what they found. A plan never changes the distribution of a text.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_lookahead(parser)
     parser.add_argument(
-        "--draft-model", type=place, metavar="FOLDER", help="a smaller model that may draft; default: that in the box"
+        "--draft-model", type=place, metavar="FOLDER", help="a smaller model that may draft; default: the bundled one"
     )
     parser.add_argument(
-        "--ngram", type=place, metavar="FOLDER", help="an n-gram model that may draft; default: that in the box"
+        "--ngram", type=place, metavar="FOLDER", help="an n-gram model that may draft; default: the bundled one"
     )
     parser.add_argument("--again", action="store_true", help="measure even if it was measured before")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the plan here as well; default: nowhere")
@@ -70,10 +70,10 @@ def _print_plan(plan: Plan) -> None:
     print("times one row   " + "".join(f"{milliseconds / first:8.2f}" for milliseconds in passes.values()))
     print()
     print(f"{'expected of':16}{'tokens':>8}{'ms':>8}{'tokens':>9}{'times':>7}")
-    print(f"{'':16}{'a cycle':>8}{'a cycle':>8}{'per s':>9}{'plain':>7}  settings")
+    print(f"{'':16}{'a step':>8}{'a step':>8}{'per s':>9}{'plain':>7}  settings")
     for each in plan.calibration["considered"]:
         print(
-            f"{each['method']:16}{each['tokens_per_cycle']:8.2f}{each['milliseconds_per_cycle']:8.2f}"
+            f"{each['method']:16}{each['tokens_per_step']:8.2f}{each['milliseconds_per_step']:8.2f}"
             f"{each['tokens_per_second']:9.0f}{each['ratio_to_plain']:7.2f}  {_settings(each)}"
         )
     print(f"plan: {plan.method} {_settings(plan.options)}".rstrip())

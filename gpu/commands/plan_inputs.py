@@ -18,13 +18,13 @@ from .text import encode_prompt, load_tokenizer
 if TYPE_CHECKING:
     from pass_sampling.reference.config import SamplingConfig
 
-    from ..bench.ways import Way
+    from ..bench.ways import Candidate
     from ..model.transformer import Transformer
 
 __all__ = ["SOURCES", "folders_in", "made_for", "places_in_text", "ways_for"]
 
 SOURCES = ("lookahead", "draft_model", "ngram")
-NUM_PREFIXES, PREFIX_LENGTH = 64, 96  # that a calibration stands behind
+NUM_PREFIXES, PREFIX_LENGTH = 64, 96  # that a calibration stands after
 MOST_DRAFTS = 6  # of drafters that could go on
 
 
@@ -46,9 +46,9 @@ def folders_in(options: dict[str, Any]) -> dict[str, Path]:
     return {name: Path(folder) for name, folder in options.items() if name in SOURCES}
 
 
-def ways_for(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> list[Way]:
+def ways_for(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> list[Candidate]:
     """Return every way of drafting that what was given allows; if nothing was, what there is for the model."""
-    from ..bench.ways import Way, most_drafts, with_settings
+    from ..bench.ways import Candidate, most_drafts, with_settings
 
     given = {flag for flag in SOURCES if getattr(arguments, flag) is not None}
     ways = []
@@ -64,10 +64,10 @@ def ways_for(arguments: argparse.Namespace, model: Transformer, sampling: Sampli
             continue
         context = getattr(getattr(method, "drafter", None), "max_position_embeddings", None)
         context = min(context or model.max_position_embeddings, model.max_position_embeddings)
-        fitting = ((context - _prefix_length(model) - 2) // 3 - 2) // 2  # drafts for which there are three cycles
+        fitting = ((context - _prefix_length(model) - 2) // 3 - 2) // 2  # drafts for which there are three steps
         most = min(most_drafts(method), fitting)
         if most > 0:
-            ways.append(Way(name, with_settings(method, most, "token"), _sources_of(name, asked)))
+            ways.append(Candidate(name, with_settings(method, most, "token"), _sources_of(name, asked)))
     return ways
 
 

@@ -21,9 +21,9 @@ from .progress import Bar
 if TYPE_CHECKING:
     from pass_sampling.reference.config import SamplingConfig
 
-    from ..bench.choice import Outcome
+    from ..bench.choice import Prediction
     from ..bench.plan import Plan
-    from ..bench.ways import Way
+    from ..bench.ways import Candidate
     from ..model.transformer import Transformer
 
 __all__ = ["add_plan", "found_plan", "planned", "with_plan"]
@@ -130,7 +130,7 @@ def found_plan(
 
 
 def calibrated_plan(
-    ways: list[Way],
+    ways: list[Candidate],
     wanted: dict[str, Any],
     arguments: argparse.Namespace,
     model: Transformer,
@@ -150,7 +150,7 @@ def calibrated_plan(
     return _plan_of(outcomes, calibration, ways, wanted)
 
 
-def _plan_of(outcomes: list[Outcome], calibration: Any, ways: list[Way], wanted: dict[str, Any]) -> Plan:
+def _plan_of(outcomes: list[Prediction], calibration: Any, ways: list[Candidate], wanted: dict[str, Any]) -> Plan:
     """Write down the best of all, and what it was chosen from."""
     from ..bench.plan import Plan
 
@@ -170,11 +170,11 @@ def _plan_of(outcomes: list[Outcome], calibration: Any, ways: list[Way], wanted:
     )
 
 
-def _name(outcome: Outcome, ways: list[Way]) -> str:
+def _name(outcome: Prediction, ways: list[Candidate]) -> str:
     return "autoregressive" if outcome.way is None else ways[outcome.way].name
 
 
-def _settings(outcome: Outcome, ways: list[Way]) -> dict[str, Any]:
+def _settings(outcome: Prediction, ways: list[Candidate]) -> dict[str, Any]:
     if outcome.way is None:
         return {}
     if outcome.candidates is not None:
@@ -183,10 +183,10 @@ def _settings(outcome: Outcome, ways: list[Way]) -> dict[str, Any]:
     return found if outcome.groups is None else found | {"groups": list(outcome.groups)}
 
 
-def _expected(outcome: Outcome, plain: Outcome) -> dict[str, float]:
+def _expected(outcome: Prediction, plain: Prediction) -> dict[str, float]:
     return {
-        "tokens_per_cycle": round(outcome.tokens_per_cycle, 3),
-        "milliseconds_per_cycle": round(outcome.milliseconds_per_cycle, 3),
+        "tokens_per_step": round(outcome.tokens_per_step, 3),
+        "milliseconds_per_step": round(outcome.milliseconds_per_step, 3),
         "tokens_per_second": round(outcome.tokens_per_second, 1),
         "ratio_to_plain": round(outcome.tokens_per_second / plain.tokens_per_second, 3),
     }

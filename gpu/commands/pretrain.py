@@ -1,15 +1,15 @@
 """Train a small base model from text: a Llama with a byte-level BPE tokenizer, saved as a Hugging Face folder.
 
   pass-sampling pretrain --text CORPUS --output FOLDER
-  pass-sampling pretrain --standard-library --output FOLDER      as the model in the box was made
+  pass-sampling pretrain --standard-library --output FOLDER      as the bundled model was made
   pass-sampling pretrain --teacher MODEL --layers 2 --hidden-size 128 --heads 2 --text CORPUS --output FOLDER
 
-With --teacher the new model is one that drafts for MODEL: it takes its tokenizer and learns its laws, and the chance
-that its drafts are accepted is measured at the end.
+With --teacher the new model is one that drafts for MODEL: it takes its tokenizer and learns its distributions, and the
+chance that its drafts are accepted is measured at the end.
 
-A run that is killed goes on, at most 20 seconds behind where it was, when the same command is given again. About 5 %
+A run that is killed goes on, at most 20 seconds after where it was, when the same command is given again. About 5 %
 of the files, chosen by their names, are held out; near-duplicates stay on one side. Minutes and memory are stated
-behind the second step.
+after the second step.
 """
 
 from __future__ import annotations

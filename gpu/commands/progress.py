@@ -17,7 +17,7 @@ def forecast(news: dict[str, Any]) -> str:
     return (
         f"training will take about {minutes:.1f} minutes"
         + ("" if memory is None else f" and {memory / 2**30:.1f} GiB of memory")
-        + (f", going on behind step {first}" if first else "")
+        + (f", going on after step {first}" if first else "")
     )
 
 

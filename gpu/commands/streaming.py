@@ -19,7 +19,7 @@ LEGEND = {
     "exact": "from the model's own row",
     "accepted": "drafted, and accepted",
     "correction": "in place of a rejected draft",
-    "bonus": "behind drafts none of which was rejected",
+    "bonus": "after drafts none of which was rejected",
 }
 DIM, RESET = "\033[2m", "\033[0m"
 
@@ -66,7 +66,7 @@ class SourceStream:
             self._stream.flush()
 
     def record(self, request: int, record: Record) -> None:
-        """Show what a cycle has added."""
+        """Show what a step has added."""
         for token, self._last in zip(record.tokens, record.sources, strict=True):
             self._text = self._text.after((token,))
             self._show(self._text.news)

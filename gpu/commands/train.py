@@ -2,17 +2,18 @@
 
   pass-sampling train --model FOLDER --text CORPUS --output VECTORS
   pass-sampling train --model FOLDER --self --output VECTORS
-  pass-sampling train --output VECTORS --standard-library        for the small model in the box
+  pass-sampling train --output VECTORS --standard-library        for the bundled small model
 
 With --adapter-rank, look-ahead rows also pass through low-rank terms beside the model's layers, and with --head-width a
-small network tells drafts of one another. Both raise acceptance, and no row of the text meets them: its law stays.
+small network tells drafts of one another. Both raise acceptance, and no row of the text meets them: its distribution
+stays.
   pass-sampling train --text CORPUS --output FOLDER --num-lookahead 6 --adapter-rank 16 --head-width 512
 The control of a head is one that drafts without look-ahead rows: --head-alone.
 
 A model of another kind than Llama, Mistral, Qwen2 and Qwen3 is run by transformers, without an adapter; its vectors are
 for transformers' generate, see docs/huggingface.md.
 
-Minutes and memory are stated before it starts. A run that is killed goes on, at most 20 seconds behind where it was,
+Minutes and memory are stated before it starts. A run that is killed goes on, at most 20 seconds after where it was,
 when the same command is given again. What is measured at the end is the expected acceptance on text held out, at the
 sampling that is given, greedy, and at temperature 1, beside that of untrained vectors.
 """
@@ -74,14 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--loss",
         choices=("kl", "total-variation", "cross-entropy"),
         default="kl",
-        help="kl, total-variation: towards the model's own laws; cross-entropy: on the text, as in the paper; "
+        help="kl, total-variation: towards the model's own distributions; cross-entropy: on the text, as in the paper; "
         "default: %(default)s",
     )
     parser.add_argument(
         "--loss-temperature",
         type=float,
         metavar="X",
-        help="of the laws in the loss; default: --temperature, with an adapter or a head 1",
+        help="of the distributions in the loss; default: --temperature, with an adapter or a head 1",
     )
     parser.add_argument(
         "--depth-decay",

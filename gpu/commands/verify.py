@@ -6,9 +6,10 @@
   pass-sampling verify --model FOLDER --lookahead VECTORS --device cuda
 
 Without --model, every way in which the random choices of every method can fall is run on small models, one process per
-core, and the law of what comes out is compared with the target's; the last lines say what that covers and what not.
-With --model: how far the rows of a verify pass are from those of one-token passes in this dtype on this device, whether
-greedy texts agree, and a test of the first two tokens, with the total variation that it could detect.
+core, and the distribution of what comes out is compared with the target's; the last lines say what that covers and
+what not. With --model: how far the rows of a verify pass are from those of one-token passes in this dtype on this
+device, whether greedy texts agree, and a test of the first two tokens, with the total variation that it could
+detect.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lookahead",
         type=Path,
         metavar="FOLDER",
-        help="its look-ahead vectors; default: those in the box, or random ones",
+        help="its look-ahead vectors; default: the bundled ones, or random ones",
     )
     parser.add_argument(
         "--seconds", type=float, metavar="X", help=f"for the test of drawn tokens; default: {SECONDS:g}"
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the suite, or check a model.
 
     Raises:
-        ValueError: a law is not the target's, or a model's draws are not distributed as they should be.
+        ValueError: a distribution is not the target's, or a model's draws are not distributed as they should be.
     """
     given = [name for name in OF_A_MODEL if getattr(arguments, name) is not None]
     if arguments.model is not None:
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     if not arguments.json:
         print(
-            f"{'package':11}{'method':17}{'rule':20}{'configurations':>15}{'executions':>12}{'cycles':>8}{'deviation':>11}"
+            f"{'package':11}{'method':17}{'rule':20}{'configurations':>15}{'executions':>12}{'steps':>8}{'deviation':>11}"
         )
     with _processes() as run_all:
         for row in suite.exact_suite(packages, cases=cases, run=run_all):
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
             if not arguments.json:
                 print(
                     f"{row.package:11}{row.method:17}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
-                    f"{row.cycles:8}{row.largest_deviation:11.1e}",
+                    f"{row.steps:8}{row.largest_deviation:11.1e}",
                     flush=True,
                 )
     coverage = suite.coverage(packages, cases)
@@ -109,15 +110,16 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
         print(
-            f"{result['configurations']} exact laws by {result['executions']} executions in {result['seconds']:.0f} s; "
-            f"largest deviation from the target's law {result['largest_deviation']:.1e} (1e-12 is asked)"
+            f"{result['configurations']} exact distributions by {result['executions']} executions in "
+            f"{result['seconds']:.0f} s; "
+            f"largest deviation from the target's distribution {result['largest_deviation']:.1e} (1e-12 is asked)"
         )
         for title, sentences in (("Covered:", "covered"), ("Not covered:", "not_covered")):
             print(title, *coverage[sentences], sep="\n  ")
     if not result["largest_deviation"] <= suite.EXACT:
         worst = max(rows, key=lambda row: float(row["largest_deviation"]))
         raise ValueError(
-            f"{worst['package']} {worst['method']}: the law deviates by {worst['largest_deviation']:.1e} on "
+            f"{worst['package']} {worst['method']}: the distribution deviates by {worst['largest_deviation']:.1e} on "
             f"{worst['worst']!r}, expected at most {suite.EXACT:.0e}"
         )
 

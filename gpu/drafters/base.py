@@ -13,10 +13,11 @@ from ..model.cache import KVCache
 
 
 class Drafter(Protocol):
-    """Gives the logits of the next token behind each row's text, one token after another.
+    """Gives the logits of the next token after each row's text, one token after another.
 
-    Whatever they are, the text's law stays the target's; good ones make drafts that are accepted. The logits may depend
-    on nothing but the tokens: a cache only saves work, and has been cut to a prefix of the tokens before it is used.
+    Whatever they are, the text's distribution stays the target's; good ones make drafts that are accepted. The
+    logits may depend on nothing but the tokens: a cache only saves work, and has been cut to a prefix of the tokens
+    before it is used.
     """
 
     @property
@@ -45,7 +46,7 @@ class Drafter(Protocol):
         lengths: Tensor,  # [B]
         max_pending: int,
     ) -> Tensor:  # [B, V]
-        """Return the logits behind the first `lengths` tokens of each row; where none is finite, nothing is proposed.
+        """Return the logits after the first `lengths` tokens of each row; where none is finite, nothing is proposed.
 
         The cache holds the first `cache.lengths` tokens of a row, and all of them afterwards. The host knows that at
         most `max_pending` tokens of a row are not in it yet. Rows with nothing to feed return anything.

@@ -52,10 +52,10 @@ class ModelDrafter:
         lengths: Tensor,  # [B]
         max_pending: int,
     ) -> Tensor:  # [B, V]
-        """Feed what the draft model has not seen of each row's text, and return the logits behind it."""
+        """Feed what the draft model has not seen of each row's text, and return the logits after it."""
         assert cache is not None
-        before, slots = cache.lengths, cache.slots(max_pending)
-        hidden = self.model.hidden(self.model.embed(tokens.gather(1, slots)), cache)
+        before, named_uniforms = cache.lengths, cache.next_positions(max_pending)
+        hidden = self.model.hidden(self.model.embed(tokens.gather(1, named_uniforms)), cache)
         cache.truncate(lengths)  # rows with less to feed were padded
         if max_pending == 1:
             return self.model.logits(hidden[:, -1])

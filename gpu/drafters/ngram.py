@@ -63,7 +63,7 @@ class NgramModel:
         """Check the tables.
 
         Raises:
-            ValueError: they make no law, or no tree.
+            ValueError: they make no distribution, or no tree.
         """
         unigram = torch.as_tensor(self.unigram).detach().to(torch.float32, copy=True)
         if unigram.ndim != 1 or unigram.numel() == 0 or not bool((unigram.isfinite() & (unigram > 0)).all()):
@@ -105,7 +105,7 @@ class NgramModel:
         lengths: Tensor,  # [B]
         max_pending: int,
     ) -> Tensor:  # [B, V]
-        """Return the logarithm of the law behind the first `lengths` tokens of each row."""
+        """Return the logarithm of the distribution after the first `lengths` tokens of each row."""
         return self._index.logits(tokens, lengths)
 
     @cached_property

@@ -27,7 +27,7 @@ class NgramIndex:
     unigram: Tensor  # [V]
     log_unigram: Tensor  # [V]
     powers: Tensor  # [C, C], from the tokens of a text, the last one first, to keys, the longest one first
-    steps: Tensor  # [C], how far behind the end of the text each token stands
+    steps: Tensor  # [C], how far after the end of the text each token stands
     keys: Tensor  # [P+1], sorted
     starts: Tensor  # [P+1], the first n-gram of each context
     counts: Tensor  # [P+1], how many it has
@@ -41,7 +41,7 @@ class NgramIndex:
         tokens: Tensor,  # [B, S]
         lengths: Tensor,  # [B]
     ) -> Tensor:  # [B, V]
-        """Return the logarithm of the law behind the first `lengths` tokens of each row."""
+        """Return the logarithm of the distribution after the first `lengths` tokens of each row."""
         places = lengths.unsqueeze(1) - self.steps  # [B, C]
         digits = torch.where(places >= 0, tokens.gather(1, places.clamp(min=0)) + 1, -1)  # -1 makes a key negative
         keys = (digits.unsqueeze(1) * self.powers).sum(dim=-1)  # [B, C]

@@ -77,7 +77,7 @@ class NgramOrder:
         unsorted = torch.nonzero(~first[1:-1] & (self.tokens.diff() <= 0))
         if len(unsorted):
             before, after = self.tokens[int(unsorted[0]) :][:2].tolist()
-            raise ValueError(f"tokens: found {after} behind {before} in one context, expected them to grow")
+            raise ValueError(f"tokens: found {after} after {before} in one context, expected them to grow")
         most = int(self.totals.max())
         if most >= ONE:
             raise ValueError(

@@ -21,8 +21,8 @@ __all__ = ["PromptLookup"]
 class PromptLookup:
     """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text.
 
-    Asked anew for each draft, behind the drafts before it. transformers takes the first occurrence, and all tokens
-    behind it at once; the most recent one is nearer to what the text is about.
+    Asked anew for each draft, after the drafts before it. transformers takes the first occurrence, and all tokens
+    after it at once; the most recent one is nearer to what the text is about.
 
     Source: Saxena 2023, "Prompt Lookup Decoding" (github.com/apoorvumang/prompt-lookup-decoding).
     """

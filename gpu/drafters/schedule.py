@@ -1,9 +1,10 @@
-"""How many tokens to draft in a cycle: always as many, or as many as seem to pay.
+"""How many tokens to draft in a step: always as many, or as many as seem to pay.
 
-Whether a token is drafted may depend only on what was known before it was drawn: on the cycles before, on the drafts
-before it, and on its own law. Then the tokens that come out keep the target's law whatever a schedule does.
+Whether a token is drafted may depend only on what was known before it was drawn: on the steps before, on the drafts
+before it, and on its own distribution. Then the tokens that come out keep the target's distribution whatever a schedule
+does.
 
-What a schedule remembers from cycle to cycle is a pace, a row of numbers that the state carries.
+What a schedule remembers from step to step is a pace, a row of numbers that the state carries.
 
 Glossary of shapes: B batch, V vocabulary, P numbers of a pace.
 """
@@ -25,10 +26,10 @@ Pace = Tensor
 class Schedule:
     """Draft as many tokens as the method allows, every time. The base of those that adapt."""
 
-    adapts = False  # within a cycle, to the drafts' laws
+    adapts = False  # within a step, to the drafts' distributions
 
     def start(self, num_draft: int) -> tuple[float, ...]:
-        """Return the pace before the first cycle, of a method that drafts at most `num_draft` tokens."""
+        """Return the pace before the first step, of a method that drafts at most `num_draft` tokens."""
         return ()
 
     def limit(
@@ -36,16 +37,16 @@ class Schedule:
         pace: Pace,  # [B, P]
         num_draft: int,
     ) -> Tensor:  # [B]
-        """Return how many tokens to draft in this cycle at most: 1 to `num_draft`."""
+        """Return how many tokens to draft in this step at most: 1 to `num_draft`."""
         return torch.full((len(pace),), num_draft, device=pace.device)
 
-    def goes_on(
+    def continues(
         self,
         pace: Pace,  # [B, P]
         depth: int,
         logits: Tensor,  # [B, V]
     ) -> Tensor:  # [B]
-        """Say whether to draft a token behind `depth` others, given the logits it would be drawn from."""
+        """Say whether to draft a token after `depth` others, given the logits it would be drawn from."""
         return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
 
     def follow(
@@ -55,13 +56,13 @@ class Schedule:
         num_drafted: Tensor,  # [B]
         num_accepted: Tensor,  # [B]
     ) -> Pace:  # [B, P]
-        """Return the pace after a cycle of so many drafts, of which so many were accepted."""
+        """Return the pace after a step of so many drafts, of which so many were accepted."""
         return pace
 
 
 @dataclass(frozen=True)
 class Heuristic(Schedule):
-    """Draft two tokens more after a cycle in which all were accepted, one fewer after any other; at least one.
+    """Draft two tokens more after a step in which all were accepted, one fewer after any other; at least one.
 
     The pace is the number of tokens to draft.
 
@@ -100,7 +101,7 @@ class Heuristic(Schedule):
 
 @dataclass(frozen=True)
 class EntropyBound(Schedule):
-    """Stop drafting where the draft law is so flat that its token would hardly be accepted.
+    """Stop drafting where the draft distribution is so flat that its token would hardly be accepted.
 
     accept_rate >= 1 - sqrt(weight entropy(draft)), entropy in nats, of the logits' softmax
 
@@ -127,7 +128,7 @@ class EntropyBound(Schedule):
         """Begin at the threshold given, as if drafts had been accepted at the rate aimed at."""
         return (self.threshold, self.target_rate)
 
-    def goes_on(
+    def continues(
         self,
         pace: Pace,  # [B, 2]
         depth: int,
@@ -135,7 +136,7 @@ class EntropyBound(Schedule):
     ) -> Tensor:  # [B]
         """Compare the bound with the threshold."""
         if depth == 0:
-            return super().goes_on(pace, depth, logits)
+            return super().continues(pace, depth, logits)
         entropy = torch.special.entr(logits.double().softmax(dim=1)).sum(dim=1)
         bound: Tensor = 1.0 - (self.weight * entropy).sqrt()
         return bound >= pace[:, 0]
@@ -147,7 +148,7 @@ class EntropyBound(Schedule):
         num_drafted: Tensor,  # [B]
         num_accepted: Tensor,  # [B]
     ) -> Pace:  # [B, 2]
-        """Move the share half of the way to this cycle's, and the threshold a little after it."""
+        """Move the share half of the way to this step's, and the threshold a little after it."""
         threshold, rate = pace.unbind(dim=1)
         rate = 0.5 * rate + 0.5 * num_accepted.double() / num_drafted
         lower = torch.where(num_accepted == num_draft, threshold, threshold - self.step)

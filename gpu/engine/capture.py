@@ -1,4 +1,4 @@
-"""A step captured as a CUDA graph: launched once for every cycle, with nothing asked of the host in between.
+"""A step captured as a CUDA graph: launched once for every step, with nothing asked of the host in between.
 
 The tensors of a state stand still: a replay reads the uniforms and the state from where they were when it was captured,
 and writes the state that follows to the same places. Attention reads as many slots as the longest text may need by
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..batch_record import Packed
 from ..methods.base import Method
 from ..state import PER_ROW, State
-from .fixed_shapes import LEAST_SIGHT, sight_for, why_not_fixed
+from .fixed_shapes import LEAST_KV_LENGTH, kv_length_for, why_not_fixed
 
 __all__ = ["CaptureError", "Captured", "Frozen", "capture", "standing"]
 
@@ -38,13 +38,13 @@ class Frozen:
 
     method: Method
     state: State
-    sight: int
+    kv_length: int
 
     def step(
         self,
-        uniforms: Tensor,  # [B, num_slots]
+        uniforms: Tensor,  # [B, num_uniforms]
     ) -> Packed:
-        """Run one cycle in fixed shapes; the state's tensors then hold what follows.
+        """Run one step in fixed shapes; the state's tensors then hold what follows.
 
         If a pass was not finite for a row, the row keeps its state and gets a fault. Its own tokens or a masked draft
         may be the reason: an eager step of that row alone finds out.
@@ -52,7 +52,7 @@ class Frozen:
         caches = self.state.caches
         lengths = [cache.lengths for cache in caches]
         for cache in caches:
-            cache.fix(self.sight)
+            cache.fix(self.kv_length)
         after, record = self.method.step(self.state, uniforms)
         held = torch.stack([after.fault != 0, *(cache.spoilt for cache in caches)]).any(dim=0)
         for name in PER_ROW:
@@ -80,39 +80,39 @@ class Captured:
     method: Method
     state: State
     make: Callable[[Callable[[], Packed]], tuple[Launch, Packed]] = graph_of
-    least_sight: int = LEAST_SIGHT
+    least_kv_length: int = LEAST_KV_LENGTH
     graphs: dict[int, tuple[Launch, Tensor, Packed]] = field(default_factory=dict)
     held: list[Any] = field(default_factory=list)  # what graphs read and others may let go: tables of rotations
 
     def replay(
         self,
-        uniforms: Tensor,  # [B, num_slots]
+        uniforms: Tensor,  # [B, num_uniforms]
         longest: int,
     ) -> Packed:
-        """Run one cycle, where no text is longer than `longest`; the record is a copy, as the next goes to its place.
+        """Run one step, where no text is longer than `longest`; the record is a copy, as the next goes to its place.
 
         Raises:
             CaptureError: the step cannot be captured at this sight.
         """
-        sight = self.sight(longest)
-        if sight not in self.graphs:
-            self.graphs[sight] = self._capture(sight, uniforms)
-        launch, buffer, record = self.graphs[sight]
+        kv_length = self.kv_length(longest)
+        if kv_length not in self.graphs:
+            self.graphs[kv_length] = self._capture(kv_length, uniforms)
+        launch, buffer, record = self.graphs[kv_length]
         buffer.copy_(uniforms)
         launch()
         return _copy(record)
 
-    def sight(self, longest: int) -> int:
-        """Return how many slots to read: enough for this cycle, of few different numbers."""
-        return sight_for(longest + self.method.scratch + 1, self.least_sight, self.state.cache.capacity)
+    def kv_length(self, longest: int) -> int:
+        """Return how many slots to read: enough for this step, of few different numbers."""
+        return kv_length_for(longest + self.method.scratch + 1, self.least_kv_length, self.state.cache.capacity)
 
     def _capture(
         self,
-        sight: int,
-        uniforms: Tensor,  # [B, num_slots]
+        kv_length: int,
+        uniforms: Tensor,  # [B, num_uniforms]
     ) -> tuple[Launch, Tensor, Packed]:
         """Run the step a few times on the side, then capture it; the state is then as it was, also if that fails."""
-        caches, frozen, buffer = self.state.caches, Frozen(self.method, self.state, sight), uniforms.clone()
+        caches, frozen, buffer = self.state.caches, Frozen(self.method, self.state, kv_length), uniforms.clone()
         before = {name: getattr(self.state, name).clone() for name in PER_ROW}
         lengths = [(cache.lengths, cache.lengths.clone()) for cache in caches]
 

@@ -1,6 +1,6 @@
 """The engine: many requests through a few rows, each at its own pace, a finished row taken by the next request.
 
-What decodes is the method's own step. A row's uniforms are its request's, cycle by cycle: so, as far as the model's
+What decodes is the method's own step. A row's uniforms are its request's, step by step: so, as far as the model's
 logits are the same numbers, its text does not depend on what is decoded beside it. On a GPU the step is captured once,
 replayed without the host, and read one step late; on a CPU it runs as it is.
 
@@ -23,9 +23,9 @@ from pass_sampling.reference.record import Generation, NotFiniteError, Record
 from ..methods.base import Method
 from ..model.cache import KVCache
 from ..state import State
-from ..uniforms import CYCLES_AHEAD, tapes
+from ..uniforms import STEPS_AHEAD, uniform_streams
 from .capture import Captured, CaptureError, capture
-from .in_flight import Request, Row, Underway
+from .in_flight import InFlightStep, Request, Row
 from .rows import empty_rows, free_row, put_row
 
 __all__ = ["Engine", "Request"]
@@ -52,7 +52,7 @@ class Engine:
             ending: where every text ends.
             num_rows: texts that are decoded side by side, B.
             longest_prompt: tokens of a prompt at most.
-            seed: picks the tape of uniforms.
+            seed: picks the uniform stream of uniforms.
             captures: whether to capture the step; default: on a GPU, where it can be.
 
         Raises:
@@ -73,14 +73,14 @@ class Engine:
         on_device = method.model.device.type == "cuda"
         self._captures = on_device if captures is None else captures
         self._captured: Captured | None = None
-        self._late: deque[Underway] = deque()
+        self._late: deque[InFlightStep] = deque()
         self._outbox: deque[tuple[int, Record | Generation | ValueError]] = deque()
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request], callback: Callback | None = None) -> Iterator[tuple[int, Generation]]:
         """Decode all requests; yield number and text of each as soon as it has ended.
 
-        Requests are taken from the iterator when a row is free. `callback(number, record)` is called after every cycle
+        Requests are taken from the iterator when a row is free. `callback(number, record)` is called after every step
         of a request, as soon as the host has read it. Texts that are not finished when this is left, or when something
         is raised, go on with the next `run`.
 
@@ -114,7 +114,7 @@ class Engine:
                 callback(number, news)
 
     def _admit(self, place: int, request: Request) -> None:
-        """Give a free row to a request; the first cycle, which reads the prompt, runs alone."""
+        """Give a free row to a request; the first step, which reads the prompt, runs alone."""
         if len(request.prompt) > self._longest:
             raise ValueError(
                 f"prompt: found {len(request.prompt)} tokens, expected at most {self._longest}, longest_prompt"
@@ -122,18 +122,18 @@ class Engine:
         self._run_alone(place, Row(request), self.method.start(request.prompt, self.ending))
 
     def _run_alone(self, place: int, row: Row, state: State) -> None:
-        """Run one cycle of a request alone; put it into the row unless its text ends there."""
+        """Run one step of a request alone; put it into the row unless its text ends there."""
         state, batch = self.method.step(state, self._uniforms(row).unsqueeze(0).to(self.method.model.device))
-        ((record, row.length, ended, fault),) = Underway.of([row], batch, state).read()
+        ((record, row.length, ended, fault),) = InFlightStep.of([row], batch, state).read()
         if self._take(row, record, ended, fault):
             self._free(place)
         else:
             self._state = put_row(self._state, place, state)
             self._rows[place] = row
 
-    def _step(self) -> list[Underway]:
-        """Run one cycle of all rows; return nothing if its capture fails."""
-        unused = torch.zeros(self.method.num_slots, dtype=torch.float64)
+    def _step(self) -> list[InFlightStep]:
+        """Run one step of all rows; return nothing if its capture fails."""
+        unused = torch.zeros(self.method.num_uniforms, dtype=torch.float64)
         uniforms = torch.stack([unused if row is None else self._uniforms(row) for row in self._rows])
         uniforms = uniforms.to(self.method.model.device, non_blocking=True)
         longest = max(row.length for row in self._rows if row is not None)
@@ -144,16 +144,16 @@ class Engine:
             self._state = self._state if self._captured is None else self._captured.state
         if self._captured is not None:
             try:
-                return [Underway.of(list(self._rows), self._captured.replay(uniforms, longest), self._state)]
+                return [InFlightStep.of(list(self._rows), self._captured.replay(uniforms, longest), self._state)]
             except CaptureError:
                 self._captured, self._captures = None, False
                 return []
         self._state, batch = self.method.step(self._state, uniforms)
         self._state.cache.measure()
-        return [Underway.of(list(self._rows), batch, self._state)]
+        return [InFlightStep.of(list(self._rows), batch, self._state)]
 
-    def _read(self, underway: Underway) -> None:
-        """Read what came of a cycle, and free the rows whose text has ended."""
+    def _read(self, underway: InFlightStep) -> None:
+        """Read what came of a step, and free the rows whose text has ended."""
         for place, (row, news) in enumerate(zip(underway.rows, underway.read(), strict=True)):
             if row is None or row is not self._rows[place]:
                 continue
@@ -164,7 +164,7 @@ class Engine:
                 self._free(place)
 
     def _run_again(self, place: int, row: Row) -> None:
-        """Run a cycle again, alone and eagerly, that was not finite in fixed shapes: the row has kept its state."""
+        """Run a step again, alone and eagerly, that was not finite in fixed shapes: the row has kept its state."""
         state = self._state.select(torch.tensor([place], device=self.method.model.device))
         for cache in state.caches:
             cache.fix(None)
@@ -175,7 +175,7 @@ class Engine:
         self._state = free_row(self._state, place)
 
     def _take(self, row: Row, record: Record, ended: bool, fault: str | None) -> bool:
-        """Note what a cycle has made of a request; say whether that is all of it."""
+        """Note what a step has made of a request; say whether that is all of it."""
         number = row.request.number
         if fault is not None:
             self._outbox.append((number, NotFiniteError(f"request {number}: {fault}")))
@@ -186,13 +186,13 @@ class Engine:
             self._outbox.append((number, self._generation(row)))
         return ended
 
-    def _uniforms(self, row: Row) -> Tensor:  # [num_slots]
-        """Return the uniforms of a request's next cycle, after the cycles that have been read or are on their way."""
-        cycle = len(row.records) + sum(row in underway.rows for underway in self._late)
-        if not row.first <= cycle < row.first + len(row.uniforms):
-            found = tapes(self.seed, [row.request.number], cycle, CYCLES_AHEAD, self.method.num_slots)
-            row.first, row.uniforms = cycle, found.squeeze(1)
-        return row.uniforms[cycle - row.first]
+    def _uniforms(self, row: Row) -> Tensor:  # [num_uniforms]
+        """Return the uniforms of a request's next step, after the steps that have been read or are on their way."""
+        step = len(row.records) + sum(row in underway.rows for underway in self._late)
+        if not row.first <= step < row.first + len(row.uniforms):
+            found = uniform_streams(self.seed, [row.request.number], step, STEPS_AHEAD, self.method.num_uniforms)
+            row.first, row.uniforms = step, found.squeeze(1)
+        return row.uniforms[step - row.first]
 
     def _generation(self, row: Row) -> Generation:
         tokens = tuple(token for record in row.records for token in record.tokens)

@@ -10,22 +10,22 @@ from ..methods import Candidates, FusedCandidates, FusedPaSS
 from ..methods.base import Method
 from ..state import State
 
-__all__ = ["LEAST_SIGHT", "sight_for", "why_not_fixed"]
+__all__ = ["LEAST_KV_LENGTH", "kv_length_for", "why_not_fixed"]
 
-LEAST_SIGHT = 256  # slots
+LEAST_KV_LENGTH = 256  # slots
 
 
-def sight_for(needed: int, least: int, capacity: int) -> int:
+def kv_length_for(needed: int, least: int, capacity: int) -> int:
     """Return how many slots to read: enough, of few different numbers."""
-    sight = least
-    while sight < needed:
-        sight *= 2
-    return min(sight, capacity)
+    kv_length = least
+    while kv_length < needed:
+        kv_length *= 2
+    return min(kv_length, capacity)
 
 
 def why_not_fixed(method: Method, state: State) -> str | None:
     """Return why a step of a state cannot have fixed shapes, if it cannot."""
-    if isinstance(method, FusedPaSS) and state.carried.shape[1] == 1:
+    if isinstance(method, FusedPaSS) and state.lookahead_hidden.shape[1] == 1:
         return "texts are too short to look ahead"
     if isinstance(method, Candidates | FusedCandidates):
         return "a tree of drafts is as large as its rows need"

@@ -1,6 +1,6 @@
-"""What a cycle has made of the rows of an engine, on its way to the host.
+"""What a step has made of the rows of an engine, on its way to the host.
 
-Glossary of shapes: B rows, C cycles.
+Glossary of shapes: B rows, C steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pass_sampling.reference.record import Record
 from ..batch_record import BatchRecord, Packed
 from ..state import State
 
-__all__ = ["Request", "Row", "Underway"]
+__all__ = ["InFlightStep", "Request", "Row"]
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class Request:
 
 @dataclass(eq=False)
 class Row:
-    """What the host knows of a row: its request, its length, its records, and the uniforms of some cycles."""
+    """What the host knows of a row: its request, its length, its records, and the uniforms of some steps."""
 
     request: Request
     length: int = 0
     records: list[Record] = field(default_factory=list)
-    first: int = 0  # the cycle of the first of these uniforms
-    uniforms: Tensor = field(default_factory=lambda: torch.empty(0))  # [C, num_slots]
+    first: int = 0  # the step of the first of these uniforms
+    uniforms: Tensor = field(default_factory=lambda: torch.empty(0))  # [C, num_uniforms]
 
 
 @dataclass(frozen=True)
-class Underway:
-    """The records of a cycle, whose they are, and the flags of the state behind it."""
+class InFlightStep:
+    """The records of a step, whose they are, and the flags of the state after it."""
 
     rows: list[Row | None]
     packed: Packed
@@ -50,18 +50,18 @@ class Underway:
     replayed: bool  # by a step in fixed shapes, after which a row with a fault is run again
 
     @staticmethod
-    def of(rows: list[Row | None], batch: BatchRecord | Packed, state: State) -> Underway:
+    def of(rows: list[Row | None], batch: BatchRecord | Packed, state: State) -> InFlightStep:
         """Send it on its way; what comes after it on the device is not waited for."""
         packed, names = batch.pack(), ("ended", "lengths", "fault", "fault_position")
         replayed = isinstance(batch, Packed)
-        if state.lengths.device.type == "cpu":  # the next cycle may write to the same places
+        if state.lengths.device.type == "cpu":  # the next step may write to the same places
             copies: dict[str, Any] = {name: getattr(state, name).clone() for name in names}
-            return Underway(rows, packed, replace(state, **copies), None, replayed)
+            return InFlightStep(rows, packed, replace(state, **copies), None, replayed)
         flags: dict[str, Any] = {name: _sent(getattr(state, name)) for name in names}
         here: dict[str, Any] = {name: _sent(getattr(packed, name)) for name in ("integers", "floats")}
         arrived = torch.cuda.Event()
         arrived.record()
-        return Underway(rows, replace(packed, **here), replace(state, **flags), arrived, replayed)
+        return InFlightStep(rows, replace(packed, **here), replace(state, **flags), arrived, replayed)
 
     def read(self) -> list[tuple[Record, int, bool, str | None]]:
         """Wait for it; return of every row its record, its length, whether its text has ended, and what went wrong."""

@@ -24,35 +24,35 @@ def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: in
     """
     state = method.start_batch([[0] * longest_prompt] * num_rows, ending)
     one = torch.ones_like(state.lengths)  # a row has a last token, even if nothing is made of it
-    carried = state.carried
+    lookahead_hidden = state.lookahead_hidden
     if isinstance(method, Fused) and isinstance(method.model, Transformer):
-        carried = method.vectors.new_zeros((num_rows, len(method.vectors) + 1, method.model.hidden_size))
+        lookahead_hidden = method.vectors.new_zeros((num_rows, len(method.vectors) + 1, method.model.hidden_size))
     return replace(
         state,
-        carried=carried,
+        lookahead_hidden=lookahead_hidden,
         lengths=one,
         prompt_lengths=one.clone(),
         limits=one + ending.max_new_tokens,
         ended=torch.ones_like(state.ended),
         max_pending=1,
-        draft_pending=2,  # as behind every cycle but the first
+        draft_pending=2,  # as after every step but the first
     )
 
 
 def put_row(state: State, place: int, first: State) -> State:
     """Put a text into a row, in place; return the state, whose other rows go on as they were.
 
-    What is carried from cycle to cycle may have had no room yet: then all rows get some.
+    What is lookahead_hidden from step to step may have had no room yet: then all rows get some.
     """
-    carried = state.carried.contiguous()
-    if first.carried.shape[1] > carried.shape[1]:
-        carried = first.carried.new_zeros((len(carried), *first.carried.shape[1:]))
+    lookahead_hidden = state.lookahead_hidden.contiguous()
+    if first.lookahead_hidden.shape[1] > lookahead_hidden.shape[1]:
+        lookahead_hidden = first.lookahead_hidden.new_zeros((len(lookahead_hidden), *first.lookahead_hidden.shape[1:]))
     pending = max(state.draft_pending, first.draft_pending)
     readings = (*state.readings[:place], *first.readings, *state.readings[place + 1 :])
-    state = replace(state, carried=carried, draft_pending=pending, readings=readings)
+    state = replace(state, lookahead_hidden=lookahead_hidden, draft_pending=pending, readings=readings)
     for name in PER_ROW:
         mine, yours = getattr(state, name)[place], getattr(first, name)[0]
-        if mine.shape[1:] == yours.shape[1:]:  # not where nothing is carried yet
+        if mine.shape[1:] == yours.shape[1:]:  # not where nothing is lookahead_hidden yet
             (mine if mine.ndim == 0 else mine[: len(yours)]).copy_(yours)
     for cache, other in zip(state.caches, first.caches, strict=True):
         cached = (torch.arange(other.capacity, device=other.lengths.device) < other.lengths).unsqueeze(1)
@@ -66,7 +66,7 @@ def put_row(state: State, place: int, first: State) -> State:
 
 def free_row(state: State, place: int) -> State:
     """Empty a row, in place; return the state. The row runs along until the next text is put into it."""
-    state = replace(state, carried=state.carried.contiguous())
+    state = replace(state, lookahead_hidden=state.lookahead_hidden.contiguous())
     for name in PER_ROW:
         getattr(state, name)[place] = name in ("lengths", "prompt_lengths", "ended")  # one token, no more
     for cache in state.caches:

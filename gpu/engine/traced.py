@@ -22,7 +22,7 @@ from ..methods.base import Method
 from ..model.cache import KVCache
 from ..state import PER_ROW, State
 
-__all__ = ["Layout", "Written", "inputs_of", "write_down"]
+__all__ = ["Layout", "TracedStep", "inputs_of", "trace_step"]
 
 ORDER = ("uniforms", "eos", *PER_ROW)
 """The inputs of a traced step; keys, values and lengths of each cache follow."""
@@ -48,7 +48,7 @@ class Layout:
         return replace(self.packed, integers=outputs[-2], floats=outputs[-1])
 
 
-class Written(NamedTuple):
+class TracedStep(NamedTuple):
     """A step's operations, inputs of the shapes that they are for, and what comes out."""
 
     graph: GraphModule
@@ -58,32 +58,32 @@ class Written(NamedTuple):
 
 def inputs_of(
     state: State,
-    uniforms: Tensor,  # [B, num_slots]
+    uniforms: Tensor,  # [B, num_uniforms]
 ) -> list[Tensor]:
     """Return everything that a step reads and that is not the method's own, in the order of a traced step."""
     cached = [tensor for cache in state.caches for tensor in (cache.keys, cache.values, cache.lengths)]
     return [uniforms.double(), *(getattr(state, name) for name in ORDER[1:]), *cached]
 
 
-def write_down(method: Method, state: State, sight: int) -> Written:
-    """Trace a method's step on states like one, whose attention reads `sight` positions of the cache.
+def trace_step(method: Method, state: State, kv_length: int) -> TracedStep:
+    """Trace a method's step on states like one, whose attention reads `kv_length` positions of the cache.
 
     Before, the step is run once on a copy, so that whatever it makes once and keeps is there.
 
     Raises:
         Exception: of many kinds, where a step asks the host.
     """
-    uniforms = torch.zeros((len(state.lengths), method.num_slots), dtype=torch.float64)
+    uniforms = torch.zeros((len(state.lengths), method.num_uniforms), dtype=torch.float64)
     again = state.copy()
     for cache in again.caches:
-        cache.fix(sight)
+        cache.fix(kv_length)
     method.step(again, uniforms)
     layouts: list[Layout] = []
 
     def step(*inputs: Tensor) -> list[Tensor]:
         uniforms, eos, *rest = inputs
         rows, cached = dict(zip(PER_ROW, rest, strict=False)), rest[len(PER_ROW) :]
-        before = replace(_in_tensors(state, rows, cached, sight), eos=eos)
+        before = replace(_in_tensors(state, rows, cached, kv_length), eos=eos)
         after, record = method.step(before, uniforms)
         packed = record.pack()
         changed = tuple(name for name in PER_ROW if getattr(after, name) is not getattr(before, name))
@@ -94,12 +94,12 @@ def write_down(method: Method, state: State, sight: int) -> Written:
     with torch.inference_mode(False), torch.no_grad():
         examples = [torch.zeros_like(tensor) for tensor in inputs_of(state, uniforms)]
         graph = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
-    return Written(graph, examples, layouts[-1])
+    return TracedStep(graph, examples, layouts[-1])
 
 
-def _in_tensors(state: State, rows: Mapping[str, Tensor], cached: Sequence[Tensor], sight: int) -> State:
+def _in_tensors(state: State, rows: Mapping[str, Tensor], cached: Sequence[Tensor], kv_length: int) -> State:
     """Return a state of the same kind in other tensors: those of rows by name, then three of each cache."""
-    caches = [_cache_in(cache, sight, *cached[3 * i : 3 * i + 3]) for i, cache in enumerate(state.caches)]
+    caches = [_cache_in(cache, kv_length, *cached[3 * i : 3 * i + 3]) for i, cache in enumerate(state.caches)]
     tensors: dict[str, Any] = dict(rows)
     draft_cache = caches[1] if len(caches) > 1 else None
     return replace(state, cache=caches[0], cached=caches[0].lengths, draft_cache=draft_cache, **tensors)
@@ -107,12 +107,12 @@ def _in_tensors(state: State, rows: Mapping[str, Tensor], cached: Sequence[Tenso
 
 def _cache_in(
     cache: KVCache,
-    sight: int,
+    kv_length: int,
     keys: Tensor,  # [layers, B, G, capacity, E]
     values: Tensor,  # [layers, B, G, capacity, E]
     lengths: Tensor,  # [B]
 ) -> KVCache:
     twin = copy(cache)
     twin.keys, twin.values, twin.lengths = keys, values, lengths
-    twin.fix(sight)
+    twin.fix(kv_length)
     return twin

@@ -1,10 +1,10 @@
 """What can be said about a user's own checkpoint, dtype and device, which no enumeration reaches.
 
-The text's law is exact relative to the logits that verification computes. So the first question is how far those are
-from the logits of one token at a time; the second, whether greedy texts agree; the third, whether the first tokens of
-many texts, drawn with the seeded tape, are distributed as they should be.
+The text's distribution is exact relative to the logits that verification computes. So the first question is how far
+those are from the logits of one token at a time; the second, whether greedy texts agree; the third, whether the first
+tokens of many texts, drawn with the seeded uniform stream, are distributed as they should be.
 
-Glossary of shapes: N places, K rows behind each, V vocabulary, R texts.
+Glossary of shapes: N places, K rows after each, V vocabulary, R texts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IMPOSSIBLE = 1e-15  # 600,000 draws meet something so unlikely with a probabilit
 
 @dataclass(frozen=True)
 class RowCheck:
-    """How far rows of a verify pass are from rows of one-token passes: total variation of their laws."""
+    """How far rows of a verify pass are from rows of one-token passes: total variation of their distributions."""
 
     positions: int
     largest: float
@@ -44,7 +44,7 @@ class RowCheck:
 
 @dataclass(frozen=True)
 class DrawCheck:
-    """A chi-square test of the first two tokens of many texts against their exact law."""
+    """A chi-square test of the first two tokens of many texts against their exact distribution."""
 
     texts: int
     cells: int
@@ -67,10 +67,10 @@ def row_check(
 
     Args:
         model: on its device, in its dtype.
-        texts: token ids, each longer than `num_draft`; together at least `positions` places behind their first tokens.
-        sampling: the law to compare.
+        texts: token ids, each longer than `num_draft`; together at least `positions` places after their first tokens.
+        sampling: the distribution to compare.
         num_draft: drafts per verification, K; a verify pass has K + 1 rows.
-        positions: stop behind so many.
+        positions: stop after so many.
     """
     distances: list[Tensor] = []
     for text in texts:
@@ -80,8 +80,8 @@ def row_check(
             rows = tokens[:, start : start + num_draft + 1]
             together = model.logits(model.hidden(model.embed(rows), block))
             alone = [model.logits(model.hidden(model.embed(rows[:, i : i + 1]), single)) for i in range(rows.shape[1])]
-            laws = probs_from_logits(together, sampling), probs_from_logits(torch.cat(alone, dim=1), sampling)
-            distances.append(0.5 * (laws[0] - laws[1]).abs().sum(dim=-1).flatten())
+            distributions = probs_from_logits(together, sampling), probs_from_logits(torch.cat(alone, dim=1), sampling)
+            distances.append(0.5 * (distributions[0] - distributions[1]).abs().sum(dim=-1).flatten())
         if sum(map(len, distances)) >= positions:
             break
     found = torch.cat(distances)
@@ -108,11 +108,12 @@ def greedy_check(
 def draw_check(
     method: Method, prompt: Sequence[int], seconds: float, batch_size: int = 256, most: int = 600_000, seed: int = 0
 ) -> DrawCheck:
-    """Draw texts of two tokens for about so many seconds, and test their joint law.
+    """Draw texts of two tokens for about so many seconds, and test their joint distribution.
 
-    The expected law is computed from the model's own rows: the first token's law, and behind each likely first token
-    the second's. Outcomes are binned: the likeliest pairs, and all others; pairs that are expected fewer than 100 times
-    join the others, so that the statistic is distributed as its limit assumes. What cannot come out must not.
+    The expected distribution is computed from the model's own rows: the first token's distribution, and after each
+    likely first token the second's. Outcomes are binned: the likeliest pairs, and all others; pairs that are expected
+    fewer than 100 times join the others, so that the statistic is distributed as its limit assumes. What cannot come
+    out must not.
 
     Source: Pearson's statistic; for every alternative at a total variation d the non-centrality is at least 4 n d^2, by
     the inequality of Cauchy and Schwarz.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["ASKED", "Uniform", "Unknown", "become"]
+__all__ = ["ASKED", "SymbolicTensor", "Uniform", "become"]
 
 
 class Uniform(Protocol):
@@ -35,7 +35,7 @@ ASKED = ("size", "dim", "numel", "element_size", "is_floating_point", "stride", 
 CASTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as")
 
 
-class Unknown(Tensor):
+class SymbolicTensor(Tensor):
     """A tensor of numbers that are not known yet: `numbers[places]`, where only the places are in memory."""
 
     numbers: list[Any]
@@ -47,9 +47,9 @@ class Unknown(Tensor):
         numbers: list[Any],
         places: Tensor,  # [...]
         kind: torch.dtype,
-    ) -> Unknown:  # [...]
+    ) -> SymbolicTensor:  # [...]
         """Return the tensor whose elements are the numbers at these places."""
-        made: Unknown = become(torch.empty(places.shape, dtype=kind), cls, numbers=numbers, places=places)
+        made: SymbolicTensor = become(torch.empty(places.shape, dtype=kind), cls, numbers=numbers, places=places)
         return made
 
     @classmethod
@@ -65,13 +65,13 @@ class Unknown(Tensor):
             return _moved(name, args)
         if name in ("searchsorted", "bucketize"):
             return _searched(name, args, kwargs)
-        if args and isinstance(args[0], Unknown):
+        if args and isinstance(args[0], SymbolicTensor):
             if name in SHAPES:
                 return _reshaped(func, args, kwargs)
             if name in CASTS:
                 with torch._C.DisableTorchFunctionSubclass():
                     kind = func(torch.empty(0, dtype=args[0].dtype), *args[1:], **kwargs).dtype
-                return Unknown.of(args[0].numbers, args[0].places, kind)
+                return SymbolicTensor.of(args[0].numbers, args[0].places, kind)
             if name == "__iter__":
                 return iter(args[0].unbind(0))
             if name == "item" and args[0].places.numel() == 1:
@@ -126,16 +126,16 @@ def _listed(numbers: list[Any], places: Any) -> Any:
 def _reshaped(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Apply a change of shape to the places."""
     numbers, kind = args[0].numbers, args[0].dtype
-    rest = [other.places if isinstance(other, Unknown) else other for other in args[1:]]
+    rest = [other.places if isinstance(other, SymbolicTensor) else other for other in args[1:]]
     moved = func(args[0].places, *rest, **kwargs)
     if isinstance(moved, Tensor):
-        return Unknown.of(numbers, moved.clone(), kind)
-    return tuple(Unknown.of(numbers, part.clone(), kind) for part in moved)
+        return SymbolicTensor.of(numbers, moved.clone(), kind)
+    return tuple(SymbolicTensor.of(numbers, part.clone(), kind) for part in moved)
 
 
-def _paired(name: str, unknown: Unknown, known: Any) -> tuple[list[tuple[Any, float]], torch.Size]:
+def _paired(name: str, unknown: SymbolicTensor, known: Any) -> tuple[list[tuple[Any, float]], torch.Size]:
     """Return each number with the known one beside it, and their common shape."""
-    if isinstance(known, Unknown):
+    if isinstance(known, SymbolicTensor):
         raise ValueError(f"torch.{name}: found it between two unknown numbers, expected one of them to be known")
     others = torch.as_tensor(known, dtype=torch.float64, device="cpu").detach()
     places, others = torch.broadcast_tensors(unknown.places, others)
@@ -145,7 +145,7 @@ def _paired(name: str, unknown: Unknown, known: Any) -> tuple[list[tuple[Any, fl
 
 def _compare(name: str, left: Any, right: Any) -> Tensor:
     """Choose, number by number and in their order, on which side of its threshold each falls."""
-    if not isinstance(left, Unknown):
+    if not isinstance(left, SymbolicTensor):
         return _compare(EXCHANGED[name], right, left)
     pairs, shape = _paired(name, left, right)
     below = [number.below(other) == BELOW[name] and not math.isnan(other) for number, other in pairs]
@@ -153,11 +153,11 @@ def _compare(name: str, left: Any, right: Any) -> Tensor:
     return torch.tensor(below, dtype=torch.bool, device=device).reshape(shape)
 
 
-def _moved(name: str, args: Sequence[Any]) -> Unknown:
+def _moved(name: str, args: Sequence[Any]) -> SymbolicTensor:
     """Add, subtract, multiply or divide by known numbers."""
-    swapped = not isinstance(args[0], Unknown)
+    swapped = not isinstance(args[0], SymbolicTensor)
     unknown, known = (args[1], args[0]) if swapped else (args[0], args[-1] if len(args) > 1 else -1.0)
-    if (swapped and name in ("div", "true_divide")) or type(unknown) is not Unknown:
+    if (swapped and name in ("div", "true_divide")) or type(unknown) is not SymbolicTensor:
         raise ValueError(f"torch.{name}: found a known number divided by unknown ones, expected the reverse")
     pairs, shape = _paired(name, unknown, known)
     change: dict[str, Callable[[Any, float], Any]] = {
@@ -170,13 +170,17 @@ def _moved(name: str, args: Sequence[Any]) -> Unknown:
         "true_divide": lambda number, other: number / other,
     }
     numbers = [change[name](number, other) for number, other in pairs]
-    return Unknown.of(numbers, torch.arange(len(numbers)).reshape(shape), unknown.dtype)
+    return SymbolicTensor.of(numbers, torch.arange(len(numbers)).reshape(shape), unknown.dtype)
 
 
 def _searched(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Count, for each number, the edges of its row that are not above it."""
     edges, numbers = args if name == "searchsorted" else reversed(args)
-    if not isinstance(numbers, Unknown) or isinstance(edges, Unknown) or kwargs.keys() - {"right", "side"}:
+    if (
+        not isinstance(numbers, SymbolicTensor)
+        or isinstance(edges, SymbolicTensor)
+        or kwargs.keys() - {"right", "side"}
+    ):
         raise ValueError(f"torch.{name}: found options {sorted(kwargs)}, expected random numbers among known edges")
     aligned = edges.unsqueeze(-2) if edges.ndim > 1 else edges
     counts: Tensor = (numbers.unsqueeze(-1) >= aligned).sum(-1)

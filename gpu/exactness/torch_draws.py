@@ -1,7 +1,8 @@
 """PyTorch's random calls, replaced by branching ones while a program runs.
 
-For `reference.exactness.program.program_law(program, replace=[torch_random])`: code that samples with torch.rand,
-torch.multinomial, Tensor.exponential_ and their like then runs unchanged, once for every way its draws can fall.
+For `reference.exactness.program.program_distribution(program, replace=[torch_random])`: code that samples with
+torch.rand, torch.multinomial, Tensor.exponential_ and their like then runs unchanged, once for every way its draws
+can fall.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from .symbolic_tensor import ASKED, Uniform, Unknown, become
+from .symbolic_tensor import ASKED, SymbolicTensor, Uniform, become
 
 __all__ = ["torch_random"]
 
@@ -30,13 +31,13 @@ class Chooser(Protocol):
     """Makes the choices of a run: `pass_sampling.reference.exactness.chooser.Chooser`."""
 
     def choose(self, probs: Sequence[float]) -> int:
-        """Return an outcome of a law."""
+        """Return an outcome of a distribution."""
 
     def uniform(self) -> Uniform:
         """Return a uniform number."""
 
 
-class Noise(Unknown):
+class Noise(SymbolicTensor):
     """Exponential noise: weights divided by it race for the first arrival."""
 
     @classmethod
@@ -106,26 +107,26 @@ def torch_random(chooser: Chooser) -> Iterator[None]:
     or a seed that is handed in decides nothing.
     """
 
-    def uniforms(shape: Sequence[int], kind: torch.dtype) -> Unknown:
+    def uniforms(shape: Sequence[int], kind: torch.dtype) -> SymbolicTensor:
         count = int(torch.Size(shape).numel())
         numbers: list[Any] = [chooser.uniform() for _ in range(count)]
-        return Unknown.of(numbers, torch.arange(count).reshape(tuple(shape)), kind)
+        return SymbolicTensor.of(numbers, torch.arange(count).reshape(tuple(shape)), kind)
 
-    def rand(*shape: Any, dtype: torch.dtype | None = None, **options: Any) -> Unknown:
+    def rand(*shape: Any, dtype: torch.dtype | None = None, **options: Any) -> SymbolicTensor:
         _check(options, "torch.rand")
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else options.get("size", shape)
         return uniforms(sizes, dtype or torch.get_default_dtype())
 
-    def rand_like(input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Unknown:
+    def rand_like(input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> SymbolicTensor:
         return uniforms(input.shape, dtype or input.dtype)
 
-    def uniform_(self: Tensor, *limits: float, **options: Any) -> Unknown:
+    def uniform_(self: Tensor, *limits: float, **options: Any) -> SymbolicTensor:
         low, high = (*limits, *(options.get(name, default) for name, default in (("from", 0.0), ("to", 1.0))))[:2]
         if len(limits) == 1:
             high = options.get("to", 1.0)
         made = uniforms(self.shape, self.dtype)
         numbers = [number * (high - low) + low for number in made.numbers]
-        return become(self, Unknown, numbers=numbers, places=made.places)  # type: ignore[no-any-return]
+        return become(self, SymbolicTensor, numbers=numbers, places=made.places)  # type: ignore[no-any-return]
 
     def exponential_(self: Tensor, lambd: float = 1.0, **options: Any) -> Noise:
         return become(self, Noise, numbers=[chooser], places=torch.zeros(self.shape))  # type: ignore[no-any-return]
@@ -150,14 +151,14 @@ def torch_random(chooser: Chooser) -> Iterator[None]:
         low, high = (0, *numbers)[-2:]
         if not 0 < high - low <= MOST_VALUES:
             raise ValueError(f"torch.randint: found {high - low} possible values, expected 1 to {MOST_VALUES}")
-        law = [1.0 / (high - low)] * (high - low)
-        drawn = [low + chooser.choose(law) for _ in range(torch.Size(size).numel())]
+        distribution = [1.0 / (high - low)] * (high - low)
+        drawn = [low + chooser.choose(distribution) for _ in range(torch.Size(size).numel())]
         return torch.tensor(drawn, dtype=dtype or torch.int64, device=options.get("device")).reshape(tuple(size))
 
     copied = torch.tensor
 
     def tensor(data: Any, **options: Any) -> Tensor:
-        if isinstance(data, Unknown | Race):
+        if isinstance(data, SymbolicTensor | Race):
             raise ValueError("torch.tensor: found it copy random numbers that are not known yet, expected known ones")
         return copied(data, **options)
 
@@ -194,7 +195,9 @@ def _refusals(home: Any) -> dict[str, Any]:
 
 def _refused(name: str) -> Callable[..., NoReturn]:
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
-        raise ValueError(f"{name}: found it called, expected draws of uniform numbers, of integers, or from a law")
+        raise ValueError(
+            f"{name}: found it called, expected draws of uniform numbers, of integers, or from a distribution"
+        )
 
     return refuse
 

@@ -1,1 +1,1 @@
-"""Models of the transformers library behind the protocol that methods decode with."""
+"""Models of the transformers library after the protocol that methods decode with."""

@@ -34,7 +34,7 @@ OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden
 
 
 def check_generation(config: Any) -> None:
-    """Refuse settings of `generate` under which there is no text of the law that is promised.
+    """Refuse settings of `generate` under which there is no text of the distribution that is promised.
 
     Raises:
         ValueError: beams, another way of decoding, a guide, a draft's end, outputs that passes over drafts do not have,
@@ -89,7 +89,7 @@ def paddings(
     """Return how many tokens of padding stand in front of each row.
 
     Raises:
-        ValueError: there is no token, or padding behind one.
+        ValueError: there is no token, or padding after one.
     """
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
         raise ValueError(f"input_ids: found shape {list(input_ids.shape)}, expected rows of at least one token")
@@ -102,7 +102,7 @@ def paddings(
         )
     shown = attention_mask.bool()
     if bool((shown[:, :-1] & ~shown[:, 1:]).any()) or not bool(shown[:, -1].all()):
-        raise ValueError("attention_mask: found zeros behind a token, expected padding in front of the text alone")
+        raise ValueError("attention_mask: found zeros after a token, expected padding in front of the text alone")
     return (~shown).sum(dim=1).tolist()
 
 
@@ -128,7 +128,7 @@ def write(
     num_cached: int,
     show: Callable[[Record], None],
 ) -> tuple[Generation, Any]:
-    """Continue a prompt behind what a cache holds of it; return the text, and the cache of all but its last token.
+    """Continue a prompt after what a cache holds of it; return the text, and the cache of all but its last token.
 
     The uniforms are drawn from PyTorch's default generator, in float64; greedy decoding draws none.
     """
@@ -148,7 +148,7 @@ def write(
 
 
 def _uniforms(method: Method) -> torch.Tensor:
-    shape = (1, method.num_slots)
+    shape = (1, method.num_uniforms)
     if method.sampling.temperature == 0:
         return torch.full(shape, 0.5, dtype=torch.float64)
     return torch.rand(shape, dtype=torch.float64)
@@ -232,6 +232,6 @@ def _behind(
     place: int,
     new_tokens: Sequence[int],
 ) -> Tensor:  # [B, T']
-    """Return a row of the batch with new tokens behind it, as often as there are rows."""
+    """Return a row of the batch with new tokens after it, as often as there are rows."""
     new = torch.tensor(new_tokens, dtype=input_ids.dtype, device=input_ids.device)
     return torch.cat([input_ids[place], new]).repeat(len(input_ids), 1)

@@ -24,9 +24,8 @@ library_name: {library}
 # Look-ahead vectors for {model}
 
 {parts}, with which the model drafts its own next tokens and verifies them (PaSS,
-[arXiv 2311.13581](https://arxiv.org/abs/2311.13581)). The text has exactly the law that the model gives it without
-them. They take `pip install` of pass-sampling with its extra `gpu`, and
-"""
+[arXiv 2311.13581](https://arxiv.org/abs/2311.13581)). The text has exactly the distribution that the model gives it
+without them. They take `pip install` of pass-sampling with its extra `gpu`, and"""
 IN_GENERATE = """
 ```python
 from pass_sampling.gpu import pass_generate

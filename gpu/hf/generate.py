@@ -1,8 +1,8 @@
 """PaSS in transformers' `generate`: `model.generate(**inputs, custom_generate=pass_generate, lookahead=folder)`.
 
 The steps are this package's own, over any causal model whose cache can be rolled back. The model's own logits
-processors are applied behind every prefix, drafts included, and its stopping criteria are asked of every prefix. So the
-text has the law that `generate` gives it, whatever the vectors; greedy, it is the same text up to rounding.
+processors are applied after every prefix, drafts included, and its stopping criteria are asked of every prefix. So the
+text has the distribution that `generate` gives it, whatever the vectors; greedy, it is the same text up to rounding.
 
 Glossary of shapes: B rows, T tokens of a row, padding included, T' tokens with the new ones.
 
@@ -118,7 +118,7 @@ def pass_generate(
     Args:
         model: a causal model of transformers.
         input_ids: rows of tokens, padded in front.
-        logits_processor: applied behind every prefix; a pure function of it.
+        logits_processor: applied after every prefix; a pure function of it.
         stopping_criteria: asked of every prefix.
         generation_config: as `generate` has completed it.
         lookahead: vectors, or the folder that keeps them, or as a string its name on the Hub.
@@ -208,7 +208,7 @@ def _vectors(model: TransformersModel, lookahead: LookAhead | str | os.PathLike[
     if lookahead.fingerprint not in (None, model.fingerprint):
         warnings.warn(
             f"lookahead: these vectors were trained for {lookahead.base_model!r}, and that {model.name!r} is the same "
-            "cannot be seen from its weights; another's vectors keep the text's law, and make it slow",
+            "cannot be seen from its weights; another's vectors keep the text's distribution, and make it slow",
             stacklevel=4,
         )
     return replace(lookahead, fingerprint=None)
@@ -240,7 +240,7 @@ def _padded(
     texts: Sequence[Generation],
     padding_token: int | None,
 ) -> Tensor:  # [B, T']
-    """Return the rows with their new tokens, padded behind to the longest."""
+    """Return the rows with their new tokens, padded after to the longest."""
     width = max(len(text.tokens) for text in texts)
     fill = 0 if padding_token is None else padding_token
     new = [[*text.tokens, *[fill] * (width - len(text.tokens))] for text in texts]

@@ -1,6 +1,6 @@
 """A causal model of transformers as the language model of a method: embeddings in, logits out, a cache per row.
 
-The library's own forward is run in two halves: the body, and behind it a copy of the whole whose body hands through
+The library's own forward is run in two halves: the body, and after it a copy of the whole whose body hands through
 what it is given, so that whatever a model does to its logits (a scale, a cap) is done to them. Rows of a batch have a
 pass each: no padding, no mask, and no row's numbers depend on its neighbours.
 
@@ -29,7 +29,7 @@ from ..lookahead.adapter import Adapter
 from ..model.cache import KVCache
 from .apart import Apart
 from .hub import is_repository
-from .model_checks import HandThrough, body_name, check_masks, check_model, longest_text, probe, probe_masks
+from .model_checks import IdentityBody, body_name, check_masks, check_model, longest_text, probe, probe_masks
 from .rows import RowCache, RowCaches, row_caches, row_masks
 
 __all__ = ["TransformersModel"]
@@ -54,7 +54,7 @@ class TransformersModel:
         self._body = getattr(model, body_name(model))
         self._head = copy.copy(model)
         self._head.__dict__.pop("forward", None)  # that of the model it was copied from, where a library has hooks
-        self._head._modules = {**model._modules, body_name(model): HandThrough()}
+        self._head._modules = {**model._modules, body_name(model): IdentityBody()}
         self._embedding = model.get_input_embeddings()
         self._named = inspect.signature(self._body.forward).parameters.keys()
         self.vocab_size = int(self._embedding.weight.shape[0])
@@ -143,7 +143,7 @@ class TransformersModel:
         adapter: Adapter | None = None,
         num_adapted: int = 0,
     ) -> Tensor:  # [B, T, D']
-        """Run one pass per row behind its cached positions; see `Transformer.hidden`.
+        """Run one pass per row after its cached positions; see `Transformer.hidden`.
 
         Rows that would stand beyond the model's last position are padding, and get none.
 

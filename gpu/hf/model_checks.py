@@ -33,7 +33,7 @@ from ..model.precision import check_device, check_dtype
 if TYPE_CHECKING:
     from .model import TransformersModel
 
-__all__ = ["HandThrough", "load_with_transformers"]
+__all__ = ["IdentityBody", "load_with_transformers"]
 
 
 def load_with_transformers(
@@ -74,7 +74,7 @@ NO_LIMIT = 2**31
 
 
 def check_model(model: Any) -> None:
-    """Refuse a model whose passes could not be undone, or whose law is none.
+    """Refuse a model whose passes could not be undone, or whose distribution is none.
 
     Raises:
         ValueError: it is no causal model of transformers, keeps a recurrent state, adds embeddings per layer, has
@@ -168,7 +168,7 @@ def longest_text(config: Any) -> int:
 def check_rope(config: Any, prompt_length: int, max_new_tokens: int, num_beyond: int = 0) -> None:
     """Raise ValueError where rotary frequencies would change within the text: then a pass is not what it was.
 
-    They follow from the last position of a pass, which may be `num_beyond` behind the end of the text.
+    They follow from the last position of a pass, which may be `num_beyond` after the end of the text.
     """
     parameters = getattr(config, "rope_parameters", None) or {}
     tables = [each for each in parameters.values() if isinstance(each, dict)] or [parameters]
@@ -183,7 +183,7 @@ def check_rope(config: Any, prompt_length: int, max_new_tokens: int, num_beyond:
             )
 
 
-SEEN = [  # which row sees which: a token, a draft, a group behind each
+SEEN = [  # which row sees which: a token, a draft, a group after each
     [1, 0, 0, 0, 0, 0],
     [1, 1, 0, 0, 0, 0],
     [1, 0, 1, 0, 0, 0],
@@ -195,7 +195,7 @@ _PROBED: WeakKeyDictionary[Any, set[tuple[Any, ...]]] = WeakKeyDictionary()
 
 
 def probe(model: TransformersModel) -> None:
-    """Raise ValueError unless passes over input vectors, behind a cache that was rolled back, are those over tokens."""
+    """Raise ValueError unless passes over input vectors, after a cache that was rolled back, are those over tokens."""
     _once(model, "a rolled-back cache", _rolled_back)
 
 
@@ -235,7 +235,7 @@ def _plain(model: TransformersModel, tokens: Tensor) -> Tensor:
 
 
 def _rolled_back(model: TransformersModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Feed three tokens and two more that are dropped, then the others behind the three."""
+    """Feed three tokens and two more that are dropped, then the others after the three."""
     cache = model.new_cache(tokens.shape[1])
     inputs = model.embed(tokens)
     first = model.hidden(inputs[:, [0, 1, 2, 5, 4]], cache)[:, :3]
@@ -244,7 +244,7 @@ def _rolled_back(model: TransformersModel, tokens: Tensor) -> tuple[Tensor, Tens
 
 
 def _masked(model: TransformersModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Feed three tokens, then one, a draft, and behind each of the two a group of two rows; compare the groups."""
+    """Feed three tokens, then one, a draft, and after each of the two a group of two rows; compare the groups."""
     cache = model.new_cache(16)
     inputs = model.embed(tokens)
     model.hidden(inputs[:, :3], cache)
@@ -267,11 +267,11 @@ class _BodyOutput(ModelOutput):
     router_logits: Any = None
 
 
-class HandThrough(torch.nn.Module):
+class IdentityBody(torch.nn.Module):
     """A body that returns its input vectors as its hidden states."""
 
     @property
-    def decoder(self) -> HandThrough:
+    def decoder(self) -> IdentityBody:
         """The same, for models whose body has a decoder inside."""
         return self
 

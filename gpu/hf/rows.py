@@ -106,7 +106,7 @@ class RowCaches(KVCache):
     ) -> None:
         """Refuse to keep the path through a tree of drafts."""
         raise ValueError(
-            "rows: found a tree of drafts over a model of transformers, expected drafts one behind another, as "
+            "rows: found a tree of drafts over a model of transformers, expected drafts one after another, as "
             "PaSS and SpeculativeSampling make them"
         )
 
@@ -162,7 +162,7 @@ def row_masks(
     visible: Tensor | None,  # [T, T], or [T, S]
     dtype: torch.dtype,
 ) -> Tensor | dict[str, Tensor]:  # [1, 1, T, S]
-    """Return the mask of a pass behind `length` cached positions, or where kinds of layers differ, a mask for each.
+    """Return the mask of a pass after `length` cached positions, or where kinds of layers differ, a mask for each.
 
     Every row sees what is cached, and of the pass the rows that `visible` says (default: a chain). Over S columns it
     says so of the cached ones as well. A layer with a window w hides keys w or more positions back, and its cache has

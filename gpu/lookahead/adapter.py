@@ -1,6 +1,6 @@
 """The look-ahead adapter: a low-rank term on the linear layers, at look-ahead rows only.
 
-Text rows never meet it, so the model's own law is untouched, to the last bit. Rank 0, or no adapter, is PaSS.
+Text rows never meet it, so the model's own distribution is untouched, to the last bit. Rank 0, or no adapter, is PaSS.
 
 Glossary of shapes: B batch, T rows of a pass, R rank, I inputs and O outputs of a linear layer.
 """

@@ -1,7 +1,7 @@
-"""How drafts from look-ahead rows learn of one another: they are drawn left to right, each law given the tokens before.
+"""How drafts from look-ahead rows learn of one another: each is drawn given the tokens before.
 
-A look-ahead row alone gives the law of a token given the text, whatever stands between. A refinement turns it into a
-law given the tokens between as well.
+A look-ahead row alone gives the distribution of a token given the text, whatever stands between. A refinement turns it
+into a distribution given the tokens between as well.
 
 Glossary of shapes: B batch, L look-ahead rows, D' hidden state, S capacity, V vocabulary, N tokens of a lattice.
 """
@@ -43,7 +43,7 @@ class Refinement(Protocol):
     def start(
         self,
         model: LanguageModel,
-        carried: Tensor,  # [B, L+1, D']
+        lookahead_hidden: Tensor,  # [B, L+1, D']
     ) -> Memory:
         """Return the memory before the first draft, from the hidden states of the last text row and those ahead."""
 
@@ -55,7 +55,7 @@ class Refinement(Protocol):
         memory: Memory,
         lengths: Tensor,  # [B]
     ) -> tuple[Tensor, Memory]:  # [B, V]
-        """Return the logits of drafts from their look-ahead rows, behind the first `lengths` tokens, and the memory."""
+        """Return the logits of drafts from their look-ahead rows, after the first `lengths` tokens, and the memory."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Unrefined:
     def start(
         self,
         model: LanguageModel,
-        carried: Tensor,  # [B, L+1, D']
+        lookahead_hidden: Tensor,  # [B, L+1, D']
     ) -> Memory:
         """Remember nothing."""
         return ()
@@ -91,17 +91,18 @@ class Unrefined:
 class HeadRefinement:
     """Refine by a trained sampler head.
 
-    A draft is scored over all tokens, or over a `lattice` of N: those that the look-ahead row itself finds likeliest.
-    All others then have the logit -inf, and the cost of a draft's logits does not grow with the vocabulary.
+    A draft is scored over all tokens, or over a `draft_vocab_size` of N: those that the look-ahead row itself finds
+    likeliest. All others then have the logit -inf, and the cost of a draft's logits does not grow with the
+    vocabulary.
     """
 
     head: SamplerHead
-    lattice: int | None = None  # N
+    draft_vocab_size: int | None = None  # N
 
     def __post_init__(self) -> None:
         """Check the size of the lattice."""
-        if self.lattice is not None:
-            check_integer("lattice", self.lattice, 1, 2**31 - 1)
+        if self.draft_vocab_size is not None:
+            check_integer("draft_vocab_size", self.draft_vocab_size, 1, 2**31 - 1)
 
     @property
     def alone(self) -> bool:
@@ -117,21 +118,23 @@ class HeadRefinement:
         found, config = self.head.first.shape[1], getattr(model, "config", None)
         if config is not None and found != config.hidden_size:
             raise ValueError(f"the sampler head reads hidden states of width {found}, expected {config.hidden_size}")
-        if self.lattice is not None and self.lattice > model.vocab_size:
-            raise ValueError(f"lattice: found {self.lattice}, expected at most {model.vocab_size}, the vocabulary")
+        if self.draft_vocab_size is not None and self.draft_vocab_size > model.vocab_size:
+            raise ValueError(
+                f"draft_vocab_size: found {self.draft_vocab_size}, expected at most {model.vocab_size}, the vocabulary"
+            )
 
     def start(
         self,
         model: LanguageModel,
-        carried: Tensor,  # [B, L+1, D']
+        lookahead_hidden: Tensor,  # [B, L+1, D']
     ) -> Memory:
         """Begin the head's state, and choose the tokens of every draft; one projection serves all drafts."""
-        state = self.head.start(carried[:, 0])
-        if self.lattice is None:
+        state = self.head.start(lookahead_hidden[:, 0])
+        if self.draft_vocab_size is None:
             return (state,)
-        rows = carried[:, :1] if self.alone else carried[:, 1:]
-        tokens = _likeliest(model.logits(rows), self.lattice)
-        return state, tokens.expand(-1, carried.shape[1] - 1, -1)
+        rows = lookahead_hidden[:, :1] if self.alone else lookahead_hidden[:, 1:]
+        tokens = _likeliest(model.logits(rows), self.draft_vocab_size)
+        return state, tokens.expand(-1, lookahead_hidden.shape[1] - 1, -1)
 
     def logits(
         self,
@@ -144,7 +147,7 @@ class HeadRefinement:
         """Add what follows from the last token and the head's state to the row's hidden state."""
         last = tokens.gather(1, lengths.unsqueeze(1) - 1)
         refined, state = self.head.step(hidden, model.embed(last)[:, 0], memory[0])
-        if self.lattice is None:
+        if self.draft_vocab_size is None:
             return model.logits(refined), (state,)
         here, ahead = memory[1][:, 0], memory[1][:, 1:]
         found = model.logits_of(refined, here)
@@ -158,7 +161,8 @@ class NgramRefinement:
 
     log draft(x | before) = log lookahead(x) + weight (log ngram(x | before) - log unigram(x)), up to a constant
 
-    Source: Kim et al. 2024 (arXiv 2404.09221), for drafts rescored by an n-gram model; as a law of all tokens, ours.
+    Source: Kim et al. 2024 (arXiv 2404.09221), for drafts rescored by an n-gram model; as a distribution of all
+    tokens, ours.
     """
 
     ngram: NgramModel
@@ -181,7 +185,7 @@ class NgramRefinement:
     def start(
         self,
         model: LanguageModel,
-        carried: Tensor,  # [B, L+1, D']
+        lookahead_hidden: Tensor,  # [B, L+1, D']
     ) -> Memory:
         """Remember nothing: the tokens say it all."""
         return ()

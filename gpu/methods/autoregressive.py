@@ -1,4 +1,4 @@
-"""Plain decoding: one token per pass. The baseline, and the definition of the target law."""
+"""Plain decoding: one token per pass. The baseline, and the definition of the target distribution."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..batch_record import BatchRecord
 from ..model.language_model import LanguageModel
 from ..sampling import Processor
 from ..state import State
-from ..uniforms import Draws, Slots
+from ..uniforms import NamedUniforms, UniformRow
 from .base import Method
 from .records import exact_record
 
 
 @dataclass(frozen=True, eq=False)
 class Autoregressive(Method):
-    """Draw each token from the model's own law behind the prefix."""
+    """Draw each token from the model's own distribution after the prefix."""
 
     model: LanguageModel
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -30,8 +30,8 @@ class Autoregressive(Method):
         self.sampling.check(self.model.vocab_size)
 
     @property
-    def slots(self) -> Slots:
-        """One draw per cycle."""
+    def named_uniforms(self) -> NamedUniforms:
+        """One draw per step."""
         return {"exact": 1}
 
     def step(
@@ -41,10 +41,10 @@ class Autoregressive(Method):
         trace: bool = False,
     ) -> tuple[State, BatchRecord]:
         """Feed what the model has not seen, and draw the next token."""
-        draws = Draws(uniforms, self.slots, trace)
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, active = state.pending, ~state.ended
         hidden = self.feed_pending(state)
-        probs, largest = self.laws(state, self.model.logits(hidden), active.unsqueeze(1))
+        probs, largest = self.chain_probs(state, self.model.logits(hidden), active.unsqueeze(1))
         state = state.note_fault(largest, 0, active.unsqueeze(1))
         token = draws.token("exact", probs[:, 0], active=active)
         return state.commit(exact_record(probs[:, 0], token, pending, draws, active))

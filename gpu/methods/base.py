@@ -1,4 +1,4 @@
-"""What every decoding method has in common: a model, the settings of the target law, a start and a step.
+"""What every decoding method has in common: a model, the settings of the target distribution, a start and a step.
 
 Glossary of shapes: B batch, D input vector, D' hidden state, V vocabulary, K drafts, N rows of logits per sequence,
 S capacity.
@@ -21,12 +21,12 @@ from ..batch_record import BatchRecord
 from ..model.language_model import LanguageModel
 from ..sampling import Probs, Processor, largest_logits, probs_from_logits
 from ..state import State, first_state
-from ..uniforms import Slots
+from ..uniforms import NamedUniforms
 from ..verify import Tokens
 
 
 class Method(ABC):
-    """A decoding method. Its `step` is one cycle: a pure function of a state, continued once, and rows of uniforms."""
+    """A decoding method. Its `step` is one step: a pure function of a state, continued once, and rows of uniforms."""
 
     model: LanguageModel
     sampling: SamplingConfig
@@ -34,22 +34,22 @@ class Method(ABC):
 
     @property
     @abstractmethod
-    def slots(self) -> Slots:
-        """The named uniforms of one cycle, in order."""
+    def named_uniforms(self) -> NamedUniforms:
+        """The named uniforms of one step, in order."""
 
     @abstractmethod
     def step(
         self,
         state: State,
-        uniforms: Tensor,  # [B, num_slots]
+        uniforms: Tensor,  # [B, num_uniforms]
         trace: bool = False,
     ) -> tuple[State, BatchRecord]:
-        """Run one cycle; with `trace`, the record keeps every law that a uniform was compared with."""
+        """Run one step; with `trace`, the record keeps every distribution that a uniform was compared with."""
 
     @property
-    def num_slots(self) -> int:
-        """Uniforms that one cycle is given."""
-        return sum(self.slots.values())
+    def num_uniforms(self) -> int:
+        """Uniforms that one step is given."""
+        return sum(self.named_uniforms.values())
 
     @property
     def scratch(self) -> int:
@@ -57,11 +57,11 @@ class Method(ABC):
         return 1
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state of one row before the first cycle; see `start_batch`."""
+        """Return the state of one row before the first step; see `start_batch`."""
         return self.start_batch([prompt], ending)
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first cycle. No pass has been run.
+        """Return the state before the first step. No pass has been run.
 
         Raises:
             ValueError: a prompt is empty, holds something that is no token of the model, or leaves no room for
@@ -76,30 +76,30 @@ class Method(ABC):
     def run(
         self,
         states: Sequence[State],
-        uniforms: Any,  # [len(states), num_slots], also of NumPy
+        uniforms: Any,  # [len(states), num_uniforms], also of NumPy
         trace: bool = True,
     ) -> list[tuple[State, Record]]:
-        """Step copies of many states of one row each side by side: what the law is made from."""
+        """Step copies of many states of one row each side by side: what the distribution is made from."""
         rows = torch.as_tensor(uniforms, device=self.model.device)
         state, record = self.step(State.stack(states), rows, trace)
         state.raise_fault()
         places = torch.arange(len(states), device=self.model.device)
         return [(state.select(places[b : b + 1]), row) for b, row in enumerate(record.rows())]
 
-    def laws(
+    def chain_probs(
         self,
         state: State,
         logits: Tensor,  # [B, N, V]
         used: Tensor,  # [B, N]
-        more: Tokens | None = None,  # [B, ...] tokens behind the committed prefix
+        more: Tokens | None = None,  # [B, ...] tokens after the committed prefix
         num_more: int = 0,
         sampling: SamplingConfig | None = None,
     ) -> tuple[Probs, Tensor]:  # [B, N, V], [B, N]
-        """Return the laws behind the committed prefix and its continuations: processor, then settings.
+        """Return the distributions after the committed prefix and its continuations: processor, then settings.
 
-        Row i stands behind the prefix and `num_more` + i of the tokens `more`. Only `used` rows mean anything. The
-        largest logits come with the laws: where one is not finite there is no law, see `largest_logits`. The settings
-        are the target's by default.
+        Row i stands after the prefix and `num_more` + i of the tokens `more`. Only `used` rows mean anything. The
+        largest logits come with the distributions: where one is not finite there is no distribution, see
+        `largest_logits`. The settings are the target's by default.
         """
         logits = self.process(state, logits, used, more, num_more)
         return probs_from_logits(logits, sampling or self.sampling), largest_logits(logits)
@@ -112,7 +112,7 @@ class Method(ABC):
         more: Tokens | None = None,  # [B, ...]
         num_more: int = 0,
     ) -> Tensor:  # [B, N, V]
-        """Return the logits behind the committed prefix and its continuations as the processor leaves them."""
+        """Return the logits after the committed prefix and its continuations as the processor leaves them."""
         if self.processor is None:
             return logits
         return _process(self.processor, state, logits.double(), used, more, num_more)
@@ -122,7 +122,7 @@ class Method(ABC):
         state: State,
         vectors: Tensor | None = None,  # [K, D]
     ) -> Tensor:  # [B, K+1, D']
-        """Run one pass over what the model has not seen of each row, with the same vectors behind every row's end.
+        """Run one pass over what the model has not seen of each row, with the same vectors after every row's end.
 
         Returned are the hidden states of each row's last token and of the vectors, which then leave the cache.
         """
@@ -137,7 +137,7 @@ class Method(ABC):
         tokens: Tokens,  # [B, S]
         num_draft: int,
     ) -> Tensor:  # [B, K+1, D']
-        """Run one pass over what the model has not seen of each row and K drafts, which stand in `tokens` behind it.
+        """Run one pass over what the model has not seen of each row and K drafts, which stand in `tokens` after it.
 
         Returned are the hidden states of each row's last token and of the drafts. The cache holds all that was fed.
         """
@@ -150,9 +150,9 @@ class Method(ABC):
         depth: int,
         vectors: Tensor | None = None,  # [K, D]
     ) -> Tensor:  # [B, K+1, D']
-        """Feed pending tokens and what follows them; rows with less to feed are padded behind, where nothing looks."""
+        """Feed pending tokens and what follows them; rows with less to feed are padded after, where nothing looks."""
         cache, pending = state.cache, state.pending.unsqueeze(1)
-        inputs = self.model.embed(tokens.gather(1, cache.slots(state.max_pending + depth)))
+        inputs = self.model.embed(tokens.gather(1, cache.next_positions(state.max_pending + depth)))
         rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
         behind = torch.arange(depth + 1, device=tokens.device)
         if vectors is not None:

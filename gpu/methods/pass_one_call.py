@@ -1,11 +1,11 @@
-"""What methods of one call per step share: the pass that verifies also looks ahead, behind whatever may survive.
+"""What methods of one call per step share: the pass that verifies also looks ahead, after whatever may survive.
 
-Behind the last token, and behind every draft, hangs a group of look-ahead rows that sees the text up to there and
-nothing of the others. When verification has kept some drafts, the group behind the last of them is where the next
+After the last token, and after every draft, hangs a group of look-ahead rows that sees the text up to there and
+nothing of the others. When verification has kept some drafts, the group after the last of them is where the next
 drafts come from: no call is spent on drafting.
 
 Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
-the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups behind every draft.
+the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
 
 Glossary of shapes: B batch, L look-ahead vectors, D input vector, D' hidden state, R places of the tree, N groups of G
 rows.
@@ -15,7 +15,7 @@ PaSS in one call per step: the pass that verifies the drafts also holds the next
 The drafts are a chain; `fused` says what the call holds beside them.
 
 Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
-the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups behind every draft.
+the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
 
 Glossary of shapes: B batch, L look-ahead vectors.
 """
@@ -40,11 +40,11 @@ from ..lookahead.refinement import Refinement, refinement_of
 from ..lookahead.vectors import LookAhead
 from ..model.language_model import LanguageModel
 from ..sampling import Processor
-from ..state import State, most_of
-from ..uniforms import Draws, Slots
+from ..state import State, bound_or_max
+from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens, row
 from .base import Method
-from .records import drafting_record, judge
+from .records import drafting_record, verify_drafts
 from .speculative import Drafts, draft_left_to_right
 from .tree_shape import DraftTree, rows_of_pass
 
@@ -53,14 +53,14 @@ class Ahead(NamedTuple):
     """What a pass has seen ahead."""
 
     hidden: Tensor  # [B, N, G, D']
-    behind: Tensor  # [N], the place that each group hangs behind
+    behind: Tensor  # [N], the place that each group hangs after
     depths: Tensor  # [B], rows of a group that are of use
 
     def num_rows(
         self,
         used: Tensor,  # [B, R]
     ) -> Tensor:  # [B]
-        """Return how many rows of groups hang behind places in use."""
+        """Return how many rows of groups hang after places in use."""
         return used[:, self.behind].sum(dim=1) * self.depths
 
 
@@ -76,7 +76,7 @@ class Fused(Method):
     """A method whose one call per step verifies the drafts of the step before and looks ahead for the next ones.
 
     `refinement` says how drafts follow from look-ahead rows and one another (default: by the head that was trained with
-    the vectors, if there is one). `groups` says behind how many accepted drafts a group hangs (default: behind any
+    the vectors, if there is one). `groups` says after how many accepted drafts a group hangs (default: after any
     number); where none does, the next step drafts nothing. A head that drafts alone needs no groups at all.
     """
 
@@ -97,7 +97,7 @@ class Fused(Method):
 
         Raises:
             ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative number of
-                them or more than there are, a group behind more drafts than there can be, or a refinement for another
+                them or more than there are, a group after more drafts than there can be, or a refinement for another
                 model.
         """
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, rules)
@@ -112,7 +112,7 @@ class Fused(Method):
 
     @property
     def scratch(self) -> int:
-        """Slots that may be written behind the longest text: the drafts, a group behind each, a final token."""
+        """Slots that may be written after the longest text: the drafts, a group after each, a final token."""
         return (len(self.vectors) + 1) * (self.tree.num_drafts + 1) + 1
 
     def _one_call(
@@ -121,13 +121,13 @@ class Fused(Method):
         tree: DraftTree,
         draft_tokens: Tokens,  # [B, R-1]
     ) -> tuple[Tensor, Ahead]:  # [B, R, D']
-        """Run the one call: what the model has not seen, the drafts, and groups of look-ahead vectors behind them.
+        """Run the one call: what the model has not seen, the drafts, and groups of look-ahead vectors after them.
 
-        Returned are the hidden states behind each place, the first of which is the last token, and of the groups.
+        Returned are the hidden states after each place, the first of which is the last token, and of the groups.
         """
         cache, pending, active = state.cache, state.pending.unsqueeze(1), ~state.ended
         depths = (state.remaining - 2).clamp(0, len(self.vectors)) * active  # this step and the next end in a token
-        depth = most_of(state, depths, len(self.vectors))
+        depth = bound_or_max(state, depths, len(self.vectors))
         num_tokens = state.max_pending + tree.num_drafts
         hangs = [bool(depth) and self._hangs(number) for number in range(len(tree.levels))]
         behind = tuple(place for level, any_ in zip(tree.levels, hangs, strict=True) if any_ for place in level)
@@ -135,8 +135,8 @@ class Fused(Method):
         if not behind and tree.num_drafts < len(tree.levels):  # a chain of drafts, and nothing else
             real = self.feed_drafts(state, state.followed_by(draft_tokens), tree.num_drafts)
             return real, Ahead(real[:, :0, None], places, depths)
-        slots = cache.slots(num_tokens + len(behind) * depth)
-        inputs = self.model.embed(state.followed_by(draft_tokens).gather(1, slots[:, :num_tokens]))
+        cache_positions = cache.next_positions(num_tokens + len(behind) * depth)
+        inputs = self.model.embed(state.followed_by(draft_tokens).gather(1, cache_positions[:, :num_tokens]))
         ahead = self.vectors[:depth].repeat(len(behind), 1).expand(len(inputs), -1, -1)
         adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": ahead.shape[1]}
         positions, visible = rows_of_pass(state, tree, behind, depth)
@@ -153,20 +153,29 @@ class Fused(Method):
         real: Tensor,  # [B, R, D']
         ahead: Ahead,
     ) -> State:
-        """Keep what the next step drafts from: the group behind the last draft that survived, as far as it may go."""
-        num_carried, last = torch.minimum(ahead.depths, state.remaining - 1).clamp(min=0), row(real, place).unsqueeze(1)
+        """Keep what the next step drafts from: the group after the last draft that survived, as far as it may go."""
+        num_lookahead_hidden, last = (
+            torch.minimum(ahead.depths, state.remaining - 1).clamp(min=0),
+            row(real, place).unsqueeze(1),
+        )
         if self.refinement.alone:
-            return replace(state, carried=last.expand(-1, len(self.vectors) + 1, -1), num_carried=num_carried)
+            return replace(
+                state,
+                lookahead_hidden=last.expand(-1, len(self.vectors) + 1, -1),
+                num_lookahead_hidden=num_lookahead_hidden,
+            )
         if not len(ahead.behind):
-            return replace(state, num_carried=torch.zeros_like(num_carried))
+            return replace(state, num_lookahead_hidden=torch.zeros_like(num_lookahead_hidden))
         survived = place.unsqueeze(1) == ahead.behind  # [B, ...]
         group = ahead.hidden[torch.arange(len(real), device=place.device), survived.long().argmax(dim=1)]
         missing = len(self.vectors) - group.shape[1]
-        carried = functional.pad(torch.cat([last, group], dim=1), (0, 0, 0, missing))
-        return replace(state, carried=carried, num_carried=num_carried * survived.any(dim=1))
+        lookahead_hidden = functional.pad(torch.cat([last, group], dim=1), (0, 0, 0, missing))
+        return replace(
+            state, lookahead_hidden=lookahead_hidden, num_lookahead_hidden=num_lookahead_hidden * survived.any(dim=1)
+        )
 
     def _hangs(self, num_accepted: int) -> bool:
-        """Say whether a group hangs behind so many drafts."""
+        """Say whether a group hangs after so many drafts."""
         return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)
 
 
@@ -182,7 +191,7 @@ class FusedPaSS(Fused):
         object.__setattr__(self, "tree", DraftTree((1,) * len(self.vectors), self.model.device))
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """A draw and an acceptance per draft, and the final draw."""
         return {"draft": len(self.vectors), "accept": len(self.vectors), "final": 1}
 
@@ -192,28 +201,36 @@ class FusedPaSS(Fused):
         uniforms: Tensor,  # [B, 2L+1]
         trace: bool = False,
     ) -> tuple[State, BatchRecord]:
-        """Run one cycle: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
-        draws = Draws(uniforms, self.slots, trace)
+        """Run one step: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, active = state.pending, ~state.ended
-        draft_tokens, draft_probs, goes_on, _, num_draft = self._draft(state, draws)
+        draft_tokens, draft_probs, has_bonus_row, _, num_draft = self._draft(state, draws)
         real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
 
         num_ahead = ahead.num_rows(torch.arange(real.shape[1], device=real.device) <= num_draft.unsqueeze(1))
         record = drafting_record(pending - 1 + num_ahead, torch.zeros_like(pending), active)
-        drafts = draft_tokens, draft_probs, num_draft, goes_on
-        state, record, verdict = judge(self, self.rule, state, record, draws, self.model.logits(real), *drafts, active)
-        sound = state.lengths + verdict.num_accepted * active  # rejected drafts and look-ahead rows leave no trace
-        state, record = state.commit(record, sound)
-        return self._carry(state, verdict.num_accepted, real, ahead), record
+        drafts = draft_tokens, draft_probs, num_draft, has_bonus_row
+        state, record, verification = verify_drafts(
+            self, self.rule, state, record, draws, self.model.logits(real), *drafts, active
+        )
+        valid_length = (
+            state.lengths + verification.num_accepted * active
+        )  # rejected drafts and look-ahead rows leave no trace
+        state, record = state.commit(record, valid_length)
+        return self._carry(state, verification.num_accepted, real, ahead), record
 
-    def _draft(self, state: State, draws: Draws) -> Drafts:
+    def _draft(self, state: State, draws: UniformRow) -> Drafts:
         """Draft from the rows that the step before has left."""
-        memory = self.refinement.start(self.model, state.carried) if state.carried.shape[1] > 1 else ()
+        memory = (
+            self.refinement.start(self.model, state.lookahead_hidden) if state.lookahead_hidden.shape[1] > 1 else ()
+        )
 
         def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
             nonlocal memory
-            logits, memory = self.refinement.logits(self.model, state.carried[:, 1 + depth], tokens, memory, lengths)
+            logits, memory = self.refinement.logits(
+                self.model, state.lookahead_hidden[:, 1 + depth], tokens, memory, lengths
+            )
             return logits
 
-        sampling, bound = self.draft_sampling or self.sampling, state.carried.shape[1] - 1  # none at first
-        return draft_left_to_right(self, state, state.num_carried, draws, next_logits, sampling, bound=bound)
+        sampling, bound = self.draft_sampling or self.sampling, state.lookahead_hidden.shape[1] - 1  # none at first
+        return draft_left_to_right(self, state, state.num_lookahead_hidden, draws, next_logits, sampling, bound=bound)

@@ -1,7 +1,7 @@
 """PaSS as published: a call that drafts from look-ahead vectors, and a call that verifies.
 
-The draft laws know neither the exact token nor each other's draws. That costs acceptance, not exactness: any law will
-do that is fixed before its draft is drawn.
+The draft distributions know neither the exact token nor each other's draws. That costs acceptance, not exactness: any
+distribution will do that is fixed before its draft is drawn.
 
 Source: Monea, Joulin and Grave 2023, "PaSS: Parallel Speculative Sampling" (arXiv 2311.13581), Sec. 3.
 """
@@ -19,11 +19,11 @@ from ..batch_record import BatchRecord
 from ..lookahead.vectors import LookAhead
 from ..model.language_model import LanguageModel
 from ..sampling import Probs, Processor
-from ..state import State, any_of, most_of, num_leading
-from ..uniforms import Draws, Slots
+from ..state import State, bound_or_max, count_leading_true, may_any
+from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens, drafted
 from .base import Method
-from .records import exact_record, judge
+from .records import exact_record, verify_drafts
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class PaSS(Method):
     """Draft L tokens at once from L look-ahead vectors, then verify them with the same model.
 
     `lookahead=None` is the paper's baseline: the embedding of `fixed_token` stands in for every trained vector.
-    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them.
+    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them.
     """
 
     model: LanguageModel
@@ -55,14 +55,14 @@ class PaSS(Method):
         object.__setattr__(self, "vectors", self._input_vectors())
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """One exact draw, a draw and an acceptance per draft, and the final draw."""
         num_lookahead = len(self.vectors)
         return {"exact": 1, "draft": num_lookahead, "accept": num_lookahead, "final": 1}
 
     @property
     def scratch(self) -> int:
-        """Slots that may be written behind the longest text: an exact token, L drafts and a final token."""
+        """Slots that may be written after the longest text: an exact token, L drafts and a final token."""
         return len(self.vectors) + 2
 
     def step(
@@ -71,32 +71,32 @@ class PaSS(Method):
         uniforms: Tensor,  # [B, 2L+2]
         trace: bool = False,
     ) -> tuple[State, BatchRecord]:
-        """Run one cycle: call 1 yields an exact token and K drafts, call 2 verifies them; 2 + accepted tokens."""
-        draws = Draws(uniforms, self.slots, trace)
+        """Run one step: call 1 yields an exact token and K drafts, call 2 verifies them; 2 + accepted tokens."""
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         active = ~state.ended
         num_draft = (state.remaining - 2).clamp(0, len(self.vectors))  # an exact and a final token come as well
-        depth = most_of(state, num_draft * active, len(self.vectors))
+        depth = bound_or_max(state, num_draft * active, len(self.vectors))
 
-        # Call 1: behind the last token, one exact token; behind each look-ahead vector, a law for one draft.
+        # Call 1: after the last token, one exact token; after each look-ahead vector, a distribution for one draft.
         num_positions = state.pending + num_draft
         logits = self.model.logits(self.feed_pending(state, self.vectors[:depth]))
-        exact_probs, largest = self.laws(state, logits[:, :1], active.unsqueeze(1))
+        exact_probs, largest = self.chain_probs(state, logits[:, :1], active.unsqueeze(1))
         state = state.note_fault(largest, 0, active.unsqueeze(1))
         exact_token = draws.token("exact", exact_probs[:, 0], active=active)
         record = exact_record(exact_probs[:, 0], exact_token, num_positions, draws, active)
         active = active & ~state.ends_with(exact_token.unsqueeze(1)) & largest[:, 0].isfinite()
-        if not any_of(state, active):
+        if not may_any(state, active):
             return state.commit(record)
         drafts = self._draft(state, exact_token.unsqueeze(1), logits[:, 1:], num_draft, active, draws)
 
-        # Call 2: the exact token and the drafts; row i holds the target's law after i drafts.
+        # Call 2: the exact token and the drafts; row i holds the target's distribution after i drafts.
         block = torch.cat([exact_token.unsqueeze(1), drafts[0]], dim=1)
         logits = self.model.logits(self.model.hidden(self.model.embed(block), state.cache))
-        state, record, verdict = judge(
+        state, record, verification = verify_drafts(
             self, self.rule, state, record, draws, logits, *drafts, active, exact_token.unsqueeze(1)
         )
-        sound = state.lengths + (1 + verdict.num_accepted) * active  # nor do the rejected drafts
-        return state.commit(record, sound)
+        valid_length = state.lengths + (1 + verification.num_accepted) * active  # nor do the rejected drafts
+        return state.commit(record, valid_length)
 
     def _draft(
         self,
@@ -105,31 +105,34 @@ class PaSS(Method):
         logits: Tensor,  # [B, K, V]
         num_draft: Tensor,  # [B]
         active: Tensor,  # [B]
-        draws: Draws,
+        draws: UniformRow,
     ) -> tuple[Tokens, Probs, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
-        """Draw the drafts; return the very laws they were drawn from, how many, and whether the text goes on behind.
+        """Draw the drafts; return the distributions they were drawn from, how many, and whether the text goes on.
 
-        Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
-        All are drawn at once where nothing makes a draft's law depend on those before it; one by one under a processor.
+        Drafting stops where a row has no distribution, and after a draft that ends the text: known before the next
+        is drawn. All are drawn at once where nothing makes a draft's distribution depend on those before it; one by
+        one under a processor.
         """
         depth = logits.shape[1]
         at_once = 1 if depth == 0 or self.processor is not None else depth
-        goes_on = torch.ones_like(active)
-        laws = [logits.new_zeros((len(logits), 0, logits.shape[2]), dtype=torch.float64)]
+        has_bonus_row = torch.ones_like(active)
+        distributions = [logits.new_zeros((len(logits), 0, logits.shape[2]), dtype=torch.float64)]
         for start in range(0, depth, at_once):
             rows = logits[:, start : start + at_once]
             wanted = drafted(logits[:, :, 0], num_draft)[:, start : start + at_once] & active.unsqueeze(1)
-            probs, largest = self.laws(state, rows, wanted, block, 1 + start, self.draft_sampling)
-            has_law = num_leading(largest.isfinite())
-            num_draft = torch.where(has_law < rows.shape[1], torch.minimum(num_draft, start + has_law), num_draft)
+            probs, largest = self.chain_probs(state, rows, wanted, block, 1 + start, self.draft_sampling)
+            has_distribution = count_leading_true(largest.isfinite())
+            num_draft = torch.where(
+                has_distribution < rows.shape[1], torch.minimum(num_draft, start + has_distribution), num_draft
+            )
             tokens = draws.tokens("draft", probs, start)
             block = torch.cat([block, tokens], dim=1)
-            kept, ended = state.kept(block, (num_draft + 1).clamp(max=block.shape[1]) * active)
+            kept, ended = state.num_kept(block, (num_draft + 1).clamp(max=block.shape[1]) * active)
             num_draft = torch.where(ended, torch.minimum(num_draft, kept - 1), num_draft)
-            goes_on = ~(ended & (num_draft == kept - 1))
-            laws.append(probs)
+            has_bonus_row = ~(ended & (num_draft == kept - 1))
+            distributions.append(probs)
         draws.restrict("draft", drafted(block[:, 1:], num_draft) & active.unsqueeze(1))
-        return block[:, 1:], torch.cat(laws, dim=1), num_draft, goes_on
+        return block[:, 1:], torch.cat(distributions, dim=1), num_draft, has_bonus_row
 
     def _input_vectors(self) -> Tensor:  # [L, D]
         """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
@@ -141,6 +144,6 @@ class PaSS(Method):
         if self.lookahead.adapter is not None or self.lookahead.head is not None:
             raise ValueError(
                 "lookahead: found vectors trained with an adapter or a head, which are of no use here, expected "
-                "FusedPaSS (lookahead-fused), or dataclasses.replace(lookahead, adapter=None, head=None)"
+                "FusedPaSS (pass-one-call), or dataclasses.replace(lookahead, adapter=None, head=None)"
             )
         return self.lookahead.inputs(self.model, self.num_lookahead)

@@ -2,9 +2,9 @@
 
 Glossary of shapes: B batch, K drafts, V vocabulary.
 
-What verification makes of a cycle's drafts, for every method that drafts a chain.
+What verification makes of a step's drafts, for every method that drafts a chain.
 
-Glossary of shapes: B batch, K drafts, W tokens behind the committed prefix, V vocabulary.
+Glossary of shapes: B batch, K drafts, W tokens after the committed prefix, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..batch_record import ACCEPTED, BONUS, CORRECTION, EXACT, BatchRecord
 from ..sampling import Probs
 from ..state import State
-from ..uniforms import Draws
+from ..uniforms import UniformRow
 from ..verify import RULES, Tokens, Verification
 from .base import Method
 
@@ -24,7 +24,7 @@ def exact_record(
     probs: Probs,  # [B, V]
     token: Tensor,  # [B]
     num_positions: Tensor,  # [B]
-    draws: Draws,
+    draws: UniformRow,
     active: Tensor,  # [B]
 ) -> BatchRecord:
     """Record one token drawn from a row of the target, before any verification; inactive rows commit nothing."""
@@ -54,7 +54,7 @@ def drafting_record(
     num_draft_passes: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> BatchRecord:
-    """Begin the record of a cycle that drafts before any pass of the target."""
+    """Begin the record of a step that drafts before any pass of the target."""
     none, no_tokens = torch.zeros_like(num_positions), num_positions[:, None][:, :0]
     no_probs = no_tokens.double()
     return BatchRecord(
@@ -80,18 +80,18 @@ def verified_record(
     target_probs: Probs,  # [B, K+1, V]
     draft_probs: Probs,  # [B, K, V]
     draft_tokens: Tokens,  # [B, K]
-    verdict: Verification,
-    draws: Draws,
+    verification: Verification,
+    draws: UniformRow,
     num_draft: Tensor,  # [B]
-    goes_on: Tensor,  # [B]
+    has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> BatchRecord:
-    """Add one verification pass to the record of a cycle, in the active rows."""
+    """Add one verification pass to the record of a step, in the active rows."""
     depth = draft_tokens.shape[1]
-    num_accepted = verdict.num_accepted * active
+    num_accepted = verification.num_accepted * active
     final = num_accepted.unsqueeze(1)
-    has_final = active & (goes_on | (num_accepted < num_draft))
-    final_token = verdict.final_token.unsqueeze(1)
+    has_final = active & (has_bonus_row | (num_accepted < num_draft))
+    final_token = verification.final_token.unsqueeze(1)
     block = torch.cat([draft_tokens, final_token], dim=1).scatter(1, final, final_token)
     final_source = torch.where(num_accepted == num_draft, BONUS, CORRECTION).unsqueeze(1)
     drafts = draft_tokens.unsqueeze(-1)
@@ -104,10 +104,10 @@ def verified_record(
         draft_tokens=draft_tokens,
         draft_token_probs=draft_probs.gather(-1, drafts).squeeze(-1),
         target_token_probs=target_probs[:, :depth].gather(-1, drafts).squeeze(-1),
-        accept_probs=verdict.accept_probs,
+        accept_probs=verification.accept_probs,
         num_draft=num_draft * active,
         num_accepted=num_accepted,
-        final_token=torch.where(has_final, verdict.final_token, -1),
+        final_token=torch.where(has_final, verification.final_token, -1),
         num_forward_passes=record.num_forward_passes + active,
         num_positions=record.num_positions + (num_draft + 1) * active,
         num_draft_passes=record.num_draft_passes,
@@ -119,35 +119,35 @@ def _joined(
     before: torch.Tensor,  # [B, W]
     more: torch.Tensor,  # [B, N]
 ) -> torch.Tensor:  # [B, W+N]
-    """Put columns behind others."""
+    """Put columns after others."""
     return torch.cat([before, more], dim=1) if before.shape[1] else more
 
 
-def judge(
+def verify_drafts(
     method: Method,
     rule: str,
     state: State,
     record: BatchRecord,
-    draws: Draws,
-    logits: Tensor,  # [B, K+1, V], of the pass over the drafts; row i stands behind i of them
+    draws: UniformRow,
+    logits: Tensor,  # [B, K+1, V], of the pass over the drafts; row i stands after i of them
     draft_tokens: Tokens,  # [B, K]
     draft_probs: Probs,  # [B, K, V]
     num_draft: Tensor,  # [B]
-    goes_on: Tensor,  # [B]
+    has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
     exact_token: Tokens | None = None,  # [B, 1], that stands before the drafts
     lenience: float = 1.0,
 ) -> tuple[State, BatchRecord, Verification]:
-    """Verify drafts by a rule; return the state with the faults that were met, the whole record, and the verdict."""
+    """Verify drafts by a rule; return the state with its faults, the whole record, and the verification."""
     block = draft_tokens if exact_token is None else torch.cat([exact_token, draft_tokens], dim=1)
     num_more = block.shape[1] - draft_tokens.shape[1]
     rows = torch.arange(logits.shape[1], device=logits.device)
-    used = (rows < (num_draft + goes_on).unsqueeze(1)) & active.unsqueeze(1)
-    target_probs, largest = method.laws(state, logits, used, block, num_more)
+    used = (rows < (num_draft + has_bonus_row).unsqueeze(1)) & active.unsqueeze(1)
+    target_probs, largest = method.chain_probs(state, logits, used, block, num_more)
     judged = draft_probs if lenience == 1 else lenience * draft_probs
-    verdict = RULES[rule](target_probs, judged, draft_tokens, draws, num_draft, goes_on, active)
-    state = state.note_fault(largest, num_more, used & (rows <= verdict.num_accepted.unsqueeze(1)))
+    verification = RULES[rule](target_probs, judged, draft_tokens, draws, num_draft, has_bonus_row, active)
+    state = state.note_fault(largest, num_more, used & (rows <= verification.num_accepted.unsqueeze(1)))
     record = verified_record(
-        record, target_probs, draft_probs, draft_tokens, verdict, draws, num_draft, goes_on, active
+        record, target_probs, draft_probs, draft_tokens, verification, draws, num_draft, has_bonus_row, active
     )
-    return state, record, verdict
+    return state, record, verification

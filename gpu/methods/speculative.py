@@ -1,10 +1,10 @@
-"""Drafting left to right: each draft from a law that may depend on those before it.
+"""Drafting left to right: each draft from a distribution that may depend on those before it.
 
 Glossary of shapes: B batch, K drafts, S capacity, V vocabulary.
 
 Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
 
-The drafter is a smaller model, as published, or whatever else gives a law behind a text.
+The drafter is a smaller model, as published, or whatever else gives a distribution after a text.
 
 Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318),
 Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
@@ -27,23 +27,23 @@ from pass_sampling.reference.methods.checks import check_drafter, check_drafter_
 from ..batch_record import BatchRecord
 from ..drafters.base import Drafter
 from ..drafters.schedule import Schedule
-from ..host import at_hand
+from ..host import is_on_cpu
 from ..model.language_model import LanguageModel
 from ..sampling import Probs, Processor, largest_logits, probs_from_logits
-from ..state import State, any_of, most_of, num_leading
-from ..uniforms import Draws, Slots
+from ..state import State, bound_or_max, count_leading_true, may_any
+from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens, drafted
 from .base import Method
-from .records import drafting_record, judge
+from .records import drafting_record, verify_drafts
 
 
 class Drafts(NamedTuple):
-    """What the rows of a batch drafted in a cycle; what stands behind a row's drafts means nothing."""
+    """What the rows of a batch drafted in a step; what stands after a row's drafts means nothing."""
 
     tokens: Tokens  # [B, K]
-    probs: Probs  # [B, K, V], the very laws that the tokens were drawn from
-    goes_on: Tensor  # [B], whether the text goes on behind the last
-    num_asked: Tensor  # [B], laws that were asked for
+    probs: Probs  # [B, K, V], the very distributions that the tokens were drawn from
+    has_bonus_row: Tensor  # [B], whether the text goes on after the last
+    num_asked: Tensor  # [B], distributions that were asked for
     num_draft: Tensor  # [B]
 
 
@@ -51,61 +51,62 @@ def draft_left_to_right(
     method: Method,
     state: State,
     limit: Tensor,  # [B]
-    draws: Draws,
+    draws: UniformRow,
     next_logits: Callable[[Tokens, Tensor, int], Tensor],
     sampling: SamplingConfig,
     wanted: Callable[[int, Tensor], Tensor] | None = None,
     bound: int | None = None,
 ) -> Drafts:
-    """Draw drafts one by one: `next_logits(tokens, lengths, i)` gives the logits of draft i behind the text so far.
+    """Draw drafts one by one: `next_logits(tokens, lengths, i)` gives the logits of draft i after the text so far.
 
-    Drafting stops at the limit, where the logits make no law, where the draft is not `wanted(i, logits)`, and behind
-    one that ends the text: all known before the next is drawn. All rows run along until the last has stopped; what they
-    draw beyond is ignored. On a CPU, and where a processor must not be asked about that, it is looked for at every
-    draft whether any row goes on. No limit is above `bound`; by default that is the number of uniforms.
+    Drafting stops at the limit, where the logits make no distribution, where the draft is not `wanted(i, logits)`,
+    and after one that ends the text: all known before the next is drawn. All rows run along until the last has
+    stopped; what they draw beyond is ignored. On a CPU, and where a processor must not be asked about that, it is
+    looked for at every draft whether any row goes on. No limit is above `bound`; by default that is the number of
+    uniforms.
     """
     limit = limit.clamp(min=0) * ~state.ended
-    most = most_of(state, limit, draws.room("draft") if bound is None else bound)
+    most = bound_or_max(state, limit, draws.room("draft") if bound is None else bound)
     step_by_step = wanted is not None or method.processor is not None
-    looks = step_by_step or at_hand(limit)
+    looks = step_by_step or is_on_cpu(limit)
     going, text = limit > 0, state.tokens.clone()
     nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
-    tokens, laws, lawful = [text[:, :0]], [nothing], []
-    while len(laws) <= most and (not looks or any_of(state, going)):
-        depth, lengths = len(laws) - 1, state.lengths + (len(laws) - 1)
+    tokens, distributions, valid = [text[:, :0]], [nothing], []
+    while len(distributions) <= most and (not looks or may_any(state, going)):
+        depth, lengths = len(distributions) - 1, state.lengths + (len(distributions) - 1)
         logits = next_logits(text, lengths, depth).unsqueeze(1)
         if method.processor is not None:
             logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
-        lawful.append(largest_logits(logits).isfinite())
+        valid.append(largest_logits(logits).isfinite())
         if wanted is not None:
-            lawful[-1] = lawful[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
-        going = going & lawful[-1][:, 0]
-        if looks and not any_of(state, going):
+            valid[-1] = valid[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
+        going = going & valid[-1][:, 0]
+        if looks and not may_any(state, going):
             break
-        laws.append(probs_from_logits(logits, sampling))
-        tokens.append(draws.tokens("draft", laws[-1], depth))
+        distributions.append(probs_from_logits(logits, sampling))
+        tokens.append(draws.tokens("draft", distributions[-1], depth))
         text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:
-            ends = state.kept(torch.cat(tokens, dim=1), (depth + 1) * going)[1]
+            ends = state.num_kept(torch.cat(tokens, dim=1), (depth + 1) * going)[1]
             going = going & ~ends
         going = going & (limit > depth + 1)
     block = torch.cat(tokens, dim=1)
-    if not lawful:
+    if not valid:
         return Drafts(block, nothing, limit == 0, limit, limit)
-    can = torch.minimum(limit, num_leading(torch.cat(lawful, dim=1)))
-    num_draft, ended = state.kept(block, can)
+    can = torch.minimum(limit, count_leading_true(torch.cat(valid, dim=1)))
+    num_draft, ended = state.num_kept(block, can)
     draws.restrict("draft", drafted(block, num_draft))
     num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))
-    return Drafts(block, torch.cat(laws, dim=1), ~ended, num_asked, num_draft)
+    return Drafts(block, torch.cat(distributions, dim=1), ~ended, num_asked, num_draft)
 
 
 @dataclass(frozen=True, eq=False)
 class SpeculativeSampling(Method):
     """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
 
-    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them. A `lenience` below
-    1 is lossy: drafts are judged as if they had been only so likely, and no token's probability grows beyond
-    1 / lenience times the target's.
+    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them. A
+    `lenience` below 1 is lossy: drafts are judged as if they had been only so likely, and no token's probability
+    grows beyond 1 / lenience times the target's.
     """
 
     model: LanguageModel
@@ -130,17 +131,17 @@ class SpeculativeSampling(Method):
         check_lenience(self.lenience, self.rule)
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """A draw and an acceptance per draft, and the final draw."""
         return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
 
     @property
     def scratch(self) -> int:
-        """Slots that may be written behind the longest text: K drafts, a final token, and one row of padding."""
+        """Slots that may be written after the longest text: K drafts, a final token, and one row of padding."""
         return self.num_draft + 2
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first cycle; see `Method.start_batch`.
+        """Return the state before the first step; see `Method.start_batch`.
 
         Raises:
             ValueError: a prompt and its new tokens do not fit into the drafter's context either.
@@ -158,33 +159,35 @@ class SpeculativeSampling(Method):
         uniforms: Tensor,  # [B, 2K+1]
         trace: bool = False,
     ) -> tuple[State, BatchRecord]:
-        """Run one cycle: K drafts, one pass of the target, 1 + accepted tokens."""
-        draws = Draws(uniforms, self.slots, trace)
+        """Run one step: K drafts, one pass of the target, 1 + accepted tokens."""
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, active = state.pending, ~state.ended
-        draft_tokens, draft_probs, goes_on, num_asked, num_draft = self._draft(state, draws)
+        draft_tokens, draft_probs, has_bonus_row, num_asked, num_draft = self._draft(state, draws)
         record = drafting_record(pending - 1, num_asked * self.drafter.passes_per_draft, active)
 
-        # One pass over what the target has not seen and the drafts; row i holds its law after i drafts.
+        # One pass over what the target has not seen and the drafts; row i holds its distribution after i drafts.
         text = state.followed_by(draft_tokens)
         logits = self.model.logits(self.feed_drafts(state, text, draft_tokens.shape[1]))
-        drafts = draft_tokens, draft_probs, num_draft, goes_on
-        state, record, verdict = judge(
+        drafts = draft_tokens, draft_probs, num_draft, has_bonus_row
+        state, record, verification = verify_drafts(
             self, self.rule, state, record, draws, logits, *drafts, active, lenience=self.lenience
         )
         if state.pace.shape[1]:
-            pace = self.schedule.follow(state.pace, self.num_draft, num_draft, verdict.num_accepted)
+            pace = self.schedule.follow(state.pace, self.num_draft, num_draft, verification.num_accepted)
             state = replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace))
-        sound = state.lengths + verdict.num_accepted * active  # rejected drafts leave no trace, in either cache
-        return state.commit(record, sound)
+        valid_length = (
+            state.lengths + verification.num_accepted * active
+        )  # rejected drafts leave no trace, in either cache
+        return state.commit(record, valid_length)
 
-    def _draft(self, state: State, draws: Draws) -> Drafts:
+    def _draft(self, state: State, draws: UniformRow) -> Drafts:
         """Draft as many tokens as the schedule wants; a final token comes as well."""
 
         def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
             return self.drafter.logits(tokens, state.draft_cache, lengths, 1 if depth else state.draft_pending)
 
         def wanted(depth: int, logits: Tensor) -> Tensor:
-            return self.schedule.goes_on(state.pace, depth, logits)
+            return self.schedule.continues(state.pace, depth, logits)
 
         limit = torch.minimum(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
         return draft_left_to_right(

@@ -1,7 +1,7 @@
 """Speculative sampling with several candidates per position: a tree of drafts, verified in one pass.
 
 A chain of drafts ends at the first rejection. Here every draft has siblings, and where one is rejected another may be
-accepted. The target sees the whole tree at once, each draft only the drafts that it stands behind.
+accepted. The target sees the whole tree at once, each draft only the drafts that it stands after.
 
 Source: Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706); Jeon et al. 2024, "Recursive
 Speculative Decoding" (arXiv 2402.14160); Sun et al. 2023, "SpecTr" (arXiv 2310.15141); for the pass over a tree Miao et
@@ -9,9 +9,9 @@ al. 2024, "SpecInfer" (arXiv 2305.09781).
 
 Glossary of shapes: B batch, N drafts of the tree, D' hidden state.
 
-Candidates in one call per step: the pass that verifies a tree of drafts looks ahead behind every place of it.
+Candidates in one call per step: the pass that verifies a tree of drafts looks ahead after every place of it.
 
-A chain of drafts ends at its first rejection, and the rows that looked ahead behind the others were in vain. Here every
+A chain of drafts ends at its first rejection, and the rows that looked ahead after the others were in vain. Here every
 draft has siblings, drafted from the same look-ahead row, each refined by the path that leads to it.
 
 Source: `fused` for the call, `candidates` for the tree; Cai et al. 2024, "Medusa" (arXiv 2401.10774), for candidates of
@@ -38,7 +38,7 @@ from ..drafters.base import Drafter
 from ..model.language_model import LanguageModel
 from ..sampling import Processor
 from ..state import State
-from ..uniforms import Draws, Slots
+from ..uniforms import NamedUniforms, UniformRow
 from ..verify import Tokens
 from .base import Method
 from .pass_one_call import Ahead, Fused
@@ -49,10 +49,11 @@ from .tree_shape import DraftTree, NumCandidates, TreeDrafts, draw_tree, rows_of
 
 @dataclass(frozen=True, eq=False)
 class Candidates(Method):
-    """Draft a tree, `num_candidates[d]` tokens behind everything at depth d, then verify it with the target.
+    """Draft a tree, `num_candidates[d]` tokens after everything at depth d, then verify it with the target.
 
-    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them. Where the text may
-    end soon the tree is cut, and behind a draft that ends it, or where the drafter has no law, nothing stands.
+    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them. Where
+    the text may end soon the tree is cut, and after a draft that ends it, or where the drafter has no distribution,
+    nothing stands.
     """
 
     model: LanguageModel
@@ -76,7 +77,7 @@ class Candidates(Method):
         object.__setattr__(self, "tree", DraftTree(check_tree(self.num_candidates), self.model.device))
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """A draw per draft, an acceptance per candidate of each depth, and the final draw.
 
         Verification comes to one place of each depth, so its candidates share the uniforms of those beside it.
@@ -85,11 +86,11 @@ class Candidates(Method):
 
     @property
     def scratch(self) -> int:
-        """Slots that may be written behind the longest text: the drafts, a final token, and one row of padding."""
+        """Slots that may be written after the longest text: the drafts, a final token, and one row of padding."""
         return self.tree.num_drafts + 2
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first cycle; see `Method.start_batch`.
+        """Return the state before the first step; see `Method.start_batch`.
 
         Raises:
             ValueError: a prompt and its new tokens do not fit into the drafter's context either.
@@ -102,32 +103,32 @@ class Candidates(Method):
     def step(
         self,
         state: State,
-        uniforms: Tensor,  # [B, num_slots]
+        uniforms: Tensor,  # [B, num_uniforms]
         trace: bool = False,
     ) -> tuple[State, BatchRecord]:
-        """Run one cycle: a tree of drafts, one pass of the target, 1 + accepted tokens."""
-        draws, active = Draws(uniforms, self.slots, trace), ~state.ended
+        """Run one step: a tree of drafts, one pass of the target, 1 + accepted tokens."""
+        draws, active = UniformRow(uniforms, self.named_uniforms, trace), ~state.ended
         record, drafts, real = self.propose(state, draws)
         state, walk = walk_tree(self, state, drafts, self.model.logits(real), draws, self.rule)
         state.cache.keep(state.lengths.unsqueeze(1) + walk.path - 1, state.lengths, walk.num_accepted)
         state, record = state.commit(tree_record(record, drafts, walk, draws, active))
         return replace(state, draft_pending=walk.path.shape[1] + 1), record
 
-    def propose(self, state: State, draws: Draws) -> tuple[BatchRecord, TreeDrafts, Tensor]:  # [B, N+1, D']
+    def propose(self, state: State, draws: UniformRow) -> tuple[BatchRecord, TreeDrafts, Tensor]:  # [B, N+1, D']
         """Draft a tree and run one pass over what the target has not seen and the drafts.
 
-        Returned are the record so far, the drafts, and the hidden states behind each place of their tree.
+        Returned are the record so far, the drafts, and the hidden states after each place of their tree.
         """
         pending, active = state.pending, ~state.ended
         drafts, num_asked = self._draft(state, draws)
         record = drafting_record(pending - 1, num_asked * self.drafter.passes_per_draft, active)
-        slots = state.cache.slots(state.max_pending + drafts.tree.num_drafts)
-        inputs = self.model.embed(state.followed_by(drafts.tokens[:, 1:]).gather(1, slots))
+        cache_positions = state.cache.next_positions(state.max_pending + drafts.tree.num_drafts)
+        inputs = self.model.embed(state.followed_by(drafts.tokens[:, 1:]).gather(1, cache_positions))
         hidden = self.model.hidden(inputs, state.cache, *rows_of_pass(state, drafts.tree))
-        rows = torch.arange(len(inputs), device=slots.device).unsqueeze(1)
+        rows = torch.arange(len(inputs), device=cache_positions.device).unsqueeze(1)
         return record, drafts, hidden[rows, pending.unsqueeze(1) - 1 + drafts.tree.order]
 
-    def _draft(self, state: State, draws: Draws) -> tuple[TreeDrafts, Tensor]:
+    def _draft(self, state: State, draws: UniformRow) -> tuple[TreeDrafts, Tensor]:
         """Draw the tree; return it, and how often the drafter was asked."""
 
         def next_logits(paths: Tokens, places: range) -> Tensor:
@@ -146,7 +147,7 @@ class Candidates(Method):
 class FusedCandidates(Fused):
     """Draft a tree from the rows of the step before, then verify it and look ahead in one pass; 1 + accepted tokens.
 
-    `num_candidates[d]` tokens stand behind everything at depth d, see `DraftTree`: at most as many depths as there are
+    `num_candidates[d]` tokens stand after everything at depth d, see `DraftTree`: at most as many depths as there are
     vectors, of which no more are used.
     """
 
@@ -169,28 +170,28 @@ class FusedCandidates(Fused):
         self.prepare(RULES, depth)
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """A draw per draft, an acceptance per candidate of each depth, and the final draw; see `Candidates`."""
         return {"draft": self.tree.num_drafts, "accept": sum(self.tree.widths), "final": 1}
 
     def step(
         self,
         state: State,
-        uniforms: Tensor,  # [B, num_slots]
+        uniforms: Tensor,  # [B, num_uniforms]
         trace: bool = False,
     ) -> tuple[State, BatchRecord]:
-        """Run one cycle: a tree of drafts from rows of the pass before, one pass that verifies it and looks ahead."""
-        draws, active = Draws(uniforms, self.slots, trace), ~state.ended
+        """Run one step: a tree of drafts from rows of the pass before, one pass that verifies it and looks ahead."""
+        draws, active = UniformRow(uniforms, self.named_uniforms, trace), ~state.ended
         record, drafts, real, ahead = self.propose(state, draws)
         state, walk = walk_tree(self, state, drafts, self.model.logits(real), draws, self.rule)
         state.cache.keep(state.lengths.unsqueeze(1) + walk.path - 1, state.lengths, walk.num_accepted)
         state, record = state.commit(tree_record(record, drafts, walk, draws, active))
         return self._carry(state, walk.place, real, ahead), record
 
-    def propose(self, state: State, draws: Draws) -> tuple[BatchRecord, TreeDrafts, Tensor, Ahead]:  # [B, N+1, D']
+    def propose(self, state: State, draws: UniformRow) -> tuple[BatchRecord, TreeDrafts, Tensor, Ahead]:  # [B, N+1, D']
         """Draft a tree and run the one call.
 
-        Returned are the record so far, the drafts, the hidden states behind each place of their tree, and the groups.
+        Returned are the record so far, the drafts, the hidden states after each place of their tree, and the groups.
         """
         pending, active = state.pending, ~state.ended
         drafts = self._draft(state, draws)
@@ -198,9 +199,11 @@ class FusedCandidates(Fused):
         num_positions = pending - 1 + ahead.num_rows(drafts.used)
         return drafting_record(num_positions, torch.zeros_like(pending), active), drafts, real, ahead
 
-    def _draft(self, state: State, draws: Draws) -> TreeDrafts:
+    def _draft(self, state: State, draws: UniformRow) -> TreeDrafts:
         """Draw the tree from the rows that the step before has left; what a refinement remembers follows each path."""
-        memory = self.refinement.start(self.model, state.carried) if state.carried.shape[1] > 1 else ()
+        memory = (
+            self.refinement.start(self.model, state.lookahead_hidden) if state.lookahead_hidden.shape[1] > 1 else ()
+        )
         memory = tuple(each.unsqueeze(1) for each in memory)
         parents = self.tree.parents
 
@@ -210,7 +213,7 @@ class FusedCandidates(Fused):
             if depth:
                 before = self.tree.levels[depth - 1].start
                 memory = tuple(each[:, [parents[place] - before for place in places]] for each in memory)
-            row = state.carried[:, 1 + depth].unsqueeze(1).expand(-1, num_places, -1).flatten(0, 1)
+            row = state.lookahead_hidden[:, 1 + depth].unsqueeze(1).expand(-1, num_places, -1).flatten(0, 1)
             lengths = (state.lengths + depth).repeat_interleave(num_places)
             text = state.tokens.repeat_interleave(num_places, dim=0)
             order = lengths.unsqueeze(1) - depth + torch.arange(depth, device=text.device)
@@ -221,5 +224,5 @@ class FusedCandidates(Fused):
             found: Tensor = logits.unflatten(0, (batch_size, num_places))
             return found
 
-        limit, settings = state.num_carried, self.draft_sampling or self.sampling
+        limit, settings = state.num_lookahead_hidden, self.draft_sampling or self.sampling
         return draw_tree(self, state, self.tree, limit, draws, next_logits, settings, self.rule, side_by_side=True)[0]

@@ -1,21 +1,22 @@
-"""Several candidates for one position: how they are drawn, and which one survives, so that the target's law is kept.
+"""Several candidates for one position: how they are drawn, and which one survives, and still exact.
 
-A rule takes candidates, the laws they were drawn from, each given those before it, and the target's law. It accepts one
-of them, or says from which law the token is to be drawn instead; either way the token is distributed as if it had been
-drawn from the target. A rule relies on how the candidates were drawn: `RULES` has both.
+A rule takes candidates, the distributions they were drawn from, each given those before it, and the target's
+distribution. It accepts one of them, or says from which distribution the token is to be drawn instead; either way the
+token is distributed as if it had been drawn from the target. A rule relies on how the candidates were drawn: `RULES`
+has both.
 
-Rows of a batch may have fewer than C candidates, `num_candidates`; what stands behind is ignored.
+Rows of a batch may have fewer than C candidates, `num_candidates`; what stands after is ignored.
 
 Glossary of shapes: B batch, C candidates, N positions, K candidates of all of them, V vocabulary.
 
-K-SEQ: independent candidates for one position, all accepted with the same chance, as large as the law allows.
+K-SEQ: independent candidates for one position, all accepted with the same chance, as large as the distribution allows.
 
-Candidates that are drawn from one law are often the same token, so they must not be accepted as readily as one alone.
-They are verified as if the draft law were d times what it is, with d from 1, for one candidate, to C.
+Candidates that are drawn from one distribution are often the same token, so they must not be accepted as readily as one
+alone. They are verified as if the draft distribution were d times what it is, with d from 1, for one candidate, to C.
 
-Why that keeps the law: a candidate is accepted as token x with the chance draft(x) min(1, target(x) / (d draft(x))),
-which is min(d draft(x), target(x)) / d. If d candidates are looked at on average, x is accepted with the probability
-min(d draft(x), target(x)), and the residual law adds the rest, as in `verify`.
+Why that keeps the distribution: a candidate is accepted as token x with the chance draft(x) min(1, target(x) / (d
+draft(x))), which is min(d draft(x), target(x)) / d. If d candidates are looked at on average, x is accepted with the
+probability min(d draft(x), target(x)), and the residual distribution adds the rest, as in `verify`.
 
 Source: Sun et al. 2023, "SpecTr: Fast Speculative Decoding via Optimal Transport" (arXiv 2310.15141), Algorithm 2.
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from pass_sampling.reference.config import SamplingConfig
 
 from ..sampling import Probs, largest_logits, one_hot, probs_from_logits
-from ..uniforms import Draws
+from ..uniforms import UniformRow
 from ..verify import Tokens, accept_probs, residual_probs
 
 
@@ -42,7 +43,7 @@ class Selection:
     """The outcome at one position: which candidate was accepted, and if none, what is to be drawn instead."""
 
     accepted: Tensor  # [B], -1 for none
-    final_probs: Probs  # [B, V], the law of the token where none is accepted
+    final_probs: Probs  # [B, V], the distribution of the token where none is accepted
     accept_probs: Probs  # [B, C], the chance of each candidate, once reached
 
 
@@ -50,41 +51,42 @@ def draw_candidates(
     logits: Tensor,  # [B, N, V]
     sampling: SamplingConfig,
     num_candidates: Sequence[int],
-    draws: Draws,
+    draws: UniformRow,
     index: int = 0,
     replacement: bool = False,
     active: Tensor | None = None,  # [B, N]
 ) -> tuple[Tokens, Probs, Tensor]:  # [B, K], [B, K, V], [B, K]
-    """Draw candidates for N positions, so many for each; return their very laws, and which of them there are.
+    """Draw candidates for N positions, so many for each; return their very distributions, and which of them there are.
 
     Those of the first position come first, with the uniforms from `draft[index]` on, then those of the next.
 
-    candidate_probs[0] = the law of the logits; candidate_probs[c+1] = candidate_probs[c] without token c, renormalised
+    candidate_probs[0] = the distribution of the logits; candidate_probs[c+1] = candidate_probs[c] without token c,
+    renormalised
 
-    At temperature 0 a law is one-hot, and nothing is left of it: next comes the likeliest token of the others, the
-    limit of small temperatures. There are fewer candidates than asked for where no token is left, and none where the
-    logits have no law. With replacement, all come from the first law.
+    At temperature 0 a distribution is one-hot, and nothing is left of it: next comes the likeliest token of the others,
+    the limit of small temperatures. There are fewer candidates than asked for where no token is left, and none where
+    the logits have no distribution. With replacement, all come from the first distribution.
 
     Source: without replacement Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706).
     """
     kept = probs_from_logits(logits, sampling) > 0
     left = logits if sampling.temperature == 0 else logits.masked_fill(~kept, float("-inf"))
     first = [index + sum(num_candidates[:place]) for place in range(len(num_candidates))]  # uniform of each position
-    tokens, laws, used, columns = [], [], [], []
+    tokens, distributions, used, columns = [], [], [], []
     places, going = list(range(len(first))), torch.ones_like(kept[..., 0]) if active is None else active
     for c in range(max(num_candidates)):
         still = [place for place, each in enumerate(places) if num_candidates[each] > c]
         if len(still) < len(places):
             places, left, going = [places[place] for place in still], left[:, still], going[:, still]
         going = going & largest_logits(left).isfinite()
-        laws.append(probs_from_logits(left, SamplingConfig(sampling.temperature)))
+        distributions.append(probs_from_logits(left, SamplingConfig(sampling.temperature)))
         columns += [first[place] + c for place in places]
-        tokens.append(draws.tokens_at("draft", laws[-1], columns[-len(places) :], going))
+        tokens.append(draws.tokens_at("draft", distributions[-1], columns[-len(places) :], going))
         used.append(going)
         if not replacement:
             left = left.scatter(2, tokens[-1].unsqueeze(2), float("-inf"))
     order = sorted(range(len(columns)), key=columns.__getitem__)
-    return tuple(torch.cat(found, dim=1)[:, order] for found in (tokens, laws, used))  # type: ignore[return-value]  # three of them
+    return tuple(torch.cat(found, dim=1)[:, order] for found in (tokens, distributions, used))  # type: ignore[return-value]  # three of them
 
 
 def recursive_probs(
@@ -93,7 +95,7 @@ def recursive_probs(
     candidate_tokens: Tokens,  # [B, C]
     num_candidates: Tensor,  # [B]
 ) -> tuple[Probs, Probs]:  # [B, C], [B, V]
-    """Return the chance of each candidate, once reached, and the law of the token if none is accepted.
+    """Return the chance of each candidate, once reached, and the distribution of the token if none is accepted.
 
     accept[c] = min(1, rest[c, x_c] / candidate_probs[c, x_c]), rest[0] = target_probs
 
@@ -115,7 +117,7 @@ def verify_recursive(
     target_probs: Probs,  # [B, V]
     candidate_probs: Probs,  # [B, C, V]
     candidate_tokens: Tokens,  # [B, C]
-    draws: Draws,
+    draws: UniformRow,
     index: int,
     num_candidates: Tensor,  # [B]
     active: Tensor,  # [B]
@@ -129,7 +131,7 @@ def verify_k_seq(
     target_probs: Probs,  # [B, V]
     candidate_probs: Probs,  # [B, C, V]
     candidate_tokens: Tokens,  # [B, C]
-    draws: Draws,
+    draws: UniformRow,
     index: int,
     num_candidates: Tensor,  # [B]
     active: Tensor,  # [B]
@@ -143,7 +145,7 @@ def verify_match(
     target_probs: Probs,  # [B, V]
     candidate_probs: Probs,  # [B, C, V]
     candidate_tokens: Tokens,  # [B, C]
-    draws: Draws,
+    draws: UniformRow,
     index: int,
     num_candidates: Tensor,  # [B]
     active: Tensor,  # [B]
@@ -165,7 +167,7 @@ def verify_match(
 def _in_turn(
     accept: Probs,  # [B, C]
     final_probs: Probs,  # [B, V]
-    draws: Draws,
+    draws: UniformRow,
     index: int,
     num_candidates: Tensor,  # [B]
     active: Tensor,  # [B]
@@ -185,7 +187,7 @@ class CandidateRule:
     """How candidates must be drawn, with replacement or without, and how they are verified."""
 
     replacement: bool
-    verify: Callable[[Probs, Probs, Tokens, Draws, int, Tensor, Tensor], Selection]
+    verify: Callable[[Probs, Probs, Tokens, UniformRow, int, Tensor, Tensor], Selection]
 
 
 RULES: dict[str, CandidateRule] = {
@@ -205,7 +207,7 @@ def k_seq_probs(
     candidate_tokens: Tokens,  # [B, C]
     num_candidates: Tensor | None = None,  # [B]
 ) -> tuple[Probs, Probs]:  # [B, C], [B, V]
-    """Return the chance of each candidate, once reached, and the law of the token if none is accepted.
+    """Return the chance of each candidate, once reached, and the distribution of the token if none is accepted.
 
     accept[c] = min(1, target_probs[x_c] / (d draft_probs[x_c])), with d = `k_seq_division`
 

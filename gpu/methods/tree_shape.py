@@ -11,7 +11,7 @@ A tree of drafts in a step: how it is drawn, how the rows of the pass over it ar
 A chain of drafts is a tree with one candidate everywhere.
 
 Glossary of shapes: B batch, N drafts of the tree, T rows of the pass, R places asked side by side, M drafts
-behind them, V vocabulary.
+after them, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from pass_sampling.reference.config import SamplingConfig
 
 from ..batch_record import ACCEPTED, BONUS, CORRECTION, BatchRecord
 from ..sampling import Probs
-from ..state import State, any_of
-from ..uniforms import Draws
+from ..state import State, may_any
+from ..uniforms import UniformRow
 from ..verify import Tokens, row
 from .base import Method
 from .tree_rules import RULES, draw_candidates
 
 NumCandidates = tuple[int | tuple[int, ...], ...]
-"""How many candidates stand behind the places of each depth: one number for all of them, or one for each in turn."""
+"""How many candidates stand after the places of each depth: one number for all of them, or one for each in turn."""
 
 
 @dataclass(frozen=True)
 class DraftTree:
-    """The shape of a tree in which `num_candidates[d]` drafts stand behind everything at depth d.
+    """The shape of a tree in which `num_candidates[d]` drafts stand after everything at depth d.
 
-    Candidates of different ranks may have different numbers behind them: `(3, (2, 1, 0))` has two behind the first
-    draft, one behind the second and none behind the third.
+    Candidates of different ranks may have different numbers after them: `(3, (2, 1, 0))` has two after the first
+    draft, one after the second and none after the third.
     """
 
     num_candidates: NumCandidates
@@ -50,7 +50,7 @@ class DraftTree:
 
     @cached_property
     def children(self) -> tuple[range, ...]:
-        """The places that stand behind each place."""
+        """The places that stand after each place."""
         children: list[range] = []
         level = range(1)
         for counts in (*self.num_candidates, 0):
@@ -63,7 +63,7 @@ class DraftTree:
 
     @cached_property
     def parents(self) -> tuple[int, ...]:
-        """Behind which place each place stands; -1 for place 0."""
+        """After which place each place stands; -1 for place 0."""
         return (-1, *(place for place, children in enumerate(self.children) for _ in children))
 
     @property
@@ -76,12 +76,12 @@ class DraftTree:
         return [*self.path(self.parents[place]), place] if place else []
 
     def first_uniform(self, depth: int) -> int:
-        """Return the first of the uniforms that decide about candidates behind a path of so many drafts."""
+        """Return the first of the uniforms that decide about candidates after a path of so many drafts."""
         return sum(self.widths[:depth])
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The most candidates behind a place of each depth."""
+        """The most candidates after a place of each depth."""
         return tuple(max(counts) if isinstance(counts, tuple) else counts for counts in self.num_candidates)
 
     @cached_property
@@ -98,7 +98,7 @@ class DraftTree:
         return seen.to(self.device)
 
     def candidates(self, depth: int) -> Tensor:  # [N+1, C]
-        """Return the places behind each place of a depth; 0 where there are none, or fewer than C."""
+        """Return the places after each place of a depth; 0 where there are none, or fewer than C."""
         return self._candidates[depth]
 
     @cached_property
@@ -131,7 +131,7 @@ class DraftTree:
         return torch.arange(len(self.children), device=self.device)
 
     def cut(self, depth: int) -> DraftTree:
-        """Return the tree without what stands behind so many drafts; always the same one."""
+        """Return the tree without what stands after so many drafts; always the same one."""
         return self if depth >= len(self.num_candidates) else self._shorter[depth]
 
     @cached_property
@@ -151,7 +151,7 @@ class TreeDrafts:
     tree: DraftTree
     used: Tensor  # [B, N+1], place 0 where the text goes on
     tokens: Tokens  # [B, N+1]
-    probs: Probs  # [B, N+1, V], the law that each draft was drawn from
+    probs: Probs  # [B, N+1, V], the distribution that each draft was drawn from
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Walk:
     accept_probs: Probs  # [B, N+1], the chance of each draft, once reached; NaN where verification did not come
     target_token_probs: Probs  # [B, N+1], the same
     num_accepted: Tensor  # [B]
-    has_final: Tensor  # [B], whether the text goes on behind the path
+    has_final: Tensor  # [B], whether the text goes on after the path
     place: Tensor  # [B], the last of the path
 
 
@@ -174,17 +174,18 @@ def draw_tree(
     state: State,
     tree: DraftTree,
     limit: Tensor,  # [B]
-    draws: Draws,
+    draws: UniformRow,
     next_logits: Callable[[Tokens, range], Tensor],
     sampling: SamplingConfig,
     rule: str,
     side_by_side: bool = False,
 ) -> tuple[TreeDrafts, Tensor]:  # [B]
-    """Draw candidates behind place after place: `next_logits(paths, places)` gives the logits behind text and paths.
+    """Draw candidates after place after place: `next_logits(paths, places)` gives the logits after text and paths.
 
-    Returned are the drafts with the very laws that they were drawn from, and how many logits were asked for. Nothing
-    stands behind a draft that ends the text, behind `limit` drafts, or where the logits make no law. Asked for are one
-    place or, `side_by_side`, all places of a depth: then paths are `[B, R, depth]`, and the logits `[B, R, V]`.
+    Returned are the drafts with the very distributions that they were drawn from, and how many logits were asked for.
+    Nothing stands after a draft that ends the text, after `limit` drafts, or where the logits make no distribution.
+    Asked for are one place or, `side_by_side`, all places of a depth: then paths are `[B, R, depth]`, and the logits
+    `[B, R, V]`.
 
     Rows that draft nothing somewhere run along, and what they draw is ignored. The tree is as deep as some row's.
     """
@@ -199,7 +200,7 @@ def draw_tree(
             counts, those = [len(tree.children[place]) for place in places], slice(places.start, places.stop)
             asked = used[:, those] & ~ends[:, those] & (depth < limit).unsqueeze(1)
             asked = asked & torch.tensor(counts, device=active.device).bool()
-            if not any_of(state, asked):
+            if not may_any(state, asked):
                 continue
             paths = tokens[:, tree.paths(depth)[places.start - level.start : places.stop - level.start]]
             logits = _processed(method, state, next_logits(paths, places), asked, paths)
@@ -221,7 +222,7 @@ def _processed(
     asked: Tensor,  # [B, R]
     paths: Tokens,  # [B, R, ...]
 ) -> Tensor:  # [B, R, V]
-    """Return the logits behind paths of one length as the processor leaves them."""
+    """Return the logits after paths of one length as the processor leaves them."""
     if method.processor is None:
         return logits
     rows = [
@@ -238,13 +239,13 @@ def _ends(
     tokens: Tokens,  # [B, M]
     used: Tensor,  # [B, M]
 ) -> Tensor:  # [B, M]
-    """Say which of the drafts behind paths end the text; the length does not."""
+    """Say which of the drafts after paths end the text; the length does not."""
     if not state.ending.asks_host:
         return used & (tokens.unsqueeze(2) == state.eos).any(dim=2)
     found, behind = [], [place for place, count in enumerate(counts) for _ in range(count)]
     for draft, place in enumerate(behind):
         text = torch.cat([paths[:, place], tokens[:, draft : draft + 1]], dim=1)
-        found.append(state.kept(text, text.shape[1] * used[:, draft])[1])
+        found.append(state.num_kept(text, text.shape[1] * used[:, draft])[1])
     return torch.stack(found, dim=1)
 
 
@@ -272,11 +273,11 @@ def layout(
     behind: tuple[int, ...] = (),
     depth: int = 0,
 ) -> tuple[Tensor, Tensor]:  # [B, T], [B, T, T]
-    """Return how far behind the last committed token the rows of one pass stand, and which they see.
+    """Return how far after the last committed token the rows of one pass stand, and which they see.
 
     First come the pending tokens, the last of which is place 0, and the drafts. Each sees the pending tokens up to
-    itself and the drafts on its path. Rows with less to feed than others are padded behind their drafts, where nothing
-    looks. Then come groups of `depth` look-ahead rows, one behind each place of `behind`: a group stands where the next
+    itself and the drafts on its path. Rows with less to feed than others are padded after their drafts, where nothing
+    looks. Then come groups of `depth` look-ahead rows, one after each place of `behind`: a group stands where the next
     tokens would, and sees what the row before it sees and its own rows up to themselves. No other row sees it.
     """
     num_text, num_ahead = max_pending + tree.num_drafts, len(behind) * depth
@@ -302,12 +303,12 @@ def walk_tree(
     state: State,
     drafts: TreeDrafts,
     logits: Tensor,  # [B, N+1, V]
-    draws: Draws,
+    draws: UniformRow,
     rule: str,
 ) -> tuple[State, Walk]:
-    """Verify from place to place: the candidates behind it, then those behind the one that was accepted.
+    """Verify from place to place: the candidates after it, then those after the one that was accepted.
 
-    `logits` are the target's, behind place 0 and behind each draft.
+    `logits` are the target's, after place 0 and after each draft.
     """
     tree, going = drafts.tree, drafts.used[:, 0]
     place, text, path = torch.zeros_like(state.lengths), state.tokens[:, :0], state.tokens[:, :0]
@@ -317,7 +318,7 @@ def walk_tree(
     has_final = is_bonus = torch.zeros_like(going)
     num_accepted = torch.zeros_like(place)
     for depth in range(len(tree.num_candidates) + 1):
-        here, largest = method.laws(state, row(logits, place).unsqueeze(1), going.unsqueeze(1), text, depth)
+        here, largest = method.chain_probs(state, row(logits, place).unsqueeze(1), going.unsqueeze(1), text, depth)
         state = state.note_fault(largest, depth, going.unsqueeze(1))
         assert isinstance(here, Tensor)  # a tree is not written down
         target_probs = here.squeeze(1)
@@ -345,7 +346,7 @@ def walk_tree(
         text = drafts.tokens.gather(1, path)
         log_probs = torch.cat([log_probs, target_probs.gather(1, text[:, -1:]).log()], dim=1)
         num_accepted = num_accepted + moved
-        going = moved & ~state.kept(text, (depth + 1) * moved)[1]
+        going = moved & ~state.num_kept(text, (depth + 1) * moved)[1]
     final_token = draws.token("final", final_probs, active=has_final)
     final_log = last_probs.gather(1, final_token.unsqueeze(1)).log()
     log_probs = torch.cat([log_probs, final_log], dim=1).scatter(1, num_accepted.unsqueeze(1), final_log)
@@ -356,14 +357,14 @@ def tree_record(
     record: BatchRecord,
     drafts: TreeDrafts,
     walk: Walk,
-    draws: Draws,
+    draws: UniformRow,
     active: Tensor,  # [B]
 ) -> BatchRecord:
-    """Add the verification of a tree to the record of a cycle; its drafts stand there breadth first."""
+    """Add the verification of a tree to the record of a step; its drafts stand there breadth first."""
     used = drafts.used[:, 1:]
     order = used.long().argsort(dim=1, descending=True, stable=True)  # the places in use come first
-    tokens, laws = drafts.tokens[:, 1:].gather(1, order), drafts.probs[:, 1:]
-    draft_probs = laws.gather(2, drafts.tokens[:, 1:].unsqueeze(2)).squeeze(2)
+    tokens, distributions = drafts.tokens[:, 1:].gather(1, order), drafts.probs[:, 1:]
+    draft_probs = distributions.gather(2, drafts.tokens[:, 1:].unsqueeze(2)).squeeze(2)
     numbers = torch.nn.functional.pad(used.cumsum(dim=1) - 1, (1, 0), value=-1)
     parents = torch.tensor(drafts.tree.parents[1:], dtype=torch.int64, device=used.device).expand_as(order)
     final = walk.num_accepted.unsqueeze(1)

@@ -1,6 +1,7 @@
 """The key/value cache of a batch: what earlier passes computed, and how rejected drafts leave it.
 
-Glossary of shapes: B batch, G key/value heads, T rows of this pass, S slots in sight, E head size, N that are kept.
+Glossary of shapes: B batch, G key/value heads, T rows of this pass, S cache positions that are read, E head size, N
+that are kept.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from ..host import at_hand
+from ..host import is_on_cpu
 
 
 class KVCache:
     """Keys and values of the first `lengths[b]` positions of each row b, in arrays of fixed size.
 
     Slot s holds position s. Slots at and beyond a row's length are scratch: a pass writes there, and what is kept of
-    it is decided afterwards by `truncate` or `keep`. No row attends to scratch, so it may hold anything. `extent` is a
-    bound on all lengths that the host knows, so that a pass need not read unused slots; `level` says that the host
+    it is decided afterwards by `truncate` or `keep`. No row attends to scratch, so it may hold anything. `max_length`
+    is a bound on all lengths that the host knows, so that a pass need not read unused slots; `equal_lengths` says that the host
     knows all lengths to be equal to it. On the CPU the bound is exact. Elsewhere a `truncate` leaves it loose, and the
     lengths are read back only when it has run out.
 
-    With a fixed `sight` every pass reads that many slots, whatever the lengths are, and the host is asked nothing: the
-    shapes of a step that is captured must not depend on what is in its tensors. `spoilt` marks the rows of the batch
-    for which such a pass was not finite.
+    With a fixed `kv_length` every pass reads that many slots, whatever the lengths are, and the host is asked
+    nothing: the shapes of a step that is captured must not depend on what is in its tensors. `spoilt` marks the rows
+    of the batch for which such a pass was not finite.
     """
 
     def __init__(
@@ -42,8 +43,8 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # [layers, B, G, capacity, E]
         self.values = torch.zeros(shape, dtype=dtype, device=device)  # [layers, B, G, capacity, E]
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
-        self.extent, self.level = 0, True
-        self.sight: int | None = None
+        self.max_length, self.equal_lengths = 0, True
+        self.kv_length: int | None = None
         self.spoilt = self.lengths < 0  # [B]
         self._rows = torch.arange(batch_size, device=device).unsqueeze(1)  # [B, 1]
         self._layers = torch.arange(num_layers, device=device).unsqueeze(1)  # [layers, 1]
@@ -54,28 +55,28 @@ class KVCache:
         """Number of positions per row."""
         return self.keys.shape[3]
 
-    def slots(self, num_rows: int) -> Tensor:  # [B, T]
+    def next_positions(self, num_rows: int) -> Tensor:  # [B, T]
         """Return where the rows of the next pass will be written.
 
         Raises:
             ValueError: a row would run past the capacity.
         """
-        if self.sight is None and self.extent + num_rows > self.capacity and not self._at_hand:
+        if self.kv_length is None and self.max_length + num_rows > self.capacity and not self._is_on_cpu:
             self.measure()
-        if self.sight is None and self.extent + num_rows > self.capacity:
-            raise ValueError(f"capacity: found {self.capacity}, expected at least {self.extent + num_rows}")
+        if self.kv_length is None and self.max_length + num_rows > self.capacity:
+            raise ValueError(f"capacity: found {self.capacity}, expected at least {self.max_length + num_rows}")
         if self._places is None or self._places[0] is not self.lengths or self._places[1].shape[1] != num_rows:
             order = torch.arange(num_rows, device=self.lengths.device)
             self._places = self.lengths, self.lengths.unsqueeze(1) + order  # asked for by a step and by its pass
         return self._places[1]
 
-    def num_slots(self, num_rows: int) -> int:
+    def num_positions(self, num_rows: int) -> int:
         """Return how many slots a pass over so many rows reads, S."""
-        return self.extent + num_rows if self.sight is None else self.sight
+        return self.max_length + num_rows if self.kv_length is None else self.kv_length
 
-    def fix(self, sight: int | None) -> None:
+    def fix(self, kv_length: int | None) -> None:
         """Let every pass read that many slots, which no row may run past; None: as many as there are."""
-        self.sight, self.level, self.spoilt = sight, False, torch.zeros_like(self.spoilt)
+        self.kv_length, self.equal_lengths, self.spoilt = kv_length, False, torch.zeros_like(self.spoilt)
         self.measure()
 
     def write(
@@ -83,21 +84,21 @@ class KVCache:
         layer: int,
         keys: Tensor,  # [B, G, T, E]
         values: Tensor,  # [B, G, T, E]
-        slots: Tensor,  # [B, T]
+        next_positions: Tensor,  # [B, T]
     ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
         """Write one layer's rows of a pass and return every slot that some row of the batch can see."""
-        end = self.num_slots(keys.shape[2])
+        end = self.num_positions(keys.shape[2])
         for whole, new in ((self.keys, keys), (self.values, values)):
-            if self.level:
-                whole[layer, :, :, self.extent : end] = new
+            if self.equal_lengths:
+                whole[layer, :, :, self.max_length : end] = new
             else:  # in the whole, not in a part of it: so a compiler makes no copy
-                whole[self._layers[layer], self._rows, :, slots] = new.transpose(1, 2)
+                whole[self._layers[layer], self._rows, :, next_positions] = new.transpose(1, 2)
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, num_rows: int) -> None:
         """Count the rows that every layer has just written as cached."""
         self.lengths = self.lengths + num_rows
-        self.extent += num_rows
+        self.max_length += num_rows
 
     def truncate(
         self,
@@ -109,14 +110,14 @@ class KVCache:
             ValueError: a length is negative or more than what is cached; checked on the CPU alone, where asking
                 costs no synchronisation.
         """
-        if self._at_hand and self.sight is None:
+        if self._is_on_cpu and self.kv_length is None:
             before, after = self.lengths.tolist(), length.tolist()  # quicker than to compare tensors
             if after == before:
                 return
             if not all(0 <= new <= old for old, new in zip(before, after, strict=True)):
                 self._check_length(length)
-        self.lengths, self.level = length, False
-        if self._at_hand and self.sight is None:
+        self.lengths, self.equal_lengths = length, False
+        if self._is_on_cpu and self.kv_length is None:
             self.measure()
 
     def keep(
@@ -125,19 +126,19 @@ class KVCache:
         length: Tensor | int = 0,  # [B], or []
         count: Tensor | None = None,  # [B]
     ) -> None:
-        """Keep the first `length` positions, and behind them only the given slots: the rollback of a tree of drafts.
+        """Keep the first `length` positions, and after them only the given slots: the rollback of a tree of drafts.
 
         Of each row the first `count` slots are meant, by default all.
 
         Raises:
-            ValueError: the slots do not increase, or are not all cached behind the first `length`; checked on the CPU
+            ValueError: the slots do not increase, or are not all cached after the first `length`; checked on the CPU
                 alone.
         """
         length = torch.zeros_like(self.lengths) + length
         count = torch.full_like(self.lengths, rows.shape[1]) if count is None else count
         order = torch.arange(rows.shape[1], device=rows.device)
         used, places = order < count.unsqueeze(1), length.unsqueeze(1) + order
-        if self._at_hand and self.sight is None:
+        if self._is_on_cpu and self.kv_length is None:
             self._check_length(length)
             rising = (rows.diff(dim=1, prepend=length.unsqueeze(1) - 1) > 0) & (rows < self.lengths.unsqueeze(1))
             if not bool((rising | ~used).all()):
@@ -148,10 +149,10 @@ class KVCache:
         places = places.clamp(max=self.capacity - 1)
         rows = torch.where(used, rows, places)  # what is not meant stays where it is
         for arrays in (self.keys, self.values):
-            slots = arrays.transpose(2, 3)
-            slots[:, self._rows, places] = slots[:, self._rows, rows]
-        self.lengths, self.level = length + count, False
-        if self._at_hand and self.sight is None:
+            next_positions = arrays.transpose(2, 3)
+            next_positions[:, self._rows, places] = next_positions[:, self._rows, rows]
+        self.lengths, self.equal_lengths = length + count, False
+        if self._is_on_cpu and self.kv_length is None:
             self.measure()
 
     def select(
@@ -179,9 +180,9 @@ class KVCache:
             torch.cat([cache.values for cache in caches], dim=1),
             torch.cat([cache.lengths for cache in caches]),
         )
-        if not twin._at_hand:
-            twin.extent = max(cache.extent for cache in caches)
-            twin.level = all(cache.level and cache.extent == twin.extent for cache in caches)
+        if not twin._is_on_cpu:
+            twin.max_length = max(cache.max_length for cache in caches)
+            twin.equal_lengths = all(cache.equal_lengths and cache.max_length == twin.max_length for cache in caches)
         return twin
 
     def _like(self, keys: Tensor, values: Tensor, lengths: Tensor) -> KVCache:
@@ -189,14 +190,14 @@ class KVCache:
         twin = copy(self)
         twin.keys, twin.values, twin.lengths, twin._places, twin.spoilt = keys, values, lengths, None, lengths < 0
         twin._rows = torch.arange(len(lengths), device=lengths.device).unsqueeze(1)
-        if twin._at_hand:
+        if twin._is_on_cpu:
             twin.measure()
         return twin
 
     @property
-    def _at_hand(self) -> bool:
+    def _is_on_cpu(self) -> bool:
         """Whether the host can read the lengths without waiting for a device."""
-        return at_hand(self.lengths)
+        return is_on_cpu(self.lengths)
 
     def _check_length(
         self,
@@ -209,13 +210,13 @@ class KVCache:
             )
 
     def measure(self) -> None:
-        """Read the lengths back, which makes `extent` exact: on a device, a synchronisation."""
+        """Read the lengths back, which makes `max_length` exact: on a device, a synchronisation."""
         self._places = None
-        if self.sight is not None:
+        if self.kv_length is not None:
             return
         lengths = self.lengths.tolist()
-        self.extent = max(lengths, default=0)
-        self.level = lengths.count(self.extent) == len(lengths)
+        self.max_length = max(lengths, default=0)
+        self.equal_lengths = lengths.count(self.max_length) == len(lengths)
 
 
 def same(

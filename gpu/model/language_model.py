@@ -70,7 +70,7 @@ class LanguageModel(Protocol):
         positions: Tensor | None = None,  # [B, T]
         visible: Tensor | None = None,  # [T, T], or [B, T, T]
     ) -> Tensor:  # [B, T, D']
-        """Run one pass behind the cache."""
+        """Run one pass after the cache."""
 
     def logits(
         self,

@@ -1,7 +1,7 @@
 """The equations of a Llama-family transformer, one function each, over a batch.
 
-Glossary of shapes: B batch, T rows of this pass, S slots in sight (cached and of this pass), D model width, H query
-heads, G key/value heads (G divides H), E head size, F mlp width.
+Glossary of shapes: B batch, T rows of this pass, S cache positions that are read (cached and of this pass), D model
+width, H query heads, G key/value heads (G divides H), E head size, F mlp width.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def attention_apart(
     No bit of a row depends on keys and values that it does not attend to. A mask gives them weight 0, but 0 times NaN
     and inf - inf are NaN. So rows that attend to none that may overflow are computed with zeros in place of these.
     """
-    num_rows, num_slots = queries.shape[2], keys.shape[2]
-    seen = torch.ones((1, num_rows, num_slots), dtype=torch.bool, device=keys.device).tril(num_slots - num_rows)
+    num_rows, num_uniforms = queries.shape[2], keys.shape[2]
+    seen = torch.ones((1, num_rows, num_uniforms), dtype=torch.bool, device=keys.device).tril(num_uniforms - num_rows)
     if visible is not None:
         seen = visible[:, 0, :num_rows] == 0
     wide = torch.promote_types(keys.dtype, torch.float32)  # what scores are summed in

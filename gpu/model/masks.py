@@ -1,7 +1,7 @@
 """Who sees whom in one pass.
 
-Glossary of shapes: B batch, T rows of this pass, S slots in sight (cached and of this pass), R rows times heads of a
-group, D' hidden state.
+Glossary of shapes: B batch, T rows of this pass, S cache positions that are read (cached and of this pass), R rows
+times heads of a group, D' hidden state.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ class Masks:
     def __init__(
         self,
         cache: KVCache,
-        slots: Tensor,  # [B, T]
+        cache_positions: Tensor,  # [B, T]
         positions: Tensor,  # [B, T]
         visible: Tensor | None,  # [T, T], or [T, S], or [B, T, T]
         dtype: torch.dtype,
         num_heads: int = 1,
     ):
-        """Describe a pass that writes to `slots`; `visible` says which rows of it see which, default: a chain.
+        """Describe a pass that writes to `cache_positions`; `visible` says which of its rows see which.
 
         Over S columns it says so of every slot in sight; then all rows of the batch have as many cached. Of a group,
         `num_heads` query heads are computed as rows of one.
         """
-        self._slots = slots
+        self._cache_positions = cache_positions
         self._positions = positions
         self._visible = visible
         self._dtype = dtype
         self._num_heads = num_heads
         self._lengths = cache.lengths
-        self._num_slots = cache.num_slots(slots.shape[1])
-        self._all_seen = visible is None and slots.shape[1] == 1 and cache.level
-        self._causal = visible is None and cache.extent == 0 and cache.sight is None
-        self._level = cache.level and (visible is None or visible.shape == (slots.shape[1], slots.shape[1]))
+        self._num_positions = cache.num_positions(cache_positions.shape[1])
+        self._all_seen = visible is None and cache_positions.shape[1] == 1 and cache.equal_lengths
+        self._causal = visible is None and cache.max_length == 0 and cache.kv_length is None
+        self._level = cache.equal_lengths and (
+            visible is None or visible.shape == (cache_positions.shape[1], cache_positions.shape[1])
+        )
         self._built: dict[int | None, Tensor] = {}
 
     def of(self, window: int | None) -> tuple[Tensor | None, bool]:  # [B, 1, R, S]
@@ -69,19 +71,19 @@ class Masks:
         """
         if not (self._built or self._causal):
             return False
-        if cache.sight is not None:
+        if cache.kv_length is not None:
             cache.spoilt = cache.spoilt | ~hidden.isfinite().flatten(1).all(dim=1)
             return False
         return not math.isfinite(hidden.sum(dtype=torch.promote_types(hidden.dtype, torch.float32)).item())
 
     def _last_columns(self) -> Tensor:  # [B, 1, T, S]
-        """Return the mask behind as many cached slots in every row, all of which are seen."""
-        (batch_size, num_rows), device = self._slots.shape, self._slots.device
+        """Return the mask after as many cached positions in every row, all of which are seen."""
+        (batch_size, num_rows), device = self._cache_positions.shape, self._cache_positions.device
         if self._visible is None:
             own = torch.full((num_rows, num_rows), float("-inf"), dtype=self._dtype, device=device).triu(1)
         else:
             own = self._additive(self._visible.unsqueeze(0))[0, 0]
-        padded = functional.pad(own, (self._num_slots - num_rows, 0))
+        padded = functional.pad(own, (self._num_positions - num_rows, 0))
         return padded.expand(batch_size, 1, -1, -1)
 
     def _additive(
@@ -94,10 +96,10 @@ class Masks:
 
     def _in_sight(self, window: int | None) -> Tensor:  # [B, T, S]
         """Say which slots each row sees."""
-        batch_size, num_rows = self._slots.shape
-        places = torch.arange(self._num_slots, device=self._slots.device)  # [S]
+        batch_size, num_rows = self._cache_positions.shape
+        places = torch.arange(self._num_positions, device=self._cache_positions.device)  # [S]
         if self._visible is None:
-            in_sight = places <= self._slots.unsqueeze(2)
+            in_sight = places <= self._cache_positions.unsqueeze(2)
         elif self._visible.shape[-1] != num_rows:
             in_sight = self._visible.expand(batch_size, -1, -1)
         else:
@@ -108,5 +110,5 @@ class Masks:
             in_sight = (row < 0).unsqueeze(1) | (inside.unsqueeze(1) & seen)
         if window is None:
             return in_sight
-        standing = places.expand(batch_size, -1).scatter(1, self._slots, self._positions)  # [B, S]
+        standing = places.expand(batch_size, -1).scatter(1, self._cache_positions, self._positions)  # [B, S]
         return in_sight & (self._positions.unsqueeze(2) - standing.unsqueeze(1) < window)

@@ -1,7 +1,7 @@
 """A language model that is a table: a row of its own for everything that can be in sight.
 
-Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated law. It
-reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
+Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated
+distribution. It reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TableModel:
         """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf.
 
         If `levels` is not 0, only so many different logits occur, so that tokens tie. Those of `popular` tokens are
-        higher by four times the spread, behind every prefix: of many tokens the same few are likely.
+        higher by four times the spread, after every prefix: of many tokens the same few are likely.
         """
         self.vocab_size = vocab_size
         self.num_lookahead = num_lookahead
@@ -78,18 +78,18 @@ class TableModel:
     ) -> Tensor:  # [B, T, V]
         """Return each row's logits: for a table, the hidden states are the answer already."""
         num_rows = inputs.shape[1]
-        slots = cache.slots(num_rows)
+        cache_positions = cache.next_positions(num_rows)
         if positions is None:
-            positions = slots
+            positions = cache_positions
         if visible is None:
             visible = torch.ones((num_rows, num_rows), dtype=torch.bool).tril()
-        keys, _ = cache.write(0, inputs.unsqueeze(1), inputs.unsqueeze(1), slots)
+        keys, _ = cache.write(0, inputs.unsqueeze(1), inputs.unsqueeze(1), cache_positions)
         places = torch.arange(keys.shape[2]).expand(len(inputs), -1)
         row = places - cache.lengths.unsqueeze(1)  # which row of the pass a slot holds
         column = row.clamp(0, num_rows - 1).unsqueeze(1).expand(-1, num_rows, -1)
         seen = visible.expand(len(inputs), -1, -1).gather(2, column)  # [B, T, S]
         in_sight = (row < 0).unsqueeze(1) | (((row >= 0) & (row < num_rows)).unsqueeze(1) & seen)
-        codes = pair_codes(keys[:, 0], places.scatter(1, slots, positions), in_sight.any(dim=1))
+        codes = pair_codes(keys[:, 0], places.scatter(1, cache_positions, positions), in_sight.any(dim=1))
         cache.advance(num_rows)
         return self.row((codes.unsqueeze(1) * in_sight).sum(dim=-1))
 
@@ -112,7 +112,7 @@ class TableModel:
         self,
         code: Tensor,  # [...]
     ) -> Tensor:  # [..., V]
-        """Return the logits behind everything that has this code; at least one is finite."""
+        """Return the logits after everything that has this code; at least one is finite."""
         tokens = torch.arange(self.vocab_size)
         bits = _mix(code.unsqueeze(-1) + _mix(torch.tensor(self.seed)) + tokens * _GOLDEN)
         masked = _unit(_mix(bits)) < self.zeros

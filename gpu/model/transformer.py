@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pass_sampling.reference.model.config import ModelConfig
 
-from ..host import at_hand, is_written_down
+from ..host import is_on_cpu, is_traced
 from .cache import KVCache
 from .layers import attention, attention_apart, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
 from .linear import linears_of
@@ -108,7 +108,7 @@ class Transformer:
         adapter: Terms | None = None,
         num_adapted: int = 0,
     ) -> Tensor:  # [B, T, D]
-        """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
+        """Run one pass after the cached positions and return the last hidden states, ready for `logits`.
 
         Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
         before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
@@ -122,11 +122,11 @@ class Transformer:
         if inputs.shape[1] > LONG:
             needed = pass_bytes(self.config, self.dtype, inputs.shape[0] * inputs.shape[1])
             check_memory(Memory(workspace=needed), self.device)
-        slots = cache.slots(inputs.shape[1])
-        turning = self._turning(cache, slots, positions)
-        standing = slots if positions is None else positions
+        cache_positions = cache.next_positions(inputs.shape[1])
+        turning = self._turning(cache, cache_positions, positions)
+        standing = cache_positions if positions is None else positions
         share = self.config.num_attention_heads // self.config.num_key_value_heads
-        masks = Masks(cache, slots, standing, visible, inputs.dtype, share)
+        masks = Masks(cache, cache_positions, standing, visible, inputs.dtype, share)
 
         def adapted(i: int, site: str, x: Tensor, y: Tensor) -> Tensor:
             if adapter is None or num_adapted == 0:
@@ -143,7 +143,7 @@ class Transformer:
                 normed = rms_norm(x, layer.attention_norm, eps)
                 heads = adapted(i, "query_key_value", normed, linear.query_key_value(normed))
                 queries, keys, values = self._split(heads, layer, *turning)
-                keys, values = cache.write(i, keys, values, slots)
+                keys, values = cache.write(i, keys, values, cache_positions)
                 mixed = attend(queries, keys, values, *masks.of(self.config.window(i)))
                 x = x + adapted(i, "output", mixed, linear.output(mixed))
                 normed = rms_norm(x, layer.mlp_norm, eps)
@@ -178,7 +178,7 @@ class Transformer:
         positions: Tensor | None = None,  # [B, T]
         visible: Tensor | None = None,  # [T, T], or [T, S]
     ) -> Tensor:  # [B, T, V]
-        """Return the logits behind every row of a pass over tokens, or over embeddings."""
+        """Return the logits after every row of a pass over tokens, or over embeddings."""
         rows = torch.as_tensor(inputs, device=self.device)
         if rows.ndim == 2:
             rows = self.embed(rows)
@@ -207,22 +207,22 @@ class Transformer:
     def _turning(
         self,
         cache: KVCache,
-        slots: Tensor,  # [B, T]
+        cache_positions: Tensor,  # [B, T]
         positions: Tensor | None,  # [B, T]
     ) -> list[Tensor]:
         """Return what turns the heads of every row: looked up where the host knows that it can be, else computed."""
-        places = slots if positions is None else positions
-        tables = self._tables if cache.sight is None else self._tables_of(cache.sight)
-        known = positions is None or is_written_down(places)  # the positions of a pass are no larger than its slots
-        if known or (at_hand(places) and int(places.max()) < len(tables[0])):
+        places = cache_positions if positions is None else positions
+        tables = self._tables if cache.kv_length is None else self._tables_of(cache.kv_length)
+        known = positions is None or is_traced(places)  # the positions of a pass are no larger than its slots
+        if known or (is_on_cpu(places) and int(places.max()) < len(tables[0])):
             return [table[places].unsqueeze(1) for table in tables]
         return [each.unsqueeze(1) for each in self._rotation(places)]
 
-    def _tables_of(self, sight: int) -> list[Tensor]:
+    def _tables_of(self, kv_length: int) -> list[Tensor]:
         """Return tables of just so many positions: a traced step must not depend on the longest text there was."""
-        if sight not in self._fixed_tables:
-            self._fixed_tables[sight] = self._rotation(torch.arange(sight, device=self.device))
-        return self._fixed_tables[sight]
+        if kv_length not in self._fixed_tables:
+            self._fixed_tables[kv_length] = self._rotation(torch.arange(kv_length, device=self.device))
+        return self._fixed_tables[kv_length]
 
     def _reach(self, num_positions: int) -> None:
         """Have tables for so many positions."""

@@ -44,7 +44,7 @@ __all__ = [
 
 ANCHORS = 32  # places looked at per sequence
 SAMPLINGS = {"greedy": SamplingConfig(temperature=0.0), "temperature_1": SamplingConfig()}  # beside that of training
-SEQUENCES = 4  # side by side: what a batch needs in memory is its rows' laws, in float64
+SEQUENCES = 4  # side by side: what a batch needs in memory is its rows' distributions, in float64
 
 
 def expected_acceptance(
@@ -107,7 +107,7 @@ def expected_tokens(
     tokens = 1 + a_1 + a_1 a_2 + ... + a_1 ... a_L
 
     About, because these are means over all places: it takes acceptance at one depth to say nothing of the next, and
-    drafts behind accepted ones to fare as those behind the text's own tokens.
+    drafts after accepted ones to fare as those after the text's own tokens.
 
     Source: Leviathan et al. 2023, Eq. 1, with a rate for each depth.
     """
@@ -152,7 +152,7 @@ def fixed_token_vectors(
     return model.embed([[token] * num_lookahead])[0]
 
 
-ROWS = 64  # laws behind one sequence, side by side
+ROWS = 64  # distributions after one sequence, side by side
 
 
 @torch.inference_mode()

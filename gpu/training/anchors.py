@@ -1,13 +1,13 @@
-"""Look-ahead rows behind many anchors of a sequence, in one masked pass that gradients can go through.
+"""Look-ahead rows after many anchors of a sequence, in one masked pass that gradients can go through.
 
-An anchor is a place in the text at which decoding might stand: behind it hangs a group of L look-ahead rows, as in
+An anchor is a place in the text at which decoding might stand: after it hangs a group of L look-ahead rows, as in
 PaSS's draft call. The text's own rows are those of the frozen model, computed once, without gradients. The rows of a
 group see the text up to their anchor and one another, in order, and nothing else: so each group computes what a draft
 call at its anchor would. A sampler head refines the rows of a group one after another, each given the text's token
 before its own, as drafting does.
 
 Glossary of shapes: B sequences, T tokens of a sequence, N anchors, L look-ahead vectors, D model, V vocabulary,
-R rows of a pass, S slots in sight, G kv-heads, E head size.
+R rows of a pass, S cache positions that are read, G kv-heads, E head size.
 
 Windows of tokens in an order that follows from a seed and a step number alone, so that a run can be resumed.
 
@@ -35,7 +35,7 @@ __all__ = ["AnchoredRows", "Windows", "anchored_rows", "check_tokens", "evenly_s
 
 
 class AnchoredRows(NamedTuple):
-    """The logits that training compares, row by row: draft row i of an anchor stands for target row i behind it."""
+    """The logits that training compares, row by row: draft row i of an anchor stands for target row i after it."""
 
     draft_logits: Tensor  # [B, N, L, V]
     target_logits: Tensor  # [B, N, L, V], the frozen model's own
@@ -43,22 +43,22 @@ class AnchoredRows(NamedTuple):
 
 
 class FrozenCache:
-    """Keys and values of the text, read only: a pass behind them is not written to them, so gradients can flow."""
+    """Keys and values of the text, read only: a pass after them is not written to them, so gradients can flow."""
 
     def __init__(self, cache: KVCache):
         """Stand for the cached positions of a batch whose rows are equally long."""
-        self.keys, self.values = cache.keys[..., : cache.extent, :], cache.values[..., : cache.extent, :]
+        self.keys, self.values = cache.keys[..., : cache.max_length, :], cache.values[..., : cache.max_length, :]
         self.lengths = cache.lengths
-        self.extent = cache.extent
-        self.level = True
-        self.sight = None
+        self.max_length = cache.max_length
+        self.equal_lengths = True
+        self.kv_length = None
 
-    def num_slots(self, num_rows: int) -> int:
+    def num_positions(self, num_rows: int) -> int:
         """Return how many slots a pass over so many rows reads."""
-        return self.extent + num_rows
+        return self.max_length + num_rows
 
-    def slots(self, num_rows: int) -> Tensor:  # [B, R]
-        """Return the places behind the text, which nothing is written to."""
+    def next_positions(self, num_rows: int) -> Tensor:  # [B, R]
+        """Return the places after the text, which nothing is written to."""
         return self.lengths.unsqueeze(1) + torch.arange(num_rows, device=self.lengths.device)
 
     def write(
@@ -66,9 +66,9 @@ class FrozenCache:
         layer: int,
         keys: Tensor,  # [B, G, R, E]
         values: Tensor,  # [B, G, R, E]
-        slots: Tensor,  # [B, R]
+        cache_positions: Tensor,  # [B, R]
     ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
-        """Return the text's keys and values with those of the pass behind them."""
+        """Return the text's keys and values with those of the pass after them."""
         return torch.cat([self.keys[layer], keys], dim=2), torch.cat([self.values[layer], values], dim=2)
 
     def advance(self, num_rows: int) -> None:
@@ -83,7 +83,7 @@ def anchored_rows(
     adapter: Adapter | None = None,
     head: SamplerHead | None = None,
 ) -> AnchoredRows:
-    """Run the frozen model over sequences, and the look-ahead vectors behind each anchor.
+    """Run the frozen model over sequences, and the look-ahead vectors after each anchor.
 
     An anchor a means that tokens 0 to a have been fed, as a draft call's last token: look-ahead vector i (from 1 to L)
     stands at position a + i and drafts the token at a + i + 1. So a + L + 1 must be less than T.

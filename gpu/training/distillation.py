@@ -1,8 +1,8 @@
-"""A new model that learns the laws of another one, its teacher, so that it can draft for it.
+"""A new model that learns the distributions of another one, its teacher, so that it can draft for it.
 
 A draft x is accepted with the chance min(1, target[x] / draft[x]), so what a draft model should have is the target's
-laws, not the text: its loss is the cross-entropy of its laws against the teacher's, which is their divergence up to
-what the teacher's own entropy is.
+distributions, not the text: its loss is the cross-entropy of its distributions against the teacher's, which is their
+divergence up to what the teacher's own entropy is.
 
 Glossary of shapes: B windows, T tokens of a window, N tokens of the held-out text, V vocabulary.
 """
@@ -48,7 +48,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 EVALUATED = 128  # held-out windows
-SEQUENCES = 4  # side by side: what acceptance needs in memory is its rows' laws, in float64
+SEQUENCES = 4  # side by side: what acceptance needs in memory is its rows' distributions, in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Teacher:
         self,
         tokens: Tensor,  # [B, T]
     ) -> Tensor:  # [B, T, V]
-        """Return the teacher's logits behind every token."""
+        """Return the teacher's logits after every token."""
         return self.model.forward(tokens)
 
     def record(
@@ -123,7 +123,7 @@ def distillation_loss(
     tokens: Tensor,  # [B, T]
     teacher_logits: Tensor,  # [B, T, V]
 ) -> Tensor:  # []
-    """Return the mean cross-entropy of the student's laws against the teacher's, in nats, at temperature 1.
+    """Return the mean cross-entropy of the student's distributions against the teacher's, in nats, at temperature 1.
 
     mean over places of - sum_v teacher[v] log student[v]
 
@@ -148,7 +148,7 @@ def draft_acceptance(
 
     acceptance = mean over places of sum_v min(target_probs[v], draft_probs[v])
 
-    Both laws are those of `sampling`. Deterministic: no draw is made.
+    Both distributions are those of `sampling`. Deterministic: no draw is made.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6.
     """

@@ -1,4 +1,4 @@
-"""What drafts learn from: how far their laws are from the frozen model's own, or from the text.
+"""What drafts learn from: how far their distributions are from the frozen model's own, or from the text.
 
 Glossary of shapes: B sequences, N anchors, L look-ahead vectors, V vocabulary.
 """
@@ -15,7 +15,7 @@ __all__ = ["LOSSES", "mean_loss"]
 
 
 def kl_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
-    """Return the divergence of each draft law from the frozen model's own, in nats.
+    """Return the divergence of each draft distribution from the frozen model's own, in nats.
 
     sum_v target[v] (log target[v] - log draft[v]), both at the temperature
     """

@@ -174,7 +174,7 @@ def _discounts(counts: Ints) -> list[float]:
 def _kept(levels: list[Grams], shares: Sequence[Floats], minima: Sequence[int], max_successors: int) -> list[Mask]:
     """Say which n-grams of each order from 2 on to keep.
 
-    Kept are the frequent ones, and those on which a longer one stands. Of a context's, those behind the first
+    Kept are the frequent ones, and those on which a longer one stands. Of a context's, those after the first
     `max_successors` have no share, and are kept only if something stands on them.
     """
     wanted = [grams.counts >= least for grams, least in zip(levels[1:], minima, strict=True)]

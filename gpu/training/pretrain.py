@@ -133,7 +133,7 @@ def pretrain(
         device: cpu or cuda.
         report: called after every step with `step`, `num_steps`, `loss` and, when it was measured, `held_out_loss`;
             after the second one of a run, also with `first_step`, `seconds_per_step` and `memory`.
-        teacher: the folder of a model to draft for: the new one takes its tokenizer and learns its laws.
+        teacher: the folder of a model to draft for: the new one takes its tokenizer and learns its distributions.
 
     Returns:
         The record, as in pretraining.json: losses in nats per token, bits per byte, sizes, times, and with a teacher

@@ -195,8 +195,8 @@ def own_text(
         model: the writer.
         num_tokens: how much to write, at least.
         length: tokens of a text at most; it may end sooner.
-        sampling: the law it is written with.
-        seed: of the tapes, and of random first tokens.
+        sampling: the distribution it is written with.
+        seed: of the uniform streams, and of random first tokens.
         file: keeps the text, so that a run that was killed finds it again; None: not kept.
         watch: called with the number of tokens written so far.
 
@@ -219,8 +219,10 @@ def own_text(
         firsts = [model.eos_token_ids[0]] * SIDE_BY_SIDE if model.eos_token_ids else None
         if firsts is None:
             firsts = generator.integers(model.vocab_size, size=SIDE_BY_SIDE).tolist()
-        tape = int(generator.integers(2**63))  # not seed + 1, + 2 …: those are other seeds' texts
-        for result in generate_batch(method, [[first] for first in firsts], length - 1, stop_strings=(), seed=tape):
+        uniform_stream = int(generator.integers(2**63))  # not seed + 1, + 2 …: those are other seeds' texts
+        for result in generate_batch(
+            method, [[first] for first in firsts], length - 1, stop_strings=(), seed=uniform_stream
+        ):
             ended = bool(model.eos_token_ids) and written[-1:] == [result.prompt[0]]  # one end between two texts
             written += [*result.prompt[ended:], *result.tokens]
         watch(min(len(written), num_tokens))

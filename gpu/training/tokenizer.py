@@ -77,7 +77,7 @@ def encode_texts(
     texts: Sequence[str],
     end_of_text: int | None,
 ) -> list[npt.NDArray[np.int64]]:
-    """Return each text's tokens, and the end of text behind them, where there is such a token."""
+    """Return each text's tokens, and the end of text after them, where there is such a token."""
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     end = [] if end_of_text is None else [end_of_text]
     return [np.array([*tokens, *end], np.int64) for tokens in encoded]

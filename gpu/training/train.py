@@ -50,7 +50,7 @@ class TrainConfig:
     num_steps: int = 150
     batch_size: int = 8  # sequences per step
     context: int = 256  # tokens of a sequence
-    num_anchors: int = 64  # places per sequence behind which look-ahead rows hang
+    num_anchors: int = 64  # places per sequence after which look-ahead rows hang
     learning_rate: float = 0.05  # of the vectors
     warmup: float = 0.05  # the part of the run in which the learning rate rises; then it falls as a cosine
     seed: int = 0
@@ -81,7 +81,8 @@ class TrainConfig:
             raise ValueError(f"depth_decay: found {self.depth_decay}, expected at most 1")
         if self.loss_temperature is not None and self.loss == "cross-entropy":
             raise ValueError(
-                f"loss_temperature: found {self.loss_temperature} with cross-entropy, expected it with a loss on laws"
+                f"loss_temperature: found {self.loss_temperature} with cross-entropy, expected it with a loss on "
+                "distributions"
             )
         if self.head_alone and (self.adapter_rank or not self.head_width):
             found = "with an adapter" if self.adapter_rank else "without a head"
@@ -91,7 +92,7 @@ class TrainConfig:
 
     @property
     def temperature(self) -> float:
-        """The temperature of the laws that the loss compares."""
+        """The temperature of the distributions that the loss compares."""
         if self.loss_temperature is not None:
             return self.loss_temperature
         return 1.0 if self.adapter_rank or self.head_width else self.sampling.temperature or 1.0

@@ -232,7 +232,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put a folder with exactly these files in the place of whatever is there.
 
     The files are written to a new folder beside it and flushed to the disk; then the two change places by
-    renaming. If anything fails, the old folder is back in its place and nothing else is left behind. (A power
+    renaming. If anything fails, the old folder is back in its place and nothing else is left after. (A power
     cut between the two renames leaves both of them, complete, under names that begin with a dot.)
     """
     folder = folder.resolve()

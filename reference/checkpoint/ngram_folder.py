@@ -156,7 +156,7 @@ def _sizes(vocab_size: int, num_ngrams: Sequence[int]) -> list[tuple[int, int]]:
 def _marks(
     num_successors: npt.NDArray[Any],  # [P]
 ) -> npt.NDArray[np.uint8]:  # [Z]
-    """Write numbers in unary, a 0 for each successor and a 1 behind each context: P + N bits, in bytes.
+    """Write numbers in unary, a 0 for each successor and a 1 after each context: P + N bits, in bytes.
 
     Source: Jacobson 1989, "Space-efficient Static Trees and Graphs", for trees in so many bits.
     """
@@ -173,7 +173,7 @@ def _num_successors(
     """Read what `_marks` wrote.
 
     Raises:
-        ValueError: there are not so many contexts, or n-grams behind the last one.
+        ValueError: there are not so many contexts, or n-grams after the last one.
     """
     ends = np.flatnonzero(np.unpackbits(marks))
     if len(ends) != contexts or (contexts and ends[-1] != contexts + count - 1):

@@ -13,10 +13,11 @@ from ..model.layers import Array
 
 
 class Drafter(Protocol):
-    """Gives the logits of the next token behind a text, one token after another.
+    """Gives the logits of the next token after a text, one token after another.
 
-    Whatever they are, the text's law stays the target's; good ones make drafts that are accepted. The logits may depend
-    on nothing but the tokens: a cache only saves work, and has been cut to a prefix of the tokens before it is used.
+    Whatever they are, the text's distribution stays the target's; good ones make drafts that are accepted. The
+    logits may depend on nothing but the tokens: a cache only saves work, and has been cut to a prefix of the tokens
+    before it is used.
     """
 
     @property
@@ -43,7 +44,7 @@ class Drafter(Protocol):
         tokens: Sequence[int],
         cache: KVCache | None,
     ) -> Array:  # [V]
-        """Return the logits behind the tokens; where none is finite, there is nothing to propose.
+        """Return the logits after the tokens; where none is finite, there is nothing to propose.
 
         The cache holds the first `cache.length` tokens, at most all but one, and holds all of them afterwards.
         """

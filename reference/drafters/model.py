@@ -49,7 +49,7 @@ class ModelDrafter:
         tokens: Sequence[int],
         cache: KVCache | None,
     ) -> Array:  # [V]
-        """Feed what the draft model has not seen of the text, and return the logits behind it."""
+        """Feed what the draft model has not seen of the text, and return the logits after it."""
         assert cache is not None
         hidden = self.model.hidden(self.model.embed(tokens[cache.length :]), cache)
         return self.model.logits(hidden[-1])

@@ -56,7 +56,7 @@ class NgramModel:
         """Check the tables.
 
         Raises:
-            ValueError: they make no law, or no tree.
+            ValueError: they make no distribution, or no tree.
         """
         with np.errstate(over="ignore"):
             unigram = np.array(self.unigram, dtype=np.float32)
@@ -98,7 +98,7 @@ class NgramModel:
         tokens: Sequence[int],
         cache: KVCache | None,
     ) -> Array:  # [V]
-        """Return the logarithm of the law behind the tokens."""
+        """Return the logarithm of the distribution after the tokens."""
         probs = self._unigram_probs.copy()
         for order, length in zip(self.orders, range(1, len(tokens) + 1), strict=False):
             context = self._find(tokens[-length:])
@@ -110,7 +110,7 @@ class NgramModel:
 
     @cached_property
     def _unigram_probs(self) -> Probs:  # [V]
-        """The law of a token of which nothing is known."""
+        """The distribution of a token of which nothing is known."""
         weights = self.unigram.astype(np.float64)
         return np.asarray(weights / weights.sum())
 
@@ -243,7 +243,7 @@ class NgramOrder:
         unsorted = np.flatnonzero(~first[1:-1] & (np.diff(self.tokens) <= 0))
         if len(unsorted):
             before, after = self.tokens[unsorted[0] :][:2]
-            raise ValueError(f"tokens: found {after} behind {before} in one context, expected them to grow")
+            raise ValueError(f"tokens: found {after} after {before} in one context, expected them to grow")
         most = int(self.totals.max(initial=0))
         if most >= ONE:
             raise ValueError(

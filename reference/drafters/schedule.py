@@ -1,9 +1,10 @@
-"""How many tokens to draft in a cycle: always as many, or as many as seem to pay.
+"""How many tokens to draft in a step: always as many, or as many as seem to pay.
 
-Whether a token is drafted may depend only on what was known before it was drawn: on the cycles before, on the drafts
-before it, and on its own law. Then the tokens that come out keep the target's law whatever a schedule does.
+Whether a token is drafted may depend only on what was known before it was drawn: on the steps before, on the drafts
+before it, and on its own distribution. Then the tokens that come out keep the target's distribution whatever a schedule
+does.
 
-What a schedule remembers from cycle to cycle is a pace, a row of numbers that the state carries.
+What a schedule remembers from step to step is a pace, a row of numbers that the state carries.
 
 Glossary of shapes: V vocabulary.
 """
@@ -25,33 +26,33 @@ Pace = tuple[float, ...]
 class Schedule:
     """Draft as many tokens as the method allows, every time. The base of those that adapt."""
 
-    adapts = False  # within a cycle, to the drafts' laws
+    adapts = False  # within a step, to the drafts' distributions
 
     def start(self, num_draft: int) -> Pace:
-        """Return the pace before the first cycle, of a method that drafts at most `num_draft` tokens."""
+        """Return the pace before the first step, of a method that drafts at most `num_draft` tokens."""
         return ()
 
     def limit(self, pace: Pace, num_draft: int) -> int:
-        """Return how many tokens to draft in this cycle at most: 1 to `num_draft`."""
+        """Return how many tokens to draft in this step at most: 1 to `num_draft`."""
         return num_draft
 
-    def goes_on(
+    def continues(
         self,
         pace: Pace,
         depth: int,
         logits: Array,  # [V]
     ) -> bool:
-        """Say whether to draft a token behind `depth` others, given the logits it would be drawn from."""
+        """Say whether to draft a token after `depth` others, given the logits it would be drawn from."""
         return True
 
     def follow(self, pace: Pace, num_draft: int, num_drafted: int, num_accepted: int) -> Pace:
-        """Return the pace after a cycle of so many drafts, of which so many were accepted."""
+        """Return the pace after a step of so many drafts, of which so many were accepted."""
         return pace
 
 
 @dataclass(frozen=True)
 class Heuristic(Schedule):
-    """Draft two tokens more after a cycle in which all were accepted, one fewer after any other; at least one.
+    """Draft two tokens more after a step in which all were accepted, one fewer after any other; at least one.
 
     The pace is the number of tokens to draft.
 
@@ -79,7 +80,7 @@ class Heuristic(Schedule):
 
 @dataclass(frozen=True)
 class EntropyBound(Schedule):
-    """Stop drafting where the draft law is so flat that its token would hardly be accepted.
+    """Stop drafting where the draft distribution is so flat that its token would hardly be accepted.
 
     accept_rate >= 1 - sqrt(weight entropy(draft)), entropy in nats, of the logits' softmax
 
@@ -106,7 +107,7 @@ class EntropyBound(Schedule):
         """Begin at the threshold given, as if drafts had been accepted at the rate aimed at."""
         return (self.threshold, self.target_rate)
 
-    def goes_on(
+    def continues(
         self,
         pace: Pace,
         depth: int,
@@ -121,7 +122,7 @@ class EntropyBound(Schedule):
         return bool(1.0 - np.sqrt(self.weight * max(entropy, 0.0)) >= pace[0])
 
     def follow(self, pace: Pace, num_draft: int, num_drafted: int, num_accepted: int) -> Pace:
-        """Move the share half of the way to this cycle's, and the threshold a little after it."""
+        """Move the share half of the way to this step's, and the threshold a little after it."""
         threshold, rate = pace
         if num_drafted == 0:
             return pace

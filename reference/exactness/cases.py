@@ -1,6 +1,6 @@
 """The configurations of the exact suite: small models with the settings of a target and of its drafts.
 
-Each has at least three tokens, two drafts, a different row behind every prefix, and a second drafted cycle that is
+Each has at least three tokens, two drafts, a different row after every prefix, and a second drafted step that is
 verified. Where texts are long or tokens many, the settings leave few of them a chance, so that few ways are left.
 """
 
@@ -20,24 +20,24 @@ __all__ = ["METHODS", "PROMPT", "TINY", "WINDOWED", "Configuration", "configurat
 PROMPT = (1, 0)
 METHODS: tuple[tuple[str, str | None], ...] = (
     ("autoregressive", None),
-    ("lookahead", "token"),
-    ("lookahead", "block"),
-    ("lookahead", "match"),
+    ("pass", "token"),
+    ("pass", "block"),
+    ("pass", "match"),
     ("draft-model", "token"),
     ("draft-model", "block"),
     ("draft-model", "match"),
     ("prompt-lookup", "token"),
     ("ngram", "token"),
     ("ngram", "block"),
-    ("lookahead-fused", "token"),
-    ("lookahead-fused", "block"),
-    ("lookahead-fused", "match"),
+    ("pass-one-call", "token"),
+    ("pass-one-call", "block"),
+    ("pass-one-call", "match"),
     ("candidates", "without-replacement"),
     ("candidates", "k-seq"),
     ("candidates", "match"),
-    ("candidates-fused", "without-replacement"),
-    ("candidates-fused", "k-seq"),
-    ("candidates-fused", "match"),
+    ("candidates-one-call", "without-replacement"),
+    ("candidates-one-call", "k-seq"),
+    ("candidates-one-call", "match"),
 )
 
 TINY: dict[str, Any] = {
@@ -84,11 +84,11 @@ class Configuration:
     shape: dict[str, Any] | None = None  # of a transformer; None: a table
     seed: int = 0
     vocab_size: int = 3  # of a table
-    num_draft: int = 2  # drafts per cycle
+    num_draft: int = 2  # drafts per step
     zeros: float = 0.1  # share of a table's tokens that are masked
     spread: float = 1.5  # size of a table's logits
     levels: int = 0  # of logits, if not 0: so few that tokens tie
-    popular: tuple[int, ...] = ()  # tokens that are likely behind every prefix
+    popular: tuple[int, ...] = ()  # tokens that are likely after every prefix
     sampling: dict[str, Any] = field(default_factory=dict)
     draft_sampling: dict[str, Any] | None = None
     eos_token_ids: tuple[int, ...] = (2,)
@@ -137,13 +137,13 @@ class Configuration:
         own = None if self.draft_sampling is None else package.SamplingConfig(**self.draft_sampling)
         if name == "autoregressive":
             return package.Autoregressive(model, sampling, self.processor)
-        if name == "lookahead":
+        if name == "pass":
             vectors = replace(self._lookahead(package, model), adapter=None, head=None)
             return package.PaSS(model, vectors, sampling, own, rule, self.processor)
-        if name in ("lookahead-fused", "candidates-fused"):
+        if name in ("pass-one-call", "candidates-one-call"):
             fused: dict[str, Any] = {"refinement": self._refinement(package)}
             vectors = self._lookahead(package, model)
-            if name == "lookahead-fused":
+            if name == "pass-one-call":
                 return package.FusedPaSS(model, vectors, sampling, own, rule, self.processor, **fused)
             fused["num_candidates"] = self.num_candidates
             return package.FusedCandidates(model, vectors, sampling, own, rule, self.processor, **fused)

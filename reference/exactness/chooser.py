@@ -10,7 +10,7 @@ import numpy as np
 
 from .unknown_uniform import Uniform
 
-__all__ = ["Chooser", "HiddenRandomness", "checked_law"]
+__all__ = ["Chooser", "HiddenRandomness", "checked_probs"]
 
 MOST_CHOICES = 10_000  # in one run: a program that goes on for ever is to be refused, not to hang
 MOST_OUTCOMES = 1_000_000  # of one choice
@@ -27,45 +27,45 @@ class Chooser:
     def __init__(
         self,
         script: Sequence[int] = (),
-        laws: Sequence[tuple[float, ...]] = (),
+        distributions: Sequence[tuple[float, ...]] = (),
         generator: np.random.Generator | None = None,
     ):
-        """Follow a script, at whose choices the given laws were found before.
+        """Follow a script, at whose choices the given distributions were found before.
 
-        Behind the script take the first possible outcome, or with a generator any, all equally likely.
+        After the script take the first possible outcome, or with a generator any, all equally likely.
         """
         self.script = tuple(script)
-        self.scripted_laws = tuple(laws)
+        self.scripted_distributions = tuple(distributions)
         self.outcomes: list[int] = []
-        self.laws: list[tuple[float, ...]] = []
+        self.distributions: list[tuple[float, ...]] = []
         self.weight = 1.0  # the probability of this run
         self.result: Any = None
         self._generator = generator
 
     def choose(self, probs: Sequence[float]) -> int:
-        """Return an outcome of a law.
+        """Return an outcome of a distribution.
 
         Raises:
-            ValueError: the probabilities are no law, or the run does not end.
+            ValueError: the probabilities are no distribution, or the run does not end.
             HiddenRandomness: the run differs from the one that its script came from.
         """
         place = len(self.outcomes)
-        law = checked_law(probs, f"draw {place}")
+        distribution = checked_probs(probs, f"draw {place}")
         if place >= MOST_CHOICES:
             raise ValueError(f"draws: found more than {MOST_CHOICES} in one run, expected a program that always ends")
         if place < len(self.script):
             outcome = self.script[place]
-            if law != self.scripted_laws[place]:
+            if distribution != self.scripted_distributions[place]:
                 raise HiddenRandomness(
-                    f"draw {place}: found another law than in a run with the same draws before it, expected no "
-                    "randomness but that of the replaced calls"
+                    f"draw {place}: found another distribution than in a run with the same draws before it, expected "
+                    "no randomness but that of the replaced calls"
                 )
         else:
-            possible = [outcome for outcome, prob in enumerate(law) if prob > 0]
+            possible = [outcome for outcome, prob in enumerate(distribution) if prob > 0]
             outcome = possible[0] if self._generator is None else int(self._generator.choice(possible))
         self.outcomes.append(outcome)
-        self.laws.append(law)
-        self.weight *= law[outcome]
+        self.distributions.append(distribution)
+        self.weight *= distribution[outcome]
         return outcome
 
     def uniform(self) -> Uniform:
@@ -81,19 +81,19 @@ class Chooser:
             )
 
 
-def checked_law(probs: Sequence[float], where: str = "probabilities") -> tuple[float, ...]:
-    """Return probabilities as a law whose sum is 1 up to rounding.
+def checked_probs(probs: Sequence[float], where: str = "probabilities") -> tuple[float, ...]:
+    """Return probabilities as a distribution whose sum is 1 up to rounding.
 
     Raises:
         ValueError: one is negative or not a number, or they do not sum to 1.
     """
     if len(probs) > MOST_OUTCOMES:
         raise ValueError(f"{where}: found {len(probs)} outcomes, expected at most {MOST_OUTCOMES}")
-    law = tuple(float(prob) for prob in probs)
-    for place, prob in enumerate(law):
+    distribution = tuple(float(prob) for prob in probs)
+    for place, prob in enumerate(distribution):
         if not prob >= 0 or math.isinf(prob):
             raise ValueError(f"{where}, probability {place}: found {prob}, expected a number of at least 0")
-    total = math.fsum(law)
+    total = math.fsum(distribution)
     if abs(total - 1.0) > ROUNDING:
         raise ValueError(f"{where}: found probabilities with a sum of {total}, expected 1")
-    return tuple(prob / total for prob in law)
+    return tuple(prob / total for prob in distribution)

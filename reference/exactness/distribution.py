@@ -1,4 +1,4 @@
-"""The exact output law of a method, by running it once for every way its random choices can fall.
+"""The exact output distribution of a method, by running it once for every way its random choices can fall.
 
 A step is a pure function of a state and a row of uniforms, and its record says which uniform was compared with what.
 So one run of a step tells all the runs beside it: put a uniform into each other cell of each choice, and run again.
@@ -20,13 +20,13 @@ TokenTuple = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class OutputLaw(Mapping[TokenTuple, float]):
+class OutputDistribution(Mapping[TokenTuple, float]):
     """The probability of every token sequence, with what it took to find out."""
 
     probs: Mapping[TokenTuple, float]
     executions: int = 0  # runs of a step to one of its ends
-    cycles: int = 0  # most steps in a row
-    verified: tuple[int, ...] = ()  # executions of each cycle, in turn, that verified at least one draft
+    steps: int = 0  # most steps in a row
+    verified: tuple[int, ...] = ()  # executions of each step, in turn, that verified at least one draft
     expected: Mapping[str, float] = field(default_factory=dict)  # of the counts of a text: passes, drafts, accepted
 
     def __getitem__(self, tokens: TokenTuple) -> float:
@@ -42,7 +42,7 @@ class OutputLaw(Mapping[TokenTuple, float]):
         return len(self.probs)
 
     def largest_deviation(self, other: Mapping[TokenTuple, float]) -> float:
-        """Return the largest difference in probability over all sequences of either law."""
+        """Return the largest difference in probability over all sequences of either distribution."""
         return max((abs(self.get(key, 0.0) - other.get(key, 0.0)) for key in {*self, *other}), default=0.0)
 
     def total_variation(self, other: Mapping[TokenTuple, float]) -> float:
@@ -50,7 +50,7 @@ class OutputLaw(Mapping[TokenTuple, float]):
         return 0.5 * sum(abs(self.get(key, 0.0) - other.get(key, 0.0)) for key in {*self, *other})
 
 
-def output_law(
+def output_distribution(
     method: Enumerable,
     prompt: Sequence[int],
     ending: Any,
@@ -60,8 +60,8 @@ def output_law(
     untraced: bool = False,
     max_executions: int | None = 2_000_000,
     batch: int = 4096,
-) -> OutputLaw:
-    """Return the exact law of what a method emits behind a prompt.
+) -> OutputDistribution:
+    """Return the exact distribution of what a method emits after a prompt.
 
     Args:
         method: anything `Enumerable`.
@@ -73,7 +73,7 @@ def output_law(
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
         untraced: run every execution once more without a trace, as the loop does, and refuse a step for which that
-            makes any difference; by default only the first batch of each cycle is.
+            makes any difference; by default only the first batch of each step is.
         max_executions: give up beyond this, at once where an estimate says so; None: never, and nothing is estimated.
         batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on
             how many rows run with it; 1 then keeps the executions consistent with one another.
@@ -89,42 +89,42 @@ def output_law(
                 f"{max_executions}"
             )
     length = num_tokens if num_tokens is not None else float("inf")
-    law: dict[TokenTuple, float] = {}
+    distribution: dict[TokenTuple, float] = {}
     expected: dict[str, float] = {}
     verified: list[int] = []
     level: list[tuple[Any, float]] = [(method.start(prompt, ending), 1.0)]
-    executions = cycles = 0
+    executions = steps = 0
     while level:
         following: dict[Any, tuple[Any, float]] = {}
         verified.append(0)
         for state, record, weight in every_outcome(method, level, batch, probe, untraced):
             executions += 1
             if max_executions is not None and executions > max_executions:
-                raise ValueError(f"max_executions: reached {max_executions} after {cycles} cycles, expected fewer")
+                raise ValueError(f"max_executions: reached {max_executions} after {steps} steps, expected fewer")
             verified[-1] += bool(getattr(record, "draft_tokens", ()))
             for name, count in _counts(record).items():
                 expected[name] = expected.get(name, 0.0) + weight * count
             tokens = tuple(state.new_tokens)
             if state.end is not None or len(tokens) >= length:
                 shown = tokens[:num_tokens]
-                law[shown] = law.get(shown, 0.0) + weight
+                distribution[shown] = distribution.get(shown, 0.0) + weight
             else:
                 key = getattr(state, "key", tokens) if merge else executions
                 first, mass = following.get(key, (state, 0.0))
                 if first is not state and hasattr(state, "agrees") and not state.agrees(first):
                     raise ValueError(
-                        f"states: found two behind {tokens} that differ, expected merge=False or keys for them"
+                        f"states: found two after {tokens} that differ, expected merge=False or keys for them"
                     )
                 following[key] = (first, mass + weight)
         level = list(following.values())
-        cycles += 1
-    if abs(sum(law.values()) - 1.0) > 1e-9:
-        raise ValueError(f"choices: found a total probability of {sum(law.values())}, expected 1")
-    return OutputLaw(law, executions, cycles, tuple(verified), expected)
+        steps += 1
+    if abs(sum(distribution.values()) - 1.0) > 1e-9:
+        raise ValueError(f"choices: found a total probability of {sum(distribution.values())}, expected 1")
+    return OutputDistribution(distribution, executions, steps, tuple(verified), expected)
 
 
 def _counts(record: Any) -> dict[str, float]:
-    """Return what a cycle adds to the counts of a text, under `Generation`'s names, as far as its record says."""
+    """Return what a step adds to the counts of a text, under `Generation`'s names, as far as its record says."""
     counts = {
         "num_tokens": len(getattr(record, "tokens", ())),
         "num_draft_tokens": len(getattr(record, "draft_tokens", ())),
@@ -136,14 +136,14 @@ def _counts(record: Any) -> dict[str, float]:
     return {name: float(count) for name, count in counts.items()}
 
 
-def target_law(
+def target_distribution(
     next_probs: Callable[[TokenTuple], Probs],
     ending: Ending,
     num_tokens: int | None = None,
-) -> OutputLaw:
-    """Return the law of drawing token after token from `next_probs(new_tokens)`: the definition to compare with."""
+) -> OutputDistribution:
+    """Return the distribution of drawing token after token from `next_probs(new_tokens)`: the definition."""
     length = num_tokens if num_tokens is not None else ending.max_new_tokens
-    law: dict[TokenTuple, float] = {}
+    distribution: dict[TokenTuple, float] = {}
     level: dict[TokenTuple, float] = {(): 1.0}
     while level:
         following: dict[TokenTuple, float] = {}
@@ -152,6 +152,6 @@ def target_law(
                 if prob > 0:
                     longer = (*tokens, token)
                     ended = ending.reason(longer) is not None or len(longer) >= length
-                    (law if ended else following)[longer] = weight * float(prob)
+                    (distribution if ended else following)[longer] = weight * float(prob)
         level = following
-    return OutputLaw(law)
+    return OutputDistribution(distribution)

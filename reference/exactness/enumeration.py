@@ -1,4 +1,4 @@
-"""Every way in which one step can go: the machine behind `law`.
+"""Every way in which one step can go: the machine after `distribution`.
 
 A record says which uniforms were compared with what. So one execution of a step tells of those beside it: put a uniform
 into another cell of one of its choices, and run again.
@@ -38,7 +38,7 @@ class Enumerable(Protocol):
     """
 
     @property
-    def num_slots(self) -> int:
+    def num_uniforms(self) -> int:
         """Uniforms per step."""
 
     def start(self, prompt: Sequence[int], ending: Any) -> Any:
@@ -47,7 +47,7 @@ class Enumerable(Protocol):
     def run(
         self,
         states: Sequence[Any],
-        uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+        uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
         trace: bool = True,
     ) -> Sequence[tuple[Any, Any]]:
         """Step each state with its row of uniforms; return the new states and the records."""
@@ -70,11 +70,11 @@ def every_outcome(
     astray: tuple[Any, ...] | None = None  # the first batch with an execution that did not follow its script
     while todo:
         now = [todo.pop() for _ in range(min(batch, len(todo)))]
-        uniforms = np.zeros((len(now), method.num_slots))
+        uniforms = np.zeros((len(now), method.num_uniforms))
         uniforms[1::2] = np.nextafter(1.0, 0.0)
         for row, (_, _, script, _) in zip(uniforms, now, strict=True):
-            for slot, value, _ in script:
-                row[slot] = value
+            for column, value, _ in script:
+                row[column] = value
         results = method.run([each[0] for each in now], uniforms)
         if untraced or not replayed:
             _check_untraced(method, [each[0] for each in now], uniforms, results)
@@ -99,8 +99,8 @@ def every_outcome(
                             low_end = not low_end
                             inside = _near_end(edges[other], edges[other + 1], low_end)
                             mass = share * float(edges[other + 1] - edges[other])
-                            todo.append((state, weight, (*path, (choice.slot, inside, other)), mass))
-                path = (*path, (choice.slot, float(row[choice.slot]), choice.outcome))
+                            todo.append((state, weight, (*path, (choice.column, inside, other)), mass))
+                path = (*path, (choice.column, float(row[choice.column]), choice.outcome))
                 share *= high - low
             yield reached, record, share
     if missed > MISSED and astray is not None:
@@ -119,15 +119,15 @@ def _near_end(low: float, high: float, low_end: bool) -> float:
 
 def _followed(choices: Sequence[Any], script: Script) -> bool:
     """Say whether an execution made the choices of its script."""
-    made = [(choice.slot, choice.outcome) for choice in choices[: len(script)]]
-    return made == [(slot, outcome) for slot, _, outcome in script]
+    made = [(choice.column, choice.outcome) for choice in choices[: len(script)]]
+    return made == [(column, outcome) for column, _, outcome in script]
 
 
 def _why_astray(
     method: Enumerable,
     missed: float,
     states: Sequence[Any],
-    uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
     results: Sequence[tuple[Any, Any]],
 ) -> str:
     """Say why executions of a batch did not follow their scripts, and lost some of the probability."""
@@ -152,7 +152,7 @@ def _distance(choices: Sequence[Any], others: Sequence[Any]) -> float:
     """Return how far the edges of two executions are apart, up to where they part ways."""
     away = 0.0
     for mine, other in zip(choices, others, strict=False):
-        if mine.slot != other.slot:
+        if mine.column != other.column:
             return 1.0
         away = max(away, float(np.abs(mine.edges - other.edges).max()))
         if mine.outcome != other.outcome:
@@ -162,7 +162,7 @@ def _distance(choices: Sequence[Any], others: Sequence[Any]) -> float:
 
 def _check_choices(
     choices: Sequence[Any] | None,
-    uniforms: npt.NDArray[np.float64],  # [num_slots]
+    uniforms: npt.NDArray[np.float64],  # [num_uniforms]
 ) -> list[tuple[float, float]]:
     """Return the cell of every choice of an execution.
 
@@ -172,20 +172,20 @@ def _check_choices(
     """
     if choices is None:
         raise ValueError("choices: found None, expected those of a traced step")
-    if len({choice.slot for choice in choices}) < len(choices):
+    if len({choice.column for choice in choices}) < len(choices):
         raise ValueError("choices: found a uniform that serves two decisions, expected one decision for each")
     cells = []
     for choice in choices:
         edges = np.concatenate([[0.0], choice.edges])
         if edges[-1] != 1.0 or not np.all(np.diff(edges) >= 0):
             raise ValueError(
-                f"choice at slot {choice.slot}: found edges {choice.edges.tolist()}, expected them to grow up to "
+                f"choice at slot {choice.column}: found edges {choice.edges.tolist()}, expected them to grow up to "
                 "exactly 1, as `sampling.cell_edges` makes them"
             )
-        low, high, uniform = float(edges[choice.outcome]), float(edges[choice.outcome + 1]), uniforms[choice.slot]
+        low, high, uniform = float(edges[choice.outcome]), float(edges[choice.outcome + 1]), uniforms[choice.column]
         if not low <= uniform < high:
             raise ValueError(
-                f"choice at slot {choice.slot}: found outcome {choice.outcome}, of the cell [{low}, {high}), for the "
+                f"choice at slot {choice.column}: found outcome {choice.outcome}, of the cell [{low}, {high}), for the "
                 f"uniform {uniform}, expected the outcome whose cell holds it"
             )
         cells.append((low, high))
@@ -195,7 +195,7 @@ def _check_choices(
 def _check_untraced(
     method: Enumerable,
     states: Sequence[Any],
-    uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
     results: Sequence[tuple[Any, Any]],
 ) -> None:
     """Raise ValueError unless the same states and uniforms give the same results again, without a trace."""
@@ -220,13 +220,13 @@ def _course(state: Any, record: Any) -> tuple[Any, ...]:
 
 def _made(record: Any) -> list[tuple[int, int]]:
     """Return which choices an execution made."""
-    return [(choice.slot, choice.outcome) for choice in record.choices]
+    return [(choice.column, choice.outcome) for choice in record.choices]
 
 
 def _check_both_ends(
     method: Enumerable,
     states: Sequence[Any],
-    uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+    uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
     results: Sequence[tuple[Any, Any]],
     cells: Sequence[list[tuple[float, float]]],
 ) -> None:
@@ -235,7 +235,7 @@ def _check_both_ends(
         moved = uniforms.copy()
         for row, (_, record), bounds in zip(moved, results, cells, strict=True):
             for choice, (low, high) in zip(record.choices, bounds, strict=True):
-                row[choice.slot] = _near_end(low, high, end == 0)
+                row[choice.column] = _near_end(low, high, end == 0)
         for (state, record), (other, other_record) in zip(results, method.run(states, moved), strict=True):
             made = [_made(record), _made(other_record)]
             if (state.new_tokens, state.end) != (other.new_tokens, other.end) or made[0] != made[1]:
@@ -257,7 +257,7 @@ def estimated_executions(
     enough: float = math.inf,
     seed: int = 0,
 ) -> float:
-    """Estimate how many executions of a step `law.output_law` will need: rough, mostly too high.
+    """Estimate how many executions of a step `distribution.output_distribution` will need: rough, mostly too high.
 
     A path takes, at each choice, any of the cells that are not empty, all equally likely; the product of their numbers
     is then, on average, the number of ways through the step. Each step starts anew from as many paths, chosen by the
@@ -298,7 +298,7 @@ def _random_steps(
     generator: np.random.Generator,
 ) -> tuple[list[tuple[Any, Any]], list[float], int]:
     """Step each state along a random path; return the results, the ways through each step, and the most cells."""
-    uniforms = np.zeros((len(states), method.num_slots))
+    uniforms = np.zeros((len(states), method.num_uniforms))
     settled = [0] * len(states)  # choices of each execution that are made for good
     ways, most_cells = [1.0] * len(states), 2
     while True:
@@ -312,7 +312,7 @@ def _random_steps(
             edges = np.concatenate([[0.0], choice.edges])
             cells = np.flatnonzero(np.diff(edges) > 0)
             cell = int(cells[int(strata[row] * len(cells))])
-            uniforms[row, choice.slot] = min((edges[cell] + edges[cell + 1]) / 2, np.nextafter(1.0, 0.0))
+            uniforms[row, choice.column] = min((edges[cell] + edges[cell + 1]) / 2, np.nextafter(1.0, 0.0))
             ways[row] *= len(cells)
             most_cells = max(most_cells, len(cells))
             settled[row] += 1

@@ -64,16 +64,19 @@ class BranchingGenerator:
                 f"numpy.random.choice: found probabilities of shape {weights.shape} and axis={axis}, expected "
                 f"({len(values)},), one for each value, and 0"
             )
-        law = weights.astype(np.float64)
-        if weights.dtype in (np.float16, np.float32) and abs(law.sum() - 1) <= np.finfo(weights.dtype).eps ** 0.5:
-            law /= law.sum()  # NumPy allows for their rounding, and does the same
+        distribution = weights.astype(np.float64)
+        if (
+            weights.dtype in (np.float16, np.float32)
+            and abs(distribution.sum() - 1) <= np.finfo(weights.dtype).eps ** 0.5
+        ):
+            distribution /= distribution.sum()  # NumPy allows for their rounding, and does the same
         if size is None:
-            return values[self._chooser.choose(law.tolist())]
+            return values[self._chooser.choose(distribution.tolist())]
         if not replace and np.prod(size) > 1:
             raise ValueError("numpy.random.choice: found replace=False, expected draws with replacement, or one draw")
         drawn = np.zeros(size, dtype=np.int64)
         for place in np.ndindex(drawn.shape):
-            drawn[place] = self._chooser.choose(law.tolist())
+            drawn[place] = self._chooser.choose(distribution.tolist())
         return values[drawn]
 
     def integers(
@@ -95,13 +98,15 @@ class BranchingGenerator:
 
     def multinomial(self, n: int, pvals: Any, size: Any = None) -> Any:
         """Draw how often each outcome comes out."""
-        law = np.asarray(pvals, dtype=np.float64)
-        if np.ndim(n) or law.ndim != 1:
-            raise ValueError(f"numpy.random.multinomial: found pvals of shape {law.shape}, n={n}, expected one law")
-        counts = np.zeros((*np.empty(() if size is None else size).shape, len(law)), dtype=np.int64)
+        distribution = np.asarray(pvals, dtype=np.float64)
+        if np.ndim(n) or distribution.ndim != 1:
+            raise ValueError(
+                f"numpy.random.multinomial: found pvals of shape {distribution.shape}, n={n}, expected one distribution"
+            )
+        counts = np.zeros((*np.empty(() if size is None else size).shape, len(distribution)), dtype=np.int64)
         for place in np.ndindex(counts.shape[:-1]):
             for _ in range(n):
-                counts[(*place, self._chooser.choose(law.tolist()))] += 1
+                counts[(*place, self._chooser.choose(distribution.tolist()))] += 1
         return counts
 
     def binomial(self, n: int, p: Any, size: Any = None) -> Any:
@@ -112,8 +117,8 @@ class BranchingGenerator:
         probs = np.broadcast_to(np.asarray(p, dtype=np.float64), () if size is None else size)
         counts = np.zeros(probs.shape, dtype=np.int64)
         for place in np.ndindex(counts.shape):
-            law = (float(probs[place]), 1.0 - float(probs[place]))
-            counts[place] = sum(self._chooser.choose(law) == 0 for _ in range(n))
+            distribution = (float(probs[place]), 1.0 - float(probs[place]))
+            counts[place] = sum(self._chooser.choose(distribution) == 0 for _ in range(n))
         return int(counts) if size is None else counts
 
     def seed(self, *arguments: Any, **options: Any) -> None:
@@ -135,7 +140,9 @@ def _size(size: Any, *limits: Any) -> Any:
 
 def _refused(name: str) -> Callable[..., NoReturn]:
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
-        raise ValueError(f"{name}: found it called, expected draws of uniform numbers, of integers, or from a law")
+        raise ValueError(
+            f"{name}: found it called, expected draws of uniform numbers, of integers, or from a distribution"
+        )
 
     return refuse
 
@@ -179,10 +186,10 @@ class BranchingRandom:
         """Draw several times by weights that need not sum to 1."""
         if cum_weights is not None:
             weights = np.diff(np.asarray(cum_weights, dtype=np.float64), prepend=0.0)
-        law = np.ones(len(population)) if weights is None else np.asarray(weights, dtype=np.float64)
-        if law.shape != (len(population),):
-            raise ValueError(f"random.choices: found {law.size} weights, expected {len(population)}")
-        return [population[self._chooser.choose((law / law.sum()).tolist())] for _ in range(k)]
+        distribution = np.ones(len(population)) if weights is None else np.asarray(weights, dtype=np.float64)
+        if distribution.shape != (len(population),):
+            raise ValueError(f"random.choices: found {distribution.size} weights, expected {len(population)}")
+        return [population[self._chooser.choose((distribution / distribution.sum()).tolist())] for _ in range(k)]
 
     def __getattr__(self, name: str) -> Any:
         if name not in REFUSED[python_random]:
@@ -195,7 +202,8 @@ def numpy_random(chooser: Chooser) -> Iterator[None]:
     """Replace the functions of `numpy.random` and `random`, and their generators, while the context lasts.
 
     A generator that was made before keeps drawing by itself, as does what was imported by its own name (`from random
-    import random`): that is hidden randomness, which `program_law` finds, unless a seed within the program fixes it.
+    import random`): that is hidden randomness, which `program_distribution` finds, unless a seed within the program
+    fixes it.
     """
 
     def generator_class(name: str, base: type) -> type:

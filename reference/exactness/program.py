@@ -1,15 +1,15 @@
-"""The exact law of any program that draws at random, by running it once for every way its draws can fall.
+"""The exact distribution of any program that draws at random, by running it once for every way its draws can fall.
 
-`law.output_law` enumerates steps that take their uniforms as an argument. Here the program stays as it is: the calls
-with which it draws are replaced, while it runs, by ones that branch. A draw from a law becomes a choice among its
-outcomes; a uniform number becomes a number that is not known yet, and every comparison with it becomes a choice
-between smaller and not smaller, each with its probability.
+`distribution.output_distribution` enumerates steps that take their uniforms as an argument. Here the program stays as
+it is: the calls with which it draws are replaced, while it runs, by ones that branch. A draw from a distribution
+becomes a choice among its outcomes; a uniform number becomes a number that is not known yet, and every comparison with
+it becomes a choice between smaller and not smaller, each with its probability.
 
     def program():
         ...                                  # draws by numpy.random, or by torch
         return tuple(tokens)                 # what came out, hashable
 
-    law = program_law(program)               # exact: no sampling, no tolerance but rounding
+    distribution = program_distribution(program)               # exact: no sampling, no tolerance but rounding
 
 `numpy_random` replaces NumPy's calls and those of `random`; for PyTorch's there is `torch_random` in
 `pass_sampling.gpu.exactness.torch_draws`.
@@ -32,10 +32,10 @@ from numpy.random import default_rng  # by its name, which no replacement reache
 
 from ..config import check_integer
 from .chooser import Chooser, HiddenRandomness
-from .distribution import OutputLaw
+from .distribution import OutputDistribution
 from .numpy_draws import numpy_random
 
-__all__ = ["HiddenRandomness", "estimated_executions", "program_law"]
+__all__ = ["HiddenRandomness", "estimated_executions", "program_distribution"]
 
 HINT = "; replace=[torch_random] of pass_sampling.gpu.exactness.torch_draws replaces its calls"
 Replacement = Callable[[Chooser], AbstractContextManager[None]]
@@ -43,31 +43,32 @@ Replacement = Callable[[Chooser], AbstractContextManager[None]]
 
 MOST_REPLAYED = 1000  # executions that are run again: what differs did not come from the draws
 REPLAYS = 64  # at least, of all executions together, however few there are
-PROBES = 48  # random runs behind the estimate of the tree's size
+PROBES = 48  # random runs after the estimate of the tree's size
 
 
-def program_law(
+def program_distribution(
     program: Callable[[], Hashable],
     replace: Iterable[Replacement] = (numpy_random,),
     max_executions: int = 200_000,
     replays: int = 1,
-) -> OutputLaw:
-    """Return the exact law of what a program returns.
+) -> OutputDistribution:
+    """Return the exact distribution of what a program returns.
 
     The program is run once per leaf of the tree of its draws. It must depend on nothing else that changes. To find
     hidden randomness, the first 1,000 executions are run again with the same draws: by default once each, so that
     randomness that seldom shows may be missed, as is what shows in later executions alone. Generators that the
-    program makes by the replaced calls draw as if their seed were random: what comes out is the law over seeds.
+    program makes by the replaced calls draw as if their seed were random: what comes out is the distribution over
+    seeds.
 
     Args:
         program: takes nothing; returns something hashable, such as the tuple of its tokens, or a pair of that and a
-            dictionary of counts, whose expectations are then in the law's `expected`.
+            dictionary of counts, whose expectations are then in the distribution's `expected`.
         replace: which libraries' calls to replace.
         max_executions: refuse larger trees. The size is estimated first.
         replays: how often each of the first executions is run again, 64 times in all at least.
 
     Raises:
-        ValueError: the tree is too large, a law is no law, or `replays` is out of range.
+        ValueError: the tree is too large, a distribution is no distribution, or `replays` is out of range.
         HiddenRandomness: the program has randomness of its own; the message names it where its state tells.
     """
     check_integer("replays", replays, 1, 10**6)
@@ -91,7 +92,7 @@ def program_law(
 
 def _enumerated(
     program: Callable[[], Hashable], replacements: Sequence[Replacement], max_executions: int, replays: int
-) -> OutputLaw:
+) -> OutputDistribution:
     """Run the program once per leaf, each leaf from the script of its choices."""
     probs: dict[Hashable, list[float]] = {}
     expected: dict[str, list[float]] = {}
@@ -107,19 +108,21 @@ def _enumerated(
         for name, count in counts.items():
             expected.setdefault(name, []).append(chooser.weight * count)
         for place in range(len(chooser.script), len(chooser.outcomes)):
-            for other, prob in enumerate(chooser.laws[place]):
+            for other, prob in enumerate(chooser.distributions[place]):
                 if other != chooser.outcomes[place] and prob > 0:
-                    todo.append(((*chooser.outcomes[:place], other), tuple(chooser.laws[: place + 1])))
+                    todo.append(((*chooser.outcomes[:place], other), tuple(chooser.distributions[: place + 1])))
         if executions <= MOST_REPLAYED:
             replayed.append(chooser)
     for chooser in replayed * max(replays, math.ceil(REPLAYS / len(replayed))):
-        _check_same(_run(program, replacements, Chooser(chooser.outcomes, chooser.laws)).result, chooser.result)
-    law = {outcome: math.fsum(weights) for outcome, weights in probs.items()}
-    total = math.fsum(law.values())
+        _check_same(
+            _run(program, replacements, Chooser(chooser.outcomes, chooser.distributions)).result, chooser.result
+        )
+    distribution = {outcome: math.fsum(weights) for outcome, weights in probs.items()}
+    total = math.fsum(distribution.values())
     if abs(total - 1.0) > 1e-9:
         raise ValueError(f"program: found a total probability of {total}, expected 1")
     counted = {name: math.fsum(terms) for name, terms in expected.items()}
-    return OutputLaw(law, executions, expected=counted)  # type: ignore[arg-type]  # outcomes need not be tokens
+    return OutputDistribution(distribution, executions, expected=counted)  # type: ignore[arg-type]  # outcomes need not be tokens
 
 
 def estimated_executions(
@@ -140,7 +143,7 @@ def estimated_executions(
     sizes = []
     for _ in range(probes):
         chooser = _run(program, replacements, Chooser(generator=generator))
-        sizes.append(math.prod(float(sum(prob > 0 for prob in law)) for law in chooser.laws))
+        sizes.append(math.prod(float(sum(prob > 0 for prob in distribution)) for distribution in chooser.distributions))
     return float(np.mean(sizes))
 
 

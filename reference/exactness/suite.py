@@ -18,9 +18,9 @@ from ..ending import Ending
 from ..methods import Autoregressive, LanguageModel
 from ..sampling import Probs, Processor
 from .cases import METHODS, PROMPT, Configuration, configurations
-from .distribution import OutputLaw, output_law, target_law
+from .distribution import OutputDistribution, output_distribution, target_distribution
 
-__all__ = ["EXACT", "SuiteRow", "coverage", "definition", "exact_suite", "plain_law"]
+__all__ = ["EXACT", "SuiteRow", "coverage", "definition", "exact_suite", "plain_distribution"]
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
 
@@ -34,7 +34,7 @@ class SuiteRow:
     rule: str | None
     configurations: int
     executions: int
-    cycles: int  # most steps in a row
+    steps: int  # most steps in a row
     largest_deviation: float
     seconds: float  # of one processor
     worst: str  # the configuration with the largest deviation
@@ -53,7 +53,7 @@ class Found(NamedTuple):
     """What was found of it."""
 
     executions: int
-    cycles: int
+    steps: int
     deviation: float
     seconds: float
 
@@ -64,7 +64,7 @@ def exact_suite(
     cases: Sequence[Configuration] | None = None,
     run: Callable[[Callable[[Task], Found], Iterable[Task]], Iterable[Found]] = map,
 ) -> Iterator[SuiteRow]:
-    """Enumerate the law of every method and rule on every configuration, and yield a row per method and rule.
+    """Enumerate the distribution of every method and rule on every configuration, and yield a row per method and rule.
 
     Args:
         packages: whose methods to run.
@@ -73,7 +73,7 @@ def exact_suite(
         run: as `map` does; the `map` of a pool of processes runs them side by side.
 
     Raises:
-        ValueError: a configuration does not verify drafts in two cycles, or a step is not what its record says.
+        ValueError: a configuration does not verify drafts in two steps, or a step is not what its record says.
     """
     cases = configurations() if cases is None else cases
     rows = [(package.__name__, method, rule) for package in packages for method, rule in methods]
@@ -87,7 +87,7 @@ def exact_suite(
             rule=rule,
             configurations=len(cases),
             executions=sum(each.executions for each in found),
-            cycles=max(each.cycles for each in found),
+            steps=max(each.steps for each in found),
             largest_deviation=deviation,
             seconds=sum(each.seconds for each in found),
             worst=worst,
@@ -99,21 +99,21 @@ def _enumerated(task: Task) -> Found:
     started = time.perf_counter()
     package, case = import_module(task.package), task.case
     method, ending = case.method(package, task.method, task.rule), case.ending(package)
-    law = output_law(method, PROMPT, ending, untraced=True, max_executions=None)
+    distribution = output_distribution(method, PROMPT, ending, untraced=True, max_executions=None)
     least = 1 if task.method == "prompt-lookup" else 2  # which has nothing to say where nothing has come before
-    if task.method != "autoregressive" and sum(count > 0 for count in law.verified) < least:
-        raise ValueError(f"{case.name}: found one cycle with drafts verified, expected two")
-    deviation = max(law.largest_deviation(definition(case)), abs(sum(law.values()) - 1.0))
-    return Found(law.executions, law.cycles, deviation, time.perf_counter() - started)
+    if task.method != "autoregressive" and sum(count > 0 for count in distribution.verified) < least:
+        raise ValueError(f"{case.name}: found one step with drafts verified, expected two")
+    deviation = max(distribution.largest_deviation(definition(case)), abs(sum(distribution.values()) - 1.0))
+    return Found(distribution.executions, distribution.steps, deviation, time.perf_counter() - started)
 
 
 @cache
-def definition(case: Configuration) -> OutputLaw:
-    """Return the law that a configuration's texts should have, in the specification."""
+def definition(case: Configuration) -> OutputDistribution:
+    """Return the distribution that a configuration's texts should have, in the specification."""
     model = case.model(import_module("pass_sampling.reference"))
     decode = (lambda tokens: _whole_text(case, (*PROMPT[-1:], *tokens))) if case.pieces else None
     ending = Ending(case.max_new_tokens, case.eos_token_ids, case.stop_strings, decode)
-    return plain_law(model, SamplingConfig(**case.sampling), PROMPT, ending, processor=case.processor)
+    return plain_distribution(model, SamplingConfig(**case.sampling), PROMPT, ending, processor=case.processor)
 
 
 def _whole_text(case: Configuration, tokens: Sequence[int]) -> str:
@@ -131,23 +131,23 @@ def _whole_text(case: Configuration, tokens: Sequence[int]) -> str:
     return text
 
 
-def plain_law(
+def plain_distribution(
     model: LanguageModel,
     sampling: SamplingConfig,
     prompt: Sequence[int],
     ending: Ending,
     num_tokens: int | None = None,
     processor: Processor | None = None,
-) -> OutputLaw:
-    """Return the target's law by its definition: one fresh pass of the specification's model per prefix, no cache."""
+) -> OutputDistribution:
+    """Return the target's distribution by its definition: one fresh pass per prefix, without a cache."""
     method = Autoregressive(model, sampling, processor)
 
     def next_probs(tokens: tuple[int, ...]) -> Probs:
         prefix = (*prompt, *tokens)
         hidden = model.hidden(model.embed(prefix), model.new_cache())
-        return method.law(prefix, model.logits(hidden[-1]))
+        return method.probs(prefix, model.logits(hidden[-1]))
 
-    return target_law(next_probs, ending, num_tokens)
+    return target_distribution(next_probs, ending, num_tokens)
 
 
 def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> dict[str, list[str]]:
@@ -171,7 +171,7 @@ def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> 
     left_out = len(configurations()) - len(cases)
     covered = [
         f"The {len(METHODS)} pairs of a method and a rule above, in {names}.",
-        f"{len(cases)} configurations: {tables} tables, each with another row behind every prefix, and "
+        f"{len(cases)} configurations: {tables} tables, each with another row after every prefix, and "
         f"{len(cases) - tables} random transformers in float64, of {min(tokens)} to {max(tokens)} tokens, with "
         f"{' or '.join(map(str, num_draft))} drafts per step and texts of up to "
         f"{max(case.max_new_tokens for case in cases)} new tokens.",

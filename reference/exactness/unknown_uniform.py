@@ -25,7 +25,7 @@ class Choices(Protocol):
     """Makes the choices of a run: `chooser.Chooser`."""
 
     def choose(self, probs: Sequence[float]) -> int:
-        """Return an outcome of a law."""
+        """Return an outcome of a distribution."""
 
 
 class Uniform:

@@ -1,8 +1,8 @@
 """The sampler head: what look-ahead rows do not know is which tokens were drafted before theirs, and this tells them.
 
 A look-ahead row's hidden state is made from the text alone. Drafting left to right, a small recurrent network adds to
-it what follows from the tokens between, before the model's own output projection. Its law is explicit, so the target's
-is kept as with any other draft law.
+it what follows from the tokens between, before the model's own output projection. Its distribution is explicit, so the
+target's is kept as with any other draft distribution.
 
 Glossary of shapes: D hidden state, F width of the head.
 """

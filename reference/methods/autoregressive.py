@@ -1,4 +1,4 @@
-"""Plain decoding: one token per pass. The baseline, and the definition of the target law."""
+"""Plain decoding: one token per pass. The baseline, and the definition of the target distribution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..config import SamplingConfig
 from ..generation import State
 from ..record import Record
 from ..sampling import Processor
-from ..uniforms import Draws, Slots
+from ..uniforms import NamedUniforms, UniformRow
 from .base import Method, exact_record
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Autoregressive(Method):
-    """Draw each token from the model's own law behind the prefix."""
+    """Draw each token from the model's own distribution after the prefix."""
 
     model: LanguageModel
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -32,8 +32,8 @@ class Autoregressive(Method):
         self.sampling.check(self.model.vocab_size)
 
     @property
-    def slots(self) -> Slots:
-        """One draw per cycle."""
+    def named_uniforms(self) -> NamedUniforms:
+        """One draw per step."""
         return {"exact": 1}
 
     def step(
@@ -43,9 +43,9 @@ class Autoregressive(Method):
         trace: bool = False,
     ) -> tuple[State, Record]:
         """Feed what the model has not seen, and draw the next token."""
-        draws = Draws(uniforms, self.slots, trace)
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending = state.pending
         hidden = self.model.hidden(self.model.embed(pending), state.cache)
-        probs = self.law(state.tokens, self.model.logits(hidden[-1]))
+        probs = self.probs(state.tokens, self.model.logits(hidden[-1]))
         token = draws.token("exact", probs)
         return state.commit(exact_record(probs, token, len(pending), draws))

@@ -1,4 +1,4 @@
-"""What every decoding method has in common: a model, the settings of the target law, a start and a step.
+"""What every decoding method has in common: a model, the settings of the target distribution, a start and a step.
 
 Glossary of shapes: V vocabulary, K drafts, N rows of logits, R of them that verification reached.
 """
@@ -18,8 +18,8 @@ from ..ending import Ending
 from ..generation import State
 from ..model.layers import Array
 from ..record import Record
-from ..sampling import Probs, Processor, has_law, probs_from_logits
-from ..uniforms import Draws, Slots
+from ..sampling import Probs, Processor, has_distribution, probs_from_logits
+from ..uniforms import NamedUniforms, UniformRow
 from ..verify import Tokens, Verification
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ from ..config import check_context, check_prompt
 
 
 class Method(ABC):
-    """A decoding method. Its `step` is one cycle: a pure function of a state, continued once, and a row of uniforms."""
+    """A decoding method. Its `step` is one step: a pure function of a state, continued once, and a row of uniforms."""
 
     model: LanguageModel
     sampling: SamplingConfig
@@ -36,25 +36,25 @@ class Method(ABC):
 
     @property
     @abstractmethod
-    def slots(self) -> Slots:
-        """The named uniforms of one cycle, in order."""
+    def named_uniforms(self) -> NamedUniforms:
+        """The named uniforms of one step, in order."""
 
     @abstractmethod
     def step(
         self,
         state: State,
-        uniforms: npt.NDArray[np.float64],  # [num_slots]
+        uniforms: npt.NDArray[np.float64],  # [num_uniforms]
         trace: bool = False,
     ) -> tuple[State, Record]:
-        """Run one cycle; with `trace`, the record keeps every law that a uniform was compared with."""
+        """Run one step; with `trace`, the record keeps every distribution that a uniform was compared with."""
 
     @property
-    def num_slots(self) -> int:
-        """Uniforms that one cycle is given."""
-        return sum(self.slots.values())
+    def num_uniforms(self) -> int:
+        """Uniforms that one step is given."""
+        return sum(self.named_uniforms.values())
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state before the first cycle. No pass has been run.
+        """Return the state before the first step. No pass has been run.
 
         Raises:
             ValueError: the prompt is empty, holds something that is no token of the model, or leaves no room for
@@ -68,10 +68,10 @@ class Method(ABC):
     def run(
         self,
         states: Sequence[State],
-        uniforms: npt.NDArray[np.float64],  # [len(states), num_slots]
+        uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
         trace: bool = True,
     ) -> list[tuple[State, Record]]:
-        """Step copies of many states, each with its own row of uniforms: what the law is made from."""
+        """Step copies of many states, each with its own row of uniforms: what the distribution is made from."""
         return [self.step(state.copy(), row, trace) for state, row in zip(states, uniforms, strict=True)]
 
     def process(
@@ -79,7 +79,7 @@ class Method(ABC):
         prefix: Sequence[int],
         logits: Array,  # [V]
     ) -> Array:  # [V]
-        """Return the logits behind `prefix` as the processor, which gets and returns float64, leaves them.
+        """Return the logits after `prefix` as the processor, which gets and returns float64, leaves them.
 
         Raises:
             ValueError: the processor returned something of another shape.
@@ -91,35 +91,35 @@ class Method(ABC):
             raise ValueError(f"processor: found logits of shape {processed.shape}, expected {logits.shape}")
         return processed
 
-    def law(
+    def probs(
         self,
         prefix: Sequence[int],
         logits: Array,  # [V]
         sampling: SamplingConfig | None = None,
     ) -> Probs:  # [V]
-        """Return the law of the token behind `prefix`: processor, then settings (default: the target's).
+        """Return the distribution of the token after `prefix`: processor, then settings (default: the target's).
 
         Raises:
             ValueError: there is none, see `probs_from_logits`; the message gives the position of the prefix's end.
         """
-        where = f"logits behind position {len(prefix) - 1}"
+        where = f"logits after position {len(prefix) - 1}"
         return probs_from_logits(self.process(prefix, logits), sampling or self.sampling, where)
 
-    def laws(
+    def chain_probs(
         self,
         prefix: Sequence[int],
         draft_tokens: Tokens,  # [K]
         logits: Array,  # [N, V]
     ) -> Probs:  # [N, V]
-        """Return the target's laws behind a prefix and behind the first N-1 of the drafts that follow it.
+        """Return the target's distributions after a prefix and after the first N-1 of the drafts that follow it.
 
-        A row that has no law comes out as NaN. Plain decoding might never have come there, so it is no error before
-        verification has reached it: that is asked by `check_reached`.
+        A row that has no distribution comes out as NaN. Plain decoding might never have come there, so it is no
+        error before verification has reached it: that is asked by `check_reached`.
         """
         probs = np.full(logits.shape, np.nan)
         for i, row in enumerate(logits):
             processed = self.process((*prefix, *draft_tokens[:i].tolist()), row)
-            if has_law(processed):
+            if has_distribution(processed):
                 probs[i] = probs_from_logits(processed, self.sampling)
         return probs
 
@@ -130,16 +130,16 @@ class Method(ABC):
         logits: Array,  # [N, V]
         reached: Probs,  # [R, V]
     ) -> None:
-        """Raise ValueError if one of the R rows that verification reached has no law: the target's text ends there."""
+        """Raise ValueError if one of the R rows that verification reached has no distribution."""
         for i in np.flatnonzero(np.isnan(reached[:, 0])):
-            self.law((*prefix, *draft_tokens[:i].tolist()), logits[i])
+            self.probs((*prefix, *draft_tokens[:i].tolist()), logits[i])
 
 
 def exact_record(
     probs: Probs,  # [V]
     token: int,
     num_positions: int,
-    draws: Draws,
+    draws: UniformRow,
 ) -> Record:
     """Record one token drawn from a row of the target, before any verification."""
     return Record(
@@ -152,7 +152,7 @@ def exact_record(
 
 
 def drafting_record(num_positions: int, num_draft_passes: int) -> Record:
-    """Begin the record of a cycle that drafts before any pass of the target."""
+    """Begin the record of a step that drafts before any pass of the target."""
     return Record((), (), (), num_forward_passes=0, num_positions=num_positions, num_draft_passes=num_draft_passes)
 
 
@@ -161,12 +161,12 @@ def verified_record(
     target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
-    verdict: Verification,
-    draws: Draws,
+    verification: Verification,
+    draws: UniformRow,
 ) -> Record:
-    """Add one verification pass to the record of a cycle."""
+    """Add one verification pass to the record of a step."""
     depths = np.arange(len(draft_tokens))
-    num_accepted, final_token = verdict.num_accepted, verdict.final_token
+    num_accepted, final_token = verification.num_accepted, verification.final_token
     final = () if final_token is None else (final_token,)
     final_source = "bonus" if num_accepted == len(draft_tokens) else "correction"
     emitted = (*draft_tokens[:num_accepted].tolist(), *final)
@@ -179,7 +179,7 @@ def verified_record(
         draft_tokens=tuple(draft_tokens.tolist()),
         draft_token_probs=tuple(draft_probs[depths, draft_tokens].tolist()),
         target_token_probs=tuple(target_probs[depths, draft_tokens].tolist()),
-        accept_probs=tuple(verdict.accept_probs.tolist()),
+        accept_probs=tuple(verification.accept_probs.tolist()),
         num_accepted=num_accepted,
         final_token=final_token,
         num_forward_passes=record.num_forward_passes + 1,

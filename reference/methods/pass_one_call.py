@@ -1,11 +1,11 @@
-"""What methods of one call per step share: the pass that verifies also looks ahead, behind whatever may survive.
+"""What methods of one call per step share: the pass that verifies also looks ahead, after whatever may survive.
 
-Behind the last token, and behind every draft, hangs a group of look-ahead rows that sees the text up to there and
-nothing of the others. When verification has kept some drafts, the group behind the last of them is where the next
+After the last token, and after every draft, hangs a group of look-ahead rows that sees the text up to there and
+nothing of the others. When verification has kept some drafts, the group after the last of them is where the next
 drafts come from: no call is spent on drafting.
 
 Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
-the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups behind every draft.
+the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
 
 Glossary of shapes: L look-ahead vectors, D input vector, D' hidden state, R places in use, N rows of a group, K of them
 that are of use.
@@ -15,7 +15,7 @@ PaSS in one call per step: the pass that verifies the drafts also holds the next
 The drafts are a chain; `fused` says what the call holds beside them.
 
 Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
-the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups behind every draft.
+the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
 
 Glossary of shapes: L look-ahead vectors.
 
@@ -39,7 +39,7 @@ from ..lookahead.vectors import LookAhead
 from ..model.layers import Array
 from ..record import Record
 from ..sampling import Processor
-from ..uniforms import Draws, Slots
+from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
 from .base import Method, drafting_record, verified_record
 from .checks import check_groups
@@ -55,7 +55,7 @@ class Fused(Method):
     """A method whose one call per step verifies the drafts of the step before and looks ahead for the next ones.
 
     `refinement` says how drafts follow from look-ahead rows and one another (default: by the head that was trained with
-    the vectors, if there is one). `groups` says behind how many accepted drafts a group hangs (default: behind any
+    the vectors, if there is one). `groups` says after how many accepted drafts a group hangs (default: after any
     number); where none does, the next step drafts nothing. A head that drafts alone needs no groups at all.
     """
 
@@ -76,7 +76,7 @@ class Fused(Method):
 
         Raises:
             ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative number of
-                them or more than there are, a group behind more drafts than there can be, or a refinement for another
+                them or more than there are, a group after more drafts than there can be, or a refinement for another
                 model.
         """
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, rules)
@@ -94,10 +94,10 @@ class Fused(Method):
         places: list[int],
         draft_tokens: Tokens,  # [R-1]
     ) -> tuple[Array, dict[int, Array]]:  # [R, D']
-        """Run the one call: what the model has not seen, the drafts, and groups of look-ahead vectors behind them.
+        """Run the one call: what the model has not seen, the drafts, and groups of look-ahead vectors after them.
 
-        Returned are the hidden states behind each of the `places`, the first of which is the last token, and of the
-        group that hangs behind a place, if one does.
+        Returned are the hidden states after each of the `places`, the first of which is the last token, and of the
+        group that hangs after a place, if one does.
         """
         pending = state.pending
         text = [*pending, *draft_tokens.tolist()]
@@ -117,14 +117,14 @@ class Fused(Method):
         last: Array,  # [D']
         group: Array | None,  # [N, D']
     ) -> Array | None:  # [K+1, D']
-        """Return what the next step drafts from: the group behind the last draft that survived, as far as it may go."""
+        """Return what the next step drafts from: the group after the last draft that survived, as far as it may go."""
         useful = min(len(self.vectors), state.remaining - 1)
         if self.refinement.alone and useful > 0:
             return np.repeat(last[None], 1 + useful, axis=0)
         return None if group is None or useful <= 0 else np.concatenate([last[None], group[:useful]])
 
     def _hangs(self, num_accepted: int) -> bool:
-        """Say whether a group hangs behind so many drafts."""
+        """Say whether a group hangs after so many drafts."""
         return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)
 
 
@@ -140,7 +140,7 @@ class FusedPaSS(Fused):
         object.__setattr__(self, "tree", DraftTree((1,) * len(self.vectors)))
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """A draw and an acceptance per draft, and the final draw."""
         return {"draft": len(self.vectors), "accept": len(self.vectors), "final": 1}
 
@@ -150,28 +150,28 @@ class FusedPaSS(Fused):
         uniforms: npt.NDArray[np.float64],  # [2L+1]
         trace: bool = False,
     ) -> tuple[State, Record]:
-        """Run one cycle: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
-        draws = Draws(uniforms, self.slots, trace)
+        """Run one step: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, prefix = state.pending, state.tokens
-        draft_tokens, draft_probs, goes_on, _ = self._draft(state, draws)
+        draft_tokens, draft_probs, has_bonus_row, _ = self._draft(state, draws)
         num_draft = len(draft_tokens)
         real, ahead = self._one_call(state, list(range(num_draft + 1)), draft_tokens)
 
-        # Row i holds the target's law after i drafts.
-        logits = self.model.logits(real[: num_draft + goes_on])
-        target_probs = self.laws(prefix, draft_tokens, logits)
-        verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
-        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_accepted + 1])
+        # Row i holds the target's distribution after i drafts.
+        logits = self.model.logits(real[: num_draft + has_bonus_row])
+        target_probs = self.chain_probs(prefix, draft_tokens, logits)
+        verification = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verification.num_accepted + 1])
         record = drafting_record(len(pending) - 1 + sum(map(len, ahead.values())), 0)
-        record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
-        sound = len(prefix) + verdict.num_accepted  # rejected drafts and look-ahead rows leave no trace
-        state, record = state.commit(record, sound)
-        last = verdict.num_accepted
-        return replace(state, carried=self._carry(state, real[last], ahead.get(last))), record
+        record = verified_record(record, target_probs, draft_probs, draft_tokens, verification, draws)
+        valid_length = len(prefix) + verification.num_accepted  # rejected drafts and look-ahead rows leave no trace
+        state, record = state.commit(record, valid_length)
+        last = verification.num_accepted
+        return replace(state, lookahead_hidden=self._carry(state, real[last], ahead.get(last))), record
 
-    def _draft(self, state: State, draws: Draws) -> Drafts:
+    def _draft(self, state: State, draws: UniformRow) -> Drafts:
         """Draft from the rows that the step before has left."""
-        rows = np.zeros((1, 0)) if state.carried is None else state.carried
+        rows = np.zeros((1, 0)) if state.lookahead_hidden is None else state.lookahead_hidden
         memory = self.refinement.start(self.model, rows) if len(rows) > 1 else ()
 
         def next_logits(tokens: tuple[int, ...], depth: int) -> Array:

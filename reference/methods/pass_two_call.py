@@ -1,11 +1,11 @@
 """PaSS as published: a call that drafts from look-ahead vectors, and a call that verifies.
 
-The draft laws know neither the exact token nor each other's draws. That costs acceptance, not exactness: any law will
-do that is fixed before its draft is drawn.
+The draft distributions know neither the exact token nor each other's draws. That costs acceptance, not exactness: any
+distribution will do that is fixed before its draft is drawn.
 
 Source: Monea, Joulin and Grave 2023, "PaSS: Parallel Speculative Sampling" (arXiv 2311.13581), Sec. 3.
 
-Glossary of shapes: L look-ahead vectors, N of them fed in this cycle, K drafts, V vocabulary.
+Glossary of shapes: L look-ahead vectors, N of them fed in this step, K drafts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..config import SamplingConfig, check_integer, check_settings, check_token
 from ..generation import State
 from ..model.layers import Array
 from ..record import Record
-from ..sampling import Probs, Processor, has_law, probs_from_logits
-from ..uniforms import Draws, Slots
+from ..sampling import Probs, Processor, has_distribution, probs_from_logits
+from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
 from .base import Method, exact_record, verified_record
 
@@ -35,7 +35,7 @@ class PaSS(Method):
     """Draft L tokens at once from L look-ahead vectors, then verify them with the same model.
 
     `lookahead=None` is the paper's baseline: the embedding of `fixed_token` stands in for every trained vector.
-    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them.
+    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them.
     """
 
     model: LanguageModel
@@ -59,7 +59,7 @@ class PaSS(Method):
         object.__setattr__(self, "vectors", self._input_vectors())
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """One exact draw, a draw and an acceptance per draft, and the final draw."""
         num_lookahead = len(self.vectors)
         return {"exact": 1, "draft": num_lookahead, "accept": num_lookahead, "final": 1}
@@ -70,56 +70,57 @@ class PaSS(Method):
         uniforms: npt.NDArray[np.float64],  # [2L+2]
         trace: bool = False,
     ) -> tuple[State, Record]:
-        """Run one cycle: call 1 yields an exact token and K drafts, call 2 verifies them; 2 + accepted tokens."""
-        draws = Draws(uniforms, self.slots, trace)
+        """Run one step: call 1 yields an exact token and K drafts, call 2 verifies them; 2 + accepted tokens."""
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         num_draft = max(0, min(len(self.vectors), state.remaining - 2))  # an exact and a final token come as well
 
-        # Call 1: behind the last token, one exact token; behind each look-ahead vector, a law for one draft.
+        # Call 1: after the last token, one exact token; after each look-ahead vector, a distribution for one draft.
         pending = self.model.embed(state.pending)
         hidden = self.model.hidden(np.concatenate([pending, self.vectors[:num_draft]]), state.cache)
         logits = self.model.logits(hidden[len(pending) - 1 :])
         state.cache.truncate(len(state.tokens))  # the look-ahead rows leave no trace
-        exact_probs = self.law(state.tokens, logits[0])
+        exact_probs = self.probs(state.tokens, logits[0])
         exact_token = draws.token("exact", exact_probs)
         record = exact_record(exact_probs, exact_token, len(hidden), draws)
         if state.ends_with([exact_token]):
             return state.commit(record)
         prefix = (*state.tokens, exact_token)
-        draft_tokens, draft_probs, goes_on = self._draft(state, exact_token, logits[1:], draws)
+        draft_tokens, draft_probs, has_bonus_row = self._draft(state, exact_token, logits[1:], draws)
 
-        # Call 2: the exact token and the drafts; row i holds the target's law after i drafts.
+        # Call 2: the exact token and the drafts; row i holds the target's distribution after i drafts.
         hidden = self.model.hidden(self.model.embed([exact_token, *draft_tokens]), state.cache)
-        logits = self.model.logits(hidden[: len(draft_tokens) + goes_on])
-        target_probs = self.laws(prefix, draft_tokens, logits)
-        verdict = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
-        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_accepted + 1])
-        record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
-        return state.commit(record, len(prefix) + verdict.num_accepted)  # nor do the rejected drafts
+        logits = self.model.logits(hidden[: len(draft_tokens) + has_bonus_row])
+        target_probs = self.chain_probs(prefix, draft_tokens, logits)
+        verification = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verification.num_accepted + 1])
+        record = verified_record(record, target_probs, draft_probs, draft_tokens, verification, draws)
+        return state.commit(record, len(prefix) + verification.num_accepted)  # nor do the rejected drafts
 
     def _draft(
         self,
         state: State,
         exact_token: int,
         logits: Array,  # [N, V]
-        draws: Draws,
+        draws: UniformRow,
     ) -> tuple[Tokens, Probs, bool]:  # [K], [K, V]
-        """Draw the drafts; return the very laws they were drawn from, and whether the text goes on behind the last.
+        """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after.
 
-        Drafting stops where a row has no law, and behind a draft that ends the text: known before the next is drawn.
+        Drafting stops where a row has no distribution, and after a draft that ends the text: known before the next
+        is drawn.
         """
         tokens: list[int] = []
         probs = np.zeros(logits.shape)
-        goes_on = True
+        has_bonus_row = True
         for i, row in enumerate(logits):
             row = self.process((*state.tokens, exact_token, *tokens), row)
-            if not has_law(row):
+            if not has_distribution(row):
                 break
             probs[i] = probs_from_logits(row, self.draft_sampling or self.sampling)
             tokens.append(draws.token("draft", probs[i], i))
             if state.ends_with([exact_token, *tokens]):
-                goes_on = False
+                has_bonus_row = False
                 break
-        return np.array(tokens, dtype=np.int64), probs[: len(tokens)], goes_on
+        return np.array(tokens, dtype=np.int64), probs[: len(tokens)], has_bonus_row
 
     def _input_vectors(self) -> Array:  # [L, D]
         """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
@@ -131,6 +132,6 @@ class PaSS(Method):
         if self.lookahead.adapter is not None or self.lookahead.head is not None:
             raise ValueError(
                 "lookahead: found vectors trained with an adapter or a head, which are of no use here, expected "
-                "FusedPaSS (lookahead-fused), or dataclasses.replace(lookahead, adapter=None, head=None)"
+                "FusedPaSS (pass-one-call), or dataclasses.replace(lookahead, adapter=None, head=None)"
             )
         return self.lookahead.inputs(self.model, self.num_lookahead)

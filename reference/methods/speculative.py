@@ -1,10 +1,10 @@
-"""Drafting left to right: each draft from a law that may depend on those before it.
+"""Drafting left to right: each draft from a distribution that may depend on those before it.
 
 Glossary of shapes: K drafts, V vocabulary.
 
 Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
 
-The drafter is a smaller model, as published, or whatever else gives a law behind a text.
+The drafter is a smaller model, as published, or whatever else gives a distribution after a text.
 
 Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318),
 Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
@@ -31,8 +31,8 @@ from ..ending import Ending
 from ..generation import State
 from ..model.layers import Array
 from ..record import Record
-from ..sampling import Probs, Processor, has_law, probs_from_logits
-from ..uniforms import Draws, Slots
+from ..sampling import Probs, Processor, has_distribution, probs_from_logits
+from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
 from .base import Method, drafting_record, verified_record
 from .checks import check_drafter, check_drafter_context, check_lenience
@@ -43,51 +43,51 @@ if TYPE_CHECKING:
 
 
 class Drafts(NamedTuple):
-    """What was drafted in a cycle."""
+    """What was drafted in a step."""
 
     tokens: Tokens  # [K]
-    probs: Probs  # [K, V], the very laws that the tokens were drawn from
-    goes_on: bool  # whether the text goes on behind the last
-    num_asked: int  # laws that were asked for
+    probs: Probs  # [K, V], the very distributions that the tokens were drawn from
+    has_bonus_row: bool  # whether the text goes on after the last
+    num_asked: int  # distributions that were asked for
 
 
 def draft_left_to_right(
     method: Method,
     state: State,
     limit: int,
-    draws: Draws,
+    draws: UniformRow,
     next_logits: Callable[[tuple[int, ...], int], Array],
     sampling: SamplingConfig,
     wanted: Callable[[int, Array], bool] | None = None,
 ) -> Drafts:
-    """Draw drafts one by one: `next_logits(tokens, i)` gives the logits of draft i behind the text and its drafts.
+    """Draw drafts one by one: `next_logits(tokens, i)` gives the logits of draft i after the text and its drafts.
 
-    Drafting stops at the limit, where the logits make no law, where the draft is not `wanted(i, logits)`, and behind
-    one that ends the text: all known before the next is drawn.
+    Drafting stops at the limit, where the logits make no distribution, where the draft is not `wanted(i, logits)`,
+    and after one that ends the text: all known before the next is drawn.
     """
     tokens: list[int] = []
     probs: list[Probs] = []
-    num_asked, goes_on = 0, True
-    while len(tokens) < limit and goes_on:
+    num_asked, has_bonus_row = 0, True
+    while len(tokens) < limit and has_bonus_row:
         prefix, depth = (*state.tokens, *tokens), len(tokens)
         logits = method.process(prefix, next_logits(prefix, depth))
         num_asked += 1
-        if not has_law(logits) or not (wanted is None or wanted(depth, logits)):
+        if not has_distribution(logits) or not (wanted is None or wanted(depth, logits)):
             break
         probs.append(probs_from_logits(logits, sampling))
         tokens.append(draws.token("draft", probs[-1], depth))
-        goes_on = not state.ends_with(tokens)
+        has_bonus_row = not state.ends_with(tokens)
     rows = np.array(probs).reshape(len(tokens), method.model.vocab_size)
-    return Drafts(np.array(tokens, dtype=np.int64), rows, goes_on, num_asked)
+    return Drafts(np.array(tokens, dtype=np.int64), rows, has_bonus_row, num_asked)
 
 
 @dataclass(frozen=True, eq=False)
 class SpeculativeSampling(Method):
     """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
 
-    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them. A `lenience` below
-    1 is lossy: drafts are judged as if they had been only so likely, and no token's probability grows beyond
-    1 / lenience times the target's.
+    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them. A
+    `lenience` below 1 is lossy: drafts are judged as if they had been only so likely, and no token's probability
+    grows beyond 1 / lenience times the target's.
     """
 
     model: LanguageModel
@@ -112,12 +112,12 @@ class SpeculativeSampling(Method):
         check_lenience(self.lenience, self.rule)
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """A draw and an acceptance per draft, and the final draw."""
         return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state before the first cycle; see `Method.start`.
+        """Return the state before the first step; see `Method.start`.
 
         Raises:
             ValueError: prompt and new tokens do not fit into the drafter's context either.
@@ -133,31 +133,31 @@ class SpeculativeSampling(Method):
         uniforms: npt.NDArray[np.float64],  # [2K+1]
         trace: bool = False,
     ) -> tuple[State, Record]:
-        """Run one cycle: K drafts, one pass of the target, 1 + accepted tokens."""
-        draws = Draws(uniforms, self.slots, trace)
+        """Run one step: K drafts, one pass of the target, 1 + accepted tokens."""
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, prefix = state.pending, state.tokens
-        draft_tokens, draft_probs, goes_on, num_asked = self._draft(state, draws)
+        draft_tokens, draft_probs, has_bonus_row, num_asked = self._draft(state, draws)
         record = drafting_record(len(pending) - 1, num_asked * self.drafter.passes_per_draft)
 
-        # One pass over what the target has not seen and the drafts; row i holds its law after i drafts.
+        # One pass over what the target has not seen and the drafts; row i holds its distribution after i drafts.
         hidden = self.model.hidden(self.model.embed([*pending, *draft_tokens]), state.cache)
-        logits = self.model.logits(hidden[len(pending) - 1 :][: len(draft_tokens) + goes_on])
-        target_probs = self.laws(prefix, draft_tokens, logits)
-        verdict = RULES[self.rule](target_probs, self.lenience * draft_probs, draft_tokens, draws)
-        self.check_reached(prefix, draft_tokens, logits, target_probs[: verdict.num_accepted + 1])
-        pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), verdict.num_accepted)
-        record = verified_record(record, target_probs, draft_probs, draft_tokens, verdict, draws)
-        sound = len(prefix) + verdict.num_accepted  # rejected drafts leave no trace, in either cache
-        return replace(state, pace=pace).commit(record, sound)
+        logits = self.model.logits(hidden[len(pending) - 1 :][: len(draft_tokens) + has_bonus_row])
+        target_probs = self.chain_probs(prefix, draft_tokens, logits)
+        verification = RULES[self.rule](target_probs, self.lenience * draft_probs, draft_tokens, draws)
+        self.check_reached(prefix, draft_tokens, logits, target_probs[: verification.num_accepted + 1])
+        pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), verification.num_accepted)
+        record = verified_record(record, target_probs, draft_probs, draft_tokens, verification, draws)
+        valid_length = len(prefix) + verification.num_accepted  # rejected drafts leave no trace, in either cache
+        return replace(state, pace=pace).commit(record, valid_length)
 
-    def _draft(self, state: State, draws: Draws) -> Drafts:
+    def _draft(self, state: State, draws: UniformRow) -> Drafts:
         """Draft as many tokens as the schedule wants; a final token comes as well."""
 
         def next_logits(tokens: tuple[int, ...], depth: int) -> Array:
             return self.drafter.logits(tokens, state.draft_cache)
 
         def wanted(depth: int, logits: Array) -> bool:
-            return self.schedule.goes_on(state.pace, depth, logits)
+            return self.schedule.continues(state.pace, depth, logits)
 
         limit = min(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
         return draft_left_to_right(self, state, limit, draws, next_logits, self.draft_sampling or self.sampling, wanted)

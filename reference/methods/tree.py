@@ -1,15 +1,15 @@
 """Speculative sampling with several candidates per position: a tree of drafts, verified in one pass.
 
 A chain of drafts ends at the first rejection. Here every draft has siblings, and where one is rejected another may be
-accepted. The target sees the whole tree at once, each draft only the drafts that it stands behind.
+accepted. The target sees the whole tree at once, each draft only the drafts that it stands after.
 
 Source: Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706); Jeon et al. 2024, "Recursive
 Speculative Decoding" (arXiv 2402.14160); Sun et al. 2023, "SpecTr" (arXiv 2310.15141); for the pass over a tree Miao et
 al. 2024, "SpecInfer" (arXiv 2305.09781).
 
-Candidates in one call per step: the pass that verifies a tree of drafts looks ahead behind every place of it.
+Candidates in one call per step: the pass that verifies a tree of drafts looks ahead after every place of it.
 
-A chain of drafts ends at its first rejection, and the rows that looked ahead behind the others were in vain. Here every
+A chain of drafts ends at its first rejection, and the rows that looked ahead after the others were in vain. Here every
 draft has siblings, drafted from the same look-ahead row, each refined by the path that leads to it.
 
 Source: `fused` for the call, `candidates` for the tree; Cai et al. 2024, "Medusa" (arXiv 2401.10774), for candidates of
@@ -34,7 +34,7 @@ from ..generation import State
 from ..model.layers import Array
 from ..record import Record
 from ..sampling import Processor
-from ..uniforms import Draws, Slots
+from ..uniforms import NamedUniforms, UniformRow
 from .base import Method, drafting_record
 from .checks import check_drafter, check_drafter_context
 from .pass_one_call import Fused
@@ -47,10 +47,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Candidates(Method):
-    """Draft a tree, `num_candidates[d]` tokens behind everything at depth d, then verify it with the target.
+    """Draft a tree, `num_candidates[d]` tokens after everything at depth d, then verify it with the target.
 
-    `draft_sampling` gives the drafts settings of their own; the text's law does not depend on them. Where the text may
-    end soon the tree is cut, and behind a draft that ends it, or where the drafter has no law, nothing stands.
+    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them. Where
+    the text may end soon the tree is cut, and after a draft that ends it, or where the drafter has no distribution,
+    nothing stands.
     """
 
     model: LanguageModel
@@ -74,7 +75,7 @@ class Candidates(Method):
         object.__setattr__(self, "tree", DraftTree(check_tree(self.num_candidates)))
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """A draw per draft, an acceptance per candidate of each depth, and the final draw.
 
         Verification comes to one place of each depth, so its candidates share the uniforms of those beside it.
@@ -82,7 +83,7 @@ class Candidates(Method):
         return {"draft": self.tree.num_drafts, "accept": sum(self.tree.widths), "final": 1}
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state before the first cycle; see `Method.start`.
+        """Return the state before the first step; see `Method.start`.
 
         Raises:
             ValueError: prompt and new tokens do not fit into the drafter's context either.
@@ -94,11 +95,11 @@ class Candidates(Method):
     def step(
         self,
         state: State,
-        uniforms: npt.NDArray[np.float64],  # [num_slots]
+        uniforms: npt.NDArray[np.float64],  # [num_uniforms]
         trace: bool = False,
     ) -> tuple[State, Record]:
-        """Run one cycle: a tree of drafts, one pass of the target, 1 + accepted tokens."""
-        draws = Draws(uniforms, self.slots, trace)
+        """Run one step: a tree of drafts, one pass of the target, 1 + accepted tokens."""
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, prefix = state.pending, state.tokens
         drafts, num_asked = self._draft(state, draws)
         record = drafting_record(len(pending) - 1, num_asked * self.drafter.passes_per_draft)
@@ -113,7 +114,7 @@ class Candidates(Method):
         state.cache.keep(len(prefix) - 1 + np.array(rows, dtype=np.int64), len(prefix))  # the rest leaves no trace
         return state.commit(tree_record(record, drafts, walk, draws))
 
-    def _draft(self, state: State, draws: Draws) -> tuple[TreeDrafts, int]:
+    def _draft(self, state: State, draws: UniformRow) -> tuple[TreeDrafts, int]:
         """Draw the tree; return it, and how often the drafter was asked."""
 
         def next_logits(tokens: tuple[int, ...], place: int) -> Array:
@@ -129,7 +130,7 @@ class Candidates(Method):
 class FusedCandidates(Fused):
     """Draft a tree from the rows of the step before, then verify it and look ahead in one pass; 1 + accepted tokens.
 
-    `num_candidates[d]` tokens stand behind everything at depth d, see `DraftTree`: at most as many depths as there are
+    `num_candidates[d]` tokens stand after everything at depth d, see `DraftTree`: at most as many depths as there are
     vectors, of which no more are used.
     """
 
@@ -152,36 +153,36 @@ class FusedCandidates(Fused):
         self.prepare(RULES, depth)
 
     @property
-    def slots(self) -> Slots:
+    def named_uniforms(self) -> NamedUniforms:
         """A draw per draft, an acceptance per candidate of each depth, and the final draw; see `Candidates`."""
         return {"draft": self.tree.num_drafts, "accept": sum(self.tree.widths), "final": 1}
 
     def step(
         self,
         state: State,
-        uniforms: npt.NDArray[np.float64],  # [num_slots]
+        uniforms: npt.NDArray[np.float64],  # [num_uniforms]
         trace: bool = False,
     ) -> tuple[State, Record]:
-        """Run one cycle: a tree of drafts from rows of the pass before, one pass that verifies it and looks ahead."""
-        draws = Draws(uniforms, self.slots, trace)
+        """Run one step: a tree of drafts from rows of the pass before, one pass that verifies it and looks ahead."""
+        draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, prefix = state.pending, state.tokens
         drafts = self._draft(state, draws)
         places = np.flatnonzero(drafts.used).tolist()
         real, ahead = self._one_call(state, places, drafts.tokens[places[1:]])
         record = drafting_record(len(pending) - 1 + sum(map(len, ahead.values())), 0)
 
-        # Row i holds the target's law behind the i-th place in use.
+        # Row i holds the target's distribution after the i-th place in use.
         logits = dict(zip(places, self.model.logits(real), strict=True))
         walk = walk_tree(self, state, drafts, logits, draws, self.rule)
         rows = [places.index(place) for place in walk.path]
         state.cache.keep(len(prefix) - 1 + np.array(rows, dtype=np.int64), len(prefix))  # the rest leaves no trace
         state, record = state.commit(tree_record(record, drafts, walk, draws))
         last = walk.path[-1] if walk.path else 0
-        return replace(state, carried=self._carry(state, real[places.index(last)], ahead.get(last))), record
+        return replace(state, lookahead_hidden=self._carry(state, real[places.index(last)], ahead.get(last))), record
 
-    def _draft(self, state: State, draws: Draws) -> TreeDrafts:
+    def _draft(self, state: State, draws: UniformRow) -> TreeDrafts:
         """Draw the tree from the rows that the step before has left; what a refinement remembers follows each path."""
-        rows = np.zeros((1, 0)) if state.carried is None else state.carried
+        rows = np.zeros((1, 0)) if state.lookahead_hidden is None else state.lookahead_hidden
         memories = {-1: self.refinement.start(self.model, rows) if len(rows) > 1 else ()}
 
         def next_logits(tokens: tuple[int, ...], place: int) -> Array:

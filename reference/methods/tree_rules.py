@@ -1,22 +1,24 @@
-"""Several candidates for one position: how they are drawn, and which one survives, so that the target's law is kept.
+"""Several candidates for one position: how they are drawn, and which one survives, and still exact.
 
-A rule takes candidates, the laws they were drawn from, each given those before it, and the target's law. It accepts one
-of them, or says from which law the token is to be drawn instead; either way the token is distributed as if it had been
-drawn from the target. A rule relies on how the candidates were drawn: `RULES` has both.
+A rule takes candidates, the distributions they were drawn from, each given those before it, and the target's
+distribution. It accepts one of them, or says from which distribution the token is to be drawn instead; either way the
+token is distributed as if it had been drawn from the target. A rule relies on how the candidates were drawn: `RULES`
+has both.
 
-Why the recursive rule does: what one candidate's acceptance leaves open is the residual law, `verify.residual_probs`,
-with the chance of a rejection. The next candidate is verified against that law as the first one was against the target.
+Why the recursive rule does: what one candidate's acceptance leaves open is the residual distribution,
+`verify.residual_probs`, with the chance of a rejection. The next candidate is verified against that distribution as the
+first one was against the target.
 
 Glossary of shapes: C candidates, V vocabulary.
 
-K-SEQ: independent candidates for one position, all accepted with the same chance, as large as the law allows.
+K-SEQ: independent candidates for one position, all accepted with the same chance, as large as the distribution allows.
 
-Candidates that are drawn from one law are often the same token, so they must not be accepted as readily as one alone.
-They are verified as if the draft law were d times what it is, with d from 1, for one candidate, to C.
+Candidates that are drawn from one distribution are often the same token, so they must not be accepted as readily as one
+alone. They are verified as if the draft distribution were d times what it is, with d from 1, for one candidate, to C.
 
-Why that keeps the law: a candidate is accepted as token x with the chance draft(x) min(1, target(x) / (d draft(x))),
-which is min(d draft(x), target(x)) / d. If d candidates are looked at on average, x is accepted with the probability
-min(d draft(x), target(x)), and the residual law adds the rest, as in `verify`.
+Why that keeps the distribution: a candidate is accepted as token x with the chance draft(x) min(1, target(x) / (d
+draft(x))), which is min(d draft(x), target(x)) / d. If d candidates are looked at on average, x is accepted with the
+probability min(d draft(x), target(x)), and the residual distribution adds the rest, as in `verify`.
 
 Source: Sun et al. 2023, "SpecTr: Fast Speculative Decoding via Optimal Transport" (arXiv 2310.15141), Algorithm 2.
 
@@ -32,8 +34,8 @@ import numpy as np
 
 from ..config import SamplingConfig
 from ..model.layers import Array
-from ..sampling import Probs, has_law, one_hot, probs_from_logits
-from ..uniforms import Draws
+from ..sampling import Probs, has_distribution, one_hot, probs_from_logits
+from ..uniforms import UniformRow
 from ..verify import Tokens, accept_probs, residual_probs
 
 
@@ -42,7 +44,7 @@ class Selection:
     """The outcome at one position: which candidate was accepted, and if none, what is to be drawn instead."""
 
     accepted: int | None
-    final_probs: Probs  # [V], the law of the token where none is accepted
+    final_probs: Probs  # [V], the distribution of the token where none is accepted
     accept_probs: Probs  # [C], the chance of each candidate, once reached
 
 
@@ -50,33 +52,34 @@ def draw_candidates(
     logits: Array,  # [V]
     sampling: SamplingConfig,
     num_candidates: int,
-    draws: Draws,
+    draws: UniformRow,
     index: int = 0,
     replacement: bool = False,
 ) -> tuple[Tokens, Probs]:  # [C], [C, V]
-    """Draw candidates with the uniforms from `draft[index]` on; return the very laws they were drawn from.
+    """Draw candidates with the uniforms from `draft[index]` on; return the very distributions they were drawn from.
 
-    candidate_probs[0] = the law of the logits; candidate_probs[c+1] = candidate_probs[c] without token c, renormalised
+    candidate_probs[0] = the distribution of the logits; candidate_probs[c+1] = candidate_probs[c] without token c,
+    renormalised
 
-    At temperature 0 a law is one-hot, and nothing is left of it: next comes the likeliest token of the others, the
-    limit of small temperatures. There are fewer candidates than asked for where no token is left. With replacement,
-    all come from the first law.
+    At temperature 0 a distribution is one-hot, and nothing is left of it: next comes the likeliest token of the others,
+    the limit of small temperatures. There are fewer candidates than asked for where no token is left. With replacement,
+    all come from the first distribution.
 
     Raises:
-        ValueError: the logits have no law, see `probs_from_logits`.
+        ValueError: the logits have no distribution, see `probs_from_logits`.
 
     Source: without replacement Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706).
     """
     kept = probs_from_logits(logits, sampling) > 0
     left = logits if sampling.temperature == 0 else np.where(kept, logits, -np.inf)
     tokens: list[int] = []
-    laws: list[Probs] = []
-    while len(tokens) < num_candidates and has_law(left):
-        laws.append(probs_from_logits(left, SamplingConfig(sampling.temperature)))
-        tokens.append(draws.token("draft", laws[-1], index + len(tokens)))
+    distributions: list[Probs] = []
+    while len(tokens) < num_candidates and has_distribution(left):
+        distributions.append(probs_from_logits(left, SamplingConfig(sampling.temperature)))
+        tokens.append(draws.token("draft", distributions[-1], index + len(tokens)))
         if not replacement:
             left = np.where(np.arange(left.size) == tokens[-1], -np.inf, left)
-    return np.array(tokens, dtype=np.int64), np.array(laws)
+    return np.array(tokens, dtype=np.int64), np.array(distributions)
 
 
 def recursive_probs(
@@ -84,14 +87,14 @@ def recursive_probs(
     candidate_probs: Probs,  # [C, V]
     candidate_tokens: Tokens,  # [C]
 ) -> tuple[Probs, Probs]:  # [C], [V]
-    """Return the chance of each candidate, once reached, and the law of the token if none is accepted.
+    """Return the chance of each candidate, once reached, and the distribution of the token if none is accepted.
 
     accept[c] = min(1, rest[c, x_c] / candidate_probs[c, x_c]), rest[0] = target_probs
 
     rest[c+1] = max(0, rest[c] - candidate_probs[c]) / sum(max(0, rest[c] - candidate_probs[c]))
 
     Raises:
-        ValueError: a candidate has probability 0 under its law, so it was not drawn from it.
+        ValueError: a candidate has probability 0 under its distribution, so it was not drawn from it.
 
     Source: Yang et al. 2024 (arXiv 2401.06706); Jeon et al. 2024, "Recursive Speculative Decoding" (arXiv 2402.14160),
     as recursive rejection sampling.
@@ -107,7 +110,7 @@ def verify_recursive(
     target_probs: Probs,  # [V]
     candidate_probs: Probs,  # [C, V]
     candidate_tokens: Tokens,  # [C]
-    draws: Draws,
+    draws: UniformRow,
     index: int,
 ) -> Selection:
     """Accept the first candidate that passes, each against what the rejection of those before it has left."""
@@ -118,7 +121,7 @@ def verify_k_seq(
     target_probs: Probs,  # [V]
     candidate_probs: Probs,  # [C, V]
     candidate_tokens: Tokens,  # [C]
-    draws: Draws,
+    draws: UniformRow,
     index: int,
 ) -> Selection:
     """Accept the first candidate that passes, all with the same chance for the same token."""
@@ -129,7 +132,7 @@ def verify_match(
     target_probs: Probs,  # [V]
     candidate_probs: Probs,  # [C, V]
     candidate_tokens: Tokens,  # [C]
-    draws: Draws,
+    draws: UniformRow,
     index: int,
 ) -> Selection:
     """Draw the token from the target with the uniform `accept[index]`; it may be one of the candidates.
@@ -147,7 +150,7 @@ def verify_match(
 def _in_turn(
     accept: Probs,  # [C]
     final_probs: Probs,  # [V]
-    draws: Draws,
+    draws: UniformRow,
     index: int,
 ) -> Selection:
     """Accept the first candidate whose uniform is below its chance."""
@@ -162,7 +165,7 @@ class CandidateRule:
     """How candidates must be drawn, with replacement or without, and how they are verified."""
 
     replacement: bool
-    verify: Callable[[Probs, Probs, Tokens, Draws, int], Selection]
+    verify: Callable[[Probs, Probs, Tokens, UniformRow, int], Selection]
 
 
 RULES: dict[str, CandidateRule] = {
@@ -181,14 +184,14 @@ def k_seq_probs(
     candidate_probs: Probs,  # [C, V]
     candidate_tokens: Tokens,  # [C]
 ) -> tuple[Probs, Probs]:  # [C], [V]
-    """Return the chance of each candidate, once reached, and the law of the token if none is accepted.
+    """Return the chance of each candidate, once reached, and the distribution of the token if none is accepted.
 
     accept[c] = min(1, target_probs[x_c] / (d draft_probs[x_c])), with d = `k_seq_division`
 
     final = max(0, target_probs - d draft_probs) / sum(max(0, target_probs - d draft_probs))
 
     Raises:
-        ValueError: a candidate has probability 0 under its law, so it was not drawn from it.
+        ValueError: a candidate has probability 0 under its distribution, so it was not drawn from it.
     """
     division = k_seq_division(target_probs, candidate_probs[0], len(candidate_tokens))
     rows = np.broadcast_to(target_probs, candidate_probs.shape)

@@ -26,29 +26,29 @@ from ..config import SamplingConfig, check_integer
 from ..generation import State
 from ..model.layers import Array, Mask
 from ..record import Record
-from ..sampling import Probs, has_law
-from ..uniforms import Draws
+from ..sampling import Probs, has_distribution
+from ..uniforms import UniformRow
 from ..verify import Tokens
 from .base import Method
 from .tree_rules import RULES, draw_candidates
 
 NumCandidates = tuple[int | tuple[int, ...], ...]
-"""How many candidates stand behind the places of each depth: one number for all of them, or one for each in turn."""
+"""How many candidates stand after the places of each depth: one number for all of them, or one for each in turn."""
 
 
 @dataclass(frozen=True)
 class DraftTree:
-    """The shape of a tree in which `num_candidates[d]` drafts stand behind everything at depth d.
+    """The shape of a tree in which `num_candidates[d]` drafts stand after everything at depth d.
 
-    Candidates of different ranks may have different numbers behind them: `(3, (2, 1, 0))` has two behind the first
-    draft, one behind the second and none behind the third.
+    Candidates of different ranks may have different numbers after them: `(3, (2, 1, 0))` has two after the first
+    draft, one after the second and none after the third.
     """
 
     num_candidates: NumCandidates
 
     @cached_property
     def children(self) -> tuple[range, ...]:
-        """The places that stand behind each place."""
+        """The places that stand after each place."""
         children: list[range] = []
         level = range(1)
         for counts in (*self.num_candidates, 0):
@@ -61,7 +61,7 @@ class DraftTree:
 
     @cached_property
     def parents(self) -> tuple[int, ...]:
-        """Behind which place each place stands; -1 for place 0."""
+        """After which place each place stands; -1 for place 0."""
         return (-1, *(place for place, children in enumerate(self.children) for _ in children))
 
     @property
@@ -74,12 +74,12 @@ class DraftTree:
         return [*self.path(self.parents[place]), place] if place else []
 
     def first_uniform(self, depth: int) -> int:
-        """Return the first of the uniforms that decide about candidates behind a path of so many drafts."""
+        """Return the first of the uniforms that decide about candidates after a path of so many drafts."""
         return sum(self.widths[:depth])
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The most candidates behind a place of each depth."""
+        """The most candidates after a place of each depth."""
         return tuple(max(counts) if isinstance(counts, tuple) else counts for counts in self.num_candidates)
 
     @cached_property
@@ -103,7 +103,7 @@ class TreeDrafts:
     tree: DraftTree
     used: Mask  # [N+1], place 0 always
     tokens: Tokens  # [N+1]
-    probs: Probs  # [N+1, V], the law that each draft was drawn from
+    probs: Probs  # [N+1, V], the distribution that each draft was drawn from
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,16 @@ def draw_tree(
     state: State,
     tree: DraftTree,
     limit: int,
-    draws: Draws,
+    draws: UniformRow,
     next_logits: Callable[[tuple[int, ...], int], Array],
     sampling: SamplingConfig,
     rule: str,
 ) -> tuple[TreeDrafts, int]:
-    """Draw candidates behind place after place: `next_logits(tokens, place)` gives the logits behind text and path.
+    """Draw candidates after place after place: `next_logits(tokens, place)` gives the logits after text and path.
 
-    Returned are the drafts with the very laws that they were drawn from, and how many logits were asked for. Nothing
-    stands behind a draft that ends the text, behind `limit` drafts, or where the logits make no law.
+    Returned are the drafts with the very distributions that they were drawn from, and how many logits were asked
+    for. Nothing stands after a draft that ends the text, after `limit` drafts, or where the logits make no
+    distribution.
     """
     used, num_asked = np.arange(tree.num_drafts + 1) == 0, 0
     tokens, probs = np.zeros(used.size, dtype=np.int64), np.zeros((used.size, method.model.vocab_size))
@@ -142,11 +143,11 @@ def draw_tree(
         prefix = (*state.tokens, *path)
         logits = method.process(prefix, next_logits(prefix, place))
         num_asked += 1
-        if has_law(logits):
+        if has_distribution(logits):
             replacement, index = RULES[rule].replacement, children[0] - 1
-            found, laws = draw_candidates(logits, sampling, len(children), draws, index, replacement)
+            found, distributions = draw_candidates(logits, sampling, len(children), draws, index, replacement)
             here = slice(children[0], children[0] + len(found))
-            used[here], tokens[here], probs[here] = True, found, laws
+            used[here], tokens[here], probs[here] = True, found, distributions
     return TreeDrafts(tree, used, tokens, probs), num_asked
 
 
@@ -161,7 +162,7 @@ def layout(
     """Return where the rows of one pass stand and which they see.
 
     First come the pending tokens, the last of which is place 0, and the drafts at the other `places`. Each sees the
-    pending tokens up to itself and the drafts on its path. Then come groups of `depth` look-ahead rows, one behind each
+    pending tokens up to itself and the drafts on its path. Then come groups of `depth` look-ahead rows, one after each
     place of `behind`: a group stands where the next tokens would, and sees what the row before it sees and its own rows
     up to themselves. No other row sees it.
     """
@@ -185,27 +186,27 @@ def walk_tree(
     state: State,
     drafts: TreeDrafts,
     logits: dict[int, Array],
-    draws: Draws,
+    draws: UniformRow,
     rule: str,
 ) -> Walk:
-    """Verify from place to place: the candidates behind it, then those behind the one that was accepted.
+    """Verify from place to place: the candidates after it, then those after the one that was accepted.
 
-    `logits` are the target's, behind place 0 and behind each draft.
+    `logits` are the target's, after place 0 and after each draft.
     """
     tree, tokens = drafts.tree, drafts.tokens
     accept, chances = np.full((2, tokens.size), np.nan)
     path: list[int] = []
-    laws: list[Probs] = []
+    distributions: list[Probs] = []
     while True:
         place = path[-1] if path else 0
-        laws.append(method.law((*state.tokens, *tokens[path].tolist()), logits[place]))
+        distributions.append(method.probs((*state.tokens, *tokens[path].tolist()), logits[place]))
         candidates = [child for child in tree.children[place] if drafts.used[child]]
         if not candidates:
-            final_probs: Probs | None = laws[-1]
+            final_probs: Probs | None = distributions[-1]
             break
         index = tree.first_uniform(len(path))
-        found = RULES[rule].verify(laws[-1], drafts.probs[candidates], tokens[candidates], draws, index)
-        accept[candidates], chances[candidates] = found.accept_probs, laws[-1][tokens[candidates]]
+        found = RULES[rule].verify(distributions[-1], drafts.probs[candidates], tokens[candidates], draws, index)
+        accept[candidates], chances[candidates] = found.accept_probs, distributions[-1][tokens[candidates]]
         if found.accepted is None:
             final_probs = found.final_probs
             break
@@ -215,7 +216,9 @@ def walk_tree(
             break
     final_token = None if final_probs is None else draws.token("final", final_probs)
     emitted = [*tokens[path].tolist(), *([] if final_token is None else [final_token])]
-    log_probs = [float(np.log(law[token])) for law, token in zip(laws, emitted, strict=False)]
+    log_probs = [
+        float(np.log(distribution[token])) for distribution, token in zip(distributions, emitted, strict=False)
+    ]
     return Walk(path, log_probs, final_token, not candidates, accept, chances)
 
 
@@ -229,7 +232,7 @@ def check_tree(num_candidates: Sequence[int | Sequence[int]]) -> NumCandidates:
             level *= int(counts)
         elif len(counts) != level or not any(counts):
             raise ValueError(
-                f"num_candidates: found {tuple(counts)!r:.80} behind {level} places, expected a number for each, and "
+                f"num_candidates: found {tuple(counts)!r:.80} after {level} places, expected a number for each, and "
                 "one above 0"
             )
         else:
@@ -243,8 +246,8 @@ def check_tree(num_candidates: Sequence[int | Sequence[int]]) -> NumCandidates:
     return tuple(checked)
 
 
-def tree_record(record: Record, drafts: TreeDrafts, walk: Walk, draws: Draws) -> Record:
-    """Add the verification of a tree to the record of a cycle; its drafts stand there breadth first."""
+def tree_record(record: Record, drafts: TreeDrafts, walk: Walk, draws: UniformRow) -> Record:
+    """Add the verification of a tree to the record of a step; its drafts stand there breadth first."""
     places = np.flatnonzero(drafts.used)[1:]
     numbers = dict(zip([0, *places.tolist()], range(-1, len(places)), strict=True))
     tokens, final = drafts.tokens[places], () if walk.final_token is None else (walk.final_token,)

@@ -1,6 +1,7 @@
 """The key/value cache: what earlier passes computed, and how a rejected draft leaves it.
 
-Glossary of shapes: G key/value heads, T rows of this pass, S slots in sight, E head size, N slots that are kept.
+Glossary of shapes: G key/value heads, T rows of this pass, S cache positions that are read, E head size, N slots
+that are kept.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class KVCache:
         keys: Array,  # [G, T, E]
         values: Array,  # [G, T, E]
     ) -> tuple[Array, Array]:  # [G, S, E], [G, S, E]
-        """Write one layer's rows of a pass behind the cached ones and return everything the pass can see."""
+        """Write one layer's rows of a pass after the cached ones and return everything the pass can see."""
         end = self.length + keys.shape[1]
         if end > self.capacity:
             self._grow(end)
@@ -63,10 +64,10 @@ class KVCache:
         rows: npt.NDArray[np.integer],  # [N]
         length: int = 0,
     ) -> None:
-        """Keep the first `length` positions, and behind them only the given slots: the rollback of a tree of drafts.
+        """Keep the first `length` positions, and after them only the given slots: the rollback of a tree of drafts.
 
         Raises:
-            ValueError: the slots do not increase, or are not all cached behind the first `length`.
+            ValueError: the slots do not increase, or are not all cached after the first `length`.
         """
         self._check_length(length)
         if rows.size and (rows[0] < length or rows[-1] >= self.length or np.any(np.diff(rows) <= 0)):

@@ -63,7 +63,7 @@ class LanguageModel(Protocol):
         positions: npt.NDArray[np.integer] | None = None,  # [T]
         visible: Mask | None = None,  # [T, T]
     ) -> Array:  # [T, D']
-        """Run one pass behind the cache."""
+        """Run one pass after the cache."""
 
     def logits(
         self,

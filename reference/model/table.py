@@ -1,7 +1,7 @@
 """A language model that is a table: a row of its own for everything that can be in sight.
 
-Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated law. It
-reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
+Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated
+distribution. It reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TableModel:
         """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf.
 
         If `levels` is not 0, only so many different logits occur, so that tokens tie. Those of `popular` tokens are
-        higher by four times the spread, behind every prefix: of many tokens the same few are likely.
+        higher by four times the spread, after every prefix: of many tokens the same few are likely.
         """
         self.vocab_size = vocab_size
         self.num_lookahead = num_lookahead
@@ -109,7 +109,7 @@ class TableModel:
         self,
         code: Codes,  # [...]
     ) -> Array:  # [..., V]
-        """Return the logits behind everything that has this code; at least one is finite."""
+        """Return the logits after everything that has this code; at least one is finite."""
         tokens = np.arange(self.vocab_size, dtype=np.uint64)
         seed = _mix(np.array([self.seed], dtype=np.uint64))
         bits = _mix(code[..., None] + seed + tokens * _GOLDEN)

@@ -84,7 +84,7 @@ class Transformer:
         adapter: Terms | None = None,
         num_adapted: int = 0,
     ) -> Array:  # [T, D]
-        """Run one pass behind the cached positions and return the last hidden states, ready for `logits`.
+        """Run one pass after the cached positions and return the last hidden states, ready for `logits`.
 
         Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
         before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
@@ -150,7 +150,7 @@ class Transformer:
         positions: npt.NDArray[np.integer] | None = None,  # [T]
         visible: Mask | None = None,  # [T, T], or [T, S]
     ) -> Array:  # [T, V]
-        """Return the logits behind every row of a pass over tokens, or over embeddings."""
+        """Return the logits after every row of a pass over tokens, or over embeddings."""
         rows = np.asarray(inputs)
         if rows.ndim == 1:
             rows = self.embed(rows)
@@ -161,7 +161,7 @@ class Transformer:
         normed: Array,  # [T, D]
         layer: LayerWeights,
     ) -> Array:  # [T, (H+2G)*E]
-        """Project rows to queries, keys and values, one behind the other."""
+        """Project rows to queries, keys and values, one after the other."""
         return np.concatenate(
             [
                 _linear(normed, layer.query, layer.query_bias),
