@@ -19,9 +19,9 @@ class KVCache:
 
     Slot s holds position s. Slots at and beyond a row's length are scratch: a pass writes there, and what is kept of
     it is decided afterwards by `truncate` or `keep`. No row attends to scratch, so it may hold anything. `max_length`
-    is a bound on all lengths that the host knows, so that a pass need not read unused slots; `equal_lengths` says that the host
-    knows all lengths to be equal to it. On the CPU the bound is exact. Elsewhere a `truncate` leaves it loose, and the
-    lengths are read back only when it has run out.
+    is a bound on all lengths that the host knows, so that a pass need not read unused slots; `equal_lengths` says that
+    the host knows all lengths to be equal to it. On the CPU the bound is exact. Elsewhere a `truncate` leaves it loose,
+    and the lengths are read back only when it has run out.
 
     With a fixed `kv_length` every pass reads that many slots, whatever the lengths are, and the host is asked
     nothing: the shapes of a step that is captured must not depend on what is in its tensors. `spoilt` marks the rows
