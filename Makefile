@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-docs check notebooks checkpoint
+.PHONY: help demo test test-docs check check-all notebooks checkpoint
 
 # The first interpreter that runs, is neither too old nor too new, and can make environments.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
@@ -36,6 +36,9 @@ check: $(READY) ## Check format, style and types, then run the tests.
 	$(BIN) -m ruff check .
 	$(BIN) tests/check_types.py
 	$(BIN) -m pytest $(WORKERS) $(ARGS)
+
+check-all: $(READY_DOCS) ## Run everything, the tests of minutes and the notebooks included: hours, before a release.
+	$(BIN) -m pytest -m "" $(WORKERS) $(ARGS)
 
 test-docs: $(READY_DOCS) ## Run the notebooks and compare what they print with what is stored in them.
 	$(BIN) -m pytest -m docs $(ARGS)
