@@ -23,6 +23,13 @@ settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, d
 settings.register_profile("deep", settings.get_profile("dev"), max_examples=5000)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
+# Files that `make test` leaves to `make check`; of their laws, the suite and the gallery, which stay, see most.
+LONG = """
+    anchors bench_commands cache_batch cache_machine candidates candidates_fused candidates_in_the_box checkpoint
+    commands_process draft_model draft_tree dtypes huggingface_law lattice lookahead_fused model_in_the_box pretrain
+    shapes theory tree_size
+""".split()
+
 MISSING = [name for name in ("torch", "transformers", "tokenizers") if find_spec(name) is None]
 REASON = f"needs the gpu extra: {' and '.join(MISSING)} not installed"
 if MISSING:
@@ -49,6 +56,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     return PortTests.from_parent(parent, path=module_path) if MISSING else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m leaves out what is marked
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in LONG:
+            item.add_marker("check")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

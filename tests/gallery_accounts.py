@@ -95,7 +95,7 @@ def _draft_on(site: Site) -> None:
     def kept(right: Any, self: Any, tokens: Any, count: Any) -> Any:
         return (count, count < 0) if site.drafting else right(self, tokens, count)
 
-    name, wrong = ("ends_with", ends_with) if site.single else ("kept", kept)
+    name, wrong = ("ends_with", ends_with) if site.single else ("num_kept", kept)
     site.wrong(site.state, name, wrong)
 
 
@@ -133,7 +133,7 @@ def drafts_past_the_limit(site: Site) -> None:
             asked.pop()
 
     if not site.single:
-        site.wrong(state, "kept", kept)
+        site.wrong(state, "num_kept", kept)
     site.set(state, "remaining", property(lambda self: remaining(self) + (0 if asked else 9)))
 
 
@@ -159,7 +159,7 @@ ACCOUNTS = (
         "vLLM #26498",
         "look-ahead rows stand one position late: drafts are worse, the text is not",
         draft_positions_moved,
-        check=checks.drafts_come_from_the_distribution_behind_prefix_and_vectors,
+        check=checks.drafts_come_from_the_distribution_after_prefix_and_vectors,
         distribution="exact",
     ),
     Defect(
@@ -167,7 +167,7 @@ ACCOUNTS = (
         "vLLM #49406 (PARD-2)",
         "look-ahead rows do not see the token before them: drafts are worse, the text is not",
         drafts_without_some_text,
-        check=checks.drafts_come_from_the_distribution_behind_prefix_and_vectors,
+        check=checks.drafts_come_from_the_distribution_after_prefix_and_vectors,
         distribution="exact",
     ),
     Defect(

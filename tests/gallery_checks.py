@@ -94,7 +94,7 @@ def a_cut_to_what_is_not_cached_is_refused(site: Site) -> None:
         assert refused(cache.truncate, length if site.single else site.xp.tensor([length]))
 
 
-def drafts_come_from_the_distribution_behind_prefix_and_vectors(site: Site) -> None:
+def drafts_come_from_the_distribution_after_prefix_and_vectors(site: Site) -> None:
     """The draft distributions are those of one fresh pass of the specification, without a cache."""
     model = table(reference, vocab_size=6, num_lookahead=3, seed=4, spread=1.0)
     vectors = model.lookahead().vectors

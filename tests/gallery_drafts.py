@@ -159,7 +159,7 @@ DRAFTS = (
     Defect(
         "unlikely drafts dropped",
         "llama.cpp #27694 (with p_min)",
-        "a draft that its own distribution finds unlikely is dropped, the others are verified as if none had been",
+        "a draft its own distribution finds unlikely is dropped, the others are verified as if nothing had been chosen",
         unlikely_drafts_dropped,
     ),
     Defect(

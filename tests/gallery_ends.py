@@ -38,7 +38,7 @@ def ask(site: Site, first: First) -> None:
         site.wrong(state, "ends_with", ends_with)
         site.wrong(site.module("ending").Reading, "first", of_one)
     else:
-        site.wrong(state, "kept", of_a_batch)
+        site.wrong(state, "num_kept", of_a_batch)
 
 
 def asked_at_the_end_of_a_block(site: Site) -> None:

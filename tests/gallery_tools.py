@@ -236,7 +236,7 @@ class Defect:
     @property
     def seen_by(self) -> str:
         """Name what sees it."""
-        distribution = "probs" if self.setup.case is None else f"distribution of “{self.setup.case}”"
+        distribution = "distribution" if self.setup.case is None else f"distribution of “{self.setup.case}”"
         return distribution if self.check is None else self.check.__name__.replace("_", " ")
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from console import Box, read_strictly, run
-from folders import contents, module
+from folders import contents
 from pass_sampling.gpu import LookAhead, SamplingConfig, load_model
 from pass_sampling.gpu.checkpoints import HELD_OUT, LOOKAHEAD, MODEL
 from pass_sampling.gpu.commands.demo import PROMPTS
@@ -24,7 +24,6 @@ from pass_sampling.gpu.training.anchors import evenly_spaced
 from pass_sampling.gpu.training.text import standard_library
 from pass_sampling.gpu.training.tokenizer import encode_texts, train_tokenizer, vocabulary_digest
 from pass_sampling.reference.drafters import NgramModel as ReferenceNgramModel
-from shapes import checked, functions_of
 
 SAMPLINGS = [SamplingConfig(), SamplingConfig(0.8, 10)]
 
@@ -149,15 +148,6 @@ def test_figures_of_nothing_are_refused(box: Box, shape: tuple[int, int]) -> Non
     with pytest.raises(ValueError) as error:
         drafter_acceptance(load_model(box.model), PromptLookup(300), np.zeros(shape, np.int64), SAMPLINGS)
     assert str(error.value) == f"sequences: found {shape[0]} of {shape[1]} tokens, expected some of at least 2"
-
-
-def test_every_array_has_the_shape_that_its_comment_says(box: Box) -> None:
-    sequences, names = np.zeros((3, 9), np.int64), ("drafter_acceptance", "perplexity")
-    functions = [each for each in functions_of(module("gpu", "training.acceptance")) if each.__name__ in names]
-    with checked(functions) as calls:
-        drafter_acceptance(load_model(box.model), PromptLookup(300), sequences, SAMPLINGS)
-        perplexity(NgramModel(torch.ones(50)), sequences, torch.device("cpu"))
-    assert len(calls) == len(functions) == 2
 
 
 def test_a_distribution_that_knows_nothing_has_the_vocabulary_as_its_perplexity() -> None:

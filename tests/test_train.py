@@ -22,7 +22,14 @@ from hypothesis import strategies as st
 from folders import both_packages, contents, module, tiny_config, write_checkpoint
 from killed import kill_at_random
 from pass_sampling.gpu import SamplingConfig, Transformer, load_model
-from pass_sampling.gpu.training.acceptance import expected_acceptance, fixed_token_vectors
+from pass_sampling.gpu.drafters.ngram import NgramModel
+from pass_sampling.gpu.drafters.prompt_lookup import PromptLookup
+from pass_sampling.gpu.training.acceptance import (
+    drafter_acceptance,
+    expected_acceptance,
+    fixed_token_vectors,
+    perplexity,
+)
 from pass_sampling.gpu.training.anchors import AnchoredRows, anchored_rows
 from pass_sampling.gpu.training.losses import LOSSES, mean_loss
 from pass_sampling.gpu.training.parts import schedule
@@ -171,6 +178,8 @@ def test_every_array_has_the_shape_that_its_comment_says(model: Transformer, tmp
         for loss in LOSSES:
             train(model, TRAINING, HELD_OUT, tmp_path / loss, replace(SHORT, loss=loss, adapter_rank=3, head_width=5))
         expected_acceptance(model, torch.zeros(2, 24), HELD_OUT[None], SHORT.sampling)
+        drafter_acceptance(model, PromptLookup(VOCAB), HELD_OUT[None], [SHORT.sampling])
+        perplexity(NgramModel(torch.ones(VOCAB)), HELD_OUT[None], torch.device("cpu"))
         own_text(model, 5, 3, SHORT.sampling, 0)
     never = {f"{function.__module__}.{function.__qualname__}" for function in commented} - calls.keys()
     assert len(commented) > 12 and never == set()

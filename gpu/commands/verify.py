@@ -86,14 +86,14 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     if not arguments.json:
         print(
-            f"{'package':11}{'method':17}{'rule':20}{'configurations':>15}{'executions':>12}{'steps':>8}{'deviation':>11}"
+            f"{'package':11}{'method':20}{'rule':20}{'configurations':>15}{'executions':>12}{'steps':>8}{'deviation':>11}"
         )
     with _processes() as run_all:
         for row in suite.exact_suite(packages, cases=cases, run=run_all):
             rows.append(asdict(row))
             if not arguments.json:
                 print(
-                    f"{row.package:11}{row.method:17}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
+                    f"{row.package:11}{row.method:20}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
                     f"{row.steps:8}{row.largest_deviation:11.1e}",
                     flush=True,
                 )

@@ -1,10 +1,8 @@
 """How often drafts would be accepted, as an exact expectation at places of held-out text.
 
+Of look-ahead vectors and what was trained beside them, and of a drafter without a cache.
+
 Glossary of shapes: B sequences, T tokens of a sequence, L look-ahead vectors, D model.
-
-How well a drafter without a cache does on text held out.
-
-Glossary of shapes: B sequences, T tokens of a sequence.
 """
 
 from __future__ import annotations
