@@ -63,7 +63,7 @@ class State:
     max_pending: int  # most tokens of a row that no pass has seen yet: the prompts at first, one token later
     draft_pending: int  # the same of the drafter's passes, which do not see the last draft: then at most two
     draft_cache: KVCache | None = None
-    readings: tuple[Reading, ...] = ()  # of each row's new tokens, if the host looks at texts for their ends
+    readings: tuple[Reading, ...] = ()  # of each row's new tokens, if the ends of texts are checked on the host
 
     @property
     def new_tokens(self) -> tuple[int, ...]:

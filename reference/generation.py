@@ -146,7 +146,7 @@ def generate(
         stop_strings: strings that end the text once they stand in the decoded new tokens; default: the model's own
             where there is `decode`, else none, and the log says so.
         decode: turns new tokens into text; needed for stop strings.
-        seed: picks the uniform stream of uniforms.
+        seed: selects the stream of uniforms.
         request: number of this request; requests of one seed share no uniform.
         trace: keep in every record the distributions that the uniforms were compared with.
         callback: called with the record of every step, as soon as its tokens are committed.

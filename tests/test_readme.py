@@ -52,6 +52,23 @@ def test_the_example_of_the_page_on_verification_prints_what_it_says(capsys: pyt
     assert "It prints 11 executions, and 0.5, 0.3, 0.2." in page
 
 
+@pytest.mark.torch
+def test_every_method_that_a_page_names_is_one_of_the_command() -> None:
+    from pass_sampling.gpu.commands.methods import METHODS as KNOWN
+
+    pages = [
+        README,
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *(ROOT / "notebooks").glob("*.ipynb"),
+    ]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = re.findall(r"--method ([a-z-]+)", text)
+    (listed,) = re.findall(r"`generate --method` takes(.*?);", text, flags=re.DOTALL)
+    named += re.findall(r"`([a-z-]+)`", listed)
+    assert len(named) > 10 and set(named) <= set(KNOWN), set(named) - set(KNOWN)
+
+
 def test_every_program_of_the_page_on_methods_has_its_output_below_it() -> None:
     assert METHODS.count("```python") == len(PROGRAMS) == 3
 

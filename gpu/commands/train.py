@@ -1,4 +1,4 @@
-"""Train look-ahead vectors for a frozen model, on text of yours or on text that the model writes itself.
+"""Train look-ahead vectors for a frozen model, on your own text or on text that the model writes itself.
 
   pass-sampling train --model FOLDER --text CORPUS --output VECTORS
   pass-sampling train --model FOLDER --self --output VECTORS

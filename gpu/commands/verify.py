@@ -1,4 +1,4 @@
-"""Prove by execution that the samplers are exact; or check a checkpoint of yours.
+"""Prove by execution that the samplers are exact; or test a checkpoint.
 
   pass-sampling verify                              every method and rule, enumerated, in both packages
   pass-sampling verify --all                        the same on all configurations of the suite, which takes longer

@@ -52,7 +52,7 @@ class Engine:
             ending: where every text ends.
             num_rows: texts that are decoded side by side, B.
             longest_prompt: tokens of a prompt at most.
-            seed: picks the uniform stream of uniforms.
+            seed: selects the stream of uniforms.
             captures: whether to capture the step; default: on a GPU, where it can be.
 
         Raises:

@@ -30,7 +30,7 @@ def why_not_fixed(method: Method, state: State) -> str | None:
     if isinstance(method, Candidates | FusedCandidates):
         return "a tree of drafts is as large as its rows need"
     if getattr(method, "processor", None) is not None:
-        return "a processor looks at every row on the host"
+        return "a logits processor runs on the host after every forward pass"
     if state.ending.asks_host:
-        return "the host looks at every text for its end"
+        return "the ends of texts are checked on the host"
     return None

@@ -139,6 +139,6 @@ def upload_folder(
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"{repository}: found that it cannot be uploaded ({reason}), expected a network, a token (hf auth login) "
-            "and a repository of yours"
+            "and your own repository"
         ) from None
     return str(url)
