@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..checkpoint.lookahead_folder import CARD
+from pass_sampling.reference.checkpoint.lookahead_folder import CARD
+
 from .card import model_card
 from .hub import is_repository, upload_folder
 

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from pass_sampling.reference.checkpoint.folder import file_in, open_folder, read_json, replace_folder
-from pass_sampling.reference.config import SamplingConfig, check_integer
-
-from ..checkpoint.lookahead_folder import (
+from pass_sampling.reference.checkpoint.lookahead_folder import (
     ADAPTER,
     CARD,
     CONFIG,
@@ -26,8 +24,10 @@ from ..checkpoint.lookahead_folder import (
     VECTORS,
     may_replace,
     read_details,
-    read_tensors,
 )
+from pass_sampling.reference.config import SamplingConfig, check_integer
+
+from ..checkpoint.lookahead_folder import read_tensors
 from ..hf.hub import local_folder
 from ..hf.pretrained import Pretrained
 from ..model.precision import check_device

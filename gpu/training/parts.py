@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint.lookahead_folder import ADAPTER, HEAD
+from pass_sampling.reference.checkpoint.lookahead_folder import ADAPTER, HEAD
+
 from ..lookahead.adapter import SIZES, Adapter
 from ..lookahead.head import SamplerHead
 
