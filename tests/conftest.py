@@ -25,8 +25,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # Files that `make test` leaves to `make check`; of their laws, the suite and the gallery, which stay, see most.
 LONG = """
-    anchors bench_commands cache_batch cache_machine candidates candidates_fused candidates_in_the_box checkpoint
-    commands_process draft_model draft_tree dtypes huggingface_law lattice lookahead_fused model_in_the_box pretrain
+    anchors bench_commands cache_batch cache_machine candidates candidates_fused candidates_bundled checkpoint
+    commands_process draft_model draft_tree dtypes huggingface_law lattice lookahead_fused bundled_model pretrain
     shapes theory tree_size
 """.split()
 

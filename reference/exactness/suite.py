@@ -182,7 +182,7 @@ def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> 
     ]
     not_covered = [
         "The loop with its stream of uniforms (generate, generate_batch, the engine), and stop strings: "
-        "tests/test_end_to_end.py draws texts from them and tests their frequencies.",
+        "tests/exactness/test_end_to_end.py draws texts from them and tests their frequencies.",
         "Longer texts, larger vocabularies and trained weights.",
         "Rounding in float32, bfloat16 and float16, by which a row's distribution depends on the rows of its pass: "
         "`pass-sampling verify --model FOLDER` measures it.",

@@ -1,4 +1,4 @@
-"""The speeds that the project promises on two CPU cores; `python -m pytest -m slow tests/test_speed.py`."""
+"""The speeds that the project promises on two CPU cores; `python -m pytest -m slow tests/repository/test_speed.py`."""
 
 from __future__ import annotations
 

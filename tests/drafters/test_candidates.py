@@ -575,7 +575,7 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(port: Port, rule: str, 
         assert asked[:, b].tolist() == [c < tried for c in range(len(asked))]
 
 
-# --- Figures, printed by `python -m pytest -rP tests/test_candidates.py -k figures` ---
+# --- Figures, printed by `python -m pytest -rP tests/drafters/test_candidates.py -k figures` ---
 
 
 def figures(pairs: Sequence[tuple[Array, Array]]) -> dict[str, list[float]]:

@@ -15,7 +15,7 @@ import pytest
 from folders import module
 
 pytestmark = pytest.mark.torch
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("reference", "gpu")
 
 # What is computed twice, independently, so that agreement is evidence.

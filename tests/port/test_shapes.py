@@ -15,7 +15,7 @@ import pytest
 from folders import both_packages, module, tiny_config
 from shapes import Comment, ShapeError, checked, fields, functions_of, parse, signature
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 Array = np.ndarray
 
 EXECUTED = (

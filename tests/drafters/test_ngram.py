@@ -180,7 +180,7 @@ def test_no_number_is_read_back_from_the_device() -> None:
 
 @pytest.mark.torch
 def test_a_draft_takes_a_fraction_of_a_millisecond(capsys: pytest.CaptureFixture[str]) -> None:
-    """Printed, not asserted: python -m pytest -rP tests/test_ngram.py -k fraction."""
+    """Printed, not asserted: python -m pytest -rP tests/drafters/test_ngram.py -k fraction."""
     import torch
 
     from pass_sampling.gpu.sampling import cell_edges, draw, probs_from_logits

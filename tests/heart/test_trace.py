@@ -13,7 +13,7 @@ from models import PACKAGES, package
 from pass_sampling.reference.exactness import cases
 from pass_sampling.reference.uniforms import uniform_stream
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECORDING = {  # the only functions that ask whether there is a trace, by file
     "reference/uniforms.py": {"UniformRow.__init__", "UniformRow._record"},
     "gpu/uniforms.py": {"UniformRow.__init__", "UniformRow._record"},

@@ -23,7 +23,7 @@ from folders import both_packages, module
 from shapes import fields as shape_fields
 from shapes import functions_of, signature
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = {"reference": "pass_sampling.reference", "gpu": "pass_sampling.gpu"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]

@@ -195,7 +195,7 @@ def test_a_bfloat16_model_writes_what_its_own_passes_say() -> None:
 
 
 def test_the_lines_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "huggingface.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "huggingface.md").read_text(encoding="utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     exec(program, {})
     assert capsys.readouterr().out.startswith("def find(self, name):")

@@ -1,6 +1,6 @@
 """A smoke alarm beside the proof: first tokens of many texts, drawn end to end, against the model's own distribution.
 
-    python -m pytest -m slow tests/test_power.py
+    python -m pytest -m slow tests/exactness/test_power.py
 
 takes some minutes per method on the bundled model, one process per core. It draws so many texts that a total
 variation of 0.01 over 64 cells is missed with probability at most 1e-6, at a false alarm of 1e-9, as `chi_square`

@@ -10,7 +10,7 @@ import pytest
 
 from models import PACKAGES
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"^```python\n(.*?)^```\n\n```\n(.*?)^```", METHODS, flags=re.DOTALL | re.MULTILINE)
@@ -94,5 +94,5 @@ def test_the_tests_and_files_that_a_page_names_are_there(page: str) -> None:
     assert [name for name in files if not (ROOT / name).is_file()] == []
     assert len(files) + len(tests) > 30
     for file, test in tests:
-        source = (ROOT / "tests" / f"{file or 'test_theory'}.py").read_text(encoding="utf-8")
+        source = next((ROOT / "tests").rglob(f"{file or 'test_theory'}.py")).read_text(encoding="utf-8")
         assert f"def {test}(" in source, f"docs/{page}.md: {file or 'test_theory'}.py has no {test}"

@@ -25,7 +25,7 @@ from pass_sampling.gpu.training.anchors import evenly_spaced
 from pass_sampling.gpu.training.text import near_duplicates, standard_library
 from pass_sampling.gpu.training.tokenizer import encode_texts
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CARD = (MODEL.parent / "README.md").read_text(encoding="utf-8")
 RECORD = json.loads((MODEL / "pretraining.json").read_text(encoding="utf-8"))
 DRAFT_RECORD = json.loads((DRAFT_MODEL / "pretraining.json").read_text(encoding="utf-8"))
