@@ -12,6 +12,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from .cli.options import add_arguments, options_from
+
 __all__ = ["main"]
 
 COMMANDS = ("demo", "generate", "train", "pretrain", "ngram", "plan", "bench", "verify")
@@ -75,19 +77,19 @@ def _run(argv: Sequence[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('pass-sampling')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = import_module(f"{__package__}.commands.{name}")
+        module = import_module(f"{__package__}.cli.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run, parser=command)
+        add_arguments(command, module.Options)
+        command.set_defaults(module=module, parser=command)
     try:
         arguments, unknown = parser.parse_known_args(argv)
-        command = arguments.parser
+        command, module = arguments.parser, arguments.module
         if unknown:
             command.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as left:  # after a complaint, or after --help
         return int(left.code or 0)
     try:
-        arguments.run(arguments)
+        module.run(options_from(module.Options, arguments))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRA:

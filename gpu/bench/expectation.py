@@ -30,6 +30,7 @@ __all__ = [
     "most_new_tokens",
     "reach_of",
     "steps_after",
+    "steps_before",
 ]
 
 TREES = (Candidates, FusedCandidates)
@@ -128,7 +129,7 @@ def steps_after(
         raise ValueError(
             f"prefixes: found {len(prefixes)} on {num_streams} uniform streams, expected at least one of each"
         )
-    before = int(isinstance(method, Fused))
+    before = steps_before(method)
     num_rows = method.tree.num_drafts + 1 if isinstance(method, TREES) else 1
     ending = Ending(most_new_tokens(method))
     requests = list(range(len(prefixes) * num_streams))
@@ -150,6 +151,11 @@ def steps_after(
             [replace(row, accept_probs=each) for row, each in zip(rows, chances, strict=True)] if chances else rows
         )
     return records
+
+
+def steps_before(method: Method) -> int:
+    """Return how many steps a method takes after a prompt before the first that has drafts to verify."""
+    return int(isinstance(method, Fused))
 
 
 def most_new_tokens(method: Method) -> int:

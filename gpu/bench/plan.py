@@ -1,7 +1,10 @@
-"""A plan: how to decode a model on a machine, resolved once, written down, and done again from a file.
+"""The plan: which way of decoding is the fastest for a model on this machine, measured, chosen, and written down.
 
-A plan never changes the distribution of a text, only how fast it comes. The same plan, seed and dtype on the same
-machine give the same tokens.
+A plan changes the speed of a text, never its distribution. Whole steps are timed with different numbers of drafts; of
+all timings the quickest counts, because other work can only slow a step down. Acceptance is an expectation over drafts
+at places in held-out text, taken from the probabilities in the records. Plain decoding is always among the choices.
+
+Glossary of shapes: K drafts, R numbers of accepted drafts, from none to all.
 """
 
 from __future__ import annotations
@@ -9,70 +12,291 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
+
 from pass_sampling.reference.checkpoint.folder import read_json, replace_file
+from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.record import Record
 
-__all__ = ["FORMAT_VERSION", "Plan"]
+from ..decode_options import SOURCES, DecodeOptions
+from ..methods import Method
+from ..uniforms import uniform_streams
+from .expectation import steps_after, steps_before
 
-FORMAT_VERSION = 1
-FIGURES = {"tokens_per_step", "milliseconds_per_step", "tokens_per_second", "ratio_to_plain"}  # that are predicted
-OPTIONS: dict[str, type | tuple[type, ...]] = {
-    "lookahead": str,
-    "draft_model": str,
-    "ngram": str,
-    "num_draft": int,
-    "verify": str,
-    "refine": str,
-    "draft_vocab_size": int,
-    "groups": list,
-    "candidates": str,
-}
+__all__ = ["Candidate", "Plan", "Prediction", "group_share", "most_drafts", "predict", "step_milliseconds"]
+
+Array = npt.NDArray[np.float64]
+FORMAT_VERSION = 2
+FIGURES = {"tokens_per_step", "milliseconds_per_step", "tokens_per_second", "ratio_to_plain"}
+ROWS = (1, 2, 3, 5, 9, 17, 33, 65)  # rows of a pass that are timed
+STEPS = 6  # timed in each run
+FEW_PLACES = 4  # at which acceptance is always taken
+LEAST_GAIN = 1.02  # over plain decoding: less is within the noise of the timings
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to draft: its options, and its method with the most drafts that it can make."""
+
+    options: DecodeOptions
+    method: Method
+
+    def with_settings(self, num_draft: int, rule: str) -> Method:
+        """Return the method with fewer drafts and a rule."""
+        name = "num_draft" if hasattr(self.method, "num_draft") else "num_lookahead"
+        changes: Any = {name: num_draft, "rule": rule}
+        return replace(self.method, **changes)  # type: ignore[type-var]  # every method is a dataclass
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is expected of a way of decoding."""
+
+    options: DecodeOptions
+    tokens_per_step: float
+    milliseconds_per_step: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of one text."""
+        return 1000 * self.tokens_per_step / self.milliseconds_per_step
+
+
+@torch.inference_mode()
+def predict(
+    plain: Method,
+    candidates: Sequence[Candidate],
+    prefixes: Sequence[Sequence[int]],
+    seconds: float = 10.0,
+    report: Callable[[int, int], None] | None = None,
+) -> tuple[list[Prediction], dict[int, float]]:
+    """Return what is expected of plain decoding and of every candidate, the fastest first; and milliseconds by rows.
+
+    Half of the seconds go to timings, half to acceptance, about; a slow model is measured at fewer places.
+
+    Raises:
+        ValueError: there is no prefix, or one leaves no room for a step in the model's context.
+    """
+    report = report or (lambda done, total: None)
+    passes = pass_milliseconds(plain.model, prefixes[0])
+    report(1, len(candidates) + 2)
+    costs = _step_costs(plain, candidates, prefixes, seconds / 2)
+    report(2, len(candidates) + 2)
+    plain_cost = costs[-1, 0, ""]
+    found = [Prediction(DecodeOptions("autoregressive"), 1.0, plain_cost)]
+    for place, candidate in enumerate(candidates):
+        own = {(depth, rule): cost for (other, depth, rule), cost in costs.items() if other == place}
+        rules = ("token", "block")
+        survival, num_exact = _survivals(candidate, rules, prefixes, seconds / 2 / len(candidates))
+        choices = _predictions(candidate, own, survival, num_exact, plain_cost, passes)
+        found.append(max(choices, key=lambda each: each.tokens_per_second))
+        report(place + 3, len(candidates) + 2)
+    gain = {True: LEAST_GAIN, False: 1.0}  # by which plain decoding is preferred
+    return sorted(found, key=lambda each: -each.tokens_per_second * gain[each is found[0]]), passes
+
+
+def _step_costs(
+    plain: Method, candidates: Sequence[Candidate], prefixes: Sequence[Sequence[int]], seconds: float
+) -> dict[tuple[int, int, str], float]:
+    """Return the milliseconds of a step by candidate, drafts and rule; plain decoding is candidate -1."""
+    tasks: dict[tuple[int, int, str], Method] = {(-1, 0, ""): plain}
+    for place, candidate in enumerate(candidates):
+        most = most_drafts(candidate.method)
+        for depth in {1, (most + 1) // 2, most}:
+            tasks[place, depth, "token"] = candidate.with_settings(depth, "token")
+        tasks[place, most, "block"] = candidate.with_settings(most, "block")
+    times: dict[tuple[int, int, str], list[float]] = {task: [] for task in tasks}
+    began, turn = time.perf_counter(), 0
+    while turn < 2 or (turn < 9 and time.perf_counter() - began < seconds):
+        for task, method in tasks.items():
+            times[task] += step_milliseconds(method, prefixes[turn % len(prefixes)])
+        turn += 1
+    found = {task: min(values) for task, values in times.items()}
+    for place, depth, rule in sorted(found, reverse=True):  # more drafts never cost less
+        deeper = [found[task] for task in found if task[0] == place and task[1] > depth and task[2] == rule]
+        found[place, depth, rule] = min([found[place, depth, rule], *deeper])
+    return found
+
+
+def _survivals(
+    candidate: Candidate, rules: Sequence[str], prefixes: Sequence[Sequence[int]], seconds: float
+) -> tuple[dict[str, Array], float]:
+    """Return by rule the chances that at least 1, 2, ... drafts are accepted; and the tokens of a step before drafts.
+
+    The chances are averages over places, as many as there is time for, given the drafts.
+    """
+    most, chances, exact = most_drafts(candidate.method), {}, 0.0
+    for rule in rules:
+        method, began = candidate.with_settings(most, rule), time.perf_counter()
+        records = steps_after(method, prefixes[:FEW_PLACES], 1)
+        more = int((seconds / len(rules) - (time.perf_counter() - began)) / (time.perf_counter() - began) * FEW_PLACES)
+        if more > 0 and len(prefixes) > FEW_PLACES:
+            records += steps_after(method, prefixes[FEW_PLACES:][:more], 1)
+        chances[rule] = np.mean([_survival(record, most, rule) for record in records], axis=0)
+        exact = float(np.mean([record.sources.count("exact") for record in records]))
+    return chances, exact
+
+
+def _survival(record: Record, most: int, rule: str) -> Array:  # [K]
+    """Return the chances that at least 1, 2, ... drafts are accepted, given the drafts."""
+    accept = np.array(record.accept_probs)
+    if rule == "block":  # asks from the longest run down
+        chances = 1.0 - np.cumprod((1.0 - accept)[::-1])[::-1]
+    else:
+        chances = np.cumprod(accept)
+    return np.pad(chances, (0, most - len(chances)))
+
+
+def _predictions(
+    candidate: Candidate,
+    costs: Mapping[tuple[int, str], float],
+    survivals: Mapping[str, Array],  # [K]
+    num_exact: float,
+    plain_cost: float,
+    passes: Mapping[int, float],
+) -> Iterator[Prediction]:
+    """Yield what is expected of every number of drafts, of both rules, and of look-ahead rows in fewer groups."""
+    most = most_drafts(candidate.method)
+    depths = sorted(depth for depth, rule in costs if rule == "token")
+    for depth in range(1, most + 1):
+        cost = float(np.interp(depth, depths, [costs[each, "token"] for each in depths]))
+        part = (depth - 1) / max(1, most - 1)  # of what the block rule gains and costs at the most drafts
+        for rule in ("token", "block") if depth > 1 else ("token",):
+            survival = survivals["token"][:depth]
+            if rule == "block":
+                survival = survival + part * np.maximum(survivals["block"] - survivals["token"], 0.0)[:depth]
+                cost += part * max(0.0, costs[most, "block"] - costs[most, "token"])
+            options = replace(candidate.options, num_draft=depth, verify=rule)
+            yield Prediction(options, 1.0 + num_exact + float(survival.sum()), cost)
+            refinement = getattr(candidate.method, "refinement", None)
+            if refinement is not None and not refinement.alone:
+                yield from _with_groups(options, survival, cost, plain_cost, passes)
+
+
+def _with_groups(
+    options: DecodeOptions,
+    survival: Array,  # [K]
+    cost: float,
+    plain_cost: float,
+    passes: Mapping[int, float],
+) -> Iterator[Prediction]:
+    """Leave look-ahead rows out after some numbers of accepted drafts, but never after none: drafting would end.
+
+    The step's cost falls by that of the rows which its pass does not have.
+    """
+    depth = len(survival)
+    bare = plain_cost + _pass_cost(passes, 1 + depth) - _pass_cost(passes, 1)
+    for groups in [tuple(range(last + 1)) for last in range(depth)] + [(0, depth)] * (depth > 1):
+        rows = 1 + depth + len(groups) * depth
+        drafting = cost + _pass_cost(passes, rows) - _pass_cost(passes, (depth + 1) ** 2)
+        share = group_share(survival, groups)
+        milliseconds = share * max(drafting, bare) + (1.0 - share) * bare
+        yield Prediction(replace(options, groups=groups), 1.0 + share * float(survival.sum()), milliseconds)
+
+
+def group_share(
+    survival: Array,  # [K]
+    groups: tuple[int, ...],
+) -> float:
+    """Return the share of steps that have drafts, if look-ahead rows come only after some numbers of accepted drafts.
+
+    A step without drafts accepts none, and its rows after none draft for the next step.
+
+    share = stays share + (1 - share), where stays is the chance that a step with drafts ends where there are rows
+    """
+    reached = np.concatenate([[1.0], survival, [0.0]])
+    ends = reached[:-1] - reached[1:]  # [R], the chance that exactly so many are accepted
+    return 1.0 / (2.0 - float(ends[list(groups)].sum()))
+
+
+def _pass_cost(passes: Mapping[int, float], num_rows: int) -> float:
+    """Return the milliseconds of a pass: on straight lines between the measured ones, and beyond the last."""
+    rows, times = (list(each) for each in zip(*sorted(passes.items()), strict=True))
+    if num_rows <= rows[-1] or len(rows) == 1:
+        return float(np.interp(num_rows, rows, times))
+    return float(times[-1] + (num_rows - rows[-1]) * (times[-1] - times[-2]) / (rows[-1] - rows[-2]))
+
+
+def most_drafts(method: Any) -> int:
+    """Return the most tokens that a method of chains drafts in a step."""
+    return int(method.num_draft) if hasattr(method, "num_draft") else len(method.vectors)
+
+
+def step_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
+    """Time whole steps after a prefix, with the loop's work between them; those that warm up do not count."""
+    device, room = method.model.device, method.model.max_position_embeddings - len(prefix) - 1
+    warm, most = 1 + steps_before(method), max(1, method.num_uniforms)  # a token needs a uniform
+    steps = warm + max(1, min(STEPS, room // most - warm))
+    state = method.start(prefix, Ending(steps * most + 1))
+    times: list[float] = []
+    for uniforms in uniform_streams(0, [0], 0, steps, method.num_uniforms, device=device):
+        started = _clock(device)
+        state, batch = method.step(state, uniforms)
+        state.raise_fault()
+        state.cache.measure()
+        batch.rows()
+        times.append(1000 * (_clock(device) - started))
+    return times[warm:]
+
+
+def pass_milliseconds(model: Any, prefix: Sequence[int]) -> dict[int, float]:
+    """Time passes over different numbers of rows after a prefix; return the quickest of each."""
+    rows = [count for count in ROWS if len(prefix) + count <= model.max_position_embeddings]
+    cache = model.new_cache(len(prefix) + max(rows))
+    model.hidden(model.embed([list(prefix)]), cache)
+    length = cache.lengths
+    times: dict[int, list[float]] = {count: [] for count in rows}
+    for _ in range(4):
+        for count in rows:
+            inputs = model.embed([[0] * count])
+            started = _clock(model.device)
+            model.logits(model.hidden(inputs, cache))
+            times[count].append(1000 * (_clock(model.device) - started))
+            cache.truncate(length)
+    return {count: min(values) for count, values in times.items()}
+
+
+def _clock(device: torch.device | str) -> float:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A method with its options, what it was made for, and what was expected of it."""
+    """Options, what they were chosen for, and what was expected of them and of the others."""
 
-    method: str  # its name on the command line
-    options: dict[str, Any] = field(default_factory=dict)  # its flags there
+    options: DecodeOptions
     made_for: dict[str, Any] = field(default_factory=dict)  # model, folders, sampling, dtype, machine
     prediction: dict[str, float] = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)  # milliseconds, acceptance, and what else was considered
-
-    def __post_init__(self) -> None:
-        """Check what a file may hold.
-
-        Raises:
-            ValueError: an option that is none, or is of another kind.
-        """
-        for name, value in self.options.items():
-            if name not in OPTIONS or not isinstance(value, OPTIONS[name]) or isinstance(value, bool):
-                raise ValueError(f"plan: found the option {name}={value!r:.80}, expected one of {', '.join(OPTIONS)}")
-            numbers = value if isinstance(value, list) else []
-            if not all(type(number) is int and 0 <= number < 2**16 for number in numbers):
-                raise ValueError(f"plan: found {name}={value!r:.80}, expected small numbers")
-        for name, number in self.prediction.items():
-            if not (isinstance(number, int | float) and math.isfinite(number)):
-                raise ValueError(f"plan: found {name}={number!r:.80} predicted, expected a number")
+    considered: list[dict[str, Any]] = field(default_factory=list)  # options and predictions, the fastest first
+    milliseconds_per_pass: dict[str, float] = field(default_factory=dict)  # by rows
 
     def check(self, made_for: Mapping[str, Any]) -> None:
-        """Refuse to be used for what it was not made for; sampling, dtype and machine may differ.
+        """Refuse a model or a folder that the plan was not made for; sampling, dtype and machine may differ.
 
         Raises:
-            ValueError: the model is another, or a folder that drafts are made from.
+            ValueError: the model is another, or a folder that drafts come from is another or is not there.
         """
-        for name, what in (("model", "the model"), ("lookahead", "the look-ahead vectors"),
-                           ("draft_model", "the draft model"), ("ngram", "the n-gram model")):  # fmt: skip
-            mine, yours = _identity(self.made_for.get(name)), _identity(made_for.get(name))
-            if name in self.options and yours is None:
-                raise ValueError(f"plan: found no {self.options[name]}, expected {what} it was made with")
-            if mine is not None and yours is not None and mine != yours:
-                known = _said(self.made_for.get(name)), _said(made_for.get(name))
-                raise ValueError(f"plan: found it made for {known[0]}, expected {what} {known[1]}")
+        for name, what in {"model": "model", **SOURCES}.items():
+            mine, yours = self.made_for.get(name), made_for.get(name)
+            if name in self.options.given and yours is None:
+                raise ValueError(f"plan: found no {self.options.given[name]}, expected the {what} it was made with")
+            if mine and yours and mine != yours:
+                known = [f"{each['name']!r:.80} ({str(each['fingerprint'])[:12]})" for each in (mine, yours)]
+                raise ValueError(f"plan: found it made for {known[0]}, expected the {what} {known[1]}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain values."""
+        return asdict(self) | {"options": self.options.to_json()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, whole or not at all.
@@ -80,8 +304,8 @@ class Plan:
         Raises:
             OSError: the file cannot be written.
         """
-        text = json.dumps({"format_version": FORMAT_VERSION} | asdict(self), indent=2, allow_nan=False) + "\n"
-        replace_file(Path(path), text)
+        found = {"format_version": FORMAT_VERSION} | self.to_json()
+        replace_file(Path(path), json.dumps(found, indent=2, allow_nan=False) + "\n")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -95,26 +319,26 @@ class Plan:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not a file, expected a plan as `pass-sampling plan --output` writes it")
         found = read_json(path)
-        names = {each.name for each in fields(Plan)}
-        kinds = {name: str if name == "method" else dict for name in names}
-        if found.get("format_version") != FORMAT_VERSION or set(found) != names | {"format_version"}:
+        whole = {each: dict for each in ("options", "made_for", "prediction", "milliseconds_per_pass")}
+        kinds = {"format_version": int, "considered": list, **whole}
+        if found.keys() != kinds.keys() or found["format_version"] != FORMAT_VERSION:
             raise ValueError(f"{path} is no plan of format_version {FORMAT_VERSION}, expected one")
         for name, kind in kinds.items():
             if not isinstance(found[name], kind):
-                raise ValueError(f"{path}: found {name} {found[name]!r:.80}, expected a plan's")
-        considered = found["calibration"].get("considered")
-        if not FIGURES <= found["prediction"].keys() or not isinstance(considered, list):
-            raise ValueError(f"{path} is a plan without what it was chosen from, expected a whole one")
-        return Plan(**{name: found[name] for name in names})
+                raise ValueError(f"{path}: found {name} {found[name]!r:.80}, expected that of a plan")
+        prediction = found["prediction"]
+        if prediction.keys() != FIGURES or not all(map(_is_finite, prediction.values())):
+            raise ValueError(f"{path}: found the prediction {prediction!r:.80}, expected {', '.join(sorted(FIGURES))}")
+        named = [each for name, each in found["made_for"].items() if name in ("model", *SOURCES)]
+        if not all(isinstance(each, dict) and each.keys() == {"name", "fingerprint"} for each in named):
+            raise ValueError(f"{path}: found made_for {named!r:.80}, expected names and fingerprints")
+        try:
+            options = DecodeOptions.from_json(found["options"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        rest = {name: found[name] for name in kinds if name not in ("format_version", "options")}
+        return Plan(options, **rest)
 
 
-def _identity(named: Any) -> Any:
-    """Return what tells something from others: its fingerprint, where it has one."""
-    return named.get("fingerprint") or named if isinstance(named, dict) else named
-
-
-def _said(identity: Any) -> str:
-    """Return a name and the beginning of a fingerprint."""
-    if not isinstance(identity, dict):
-        return repr(identity)[:80]
-    return f"{str(identity.get('name'))[:80]!r} ({str(identity.get('fingerprint'))[:12]})"
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

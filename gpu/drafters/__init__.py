@@ -1,8 +1,16 @@
-"""What proposes tokens: one file per drafter, all of them alike to a method."""
+"""What proposes tokens, one file per drafter; `DRAFTERS` has them all by name.
+
+A drafter that is registered here is found by the exact suite, the coupling tests, the benchmark and the command line.
+There it is made from the size of the vocabulary, if it needs no files.
+"""
+
+from typing import Any
 
 from .base import Drafter
 from .model import ModelDrafter
 from .ngram import NgramModel
 from .prompt_lookup import PromptLookup
 
-__all__ = ["Drafter", "ModelDrafter", "NgramModel", "PromptLookup"]
+__all__ = ["DRAFTERS", "Drafter", "ModelDrafter", "NgramModel", "PromptLookup"]
+
+DRAFTERS: dict[str, Any] = {"draft-model": ModelDrafter, "prompt-lookup": PromptLookup, "ngram": NgramModel}

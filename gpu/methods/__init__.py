@@ -1,6 +1,14 @@
-"""One file per published algorithm, each a step that reads like its paper."""
+"""One file per published algorithm, each a step that reads like its paper; `METHODS` has them all by name.
 
+A method that is registered here is found by the exact suite, the coupling tests, the benchmark and the command line. A
+method whose name ends in `-tree` drafts a tree where the method without the ending drafts a chain.
+"""
+
+from dataclasses import fields
+
+from .. import verify
 from ..model.language_model import LanguageModel
+from . import tree_rules
 from .autoregressive import Autoregressive
 from .base import Method
 from .pass_one_call import FusedPaSS
@@ -9,6 +17,7 @@ from .speculative import SpeculativeSampling
 from .tree import Candidates, FusedCandidates
 
 __all__ = [
+    "METHODS",
     "Autoregressive",
     "Candidates",
     "FusedCandidates",
@@ -17,4 +26,22 @@ __all__ = [
     "Method",
     "PaSS",
     "SpeculativeSampling",
+    "rules_of",
 ]
+
+METHODS: dict[str, type[Method]] = {
+    "autoregressive": Autoregressive,
+    "pass": PaSS,
+    "pass-one-call": FusedPaSS,
+    "pass-one-call-tree": FusedCandidates,
+    "speculative": SpeculativeSampling,  # with any drafter
+    "speculative-tree": Candidates,
+}
+
+
+def rules_of(name: str) -> tuple[str, ...]:
+    """Return the rules by which a method can verify its drafts, its default first."""
+    settings = {each.name for each in fields(METHODS[name])}  # type: ignore[arg-type]  # every method is a dataclass
+    if "rule" not in settings:
+        return ()
+    return tuple(tree_rules.RULES if "num_candidates" in settings else verify.RULES)

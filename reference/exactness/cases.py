@@ -7,7 +7,7 @@ verified. Where texts are long or tokens many, the settings leave few of them a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from typing import Any
 
@@ -15,31 +15,9 @@ import numpy as np
 
 from ..text.token_decoder import Piece, TokenDecoder
 
-__all__ = ["METHODS", "PROMPT", "TINY", "WINDOWED", "Configuration", "configurations", "penalty"]
+__all__ = ["PROMPT", "TINY", "WINDOWED", "Configuration", "configurations", "methods_of", "penalty"]
 
 PROMPT = (1, 0)
-METHODS: tuple[tuple[str, str | None], ...] = (
-    ("autoregressive", None),
-    ("pass", "token"),
-    ("pass", "block"),
-    ("pass", "match"),
-    ("draft-model", "token"),
-    ("draft-model", "block"),
-    ("draft-model", "match"),
-    ("prompt-lookup", "token"),
-    ("ngram", "token"),
-    ("ngram", "block"),
-    ("pass-one-call", "token"),
-    ("pass-one-call", "block"),
-    ("pass-one-call", "match"),
-    ("candidates", "without-replacement"),
-    ("candidates", "k-seq"),
-    ("candidates", "match"),
-    ("candidates-one-call", "without-replacement"),
-    ("candidates-one-call", "k-seq"),
-    ("candidates-one-call", "match"),
-)
-
 TINY: dict[str, Any] = {
     "vocab_size": 3,
     "hidden_size": 8,
@@ -53,6 +31,26 @@ TINY: dict[str, Any] = {
 LARGE: dict[str, Any] = TINY | {"vocab_size": 80}
 RUNS = (("x",), ("", b"\xc3"), ("", b"\xa9"))  # the prompt ends in x
 WINDOWED: dict[str, Any] = TINY | {"sliding_window": 3, "query_key_norm": True, "attention_bias": True}
+
+
+def methods_of(package: Any) -> list[tuple[str, str | None]]:
+    """Return the pairs of a method and a rule that a package has registered; see `Configuration.method`.
+
+    Speculative sampling is there with every drafter, under the drafter's name; with a tree it is there with one.
+    """
+    methods, drafters = _registries(package)
+    found: list[tuple[str, str | None]] = []
+    for name in methods.METHODS:
+        names = {"speculative": [*drafters], "speculative-tree": ["draft-model-tree"]}.get(name, [name])
+        found += [(each, rule) for each in names for rule in methods.rules_of(name) or (None,)]
+    return found
+
+
+def _registries(package: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the module with the methods of a package, and its drafters by name."""
+    names = (f"{package.__name__}.{room}" for room in ("methods", "drafters"))
+    methods, drafters = map(import_module, names)
+    return methods, drafters.DRAFTERS
 
 
 def penalty(prefix: tuple[int, ...], logits: Any) -> Any:
@@ -128,55 +126,50 @@ class Configuration:
         return package.Transformer(config, weights)
 
     def method(self, package: Any, name: str, rule: str | None) -> Any:
-        """Return a method over the model.
+        """Return a method over the model, which is registered under the name or drafts with the drafter of that name.
 
         Raises:
             ValueError: there is no method of that name.
         """
+        methods, drafters = _registries(package)
+        drafter = name.removesuffix("-tree")
+        kind = methods.METHODS.get(name.replace(drafter, "speculative") if drafter in drafters else name)
+        if kind is None:
+            names = sorted({each for each, _ in methods_of(package)})
+            raise ValueError(f"method: found {name!r}, expected one of {', '.join(names)}")
         model, sampling = self.model(package), package.SamplingConfig(**self.sampling)
-        own = None if self.draft_sampling is None else package.SamplingConfig(**self.draft_sampling)
-        if name == "autoregressive":
-            return package.Autoregressive(model, sampling, self.processor)
-        if name == "pass":
-            vectors = replace(self._lookahead(package, model), adapter=None, head=None)
-            return package.PaSS(model, vectors, sampling, own, rule, self.processor)
-        if name in ("pass-one-call", "candidates-one-call"):
-            fused: dict[str, Any] = {"refinement": self._refinement(package)}
+        settings: dict[str, Any] = {
+            "draft_sampling": None if self.draft_sampling is None else package.SamplingConfig(**self.draft_sampling),
+            "rule": rule,
+            "num_candidates": self.num_candidates,
+            "num_draft": self.num_draft,
+        }
+        taken = {each.name for each in fields(kind)}
+        if "drafter" in taken:
+            settings["drafter"] = self._drafter(package, drafter)
+        if "lookahead" in taken:
             vectors = self._lookahead(package, model)
-            if name == "pass-one-call":
-                return package.FusedPaSS(model, vectors, sampling, own, rule, self.processor, **fused)
-            fused["num_candidates"] = self.num_candidates
-            return package.FusedCandidates(model, vectors, sampling, own, rule, self.processor, **fused)
-        if name == "candidates":
-            drafter = self._drafter(package, "draft-model")
-            return package.Candidates(model, drafter, sampling, own, rule, self.processor, self.num_candidates)
-        drafter = self._drafter(package, name)
-        if drafter is not None:
+            settings["lookahead"] = vectors if "refinement" in taken else replace(vectors, adapter=None, head=None)
+            settings["refinement"] = self._refinement(package)
+        if "schedule" in taken:
             schedules = import_module(f"{package.__name__}.drafters.schedule").SCHEDULES
-            schedule = schedules[self.schedule[0]](**self.schedule[1])
-            return package.SpeculativeSampling(
-                model, drafter, sampling, own, rule, self.processor, self.num_draft, schedule
-            )
-        raise ValueError(f"method: found {name!r}, expected one of {', '.join(sorted({each for each, _ in METHODS}))}")
+            settings["schedule"] = schedules[self.schedule[0]](**self.schedule[1])
+        own = {setting: value for setting, value in settings.items() if setting in taken}
+        return kind(model=model, sampling=sampling, processor=self.processor, **own)
 
     def _drafter(self, package: Any, name: str) -> Any:
-        """Return a drafter that is not the model, or None where there is none of that name."""
+        """Return a drafter that is not the model; one that is not known is made from the size of the vocabulary."""
+        vocab_size = self.shape["vocab_size"] if self.shape else self.vocab_size
         if name == "draft-model":
             return package.ModelDrafter(self._model(package, self.seed + 50, 0))
-        vocab_size = self.shape["vocab_size"] if self.shape else self.vocab_size
-        if name == "prompt-lookup":
-            return package.PromptLookup(vocab_size)
-        if name == "ngram":
-            return bigrams(package, vocab_size)
-        return None
+        return bigrams(package, vocab_size) if name == "ngram" else _registries(package)[1][name](vocab_size)
 
     def _refinement(self, package: Any) -> Any:
         """Return what refines drafts from look-ahead rows, or None for what belongs to them."""
         if self.refine != "ngram":
             return None
-        return import_module(f"{package.__name__}.lookahead.refinement").NgramRefinement(
-            bigrams(package, self.vocab_size)
-        )
+        ngram = bigrams(package, self.vocab_size)
+        return import_module(f"{package.__name__}.lookahead.refinement").NgramRefinement(ngram)
 
     def ending(self, package: Any) -> Any:
         """Return where texts end; stop strings are looked for in a text that is decoded token by token."""

@@ -17,7 +17,7 @@ from ..config import SamplingConfig
 from ..ending import Ending
 from ..methods import Autoregressive, LanguageModel
 from ..sampling import Probs, Processor
-from .cases import METHODS, PROMPT, Configuration, configurations
+from .cases import PROMPT, Configuration, configurations, methods_of
 from .distribution import OutputDistribution, output_distribution, target_distribution
 
 __all__ = ["EXACT", "SuiteRow", "coverage", "definition", "exact_suite", "plain_distribution"]
@@ -60,7 +60,7 @@ class Found(NamedTuple):
 
 def exact_suite(
     packages: Sequence[ModuleType],
-    methods: Sequence[tuple[str, str | None]] = METHODS,
+    methods: Sequence[tuple[str, str | None]] | None = None,
     cases: Sequence[Configuration] | None = None,
     run: Callable[[Callable[[Task], Found], Iterable[Task]], Iterable[Found]] = map,
 ) -> Iterator[SuiteRow]:
@@ -68,7 +68,7 @@ def exact_suite(
 
     Args:
         packages: whose methods to run.
-        methods: names and rules.
+        methods: names and rules; default: all that a package has registered.
         cases: default: all configurations.
         run: as `map` does; the `map` of a pool of processes runs them side by side.
 
@@ -76,7 +76,7 @@ def exact_suite(
         ValueError: a configuration does not verify drafts in two steps, or a step is not what its record says.
     """
     cases = configurations() if cases is None else cases
-    rows = [(package.__name__, method, rule) for package in packages for method, rule in methods]
+    rows = [(package.__name__, method, rule) for package in packages for method, rule in methods or methods_of(package)]
     results = iter(run(_enumerated, [Task(*row, case) for row in rows for case in cases]))
     for package, method, rule in rows:
         found = [next(results) for _ in cases]
@@ -100,7 +100,7 @@ def _enumerated(task: Task) -> Found:
     package, case = import_module(task.package), task.case
     method, ending = case.method(package, task.method, task.rule), case.ending(package)
     distribution = output_distribution(method, PROMPT, ending, untraced=True, max_executions=None)
-    least = 1 if task.method == "prompt-lookup" else 2  # which has nothing to say where nothing has come before
+    least = 1 if task.method == "prompt-lookup" else 2  # it drafts nothing where no token has come before
     if task.method != "autoregressive" and sum(count > 0 for count in distribution.verified) < least:
         raise ValueError(f"{case.name}: found one step with drafts verified, expected two")
     deviation = max(distribution.largest_deviation(definition(case)), abs(sum(distribution.values()) - 1.0))
@@ -170,7 +170,7 @@ def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> 
     }
     left_out = len(configurations()) - len(cases)
     covered = [
-        f"The {len(METHODS)} pairs of a method and a rule above, in {names}.",
+        f"The {len(methods_of(packages[0]))} pairs of a method and a rule above, in {names}.",
         f"{len(cases)} configurations: {tables} tables, each with another row after every prefix, and "
         f"{len(cases) - tables} random transformers in float64, of {min(tokens)} to {max(tokens)} tokens, with "
         f"{' or '.join(map(str, num_draft))} drafts per step and texts of up to "

@@ -14,84 +14,95 @@ detect.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .options import add_json, add_machine, add_sampling, load_vectors, open_model, sampling_of
-from .places import place
+from ..checkpoints import LOOKAHEAD
+from ..decode_options import is_bundled, option, place
+from .options import ModelOptions, SamplingOptions, json_option
 
 HELP = "prove by execution that the samplers are exact, or check a checkpoint"
 PACKAGES = ("reference", "gpu")
 SECONDS, POSITIONS = 20.0, 500
-OF_A_MODEL = {"lookahead": None, "seconds": SECONDS, "dtype": None, "device": "cpu"}  # arguments with their defaults
-OF_A_MODEL |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command."""
-    parser.add_argument("--package", choices=PACKAGES, help="which package to enumerate; default: both")
-    parser.add_argument("--all", action="store_true", help="run all configurations; default: those of about a minute")
-    parser.add_argument("--model", type=place, metavar="FOLDER", help="check this checkpoint instead; default: none")
-    parser.add_argument(
-        "--lookahead",
-        type=Path,
-        metavar="FOLDER",
-        help="its look-ahead vectors; default: the bundled ones, or random ones",
+@dataclass(frozen=True)
+class Options:
+    """Options of `pass-sampling verify`; those from `lookahead` on need --model."""
+
+    package: str | None = option(help="which package to enumerate; default: both", choices=PACKAGES)
+    all: bool = option(False, "run all configurations; default: those of about a minute")
+    model: Path | None = option(help="check this checkpoint instead; default: none", metavar="FOLDER", type=place)
+    lookahead: Path | None = option(
+        help="its look-ahead vectors; default: the bundled ones, or random ones", metavar="FOLDER", type=place
     )
-    parser.add_argument(
-        "--seconds", type=float, metavar="X", help=f"for the test of drawn tokens; default: {SECONDS:g}"
-    )
-    add_sampling(parser, temperature=1.0, top_k=0)
-    add_machine(parser)
-    add_json(parser)
-    # Without --model these would be ignored, and a proof must not look like one of something else.
-    parser.set_defaults(**{name: None for name in OF_A_MODEL})
+    seconds: float | None = option(help=f"for the test of drawn tokens; default: {SECONDS:g}")
+    temperature: float | None = option(help="of the tested distribution; default: 1")
+    top_k: int | None = option(help="of the tested distribution; default: 0, all tokens", metavar="K")
+    top_p: float | None = option(help="of the tested distribution; default: 1, all tokens", metavar="P")
+    seed: int | None = option(help="of the test of drawn tokens; default: 0")
+    dtype: str | None = option(help="dtype to compute in; default: that of the checkpoint")
+    device: str | None = option(help="device to compute on; default: cpu", metavar="NAME")
+    json: bool = json_option()
+
+    def __post_init__(self) -> None:
+        """Refuse options that would be ignored: a proof must not look like one of something else."""
+        of_a_model = ("lookahead", "seconds", "temperature", "top_k", "top_p", "seed", "dtype", "device")
+        given = [name for name in of_a_model if getattr(self, name) is not None]
+        if self.model is None and given:
+            flag = "--" + given[0].replace("_", "-")
+            raise ValueError(f"{flag}: found it without --model, expected both or neither")
+        for name in ("package", "all"):
+            if self.model is not None and getattr(self, name):
+                raise ValueError(f"--{name}: found it with --model, which the port runs, expected one of them")
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"seconds: found {self.seconds}, expected a positive number")
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """The tested distribution."""
+        values = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        return replace(SamplingOptions(1.0, 0), **{name: each for name, each in values.items() if each is not None})
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Run the suite, or check a model.
 
     Raises:
         ValueError: a distribution is not the target's, or a model's draws are not distributed as they should be.
     """
-    given = [name for name in OF_A_MODEL if getattr(arguments, name) is not None]
-    if arguments.model is not None:
-        for name in ("package", "all"):
-            if getattr(arguments, name):
-                raise ValueError(f"--{name}: found it with --model, which the port runs, expected one of them")
-        for name, default in OF_A_MODEL.items():
-            setattr(arguments, name, getattr(arguments, name) if name in given else default)
-        _check_model(arguments)
-        return
-    if given:
-        flag = "--" + given[0].replace("_", "-")
-        raise ValueError(f"{flag}: found it without --model, expected both or neither")
-    names = PACKAGES if arguments.package is None else (arguments.package,)
+    if options.model is not None:
+        _check_model(options, ModelOptions(options.model, None, options.dtype, options.device or "cpu").fetched())
+    else:
+        _run_suite(options)
+
+
+def _run_suite(options: Options) -> None:
+    names = PACKAGES if options.package is None else (options.package,)
     packages = [import_module(f"pass_sampling.{name}") for name in names]
     for package in packages:
         package.TableModel  # noqa: B018  (what is missing, shows before anything is run)
     suite: Any = import_module("pass_sampling.reference.exactness.suite")  # by its name: no package imports the other
-    cases = import_module("pass_sampling.reference.exactness.cases").configurations(arguments.all)
+    cases = import_module("pass_sampling.reference.exactness.cases").configurations(options.all)
     started = time.perf_counter()
     rows = []
-    if not arguments.json:
+    if not options.json:
         print(
             f"{'package':11}{'method':20}{'rule':20}{'configurations':>15}{'executions':>12}{'steps':>8}{'deviation':>11}"
         )
     with _processes() as run_all:
         for row in suite.exact_suite(packages, cases=cases, run=run_all):
             rows.append(asdict(row))
-            if not arguments.json:
+            if not options.json:
                 print(
                     f"{row.package:11}{row.method:20}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
                     f"{row.steps:8}{row.largest_deviation:11.1e}",
@@ -106,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
         "rows": rows,
         **coverage,
     }
-    if arguments.json:
+    if options.json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
         print(
@@ -142,30 +153,28 @@ def _processes() -> Iterator[Any]:
             os.environ["OMP_NUM_THREADS"] = threads
 
 
-def _check_model(arguments: argparse.Namespace) -> None:
+def _check_model(options: Options, target: ModelOptions) -> None:
     from ..exactness.model_check import draw_check, greedy_check, row_check
     from ..lookahead.vectors import LookAhead
     from ..methods import PaSS
     from ..training.text import own_text
 
-    sampling = sampling_of(arguments)
-    if not arguments.seconds > 0:
-        raise ValueError(f"seconds: found {arguments.seconds}, expected a positive number")
-    model = open_model(arguments)
-    lookahead = load_vectors(arguments, model)
-    if lookahead is None:
-        lookahead = LookAhead.random(4, model.hidden_size, arguments.seed, model.device)
+    sampling, seed, model = options.sampling.config, options.sampling.seed, target.load()
+    folder = options.lookahead or (LOOKAHEAD if is_bundled(target.model) else None)
+    lookahead = LookAhead.random(4, model.hidden_size, seed, model.device)
+    if folder is not None:
+        lookahead = LookAhead.load(folder, model.device)
     length = min(128, model.max_position_embeddings)
     rows_of_a_text = length - length % (lookahead.num_lookahead + 1)  # passes over as many rows as a verification
     if rows_of_a_text == 0:
         raise ValueError(f"the model reads {length} tokens, expected more than {lookahead.num_lookahead} drafts need")
     count = -(-POSITIONS // rows_of_a_text)
-    tokens = own_text(model, count * length, length, sampling, arguments.seed)
+    tokens = own_text(model, count * length, length, sampling, seed)
     texts = tokens.reshape(count, length).tolist()
     rows = row_check(model, texts, sampling, lookahead.num_lookahead, POSITIONS)
     prompts = [text[:16] for text in texts[:4]]
     same, total = greedy_check(model, lookahead, prompts, min(64, length - 16))
-    draws = draw_check(PaSS(model, lookahead, sampling), texts[0][:4], arguments.seconds, seed=arguments.seed)
+    draws = draw_check(PaSS(model, lookahead, sampling), texts[0][:4], options.seconds or SECONDS, seed=seed)
     dtype = str(model.dtype).removeprefix("torch.")
     result = {
         "model": model.name,
@@ -175,7 +184,7 @@ def _check_model(arguments: argparse.Namespace) -> None:
         "greedy": {"same": same, "tokens": total},
         "draws": asdict(draws),
     }
-    if arguments.json:
+    if options.json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
         print(f"{model.name}, {dtype} on {model.device}, {lookahead.num_lookahead} look-ahead vectors")

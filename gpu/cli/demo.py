@@ -6,34 +6,25 @@ Three ways take turns: plain decoding, PaSS as published, and PaSS in one call p
   pass-sampling demo --temperature 0 --prompt 'class Stack:'
   pass-sampling demo --model FOLDER --lookahead VECTORS --device cuda
 
-Without arguments it runs the bundled small model, which was trained on the Python standard library.
+Without options it runs the bundled small model, which was trained on the Python standard library.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .drafting import FLAGS, Unavailable
-from .methods import method_called
-from .options import (
-    add_json,
-    add_lookahead,
-    add_machine,
-    add_model,
-    add_sampling,
-    is_bundled,
-    open_model,
-    sampling_of,
-)
-from .text import check_unicode, decoder_of, encode_prompt, load_tokenizer
+from ..decode_options import DecodeOptions, Unavailable, is_bundled, option
+from .console import DIM, RESET, SourceStream, check_unicode, encode_prompt, is_colourful, legend
+from .options import ModelOptions, SamplingOptions, group, json_option
 
 if TYPE_CHECKING:
-    from pass_sampling.reference.config import SamplingConfig
     from pass_sampling.reference.record import Generation
 
     from ..methods import Method
@@ -47,113 +38,109 @@ PROMPTS = (
     "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:",
 )
 PLAIN = "plain decoding"
-WAYS = {"PaSS": "pass", "PaSS, one call": "pass-one-call"}  # as published, and ours
+DRAFTING = {"PaSS": "pass", "PaSS, one call": "pass-one-call"}  # as published, and ours
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command."""
-    add_model(parser)
-    add_lookahead(parser)
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        metavar="TEXT",
-        help="a text to continue; may be repeated; default: three beginnings",
+@dataclass(frozen=True)
+class Options:
+    """Options of `pass-sampling demo`."""
+
+    target: ModelOptions = ModelOptions()
+    decode: DecodeOptions = group(DecodeOptions(), ["lookahead"])
+    prompt: tuple[str, ...] = option(
+        (), "a text to continue; may be repeated; default: three beginnings", action="append", metavar="TEXT"
     )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=100, metavar="N", help="length of each text; default: %(default)s"
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=5, metavar="N", help="paired runs after each figure; default: %(default)s"
-    )
-    add_sampling(parser)
-    add_machine(parser)
-    add_json(parser)
-    parser.set_defaults(**dict.fromkeys((*FLAGS[1:],)))  # as many drafts as there are vectors, token by token
+    max_new_tokens: int = option(100, "length of each text")
+    repeats: int = option(5, "paired runs behind each figure")
+    sampling: SamplingOptions = SamplingOptions()
+    json: bool = json_option()
+
+    def __post_init__(self) -> None:
+        """Check numbers and texts, before anything is loaded."""
+        from pass_sampling.reference.config import check_integer
+
+        check_integer("repeats", self.repeats, 1, 10**6)
+        check_integer("max_new_tokens", self.max_new_tokens, 1, 2**30)
+        for text in self.prompt:
+            check_unicode("--prompt", text)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Show the texts, then the figures."""
-    from pass_sampling.reference.config import check_context, check_integer, check_prompt
+    from pass_sampling.reference.config import check_context, check_prompt
 
-    check_integer("repeats", arguments.repeats, 1, 10**6)
-    check_integer("max_new_tokens", arguments.max_new_tokens, 1, 2**30)
-    texts = [check_unicode("--prompt", text) for text in arguments.prompt or PROMPTS]
-    sampling = sampling_of(arguments)
-    model = open_model(arguments)
-    methods = _methods(arguments, model, sampling)
-    tokenizer = load_tokenizer(arguments.model)
+    from ..training.tokenizer import load_tokenizer
+
+    target, texts = options.target.fetched(), options.prompt or PROMPTS
+    model = target.load()
+    methods = _methods(options, model, target.model)
+    tokenizer = load_tokenizer(target.model)
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     for prompt in prompts:  # before anything is shown
         check_prompt(prompt, model.vocab_size)
-        check_context(len(prompt), arguments.max_new_tokens, model.max_position_embeddings)
-    if not arguments.json:
-        _show(list(methods.values())[-1], texts, prompts, tokenizer, arguments)
-    rows = _measure(methods, prompts, arguments)
-    machine = _machine(model, arguments)
-    if arguments.json:
+        check_context(len(prompt), options.max_new_tokens, model.max_position_embeddings)
+    if not options.json:
+        _show(list(methods.values())[-1], texts, prompts, tokenizer, options)
+    rows = _measure(methods, prompts, options)
+    machine = _machine(model, options)
+    if options.json:
         print(json.dumps({"rows": rows, **machine}, indent=2, allow_nan=False))
         return
     _print_table(rows, machine)
 
 
-def _methods(arguments: argparse.Namespace, model: Transformer, sampling: SamplingConfig) -> dict[str, Method]:
-    """Return plain decoding and what the vectors can be used with: those with an adapter or a head in one call alone.
+def _methods(options: Options, model: Transformer, folder: Path) -> dict[str, Method]:
+    """Return plain decoding and the uses of the vectors: those with an adapter or a head serve one call alone.
 
     Raises:
         Unavailable: there are no vectors.
     """
-    methods = {PLAIN: method_called("autoregressive", arguments, model, sampling)}
-    for shown, name in WAYS.items():
+    from ..make_method import make_method
+
+    given, sampling = options.decode.fetched().lookahead, options.sampling.config
+    methods = {PLAIN: make_method(DecodeOptions("autoregressive"), model, sampling, folder)}
+    for name, method in DRAFTING.items():
         try:
-            methods[shown] = method_called(name, arguments, model, sampling)
+            methods[name] = make_method(DecodeOptions(method, given), model, sampling, folder)
         except Unavailable:
-            if name != "pass" or (arguments.lookahead is None and not is_bundled(arguments.model)):
+            if method != "pass" or (given is None and not is_bundled(folder)):
                 raise
     return methods
 
 
 def _show(
-    method: Method, texts: list[str], prompts: list[list[int]], tokenizer: Any, arguments: argparse.Namespace
+    method: Method, texts: Sequence[str], prompts: Sequence[Sequence[int]], tokenizer: Any, options: Options
 ) -> None:
     """Write the texts with PaSS, in colour."""
     from pass_sampling.reference.ending import Ending
 
     from ..generation import generate
-    from .streaming import DIM, RESET, SourceStream, is_colourful, legend
+    from ..hf.text_decoder import decoder_of
 
-    colourful, decode = is_colourful(sys.stdout), decoder_of(tokenizer)
-    print(f"{method.model.name} writes with PaSS. {legend(colourful)}.")
+    colourful, decode, model = is_colourful(sys.stdout), decoder_of(tokenizer), method.model
+    print(f"{model.name} writes with PaSS. {legend(colourful)}.")
     for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
         print(f"\n----- {number + 1} -----")
         sys.stdout.write(f"{DIM}{text}{RESET}" if colourful else text)
-        model = method.model
-        ending = Ending(arguments.max_new_tokens, model.eos_token_ids, model.stop_strings, decode)
+        ending = Ending(options.max_new_tokens, model.eos_token_ids, model.stop_strings, decode)
         with SourceStream(ending, prompt=prompt) as shown:
-            result = generate(
-                method,
-                prompt,
-                arguments.max_new_tokens,
-                decode=decode,
-                seed=arguments.seed,
-                request=number,
-                callback=shown.record,
-            )
+            seeds: Any = {"seed": options.sampling.seed, "request": number}
+            result = generate(method, prompt, options.max_new_tokens, decode=decode, callback=shown.record, **seeds)
             shown.finish(result.text or "")
     print()
 
 
-def _measure(methods: dict[str, Method], prompts: list[list[int]], arguments: argparse.Namespace) -> dict[str, Any]:
+def _measure(methods: Mapping[str, Method], prompts: Sequence[Sequence[int]], options: Options) -> dict[str, Any]:
     """Run the methods in turn, several times; return the figures of the turn with the last one's median ratio.
 
     All figures are those of one turn, so that they agree with one another.
     """
     results: dict[str, list[Generation]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for repeat in range(arguments.repeats + 1):
+    for repeat in range(options.repeats + 1):
         for name, method in methods.items():
             started = time.perf_counter()
-            results[name] = [_one(method, prompt, number, arguments) for number, prompt in enumerate(prompts)]
+            results[name] = [_one(method, prompt, number, options) for number, prompt in enumerate(prompts)]
             if repeat > 0:  # the first run warms up
                 seconds[name].append(time.perf_counter() - started)
     tokens = {name: sum(len(result.tokens) for result in results[name]) for name in methods}
@@ -176,13 +163,13 @@ def _measure(methods: dict[str, Method], prompts: list[list[int]], arguments: ar
     return rows
 
 
-def _one(method: Method, prompt: list[int], number: int, arguments: argparse.Namespace) -> Generation:
+def _one(method: Method, prompt: Sequence[int], number: int, options: Options) -> Generation:
     from ..generation import generate
 
-    return generate(method, prompt, arguments.max_new_tokens, stop_strings=(), seed=arguments.seed, request=number)
+    return generate(method, prompt, options.max_new_tokens, stop_strings=(), seed=options.sampling.seed, request=number)
 
 
-def _machine(model: Transformer, arguments: argparse.Namespace) -> dict[str, Any]:
+def _machine(model: Transformer, options: Options) -> dict[str, Any]:
     import torch
 
     return {
@@ -190,12 +177,9 @@ def _machine(model: Transformer, arguments: argparse.Namespace) -> dict[str, Any
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "max_new_tokens": arguments.max_new_tokens,
-        "repeats": arguments.repeats,
-        "seed": arguments.seed,
+        **asdict(options.sampling),
+        "max_new_tokens": options.max_new_tokens,
+        "repeats": options.repeats,
     }
 
 
@@ -221,8 +205,8 @@ def _print_table(rows: dict[str, Any], machine: dict[str, Any]) -> None:
         fewer = row["tokens_per_forward"] / rows[PLAIN]["tokens_per_forward"]
         dearer = row["milliseconds_per_pass"] / rows[PLAIN]["milliseconds_per_pass"]
         speed = row["ratio_to_plain"]
-        verification = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
+        comparison = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
         print(
             f"{name} gets {fewer:.2f} times the tokens out of a pass, which takes {dearer:.2f} times as long: on this "
-            f"machine {speed:.2f} times the speed, {verification} plain decoding."
+            f"machine {speed:.2f} times the speed, {comparison} plain decoding."
         )

@@ -1,0 +1,242 @@
+"""The report of a comparison: its settings and figures, remarks, and the table as text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model.transformer import Transformer
+from .expectation import Expectation
+from .figures import MOST_REPEATED, rows_of
+from .plan import Plan
+from .runs import ENOUGH_REPEATS, Entry, Runs
+
+__all__ = ["Comparison", "machine", "notes_of", "outcome_of", "shape_lines", "table_lines", "versions"]
+
+Row = Mapping[str, Any]
+Texts = Sequence[Sequence[int]]
+STEADY = 1.5  # how far apart the speeds of plain decoding may be
+NO_END = "no token ends a text early, so that all have the same length"
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what machine the figures were measured on."""
+    processor = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    elif (info := Path("/proc/cpuinfo")).is_file():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processor": processor,
+        "device": str(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # what else ran in the minute before
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that compute."""
+    packages = ("pass-sampling", "torch", "transformers", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+@dataclass
+class Comparison:
+    """What was asked for and what there is of it, at the end or where the comparison is stopped."""
+
+    asked: Mapping[str, Any]  # sampling, sizes, options of drafts, the source of the texts
+    model: Transformer
+    prompts: Texts
+    places: Texts  # prefixes at which an expectation is taken
+    entries: Sequence[Entry]
+    left_out: Mapping[str, str]
+    plan: Plan | None
+    runs: Runs = field(default_factory=dict)
+    chosen: Texts | None = None  # those of the places that there was time for
+    expectations: dict[str, Expectation] = field(default_factory=dict)
+    is_partial: bool = True
+
+    def __post_init__(self) -> None:
+        """Look at the machine before it is busy."""
+        self.where = machine(self.model.device)
+
+    def result(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        rows = rows_of({each.name: each.options for each in self.entries}, self.runs, self.expectations)
+        settings = self._settings()
+        settings["notes"] = notes_of(rows, settings, self.where)
+        result = {"machine": self.where, "versions": versions(), "settings": settings, "rows": rows}
+        if self.plan is not None:
+            settings["notes"].append(outcome_of(self.plan, rows))
+            result["plan"] = self.plan.to_json()
+        return result
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what was compared, down to the tokens of the prompts, and what is less than was asked for."""
+        asked, runs = self.asked, next(iter(self.runs.values()))
+        prompts, places = self.prompts[: len(runs[0])], self.places if self.chosen is None else self.chosen
+        counts = {
+            "max_new_tokens": (len(runs[0][0].tokens), asked["max_new_tokens"]),
+            "prompts": (len(prompts), len(self.prompts)),
+            "repeats": (len(runs), asked["repeats"]),
+            "places": (len(places), len(self.places)),
+        }
+        return {
+            "model": self.model.name,
+            "fingerprint": self.model.fingerprint,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            **{name: asked[name] for name in ("temperature", "top_k", "top_p", "seed", "quick", "decode")},
+            "max_new_tokens": len(runs[0][0].tokens),
+            "end": NO_END,
+            "repeats": len(runs),
+            "least_repeats": ENOUGH_REPEATS,
+            "enough_repeats": len(runs) >= ENOUGH_REPEATS,
+            "partial": self.is_partial,
+            "fewer": {name: list(each) for name, each in counts.items() if each[0] < each[1]},
+            "prompts": {"source": asked["source"], "lengths": list(map(len, prompts)), "sha256": _digest(prompts)},
+            "places": {
+                "source": asked["source"],
+                "count": len(places),
+                "uniform_streams": asked["num_streams"],
+                "sha256": _digest(places),
+            },
+            "most_repeated_8grams": MOST_REPEATED,
+            "left_out": dict(self.left_out),
+        }
+
+
+def _digest(texts: Texts) -> str:
+    return hashlib.sha256(repr([list(map(int, text)) for text in texts]).encode()).hexdigest()
+
+
+def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[str, Any]) -> list[str]:
+    """Return remarks that belong beside the figures."""
+    notes = ["partial: this comparison was not finished"] if settings["partial"] else []
+    fewer = ", ".join(f"{name} {found} of {asked}" for name, (found, asked) in settings["fewer"].items())
+    if fewer:
+        notes.append(f"less than was asked for{', to keep to two minutes' * settings['quick']}: {fewer}")
+    notes += [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
+    lossy = [row["method"] for row in rows if "lossy_lenience" in row["options"]]
+    if lossy:
+        notes.append(f"LOSSY, with another distribution than plain decoding: {', '.join(lossy)}")
+    if not settings["enough_repeats"]:
+        notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {settings['least_repeats']}")
+    if any(row["texts_that_count"] < row["texts"] for row in rows):
+        left = ", ".join(f"{row['method']} {row['texts_that_count']}" for row in rows)
+        notes.append(
+            f"texts with more than {settings['most_repeated_8grams']:.0%} repeated 8-grams are not fresh, and count "
+            "for nothing but the speeds of all, which they flatter; of "
+            f"{rows[0]['texts']} texts these are left: {left}"
+        )
+    slowest, fastest = rows[0]["spread"]
+    if fastest > STEADY * slowest:
+        notes.append(
+            f"unsteady: plain decoding itself was {fastest / slowest:.1f} times as fast in one run as in another, so "
+            "the speeds say little; what is counted and expected does not depend on the machine's other work"
+        )
+    load = where["load"]
+    if load is not None and load + where["threads"] > where["cores"] + 0.5:
+        notes.append(
+            f"other work ran beside this: load {load:.1f} on {where['cores']} cores before it began"
+            + (
+                ", where threads that wait for one another are slow: try OMP_NUM_THREADS=1"
+                if where["threads"] > 1
+                else ""
+            )
+        )
+    return notes
+
+
+def outcome_of(plan: Plan, rows: Sequence[Row]) -> str:
+    """Return what a plan predicted beside what was measured."""
+    row = next(row for row in rows if row["method"] == "planned")
+    expected = plan.prediction
+    return (
+        f"planned is {plan.options.method}: {expected['ratio_to_plain']:.2f} times plain decoding was predicted, and "
+        f"{expected['tokens_per_step']:.2f} tokens a step; it was {row['ratio_to_plain']:.2f} times"
+    )
+
+
+def table_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return the figures as lines, after what they were measured on and before the remarks."""
+    settings, where = result["settings"], result["machine"]
+    prompts, places = settings["prompts"], settings["places"]
+    load = "" if where["load"] is None else f", load before {where['load']:.1f}"
+    lines = [
+        f"{settings['model']}, {settings['dtype']} on {where['device']}: {where['processor']}, {where['cores']} cores, "
+        f"threads {where['threads']}{load}",
+        f"prompts: {len(prompts['lengths'])} ({prompts['source']}); new tokens: {settings['max_new_tokens']} each, "
+        f"{NO_END}; temperature {settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}; "
+        f"seed {settings['seed']}",
+        f"paired runs that take turns: {settings['repeats']}, of which the medians; held out: expected at "
+        f"{places['count']} places, {places['uniform_streams']} uniform streams each; repeated: 8-grams of a text "
+        "that came in it before; accepted: by depth",
+        "",
+        f"{'':28}{'tokens':>8}{'lowest to':>12}{'times plain':>14}{'ms per':>8}{'tokens per pass':>24}{'rows per':>10}"
+        f"{'drafter':>9}{'re-':>7}",
+        f"{'':28}{'per s':>8}{'highest':>12}{'all':>7}{'fresh':>7}{'pass':>8}{'written':>9}{'held out':>15}{'pass':>10}"
+        f"{'passes':>9}{'peated':>7}  accepted",
+    ]
+    for row in result["rows"]:
+        low, high = row["spread"]
+        lines.append(
+            f"{row['method']:28}{row['tokens_per_second']:8.0f}{f'{low:.0f}-{high:.0f}':>12}{row['ratio_to_plain']:7.2f}"
+            f"{_figure(row['ratio_of_counting_texts']):>7}"
+            f"{row['milliseconds_per_pass']:8.2f}{_figure(row['tokens_per_forward']):>9}{_expected(row):>15}"
+            f"{_figure(row['positions_per_forward']):>10}{_draft_passes(row):>9}{row['repeated_8grams']:7.0%}"
+            f"{_accepted(row)}"
+        )
+    return lines + [f"* {note}" for note in settings["notes"]]
+
+
+def shape_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return what was measured of a shape as lines."""
+    where, passes = result["machine"], result["milliseconds_per_pass"]
+    return [
+        f"{result['shape']}, random weights of {result['weights_gigabytes']:.2f} GB in {result['dtype']}; "
+        f"{where['processor']}, threads {where['threads']}, reads {result['gigabytes_per_second']:.0f} GB/s",
+        "rows of a pass  " + "".join(f"{rows:>9}" for rows in passes),
+        "milliseconds    " + "".join(f"{each:9.2f}" for each in passes.values()),
+        "times one row   " + "".join(f"{each:9.2f}" for each in result["times_one_row"].values()),
+        f"a pass over one row runs at {result['of_the_limit']:.0%} of the memory's speed",
+        f"plain decoding {result['tokens_per_second']:.1f} tokens per second, {result['overhead']:.1%} outside passes",
+        *(
+            f"transformers {name:10} {rate:.1f} tokens per second; ours {result['times_transformers'][name]:.2f} times"
+            for name, rate in result["transformers"].items()
+        ),
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _expected(row: Row) -> str:
+    error = row["expected_standard_error"]
+    return _figure(row["expected_tokens_per_forward"]) + ("" if error is None else f" ± {error:.2f}")
+
+
+def _draft_passes(row: Row) -> str:
+    passes = row["num_forward_passes"]
+    return _figure(row["num_draft_passes"] / passes if passes else None)
+
+
+def _accepted(row: Row) -> str:
+    """Show how many of the drafts at each depth were accepted, of the steps that drafted."""
+    if not row["num_drafts"]:
+        return ""
+    return "  " + " ".join(f"{count / row['num_drafts']:.2f}" for count in row["accepted_per_position"][:8])

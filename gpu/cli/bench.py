@@ -1,0 +1,423 @@
+"""Compare every way of decoding on one checkpoint and one set of prompts, with transformers beside them.
+
+  pass-sampling bench
+  pass-sampling bench --quick --json --output FILE.json
+  pass-sampling bench --model FOLDER --lookahead VECTORS --draft-model FOLDER --prompts FILE.jsonl --plot FILE.png
+
+All take turns in one process, and every speed is a ratio of paired runs. Tokens per pass are measured in the texts that
+a method wrote and, as an exact expectation, at places of text that it did not write, because texts that repeat
+themselves flatter. Ctrl-C stops the comparison; what was compared until then is printed and marked as partial.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import HELD_OUT
+from ..decode_options import (
+    NUM_DRAFT,
+    DecodeOptions,
+    Unavailable,
+    flag_of,
+    method_names,
+    option,
+    options_taken,
+)
+from .console import Bar, check_unicode, encode_prompt
+from .options import ModelOptions, SamplingOptions, check_file, group, json_option, read_names
+from .plan import find_plan, plan_option, read_plan
+
+if TYPE_CHECKING:
+    from ..bench.peers import Baseline
+    from ..bench.plan import Plan
+    from ..bench.report import Comparison
+    from ..bench.runs import Entry, Runs
+    from ..methods import Method
+    from ..model.transformer import Transformer
+
+__all__ = ["HELP", "Options", "run"]
+
+HELP = "compare all methods of decoding on one checkpoint"
+PLAIN, PLANNED = "autoregressive", "planned"
+PEERS = {
+    "transformers": set[str](),
+    "transformers-prompt-lookup": {"num_draft"},
+    "transformers-assisted": {"draft_model", "num_draft"},
+}
+NAMES = (*method_names(), PLANNED, *PEERS)
+FULL = {"repeats": 5, "max_new_tokens": 96, "num_prompts": 12, "num_places": 64, "num_streams": 8}
+QUICK = {"repeats": 3, "max_new_tokens": 64, "num_prompts": 6, "num_places": 24, "num_streams": 4}
+QUICK_SECONDS, RUNS_SHARE = 110, 0.6  # of --quick, with loading; the share of the rest that the runs take
+PROMPT_LENGTH, PREFIX_LENGTH = 96, 128  # tokens
+
+Texts = Sequence[Sequence[int]]
+
+
+def _sizes(name: str) -> str:
+    return f"default: {FULL[name]} ({QUICK[name]} with --quick)"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `pass-sampling bench`."""
+
+    target: ModelOptions = ModelOptions()
+    methods: str | None = option(
+        help=f"some of {', '.join(NAMES)}; plain decoding always runs; default: all that can run on the checkpoint",
+        metavar="A,B,...",
+    )
+    decode: DecodeOptions = group(
+        DecodeOptions(), [each.name for each in fields(DecodeOptions) if each.name != "method"]
+    )
+    plan: Path | None = plan_option()
+    prompts: Path | None = option(
+        help="a JSON object with a `prompt` on each line; default: pieces of those files of Python's standard library "
+        "that the bundled model has not seen",
+        metavar="FILE.jsonl",
+    )
+    max_new_tokens: int | None = option(help=f"length of each text; {_sizes('max_new_tokens')}")
+    repeats: int | None = option(help=f"paired runs behind each figure; {_sizes('repeats')}")
+    quick: bool = option(
+        False, "about two minutes, on free cores: fewer runs, prompts and tokens, as many as there is time for"
+    )
+    shape: str | None = option(
+        help="instead of all this, measure passes over random weights of the shape of a model of 1B or 7B parameters "
+        "against the memory's speed; default: none",
+        choices=("tiny", "1b", "7b"),
+    )
+    output: Path | None = option(
+        help="write the JSON object there as well, after every paired run what there is so far; default: nowhere",
+        metavar="FILE.json",
+    )
+    plot: Path | None = option(help="a .png or .svg to draw as well; default: none", metavar="FILE")
+    sampling: SamplingOptions = SamplingOptions()
+    json: bool = json_option()
+
+    def __post_init__(self) -> None:
+        """Check numbers, names and places for output, before anything is loaded."""
+        from pass_sampling.reference.config import check_integer
+
+        check_integer("repeats", self.size("repeats"), 1, 10**6)
+        check_integer("max_new_tokens", self.size("max_new_tokens"), 1, 2**30)
+        for name in ("methods", "prompts", "plot", "output", "plan", "max_new_tokens"):
+            if self.shape is not None and getattr(self, name) is not None:
+                raise ValueError(f"{flag_of(name)}: found it with --shape, which has no use for it, expected neither")
+        _ = self.names
+
+    def size(self, name: str) -> int:
+        """Return a number that may be given, and depends on --quick otherwise."""
+        given: int | None = getattr(self, name, None)
+        return (QUICK if self.quick else FULL)[name] if given is None else given
+
+    @property
+    def names(self) -> list[str]:
+        """The methods to compare, plain decoding first whether or not it was asked for.
+
+        Raises:
+            ValueError: a name is unknown or given twice, or no method takes an option that is given.
+        """
+        asked = list(NAMES) if self.methods is None else [name.strip() for name in self.methods.split(",")]
+        for name in asked:
+            if name not in NAMES:
+                raise ValueError(
+                    f"--methods: found {name!r:.80}, expected some of {', '.join(NAMES)}, with commas between"
+                )
+            if asked.count(name) > 1:
+                raise ValueError(f"--methods: found {name} twice, expected every method once")
+        takes = {each for name in asked if name != PLANNED for each in PEERS.get(name) or options_taken(name)}
+        for each in self.decode.given:
+            if each not in takes:
+                raise ValueError(f"{flag_of(each)}: found it without a method that takes it, expected one in --methods")
+        return [PLAIN, *(name for name in asked if name != PLAIN)]
+
+
+def run(options: Options) -> None:
+    """Check, load, compare, print."""
+    from pass_sampling.reference.checkpoint.folder import replace_file
+    from pass_sampling.reference.ending import Ending
+
+    from ..bench.expectation import expected_tokens_per_forward
+    from ..bench.report import Comparison
+    from ..bench.runs import run_all
+    from ..training.tokenizer import load_tokenizer
+
+    if options.shape is not None:
+        _run_shape(options)
+        return
+    began = time.perf_counter()
+    _check_chart(options.plot)
+    check_file("--plot", options.plot)
+    check_file("--output", options.output)
+    source, texts = _texts(options)
+    target = options.target.fetched()
+    options = replace(options, target=target, decode=options.decode.fetched())
+    model, tokenizer = target.load(), load_tokenizer(target.model)
+    prompts = _prompts(options, tokenizer, texts, model.max_position_embeddings)
+    if options.quick:
+        _spare_threads(model.device.type)  # before anything is timed
+    plan, left_out = _plan(options, model)
+    entries, methods, reasons = _entries(options, model, plan, left_out)
+    length = options.size("max_new_tokens")
+    for method in methods.values():
+        for prompt in prompts:
+            method.start(prompt, Ending(length))  # refuses what does not fit, before anything is run
+    places = _places(options, tokenizer, texts, prompts, min(map(_room, methods.values())))
+
+    def seconds_left(share: float = 1.0) -> float | None:
+        return max(0.0, share * (QUICK_SECONDS - (time.perf_counter() - began))) if options.quick else None
+
+    asked = {name: options.size(name) for name in FULL} | asdict(options.sampling)
+    asked |= {"quick": options.quick, "decode": options.decode.to_json(), "source": source}
+    found = Comparison(asked, model, prompts, places, entries, left_out | reasons, plan)
+
+    def save() -> None:
+        if options.output is not None and any(found.runs.values()):
+            replace_file(options.output, json.dumps(found.result(), indent=2, allow_nan=False) + "\n")
+
+    num_streams, seed = options.size("num_streams"), options.sampling.seed
+    try:
+        with Bar("writing", unit="text") as bar:
+
+            def written(done: int, total: int, runs: Runs) -> None:
+                bar.show(done, total)
+                found.runs = runs
+                if done % len(entries) == 0:
+                    save()
+
+            repeats, seconds = options.size("repeats"), seconds_left(RUNS_SHARE)
+            found.runs = run_all(entries, prompts, length, repeats, seed, model.device, written, seconds)
+        with Bar("expecting", unit="method") as bar:
+            found.chosen = _affordable(methods, places, num_streams, seconds_left())
+            for name, method in methods.items():
+                found.expectations[name] = expected_tokens_per_forward(method, found.chosen, num_streams, seed)
+                bar.show(len(found.expectations), len(methods))
+                save()
+        found.is_partial = False
+    finally:  # also where Ctrl-C has stopped it
+        save()
+        _show(found, options)
+
+
+def _show(found: Comparison, options: Options) -> None:
+    """Print what there is, and draw it."""
+    from ..bench.figures import save_chart
+    from ..bench.report import table_lines
+
+    if not any(found.runs.values()):
+        return
+    result = found.result()
+    print(json.dumps(result, indent=2, allow_nan=False) if options.json else "\n".join(table_lines(result)))
+    sys.stdout.flush()
+    if options.plot is not None:
+        settings, where = result["settings"], result["machine"]
+        distribution = "temperature {temperature:g}, top-k {top_k}, top-p {top_p:g}".format(**settings)
+        title = f"{settings['model']}, {settings['dtype']}, {distribution}; {where['processor']}"
+        save_chart(options.plot, result["rows"], f"{title}, threads {where['threads']}")
+
+
+# --- Who takes part ---
+
+
+def _plan(options: Options, model: Transformer) -> tuple[Plan | None, dict[str, str]]:
+    """Return the plan, if one takes part, or the reason why none does.
+
+    --quick makes none, which takes some seconds, unless it is asked for by name.
+    """
+    if PLANNED not in options.names:
+        return None, {}
+    if options.plan is not None:
+        return read_plan(options.plan, model, options.sampling, options.decode), {}
+    if not options.decode.is_open:
+        return None, {PLANNED: "flags say how to decode, expected none of them for a plan"}
+    make = not options.quick or options.methods is not None
+    plan = find_plan(options.target, model, options.sampling, options.decode, make=make)
+    why = "found no plan that is kept for this model and machine, expected pass-sampling plan before"
+    return plan, {} if plan else {PLANNED: why}
+
+
+def _entries(
+    options: Options, model: Transformer, plan: Plan | None, left_out: Mapping[str, str]
+) -> tuple[list[Entry], dict[str, Method], dict[str, str]]:
+    """Return all that take part, the methods among them by name, and who is left out, with the reason.
+
+    Raises:
+        ValueError: a method that was asked for by name cannot run, or the options for one do not go together.
+    """
+    from ..bench.runs import Entry, method_writer
+    from ..make_method import described, make_method
+
+    made: list[Entry] = []
+    methods: dict[str, Method] = {}
+    reasons: dict[str, str] = {}
+    library: dict[Path, Baseline] = {}
+    for name in options.names:
+        try:
+            if name in left_out:
+                raise Unavailable(left_out[name])
+            if name in PEERS:
+                made.append(_peer(name, options, model, library))
+                continue
+            own = {each: value for each, value in options.decode.given.items() if each in options_taken_by(name)}
+            decode = DecodeOptions(name, **own) if plan is None or name != PLANNED else plan.options
+            methods[name] = make_method(decode, model, options.sampling.config, options.target.model)
+            settings = {"method": decode.method} if name == PLANNED else {}
+            made.append(Entry(name, method_writer(methods[name]), settings | dict(described(methods[name]))))
+        except Unavailable as error:
+            if options.methods is not None:
+                raise ValueError(f"--methods {name}: {error}") from None
+            reasons[name] = str(error)
+    return made, methods, reasons
+
+
+def options_taken_by(name: str) -> set[str]:
+    """Return the options that a method of a comparison is given: those it takes, and none for the planned one."""
+    return set() if name == PLANNED else options_taken(name)
+
+
+def _peer(name: str, options: Options, model: Transformer, library: dict[Path, Baseline]) -> Entry:
+    """Make a peer; the models of transformers are loaded once and kept in `library`."""
+    from ..bench.peers import load_peer, peer_writer
+    from ..bench.runs import Entry
+    from ..make_method import folders_of
+
+    def load(folder: Path) -> Baseline:
+        if folder not in library:
+            try:
+                library[folder] = load_peer(folder, model.dtype, model.device)
+            except ValueError as error:
+                raise Unavailable(str(error)) from None
+        return library[folder]
+
+    depth = (options.decode.num_draft or NUM_DRAFT) if PEERS[name] else 0
+    settings: dict[str, Any] = {"num_draft": depth} if depth else {}
+    assistant = None
+    if name == "transformers-assisted":
+        draft = DecodeOptions("draft-model", draft_model=options.decode.draft_model)
+        folder = folders_of(draft, options.target.model)["draft_model"]
+        assistant = load(folder)
+        if assistant.model.config.vocab_size != model.vocab_size:
+            raise Unavailable(
+                f"{folder} has {assistant.model.config.vocab_size} tokens, expected {model.vocab_size}, the model's"
+            )
+        settings = {"assistant": folder.name, **settings}
+    writer = peer_writer(load(options.target.model), options.sampling.config, assistant, depth)
+    return Entry(name, writer, settings)
+
+
+# --- Prompts, and places at which an expectation is taken ---
+
+
+def _texts(options: Options) -> tuple[str, list[str]]:
+    """Return where the prompts come from, and the texts: the prompts themselves, or files that they begin."""
+    from ..bench.prompts import read_library, read_prompts
+    from .demo import PROMPTS
+
+    if options.prompts is not None:
+        try:
+            prompts = read_prompts(options.prompts)
+        except OSError as error:
+            raise ValueError(
+                f"--prompts: {options.prompts} cannot be read ({error.strerror}), expected JSON lines"
+            ) from None
+        return os.fspath(options.prompts), [check_unicode("--prompts", prompt) for prompt in prompts]
+    library = read_library(read_names(HELD_OUT))
+    if library:
+        return "held-out files of the standard library", list(library.values())
+    return "beginnings that come with the package", list(PROMPTS)  # this Python has its library in an archive
+
+
+def _prompts(options: Options, tokenizer: Any, texts: list[str], room: int) -> list[list[int]]:
+    """Return the prompts that all continue."""
+    from ..bench.prompts import pieces
+
+    if options.prompts is not None:
+        return [encode_prompt(tokenizer, text, "--prompts") for text in texts]
+    length = max(1, min(PROMPT_LENGTH, room - options.size("max_new_tokens")))
+    return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, options.size("num_prompts"), length)]
+
+
+def _room(method: Method) -> int:
+    """Return the length of a text after which a method has room for a step."""
+    from ..bench.expectation import most_new_tokens
+
+    drafter = getattr(method, "drafter", None)
+    contexts = [method.model.max_position_embeddings, getattr(drafter, "max_position_embeddings", None)]
+    return min(context for context in contexts if context is not None) - most_new_tokens(method)
+
+
+def _places(options: Options, tokenizer: Any, texts: list[str], prompts: Texts, room: int) -> list[list[int]]:
+    """Return prefixes of text that the model did not write."""
+    from ..bench.prompts import pieces, prefixes_of
+
+    if room < 1:
+        raise ValueError(
+            f"num_draft: found {options.decode.num_draft or NUM_DRAFT}, expected fewer drafts: no step of so many fits "
+            "into the model's context"
+        )
+    count = options.size("num_places")
+    if options.prompts is not None:
+        return [prefix[:room] for prefix in prefixes_of(prompts, count)]
+    length = min(PREFIX_LENGTH, room)
+    return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, count, length)]
+
+
+def _affordable(methods: Mapping[str, Method], places: Texts, num_streams: int, seconds: float | None) -> Texts:
+    """Return as many places, spread evenly, as there is time for, at least two; the cost of two is measured."""
+    from ..bench.expectation import expected_tokens_per_forward
+
+    if seconds is None or len(places) <= 2:
+        return places
+    began = time.perf_counter()
+    for method in methods.values():
+        expected_tokens_per_forward(method, places[:2], num_streams)
+    spent = time.perf_counter() - began
+    count = max(2, min(len(places), int(2 * (seconds - spent) / spent)))
+    return [places[number * len(places) // count] for number in range(count)]
+
+
+def _spare_threads(device: str) -> None:
+    """Compute on the cores that are free, unless OMP_NUM_THREADS is set: on busy cores threads wait for one another."""
+    import torch
+
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
+        free = (os.cpu_count() or 1) - round(os.getloadavg()[0])
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), free)))
+
+
+def _check_chart(path: Path | None) -> None:
+    from ..bench.figures import SUFFIXES
+
+    if path is not None and path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--plot: found {path}, expected a file name that ends in {' or '.join(SUFFIXES)}")
+    if path is not None and find_spec("matplotlib") is None:
+        raise ValueError("--plot: found no matplotlib, expected it installed: pip install '.[plot]'")
+
+
+def _run_shape(options: Options) -> None:
+    """Measure a model of a real shape with random weights against the memory's speed, and print it."""
+    import torch
+
+    from ..bench.report import machine, shape_lines, versions
+    from ..bench.roofline import SHAPES, measure_shape
+    from ..model.precision import check_device, check_dtype
+
+    device = torch.device(check_device(options.target.device))
+    dtype = check_dtype(options.target.dtype or "bfloat16")
+    with Bar("measuring", unit="part") as bar:
+        found = measure_shape(SHAPES[str(options.shape)], dtype, device, options.size("repeats"), bar.show)
+    result = {
+        "machine": machine(device),
+        "versions": versions(),
+        "shape": options.shape,
+        "dtype": str(dtype).removeprefix("torch."),
+        **found,
+    }
+    print(json.dumps(result, indent=2, allow_nan=False) if options.json else "\n".join(shape_lines(result)))

@@ -1,0 +1,203 @@
+"""What commands show: text in the colour of its origin, a progress bar; and text on its way into tokens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from pass_sampling.reference.ending import Ending
+    from pass_sampling.reference.record import Record
+
+__all__ = ["LEGEND", "MARKS", "Bar", "SourceStream", "check_room", "check_unicode", "encode_prompt", "is_colourful"]
+
+COLOURS = {"exact": "", "accepted": "\033[32m", "correction": "\033[31m", "bonus": "\033[36m"}
+MARKS = {"exact": ("", ""), "accepted": ("[+", "+]"), "correction": ("[~", "~]"), "bonus": ("[*", "*]")}
+LEGEND = {
+    "exact": "drawn from the model's own row",
+    "accepted": "an accepted draft",
+    "correction": "in place of a rejected draft",
+    "bonus": "after drafts that were all accepted",
+}
+DIM, RESET = "\033[2m", "\033[0m"
+
+
+def is_colourful(stream: TextIO) -> bool:
+    """Say whether a stream shows colours: a terminal does, unless NO_COLOR is set or TERM is dumb."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class SourceStream:
+    """Prints new text as soon as later tokens cannot take it back; pass `record` as a generation's callback.
+
+    Neighbouring tokens from the same source are marked together, so that the text stays readable. As a context, it
+    closes what it has opened, so that a terminal is not left in colour where generation fails or is interrupted.
+    """
+
+    def __init__(
+        self,
+        ending: Ending,
+        stream: TextIO | None = None,
+        colourful: bool | None = None,
+        plain: bool = False,
+        prompt: Sequence[int] = (),
+    ):
+        """Print what follows a prompt to a stream (default: standard output).
+
+        It is printed in colours, with marks in the text, or `plain`.
+        """
+        self._text = ending.written(prompt)
+        self._stream = sys.stdout if stream is None else stream
+        self._colourful = is_colourful(self._stream) if colourful is None else colourful
+        self._plain = plain
+        self._num_shown = 0
+        self._source = self._last = ""  # of the text that is shown, and of the last token
+
+    def __enter__(self) -> SourceStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and not issubclass(kind, OSError):  # where the stream is not what failed
+            self._switch("")
+            self._stream.flush()
+
+    def record(self, request: int, record: Record) -> None:
+        """Show what a step has added."""
+        for token, self._last in zip(record.tokens, record.sources, strict=True):
+            self._text = self._text.after((token,))
+            self._show(self._text.news)
+        self._stream.flush()
+
+    def finish(self, text: str) -> None:
+        """Show the rest of a text that has ended."""
+        self._show(text[self._num_shown :])
+        self._switch("")
+        self._stream.write("\n")
+        self._stream.flush()
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._num_shown += len(text)
+            self._switch(self._last)
+            self._stream.write(text)
+
+    def _switch(self, source: str) -> None:
+        """Close the mark of the last source, open that of the next."""
+        if source == self._source or self._plain:
+            return
+        before, after = self._source, source
+        self._source = source
+        if self._colourful:
+            self._stream.write((RESET if before and COLOURS[before] else "") + (COLOURS[after] if after else ""))
+        else:
+            self._stream.write((MARKS[before][1] if before else "") + (MARKS[after][0] if after else ""))
+
+
+def legend(colourful: bool) -> str:
+    """Return one line that explains the colours, or the marks."""
+    parts = []
+    for source, meaning in LEGEND.items():
+        name = f"{COLOURS[source]}{source}{RESET}" if colourful else source.join(MARKS[source])
+        parts.append(f"{name} {meaning}")
+    return "; ".join(parts)
+
+
+def forecast(news: dict[str, Any]) -> str:
+    """Return one line on what a training will take, from the news before its first step."""
+    first, total = news.get("first_step", 0), news["num_steps"]
+    minutes = news["seconds_per_step"] * (total - first) / 60
+    memory = news.get("memory")
+    return (
+        f"training will take about {minutes:.1f} minutes"
+        + ("" if memory is None else f" and {memory / 2**30:.1f} GiB of memory")
+        + (f", going on after step {first}" if first else "")
+    )
+
+
+def acceptance_lines(acceptance: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each setting at which the acceptance of drafts was measured."""
+    return [
+        f"expected acceptance of its drafts at temperature {each['temperature']:g}, top-k {each['top_k']}: "
+        f"{each['expected']:.3f}"
+        for each in acceptance
+    ]
+
+
+class Bar:
+    """A bar that is made when the first figure arrives, and closed when the work ends or fails."""
+
+    def __init__(self, what: str, unit: str = "step", quiet: bool = False):
+        """Describe the work; `quiet` shows nothing."""
+        self._what, self._unit, self._quiet = what, unit, quiet
+        self._bar: Any = None
+        self.first = 0  # where a resumed run goes on
+        self.noted = False  # whether anything was said above the bar
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, done: int, total: int, **figures: str) -> None:
+        """Move the bar to `done` of `total`."""
+        if self._quiet:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=self.first, desc=self._what, unit=self._unit, dynamic_ncols=True)
+        self._bar.total = total
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def note(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.noted = True
+        if not self._quiet:
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stderr)
+
+
+def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt") -> list[int]:
+    """Return a prompt's tokens; an empty prompt is the token that texts begin with, where there is one.
+
+    Raises:
+        ValueError: the prompt has no token.
+    """
+    tokens = list(tokenizer(text)["input_ids"])
+    if not tokens and tokenizer.bos_token_id is not None:
+        tokens = [tokenizer.bos_token_id]
+    if not tokens:
+        raise ValueError(f"{origin} is empty, expected at least one token of text")
+    return tokens
+
+
+def check_room(count: int, room: int | None) -> None:
+    """Raise ValueError unless there is room for the tokens of a prompt."""
+    if room is not None and count > room:
+        raise ValueError(
+            f"found a prompt of {count} tokens, expected at most {room}: the model's context, less --max-new-tokens"
+        )
+
+
+def check_unicode(flag: str, text: str) -> str:
+    """Return a text from the command line, which may have held bytes that are no text.
+
+    Raises:
+        ValueError: it did.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{flag} is not UTF-8: found {text!a:.80}, expected text") from None
+    return text

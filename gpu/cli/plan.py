@@ -1,0 +1,264 @@
+"""Measure which way of decoding is the fastest for a model on this machine, and write it down.
+
+  pass-sampling plan
+  pass-sampling plan --model FOLDER --lookahead VECTORS --output plan.json
+  pass-sampling generate --model FOLDER --plan plan.json --prompt 'def main():'
+
+Every available way of drafting is timed with different numbers of drafts, and its acceptance is measured at places in
+text. If no way is faster, the plan is plain decoding. Commands that are not told how to decode make a plan once and
+keep it. A plan never changes the distribution of a text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoints import HELD_OUT
+from ..decode_options import (
+    SOURCES,
+    DecodeOptions,
+    Unavailable,
+    flag_of,
+    method_names,
+    option,
+    options_taken,
+    registered,
+    written_candidates,
+)
+from .console import Bar, encode_prompt
+from .options import ModelOptions, SamplingOptions, check_file, group, json_option, read_names
+
+if TYPE_CHECKING:
+    from ..bench.plan import Candidate, Plan, Prediction
+    from ..model.transformer import Transformer
+
+__all__ = ["Options", "as_flags", "find_plan", "plan_option", "read_plan", "run"]
+
+HELP = "measure which way of decoding is the fastest here"
+NUM_PREFIXES, PREFIX_LENGTH = 64, 96  # places in text that acceptance is measured at, and their tokens
+MOST_DRAFTS = 6  # of drafters that could go on
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `pass-sampling plan`."""
+
+    target: ModelOptions = ModelOptions()
+    sources: DecodeOptions = group(DecodeOptions(), tuple(SOURCES))
+    again: bool = option(False, "measure again what was measured before")
+    output: Path | None = option(help="write the plan here as well; default: nowhere", metavar="FILE")
+    sampling: SamplingOptions = SamplingOptions()
+    json: bool = json_option()
+
+
+def run(options: Options) -> None:
+    """Measure, choose, print."""
+    check_file("--output", options.output)
+    target = options.target.fetched()
+    sources = options.sources.fetched()
+    plan = find_plan(target, target.load(), options.sampling, sources, options.again, quiet=options.json)
+    assert plan is not None
+    if options.output is not None:
+        plan.save(options.output)
+    if options.json:
+        print(json.dumps(plan.to_json(), indent=2, allow_nan=False))
+        return
+    _print(plan)
+    if options.output is not None:
+        print(f"saved in {options.output}")
+
+
+def plan_option() -> Any:
+    """Return the field of --plan."""
+    return option(
+        help="decode by a plan that `pass-sampling plan --output FILE` wrote; default: by what was measured on this "
+        "machine, if no other option says how to decode",
+        metavar="FILE",
+    )
+
+
+def read_plan(path: Path, model: Transformer, sampling: SamplingOptions, decode: DecodeOptions) -> Plan:
+    """Read the plan in a file, and check that it is for this model and what it drafts from.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no plan or was made for something else, or other options say how to decode.
+    """
+    from ..bench.plan import Plan
+
+    if decode.given:
+        raise ValueError(f"--plan: found it with {flag_of(next(iter(decode.given)))}, expected one of them")
+    plan = Plan.load(path)
+    if plan.options.method is None:
+        raise ValueError(f"{path}: found a plan without a method, expected one of {', '.join(method_names())}")
+    plan.check(_made_for(model, sampling, plan.options))
+    return plan
+
+
+def find_plan(
+    target: ModelOptions,
+    model: Transformer,
+    sampling: SamplingOptions,
+    sources: DecodeOptions,
+    again: bool = False,
+    make: bool = True,
+    quiet: bool = False,
+    check: Callable[[], Any] = bool,
+) -> Plan | None:
+    """Return the plan that was kept for the same, else make one and keep it, or None if none is to be made.
+
+    Before anything is measured, `check` may refuse what would not be decoded then.
+    """
+    from ..bench.plan import Plan
+    from ..checkpoint.cache_folder import cache_folder
+
+    candidates = _candidates(target, model, sampling, sources)
+    check()
+    each = [_made_for(model, sampling, candidate.options) for candidate in candidates]
+    wanted = [repr(model.config), _made_for(model, sampling, DecodeOptions()), *each]
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    path = cache_folder("plans") / f"{digest[:32]}.json"
+    if not again:
+        with contextlib.suppress(OSError, ValueError):
+            return Plan.load(path)
+    if not make:
+        return None
+    plan = _measured(target, model, sampling, candidates, quiet)
+    with contextlib.suppress(OSError):  # a plan that cannot be kept is made again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plan.save(path)
+    return plan
+
+
+def _candidates(
+    target: ModelOptions, model: Transformer, sampling: SamplingOptions, sources: DecodeOptions
+) -> list[Candidate]:
+    """Return every way of drafting that the sources allow; without sources, what there is for the model."""
+    from ..bench.plan import Candidate, most_drafts
+    from ..make_method import folders_of, make_method
+
+    found = []
+    for name in method_names():
+        taken = options_taken(name)
+        if "num_draft" not in taken or (sources.given and not sources.given.keys() & taken):
+            continue
+        num_draft = MOST_DRAFTS if registered(name) == "speculative" else None
+        given: dict[str, Any] = {source: path for source, path in sources.given.items() if source in taken}
+        options = DecodeOptions(name, num_draft=num_draft, **given)
+        try:
+            method = make_method(options, model, sampling.config, target.model)
+        except Unavailable:
+            continue
+        given = {each: folder.resolve() for each, folder in folders_of(options, target.model).items()}
+        options = DecodeOptions(name, **given)
+        context = getattr(getattr(method, "drafter", None), "max_position_embeddings", None)
+        context = min(context or model.max_position_embeddings, model.max_position_embeddings)
+        fitting = ((context - _prefix_length(model) - 2) // 3 - 2) // 2  # drafts for which there are three steps
+        most = min(most_drafts(method), fitting)
+        if most > 0:
+            found.append(Candidate(options, Candidate(options, method).with_settings(most, "token")))
+    return found
+
+
+def _measured(
+    target: ModelOptions, model: Transformer, sampling: SamplingOptions, candidates: list[Candidate], quiet: bool
+) -> Plan:
+    """Measure every candidate on this machine, and plan the fastest."""
+    from ..bench.plan import Plan, predict
+    from ..methods import Autoregressive
+
+    if not quiet:
+        print("measuring which way of drafting pays here, once for this model and machine", file=sys.stderr)
+    with Bar("measuring", unit="part", quiet=quiet) as bar:
+        plain, places = Autoregressive(model, sampling.config), _places(target, model)
+        found, passes = predict(plain, candidates, places, report=bar.show)
+    rate = next(each.tokens_per_second for each in found if each.options.method == "autoregressive")
+    return Plan(
+        found[0].options,
+        _made_for(model, sampling, found[0].options),
+        _figures(found[0], rate),
+        [{"options": each.options.to_json(), **_figures(each, rate)} for each in found],
+        {str(rows): round(milliseconds, 3) for rows, milliseconds in passes.items()},
+    )
+
+
+def _figures(prediction: Prediction, plain: float) -> dict[str, float]:
+    return {
+        "tokens_per_step": round(prediction.tokens_per_step, 3),
+        "milliseconds_per_step": round(prediction.milliseconds_per_step, 3),
+        "tokens_per_second": round(prediction.tokens_per_second, 1),
+        "ratio_to_plain": round(prediction.tokens_per_second / plain, 3),
+    }
+
+
+def _places(target: ModelOptions, model: Transformer) -> Sequence[Sequence[int]]:
+    """Return the beginnings of pieces of Python's standard library, which every machine has."""
+    from ..bench.prompts import pieces, read_library
+    from ..training.tokenizer import load_tokenizer
+    from .demo import PROMPTS
+
+    tokenizer, length = load_tokenizer(target.model), _prefix_length(model)
+    texts = list(read_library(read_names(HELD_OUT)).values()) or list(PROMPTS)
+    return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, NUM_PREFIXES, length)]
+
+
+def _prefix_length(model: Transformer) -> int:
+    return max(1, min(PREFIX_LENGTH, model.max_position_embeddings // 4))
+
+
+def _made_for(model: Transformer, sampling: SamplingOptions, options: DecodeOptions) -> dict[str, Any]:
+    """Return what a plan depends on."""
+    from ..bench.report import machine, versions
+
+    folders = {name: folder for name, folder in options.given.items() if name in SOURCES and folder.is_dir()}
+    return {
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        **{name: _identity(folder) for name, folder in folders.items()},
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "sampling": asdict(sampling.config),
+        "machine": {name: value for name, value in machine(model.device).items() if name != "load"},
+        "versions": versions(),
+    }
+
+
+def _identity(folder: Path) -> dict[str, str]:
+    """Return the name of a folder, and a digest of its tensors and settings."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return {"name": folder.name, "fingerprint": digest.hexdigest()}
+
+
+def _print(plan: Plan) -> None:
+    passes = plan.milliseconds_per_pass
+    first = next(iter(passes.values()))
+    print("rows of a pass  " + "".join(f"{rows:>8}" for rows in passes))
+    print("milliseconds    " + "".join(f"{milliseconds:8.2f}" for milliseconds in passes.values()))
+    print("times one row   " + "".join(f"{milliseconds / first:8.2f}" for milliseconds in passes.values()))
+    print()
+    print(f"{'expected of':16}{'tokens':>8}{'ms':>8}{'tokens':>9}{'times':>7}")
+    print(f"{'':16}{'a step':>8}{'a step':>8}{'per s':>9}{'plain':>7}  settings")
+    for each in plan.considered:
+        options = DecodeOptions.from_json(each["options"])
+        print(
+            f"{options.method:16}{each['tokens_per_step']:8.2f}{each['milliseconds_per_step']:8.2f}"
+            f"{each['tokens_per_second']:9.0f}{each['ratio_to_plain']:7.2f}  {as_flags(options)}".rstrip()
+        )
+    print(f"plan: {plan.options.method} {as_flags(plan.options)}".rstrip())
+
+
+def as_flags(options: DecodeOptions) -> str:
+    """Return settings of drafts as flags."""
+    shown = {name: value for name, value in options.given.items() if name not in ("method", *SOURCES)}
+    shown |= {"candidates": written_candidates(options.candidates)} if options.candidates else {}
+    shown |= {"groups": ",".join(map(str, options.groups))} if options.groups is not None else {}
+    return " ".join(f"{flag_of(name)} {value}" for name, value in shown.items())

@@ -1,0 +1,305 @@
+"""How to decode, as one frozen object: from the command line, from a plan, or from a program.
+
+    options = DecodeOptions(method="pass-one-call", verify="block")
+    method = make_method(options, model, SamplingConfig(0.8, 10), folder)
+
+The methods and drafters are those of the registries `METHODS` and `DRAFTERS`: a method takes the options for which it
+has a field. A drafter is called by its name, as if it were a method. An option that is None has the method's default.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from pass_sampling.reference.checkpoint.folder import name_of
+from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.drafters import DRAFTERS
+from pass_sampling.reference.methods import METHODS, rules_of
+from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
+
+from .checkpoints import MODEL
+
+__all__ = [
+    "SOURCES",
+    "DecodeOptions",
+    "Unavailable",
+    "flag_of",
+    "is_bundled",
+    "local",
+    "method_names",
+    "numbers",
+    "option",
+    "options_taken",
+    "parse_candidates",
+    "place",
+    "registered",
+    "shown",
+    "written_candidates",
+]
+
+RENAMED = {"lookahead": "pass", "lookahead-fused": "pass-one-call"}
+NUM_DRAFT = 4
+
+
+SOURCES = {"lookahead": "look-ahead vectors", "draft_model": "draft model", "ngram": "n-gram model"}
+"""The options that name what drafts come from."""
+FOLDERS = {"draft-model": "draft_model", "ngram": "ngram"}  # drafters that are read from a folder, and its option
+FIELDS = {  # the fields of methods that an option sets
+    "lookahead": {"lookahead"},
+    "ngram": {"refinement"},
+    "num_draft": {"num_draft", "num_lookahead"},
+    "verify": {"rule"},
+    "schedule": {"schedule"},
+    "refine": {"refinement"},
+    "draft_vocab_size": {"refinement"},
+    "groups": {"groups"},
+    "lenience": {"lenience"},
+}
+ALL_RULES = tuple(dict.fromkeys(rule for name in METHODS for rule in rules_of(name)))
+
+
+class Unavailable(ValueError):
+    """A method lacks something that it needs on this checkpoint."""
+
+
+def method_names() -> list[str]:
+    """Return the names of methods and drafters that can be asked for."""
+    return [name for name in METHODS if not name.startswith("speculative") and not name.endswith("-tree")] + [*DRAFTERS]
+
+
+def option(default: Any = None, help: str = "", **settings: Any) -> Any:
+    """Return a field of an options object; the settings are those of argparse's `add_argument`, and `flag`."""
+    return field(default=default, metadata={"help": help, **settings})
+
+
+def place(text: str) -> Path:
+    """Read a path or a name on the Hub; a text that begins with a dot or ends in a slash is a path."""
+    path = Path(text)
+    return path.absolute() if text.startswith(".") or text.endswith("/") else path
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read numbers with commas between."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"found {text!r:.80}, expected numbers with commas between") from None
+
+
+def parse_candidates(text: str) -> NumCandidates:
+    """Read the shape of a tree: `3,2,1`, or with a number for each place of a depth `3,2+1+0,1`."""
+    try:
+        depths = [[int(count) for count in depth.split("+")] for depth in text.split(",")]
+    except ValueError:
+        raise ValueError(f"found {text!r:.80}, expected numbers, such as 3,2,1 or 3,2+1+0,1") from None
+    try:
+        return check_tree([depth if len(depth) > 1 else depth[0] for depth in depths])
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("num_candidates: ")) from None
+
+
+def written_candidates(shape: NumCandidates) -> str:
+    """Return the shape of a tree as `parse_candidates` reads it."""
+    return ",".join("+".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in shape)
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """The method, what it drafts from, how many drafts there are and how they are verified."""
+
+    method: str | None = option(
+        help=f"how to decode, each way exact: {', '.join(method_names())}; default: the fastest on this "
+        "machine, see pass-sampling plan",
+        metavar="NAME",
+    )
+    lookahead: Path | None = option(
+        help="look-ahead vectors for the model; default: the bundled ones", metavar="FOLDER", type=place
+    )
+    draft_model: Path | None = option(
+        help="a smaller model over the same vocabulary, which drafts; default: the bundled one",
+        metavar="FOLDER",
+        type=place,
+    )
+    ngram: Path | None = option(
+        help="an n-gram model, which drafts; default: the bundled one", metavar="FOLDER", type=place
+    )
+    num_draft: int | None = option(
+        help=f"drafts per verification; default: {NUM_DRAFT}, or one per look-ahead vector", metavar="K"
+    )
+    candidates: NumCandidates | None = option(
+        help="draft a tree with this many candidates after each draft of a depth: 3,2,1; or with a number for each "
+        "place of a depth: 3,2+1+0,1; default: one draft after another",
+        metavar="C,C,...",
+        type=parse_candidates,
+    )
+    verify: str | None = option(
+        help="the rule that verifies drafts, all exact: token by token, as a block, or by drawing from the model until "
+        "a draw misses the draft (match); for --candidates: by how they were drawn, without replacement or with, k-seq "
+        "or match; default: token, or without-replacement",
+        choices=ALL_RULES,
+    )
+    schedule: str | None = option(
+        help="how many tokens a drafter drafts: always K; two more after a step that accepted all and one fewer after "
+        "any other; or until its distribution is too flat; default: fixed",
+        choices=("fixed", "heuristic", "entropy"),
+    )
+    refine: str | None = option(
+        help="what makes a draft from look-ahead rows depend on the drafts before it: nothing, an n-gram model, or "
+        "the trained head; default: the head, if there is one",
+        choices=("none", "ngram", "head"),
+    )
+    draft_vocab_size: int | None = option(
+        help="with a head: draft only among the N tokens that are likeliest by the look-ahead row alone; default: all",
+        metavar="N",
+    )
+    groups: tuple[int, ...] | None = option(
+        help="numbers of accepted drafts after which the pass has look-ahead rows; default: after any number",
+        metavar="A,B,...",
+        type=numbers,
+    )
+    lenience: float | None = option(
+        help="LOSSY below 1: verify drafts as if they had been only X times as likely, so that more are accepted and "
+        "no token comes out more than 1/X times as often as it should; default: 1, which is exact",
+        metavar="X",
+    )
+
+    def __post_init__(self) -> None:
+        """Check each option by itself.
+
+        Raises:
+            ValueError: an option has no such value.
+        """
+        if self.method in RENAMED:
+            raise ValueError(f"method: found {self.method!r}, which is called {RENAMED[self.method]!r} now")
+        allowed = {"method": method_names(), "verify": ALL_RULES}
+        allowed |= {"schedule": ("fixed", "heuristic", "entropy"), "refine": ("none", "ngram", "head")}
+        for name, values in allowed.items():
+            if (found := getattr(self, name)) is not None and found not in values:
+                raise ValueError(f"{name}: found {found!r:.80}, expected one of {', '.join(values)}")
+        if self.num_draft is not None:
+            check_integer("num_draft", self.num_draft, 1, 2**16)
+        if self.draft_vocab_size is not None:
+            check_integer("draft_vocab_size", self.draft_vocab_size, 1, 2**31 - 1)
+        for number in self.groups or ():
+            check_integer("groups", number, 0, 2**16)
+        if self.candidates is not None:
+            check_tree(self.candidates)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that are not None."""
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is given but what drafts come from, so that a plan may choose the rest."""
+        return not self.given.keys() - SOURCES.keys()
+
+    def fetched(self) -> DecodeOptions:
+        """Return the options with local folders in the place of names on the Hub; see `hf.hub.local_folder`."""
+        folders: dict[str, Any] = {name: local(value, name) for name, value in self.given.items() if name in SOURCES}
+        return replace(self, **folders)
+
+    def checked(self, folder: Path) -> DecodeOptions:
+        """Return the options with their method named, for the model in a folder.
+
+        Raises:
+            ValueError: the method has no use for an option that is given.
+        """
+        name = self.method or self._wanted(folder)
+        for each, value in self.given.items():
+            if each != "method" and each not in options_taken(name):
+                who = f"--method {name}, which has no use for it"
+                if name == "autoregressive":
+                    who = "plain decoding (--method autoregressive), which drafts nothing"
+                takers = [f"--method {other}" for other in method_names() if each in options_taken(other)]
+                what = "it" if isinstance(value, Path) else _text(value)
+                raise ValueError(f"{flag_of(each)}: found {what} with {who}, expected {' or '.join(takers)}")
+        return replace(self, method=name)
+
+    def _wanted(self, folder: Path) -> str:
+        """Return the method that the other options ask for; without any, PaSS with the bundled vectors."""
+        if self.refine is not None or self.draft_vocab_size is not None:
+            return "pass-one-call"
+        named = {"lookahead": "pass", "draft_model": "draft-model", "ngram": "ngram"}
+        given = [name for name in named if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"found {' and '.join(map(flag_of, given))}, expected one of them")
+        if self.candidates is not None and given in ([], ["lookahead"]):
+            return "pass-one-call"
+        if given:
+            return named[given[0]]
+        return "pass" if is_bundled(folder) else "autoregressive"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is given as plain values."""
+        return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in self.given.items()}
+
+    @staticmethod
+    def from_json(found: Any) -> DecodeOptions:
+        """Return the options that `to_json` wrote.
+
+        Raises:
+            ValueError: a name or a value is none of theirs.
+        """
+        hints = get_type_hints(DecodeOptions)
+        if not isinstance(found, dict) or not found.keys() <= hints.keys():
+            raise ValueError(f"found the options {found!r:.80}, expected some of {', '.join(hints)}")
+        values: dict[str, Any] = {}
+        for name, value in found.items():
+            (kind, *_) = (each for each in get_args(hints[name]) if each is not NoneType)
+            if kind in (Path, str) and isinstance(value, str):
+                values[name] = kind(value)
+            elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+                values[name] = float(value)
+            elif kind is int and type(value) is int:
+                values[name] = value
+            elif kind not in (Path, str, float, int) and isinstance(value, list):
+                values[name] = tuple(tuple(each) if isinstance(each, list) else each for each in value)
+            else:
+                raise ValueError(f"{name}: found {value!r:.80}, expected a value of another kind")
+        return DecodeOptions(**values)
+
+
+def registered(name: str, tree: bool = False) -> str:
+    """Return the name in the registry of what is asked for by a method's or a drafter's name."""
+    return ("speculative" if name in DRAFTERS else name) + ("-tree" if tree else "")
+
+
+def options_taken(name: str) -> set[str]:
+    """Return the options that a method takes, which is asked for by name."""
+    names = {each.name for each in fields(METHODS[registered(name)])}  # type: ignore[arg-type]
+    found = {each for each, sets in FIELDS.items() if sets & names}
+    found |= {"candidates"} if registered(name, tree=True) in METHODS else set()
+    return found | ({FOLDERS[name]} if name in FOLDERS else set())
+
+
+def is_bundled(folder: Path) -> bool:
+    """Say whether a path is that of the bundled model, however it is written."""
+    return os.path.realpath(folder) == os.path.realpath(MODEL)
+
+
+def local(folder: Path, name: str, revision: str | None = None) -> Path:
+    """Return the folder that a path or a name on the Hub stands for; see `hf.hub.local_folder`."""
+    from .hf.hub import local_folder
+
+    return local_folder(folder.as_posix(), revision, name == "lookahead", f"{flag_of(name)} FOLDER")
+
+
+def shown(folder: Path) -> str:
+    """Return a folder by its name on the Hub, or as a path."""
+    name = name_of(folder)
+    return name if "/" in name else str(folder)
+
+
+def flag_of(name: str) -> str:
+    """Return an option as it is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _text(value: Any) -> Any:
+    return written_candidates(value) if isinstance(value, tuple) else value

@@ -1,0 +1,185 @@
+"""The decoding method that `DecodeOptions` describe, with what it drafts from; and the description of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from pass_sampling.reference.config import SamplingConfig
+
+from .checkpoint.load import load_model
+from .checkpoints import DRAFT_MODEL, FUSED, LOOKAHEAD, NGRAM
+from .decode_options import (
+    FOLDERS,
+    NUM_DRAFT,
+    SOURCES,
+    DecodeOptions,
+    Unavailable,
+    flag_of,
+    is_bundled,
+    options_taken,
+    registered,
+    shown,
+    written_candidates,
+)
+from .drafters import DRAFTERS, ModelDrafter, NgramModel
+from .drafters.schedule import SCHEDULES, Schedule
+from .lookahead.refinement import NgramRefinement, Refinement, Unrefined, refinement_of
+from .lookahead.vectors import LookAhead
+from .methods import METHODS, Method, rules_of
+from .model.transformer import Transformer
+from .training.tokenizer import load_tokenizer, vocabulary_digest
+
+__all__ = ["described", "folders_of", "make_method"]
+
+BUNDLED = {"lookahead": LOOKAHEAD, "draft_model": DRAFT_MODEL, "ngram": NGRAM}
+
+
+def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingConfig, folder: Path) -> Method:
+    """Make the method that the options name, for a model that was loaded from a folder.
+
+    Raises:
+        Unavailable: what it drafts from was neither given nor is bundled, or does not suit it.
+        ValueError: the options do not go together.
+    """
+    assert options.method is not None
+    tree = options.candidates is not None
+    name = registered(options.method, tree)
+    kind, settings = METHODS[name], {each.name for each in fields(METHODS[name])}  # type: ignore[arg-type]
+    found: dict[str, Any] = {"sampling": sampling}
+    for each in ("num_draft", "schedule", "lenience"):
+        if tree and (value := getattr(options, each)) is not None:
+            raise Unavailable(f"{flag_of(each)}: found {value} with --candidates, a tree, expected it without")
+    if rules := rules_of(name):
+        found["rule"] = options.verify or rules[0]
+        if found["rule"] not in rules:
+            what = "a tree of candidates" if tree else "drafts without --candidates"
+            raise Unavailable(f"--verify: found {options.verify} for {what}, expected one of {', '.join(rules)}")
+    if tree:
+        found["num_candidates"] = options.candidates
+    if "drafter" in settings:
+        found["drafter"] = _drafter(options, model, folder)
+    if "lookahead" in settings:
+        found |= _lookahead(options, model, folder, settings)
+    if "num_draft" in settings:
+        found["num_draft"] = options.num_draft or NUM_DRAFT
+    if "schedule" in settings:
+        found["schedule"] = SCHEDULES[options.schedule or "fixed"]()
+    found |= {each: options.given[each] for each in ("groups", "lenience") if each in settings & options.given.keys()}
+    method: Method = kind(model, **found)  # type: ignore[call-arg]
+    if options.method == "draft-model":  # sizes of vocabularies first
+        _check_same_tokens(folder, _folder("draft_model", options, folder))
+    return method
+
+
+def folders_of(options: DecodeOptions, model: Path) -> dict[str, Path]:
+    """Return the folders that the method of the options drafts from, by option, given or bundled.
+
+    Raises:
+        Unavailable: there is none where one is needed.
+    """
+    assert options.method is not None
+    needed = {FOLDERS.get(options.method)} | ({"lookahead"} & options_taken(options.method))
+    needed |= {"ngram"} if options.refine == "ngram" else set()
+    return {name: _folder(name, options, model) for name in SOURCES if name in needed}
+
+
+def _folder(name: str, options: DecodeOptions, model: Path) -> Path:
+    folder: Path | None = getattr(options, name)
+    if folder is None and is_bundled(model):
+        bundled = FUSED if (name, options.method) == ("lookahead", "pass-one-call") else BUNDLED[name]
+        folder = bundled if bundled.is_dir() else None
+    if folder is None:
+        train = f"pass-sampling train --model {shown(model)} --self --output FOLDER"
+        makes = f" ({train} makes them)" if name == "lookahead" else ""
+        raise Unavailable(f"found no {SOURCES[name]} for {shown(model)}, expected {flag_of(name)} FOLDER{makes}")
+    return folder
+
+
+def _lookahead(options: DecodeOptions, model: Transformer, folder: Path, settings: set[str]) -> dict[str, Any]:
+    """Return the vectors, and what a method makes of what was trained with them."""
+    vectors = LookAhead.load(_folder("lookahead", options, folder), model.device)
+    found: dict[str, Any] = {"lookahead": vectors}
+    if "refinement" in settings:
+        found["refinement"] = _refinement(options, vectors, model, folder)
+    elif vectors.adapter is not None or vectors.head is not None:
+        raise Unavailable("found vectors trained with an adapter or a head, expected --method pass-one-call for them")
+    if "num_lookahead" in settings:
+        found["num_lookahead"] = options.num_draft
+        if (options.num_draft or 0) > vectors.num_lookahead:
+            raise Unavailable(
+                f"--num-draft: found {options.num_draft}, expected at most {vectors.num_lookahead}, one per look-ahead "
+                "vector"
+            )
+    return found
+
+
+def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, folder: Path) -> Refinement | None:
+    """Return the refinement that is asked for, or None for the one that was trained with the vectors."""
+    size, refine = options.draft_vocab_size, options.refine
+    if size is not None and refine not in (None, "head"):
+        raise ValueError(f"--draft-vocab-size: found {size} with --refine {refine}, expected --refine head")
+    if size is not None and vectors.head is None:
+        raise ValueError(f"--draft-vocab-size: found {size}, and vectors without a head, expected another --lookahead")
+    if refine == "head" and vectors.head is None:
+        raise ValueError("--refine: found head, and vectors without one, expected none, ngram or another --lookahead")
+    if size is not None:
+        trained: Any = refinement_of(vectors, model.dtype, model.device)
+        return replace(trained, draft_vocab_size=size)  # type: ignore[no-any-return]
+    if refine == "ngram":
+        return NgramRefinement(_ngram(options, model, folder))
+    return Unrefined() if refine == "none" else None
+
+
+def _drafter(options: DecodeOptions, model: Transformer, folder: Path) -> Any:
+    """Return the drafter that the method is named after; one without a folder is made from the vocabulary's size."""
+    assert options.method is not None
+    if options.method == "draft-model":
+        dtype = str(model.dtype).removeprefix("torch.")  # whatever it is stored in
+        return ModelDrafter(load_model(_folder("draft_model", options, folder), dtype, model.device))
+    if options.method == "ngram":
+        return _ngram(options, model, folder)
+    return DRAFTERS[options.method](model.vocab_size)
+
+
+def _ngram(options: DecodeOptions, model: Transformer, folder: Path) -> NgramModel:
+    ngram = NgramModel.load(_folder("ngram", options, folder), model.device)
+    ngram.check(model, vocabulary_digest(load_tokenizer(folder)))
+    return ngram
+
+
+def _check_same_tokens(model: Path, draft_model: Path) -> None:
+    """Refuse a draft model whose tokens mean something else, where both folders hold a tokenizer."""
+    if all((folder / "tokenizer.json").is_file() for folder in (model, draft_model)):
+        one, other = (vocabulary_digest(load_tokenizer(folder)) for folder in (model, draft_model))
+        if one != other:
+            raise ValueError(f"--draft-model: {draft_model} has another tokenizer than {model}, expected the same")
+
+
+def described(method: Method) -> Mapping[str, Any]:
+    """Return the settings that tell a method from others of its kind, as plain values."""
+    settings: dict[str, Any] = {each.name: getattr(method, each.name) for each in fields(method)}  # type: ignore[arg-type]
+    found: dict[str, Any] = {}
+    if "drafter" in settings:
+        found["drafter"] = settings["drafter"].name
+    if "num_draft" in settings:
+        found["num_draft"] = settings["num_draft"]
+    if "lookahead" in settings:
+        found["num_lookahead"] = len(settings["vectors"])
+    if "refinement" in settings:
+        refinement, lookahead = settings["refinement"], settings["lookahead"]
+        found["parts"] = [part for part in ("adapter", "head") if getattr(lookahead, part) is not None]
+        found["refine"] = type(refinement).__name__.removesuffix("Refinement").lower()
+        if getattr(refinement, "draft_vocab_size", None) is not None:
+            found["draft_vocab_size"] = refinement.draft_vocab_size
+    if "num_candidates" in settings:
+        found["candidates"] = written_candidates(settings["num_candidates"])
+    if "rule" in settings:
+        found["verify"] = settings["rule"]
+    if settings.get("groups") is not None:
+        found["groups"] = list(settings["groups"])
+    if type(settings.get("schedule", Schedule())) is not Schedule:
+        found["schedule"] = type(settings["schedule"]).__name__
+    return found if settings.get("lenience", 1) == 1 else found | {"lossy_lenience": settings["lenience"]}
