@@ -9,6 +9,7 @@ has a field. A drafter is called by its name, as if it were a method. An option 
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -237,7 +238,8 @@ class DecodeOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return what is given as plain values."""
-        return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in self.given.items()}
+        found = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in self.given.items()}
+        return {name: json.loads(json.dumps(value)) for name, value in found.items()}  # tuples as lists
 
     @staticmethod
     def from_json(found: Any) -> DecodeOptions:

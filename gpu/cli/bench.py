@@ -65,6 +65,12 @@ def _sizes(name: str) -> str:
     return f"default: {FULL[name]} ({QUICK[name]} with --quick)"
 
 
+def _taken(name: str) -> set[str]:
+    """Return the options that a method, a peer or the planned method takes."""
+    others = PEERS | {PLANNED: set[str]()}
+    return others[name] if name in others else options_taken(name)
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of `pass-sampling bench`."""
@@ -132,7 +138,7 @@ class Options:
                 )
             if asked.count(name) > 1:
                 raise ValueError(f"--methods: found {name} twice, expected every method once")
-        takes = {each for name in asked if name != PLANNED for each in PEERS.get(name) or options_taken(name)}
+        takes = set[str]().union(*map(_taken, asked))
         for each in self.decode.given:
             if each not in takes:
                 raise ValueError(f"{flag_of(each)}: found it without a method that takes it, expected one in --methods")
@@ -265,7 +271,7 @@ def _entries(
             if name in PEERS:
                 made.append(_peer(name, options, model, library))
                 continue
-            own = {each: value for each, value in options.decode.given.items() if each in options_taken_by(name)}
+            own = {each: value for each, value in options.decode.given.items() if each in _taken(name)}
             decode = DecodeOptions(name, **own) if plan is None or name != PLANNED else plan.options
             methods[name] = make_method(decode, model, options.sampling.config, options.target.model)
             settings = {"method": decode.method} if name == PLANNED else {}
@@ -275,11 +281,6 @@ def _entries(
                 raise ValueError(f"--methods {name}: {error}") from None
             reasons[name] = str(error)
     return made, methods, reasons
-
-
-def options_taken_by(name: str) -> set[str]:
-    """Return the options that a method of a comparison is given: those it takes, and none for the planned one."""
-    return set() if name == PLANNED else options_taken(name)
 
 
 def _peer(name: str, options: Options, model: Transformer, library: dict[Path, Baseline]) -> Entry:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..decode_options import DecodeOptions, option, shown
+from ..decode_options import DecodeOptions, Unavailable, option, shown
 from .console import SourceStream, check_room, check_unicode, encode_prompt
 from .options import ModelOptions, SamplingOptions, json_option
 from .plan import find_plan, plan_option, read_plan
@@ -124,7 +124,10 @@ def run(options: Options) -> None:
         plain = Autoregressive(model, sampling.config)
         plan = find_plan(target, model, sampling, decode, quiet=options.json, check=lambda: plain.start(prompt, ending))
     decode = decode.checked(target.model) if plan is None else plan.options
-    method = make_method(decode, model, sampling.config, target.model)
+    try:
+        method = make_method(decode, model, sampling.config, target.model)
+    except Unavailable as error:
+        raise ValueError(f"--method {decode.method}: {error}") from None
     how = f"{decode.method}{', planned' if plan else ''}"
     how += f", LOSSY: lenience {decode.lenience:g}" if (decode.lenience or 1) < 1 else ""
     if options.interactive:

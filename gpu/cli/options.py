@@ -99,10 +99,9 @@ def options_from(kind: type[Options], arguments: argparse.Namespace) -> Options:
     Raises:
         ValueError: an option has no such value.
     """
-    hints: dict[str, Any] = get_type_hints(kind)
-    found = {}
+    hints, found = get_type_hints(kind), {}
     for each in fields(kind):  # type: ignore[arg-type]
-        hint = hints[each.name]
+        hint: Any = hints[each.name]
         if is_dataclass(hint):
             found[each.name] = options_from(hint, arguments)  # type: ignore[arg-type]
             continue

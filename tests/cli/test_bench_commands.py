@@ -15,9 +15,9 @@ import torch
 from console import Box, read_strictly, run
 from folders import contents, tiny_config, write_checkpoint
 from pass_sampling.gpu import LookAhead
-from pass_sampling.gpu.commands.bench import _spare_threads
-from pass_sampling.gpu.commands.bench_output import notes_of
-from pass_sampling.gpu.commands.progress import Bar
+from pass_sampling.gpu.bench.report import notes_of
+from pass_sampling.gpu.cli.bench import _spare_threads
+from pass_sampling.gpu.cli.console import Bar
 from pass_sampling.gpu.drafters import NgramModel
 from pass_sampling.gpu.lookahead.head import SamplerHead
 
@@ -75,9 +75,11 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
     ours = ["autoregressive", "pass", "pass-one-call", "draft-model", "prompt-lookup", "ngram"]
     assert list(rows) == [*ours, "planned", *PEERS]
     predicted = found["plan"]["prediction"]["ratio_to_plain"]
-    assert rows["planned"]["options"].get("method") == found["plan"]["method"] in ours
+    assert rows["planned"]["options"].get("method") == found["plan"]["options"]["method"] in ours
     assert any(
-        note.startswith(f"planned is {found['plan']['method']}: {predicted:.2f} times plain decoding was predicted")
+        note.startswith(
+            f"planned is {found['plan']['options']['method']}: {predicted:.2f} times plain decoding was predicted"
+        )
         and note.endswith(f"it was {rows['planned']['ratio_to_plain']:.2f} times")
         for note in found["settings"]["notes"]
     )
@@ -234,7 +236,7 @@ def test_a_comparison_that_is_stopped_prints_and_keeps_what_there_is(
 
 
 def test_quick_says_what_there_was_no_time_for(box, capsys, monkeypatch, prompts):
-    monkeypatch.setattr("pass_sampling.gpu.commands.bench.QUICK_SECONDS", 0.0)
+    monkeypatch.setattr("pass_sampling.gpu.cli.bench.QUICK_SECONDS", 0.0)
     found = bench(box, capsys, prompts, "--methods", "prompt-lookup", "--repeats", 2)
     assert found["settings"]["fewer"] == {
         "max_new_tokens": [8, 10],

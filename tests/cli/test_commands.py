@@ -55,9 +55,9 @@ def test_every_rule_of_verification_writes_the_same_greedy_text(box, capsys):
 def test_where_nobody_says_how_to_decode_a_plan_does(box, capsys):
     """And it is the same the next time."""
     found = [generate(box, capsys, *more) for more in ([], [], ["--lookahead", box.vectors])]
-    assert [each["plan"]["method"] for each in found] == [each["method"] for each in found]
+    assert [each["plan"]["options"]["method"] for each in found] == [each["method"] for each in found]
     assert found[0]["tokens"] == found[1]["tokens"] and found[0]["plan"] == found[1]["plan"]
-    methods = [{way["method"] for way in each["plan"]["calibration"]["considered"]} for each in found]
+    methods = [{way["options"]["method"] for way in each["plan"]["considered"]} for each in found]
     assert methods[0] == {"autoregressive", "prompt-lookup"}
     assert methods[2] == {"autoregressive", "pass", "pass-one-call"}
 
@@ -214,7 +214,7 @@ def test_the_figures_of_the_demo_are_those_of_the_turn_with_the_median_ratio(box
     seconds = [4, 7, 2, 6, 7, 2, 1, 7, 1, 8, 7, 1]  # of all methods in turn
     begun = [100, 100, 100]  # the first turn warms up, and nobody looks how long it took
     clock = itertools.accumulate([*begun, *(step for duration in seconds for step in (100, duration))])
-    monkeypatch.setattr("pass_sampling.gpu.commands.demo.time", SimpleNamespace(perf_counter=clock.__next__))
+    monkeypatch.setattr("pass_sampling.gpu.cli.demo.time", SimpleNamespace(perf_counter=clock.__next__))
     assert demo(box, "--json", "--repeats", 4) == 0
     rows = read_strictly(capsys.readouterr().out)["rows"].values()  # ratios of times 2, 3, 1 and 8
     assert [row["seconds"] for row in rows] == [4, 7, 2]

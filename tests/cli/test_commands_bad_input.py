@@ -28,7 +28,8 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ([], ["pass-sampling: ", "COMMAND"]),
     (["dance"], ["pass-sampling: ", "'dance'", "'generate'"]),
     (["demo", "--fast"], ["pass-sampling demo: ", "--fast"]),
-    (["generate", "--prom", "a"], ["--prompt"]),
+    (["generate", "--prom", "a"], ["unrecognized arguments: --prom a"]),
+    (["generate"], ["found 0 of --prompt, --prompt-file and --interactive, expected one"]),
     ([*GENERATE, "--temp", "1"], ["--temp"]),
     ([*GENERATE, "--unknown\nflag"], ["--unknown flag"]),
     (["generate", "--model", "{model}"], ["--prompt", "--prompt-file"]),
@@ -129,7 +130,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     ([*NGRAM, "--text", "{root}/none"], ["none is not there"]),
     ([*NGRAM, "--text", "{root}/short.txt"], ["--text: found", "to hold out", "a longer text"]),
     ([*NGRAM, "--standard-library"], ["--text", "--standard-library"]),
-    ([*NGRAM, "--held-out-list", "{root}/nothing"], ["nothing names 0 of the texts"]),
+    ([*NGRAM, "--held-out-list", "{root}/nothing"], ["nothing names 0 of the 12 texts"]),
     ([*NGRAM, "--held-out-list", "{root}/latin-1"], ["latin-1 is not UTF-8"]),
     ([*NGRAM, "--order", "5"], ["--order: found 5", "1 to 4"]),
     ([*NGRAM, "--order", "two"], ["--order", "'two'"]),
@@ -224,7 +225,7 @@ def test_too_little_memory_is_one_sentence_and_any_other_runtime_error_is_a_bug(
     def load(error: BaseException) -> None:
         raise error
 
-    place = "pass_sampling.gpu.commands.generate.open_model"
+    place = "pass_sampling.gpu.cli.options.ModelOptions.load"
     for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory:\nmore"), MemoryError()):
         monkeypatch.setattr(place, lambda arguments, error=error: load(error))
         assert "found too little memory" in refused(GENERATE, box, capsys)

@@ -15,13 +15,14 @@ import pytest
 from console import buffered, run
 from folders import edit_json
 from pass_sampling.gpu.__main__ import COMMANDS
+from pass_sampling.gpu.cli.options import add_arguments
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_has_a_help_text_that_states_its_default(name):
-    module = import_module(f"pass_sampling.gpu.commands.{name}")
+    module = import_module(f"pass_sampling.gpu.cli.{name}")
     parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
+    add_arguments(parser, module.Options)
     for action in parser._actions:
         optional = not action.required and action.nargs != 0 and not action.dest.startswith("prompt")
         assert action.help and ("default: " in action.help or not optional), action
@@ -45,7 +46,7 @@ def test_an_interruption_is_status_130_and_nothing_else(box, capsys, monkeypatch
     def interrupted(arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pass_sampling.gpu.commands.generate.open_model", interrupted)
+    monkeypatch.setattr("pass_sampling.gpu.cli.options.ModelOptions.load", interrupted)
     assert run("generate", "--model", box.model, "--prompt", "def") == 130
     assert capsys.readouterr() == ("", "")
 

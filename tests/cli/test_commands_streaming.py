@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from console import COLOUR, MARK, Terminal
-from pass_sampling.gpu.commands.streaming import COLOURS, LEGEND, MARKS, SourceStream, is_colourful, legend
+from pass_sampling.gpu.cli.console import COLOURS, LEGEND, MARKS, SourceStream, is_colourful, legend
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Record
 from pass_sampling.reference.text.token_decoder import Piece, TokenDecoder

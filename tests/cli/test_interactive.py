@@ -16,8 +16,8 @@ import pytest
 
 from console import Box, Terminal, buffered, read_strictly, run
 from folders import edit_json
-from pass_sampling.gpu.commands.chat import Conversation
-from pass_sampling.gpu.commands.interactive import prompts
+from pass_sampling.gpu.cli.generate import Conversation, prompts
+from pass_sampling.gpu.cli.options import ModelOptions
 from pass_sampling.gpu.training.tokenizer import load_tokenizer
 
 TEMPLATE = (
@@ -96,12 +96,10 @@ def test_on_a_terminal_a_mark_asks_for_a_line_and_another_for_more(
 def test_every_line_is_continued_and_the_model_is_loaded_once(
     box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pass_sampling.gpu.commands import generate as command
-
     alone, _ = generate(capsys, "--model", box.model, "--prompt", "def")
     loads: list[Any] = []
-    load = command.open_model
-    monkeypatch.setattr(command, "open_model", lambda arguments: loads.append(arguments) or load(arguments))
+    load = ModelOptions.load
+    monkeypatch.setattr(ModelOptions, "load", lambda target: loads.append(target) or load(target))
     feed(monkeypatch, "def\nfor value\ndef\n/quit\nnever\n")
     out, err = generate(capsys, "--model", box.model, "--interactive")
     assert out.startswith(alone) and len(loads) == 1
@@ -258,7 +256,7 @@ def test_an_interruption_where_nothing_is_written_ends_the_program(
         yield "def"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pass_sampling.gpu.commands.interactive.prompts", stop)
+    monkeypatch.setattr("pass_sampling.gpu.cli.generate.prompts", stop)
     assert run("generate", "--model", box.model, "--interactive", *BOUNDS) == 130
     assert capsys.readouterr().err == ""
 

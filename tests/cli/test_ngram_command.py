@@ -15,8 +15,8 @@ from console import Box, read_strictly, run
 from folders import contents
 from pass_sampling.gpu import LookAhead, SamplingConfig, load_model
 from pass_sampling.gpu.checkpoints import HELD_OUT, LOOKAHEAD, MODEL
-from pass_sampling.gpu.commands.demo import PROMPTS
-from pass_sampling.gpu.commands.options import named_held_out
+from pass_sampling.gpu.cli.demo import PROMPTS
+from pass_sampling.gpu.cli.options import read_names
 from pass_sampling.gpu.drafters import NgramModel, PromptLookup
 from pass_sampling.gpu.sampling import probs_from_logits
 from pass_sampling.gpu.training.acceptance import drafter_acceptance, perplexity
@@ -178,7 +178,7 @@ def test_the_one_bundled_is_small_and_belongs_to_the_model() -> None:
 @there
 def test_the_one_bundled_is_accepted_more_often_than_vectors() -> None:
     library = standard_library()
-    texts = [library[name] for name in named_held_out(HELD_OUT) if name in library]
+    texts = [library[name] for name in read_names(HELD_OUT) if name in library]
     tokens = np.concatenate(encode_texts(AutoTokenizer.from_pretrained(str(MODEL)), texts, 0))
     ngram, sequences = NgramModel.load(IN_THE_BOX), evenly_spaced(tokens, 256, 24)
     found = drafter_acceptance(load_model(MODEL), ngram, sequences, SAMPLINGS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,8 +18,8 @@ from console import read_strictly, run
 pytestmark = pytest.mark.torch
 FIGURES = ("tokens_per_step", "milliseconds_per_step", "tokens_per_second", "ratio_to_plain")
 PREDICTED = dict.fromkeys(FIGURES, 1.5)
-NOTHING_MEASURED = SimpleNamespace(pass_milliseconds={1: 1.0})  # a calibration that nobody looks at
 PLANNED = ["--max-new-tokens", "12", "--json"]
+PASSES = {1: 1.0, 100: 100.0}
 
 
 def survivals(num_draft: int = 4):
@@ -28,85 +30,116 @@ def survivals(num_draft: int = 4):
 
 @given(survival=survivals(), groups=st.sets(st.integers(1, 4)).map(lambda rest: (0, *sorted(rest))))
 def test_the_share_of_steps_with_drafts_is_the_stationary_one(survival, groups):
-    """Of the chain that goes from drafting to drafting where a group hangs, and from not drafting always."""
-    from pass_sampling.gpu.bench.choice import group_share
+    """Of the chain that stays where there are look-ahead rows, and comes back from a step without drafts always."""
+    from pass_sampling.gpu.bench.plan import group_share
 
     ends = -np.diff(np.concatenate([[1.0], survival, [0.0]]))
     stays = ends[list(groups)].sum()
-    chain = np.array([[stays, 1.0 - stays], [1.0, 0.0]])
-    values, vectors = np.linalg.eig(chain.T)
+    values, vectors = np.linalg.eig(np.array([[stays, 1.0 - stays], [1.0, 0.0]]).T)
     stationary = np.real(vectors[:, np.argmax(np.real(values))])
     assert group_share(survival, groups) == pytest.approx(stationary[0] / stationary.sum(), abs=1e-9)
-
-
-@given(survival=survivals())
-def test_groups_after_every_number_leave_no_step_without_drafts(survival):
-    from pass_sampling.gpu.bench.choice import group_share
-
     assert group_share(survival, (0, 1, 2, 3, 4)) == pytest.approx(1.0)
 
 
-def calibration_of(method_milliseconds, survival, plain=1.0):
-    from pass_sampling.gpu.bench.calibration import Calibration, Measured
+def predicted(monkeypatch, survival, milliseconds, plain):
+    """Predict one way of drafting from figures that are given instead of measured."""
+    from pass_sampling.gpu.bench import plan as module
+    from pass_sampling.gpu.decode_options import DecodeOptions
 
-    measured = Measured(method_milliseconds, 0.0, tuple(survival), tuple(survival), 0.0)
-    return Calibration({1: 1.0, 100: 100.0}, plain, (measured,))
-
-
-def way():
-    from pass_sampling.gpu.bench.ways import Candidate
-
-    return Candidate("ngram", None, {})  # type: ignore[arg-type]  # the choice asks only what kind it is
+    costs = {(0, depth, "token"): cost for depth, cost in milliseconds.items()}
+    costs |= {(0, max(milliseconds), "block"): milliseconds[max(milliseconds)], (-1, 0, ""): plain}
+    monkeypatch.setattr(module, "pass_milliseconds", lambda *given: PASSES)
+    monkeypatch.setattr(module, "_step_costs", lambda *given: costs)
+    monkeypatch.setattr(module, "_survivals", lambda *given: ({"token": survival, "block": survival}, 0.0))
+    method = SimpleNamespace(num_draft=len(survival))
+    return module.predict(SimpleNamespace(model=None), [module.Candidate(DecodeOptions("ngram"), method)], [[0]])[0]
 
 
 @given(survival=survivals(3), cost=st.floats(0.01, 2.0), plain=st.floats(0.5, 2.0))
 def test_the_fastest_is_chosen_and_plain_decoding_where_nothing_pays(survival, cost, plain):
-    from pass_sampling.gpu.bench.choice import best_outcomes
-
     milliseconds = {depth: 1.0 + cost * depth for depth in (1, 2, 3)}
-    outcomes = best_outcomes(calibration_of(milliseconds, survival, plain), [way()])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        best = predicted(monkeypatch, survival, milliseconds, plain)[0]
     speeds = {depth: 1000 * (1 + survival[:depth].sum()) / ms for depth, ms in milliseconds.items()}
-    best, threshold = outcomes[0], 1.02 * 1000 / plain
+    threshold = 1.02 * 1000 / plain
     assume(max(speeds.values()) != pytest.approx(threshold, rel=1e-12))  # where rounding decides
     if max(speeds.values()) >= threshold:
-        assert best.way == 0 and best.tokens_per_second == pytest.approx(max(speeds.values()))
+        assert best.options.method == "ngram" and best.tokens_per_second == pytest.approx(max(speeds.values()))
     else:
-        assert best.way is None and best.tokens_per_second == pytest.approx(1000 / plain)
+        assert best.options.method == "autoregressive" and best.tokens_per_second == pytest.approx(1000 / plain)
 
 
-def test_a_plan_is_read_as_it_was_written(tmp_path):
+def test_many_vectors_take_no_longer_to_choose_from():
+    from pass_sampling.gpu.bench.plan import _with_groups
+    from pass_sampling.gpu.decode_options import DecodeOptions
+
+    found = list(_with_groups(DecodeOptions("pass-one-call"), np.cumprod(np.full(24, 0.9)), 30.0, 1.0, PASSES))
+    assert len(found) == 25 and all(each.milliseconds_per_step > 0 for each in found)
+    assert all(0 in each.options.groups for each in found)
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_the_chances_of_survival_are_those_of_the_record(rule):
+    """Two drafts that are accepted with the chances 1/2 and 1/4, by the token rule one after the other."""
+    from pass_sampling.gpu.bench.plan import _survival
+    from pass_sampling.reference.record import Record
+
+    record = Record((), (), (), draft_tokens=(0, 0), accept_probs=(0.5, 0.25))
+    expected = {"token": [0.5, 0.125, 0.0], "block": [1 - 0.5 * 0.75, 0.25, 0.0]}
+    assert _survival(record, 3, rule) == pytest.approx(expected[rule])
+
+
+def plan_of(**options):
+    from pass_sampling.gpu.bench.plan import Plan
+    from pass_sampling.gpu.decode_options import DecodeOptions
+
+    return Plan(DecodeOptions(**options), {"dtype": "float32"}, PREDICTED)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "autoregressive"},
+        {"method": "pass-one-call", "num_draft": 3, "groups": (0, 3), "verify": "block", "lookahead": Path("vectors")},
+        {"method": "ngram", "candidates": (3, (2, 1, 0)), "verify": "k-seq"},
+        {"method": "draft-model", "schedule": "entropy", "lenience": 0.5, "draft_model": Path("small")},
+    ],
+)
+def test_a_plan_is_read_as_it_was_written(options, tmp_path):
     from pass_sampling.gpu.bench.plan import Plan
 
-    options = {"num_draft": 3, "groups": [0, 3], "verify": "block"}
-    plan = Plan("pass-one-call", options, {"dtype": "float32"}, PREDICTED, {"considered": []})
+    plan = plan_of(**options)
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, sentence",
     [
-        ({"format_version": 2}, "is no plan of format_version 1, expected one"),
-        ({"more": 1}, "is no plan of format_version 1, expected one"),
-        ({"method": 3}, "found method 3, expected a plan's"),
-        ({"options": {"temperature": 0.5}}, "found the option temperature=0.5, expected one of lookahead"),
-        ({"options": {"num_draft": "3"}}, "found the option num_draft='3', expected one of"),
-        ({"options": {"groups": [0, -1]}}, "found groups=[0, -1], expected small numbers"),
-        ({"prediction": PREDICTED | {"tokens_per_second": "fast"}}, "expected a number"),
-        ({"prediction": {"tokens_per_second": 3.5}}, "is a plan without what it was chosen from, expected a whole one"),
-        ({"calibration": {}}, "is a plan without what it was chosen from, expected a whole one"),
+        ({"format_version": 1}, "is no plan of format_version 2, expected one"),
+        ({"more": 1}, "is no plan of format_version 2, expected one"),
+        ({"options": 3}, "found options 3, expected that of a plan"),
+        ({"options": {"temperature": 0.5}}, "found the options {'temperature': 0.5}, expected some of method"),
+        ({"options": {"method": "guess"}}, "method: found 'guess', expected one of autoregressive"),
+        ({"options": {"num_draft": "3"}}, "num_draft: found '3', expected a value of another kind"),
+        ({"options": {"num_draft": 0}}, "num_draft: found 0, expected an integer from 1"),
+        ({"options": {"groups": [0, -1]}}, "groups: found -1, expected an integer from 0"),
+        ({"options": {"candidates": [2, [1]]}}, "found (1,) after 2 places, expected a number for each"),
+        ({"prediction": PREDICTED | {"tokens_per_second": "fast"}}, "found the prediction {"),
+        ({"prediction": {"tokens_per_second": 3.5}}, "found the prediction {'tokens_per_second': 3.5}, expected milli"),
+        ({"made_for": {"model": "mine"}}, "found made_for ['mine'], expected names and fingerprints"),
     ],
 )
-def test_a_file_that_holds_something_else_is_refused(tmp_path, change, said):
+def test_a_file_that_holds_something_else_is_refused(tmp_path, change, sentence):
     from pass_sampling.gpu.bench.plan import Plan
 
     path = tmp_path / "plan.json"
-    Plan("autoregressive", prediction=PREDICTED, calibration={"considered": []}).save(path)
+    plan_of(method="autoregressive").save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="plan") as error:
         Plan.load(path)
-    assert said in str(error.value)
+    assert sentence in str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +156,10 @@ def test_what_was_measured_is_told(box, plan_file, capsys):
     printed = capsys.readouterr()
     assert printed.err == "" and "rows of a pass" in printed.out and printed.out.splitlines()[-1].startswith("plan: ")
     plan = json.loads(plan_file.read_text())
-    assert {each["method"] for each in plan["calibration"]["considered"]} == {
-        "autoregressive",
-        "pass",
-        "pass-one-call",
-    }
-    considered = plan["calibration"]["considered"]
+    considered = plan["considered"]
+    assert {each["options"]["method"] for each in considered} == {"autoregressive", "pass", "pass-one-call"}
     assert considered[0]["tokens_per_second"] == plan["prediction"]["tokens_per_second"]
-    assert plan["method"] == considered[0]["method"]
+    assert plan["options"] == considered[0]["options"]
 
 
 def test_a_plan_is_done_again_to_the_token(box, plan_file, capsys):
@@ -138,26 +167,24 @@ def test_a_plan_is_done_again_to_the_token(box, plan_file, capsys):
     for _ in range(2):
         assert run("generate", "--model", box.model, "--plan", plan_file, "--prompt", "def", *PLANNED) == 0
         found.append(read_strictly(capsys.readouterr().out))
-    assert found[0]["tokens"] == found[1]["tokens"] and found[0]["method"] == found[0]["plan"]["method"]
-    assert found[0]["plan"] == {
-        name: value for name, value in json.loads(plan_file.read_text()).items() if "format" not in name
-    }
+    assert found[0]["tokens"] == found[1]["tokens"] and found[0]["method"] == found[0]["plan"]["options"]["method"]
+    assert {"format_version": 2} | found[0]["plan"] == json.loads(plan_file.read_text())
 
 
 def test_every_plan_writes_the_same_greedy_text(box, plan_file, tmp_path, capsys):
     """Whatever it says: it is about speed alone."""
     from pass_sampling.gpu.bench.plan import Plan
+    from pass_sampling.gpu.decode_options import DecodeOptions
 
     plan, texts = Plan.load(plan_file), set()
-    vectors = {"lookahead": str(box.vectors)}
-    for method, options in (
-        ("autoregressive", {}),
-        ("pass", vectors | {"num_draft": 2, "verify": "token"}),
-        ("pass-one-call", vectors | {"num_draft": 3, "verify": "block", "groups": [0, 2]}),
-        ("pass-one-call", vectors | {"candidates": "2,1+0", "verify": "without-replacement"}),
-        ("prompt-lookup", {"num_draft": 2, "verify": "block"}),
+    for options in (
+        DecodeOptions("autoregressive"),
+        DecodeOptions("pass", box.vectors, num_draft=2, verify="token"),
+        DecodeOptions("pass-one-call", box.vectors, num_draft=3, verify="block", groups=(0, 2)),
+        DecodeOptions("pass-one-call", box.vectors, candidates=(2, (1, 0)), verify="without-replacement"),
+        DecodeOptions("prompt-lookup", num_draft=2, verify="block"),
     ):
-        replace(plan, method=method, options=options).save(tmp_path / "plan.json")
+        replace(plan, options=options).save(tmp_path / "plan.json")
         argv = ["generate", "--model", box.model, "--plan", tmp_path / "plan.json", "--temperature", 0]
         assert run(*argv, "--prompt", "def", *PLANNED) == 0
         texts.add(tuple(read_strictly(capsys.readouterr().out)["tokens"]))
@@ -166,6 +193,7 @@ def test_every_plan_writes_the_same_greedy_text(box, plan_file, tmp_path, capsys
 
 def test_a_plan_for_something_else_is_refused(box, plan_file, tmp_path, capsys):
     from pass_sampling.gpu.bench.plan import Plan
+    from pass_sampling.gpu.decode_options import DecodeOptions
 
     plan = Plan.load(plan_file)
     argv = ["generate", "--model", box.model, "--prompt", "def", *PLANNED]
@@ -178,35 +206,35 @@ def test_a_plan_for_something_else_is_refused(box, plan_file, tmp_path, capsys):
         return printed.err
 
     other = {"name": "another", "fingerprint": "f" * 64}
-    said = complaint(replace(plan, made_for=plan.made_for | {"model": other}))
-    assert "plan: found it made for 'another' (ffffffffffff), expected the model 'model' (" in said
-    vectors = replace(plan, options={"lookahead": str(box.vectors)}, method="pass")
-    said = complaint(replace(vectors, made_for=plan.made_for | {"lookahead": other}))
-    assert "expected the look-ahead vectors 'vectors' (" in said
+    sentence = complaint(replace(plan, made_for=plan.made_for | {"model": other}))
+    assert "plan: found it made for 'another' (ffffffffffff), expected the model 'model' (" in sentence
+    vectors = replace(plan, options=DecodeOptions("pass", box.vectors))
+    sentence = complaint(replace(vectors, made_for=plan.made_for | {"lookahead": other}))
+    assert "expected the look-ahead vectors 'vectors' (" in sentence
     assert "expected the look-ahead vectors it was made with" in complaint(
-        replace(vectors, options={"lookahead": str(tmp_path / "gone")})
+        replace(vectors, options=DecodeOptions("pass", tmp_path / "gone"))
     )
-    assert "found the method 'guess', expected one of autoregressive" in complaint(replace(plan, method="guess"))
+    assert "found a plan without a method" in complaint(replace(plan, options=DecodeOptions()))
     assert "--plan: found it with --verify, expected one of them" in complaint(plan, "--verify", "block")
     assert run(*argv, "--plan", tmp_path / "none.json") == 2
     assert "none.json is not a file, expected a plan" in capsys.readouterr().err
 
 
-def test_a_plan_knows_the_folder_of_its_own_method(box, tmp_path, capsys, monkeypatch):
-    """Two ways may draft from two folders of one kind: the bundled ones do."""
-    from pass_sampling.gpu.bench.choice import Prediction
+def test_a_plan_knows_the_folder_of_its_own_method(tmp_path, capsys, monkeypatch):
+    """Two methods may draft from two folders of one kind: the bundled ones do."""
+    from pass_sampling.gpu.bench.plan import Prediction
     from pass_sampling.gpu.checkpoints import FUSED, LOOKAHEAD
+    from pass_sampling.gpu.decode_options import DecodeOptions
 
-    def chosen(method):
-        def outcomes(calibration, ways):
-            place = [way.name for way in ways].index(method)
-            return [Prediction(place, 2, "token", None, 2.0, 1.0), Prediction(None, 0, "", None, 1.0, 1.0)]
+    def choosing(method):
+        def predict(plain, candidates, prefixes, report):
+            (options,) = [each.options for each in candidates if each.options.method == method]
+            return [Prediction(options, 2.0, 1.0), Prediction(DecodeOptions("autoregressive"), 1.0, 1.0)], PASSES
 
-        return outcomes
+        return predict
 
-    monkeypatch.setattr("pass_sampling.gpu.bench.calibration.calibrate", lambda *given, **named: NOTHING_MEASURED)
     for method, folder in (("pass", LOOKAHEAD), ("pass-one-call", FUSED)):
-        monkeypatch.setattr("pass_sampling.gpu.bench.choice.best_outcomes", chosen(method))
+        monkeypatch.setattr("pass_sampling.gpu.bench.plan.predict", choosing(method))
         file = tmp_path / f"{method}.json"
         assert run("plan", "--again", "--output", file, "--json") == 0
         found = json.loads(file.read_text())
@@ -217,72 +245,11 @@ def test_a_plan_knows_the_folder_of_its_own_method(box, tmp_path, capsys, monkey
 
 
 def test_a_kept_plan_that_is_not_whole_is_made_again(box, plan_file, capsys):
-    import os
-    from pathlib import Path
-
-    (kept,) = [
-        path
-        for path in (Path(os.environ["XDG_CACHE_HOME"]) / "pass-sampling" / "plans").glob("*.json")
-        if path.read_text() == plan_file.read_text()
-    ]
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "pass-sampling" / "plans"
+    (kept,) = [path for path in folder.glob("*.json") if path.read_text() == plan_file.read_text()]
     whole = json.loads(kept.read_text())
-    for broken in (whole | {"method": "guess"}, whole | {"calibration": {}}, []):
+    for broken in (whole | {"options": {"method": "guess"}}, whole | {"considered": {}}, []):
         kept.write_text(json.dumps(broken))
         assert run("plan", "--model", box.model, "--lookahead", box.vectors, "--json") == 0
         capsys.readouterr()
         assert json.loads(kept.read_text()).keys() == whole.keys()
-
-
-def test_many_vectors_take_no_longer_to_choose_from():
-    from pass_sampling.gpu.bench.choice import _with_groups
-
-    survival = np.cumprod(np.full(24, 0.9))
-    outcomes = list(_with_groups(0, "token", survival, 30.0, calibration_of({24: 30.0}, survival)))
-    assert len(outcomes) == 24 and all(each.milliseconds_per_step > 0 for each in outcomes)
-
-
-def rates():
-    """For each depth chances of candidates, none above the one before it."""
-    ranks = st.lists(st.floats(0, 1), min_size=1, max_size=3).map(lambda found: sorted(found, reverse=True))
-    return st.lists(ranks, min_size=1, max_size=3)
-
-
-@given(rates=rates(), budget=st.integers(1, 9))
-def test_the_trees_of_a_plan_are_the_best_of_their_size(rates, budget):
-    """As the specification's dynamic programming finds them, where every draft takes one row."""
-    from pass_sampling.gpu.bench.tree_shapes import best_shapes
-    from pass_sampling.reference.theory import best_tree, tree_tokens
-
-    for shape, tokens in best_shapes(rates, [budget]):
-        assert tokens == pytest.approx(tree_tokens(rates, shape))
-        assert tokens == pytest.approx(tree_tokens(rates, best_tree(rates, budget)))
-    assert best_shapes(rates, [budget]) or rates[0][0] == 0
-
-
-def test_rates_are_those_that_the_records_speak_of():
-    """Of two trees: accepted first, second, or neither; a third candidate is never said to come before a second."""
-    from pass_sampling.gpu.bench.tree_shapes import rank_rates
-    from pass_sampling.reference.record import Record
-
-    def record(*accept):
-        parents = (-1, -1, -1, 0, 1)
-        return Record((), (), (), draft_tokens=(0,) * 5, accept_probs=accept, draft_parents=parents)
-
-    found = rank_rates([record(0.5, 0.2, 0.5, 1.0, 0.5), record(0.7, 0.0, 0.0, 0.5, 0.5)], "without-replacement")
-    first, second = (0.5 + 0.7) / 2, 0.5 * 0.2 / 2
-    assert found[0] == pytest.approx([first, second, second])
-    assert found[1] == pytest.approx([(0.5 * 1.0 + 0.7 * 0.5 + 0.1 * 0.5) / (0.5 + 0.7 + 0.1)])
-
-
-def test_a_tree_is_planned_where_it_is_the_fastest():
-    from pass_sampling.gpu.bench.calibration import MeasuredTree
-    from pass_sampling.gpu.bench.choice import best_outcomes
-    from pass_sampling.gpu.commands.planned import _settings
-
-    calibration = calibration_of({2: 1.5}, [0.6, 0.3])
-    trees = (MeasuredTree((2, (1, 0)), 1.4, 2.2), MeasuredTree((3, 1), 2.0, 2.4))
-    measured = replace(calibration.ways[0], trees=trees)
-    best, chain, plain = best_outcomes(replace(calibration, ways=(measured,)), [way()])
-    assert best.candidates == (2, (1, 0)) and best.tokens_per_second == pytest.approx(2200 / 1.4)
-    assert chain.candidates is None and chain.num_draft == 2 and plain.way is None
-    assert _settings(best, [way()]) == {"candidates": "2,1+0", "verify": "without-replacement"}

@@ -18,8 +18,8 @@ import hf_float64
 import pass_sampling.gpu as port
 import pass_sampling.reference as reference
 from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, LOOKAHEAD, MODEL, NGRAM
-from pass_sampling.gpu.commands.demo import PROMPTS
-from pass_sampling.gpu.commands.options import named_held_out
+from pass_sampling.gpu.cli.demo import PROMPTS
+from pass_sampling.gpu.cli.options import read_names
 from pass_sampling.gpu.training.acceptance import expected_acceptance, fixed_token_vectors
 from pass_sampling.gpu.training.anchors import evenly_spaced
 from pass_sampling.gpu.training.text import near_duplicates, standard_library
@@ -38,7 +38,7 @@ TOKENS = [TOKENIZER(prompt)["input_ids"] for prompt in PROMPTS]
 def texts() -> dict[str, str]:
     """Those held-out files that the running Python has; some systems package its library without the tests."""
     library = standard_library()
-    found = {name: library[name] for name in named_held_out(HELD_OUT) if name in library}
+    found = {name: library[name] for name in read_names(HELD_OUT) if name in library}
     assert len(found) >= 15, "the running Python lacks most of the held-out files"
     return found
 
@@ -93,7 +93,7 @@ def test_the_tokenizer_gives_every_text_back() -> None:
 def test_no_held_out_file_has_a_near_duplicate_among_the_others() -> None:
     if sys.version_info[:2] != (3, 11):
         pytest.skip("the list is that of Python 3.11's library")
-    held_out = set(named_held_out(HELD_OUT))
+    held_out = set(read_names(HELD_OUT))
     assert sorted(held_out) == RECORD["held_out_files"]
     for group in near_duplicates(standard_library()):
         assert held_out.issuperset(group) or held_out.isdisjoint(group)
@@ -195,7 +195,7 @@ def test_both_packages_write_the_same_text_with_pass_in_float64() -> None:
 
 
 def test_the_list_of_held_out_files_is_plain() -> None:
-    names = named_held_out(HELD_OUT)
+    names = read_names(HELD_OUT)
     assert names == sorted(set(names))
     assert all(name.endswith(".py") and not name.startswith(("/", ".")) for name in names)
     assert HELD_OUT.read_text(encoding="utf-8").startswith("#")

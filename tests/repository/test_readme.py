@@ -54,7 +54,7 @@ def test_the_example_of_the_page_on_verification_prints_what_it_says(capsys: pyt
 
 @pytest.mark.torch
 def test_every_method_that_a_page_names_is_one_of_the_command() -> None:
-    from pass_sampling.gpu.commands.methods import METHODS as KNOWN
+    from pass_sampling.gpu.decode_options import method_names
 
     pages = [
         README,
@@ -66,7 +66,7 @@ def test_every_method_that_a_page_names_is_one_of_the_command() -> None:
     named = re.findall(r"--method ([a-z-]+)", text)
     (listed,) = re.findall(r"`generate --method` takes(.*?);", text, flags=re.DOTALL)
     named += re.findall(r"`([a-z-]+)`", listed)
-    assert len(named) > 10 and set(named) <= set(KNOWN), set(named) - set(KNOWN)
+    assert len(named) > 10 and set(named) <= set(method_names()), set(named) - set(method_names())
 
 
 def test_every_program_of_the_page_on_methods_has_its_output_below_it() -> None:
