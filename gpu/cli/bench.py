@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ..methods import Method
     from ..model.transformer import Transformer
 
-__all__ = ["HELP", "Options", "run"]
+__all__ = ["HELP", "Options", "names_of_all", "run"]
 
 HELP = "compare all methods of decoding on one checkpoint"
 PLAIN, PLANNED = "autoregressive", "planned"
@@ -52,13 +52,17 @@ PEERS = {
     "transformers-prompt-lookup": {"num_draft"},
     "transformers-assisted": {"draft_model", "num_draft"},
 }
-NAMES = (*method_names(), PLANNED, *PEERS)
 FULL = {"repeats": 5, "max_new_tokens": 96, "num_prompts": 12, "num_places": 64, "num_streams": 8}
 QUICK = {"repeats": 3, "max_new_tokens": 64, "num_prompts": 6, "num_places": 24, "num_streams": 4}
 QUICK_SECONDS, RUNS_SHARE = 110, 0.6  # of --quick, with loading; the share of the rest that the runs take
 PROMPT_LENGTH, PREFIX_LENGTH = 96, 128  # tokens
 
 Texts = Sequence[Sequence[int]]
+
+
+def names_of_all() -> list[str]:
+    """Return the names of all that can be compared."""
+    return [*method_names(), PLANNED, *PEERS]
 
 
 def _sizes(name: str) -> str:
@@ -77,7 +81,7 @@ class Options:
 
     target: ModelOptions = ModelOptions()
     methods: str | None = option(
-        help=f"some of {', '.join(NAMES)}; plain decoding always runs; default: all that can run on the checkpoint",
+        help=f"some of {', '.join(names_of_all())}; plain decoding always runs; default: all that can run here",
         metavar="A,B,...",
     )
     decode: DecodeOptions = group(
@@ -130,11 +134,12 @@ class Options:
         Raises:
             ValueError: a name is unknown or given twice, or no method takes an option that is given.
         """
-        asked = list(NAMES) if self.methods is None else [name.strip() for name in self.methods.split(",")]
+        known = names_of_all()
+        asked = known if self.methods is None else [name.strip() for name in self.methods.split(",")]
         for name in asked:
-            if name not in NAMES:
+            if name not in known:
                 raise ValueError(
-                    f"--methods: found {name!r:.80}, expected some of {', '.join(NAMES)}, with commas between"
+                    f"--methods: found {name!r:.80}, expected some of {', '.join(known)}, with commas between"
                 )
             if asked.count(name) > 1:
                 raise ValueError(f"--methods: found {name} twice, expected every method once")

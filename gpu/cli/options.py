@@ -46,7 +46,8 @@ def add_arguments(
     """
     hints = get_type_hints(kind)
     for each in fields(kind):
-        hint, is_tuple = hints[each.name], get_origin(hints[each.name]) is tuple
+        hint: Any = hints[each.name]
+        is_tuple = get_origin(hint) is tuple
         if not is_tuple:  # int | None is int
             hint = next((part for part in get_args(hint) if part is not NoneType), hint)
         default = _default(each) if defaults is None else getattr(defaults, each.name)
@@ -99,10 +100,10 @@ def options_from(kind: type[Options], arguments: argparse.Namespace) -> Options:
     Raises:
         ValueError: an option has no such value.
     """
-    hints, found = get_type_hints(kind), {}
+    hints: dict[str, Any] = get_type_hints(kind)
+    found: dict[str, Any] = {}
     for each in fields(kind):  # type: ignore[arg-type]
-        hint: Any = hints[each.name]
-        if is_dataclass(hint):
+        if is_dataclass(hint := hints[each.name]):
             found[each.name] = options_from(hint, arguments)  # type: ignore[arg-type]
             continue
         value = getattr(arguments, each.name, None)
