@@ -156,7 +156,7 @@ def check_same_tokens(model: Path, draft_model: Path) -> None:
     Raises:
         ValueError: the vocabularies differ.
     """
-    from ..training.tokenizer import load_tokenizer, vocabulary_digest
+    from ..training.tokens import load_tokenizer, vocabulary_digest
 
     if all((folder / "tokenizer.json").is_file() for folder in (model, draft_model)):
         digests = [vocabulary_digest(load_tokenizer(folder)) for folder in (model, draft_model)]

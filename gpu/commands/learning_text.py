@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..training.train import Trainable, TrainConfig
+    from ..training.acceptance import Trainable
+    from ..training.train import TrainConfig
 
     Tokens = npt.NDArray[np.int64]
 
@@ -114,7 +115,7 @@ def encoded(tokenizer: Any, texts: list[str], model: Trainable, arguments: argpa
     Raises:
         ValueError: there is a token that the model does not have.
     """
-    from ..training.tokenizer import encode_texts
+    from ..training.tokens import encode_texts
 
     found = encode_texts(tokenizer, texts, model.eos_token_ids[0] if model.eos_token_ids else None)
     most = max((int(tokens.max()) for tokens in found if len(tokens)), default=0)

@@ -204,7 +204,7 @@ def _ngram(arguments: argparse.Namespace, model: Transformer, sampling: Sampling
 
 def _ngram_model(arguments: argparse.Namespace, model: Transformer) -> NgramModel:
     from ..drafters import NgramModel
-    from ..training.tokenizer import load_tokenizer, vocabulary_digest
+    from ..training.tokens import load_tokenizer, vocabulary_digest
 
     ngram = NgramModel.load(folder_for(arguments, "ngram", NGRAM, "n-gram model"), model.device)
     ngram.check(model, vocabulary_digest(load_tokenizer(arguments.model)))

@@ -45,7 +45,7 @@ def fetch_folders(arguments: argparse.Namespace) -> None:
         FileNotFoundError: there is no such repository or revision, or no way to it.
         ValueError: it may not be fetched, or a revision stands beside a folder.
     """
-    from ..hf.hub import local_folder
+    from ..checkpoint.hub import local_folder
 
     for flag in FLAGS:
         given: Path | None = getattr(arguments, flag, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..hf.text_decoder import decoder_of
-from ..training.tokenizer import load_tokenizer
+from ..training.tokens import load_tokenizer
 
 __all__ = ["check_room", "check_unicode", "decoder_of", "encode_prompt", "load_tokenizer"]
 
