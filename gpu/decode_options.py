@@ -201,7 +201,7 @@ class DecodeOptions:
         return not self.given.keys() - SOURCES.keys()
 
     def fetched(self) -> DecodeOptions:
-        """Return the options with local folders in the place of names on the Hub; see `hf.hub.local_folder`."""
+        """Return the options with local folders in the place of names on the Hub; see `checkpoint.hub.local_folder`."""
         folders: dict[str, Any] = {name: local(value, name) for name, value in self.given.items() if name in SOURCES}
         return replace(self, **folders)
 
@@ -286,8 +286,8 @@ def is_bundled(folder: Path) -> bool:
 
 
 def local(folder: Path, name: str, revision: str | None = None) -> Path:
-    """Return the folder that a path or a name on the Hub stands for; see `hf.hub.local_folder`."""
-    from .hf.hub import local_folder
+    """Return the folder that a path or a name on the Hub stands for; see `checkpoint.hub.local_folder`."""
+    from .checkpoint.hub import local_folder
 
     return local_folder(folder.as_posix(), revision, name == "lookahead", f"{flag_of(name)} FOLDER")
 

@@ -30,7 +30,7 @@ from .lookahead.refinement import NgramRefinement, Refinement, Unrefined, refine
 from .lookahead.vectors import LookAhead
 from .methods import METHODS, Method, rules_of
 from .model.transformer import Transformer
-from .training.tokenizer import load_tokenizer, vocabulary_digest
+from .training.tokens import load_tokenizer, vocabulary_digest
 
 __all__ = ["described", "folders_of", "make_method"]
 

@@ -20,10 +20,10 @@ from pass_sampling.reference.checkpoint.generation_settings import read_generati
 from pass_sampling.reference.checkpoint.model_settings import read_config
 from pass_sampling.reference.model.config import ModelConfig
 
-from ..hf.hub import local_folder
 from ..model.memory import Memory, check_memory, weight_bytes
 from ..model.precision import check_device, check_dtype
 from ..model.weights import Weights, allocate, destination, weight_table
+from .hub import local_folder
 
 if TYPE_CHECKING:
     from ..model.transformer import Transformer

@@ -158,7 +158,7 @@ def run(options: Options) -> None:
     from ..bench.expectation import expected_tokens_per_forward
     from ..bench.report import Comparison
     from ..bench.runs import run_all
-    from ..training.tokenizer import load_tokenizer
+    from ..training.tokens import load_tokenizer
 
     if options.shape is not None:
         _run_shape(options)

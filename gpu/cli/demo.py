@@ -69,7 +69,7 @@ def run(options: Options) -> None:
     """Show the texts, then the figures."""
     from pass_sampling.reference.config import check_context, check_prompt
 
-    from ..training.tokenizer import load_tokenizer
+    from ..training.tokens import load_tokenizer
 
     target, texts = options.target.fetched(), options.prompt or PROMPTS
     model = target.load()

@@ -102,7 +102,7 @@ def run(options: Options) -> None:
     from ..hf.text_decoder import decoder_of
     from ..make_method import make_method
     from ..methods import Autoregressive
-    from ..training.tokenizer import load_tokenizer
+    from ..training.tokens import load_tokenizer
 
     text = "" if options.interactive else options.read_prompt()
     target = options.target.fetched()

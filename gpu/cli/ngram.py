@@ -60,7 +60,7 @@ def run(options: Options) -> None:
     from pass_sampling.reference.config import check_integer
 
     from ..training.ngram_counts import NgramConfig, count_ngrams
-    from ..training.tokenizer import load_tokenizer, vocabulary_digest
+    from ..training.tokens import load_tokenizer, vocabulary_digest
 
     check_new_folder(options.output, "n-gram model")
     check_integer("num_sequences", options.num_sequences, 1, 2**31)
@@ -106,7 +106,7 @@ def _measured(ngram: NgramModel, model: Transformer, held_out: list[Tokens], mos
     from pass_sampling.reference.config import SamplingConfig
 
     from ..training.acceptance import drafter_acceptance, perplexity
-    from ..training.anchors import evenly_spaced
+    from ..training.tokens import evenly_spaced
 
     tokens, drafter = np.concatenate(held_out), ngram.to(model.device)
     sequences = evenly_spaced(tokens, min(CONTEXT, model.max_position_embeddings, len(tokens)), most)

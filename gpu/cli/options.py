@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pass_sampling.reference.config import SamplingConfig
 
     from ..model.transformer import Transformer
-    from ..training.train import Trainable
+    from ..training.acceptance import Trainable
 
     Tokens = npt.NDArray[np.int64]
 
@@ -252,7 +252,7 @@ def encoded(tokenizer: Any, texts: list[str], model: Trainable, folder: Path) ->
     Raises:
         ValueError: there is a token that the model does not have.
     """
-    from ..training.tokenizer import encode_texts
+    from ..training.tokens import encode_texts
 
     found = encode_texts(tokenizer, texts, model.eos_token_ids[0] if model.eos_token_ids else None)
     most = max((int(tokens.max()) for tokens in found if len(tokens)), default=0)

@@ -201,7 +201,7 @@ def _figures(prediction: Prediction, plain: float) -> dict[str, float]:
 def _places(target: ModelOptions, model: Transformer) -> Sequence[Sequence[int]]:
     """Return the beginnings of pieces of Python's standard library, which every machine has."""
     from ..bench.prompts import pieces, read_library
-    from ..training.tokenizer import load_tokenizer
+    from ..training.tokens import load_tokenizer
     from .demo import PROMPTS
 
     tokenizer, length = load_tokenizer(target.model), _prefix_length(model)

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from ..training.train import Trainable, TrainConfig
+    from ..training.acceptance import Trainable
+    from ..training.train import TrainConfig
 
     Tokens = npt.NDArray[np.int64]
 
@@ -192,7 +193,7 @@ def _read(
     """Return the tokens to train on and those held out: whole files where there are enough of them."""
     import numpy as np
 
-    from ..training.tokenizer import load_tokenizer
+    from ..training.tokens import load_tokenizer
 
     order = np.random.default_rng(config.seed)
     names, held = (list(order.permutation(side)) for side in options.texts.divided(texts, folder))

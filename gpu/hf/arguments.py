@@ -1,45 +1,36 @@
-"""What `generate` was called with: prompts without their padding, and what is refused before any pass.
+"""The arguments of `generate`: what is refused before any pass, prompts without padding, and hooks for each row.
 
-Glossary of shapes: B rows, T tokens of a row, padding included.
-
-The text of one row: a method's step, repeated until the text has ended, with transformers' cache and randomness.
-
-The hooks that `generate` hands over, in the form that methods and endings ask for.
-
-Rows are as long as they are, so one is asked about at a time, with the padding in front of it, as in the library's own
-loop. Some hooks know rows by their place in the batch; so they are shown a batch full of that row.
+Texts of a batch have different lengths, so hooks are asked about one row at a time, with the padding in front of it, as
+in the library's own loop. Some hooks know rows by their place in the batch. So they are given a batch in which every
+row is that one.
 
 Glossary of shapes: B rows, T tokens of a row, padding included, T' tokens with the new ones, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EosTokenCriteria, LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 
-from pass_sampling.reference.ending import Criterion, Ending
-from pass_sampling.reference.record import Generation, Record
+from pass_sampling.reference.ending import Ending
 
-from ..methods.base import Method
 from ..sampling import Processor
-from .rows import RowCache, RowCaches
 
 IGNORED = {"logits_to_keep", "use_cache", "attention_mask", "position_ids", "past_key_values", "cache_position"}
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+STATEFUL = (  # they remember what they were asked, or run another model
+    "SynthIDTextWatermarkLogitsProcessor",
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
+    "ClassifierFreeGuidanceLogitsProcessor",
+)
 
 
 def check_generation(config: Any) -> None:
-    """Refuse settings of `generate` under which there is no text of the distribution that is promised.
-
-    Raises:
-        ValueError: beams, another way of decoding, a guide, a draft's end, outputs that passes over drafts do not have,
-            or no cache.
-    """
+    """Raise ValueError for settings of `generate` that would not be exact, or need outputs that drafts do not have."""
     if (config.num_beams or 1) > 1:
         raise ValueError(f"num_beams: found {config.num_beams}, expected 1")
     mode = config.get_generation_mode()
@@ -57,7 +48,7 @@ def check_generation(config: Any) -> None:
 
 
 def check_arguments(named: dict[str, Any]) -> None:
-    """Raise ValueError for an argument that the model's forward would be given beside the tokens."""
+    """Raise ValueError for an argument that the model's forward would be given in addition to the tokens."""
     for name, value in named.items():
         if name == "token_type_ids" and isinstance(value, Tensor) and not bool(value.any()):
             continue  # of a tokenizer that marks one text with zeros
@@ -66,11 +57,7 @@ def check_arguments(named: dict[str, Any]) -> None:
 
 
 def check_cache(cache: Any, batch_size: int) -> int:
-    """Return how many positions a given cache holds.
-
-    Raises:
-        ValueError: it is one that cannot be rolled back, or was filled for several rows.
-    """
+    """Return how many positions a given cache holds; raise ValueError for one of several rows or of another kind."""
     if cache is None:
         return 0
     if type(cache) is not DynamicCache or cache.offloading:
@@ -86,11 +73,7 @@ def paddings(
     input_ids: Tensor,  # [B, T]
     attention_mask: Tensor | None,  # [B, T]
 ) -> list[int]:
-    """Return how many tokens of padding stand in front of each row.
-
-    Raises:
-        ValueError: there is no token, or padding after one.
-    """
+    """Return how many tokens of padding are in front of each row; raise ValueError for padding anywhere else."""
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
         raise ValueError(f"input_ids: found shape {list(input_ids.shape)}, expected rows of at least one token")
     if attention_mask is None:
@@ -111,54 +94,13 @@ def check_positions(
     num_padding: list[int],
     num_tokens: int,
 ) -> None:
-    """Raise ValueError unless every row's tokens stand at 0, 1, 2, and so on."""
+    """Raise ValueError unless every row's tokens are at the positions 0, 1, 2, and so on."""
     if position_ids is None:
         return
     for row, padding in zip(position_ids, num_padding, strict=False):
         expected = torch.arange(num_tokens - padding, device=row.device)
         if row.ndim != 1 or not torch.equal(row[-len(expected) :], expected[-len(row) :]):
             raise ValueError("position_ids: found positions of another kind, expected those that count the tokens")
-
-
-def write(
-    method: Method,
-    prompt: Sequence[int],
-    ending: Ending,
-    cache: Any,
-    num_cached: int,
-    show: Callable[[Record], None],
-) -> tuple[Generation, Any]:
-    """Continue a prompt after what a cache holds of it; return the text, and the cache of all but its last token.
-
-    The uniforms are drawn from PyTorch's default generator, in float64; greedy decoding draws none.
-    """
-    state = method.start(prompt, ending)
-    lengths = torch.full_like(state.lengths, num_cached)
-    caches = RowCaches([RowCache(cache, num_cached)], lengths, state.cache.capacity)
-    state = replace(state, cache=caches, cached=caches.lengths, max_pending=len(prompt) - num_cached)
-    records: list[Record] = []
-    while not bool(state.ended):
-        state, batch = method.step(state, _uniforms(method).to(method.model.device))
-        state.raise_fault()
-        records += batch.rows()
-        show(records[-1])
-    tokens = tuple(token for record in records for token in record.tokens)
-    text = Generation(tuple(prompt), tokens, ending.reason(tokens) or "length", tuple(records))
-    return text, caches.rows[0].release(min(int(caches.lengths), len(prompt) + len(tokens) - 1))
-
-
-def _uniforms(method: Method) -> torch.Tensor:
-    shape = (1, method.num_uniforms)
-    if method.sampling.temperature == 0:
-        return torch.full(shape, 0.5, dtype=torch.float64)
-    return torch.rand(shape, dtype=torch.float64)
-
-
-STATEFUL = (  # they remember what they were asked, or run a model of their own beside
-    "SynthIDTextWatermarkLogitsProcessor",
-    "UnbatchedClassifierFreeGuidanceLogitsProcessor",
-    "ClassifierFreeGuidanceLogitsProcessor",
-)
 
 
 def check_processors(processors: Sequence[Any]) -> None:
@@ -178,7 +120,7 @@ def processor_hook(
 ) -> Processor | None:
     """Return the processors as one hook for a row of the batch, or None where there are none.
 
-    They see float32 logits, as in `generate`; those of a float64 model stay what they are.
+    They are given float32 logits, as in `generate`; those of a float64 model stay float64.
     """
     if not processors:
         return None
@@ -187,7 +129,7 @@ def processor_hook(
     num_prompt = input_ids.shape[1] - num_padding
 
     def process(prefix: tuple[int, ...], logits: Tensor) -> Tensor:
-        rows = _behind(input_ids, place, prefix[num_prompt:])
+        rows = _rows_of(input_ids, place, prefix[num_prompt:])
         processed: Tensor = every(rows, logits.to(rows.device, wanted).repeat(len(rows), 1))[place]
         return processed.to(logits.device)
 
@@ -200,12 +142,12 @@ def ending_of(
     place: int,
     max_length: int,
 ) -> Ending:
-    """Return where the text of a row ends: at a length, at tokens, or where a criterion says so of a prefix.
+    """Return where the text of a row ends: at a length, at tokens, or at a prefix that a criterion ends.
 
-    Lengths and end-of-sequence tokens are looked for without asking the host.
+    Lengths and end-of-sequence tokens are checked without asking the host.
     """
     eos: set[int] = set()
-    others = []
+    others: Any = StoppingCriteriaList()
     for criterion in criteria:
         if type(criterion) is MaxLengthCriteria:
             max_length = min(max_length, criterion.max_length)
@@ -213,21 +155,14 @@ def ending_of(
             eos |= set(criterion.eos_token_id.flatten().tolist())
         else:
             others.append(criterion)
-    return Ending(max_length - input_ids.shape[1], sorted(eos), criterion=_criterion(others, input_ids, place))
+
+    def ends(new_tokens: Sequence[int]) -> bool:
+        return bool(others(_rows_of(input_ids, place, new_tokens), None)[place])
+
+    return Ending(max_length - input_ids.shape[1], sorted(eos), criterion=ends if others else None)
 
 
-def _criterion(
-    criteria: Sequence[Any],
-    input_ids: Tensor,  # [B, T]
-    place: int,
-) -> Criterion | None:
-    if not criteria:
-        return None
-    every: Any = StoppingCriteriaList(criteria)
-    return lambda new_tokens: bool(every(_behind(input_ids, place, new_tokens), None)[place])
-
-
-def _behind(
+def _rows_of(
     input_ids: Tensor,  # [B, T]
     place: int,
     new_tokens: Sequence[int],

@@ -5,15 +5,13 @@ processors are applied after every prefix, drafts included, and its stopping cri
 text has the distribution that `generate` gives it, whatever the vectors; greedy, it is the same text up to rounding.
 
 Glossary of shapes: B rows, T tokens of a row, padding included, T' tokens with the new ones.
-
-A folder for the Hub: look-ahead vectors, and the code with which transformers' `generate` uses them by name.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,15 +19,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from pass_sampling.reference.config import SamplingConfig, check_context, check_integer
+from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Generation, Record
 
+from ..lookahead.card import model_card
 from ..lookahead.vectors import LookAhead
-from ..methods import FusedPaSS, PaSS
-from ..training.parts import first_vectors
+from ..methods import FusedPaSS, Method, PaSS
+from ..training.train import first_vectors
 from .arguments import (
     check_arguments,
     check_cache,
@@ -39,21 +40,27 @@ from .arguments import (
     ending_of,
     paddings,
     processor_hook,
-    write,
 )
-from .card import model_card
 from .model import TransformersModel
 from .model_checks import check_model, check_rope
+from .rows import RowCache, RowCaches
 from .text_decoder import decoder_of
 
-__all__ = [
-    "PassOutput",
-    "TransformersModel",
-    "generate_with_pass",
-    "pass_generate",
-    "untrained_lookahead",
-    "write_custom_generate",
-]
+# A repository's custom_generate/generate.py; the names that it imports from this module stay.
+CODE = '''"""Decode with the look-ahead vectors of this repository; pass-sampling does the work."""
+
+from pass_sampling.gpu.hf.generate import generate_with_pass
+from pass_sampling.gpu.hf.generate import shared_lookahead
+
+REPOSITORY = {repository!r}
+
+
+def generate(model, inputs=None, lookahead=None, **named):
+    """Call `generate_with_pass` with what was given."""
+    named = {{name: value for name, value in named.items() if value is not None}}
+    return generate_with_pass(model, inputs, lookahead=lookahead or shared_lookahead(REPOSITORY), **named)
+'''
+shared_lookahead = LookAhead.load
 
 
 @dataclass
@@ -124,7 +131,7 @@ def pass_generate(
         lookahead: vectors, or the folder that keeps them, or as a string its name on the Hub.
         fused: one call per step (`FusedPaSS`) instead of two (`PaSS`); default: as the vectors were trained.
         num_lookahead: how many of the vectors to use; default: all.
-        streamer: shown the new tokens; `generate` itself does not hand it on, see `generate_with_pass`.
+        streamer: given the new tokens; `generate` itself does not pass it on, see `generate_with_pass`.
         model_kwargs: what else `generate` has prepared.
 
     Raises:
@@ -143,11 +150,10 @@ def pass_generate(
         )
     if streamer is not None and len(input_ids) > 1:
         raise ValueError(f"streamer: found one with {len(input_ids)} rows, expected it with one")
-    endings = [
-        ending_of(stopping_criteria or [], input_ids, place, generation_config.max_length)
-        for place in range(len(input_ids))
-    ]
-    padding_token = _padding_token(generation_config)
+    longest = generation_config.max_length
+    endings = [ending_of(stopping_criteria or [], input_ids, place, longest) for place in range(len(input_ids))]
+    found = getattr(generation_config, "_pad_token_tensor", None)  # what `generate` has found to pad with
+    padding_token = generation_config.pad_token_id if found is None else int(found)
     if padding_token is None and len(input_ids) > 1 and endings[0].criterion is not None:
         raise ValueError("pad_token_id: found None with rows that may end apart, expected a token")
 
@@ -168,7 +174,7 @@ def pass_generate(
         hook = processor_hook(logits_processor or [], input_ids, place, padding, adapted.dtype)
         cache = model_kwargs.get("past_key_values") if len(input_ids) == 1 else None
         cache = DynamicCache(config=adapted.text_config) if cache is None else cache
-        text, cache = write(replace(method, processor=hook), prompt, ending, cache, num_cached, show)
+        text, cache = _write(replace(method, processor=hook), prompt, ending, cache, num_cached, show)
         texts.append(text)
     if streamer is not None:
         streamer.end()
@@ -183,6 +189,31 @@ def pass_generate(
     )
 
 
+def _write(
+    method: Method, prompt: Sequence[int], ending: Ending, cache: Any, num_cached: int, show: Callable[[Record], None]
+) -> tuple[Generation, Any]:
+    """Continue a prompt after what a cache holds of it; return the text, and the cache of all but its last token.
+
+    The uniforms are drawn from PyTorch's default generator, in float64; greedy decoding draws none.
+    """
+    state = method.start(prompt, ending)
+    lengths = torch.full_like(state.lengths, num_cached)
+    caches = RowCaches([RowCache(cache, num_cached)], lengths, state.cache.capacity)
+    state = replace(state, cache=caches, cached=caches.lengths, max_pending=len(prompt) - num_cached)
+    records: list[Record] = []
+    greedy = method.sampling.temperature == 0
+    while not bool(state.ended):
+        shape = (1, method.num_uniforms)
+        uniforms = torch.full(shape, 0.5, dtype=torch.float64) if greedy else torch.rand(shape, dtype=torch.float64)
+        state, batch = method.step(state, uniforms.to(method.model.device))
+        state.raise_fault()
+        records += batch.rows()
+        show(records[-1])
+    tokens = tuple(token for record in records for token in record.tokens)
+    text = Generation(tuple(prompt), tokens, ending.reason(tokens) or "length", tuple(records))
+    return text, caches.rows[0].release(min(int(caches.lengths), len(prompt) + len(tokens) - 1))
+
+
 def untrained_lookahead(model: Any, num_lookahead: int, seed: int = 0) -> LookAhead:
     """Return what training starts from, for any model: the mean input vector, with noise of a tenth of their spread."""
     check_integer("num_lookahead", num_lookahead, 0, 2**16)
@@ -192,7 +223,7 @@ def untrained_lookahead(model: Any, num_lookahead: int, seed: int = 0) -> LookAh
 
 
 def _vectors(model: TransformersModel, lookahead: LookAhead | str | os.PathLike[str] | None) -> LookAhead:
-    """Return the vectors, if they are of use to the model; warn where they may be another's."""
+    """Return the vectors if the model can use them; warn if they may be another model's."""
     if lookahead is None:
         raise ValueError("lookahead: found None, expected a LookAhead, or the folder of one")
     if not isinstance(lookahead, LookAhead):
@@ -215,24 +246,14 @@ def _vectors(model: TransformersModel, lookahead: LookAhead | str | os.PathLike[
 
 
 def _method(
-    model: TransformersModel,
-    lookahead: LookAhead,
-    fused: bool | None,
-    num_lookahead: int | None,
-    do_sample: bool,
+    model: TransformersModel, lookahead: LookAhead, fused: bool | None, num_lookahead: int | None, do_sample: bool
 ) -> PaSS | FusedPaSS:
-    """Return the steps. Temperature and the like are among the processors, so a draw is all that is left."""
+    """Return the method. Temperature and the like are among the processors, so its sampling is a plain draw."""
     sampling = SamplingConfig() if do_sample else SamplingConfig(temperature=0.0)
     if fused or (fused is None and lookahead.head is not None):
         model.require_masks()
         return FusedPaSS(model, lookahead, sampling, num_lookahead=num_lookahead)
     return PaSS(model, lookahead, sampling, num_lookahead=num_lookahead)
-
-
-def _padding_token(config: Any) -> int | None:
-    """Return what `generate` has found to pad with."""
-    found = getattr(config, "_pad_token_tensor", None)
-    return config.pad_token_id if found is None else int(found)
 
 
 def _padded(
@@ -241,38 +262,17 @@ def _padded(
     padding_token: int | None,
 ) -> Tensor:  # [B, T']
     """Return the rows with their new tokens, padded after to the longest."""
-    width = max(len(text.tokens) for text in texts)
-    fill = 0 if padding_token is None else padding_token
-    new = [[*text.tokens, *[fill] * (width - len(text.tokens))] for text in texts]
-    return torch.cat([input_ids, torch.tensor(new, dtype=input_ids.dtype, device=input_ids.device)], dim=1)
+    rows = [torch.tensor(text.tokens, dtype=input_ids.dtype, device=input_ids.device) for text in texts]
+    return torch.cat([input_ids, pad_sequence(rows, batch_first=True, padding_value=padding_token or 0)], dim=1)
 
 
-CODE = '''"""Decode with the look-ahead vectors of this repository; pass-sampling does the work."""
-
-from pass_sampling.gpu.hf.generate import generate_with_pass
-from pass_sampling.gpu.hf.generate import shared_lookahead
-
-REPOSITORY = {repository!r}
-
-
-def generate(model, inputs=None, lookahead=None, **named):
-    """Call `generate_with_pass` with what was given."""
-    named = {{name: value for name, value in named.items() if value is not None}}
-    return generate_with_pass(model, inputs, lookahead=lookahead or shared_lookahead(REPOSITORY), **named)
-'''
-
-
-def write_custom_generate(
-    folder: str | os.PathLike[str],
-    lookahead: LookAhead,
-    repository: str | None = None,
-) -> None:
+def write_custom_generate(folder: str | os.PathLike[str], lookahead: LookAhead, repository: str | None = None) -> None:
     """Write a repository that `generate(custom_generate=...)` takes, with vectors, code, requirements and a card.
 
     Args:
         folder: a path at which there is nothing yet, or an empty folder.
         lookahead: what to share.
-        repository: the name it will have on the Hub, as "user/name"; default: the folder itself, where it lies now.
+        repository: the name it will have on the Hub, as "user/name"; default: the path of the folder itself.
 
     Raises:
         ValueError: the path holds something, or the vectors are of no use to a model of transformers.
@@ -291,8 +291,3 @@ def write_custom_generate(
     for name, text in texts.items():
         (path / name).write_text(text, encoding="utf-8")
     lookahead.save(path / "lookahead")
-
-
-def shared_lookahead(repository: str) -> LookAhead:
-    """Return the vectors of a folder that was written for sharing, or download them from the Hub."""
-    return LookAhead.load(repository)

@@ -1,8 +1,8 @@
 """A causal model of transformers as the language model of a method: embeddings in, logits out, a cache per row.
 
-The library's own forward is run in two halves: the body, and after it a copy of the whole whose body hands through
-what it is given, so that whatever a model does to its logits (a scale, a cap) is done to them. Rows of a batch have a
-pass each: no padding, no mask, and no row's numbers depend on its neighbours.
+The library's own forward is run in two halves: first the body, then a copy of the whole model with an `IdentityBody`.
+So whatever a model does to its logits (a scale, a cap) is done to them. Rows of a batch have a pass each: no padding,
+no mask, and no row's numbers depend on its neighbours.
 
 Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state, V vocabulary, N tokens of it.
 """
@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,19 +23,56 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils.generic import ModelOutput
 
 from pass_sampling.reference.checkpoint.folder import name_of
 
+from ..checkpoint.hub import is_repository
 from ..lookahead.adapter import Adapter
 from ..model.cache import KVCache
-from .apart import Apart
-from .hub import is_repository
-from .model_checks import IdentityBody, body_name, check_masks, check_model, longest_text, probe, probe_masks
-from .rows import RowCache, RowCaches, row_caches, row_masks
+from .model_checks import body_name, check_masks, check_model, longest_text
+from .rows import Apart, RowCache, RowCaches, row_caches, row_masks
 
-__all__ = ["TransformersModel"]
-
+SEEN = [  # which row attends to which: a token, a draft, a group after each
+    [1, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0],
+    [1, 0, 1, 0, 0, 0],
+    [1, 0, 1, 1, 0, 0],
+    [1, 1, 0, 0, 1, 0],
+    [1, 1, 0, 0, 1, 1],
+]
+_PROBED: WeakKeyDictionary[Any, set[tuple[Any, ...]]] = WeakKeyDictionary()
 _FINGERPRINTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+@dataclass
+class _BodyOutput(ModelOutput):
+    """The fields that heads read of a body's output; only the hidden states are set."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    cross_attentions: Any = None
+    router_logits: Any = None
+
+
+class IdentityBody(torch.nn.Module):
+    """A body that returns its input vectors as its hidden states."""
+
+    @property
+    def decoder(self) -> IdentityBody:
+        """The same, for models whose body has a decoder inside."""
+        return self
+
+    def forward(
+        self,
+        *arguments: Any,
+        inputs_embeds: Tensor,  # [1, T, D]
+        **named: Any,
+    ) -> _BodyOutput:
+        """Return the vectors in the form that a head expects."""
+        return _BodyOutput(last_hidden_state=inputs_embeds)
 
 
 class TransformersModel:
@@ -60,7 +98,7 @@ class TransformersModel:
         self.vocab_size = int(self._embedding.weight.shape[0])
         self.max_position_embeddings = longest_text(self.text_config)
         self._takes_masks = False
-        probe(self)
+        _probe(self, "a rolled-back cache", _rolled_back)
 
     @property
     def hidden_size(self) -> int:
@@ -113,11 +151,11 @@ class TransformersModel:
         return _FINGERPRINTS[self.model]
 
     def require_masks(self) -> None:
-        """Raise ValueError unless the model takes masks that say who sees whom; at first, short passes find out."""
+        """Raise ValueError unless the model obeys masks of its rows; the first time, short passes find out."""
         if not self._takes_masks:
             check_masks(self.model, self.text_config)
             self._takes_masks = True
-            probe_masks(self)
+            _probe(self, "a mask of its own", _masked)
 
     def new_cache(self, capacity: int = 16, batch_size: int = 1) -> RowCaches:
         """Return empty caches, which keep every position in every layer; `generate` brings smaller ones."""
@@ -145,7 +183,7 @@ class TransformersModel:
     ) -> Tensor:  # [B, T, D']
         """Run one pass per row after its cached positions; see `Transformer.hidden`.
 
-        Rows that would stand beyond the model's last position are padding, and get none.
+        Rows after the model's last position are padding and get no pass.
 
         Raises:
             ValueError: an adapter is given, or a mask to a model that takes none.
@@ -156,27 +194,26 @@ class TransformersModel:
         found = []
         for b, (row, length) in enumerate(zip(caches.rows, caches.lengths.tolist(), strict=True)):
             row.settle(length)
-            standing = (
-                torch.arange(length, length + num_rows, device=self.device) if positions is None else positions[b]
-            )
+            places = torch.arange(length, length + num_rows, device=self.device)
             masks, seen = None, None
             if positions is None and visible is None:
-                standing = standing[: max(1, self.max_position_embeddings - length)]
+                places = places[: max(1, self.max_position_embeddings - length)]
             else:
+                places = places if positions is None else positions[b]
                 self.require_masks()
-                standing = standing.clamp(max=self.max_position_embeddings - 1)
+                places = places.clamp(max=self.max_position_embeddings - 1)
                 seen = visible if visible is None or visible.ndim == 2 else visible[b]
-                masks = row_masks(self.text_config, row.cache, length, standing, seen, self.dtype)
-            fed = inputs[b : b + 1, : len(standing)]
-            hidden = self._pass(fed, row.cache, standing.unsqueeze(0), masks)
-            row.grow(len(standing))
-            if len(standing) > 1 and not bool(hidden.isfinite().all()):
+                masks = row_masks(self.text_config, row.cache, length, places, seen, self.dtype)
+            fed = inputs[b : b + 1, : len(places)]
+            hidden = self._pass(fed, row.cache, places.unsqueeze(0), masks)
+            row.grow(len(places))
+            if len(places) > 1 and not bool(hidden.isfinite().all()):
                 row.settle(length)
                 apart = Apart(row.cache)
-                hidden = apart.spoil(self._pass(fed, apart, standing.unsqueeze(0), masks), seen)
-                row.grow(len(standing))
-            if len(standing) < num_rows:
-                hidden = torch.nn.functional.pad(hidden, (0, 0, 0, num_rows - len(standing)))
+                hidden = apart.spoil(self._pass(fed, apart, places.unsqueeze(0), masks), seen)
+                row.grow(len(places))
+            if len(places) < num_rows:
+                hidden = torch.nn.functional.pad(hidden, (0, 0, 0, num_rows - len(places)))
             found.append(hidden)
         caches.advance(num_rows)
         return torch.cat(found)
@@ -219,3 +256,60 @@ class TransformersModel:
                 return module(**named)
         frozen = {name: each.detach() for name, each in module.named_parameters()}
         return functional_call(module, frozen, (), named)
+
+
+def _probe(model: TransformersModel, what: str, passes: Callable[[TransformersModel, Tensor], Any]) -> None:
+    """Raise ValueError unless passes find the logits of the model's plain forward over the same tokens.
+
+    They are compared once for a model, its device, dtype and attention. The logits may differ by rounding, so half of
+    the digits of the dtype must agree, and of float64 half of those of float32, in which transformers computes norms
+    and some softmaxes. A cache that is not rolled back or a mask that is ignored changes logits by as much as they
+    differ from each other.
+    """
+    kind = (what, model.device, model.dtype, getattr(model.model.config, "_attn_implementation", None))
+    if kind in _PROBED.setdefault(model.model, set()):
+        return
+    tokens = (7919 * torch.arange(1, 7, device=model.device) % model.vocab_size).unsqueeze(0)
+    try:
+        with torch.no_grad():
+            found, expected = passes(model, tokens)
+    except Exception as error:  # the model's own code may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model: found {model.name!r}, which takes no pass with {what} ({type(error).__name__}: {reason}), "
+            "expected a causal model that does"
+        ) from error
+    expected = expected.double()
+    epsilon = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)
+    tolerance = epsilon**0.5 * float(expected.max() - expected.min())
+    if found.shape != expected.shape or not float((found.double() - expected).abs().max()) <= tolerance:
+        raise ValueError(
+            f"model: found {model.name!r}, whose logits after a pass with {what} are not those of plain passes, "
+            "expected a causal model for which they are"
+        )
+    _PROBED[model.model].add(kind)
+
+
+def _plain(model: TransformersModel, tokens: Tensor) -> Tensor:
+    return model.model(input_ids=tokens, use_cache=False).logits[0].to(model.device)  # type: ignore[no-any-return]
+
+
+def _rolled_back(model: TransformersModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Feed three tokens and two more that are dropped, then the others after the three."""
+    cache = model.new_cache(tokens.shape[1])
+    inputs = model.embed(tokens)
+    first = model.hidden(inputs[:, [0, 1, 2, 5, 4]], cache)[:, :3]
+    cache.truncate(torch.full_like(cache.lengths, 3))
+    return model.logits(torch.cat([first, model.hidden(inputs[:, 3:], cache)], dim=1))[0], _plain(model, tokens)
+
+
+def _masked(model: TransformersModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Feed three tokens, then one, a draft, and after each of the two a group of two rows; compare the groups."""
+    cache = model.new_cache(16)
+    inputs = model.embed(tokens)
+    model.hidden(inputs[:, :3], cache)
+    positions = torch.tensor([[3, 4, 4, 5, 5, 6]], device=model.device)
+    visible = torch.tensor(SEEN, device=model.device).bool()
+    found = model.logits(model.hidden(inputs[:, [3, 4, 5, 0, 5, 0]], cache, positions, visible))[0]
+    chains = [_plain(model, tokens[:, [0, 1, 2, 3, *draft, 5, 0]])[-2:] for draft in ([], [4])]
+    return found, torch.cat([_plain(model, tokens[:, :5])[3:], *chains])

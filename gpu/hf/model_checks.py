@@ -1,45 +1,27 @@
-"""A Hugging Face folder, read by transformers.
-
-Which models of transformers are refused, before any pass.
-
-A few short passes over a model of transformers, once per model: does it do what methods rely on?
-
-The numbers are compared with those of the model's plain forward over the same tokens. They may differ by rounding, so
-half of the digits of the dtype are asked to agree, and of float64 half of those of float32, in which transformers
-computes norms and some softmaxes. A cache that is not rolled back or a mask that is not heeded changes logits by as
-much as they differ from each other.
-
-A body that computes nothing, before which a model's own head can be run alone.
-"""
+"""Models of transformers: reading one from a folder, and refusing, before any pass, those that are not supported."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.utils.generic import ModelOutput
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from pass_sampling.reference.checkpoint.folder import CONFIG, check_weights, file_in, open_folder
 
 from ..model.precision import check_device, check_dtype
 
-if TYPE_CHECKING:
-    from .model import TransformersModel
-
-__all__ = ["IdentityBody", "load_with_transformers"]
+ATTENTION = ("eager", "sdpa")  # those that take a mask of numbers
+KINDS = {"full_attention", "sliding_attention"}
+NO_LIMIT = 2**31
 
 
 def load_with_transformers(
-    folder: str | os.PathLike[str],
-    dtype: Any = None,
-    device: torch.device | str = "cpu",
+    folder: str | os.PathLike[str], dtype: Any = None, device: torch.device | str = "cpu"
 ) -> Any:
     """Return the model in a folder as transformers has it, in eval mode; default dtype: the checkpoint's.
 
@@ -47,9 +29,6 @@ def load_with_transformers(
         FileNotFoundError: there is no such folder, or no config.json or no weights in it.
         ValueError: transformers cannot read it, the weights are no safetensors, or the device is not there.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
     device, dtype = check_device(device), "auto" if dtype is None else check_dtype(dtype)
     root = open_folder(folder)
     file_in(root, CONFIG)
@@ -66,11 +45,6 @@ def load_with_transformers(
             f"{folder} holds nothing for transformers ({reason}), expected a model that it reads"
         ) from None
     return model.eval().to(device)
-
-
-ATTENTION = ("eager", "sdpa")  # those that take a mask of numbers
-KINDS = {"full_attention", "sliding_attention"}
-NO_LIMIT = 2**31
 
 
 def check_model(model: Any) -> None:
@@ -116,7 +90,7 @@ def check_model(model: Any) -> None:
 def _check_weights(model: Any, ends: tuple[Any, Any]) -> None:
     """Raise ValueError for layers of PyTorch's own quantisation, which may scale all rows of a pass together.
 
-    The embeddings need a matrix of numbers besides: its shape says how many tokens there are.
+    The embeddings also need a matrix of numbers: its shape gives the number of tokens.
     """
     found = [layer for layer in model.modules() if callable(getattr(layer, "weight", None))]
     for layer in ends:
@@ -137,7 +111,7 @@ def body_name(model: Any) -> str:
 
 
 def check_masks(model: Any, config: Any) -> None:
-    """Raise ValueError where a mask that says who sees whom would be ignored or misread, or positions would be."""
+    """Raise ValueError if the model would ignore or misread an additive mask, or positions."""
     takes_positions = "position_ids" in inspect.signature(getattr(model, body_name(model)).forward).parameters
     if not takes_positions or getattr(config, "alibi", False):
         why = "attention counts distances in the cache, alibi" if takes_positions else "body takes no position_ids"
@@ -181,105 +155,3 @@ def check_rope(config: Any, prompt_length: int, max_new_tokens: int, num_beyond:
                 f"max_new_tokens: found a prompt of {prompt_length} tokens and {max_new_tokens} new ones, expected at "
                 f"most {original - num_beyond} together or a longer prompt: there the model's rotary frequencies change"
             )
-
-
-SEEN = [  # which row sees which: a token, a draft, a group after each
-    [1, 0, 0, 0, 0, 0],
-    [1, 1, 0, 0, 0, 0],
-    [1, 0, 1, 0, 0, 0],
-    [1, 0, 1, 1, 0, 0],
-    [1, 1, 0, 0, 1, 0],
-    [1, 1, 0, 0, 1, 1],
-]
-_PROBED: WeakKeyDictionary[Any, set[tuple[Any, ...]]] = WeakKeyDictionary()
-
-
-def probe(model: TransformersModel) -> None:
-    """Raise ValueError unless passes over input vectors, after a cache that was rolled back, are those over tokens."""
-    _once(model, "a rolled-back cache", _rolled_back)
-
-
-def probe_masks(model: TransformersModel) -> None:
-    """Raise ValueError unless rows see exactly what an additive mask says, and stand where they are told to."""
-    _once(model, "a mask of its own", _masked)
-
-
-def _once(model: TransformersModel, what: str, passes: Callable[[TransformersModel, Tensor], Any]) -> None:
-    """Compare what passes find with what is expected, the first time that a model is seen as it is."""
-    kind = (what, model.device, model.dtype, getattr(model.model.config, "_attn_implementation", None))
-    if kind in _PROBED.setdefault(model.model, set()):
-        return
-    tokens = (7919 * torch.arange(1, 7, device=model.device) % model.vocab_size).unsqueeze(0)
-    try:
-        with torch.no_grad():
-            found, expected = passes(model, tokens)
-    except Exception as error:  # the model's own code may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"model: found {model.name!r}, which takes no pass with {what} ({type(error).__name__}: {reason}), "
-            "expected a causal model that does"
-        ) from error
-    expected = expected.double()
-    epsilon = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)
-    tolerance = epsilon**0.5 * float(expected.max() - expected.min())
-    if found.shape != expected.shape or not float((found.double() - expected).abs().max()) <= tolerance:
-        raise ValueError(
-            f"model: found {model.name!r}, whose logits after a pass with {what} are not those of plain passes, "
-            "expected a causal model for which they are"
-        )
-    _PROBED[model.model].add(kind)
-
-
-def _plain(model: TransformersModel, tokens: Tensor) -> Tensor:
-    return model.model(input_ids=tokens, use_cache=False).logits[0].to(model.device)  # type: ignore[no-any-return]
-
-
-def _rolled_back(model: TransformersModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Feed three tokens and two more that are dropped, then the others after the three."""
-    cache = model.new_cache(tokens.shape[1])
-    inputs = model.embed(tokens)
-    first = model.hidden(inputs[:, [0, 1, 2, 5, 4]], cache)[:, :3]
-    cache.truncate(torch.full_like(cache.lengths, 3))
-    return model.logits(torch.cat([first, model.hidden(inputs[:, 3:], cache)], dim=1))[0], _plain(model, tokens)
-
-
-def _masked(model: TransformersModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Feed three tokens, then one, a draft, and after each of the two a group of two rows; compare the groups."""
-    cache = model.new_cache(16)
-    inputs = model.embed(tokens)
-    model.hidden(inputs[:, :3], cache)
-    positions = torch.tensor([[3, 4, 4, 5, 5, 6]], device=model.device)
-    visible = torch.tensor(SEEN, device=model.device).bool()
-    found = model.logits(model.hidden(inputs[:, [3, 4, 5, 0, 5, 0]], cache, positions, visible))[0]
-    chains = [_plain(model, tokens[:, [0, 1, 2, 3, *draft, 5, 0]])[-2:] for draft in ([], [4])]
-    return found, torch.cat([_plain(model, tokens[:, :5])[3:], *chains])
-
-
-@dataclass
-class _BodyOutput(ModelOutput):
-    """What a head finds in the output of any body; only the hidden states are there."""
-
-    last_hidden_state: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-    cross_attentions: Any = None
-    router_logits: Any = None
-
-
-class IdentityBody(torch.nn.Module):
-    """A body that returns its input vectors as its hidden states."""
-
-    @property
-    def decoder(self) -> IdentityBody:
-        """The same, for models whose body has a decoder inside."""
-        return self
-
-    def forward(
-        self,
-        *arguments: Any,
-        inputs_embeds: Tensor,  # [1, T, D]
-        **named: Any,
-    ) -> _BodyOutput:
-        """Return the vectors in the form that a head expects."""
-        return _BodyOutput(last_hidden_state=inputs_embeds)

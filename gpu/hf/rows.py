@@ -1,12 +1,10 @@
-"""The caches of a batch of which every row has its own pass: transformers' cache per row, and how it is rolled back.
+"""Caches of transformers for a batch of which every row has its own pass, and the masks of such a pass.
 
-Glossary of shapes: B batch, N rows of the batch that are kept.
+Masks are additive and of floating point, one per kind of layer. The library's eager attention would silently take a
+boolean mask for numbers.
 
-Who sees whom in one row's pass, in the form that transformers takes: additive float masks, one per kind of layer.
-
-Masks of truth values are taken for numbers by its eager attention, silently; so none are made.
-
-Glossary of shapes: T rows of the pass, S slots (cached and of the pass).
+Glossary of shapes: B batch, N rows of the batch that are kept, T rows of the pass, S cache positions that are read
+(cached and of the pass), G key/value heads, E size of a key, E_v of a value, D' hidden state.
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ from ..model.cache import KVCache, same
 
 
 class RowCache:
-    """One row's cache of transformers; what is dropped of it is dropped before the next pass, not at once.
+    """One row's cache of transformers; positions are dropped before the next pass, not at once.
 
-    A layer with a sliding window remembers no more than its window, so it is told to record the past: what the last
-    pass has added, and pushed out, can be undone. Nothing before that pass can.
+    A layer with a sliding window keeps no more than its window, so it is told to record the past: then the last pass
+    can be undone, but none before it.
     """
 
     def __init__(self, cache: Any, held: int = 0):
@@ -39,11 +37,7 @@ class RowCache:
                 layer.activate_past_recording()
 
     def settle(self, length: int) -> None:
-        """Drop what stands at or beyond `length`.
-
-        Raises:
-            ValueError: a layer does not remember that far back.
-        """
+        """Drop the positions from `length` on; raise ValueError if a layer does not remember that far back."""
         if self.held == 0:
             return
         if length < self._before and any(hasattr(layer, "record_past") for layer in self.cache.layers):
@@ -60,7 +54,7 @@ class RowCache:
         self.held += num_rows
 
     def release(self, length: int) -> Any:
-        """Return the cache cut to `length`, as `generate` hands it out: without a memory of what was dropped."""
+        """Return the cache cut to `length`, as `generate` returns it: without a memory of what was dropped."""
         self.settle(length)
         for layer in self.cache.layers:
             if hasattr(layer, "record_past"):
@@ -68,23 +62,20 @@ class RowCache:
         return self.cache
 
     def agrees(self, other: RowCache, length: int) -> bool:
-        """Say whether two caches hold the same, up to rounding, in what both still know of `length` positions."""
+        """Return whether two caches are equal, up to rounding, in what both still hold of `length` positions."""
         self.settle(length)
         other.settle(length)
-        return all(
-            same(*(keys[..., -_common(layer, twin) :, :] for keys in (getattr(layer, name), getattr(twin, name))))
-            for layer, twin in zip(self.cache.layers, other.cache.layers, strict=True)
-            for name in ("keys", "values")
-            if isinstance(getattr(layer, name, None), Tensor) and layer.keys.numel()
-        )
-
-
-def _common(layer: Any, twin: Any) -> int:
-    return int(min(layer.keys.shape[-2], twin.keys.shape[-2]))
+        for layer, twin in zip(self.cache.layers, other.cache.layers, strict=True):
+            if isinstance(getattr(layer, "keys", None), Tensor) and layer.keys.numel():
+                held = min(layer.keys.shape[-2], twin.keys.shape[-2])
+                pairs = ((layer.keys, twin.keys), (layer.values, twin.values))
+                if not all(same(mine[..., -held:, :], yours[..., -held:, :]) for mine, yours in pairs):
+                    return False
+        return True
 
 
 class RowCaches(KVCache):
-    """What a method asks of a cache, over one of transformers per row."""
+    """A cache for the methods of this package, over one of transformers per row."""
 
     def __init__(
         self,
@@ -122,19 +113,55 @@ class RowCaches(KVCache):
         return RowCaches([copy.deepcopy(row) for row in self.rows], self.lengths.clone(), self.capacity)
 
     def agrees(self, other: KVCache) -> bool:
-        """Say whether the caches of one sequence are the same up to rounding; those of different lengths are not."""
-        if not isinstance(other, RowCaches) or self.lengths.tolist() != other.lengths.tolist():
+        """Return whether the caches of one sequence are equal up to rounding; those of different lengths are not."""
+        lengths = self.lengths.tolist()
+        if not isinstance(other, RowCaches) or lengths != other.lengths.tolist():
             return False
-        return all(
-            mine.agrees(yours, length)
-            for mine, yours, length in zip(self.rows, other.rows, self.lengths.tolist(), strict=True)
-        )
+        pairs = zip(self.rows, other.rows, lengths, strict=True)
+        return all(mine.agrees(yours, length) for mine, yours, length in pairs)
 
     @staticmethod
     def stack(caches: Sequence[KVCache]) -> RowCaches:
         """Return independent caches whose rows are those of others of equal capacity, one after the other."""
-        rows = [copy.deepcopy(row) for cache in caches for row in row_caches(cache).rows]  # one may stand there twice
+        rows = [copy.deepcopy(row) for cache in caches for row in row_caches(cache).rows]  # one may be there twice
         return RowCaches(rows, torch.cat([cache.lengths for cache in caches]), caches[0].capacity)
+
+
+class Apart(DynamicCache):
+    """A cache that stores keys and values that are not finite as zeros, for one pass over another cache's layers.
+
+    A masked NaN would change every row, as 0 times NaN is NaN. Rows that attend to one become NaN afterwards.
+    """
+
+    def __init__(self, cache: DynamicCache):
+        """Take over the layers of a cache."""
+        vars(self).update(vars(cache))
+        self.overflowed: list[Tensor] = []  # of each layer, [1, T]
+
+    def update(
+        self,
+        key_states: Tensor,  # [1, G, T, E]
+        value_states: Tensor,  # [1, G, T, E_v]
+        *args: Any,
+        **named: Any,
+    ) -> tuple[Tensor, Tensor]:  # [1, G, S, E], [1, G, S, E_v]
+        """Cache one layer's rows of the pass."""
+        finite = [each.isfinite().all(dim=-1).all(dim=1) for each in (key_states, value_states)]
+        self.overflowed.append(~(finite[0] & finite[1]))
+        keys, values = (each.nan_to_num(0.0, 0.0, 0.0) for each in (key_states, value_states))
+        return super().update(keys, values, *args, **named)
+
+    def spoil(
+        self,
+        hidden: Tensor,  # [1, T, D']
+        visible: Tensor | None,  # [T, T], or [T, S]
+    ) -> Tensor:  # [1, T, D']
+        """Return the rows of the pass, NaN for those that attend to keys or values that were not finite."""
+        num_rows = hidden.shape[1]
+        if visible is None:
+            visible = torch.ones((num_rows, num_rows), dtype=torch.bool, device=hidden.device).tril()
+        overflowed = torch.stack([each.to(hidden.device) for each in self.overflowed]).any(dim=0)
+        return hidden.masked_fill((visible[:, -num_rows:] & overflowed).any(dim=1).unsqueeze(1), float("nan"))
 
 
 def row_caches(cache: KVCache) -> RowCaches:
@@ -162,10 +189,10 @@ def row_masks(
     visible: Tensor | None,  # [T, T], or [T, S]
     dtype: torch.dtype,
 ) -> Tensor | dict[str, Tensor]:  # [1, 1, T, S]
-    """Return the mask of a pass after `length` cached positions, or where kinds of layers differ, a mask for each.
+    """Return the mask of a pass after `length` cached positions; if layers differ, a mask for each kind.
 
-    Every row sees what is cached, and of the pass the rows that `visible` says (default: a chain). Over S columns it
-    says so of the cached ones as well. A layer with a window w hides keys w or more positions back, and its cache has
+    Every row attends to what is cached, and to the rows of the pass in `visible` (default: a chain). With S columns the
+    mask also covers cached positions. A layer with a window w hides keys w or more positions back, and its cache has
     dropped some of those already.
     """
     num_rows = len(positions)
@@ -173,12 +200,12 @@ def row_masks(
         visible = torch.ones((num_rows, num_rows), dtype=torch.bool, device=positions.device).tril()
     if visible.shape[1] == num_rows:
         visible = torch.cat([visible.new_ones((num_rows, length)), visible], dim=1)
-    standing = torch.cat([torch.arange(length, device=positions.device), positions])  # [S]
+    places = torch.cat([torch.arange(length, device=positions.device), positions])  # [S]
     masks = {}
     for name, (layer, window) in layer_kinds(config).items():
         seen = visible
         if window is not None:
-            seen = seen & (positions.unsqueeze(1) - standing < window)
+            seen = seen & (positions.unsqueeze(1) - places < window)
         if layer < len(cache.layers):
             size, first = cache.layers[layer].get_mask_sizes(num_rows)
             seen = seen[:, first : first + size]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,11 +28,11 @@ from pass_sampling.reference.checkpoint.lookahead_folder import (
 )
 from pass_sampling.reference.config import SamplingConfig, check_integer
 
+from ..checkpoint.hub import local_folder, upload_folder
 from ..checkpoint.lookahead_folder import read_tensors
-from ..hf.hub import local_folder
-from ..hf.pretrained import Pretrained
 from ..model.precision import check_device
 from .adapter import Adapter, sizes_of, tensor_shapes
+from .card import model_card
 from .head import SamplerHead
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ __all__ = ["LookAhead"]
 
 
 @dataclass(frozen=True, eq=False)
-class LookAhead(Pretrained):
+class LookAhead:
     """Look-ahead vectors in the space of `inputs_embeds`, and the model that they were trained for."""
 
     vectors: torch.Tensor  # [L, D]
@@ -210,3 +211,42 @@ class LookAhead(Pretrained):
             return cls(tensors[TENSOR].to(device), **details)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a look-ahead folder with a model card; a card that is there already is kept.
+
+        Raises:
+            ValueError: the path holds something else, or `training` is no plain JSON.
+        """
+        path = Path(folder)
+        self.save(path, None if (path / CARD).is_file() else model_card(self, path.resolve().name))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu", revision: str | None = None
+    ) -> LookAhead:
+        """Read a look-ahead folder, or one on the Hub: `load` under the name that is usual there."""
+        return cls.load(folder, device, revision)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload look-ahead vectors",
+    ) -> str:
+        """Upload a look-ahead folder with a model card, and return its address; a card that is there already stays.
+
+        Args:
+            repository: as `user/name`; made if there is none.
+            private: whether only its owner sees a new one; default: as the account's settings say.
+            token: of an account that may write; default: the one that is logged in.
+            commit_message: what the history says of it.
+
+        Raises:
+            ValueError: that is no name of a repository, or the Hub does not take it.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "vectors"
+            self.save(folder, model_card(self, repository))
+            return upload_folder(folder, repository, private, token, commit_message)

@@ -1,1 +1,1 @@
-"""What both trainings stand on: text from disk, a run that survives a kill, progress on the terminal."""
+"""Training: look-ahead vectors, small base models and draft models, n-gram models; their text and their acceptance."""

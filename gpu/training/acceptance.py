@@ -1,20 +1,26 @@
-"""How often drafts would be accepted, as an exact expectation at places of held-out text.
+"""Drafts at many places of a text at once: their logits, the losses that train them, and their expected acceptance.
 
-Of look-ahead vectors and what was trained beside them, and of a drafter without a cache.
+An anchor is the last token that a draft call has fed. A group of L look-ahead rows follows it, as in PaSS's draft call.
+The rows of a group attend to the text up to their anchor and to one another, in order, and to nothing else. So one
+masked pass computes the draft calls at all anchors, and gradients can go through it. The text's own rows are those of
+the frozen model, computed once, without gradients. A sampler head refines the rows of a group one after another, each
+given the text's token before its own, as drafting does.
 
-Glossary of shapes: B sequences, T tokens of a sequence, L look-ahead vectors, D model.
+Glossary of shapes: B sequences, T tokens of a sequence, N anchors, L look-ahead vectors, D model, V vocabulary,
+R rows of a pass, S cache positions that are read, G kv-heads, E head size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pass_sampling.reference.config import SamplingConfig
 
@@ -22,27 +28,173 @@ from ..drafters.base import Drafter
 from ..lookahead.adapter import Adapter
 from ..lookahead.head import SamplerHead
 from ..lookahead.vectors import LookAhead
+from ..model.cache import KVCache
 from ..model.transformer import Transformer
 from ..sampling import largest_logits, probs_from_logits
-from .anchors import anchored_rows
 
 if TYPE_CHECKING:
-    from .train import Trainable
+    from ..hf.model import TransformersModel
 
-__all__ = [
-    "acceptance_of",
-    "compared",
-    "drafter_acceptance",
-    "expected_acceptance",
-    "expected_tokens",
-    "fixed_token_vectors",
-    "perplexity",
-]
+    Trainable = Transformer | TransformersModel
+
+ANCHORS = 32  # places per sequence at which acceptance is measured
+SAMPLINGS = {"greedy": SamplingConfig(temperature=0.0), "temperature_1": SamplingConfig()}  # and that of training
+SEQUENCES = 4  # side by side: a batch needs memory for the distributions of its rows, in float64
+ROWS = 64  # distributions after one sequence, side by side
 
 
-ANCHORS = 32  # places looked at per sequence
-SAMPLINGS = {"greedy": SamplingConfig(temperature=0.0), "temperature_1": SamplingConfig()}  # beside that of training
-SEQUENCES = 4  # side by side: what a batch needs in memory is its rows' distributions, in float64
+class AnchoredRows(NamedTuple):
+    """The logits that training compares: draft row i of an anchor drafts the token that target row i predicts."""
+
+    draft_logits: Tensor  # [B, N, L, V]
+    target_logits: Tensor  # [B, N, L, V], the frozen model's own
+    next_tokens: Tensor  # [B, N, L], the text's token that both predict
+
+
+class FrozenCache(KVCache):
+    """Keys and values of a text, read only: a pass after them is not written to them, so gradients can flow."""
+
+    def __init__(self, cache: KVCache):
+        """Share the cached positions of a batch whose rows are equally long."""
+        vars(self).update(vars(cache))
+        self.keys, self.values = (each[..., : cache.max_length, :] for each in (cache.keys, cache.values))
+
+    def next_positions(self, num_rows: int) -> Tensor:  # [B, R]
+        """Return the positions after the text, which nothing is written to."""
+        return self.lengths.unsqueeze(1) + torch.arange(num_rows, device=self.lengths.device)
+
+    def write(
+        self,
+        layer: int,
+        keys: Tensor,  # [B, G, R, E]
+        values: Tensor,  # [B, G, R, E]
+        next_positions: Tensor,  # [B, R]
+    ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
+        """Return the text's keys and values with those of the pass after them."""
+        return torch.cat([self.keys[layer], keys], dim=2), torch.cat([self.values[layer], values], dim=2)
+
+    def advance(self, num_rows: int) -> None:
+        """Keep nothing of the pass."""
+
+
+def anchored_rows(
+    model: Trainable,
+    vectors: Tensor,  # [L, D]
+    tokens: Tensor,  # [B, T]
+    anchors: Tensor,  # [N]
+    adapter: Adapter | None = None,
+    head: SamplerHead | None = None,
+) -> AnchoredRows:
+    """Run the frozen model over sequences, and the look-ahead vectors after each anchor.
+
+    At an anchor a, tokens 0 to a have been fed. Look-ahead vector i (from 1 to L) is at position a + i and drafts the
+    token at a + i + 1. So a + L + 1 must be less than T.
+
+    Source: Monea et al. 2023 (arXiv 2311.13581), Sec. 3, for one group; the mask for many is ours.
+    """
+    depth = torch.arange(1, len(vectors) + 1, device=model.device)  # [L]
+    places = anchors.unsqueeze(1) + depth  # [N, L]
+    with torch.no_grad():
+        cache = model.new_cache(tokens.shape[1], len(tokens))
+        text = model.hidden(model.embed(tokens), cache)
+        target_logits = model.logits(text[:, places])
+    if head is not None and head.alone:
+        hidden = text[:, anchors].unsqueeze(2).expand(-1, -1, len(vectors), -1)
+    else:
+        groups = vectors.to(model.dtype).repeat(len(anchors), 1).expand(len(tokens), -1, -1)
+        if type(cache) is KVCache:  # a pass writes into its arrays; caches of transformers are concatenated anew
+            cache = FrozenCache(cache)
+        positions = places.flatten().expand(len(tokens), -1)
+        visible = _visible(anchors, depth, tokens.shape[1])
+        adapter = adapter and adapter.to(model.dtype, model.device)
+        hidden = model.hidden(groups, cache, positions, visible, adapter, groups.shape[1]).unflatten(1, places.shape)
+    if head is not None:
+        hidden = _refined(model, head.to(model.dtype, model.device), hidden, text[:, anchors], tokens[:, places])
+    return AnchoredRows(model.logits(hidden), target_logits, tokens[:, places + 1])
+
+
+def _refined(
+    model: Trainable,
+    head: SamplerHead,
+    hidden: Tensor,  # [B, N, L, D]
+    real_hidden: Tensor,  # [B, N, D]
+    tokens: Tensor,  # [B, N, L]
+) -> Tensor:  # [B, N, L, D]
+    """Run the head along every group, from left to right; each of `tokens` is the one before a draft."""
+    embeddings = model.embed(tokens.flatten(1)).unflatten(1, tokens.shape[1:])
+    memory, rows = head.start(real_hidden), []
+    for row, embedding in zip(hidden.unbind(2), embeddings.unbind(2), strict=True):
+        refined, memory = head.step(row, embedding, memory)
+        rows.append(refined)
+    return torch.stack(rows, dim=2)
+
+
+def _visible(
+    anchors: Tensor,  # [N]
+    depth: Tensor,  # [L]
+    length: int,  # T
+) -> Tensor:  # [N*L, T+N*L]
+    """Return what each look-ahead row attends to: the text up to its anchor, and its own group up to itself."""
+    owner = torch.arange(len(anchors), device=anchors.device).repeat_interleave(len(depth))
+    order = depth.repeat(len(anchors))
+    text = torch.arange(length, device=anchors.device) <= anchors[owner].unsqueeze(1)
+    group = (owner.unsqueeze(1) == owner) & (order <= order.unsqueeze(1))
+    return torch.cat([text, group], dim=1)
+
+
+# --- Losses ---
+
+
+def kl_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
+    """Return the divergence of each draft distribution from the frozen model's own, in nats.
+
+    sum_v target[v] (log target[v] - log draft[v]), both at the temperature
+    """
+    draft, target = _log_probs(rows, temperature)
+    return functional.kl_div(draft, target, reduction="none", log_target=True).sum(dim=-1)
+
+
+def total_variation_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
+    """Return how often each draft would be rejected, at the temperature.
+
+    0.5 sum_v |target[v] - draft[v]| = 1 - sum_v min(target[v], draft[v])
+
+    Source: Leviathan et al. 2023 (arXiv 2211.17192), Sec. 3.2; Zhou et al. 2024 (arXiv 2310.08461), as a loss.
+    """
+    draft, target = _log_probs(rows, temperature)
+    return 0.5 * (target.exp() - draft.exp()).abs().sum(dim=-1)
+
+
+def cross_entropy_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
+    """Return the loss of the drafts on the text's own tokens, in nats, as in the paper; always at temperature 1.
+
+    Source: Monea et al. 2023 (arXiv 2311.13581), Sec. 3.
+    """
+    logits = rows.draft_logits.float().flatten(0, 2)
+    return functional.cross_entropy(logits, rows.next_tokens.flatten(), reduction="none").view_as(rows.next_tokens)
+
+
+LOSSES = {"kl": kl_loss, "total-variation": total_variation_loss, "cross-entropy": cross_entropy_loss}
+
+
+def mean_loss(
+    losses: Tensor,  # [B, N, L]
+    depth_decay: float,
+) -> Tensor:  # []
+    """Return the mean over places; a deeper draft weighs less, as it is reached less often.
+
+    sum_i depth_decay^i mean(losses[..., i]) / sum_i depth_decay^i
+    """
+    weights = depth_decay ** torch.arange(losses.shape[-1], device=losses.device)
+    return (losses.mean(dim=(0, 1)) * (weights / weights.sum())).sum()
+
+
+def _log_probs(rows: AnchoredRows, temperature: float) -> list[Tensor]:
+    """Return the logarithms of the draft and the target probabilities."""
+    return [(logits.float() / temperature).log_softmax(dim=-1) for logits in (rows.draft_logits, rows.target_logits)]
+
+
+# --- Expected acceptance ---
 
 
 def expected_acceptance(
@@ -57,8 +209,8 @@ def expected_acceptance(
 
     acceptance[i] = mean over places of sum_v min(target_probs[v], draft_probs[v])
 
-    The places are spread evenly over text that the model did not write; the drafts before i are taken to be the
-    text's, for the head as well. Deterministic: no draw is made.
+    The places are spread evenly over text that the model did not write. The drafts before i are taken to be the text's,
+    for the head as well. Deterministic: no draw is made.
 
     Raises:
         ValueError: no draft has a place in sequences so short.
@@ -77,24 +229,72 @@ def acceptance_of(
     adapter: Adapter | None = None,
     head: SamplerHead | None = None,
 ) -> Tensor:  # [len(samplings), L]
-    """Return the expected acceptance for several samplings, from the same passes.
-
-    Raises:
-        ValueError: as `expected_acceptance`.
-    """
-    depth, length = len(vectors), sequences.shape[1]
-    if length < depth + 2 or not len(sequences):
-        raise ValueError(f"sequences: found {len(sequences)} of {length} tokens, expected some of at least {depth + 2}")
-    anchors = torch.linspace(0, length - depth - 2, min(ANCHORS, length - depth - 1), device=model.device).long()
-    total = torch.zeros((len(samplings), depth), dtype=torch.float64, device=model.device)
-    for first in range(0, len(sequences), SEQUENCES):
-        tokens = torch.from_numpy(sequences[first : first + SEQUENCES]).to(model.device)
+    """Return the expected acceptance for several samplings, from the same passes; see `expected_acceptance`."""
+    anchors = _places(sequences, len(vectors), model.device)
+    total = torch.zeros((len(samplings), len(vectors)), dtype=torch.float64, device=model.device)
+    for tokens in batches(sequences, model.device):
         rows = anchored_rows(model, vectors, tokens, anchors, adapter, head)
         for i, sampling in enumerate(samplings):
-            target_probs = probs_from_logits(rows.target_logits, sampling)
-            draft_probs = probs_from_logits(rows.draft_logits, sampling)
-            total[i] += torch.minimum(target_probs, draft_probs).sum(dim=-1).mean(dim=1).sum(dim=0)
+            total[i] += shared_mass(rows.target_logits, rows.draft_logits, sampling).mean(dim=1).sum(dim=0)
     return (total / len(sequences)).cpu()
+
+
+@torch.inference_mode()
+def drafter_acceptance(
+    model: Transformer,
+    drafter: Drafter,
+    sequences: npt.NDArray[np.int64],  # [B, T]
+    samplings: Sequence[SamplingConfig],
+) -> list[float]:
+    """Return the chance that verification accepts a first draft, for each sampling, of a drafter without a cache.
+
+    The equation and the places are those of `expected_acceptance`. Where the drafter proposes nothing, nothing is
+    accepted.
+
+    Raises:
+        ValueError: there is no sequence, or no place in sequences so short.
+    """
+    anchors, length = _places(sequences, 0, model.device), sequences.shape[1]
+    total = torch.zeros(len(samplings), dtype=torch.float64, device=model.device)
+    for tokens in batches(sequences, model.device):
+        hidden = model.hidden(model.embed(tokens), model.new_cache(length, len(tokens)))
+        target_logits = model.logits(hidden[:, anchors]).flatten(0, 1)
+        lengths = (anchors + 1).repeat(len(tokens))
+        draft_logits = drafter.logits(tokens.repeat_interleave(len(anchors), dim=0), None, lengths, length)
+        proposed = largest_logits(draft_logits).isfinite()
+        for i, sampling in enumerate(samplings):
+            total[i] += shared_mass(target_logits, draft_logits, sampling)[proposed].sum() / len(anchors)
+    return (total / len(sequences)).tolist()
+
+
+def _places(
+    sequences: npt.NDArray[np.int64],  # [B, T]
+    depth: int,
+    device: torch.device,
+) -> Tensor:  # [N]
+    """Return anchors from the first place of a sequence to the last one; raise ValueError where there is none."""
+    length = sequences.shape[1]
+    if length < depth + 2 or not len(sequences):
+        raise ValueError(f"sequences: found {len(sequences)} of {length} tokens, expected some of at least {depth + 2}")
+    return torch.linspace(0, length - depth - 2, min(ANCHORS, length - depth - 1), device=device).long()
+
+
+def batches(
+    sequences: npt.NDArray[np.int64],  # [B, T]
+    device: torch.device,
+) -> list[Tensor]:
+    """Return the sequences a few at a time, on a device."""
+    return list(torch.from_numpy(sequences).to(device).split(SEQUENCES))
+
+
+def shared_mass(
+    target_logits: Tensor,  # [..., V]
+    draft_logits: Tensor,  # [..., V]
+    sampling: SamplingConfig,
+) -> Tensor:  # [...]
+    """Return the chance that each draft is accepted: sum_v min(target_probs[v], draft_probs[v])."""
+    probs = (probs_from_logits(logits, sampling) for logits in (target_logits, draft_logits))
+    return torch.minimum(*probs).sum(dim=-1)
 
 
 def expected_tokens(
@@ -104,8 +304,8 @@ def expected_tokens(
 
     tokens = 1 + a_1 + a_1 a_2 + ... + a_1 ... a_L
 
-    About, because these are means over all places: it takes acceptance at one depth to say nothing of the next, and
-    drafts after accepted ones to fare as those after the text's own tokens.
+    The number is approximate, because these are means over all places. It takes acceptance at one depth to be
+    independent of the next, and drafts after accepted ones to fare as those after the text's own tokens.
 
     Source: Leviathan et al. 2023, Eq. 1, with a rate for each depth.
     """
@@ -121,8 +321,7 @@ def compared(
 ) -> dict[str, Any]:
     """Return expected acceptance and tokens of what was trained and of two controls, at three samplings, for a record.
 
-    The controls are small random vectors and the paper's fixed token, both without adapter and head. That of a head
-    is one that drafts alone, which has to be trained.
+    The controls are small random vectors and the paper's fixed token, both without adapter and head.
     """
     depth, named = lookahead.num_lookahead, {"": sampling} | SAMPLINGS
     samplings, vectors = list(named.values()), lookahead.vectors.to(model.device)
@@ -141,50 +340,9 @@ def compared(
     return record
 
 
-def fixed_token_vectors(
-    model: Trainable,
-    num_lookahead: int,
-    token: int = 0,
-) -> Tensor:  # [L, D]
+def fixed_token_vectors(model: Trainable, num_lookahead: int, token: int = 0) -> Tensor:  # [L, D]
     """Return the paper's untrained baseline: one token's embedding in the place of every look-ahead vector."""
     return model.embed([[token] * num_lookahead])[0]
-
-
-ROWS = 64  # distributions after one sequence, side by side
-
-
-@torch.inference_mode()
-def drafter_acceptance(
-    model: Transformer,
-    drafter: Drafter,
-    sequences: npt.NDArray[np.int64],  # [B, T]
-    samplings: Sequence[SamplingConfig],
-) -> list[float]:
-    """Return the chance that verification accepts a first draft, for each sampling, of a drafter without a cache.
-
-    acceptance = mean over places of sum_v min(target_probs[v], draft_probs[v])
-
-    The places are as in `expected_acceptance`. Where the drafter proposes nothing, nothing is accepted.
-
-    Raises:
-        ValueError: there is no sequence, or no place in sequences so short.
-    """
-    length = sequences.shape[1]
-    if length < 2 or not len(sequences):
-        raise ValueError(f"sequences: found {len(sequences)} of {length} tokens, expected some of at least 2")
-    anchors = torch.linspace(0, length - 2, min(ANCHORS, length - 1), device=model.device).long()
-    total = torch.zeros(len(samplings), dtype=torch.float64, device=model.device)
-    for first in range(0, len(sequences), SEQUENCES):
-        tokens = torch.from_numpy(sequences[first : first + SEQUENCES]).to(model.device)
-        hidden = model.hidden(model.embed(tokens), model.new_cache(length, len(tokens)))
-        target_logits = model.logits(hidden[:, anchors]).flatten(0, 1)
-        lengths = (anchors + 1).repeat(len(tokens))
-        draft_logits = drafter.logits(tokens.repeat_interleave(len(anchors), dim=0), None, lengths, length)
-        proposed = largest_logits(draft_logits).isfinite()
-        for i, sampling in enumerate(samplings):
-            pairs = (probs_from_logits(logits, sampling) for logits in (target_logits, draft_logits))
-            total[i] += torch.minimum(*pairs).sum(dim=-1)[proposed].sum() / len(anchors)
-    return (total / len(sequences)).tolist()
 
 
 @torch.inference_mode()
@@ -193,10 +351,7 @@ def perplexity(
     sequences: npt.NDArray[np.int64],  # [B, T]
     device: torch.device,
 ) -> float:
-    """Return how well a drafter without a cache predicts text: as well as if so many tokens were equally likely.
-
-    perplexity = exp of the mean of -log draft_probs(next token)
-    """
+    """Return the perplexity of a drafter without a cache: exp of the mean of -log draft_probs(next token)."""
     total, length = 0.0, sequences.shape[1]
     for tokens in torch.from_numpy(sequences).to(device):
         for lengths in torch.arange(1, length, device=device).split(ROWS):

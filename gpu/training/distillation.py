@@ -1,8 +1,8 @@
-"""A new model that learns the distributions of another one, its teacher, so that it can draft for it.
+"""Teach a new model the distributions of another one, its teacher, so that it can draft for it.
 
-A draft x is accepted with the chance min(1, target[x] / draft[x]), so what a draft model should have is the target's
-distributions, not the text: its loss is the cross-entropy of its distributions against the teacher's, which is their
-divergence up to what the teacher's own entropy is.
+A draft x is accepted with the chance min(1, target[x] / draft[x]). So a draft model should have the target's
+distributions, not those of the text. Its loss is the cross-entropy of its distributions against the teacher's: their
+divergence plus the teacher's own entropy.
 
 Glossary of shapes: B windows, T tokens of a window, N tokens of the held-out text, V vocabulary.
 """
@@ -25,51 +25,35 @@ from pass_sampling.reference.config import SamplingConfig
 
 from ..checkpoint.load import load_model
 from ..model.transformer import Transformer
-from ..sampling import probs_from_logits
-from .anchors import evenly_spaced
-from .tokenizer import load_tokenizer
+from .acceptance import batches, shared_mass
+from .tokens import evenly_spaced, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from .pretrain import PretrainConfig
-
-__all__ = ["SAMPLINGS", "Teacher", "distillation_loss", "draft_acceptance", "read_teacher"]
-
 SAMPLINGS = (SamplingConfig(), SamplingConfig(temperature=0.8, top_k=10))  # those that acceptance is measured at
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"),
 )
 EVALUATED = 128  # held-out windows
-SEQUENCES = 4  # side by side: what acceptance needs in memory is its rows' distributions, in float64
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
-    """A frozen model, and the tokenizer that lies beside it."""
+    """A frozen model, and the tokenizer in its folder."""
 
     model: Transformer
     tokenizer: PreTrainedTokenizerFast
     tokenizer_files: dict[str, bytes]  # by name, to be handed on as they are
 
-    def check(self, config: PretrainConfig) -> None:
-        """Refuse sizes with which a model cannot learn from this one.
-
-        Raises:
-            ValueError: the vocabulary is not the teacher's, or the windows are longer than it can read.
-        """
-        vocab_size, longest = self.model.vocab_size, self.model.max_position_embeddings
-        if config.vocab_size != vocab_size:
-            raise ValueError(f"vocab_size: found {config.vocab_size}, expected {vocab_size}, the teacher's")
-        if config.context > longest:
-            raise ValueError(f"context: found {config.context}, expected at most {longest}, the teacher's")
+    def check(self, vocab_size: int, context: int) -> None:
+        """Raise ValueError for another vocabulary than the teacher's, or windows longer than it can read."""
+        expected, longest = self.model.vocab_size, self.model.max_position_embeddings
+        if vocab_size != expected:
+            raise ValueError(f"vocab_size: found {vocab_size}, expected {expected}, the teacher's")
+        if context > longest:
+            raise ValueError(f"context: found {context}, expected at most {longest}, the teacher's")
 
     @torch.no_grad()  # inference mode would make tensors that torch.compile cannot keep for the gradient
     def logits(
@@ -87,13 +71,10 @@ class Teacher:
     ) -> dict[str, Any]:
         """Return who taught, and the expected acceptance of the student's drafts on windows of held-out text."""
         windows = evenly_spaced(held_out, length, EVALUATED)
+        rates = [round(draft_acceptance(self, student, windows, sampling), 4) for sampling in SAMPLINGS]
         acceptance = [
-            {
-                "temperature": sampling.temperature,
-                "top_k": sampling.top_k,
-                "expected": round(draft_acceptance(self, student, windows, sampling), 4),
-            }
-            for sampling in SAMPLINGS
+            {"temperature": sampling.temperature, "top_k": sampling.top_k, "expected": rate}
+            for sampling, rate in zip(SAMPLINGS, rates, strict=True)
         ]
         return {
             "teacher": {"name": self.model.name, "fingerprint": self.model.fingerprint},
@@ -146,18 +127,11 @@ def draft_acceptance(
 ) -> float:
     """Return the chance that the teacher accepts a draft of the student's, on average over places of a text.
 
-    acceptance = mean over places of sum_v min(target_probs[v], draft_probs[v])
-
-    Both distributions are those of `sampling`. Deterministic: no draw is made.
-
-    Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6.
+    The equation is that of `expected_acceptance`, at every place. Both distributions are those of `sampling`.
     """
     total = 0.0
-    for first in range(0, len(windows), SEQUENCES):
-        tokens = torch.from_numpy(windows[first : first + SEQUENCES]).to(student.device)
+    for tokens in batches(windows, student.device):
         with torch.autocast(tokens.device.type, torch.bfloat16):
             draft_logits = student(tokens, use_cache=False).logits
-        target_probs = probs_from_logits(teacher.logits(tokens), sampling)
-        draft_probs = probs_from_logits(draft_logits, sampling)
-        total += float(torch.minimum(target_probs, draft_probs).sum(dim=-1).mean(dim=1).sum())
+        total += float(shared_mass(teacher.logits(tokens), draft_logits, sampling).mean(dim=1).sum())
     return total / len(windows)

@@ -19,9 +19,7 @@ from pass_sampling.reference.config import check_integer
 
 from ..drafters.ngram import NgramModel, NgramOrder
 from ..drafters.ngram_order import ONE
-from .anchors import check_tokens
-
-__all__ = ["NgramConfig", "count_ngrams"]
+from .tokens import check_tokens
 
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
@@ -72,9 +70,9 @@ def count_ngrams(
 
     share(h v) = max(0, count(h v) - discount) / count(h)
 
-    Below the longest n-grams, a count is the number of different tokens that stand before, not of occurrences. Of these
-    numbers, three discounts for each order follow in closed form. A share is 0 where an n-gram is left out, and what
-    that leaves goes to the shorter contexts.
+    Below the longest n-grams, a count is the number of different tokens before the n-gram, not of its occurrences.
+    Three discounts for each order follow from these counts in closed form. An n-gram that is left out has the share 0,
+    and the rest goes to the shorter contexts.
 
     Raises:
         ValueError: there is no token, or one that is not in the vocabulary; or not even single tokens fit.
@@ -100,14 +98,11 @@ def count_ngrams(
     def kept(least: int) -> list[Mask]:  # the larger the count that is asked for, the smaller the model
         return _kept(levels, shares, [max(least, count) for count in minima], config.max_successors)
 
+    def fits(least: int) -> bool:
+        return array_bytes(vocab_size, [int(mask.sum()) for mask in kept(least)]) <= config.max_megabytes * 1e6
+
     largest = max(int(grams.counts.max(initial=0)) for grams in levels)
-    least = 1 + bisect_left(
-        range(1, largest + 1),
-        True,
-        key=lambda least: (
-            array_bytes(vocab_size, [int(mask.sum()) for mask in kept(least)]) <= config.max_megabytes * 1e6
-        ),
-    )
+    least = 1 + bisect_left(range(1, largest + 1), True, key=fits)
     return NgramModel(
         torch.from_numpy(shares[0] + (1.0 - shares[0].sum()) / vocab_size),
         tuple(_orders(levels, shares, kept(least), config.max_successors)),
@@ -151,7 +146,7 @@ def _shares(levels: list[Grams], n: int) -> tuple[Floats, list[float]]:  # [N]
     counts = grams.counts
     if n + 1 < len(levels):
         before = np.bincount(levels[n + 1].suffixes, minlength=len(counts))
-        counts = np.where(before > 0, before, counts)  # nothing stands before what only begins texts
+        counts = np.where(before > 0, before, counts)  # no token is before an n-gram that only begins texts
     discounts = _discounts(counts)
     totals = np.bincount(grams.contexts, weights=counts)
     discounted = counts - np.array([0.0, *discounts])[np.minimum(counts, 3)]
@@ -172,29 +167,22 @@ def _discounts(counts: Ints) -> list[float]:
 
 
 def _kept(levels: list[Grams], shares: Sequence[Floats], minima: Sequence[int], max_successors: int) -> list[Mask]:
-    """Say which n-grams of each order from 2 on to keep.
+    """Return which n-grams of each order from 2 on to keep: the frequent ones, and the contexts of longer ones.
 
-    Kept are the frequent ones, and those on which a longer one stands. Of a context's, those after the first
-    `max_successors` have no share, and are kept only if something stands on them.
+    Only the first `max_successors` n-grams of a context have a share. The others are kept only as contexts.
     """
-    wanted = [grams.counts >= least for grams, least in zip(levels[1:], minima, strict=True)]
-    wanted = _closed(levels, wanted)
-    ranked = [
-        _first(grams, share, mask, max_successors)
-        for grams, share, mask in zip(levels[1:], shares[1:], wanted, strict=True)
-    ]
-    return _closed(levels, ranked)
+    frequent = [grams.counts >= least for grams, least in zip(levels[1:], minima, strict=True)]
+    wanted = zip(levels[1:], shares[1:], _closed(levels, frequent), strict=True)
+    return _closed(levels, [_first(grams, share, mask, max_successors) for grams, share, mask in wanted])
 
 
 def _closed(levels: list[Grams], wanted: list[Mask]) -> list[Mask]:
-    """Add the n-grams on which others stand."""
-    kept: list[Mask] = []
-    for grams, mask in zip(levels[:0:-1], wanted[::-1], strict=True):
-        if kept:
-            above = levels[len(levels) - len(kept)]
-            mask = mask | (np.bincount(above.contexts[kept[-1]], minlength=len(grams.tokens)) > 0)
-        kept.append(mask)
-    return kept[::-1]
+    """Add the n-grams that are contexts of longer ones."""
+    kept = list(wanted)
+    for n in reversed(range(len(kept) - 1)):
+        contexts = levels[n + 2].contexts[kept[n + 1]]  # kept[0] is of order 2, levels[0] of order 1
+        kept[n] = kept[n] | (np.bincount(contexts, minlength=len(kept[n])) > 0)
+    return kept
 
 
 def _first(grams: Grams, share: Floats, mask: Mask, most: int) -> Mask:
@@ -202,14 +190,14 @@ def _first(grams: Grams, share: Floats, mask: Mask, most: int) -> Mask:
     places = np.flatnonzero(mask)
     places = places[np.lexsort((-share[places], grams.contexts[places]))]  # stable, and sorted by tokens before
     contexts = grams.contexts[places]
-    begins = np.searchsorted(contexts, contexts)
+    rank = np.arange(len(places)) - np.searchsorted(contexts, contexts)
     first = np.zeros_like(mask)
-    first[places[np.arange(len(places)) - begins < most]] = True
+    first[places[rank < most]] = True
     return first
 
 
 def _orders(levels: list[Grams], shares: Sequence[Floats], kept: list[Mask], max_successors: int) -> list[NgramOrder]:
-    """Return the tables of what is kept, its shares in one byte each."""
+    """Return the tables of the n-grams that are kept, with shares in one byte each."""
     orders, places = [], np.arange(len(levels[0].tokens))  # of the order below, kept ones only
     for grams, share, mask in zip(levels[1:], shares[1:], kept, strict=True):
         contexts = np.searchsorted(places, grams.contexts[mask])

@@ -1,12 +1,8 @@
-"""A small base model from text: the model that the demonstrations run, one of your own, or a draft model for another.
+"""Train a small base model from text: the model of the demonstrations, your own, or a draft model for another one.
 
-The model is transformers' Llama and the tokenizer a byte-level BPE, so the folder that comes out opens everywhere.
+The model is transformers' Llama and the tokenizer a byte-level BPE, so the folder opens everywhere.
 
-Glossary of shapes: N tokens of a text.
-
-The base model in training: transformers' Llama, two optimizers, a schedule, a loss.
-
-Glossary of shapes: B windows of a batch, T tokens of a window, N windows.
+Glossary of shapes: B windows of a batch, T tokens of a window, N tokens of a text or windows.
 """
 
 from __future__ import annotations
@@ -31,31 +27,22 @@ from pass_sampling.reference.checkpoint.folder import replace_folder
 from pass_sampling.reference.config import check_integer
 
 from ..model.precision import check_device
-from .anchors import Windows, check_tokens, evenly_spaced
+from .acceptance import batches
 from .distillation import Teacher, distillation_loss, read_teacher
-from .resume import Progress, check_output, partial_file, peak_memory, settings_digest
+from .resume import Progress, Report, check_output, check_rates, partial_file, peak_memory, settings_digest, step_all
 from .text import split_texts
-from .tokenizer import encode_texts, train_tokenizer
+from .tokens import Windows, check_tokens, encode_texts, evenly_spaced, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-__all__ = [
-    "PretrainConfig",
-    "folder_files",
-    "held_out_loss",
-    "loss_of",
-    "new_model",
-    "optimizers_for",
-    "pretrain",
-    "schedule",
-]
-
-
 RECORD = "pretraining.json"
 EVALUATED = 64  # held-out windows looked at during the run; all of the held-out text at its end
 EVERY = 200  # steps
-Report = Callable[[dict[str, Any]], None]
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,17 +78,13 @@ class PretrainConfig:
             raise ValueError(f"num_key_value_heads: found {kv_heads}, expected a divisor of the {heads} heads")
         if self.context < 2:
             raise ValueError(f"context: found {self.context}, expected at least 2, a token and the next")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate: found {self.learning_rate}, expected a positive number")
+        check_rates(self, positive=["learning_rate"], parts=["warmup", "cooldown"])
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay: found {self.weight_decay}, expected a number of at least 0")
-        for name in ("warmup", "cooldown"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected a part of the run, 0 to 1")
 
 
 class Corpus(NamedTuple):
-    """Text as the model reads it: both sides in tokens, and what is needed to say how good it is."""
+    """The text in tokens, divided into both sides, and the counts that the record needs."""
 
     teacher: Teacher | None
     tokenizer: PreTrainedTokenizerFast
@@ -123,11 +106,11 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train a base model and save it as a Hugging Face folder: weights in bfloat16, tokenizer, and a record.
 
-    A run that was killed is resumed by the same call: its state lies beside the output until it has ended.
+    The same call resumes a run that was killed: until it has ended, its state is in a file next to the output.
 
     Args:
         output: a path at which there is nothing yet.
-        texts: by name, as from `training.corpus`.
+        texts: by name, as from `read_texts`.
         config: shape and training.
         held_out: the names to keep out of training; default: about 5 %, near-duplicates on one side.
         device: cpu or cuda.
@@ -152,7 +135,7 @@ def pretrain(
     corpus = _read_corpus(texts, config, held_out, tutor)
     model = new_model(config, int(corpus.tokenizer.eos_token_id))
     model.to(place)  # type: ignore[arg-type]  # transformers hides what it takes
-    seconds, curve = _run(model, corpus, config, path, report)
+    run = _run(model, corpus, config, path, report)
     windows = evenly_spaced(corpus.held_out, config.context, len(corpus.held_out))
     loss, held_out_tokens = held_out_loss(model, windows), len(corpus.held_out)
     record = {
@@ -166,12 +149,12 @@ def pretrain(
         "epochs": round(config.num_steps / corpus.windows.batches_per_epoch, 2),
         "held_out_files": corpus.held_out_files,
         "held_out_tokens": held_out_tokens,
-        "seconds": round(seconds),
-        "curve": curve,  # pairs: a step, the loss on a sample of the held-out text
+        **run,
         "settings": asdict(config),
     }
-    files = folder_files(model, corpus.tokenizer) if tutor is None else folder_files(model) | tutor.tokenizer_files
-    replace_folder(path, files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()})
+    files = _saved(corpus.tokenizer) if tutor is None else tutor.tokenizer_files
+    files = _saved(model.bfloat16()) | files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()}
+    replace_folder(path, files)
     partial_file(path).unlink(missing_ok=True)
     return record
 
@@ -189,7 +172,7 @@ def _read_corpus(
     if teacher is None:
         tokenizer = train_tokenizer((texts[name] for name in names), config.vocab_size, config.context)
     else:
-        teacher.check(config)
+        teacher.check(config.vocab_size, config.context)
         tokenizer = teacher.tokenizer
     end = int(tokenizer.eos_token_id)
     order = np.random.default_rng(config.seed).permutation(len(names))
@@ -201,48 +184,38 @@ def _read_corpus(
     return Corpus(teacher, tokenizer, windows, validation, len(names), kept_out, num_bytes)
 
 
-def _run(
-    model: LlamaForCausalLM, corpus: Corpus, config: PretrainConfig, path: Path, report: Report
-) -> tuple[float, list[list[float]]]:
-    """Train; return the seconds it took and the held-out losses on the way, by step."""
+def _run(model: LlamaForCausalLM, corpus: Corpus, config: PretrainConfig, path: Path, report: Report) -> dict[str, Any]:
+    """Train; return the seconds that it took and the curve: pairs of a step and the loss on some held-out text."""
     sample = evenly_spaced(corpus.held_out, config.context, EVALUATED)
-    optimizers = optimizers_for(model, config)
-    settings = asdict(config)
-    settings.pop("compile")
-    if corpus.teacher is not None:
-        settings["teacher"] = corpus.teacher.model.fingerprint
+    optimizers, teacher = optimizers_for(model, config), corpus.teacher
+    settings = {name: value for name, value in asdict(config).items() if name != "compile"}
+    settings |= {} if teacher is None else {"teacher": teacher.model.fingerprint}
     digest = settings_digest(settings, corpus.windows.tokens.tobytes())
     progress = Progress(partial_file(path), digest, dict(model.named_parameters()), optimizers)
     first, notes = progress.restore()
-    before, curve = float(notes.get("seconds", 0.0)), list(notes.get("curve", []))
-    step_loss: Callable[..., Tensor] = loss_of if corpus.teacher is None else distillation_loss
+    notes.setdefault("seconds", 0.0)
+    notes.setdefault("curve", [])
+    step_loss: Callable[..., Tensor] = loss_of if teacher is None else distillation_loss
     step_loss = torch.compile(step_loss) if config.compile else step_loss
-    started = time.monotonic()
-    for step in range(first, config.num_steps):
+
+    def learn(step: int) -> dict[str, Any]:
         began = time.monotonic()
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step, config)
         tokens = torch.from_numpy(corpus.windows.batch(step)).to(model.device)
-        loss = step_loss(model, tokens, *([] if corpus.teacher is None else [corpus.teacher.logits(tokens)]))
+        loss = step_loss(model, tokens, *([] if teacher is None else [teacher.logits(tokens)]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        news: dict[str, Any] = {"step": step + 1, "num_steps": config.num_steps, "loss": loss.item()}
-        if not math.isfinite(news["loss"]):
-            raise ValueError(f"the loss at step {step + 1} is {news['loss']}, expected a number; lower learning_rate")
+        step_all(optimizers, schedule(step, config))
+        news: dict[str, Any] = {"loss": loss.item()}
         if step == first + 1:  # the first one compiles, or warms up
             news |= {"first_step": first, "seconds_per_step": time.monotonic() - began}
             news["memory"] = peak_memory(model.device)
         if (step + 1) % EVERY == 0:
             news["held_out_loss"] = held_out_loss(model, sample)
-            curve.append([step + 1, round(news["held_out_loss"], 4)])
-        report(news)
-        notes = {"seconds": before + time.monotonic() - started, "curve": curve}
-        progress.save(step + 1, notes, now=step + 1 == config.num_steps)
-    return before + time.monotonic() - started, curve
+            notes["curve"].append([step + 1, round(news["held_out_loss"], 4)])
+        return news
+
+    progress.run(range(first, config.num_steps), notes, learn, report)
+    return {"seconds": round(notes["seconds"]), "curve": notes["curve"]}
 
 
 def new_model(config: PretrainConfig, end: int) -> LlamaForCausalLM:
@@ -250,12 +223,7 @@ def new_model(config: PretrainConfig, end: int) -> LlamaForCausalLM:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
+        **{name: getattr(config, name) for name in SIZES},
         head_dim=config.hidden_size // config.num_attention_heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
@@ -308,18 +276,12 @@ def held_out_loss(
     windows: npt.NDArray[np.int64],  # [N, T]
 ) -> float:
     """Return the mean loss over windows, in nats per token."""
-    total = 0.0
-    for first in range(0, len(windows), 8):
-        part = torch.from_numpy(windows[first : first + 8]).to(model.device)
-        total += float(loss_of(model, part)) * len(part)
+    total = sum(float(loss_of(model, part)) * len(part) for part in batches(windows, model.device))
     return total / len(windows)
 
 
-def folder_files(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast | None = None) -> dict[str, bytes]:
-    """Return what a Hugging Face folder holds, by file name; the model's weights become bfloat16."""
-    model.bfloat16()
+def _saved(thing: Any) -> dict[str, bytes]:
+    """Return the files that `save_pretrained` writes, by name."""
     with tempfile.TemporaryDirectory() as temporary:
-        model.save_pretrained(temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+        thing.save_pretrained(temporary)
         return {file.name: file.read_bytes() for file in sorted(Path(temporary).iterdir())}

@@ -1,16 +1,14 @@
-"""A training run that survives being killed: its whole state in one file, replaced now and then in a single move.
-
-How much memory a run has needed so far.
-"""
+"""A training run that survives being killed: its whole state in one file, replaced now and then in a single move."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,24 @@ from torch import Tensor
 
 from pass_sampling.reference.checkpoint.folder import read_header
 
-__all__ = ["Progress", "check_output", "partial_file", "peak_memory", "settings_digest", "write_file"]
+Report = Callable[[dict[str, Any]], None]
 
 
 def check_output(path: Path, what: str) -> None:
-    """Refuse a path at which there is something already: nothing that somebody made is overwritten.
-
-    Raises:
-        ValueError: there is a file, or a folder that is not empty.
-    """
+    """Raise ValueError for a path with a file or a folder that is not empty: nothing is overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} is there already, expected a new path for the {what}")
+
+
+def check_rates(config: object, positive: Iterable[str], parts: Iterable[str]) -> None:
+    """Raise ValueError for settings that are no positive numbers, or None, and for those that are no part of a run."""
+    for name in positive:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: found {value}, expected a positive number")
+    for name in parts:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name}: found {getattr(config, name)}, expected a part of the run, 0 to 1")
 
 
 def partial_file(output: Path) -> Path:
@@ -58,11 +63,8 @@ class Progress:
         every: float = 20.0,
     ):
         """Describe a run whose state goes to `file`, at most once in `every` seconds."""
-        self.file = file
-        self.digest = digest
-        self.parameters = parameters
-        self.optimizers = optimizers
-        self.every = every
+        self.file, self.digest, self.every = file, digest, every
+        self.parameters, self.optimizers = parameters, optimizers
         self._saved_at = time.monotonic()
 
     def restore(self) -> tuple[int, dict[str, Any]]:
@@ -112,10 +114,38 @@ class Progress:
         write_file(self.file, save(tensors, metadata=state))
         self._saved_at = time.monotonic()
 
+    def run(self, steps: range, notes: dict[str, Any], learn: Callable[[int], dict[str, Any]], report: Report) -> None:
+        """Take the steps that remain, report and save after each; keep the last loss and the seconds in the notes.
+
+        `learn` takes one step and returns its `loss`, and what else to report with `step` and `num_steps`.
+
+        Raises:
+            ValueError: a loss is not finite.
+        """
+        started = time.monotonic() - float(notes.get("seconds", 0.0))
+        for step in steps:
+            news = {"step": step + 1, "num_steps": steps.stop} | learn(step)
+            if not math.isfinite(news["loss"]):
+                raise ValueError(
+                    f"the loss at step {step + 1} is {news['loss']}, expected a number; lower learning_rate"
+                )
+            report(news)
+            notes |= {"seconds": time.monotonic() - started, "loss": news["loss"]}
+            self.save(step + 1, notes, now=step + 1 == steps.stop)
+
     def finish(self) -> None:
         """Remove the state: the run has ended and its result is saved."""
         self.file.unlink(missing_ok=True)
         _unfinished(self.file).unlink(missing_ok=True)  # a run that was killed while it wrote left this
+
+
+def step_all(optimizers: Iterable[torch.optim.Optimizer], part: float) -> None:
+    """Take a step of each optimizer, at a part of its learning rate, and clear the gradients."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = part * optimizer.defaults["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def write_file(file: Path, content: bytes) -> None:
@@ -134,7 +164,6 @@ def write_file(file: Path, content: bytes) -> None:
 
 
 def _unfinished(file: Path) -> Path:
-    """Return where a file stands until it is complete."""
     return file.with_name("." + file.name + ".new")
 
 

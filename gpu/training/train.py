@@ -1,6 +1,6 @@
-"""Look-ahead vectors for a frozen model, and an adapter and a sampler head with them: all that PaSS trains.
+"""Train look-ahead vectors for a frozen model, and an adapter and a sampler head with them: all that PaSS trains.
 
-Glossary of shapes: N tokens of the training text, M of the held-out one.
+Glossary of shapes: L look-ahead vectors, D model, N tokens of the training text, M of the held-out one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,27 +16,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from pass_sampling.reference.checkpoint.lookahead_folder import ADAPTER, HEAD
 from pass_sampling.reference.config import SamplingConfig, check_integer
 
+from ..lookahead.adapter import SIZES, Adapter
+from ..lookahead.head import SamplerHead
 from ..lookahead.vectors import LookAhead
 from ..model.transformer import Transformer
-from .acceptance import compared
-from .anchors import Windows, anchored_rows, check_tokens, evenly_spaced
-from .losses import LOSSES, mean_loss
-from .parts import Parts, base_shapes, first_parts, optimizers_for, parts_of, set_learning_rates
-from .resume import Progress, check_output, partial_file, peak_memory, settings_digest
+from .acceptance import LOSSES, anchored_rows, compared, mean_loss
+from .resume import Progress, Report, check_output, check_rates, partial_file, peak_memory, settings_digest, step_all
+from .tokens import Windows, check_tokens, evenly_spaced
 
 if TYPE_CHECKING:
-    from ..hf.model import TransformersModel
-
-    Trainable = Transformer | TransformersModel
-
-__all__ = ["TrainConfig", "train"]
+    from ..model.language_model import LanguageModel
+    from .acceptance import Trainable
 
 Tokens = npt.NDArray[np.int64]
-Report = Callable[[dict[str, Any]], None]
 EVALUATED = 64  # held-out sequences
+WEIGHT_DECAY = 0.01  # of matrices
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class TrainConfig:
     num_steps: int = 150
     batch_size: int = 8  # sequences per step
     context: int = 256  # tokens of a sequence
-    num_anchors: int = 64  # places per sequence after which look-ahead rows hang
+    num_anchors: int = 64  # places per sequence that look-ahead rows follow
     learning_rate: float = 0.05  # of the vectors
     warmup: float = 0.05  # the part of the run in which the learning rate rises; then it falls as a cosine
     seed: int = 0
@@ -71,12 +69,8 @@ class TrainConfig:
             check_integer(name, getattr(self, name), 0, 2**16)
         check_integer("context", self.context, self.num_lookahead + 2, 2**31)
         check_integer("seed", self.seed, 0, 2**63 - 1)
-        for name in ("learning_rate", "matrix_learning_rate", "depth_decay", "loss_temperature"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}: found {value}, expected a positive number")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup: found {self.warmup}, expected a part of the run, 0 to 1")
+        positive = ("learning_rate", "matrix_learning_rate", "depth_decay", "loss_temperature")
+        check_rates(self, positive, parts=["warmup"])
         if self.depth_decay > 1:
             raise ValueError(f"depth_decay: found {self.depth_decay}, expected at most 1")
         if self.loss_temperature is not None and self.loss == "cross-entropy":
@@ -98,6 +92,110 @@ class TrainConfig:
         return 1.0 if self.adapter_rank or self.head_width else self.sampling.temperature or 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What learns, in float32; an adapter or a head may be missing."""
+
+    vectors: Tensor  # [L, D]
+    adapter: Adapter | None = None
+    head: SamplerHead | None = None
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Return the parameters of adapter and head by name."""
+        parts = [(ADAPTER, self.adapter), (HEAD, self.head)]
+        return {begin + name: each for begin, part in parts if part for name, each in part.tensors().items()}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return all that learns, by name: not the vectors if the head drafts without them."""
+        alone = self.head is not None and self.head.alone
+        return ({} if alone else {"vectors": self.vectors}) | self.matrices()
+
+    def copy(self) -> Parts:
+        """Return other parameters with the same values."""
+        adapter = self.adapter and Adapter.of(_leaves(self.adapter.tensors()))
+        head = self.head and SamplerHead.of(_leaves(self.head.tensors()), self.head.alone)
+        return Parts(_leaves({"": self.vectors})[""], adapter, head)
+
+
+def _leaves(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
+
+
+def first_parts(model: Trainable, config: TrainConfig) -> Parts:
+    """Return untrained parts: vectors near the mean embedding, and an adapter and a head that change nothing yet.
+
+    The last matrices of adapters and heads are 0, those before them random. So the first step moves the last ones, and
+    later steps move all.
+
+    Source: Hu et al. 2021 (arXiv 2106.09685), Sec. 4.1.
+    """
+    adapter = head = None
+    if config.adapter_rank:
+        sizes = model.config  # type: ignore[union-attr]  # `train` refuses models without one
+        tensors = Adapter.random(sizes, config.adapter_rank, config.seed).to(torch.float32, model.device).tensors()
+        adapter = Adapter.of({name: 0 * each if name.endswith(".up") else each for name, each in tensors.items()})
+    if config.head_width:
+        drawn = SamplerHead.random(model.hidden_size, config.head_width, config.seed).to(torch.float32, model.device)
+        head = SamplerHead.of(drawn.tensors() | {"out": 0 * drawn.out}, config.head_alone)
+    return Parts(first_vectors(model, config.num_lookahead, config.seed), adapter, head).copy()
+
+
+def parts_of(begin: LookAhead, model: Trainable, config: TrainConfig) -> Parts:
+    """Return parts that were trained before.
+
+    Raises:
+        ValueError: they were trained for another model, or are not those that the settings ask for.
+    """
+    begin.check(model)
+    adapter, head = begin.adapter, begin.head
+    found = {
+        "num_lookahead": begin.num_lookahead,
+        "adapter_rank": adapter.rank if adapter else 0,
+        "head_width": head.width if head else 0,
+        "head_alone": bool(head and head.alone),
+    }
+    for name, value in found.items():
+        if value != getattr(config, name):
+            raise ValueError(f"begin: found {name} {value}, expected {getattr(config, name)}, what is to be trained")
+    device = model.device
+    adapter, head = adapter and adapter.to(torch.float32, device), head and head.to(torch.float32, device)
+    return Parts(begin.vectors.float().to(device), adapter, head).copy()
+
+
+def first_vectors(model: LanguageModel, num_lookahead: int, seed: int) -> Tensor:  # [L, D]
+    """Return vectors at the mean embedding, each pushed off by noise of a tenth of an embedding's spread."""
+    embedding = _embedding(model)
+    noise = np.random.default_rng(seed).standard_normal((num_lookahead, model.hidden_size))
+    spread = 0.1 * embedding.std(dim=0)
+    return embedding.mean(dim=0) + spread * torch.from_numpy(noise).float().to(model.device)
+
+
+def _embedding(model: LanguageModel) -> Tensor:
+    """Return the input vectors of all tokens in float32."""
+    return model.embed(torch.arange(model.vocab_size, device=model.device).unsqueeze(0))[0].detach().float()
+
+
+def optimizers_for(parts: Parts, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return AdamW for the vectors and Muon for the matrices.
+
+    Source: Jordan et al. 2024 (Muon); Liu et al. 2025 (arXiv 2502.16982) for the scale of its steps.
+    """
+    found: list[torch.optim.Optimizer] = []
+    if "vectors" in parts.parameters():
+        rate = config.learning_rate
+        found.append(torch.optim.AdamW([parts.vectors], lr=rate, weight_decay=0.0, betas=(0.9, 0.98)))
+    if matrices := list(parts.matrices().values()):
+        rate = config.matrix_learning_rate
+        found.append(torch.optim.Muon(matrices, lr=rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"))
+    return found
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Return the part of the learning rate at a step: a straight rise, then half a cosine down to 0."""
+    done = (step + 1) / config.num_steps
+    return min(done / max(config.warmup, 1 / config.num_steps), 0.5 + 0.5 * math.cos(math.pi * step / config.num_steps))
+
+
 def train(
     model: Trainable,
     training: Tokens,  # [N]
@@ -109,17 +207,17 @@ def train(
 ) -> LookAhead:
     """Train look-ahead vectors for a frozen model, and what else is asked for, and save a look-ahead folder.
 
-    A run that was killed is resumed by the same call: its state lies beside the output until it has ended.
+    The same call resumes a run that was killed: until it has ended, its state is in a file next to the output.
 
     Args:
-        model: frozen; nothing of it changes. One of transformers stands in a `TransformersModel`, without an adapter.
+        model: frozen; nothing of it changes. One of transformers is in a `TransformersModel`, without an adapter.
         training: the tokens of the text to learn from.
         held_out: other text, on which acceptance is measured.
         output: a path at which there is nothing yet.
         config: what to train, and how long.
-        report: called with what is known: `seconds_per_step` and `memory` before the first step, then `step` and
-            `loss`, at the end what `compared` finds: acceptance, and that of untrained controls.
-        begin: what to go on from, instead of parts that know nothing yet.
+        report: called with `seconds_per_step` and `memory` before the first step, then with `step` and `loss`, at the
+            end with what `compared` finds: acceptance, and that of untrained controls.
+        begin: parts that were trained before; default: untrained ones.
 
     Raises:
         ValueError: the output is taken, a text is too short or not this model's, or what was begun is another run.
@@ -151,22 +249,16 @@ def train(
     progress = Progress(partial_file(path), digest, parts.parameters(), optimizers)
     first, notes = progress.restore()
     report({"first_step": first, "num_steps": config.num_steps} | _estimate(model, parts, windows, config))
-    started, before = time.monotonic(), float(notes.get("seconds", 0.0))
-    for step in range(first, config.num_steps):
-        value = _learn(model, parts, optimizers, windows, step, config)
-        if not math.isfinite(value):
-            raise ValueError(f"the loss at step {step + 1} is {value}, expected a number; lower learning_rate")
-        notes = {"seconds": before + time.monotonic() - started, "loss": value}
-        report({"step": step + 1, "num_steps": config.num_steps, "loss": value})
-        progress.save(step + 1, notes, now=step + 1 == config.num_steps)
 
+    def learn(step: int) -> dict[str, Any]:
+        return {"loss": _learn(model, parts, optimizers, windows, step, config)}
+
+    progress.run(range(first, config.num_steps), notes, learn, report)
     with torch.no_grad():  # rounded as it will be stored, before it is measured
         names = (model.name, base_shapes(model), model.fingerprint, config.sampling)
         lookahead = LookAhead(parts.vectors.cpu(), *names, adapter=parts.adapter, head=parts.head)
     outcome = compared(model, lookahead, sequences, config.sampling, config.seed)
     report(outcome)
-    settings = asdict(config)
-    settings.pop("sampling")
     record = {
         "held_out": outcome,
         "training_tokens": len(training),
@@ -177,7 +269,7 @@ def train(
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "torch": torch.__version__,
-        "settings": settings,
+        "settings": {name: value for name, value in asdict(config).items() if name != "sampling"},
     }
     record |= {} if begin is None else {"began_with": {**begin.training, "held_out": None}}
     lookahead = replace(lookahead, training=record)
@@ -186,12 +278,16 @@ def train(
     return lookahead
 
 
+def base_shapes(model: Trainable) -> dict[str, int]:
+    """Return the sizes that say which model this is, under config.json's names."""
+    config: Any = getattr(model, "config", None) or getattr(model, "text_config", None)
+    sizes = {name: getattr(config, name, None) for name in SIZES}  # transformers' configs need not name them all
+    return {"vocab_size": model.vocab_size} | {name: size for name, size in sizes.items() if type(size) is int}
+
+
 def _fingerprint(model: Trainable) -> str:
     """Return what tells the model from others; one that came from no checkpoint is known by its embedding."""
-    if model.fingerprint is not None:
-        return model.fingerprint
-    embedding = model.embed(torch.arange(model.vocab_size, device=model.device).unsqueeze(0))
-    return hashlib.sha256(embedding.float().cpu().numpy().tobytes()).hexdigest()
+    return model.fingerprint or hashlib.sha256(_embedding(model).cpu().numpy().tobytes()).hexdigest()
 
 
 def _learn(
@@ -203,19 +299,14 @@ def _learn(
     config: TrainConfig,
 ) -> float:
     """Take one step and return its loss; its sequences and anchors follow from the seed and the step alone."""
-    stream = np.random.Philox(key=config.seed + 1, counter=step << 64)  # the low word counts within a step
-    generator = np.random.Generator(stream)
+    generator = np.random.Generator(np.random.Philox(key=config.seed + 1, counter=step << 64))  # low word: the draws
     places = config.context - config.num_lookahead - 1
     anchors = np.sort(generator.choice(places, min(config.num_anchors, places), replace=False))
-    tokens = torch.from_numpy(windows.batch(step)).to(model.device)
-    behind = torch.from_numpy(anchors).to(model.device)
-    rows = anchored_rows(model, parts.vectors, tokens, behind, parts.adapter, parts.head)
+    tokens, places_after = (torch.from_numpy(each).to(model.device) for each in (windows.batch(step), anchors))
+    rows = anchored_rows(model, parts.vectors, tokens, places_after, parts.adapter, parts.head)
     loss = mean_loss(LOSSES[config.loss](rows, config.temperature), config.depth_decay)
     loss.backward()
-    set_learning_rates(optimizers, step, config)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
+    step_all(optimizers, schedule(step, config))
     return loss.item()
 
 

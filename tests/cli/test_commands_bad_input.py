@@ -195,7 +195,7 @@ def test_a_device_that_is_not_there_is_named(argv, box, capsys):
 
 
 def test_a_text_that_the_model_has_no_tokens_for_is_refused(box, capsys, monkeypatch):
-    monkeypatch.setattr("pass_sampling.gpu.training.tokenizer.encode_texts", lambda *some: [torch.arange(400).numpy()])
+    monkeypatch.setattr("pass_sampling.gpu.training.tokens.encode_texts", lambda *some: [torch.arange(400).numpy()])
     assert "model: its tokenizer gives the token 399" in refused(TRAIN, box, capsys)
 
 

@@ -41,7 +41,7 @@ def test_lenience_is_labelled_lossy_wherever_it_is_reported(box, capsys):
 
 def test_a_draft_model_with_another_tokenizer_is_refused(box, capsys, tmp_path):
     """Of the same size, so that only what the tokens stand for tells them apart."""
-    from pass_sampling.gpu.training.tokenizer import train_tokenizer
+    from pass_sampling.gpu.training.tokens import train_tokenizer
 
     other = tmp_path / "other"
     shutil.copytree(box.model, other)

@@ -18,7 +18,7 @@ from console import Box, Terminal, buffered, read_strictly, run
 from folders import edit_json
 from pass_sampling.gpu.cli.generate import Conversation, prompts
 from pass_sampling.gpu.cli.options import ModelOptions
-from pass_sampling.gpu.training.tokenizer import load_tokenizer
+from pass_sampling.gpu.training.tokens import load_tokenizer
 
 TEMPLATE = (
     "{%- for turn in messages %}{{ '<' + turn.role[0] + '>' + turn.content + '\n' }}{% endfor %}"

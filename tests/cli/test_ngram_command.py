@@ -20,9 +20,8 @@ from pass_sampling.gpu.cli.options import read_names
 from pass_sampling.gpu.drafters import NgramModel, PromptLookup
 from pass_sampling.gpu.sampling import probs_from_logits
 from pass_sampling.gpu.training.acceptance import drafter_acceptance, perplexity
-from pass_sampling.gpu.training.anchors import evenly_spaced
 from pass_sampling.gpu.training.text import standard_library
-from pass_sampling.gpu.training.tokenizer import encode_texts, train_tokenizer, vocabulary_digest
+from pass_sampling.gpu.training.tokens import encode_texts, evenly_spaced, train_tokenizer, vocabulary_digest
 from pass_sampling.reference.drafters import NgramModel as ReferenceNgramModel
 
 SAMPLINGS = [SamplingConfig(), SamplingConfig(0.8, 10)]

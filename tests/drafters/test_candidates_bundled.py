@@ -15,9 +15,8 @@ from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, MODEL, N
 from pass_sampling.gpu.commands.candidates import as_written
 from pass_sampling.gpu.commands.options import named_held_out
 from pass_sampling.gpu.commands.text import encode_prompt
-from pass_sampling.gpu.training.anchors import evenly_spaced
 from pass_sampling.gpu.training.text import standard_library
-from pass_sampling.gpu.training.tokenizer import encode_texts, load_tokenizer
+from pass_sampling.gpu.training.tokens import encode_texts, evenly_spaced, load_tokenizer
 from pass_sampling.reference.methods.tree_rules import RULES
 from pass_sampling.reference.theory import best_tree, candidate_acceptance, tree_tokens
 

@@ -18,12 +18,12 @@ from console import Box, buffered, read_strictly, run
 from folders import both_packages, contents, module
 from hub import COMMIT, error_of, write_cached
 from pass_sampling.gpu import LookAhead, TransformersModel, load_model, write_custom_generate
+from pass_sampling.gpu.checkpoint.hub import UNWANTED, VECTORS, WANTED, local_folder
 from pass_sampling.gpu.checkpoints import FUSED
 from pass_sampling.gpu.checkpoints import MODEL as BOXED
-from pass_sampling.gpu.hf.card import model_card
 from pass_sampling.gpu.hf.generate import shared_lookahead
-from pass_sampling.gpu.hf.hub import UNWANTED, VECTORS, WANTED, local_folder
 from pass_sampling.gpu.hf.model_checks import load_with_transformers
+from pass_sampling.gpu.lookahead.card import model_card
 
 GENERATE = ["generate", "--prompt", "def", "--max-new-tokens", "8"]
 MODEL, VECTORS_NAME = "somebody/small-model", "somebody/vectors"

@@ -18,10 +18,8 @@ from pass_sampling.gpu.checkpoints import MODEL
 from pass_sampling.gpu.hf.model_checks import load_with_transformers
 from pass_sampling.gpu.lookahead.adapter import Adapter
 from pass_sampling.gpu.lookahead.head import SamplerHead
-from pass_sampling.gpu.training.anchors import anchored_rows
-from pass_sampling.gpu.training.losses import kl_loss, mean_loss
-from pass_sampling.gpu.training.parts import first_parts
-from pass_sampling.gpu.training.train import TrainConfig, train
+from pass_sampling.gpu.training.acceptance import anchored_rows, kl_loss, mean_loss
+from pass_sampling.gpu.training.train import TrainConfig, first_parts, train
 from test_huggingface import greedy, with_pass
 
 SMALL = {"num_lookahead": 2, "num_steps": 4, "batch_size": 2, "context": 24, "num_anchors": 6}

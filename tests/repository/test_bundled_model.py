@@ -21,9 +21,8 @@ from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, LOOKAHEA
 from pass_sampling.gpu.cli.demo import PROMPTS
 from pass_sampling.gpu.cli.options import read_names
 from pass_sampling.gpu.training.acceptance import expected_acceptance, fixed_token_vectors
-from pass_sampling.gpu.training.anchors import evenly_spaced
 from pass_sampling.gpu.training.text import near_duplicates, standard_library
-from pass_sampling.gpu.training.tokenizer import encode_texts
+from pass_sampling.gpu.training.tokens import encode_texts, evenly_spaced
 
 ROOT = Path(__file__).resolve().parents[2]
 CARD = (MODEL.parent / "README.md").read_text(encoding="utf-8")

@@ -40,7 +40,7 @@ class Box(NamedTuple):
 def build_box(root: Path) -> Box:
     """Write a random model, a tokenizer trained on random words, random vectors, and those words."""
     from pass_sampling.gpu import LookAhead
-    from pass_sampling.gpu.training.tokenizer import train_tokenizer
+    from pass_sampling.gpu.training.tokens import train_tokenizer
 
     box = Box(root, root / "model", root / "vectors", root / "text")
     config = tiny_config(vocab_size=300, max_position_embeddings=96)

@@ -19,9 +19,9 @@ from pass_sampling.gpu import FusedPaSS, SamplingConfig, Transformer, generate
 from pass_sampling.gpu.lookahead.adapter import Adapter
 from pass_sampling.gpu.lookahead.head import SamplerHead
 from pass_sampling.gpu.sampling import probs_from_logits
-from pass_sampling.gpu.training import anchors as anchors_module
-from pass_sampling.gpu.training.anchors import AnchoredRows, anchored_rows
-from pass_sampling.gpu.training.parts import Parts
+from pass_sampling.gpu.training import acceptance as anchors_module
+from pass_sampling.gpu.training.acceptance import AnchoredRows, anchored_rows
+from pass_sampling.gpu.training.train import Parts
 from passes import Passes, difference, same_bits
 
 EXACT = 1e-12  # logits of order 1 to 10 from a few hundred roundings of 2^-53

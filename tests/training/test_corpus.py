@@ -13,9 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from folders import contents
-from pass_sampling.gpu.training.anchors import Windows, check_tokens, evenly_spaced
 from pass_sampling.gpu.training.text import near_duplicates, read_texts, split_texts, standard_library
-from pass_sampling.gpu.training.tokenizer import END_OF_TEXT, encode_texts, train_tokenizer
+from pass_sampling.gpu.training.tokens import (
+    END_OF_TEXT,
+    Windows,
+    check_tokens,
+    encode_texts,
+    evenly_spaced,
+    train_tokenizer,
+)
 
 # --- Reading ---
 

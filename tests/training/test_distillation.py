@@ -19,7 +19,6 @@ from transformers import AutoTokenizer
 
 from console import read_strictly, run
 from folders import as_numpy, both_packages, contents, edit_json, module, tiny_config, write_checkpoint
-from pass_sampling.gpu.training.anchors import evenly_spaced
 from pass_sampling.gpu.training.distillation import (
     SAMPLINGS,
     Teacher,
@@ -28,6 +27,7 @@ from pass_sampling.gpu.training.distillation import (
     read_teacher,
 )
 from pass_sampling.gpu.training.pretrain import PretrainConfig, loss_of, new_model, pretrain
+from pass_sampling.gpu.training.tokens import evenly_spaced
 from shapes import checked, functions_of, signature
 from test_pretrain import TEXTS, TINY
 

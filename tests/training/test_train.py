@@ -25,17 +25,18 @@ from pass_sampling.gpu import SamplingConfig, Transformer, load_model
 from pass_sampling.gpu.drafters.ngram import NgramModel
 from pass_sampling.gpu.drafters.prompt_lookup import PromptLookup
 from pass_sampling.gpu.training.acceptance import (
+    LOSSES,
+    AnchoredRows,
+    anchored_rows,
     drafter_acceptance,
     expected_acceptance,
     fixed_token_vectors,
+    mean_loss,
     perplexity,
 )
-from pass_sampling.gpu.training.anchors import AnchoredRows, anchored_rows
-from pass_sampling.gpu.training.losses import LOSSES, mean_loss
-from pass_sampling.gpu.training.parts import schedule
 from pass_sampling.gpu.training.resume import Progress, partial_file
 from pass_sampling.gpu.training.text import own_text
-from pass_sampling.gpu.training.train import TrainConfig, train
+from pass_sampling.gpu.training.train import TrainConfig, schedule, train
 from shapes import checked, functions_of, signature
 
 VOCAB = 23
@@ -170,7 +171,7 @@ def test_the_folder_opens_in_both_packages_and_fits_the_model(
 
 
 def test_every_array_has_the_shape_that_its_comment_says(model: Transformer, tmp_path: Path) -> None:
-    names = ("anchors", "acceptance", "losses", "parts", "text")
+    names = ("acceptance", "text")
     homes = [module("gpu", "training.train"), *(module("gpu", f"training.{name}") for name in names)]
     functions = [function for home in homes for function in functions_of(home)]
     commented = [function for function in functions if signature(function).comments]

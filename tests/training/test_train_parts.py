@@ -15,11 +15,9 @@ import torch
 from folders import as_numpy, both_packages, module, tiny_config, write_checkpoint
 from lookaheads import PARTS
 from pass_sampling.gpu import SamplingConfig, Transformer, load_model
-from pass_sampling.gpu.training.anchors import anchored_rows
-from pass_sampling.gpu.training.losses import LOSSES
-from pass_sampling.gpu.training.parts import first_parts, optimizers_for
+from pass_sampling.gpu.training.acceptance import LOSSES, anchored_rows
 from pass_sampling.gpu.training.resume import Progress
-from pass_sampling.gpu.training.train import TrainConfig, train
+from pass_sampling.gpu.training.train import TrainConfig, first_parts, optimizers_for, train
 
 VOCAB = 23
 SUCCESSORS = np.random.default_rng(0).integers(VOCAB, size=(VOCAB, VOCAB, 2))

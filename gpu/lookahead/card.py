@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .hub import is_repository
-
-if TYPE_CHECKING:
-    from ..lookahead.vectors import LookAhead
+from ..checkpoint.hub import is_repository
 
 __all__ = ["model_card"]
 
@@ -68,11 +65,11 @@ SAMPLINGS = {"": "as trained for", "greedy": "greedy", "temperature_1": "at temp
 WHOSE = {"": "these", "random_": "random vectors", "fixed_token_": "a fixed token"}
 
 
-def model_card(lookahead: LookAhead, place: str, custom_generate: bool = False) -> str:
-    """Return the text of the README.md that lies beside look-ahead vectors.
+def model_card(lookahead: Any, place: str, custom_generate: bool = False) -> str:
+    """Return the text of the README.md in a folder of look-ahead vectors.
 
     Args:
-        lookahead: the vectors.
+        lookahead: a LookAhead, whose module imports this one.
         place: the repository or folder that they will be loaded from.
         custom_generate: whether the repository holds the code that `generate(custom_generate=...)` takes.
     """
@@ -93,7 +90,7 @@ def model_card(lookahead: LookAhead, place: str, custom_generate: bool = False) 
     return text + ("" if custom_generate else ON_THE_COMMAND_LINE.format(**words)) + _measured(lookahead.training)
 
 
-def _parts(lookahead: LookAhead) -> str:
+def _parts(lookahead: Any) -> str:
     parts = [f"{lookahead.num_lookahead} vectors of {lookahead.hidden_size} numbers"]
     if lookahead.adapter is not None:
         parts.append(f"an adapter of rank {lookahead.adapter.rank}")

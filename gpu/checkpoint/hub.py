@@ -1,6 +1,6 @@
-"""Names on the Hub: `org/name` becomes a folder of this machine, by huggingface_hub and its cache; and back.
+"""Names on the Hub: download `org/name` into a folder by huggingface_hub and its cache, and upload a folder.
 
-What is fetched is weights in safetensors, JSON and what tokenizers are kept in: nothing that runs code when opened.
+Only weights in safetensors, JSON and the files of tokenizers are fetched: no file that runs code when opened.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["is_repository", "local_folder", "upload_folder"]
 
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)  # org/name@revision
 WANTED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
-UNWANTED = ("*/*", "consolidated*")  # other formats of the same model, in folders or beside it
+UNWANTED = ("*/*", "consolidated*")  # other formats of the same model, in folders or next to it
 SHARED = "lookahead"  # where a repository with code keeps its vectors
 VECTORS = tuple(f"{folder}{name}" for folder in ("", f"{SHARED}/") for name in ("config.json", "model.safetensors"))
 
@@ -42,7 +42,7 @@ def local_folder(
 
     Raises:
         FileNotFoundError: there is no such repository or revision, or neither a network nor the files in the cache.
-        ValueError: the repository is gated, a revision stands beside a folder, or huggingface_hub is not installed.
+        ValueError: the repository is gated, a revision is given with a folder, or huggingface_hub is not installed.
     """
     path, named = Path(place), REPOSITORY.fullmatch(place) if isinstance(place, str) else None
     if named is None or os.path.lexists(path):
@@ -64,18 +64,17 @@ def _snapshot(name: str, revision: str | None, vectors: bool, instead: str) -> P
             f"{name}: found no folder of that name and no huggingface_hub, expected it installed "
             f"(pip install '.[gpu]'), or {instead}"
         ) from None
+    patterns: dict[str, Any] = {"allow_patterns": list(VECTORS if vectors else WANTED)}
+    patterns |= {} if vectors else {"ignore_patterns": list(UNWANTED)}
     try:
-        if vectors:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=list(VECTORS)))
-        wanted, unwanted = list(WANTED), list(UNWANTED)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+        return Path(snapshot_download(name, revision=revision, **patterns))
     except Exception as error:  # of the network, of the disk, of the Hub
         _refuse(error, name, revision, instead)
 
 
 def _refuse(error: Exception, name: str, revision: str | None, instead: str) -> NoReturn:
-    """Say in one sentence why a repository could not be fetched."""
-    from huggingface_hub import errors
+    """Raise an error that says in one sentence why a repository could not be fetched."""
+    from huggingface_hub import constants, errors
 
     what = name if revision is None else f"{name} at the revision {revision!r:.80}"
     if isinstance(error, errors.GatedRepoError):
@@ -94,8 +93,9 @@ def _refuse(error: Exception, name: str, revision: str | None, instead: str) -> 
         ) from None
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError):
         found = "a part" if type(error).__name__ == "IncompleteSnapshotError" else "nothing"  # since version 2
+        unreachable = "offline mode (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "no way to reach the Hub"
         raise FileNotFoundError(
-            f"{what}: found no folder of that name, {found} of it in the cache, and {_unreachable()}, expected a "
+            f"{what}: found no folder of that name, {found} of it in the cache, and {unreachable}, expected a "
             f"network to fetch it once, or {instead}"
         ) from None
     if isinstance(error, OSError) and error.errno is not None and error.filename:  # the cache cannot be written
@@ -106,26 +106,22 @@ def _refuse(error: Exception, name: str, revision: str | None, instead: str) -> 
     ) from None
 
 
-def _unreachable() -> str:
-    from huggingface_hub import constants
-
-    return "offline mode (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "no way to reach the Hub"
-
-
 def upload_folder(
     folder: Path,
     repository: str,
-    private: bool | None = None,
-    token: str | None = None,
-    message: str = "Upload look-ahead vectors",
+    private: bool | None,
+    token: str | None,
+    message: str,
 ) -> str:
-    """Upload a folder to the Hub, into a repository that is made where there is none, and return its address.
+    """Upload a folder to the Hub, into a repository that is made if there is none, and return its address.
 
-    A README.md that is there already stays: it may have been edited since.
+    A README.md in the repository stays: it may have been edited since.
 
     Raises:
-        ValueError: the Hub does not take it, or cannot be reached.
+        ValueError: that is no name of a repository, or the Hub does not take the folder or cannot be reached.
     """
+    if not is_repository(repository) or "@" in repository:
+        raise ValueError(f"repository: found {repository!r:.80}, expected user/name")
     try:
         from huggingface_hub import HfApi
     except ImportError:
