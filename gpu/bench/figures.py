@@ -8,18 +8,28 @@ Text that goes round in circles, which makes every drafter look good.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .expectation import Expectation
 
-__all__ = ["MOST_REPEATED", "PLAIN", "SUFFIXES", "Run", "repeated_ngrams", "rows_of", "save_chart"]
+__all__ = ["MOST_REPEATED", "PLAIN", "SUFFIXES", "Run", "clock", "repeated_ngrams", "rows_of", "save_chart"]
 
 
 PLAIN = "autoregressive"  # whom all are compared with
 MOST_REPEATED = 0.2  # part of a text's 8-grams that may have stood in it before, if the text is to count
+
+
+def clock(device: torch.device | str) -> float:
+    """Return the seconds on the clock when a device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ..decode_options import SOURCES, DecodeOptions
 from ..methods import Method
 from ..uniforms import uniform_streams
 from .expectation import steps_after, steps_before
+from .figures import clock
 
 __all__ = ["Candidate", "Plan", "Prediction", "group_share", "most_drafts", "predict", "step_milliseconds"]
 
@@ -238,12 +239,12 @@ def step_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
     state = method.start(prefix, Ending(steps * most + 1))
     times: list[float] = []
     for uniforms in uniform_streams(0, [0], 0, steps, method.num_uniforms, device=device):
-        started = _clock(device)
+        started = clock(device)
         state, batch = method.step(state, uniforms)
         state.raise_fault()
         state.cache.measure()
         batch.rows()
-        times.append(1000 * (_clock(device) - started))
+        times.append(1000 * (clock(device) - started))
     return times[warm:]
 
 
@@ -257,17 +258,11 @@ def pass_milliseconds(model: Any, prefix: Sequence[int]) -> dict[int, float]:
     for _ in range(4):
         for count in rows:
             inputs = model.embed([[0] * count])
-            started = _clock(model.device)
+            started = clock(model.device)
             model.logits(model.hidden(inputs, cache))
-            times[count].append(1000 * (_clock(model.device) - started))
+            times[count].append(1000 * (clock(model.device) - started))
             cache.truncate(length)
     return {count: min(values) for count, values in times.items()}
-
-
-def _clock(device: torch.device | str) -> float:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sysconfig
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..methods import Method
 from ..training.text import read_texts
+from .expectation import expected_tokens_per_forward, most_new_tokens
 
-__all__ = ["pieces", "prefixes_of", "read_library", "read_prompts"]
+__all__ = ["affordable", "context_of", "pieces", "prefixes_of", "read_library", "read_prompts", "room_of"]
+
+Texts = Sequence[Sequence[int]]
 
 CHARACTERS_PER_TOKEN = 12  # more than a token has, so that a piece is long enough
 GOLDEN_RATIO = 0.6180339887498949  # its multiples without their whole parts are spread evenly
@@ -80,3 +85,27 @@ def prefixes_of(
     each = -(-count // len(prompts))
     ends = [sorted({max(1, len(prompt) * (each + k) // (2 * each)) for k in range(1, each + 1)}) for prompt in prompts]
     return [list(prompt[:end]) for prompt, places in zip(prompts, ends, strict=True) for end in places]
+
+
+def context_of(method: Method) -> int:
+    """Return how many tokens the model and the drafter of a method can read."""
+    drafter = getattr(method, "drafter", None)
+    contexts = [method.model.max_position_embeddings, getattr(drafter, "max_position_embeddings", None)]
+    return min(context for context in contexts if context is not None)
+
+
+def room_of(method: Method) -> int:
+    """Return the length of a text after which a method has room for a step."""
+    return context_of(method) - most_new_tokens(method)
+
+
+def affordable(methods: Mapping[str, Method], places: Texts, num_streams: int, seconds: float | None) -> Texts:
+    """Return as many places, spread evenly, as there is time for, at least two; the cost of two is measured."""
+    if seconds is None or len(places) <= 2:
+        return places
+    began = time.perf_counter()
+    for method in methods.values():
+        expected_tokens_per_forward(method, places[:2], num_streams)
+    spent = time.perf_counter() - began
+    count = max(2, min(len(places), int(2 * (seconds - spent) / spent)))
+    return [places[number * len(places) // count] for number in range(count)]

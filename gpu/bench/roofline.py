@@ -7,7 +7,6 @@ matter for that, so nothing need be downloaded.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..methods import Autoregressive
 from ..model.memory import check_memory, memory_of, tensors_of
 from ..model.transformer import Transformer
 from ..model.weights import allocate
+from .figures import clock
 
 __all__ = ["SHAPES", "bandwidth", "measure_shape", "random_model"]
 
@@ -110,9 +110,9 @@ def _passes(model: Transformer, repeats: int) -> dict[int, float]:
     for _ in range(2 * repeats + 1):
         for rows in ROWS:
             inputs = model.embed([[1] * rows])
-            started = _now(model.device)
+            started = clock(model.device)
             model.logits(model.hidden(inputs, cache))
-            times[rows].append(_now(model.device) - started)
+            times[rows].append(clock(model.device) - started)
             cache.truncate(length)
             cache.measure()
     return {rows: 1000 * statistics.median(each[1:]) for rows, each in times.items()}
@@ -125,7 +125,7 @@ def _plain(model: Transformer, repeats: int) -> float:
     rates = []
     for _ in range(repeats + 1):
         times.clear()
-        generate(method, prompt, NEW_TOKENS, (), (), callback=lambda request, record: times.append(_now(model.device)))
+        generate(method, prompt, NEW_TOKENS, (), (), callback=lambda request, record: times.append(clock(model.device)))
         rates.append((len(times) - 1) / (times[-1] - times[0]))
     return statistics.median(rates[1:])
 
@@ -163,12 +163,6 @@ def _generates(peer: Any, device: torch.device, repeats: int, settings: dict[str
 
 
 def _seconds(run: Callable[[], Any], device: torch.device) -> float:
-    started = _now(device)
+    started = clock(device)
     run()
-    return _now(device) - started
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return clock(device) - started

@@ -10,7 +10,6 @@ tokens per pass, and what methods yield is measured at places in text that no mo
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ from pass_sampling.reference.config import check_integer
 
 from ..generation import generate
 from ..methods import Method
-from .figures import PLAIN, Run, rows_of
+from .figures import PLAIN, Run, clock, rows_of
 
 __all__ = ["PLAIN", "Entry", "Run", "Runner", "method_writer", "rows_of", "run_all"]
 
@@ -98,16 +97,16 @@ def run_all(
         RuntimeError: a method wrote another number of tokens.
     """
     check_integer("repeats", repeats, 1, 10**6)
-    began, done, chosen = _clock(device), 0, len(prompts)
+    began, done, chosen = clock(device), 0, len(prompts)
     turns: list[list[dict[str, Run]]] = []  # by repeat and prompt
 
     def turn(repeat: int, number: int, length: int) -> dict[str, Run]:
         nonlocal done
         written = {}
         for entry in in_turn(contenders, repeat + number):
-            started = _clock(device)
+            started = clock(device)
             run = entry.write(prompts[number], length, seed, repeat * len(prompts) + number)
-            written[entry.name] = replace(run, seconds=_clock(device) - started)
+            written[entry.name] = replace(run, seconds=clock(device) - started)
             if len(run.tokens) != length:
                 raise RuntimeError(f"{entry.name} wrote {len(run.tokens)} tokens, expected {length}")
             done += 1
@@ -123,16 +122,16 @@ def run_all(
         few = min(WARMING_TOKENS, max_new_tokens)
         turn(0, 0, few)
         each = sum(run.seconds for run in turn(0, 0, few).values()) / few
-        affordable = int((budget - (_clock(device) - began)) / (repeats * each))
+        affordable = int((budget - (clock(device) - began)) / (repeats * each))
         max_new_tokens = min(max_new_tokens, max(few, affordable))
     for repeat in range(1, repeats + 1):
-        repeat_began = _clock(device)
+        repeat_began = clock(device)
         if budget is not None and repeat > 1 and repeat_began - began > budget:
             break
         turns.append([])
         for number in range(len(prompts)):
             if budget is not None and repeat == 1 and number > 0:
-                now = _clock(device)
+                now = clock(device)
                 if repeat_began - began + (now - repeat_began) / number * (number + 1) * repeats > budget:
                     chosen = number
             if number == chosen:
@@ -150,9 +149,3 @@ def in_turn(contenders: Sequence[Entry], turn: int) -> list[Entry]:
     """Return all in a circle's order; with every turn another one begins."""
     first = turn % len(contenders)
     return [*contenders[first:], *contenders[:first]]
-
-
-def _clock(device: torch.device | str) -> float:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

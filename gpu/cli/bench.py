@@ -156,6 +156,7 @@ def run(options: Options) -> None:
     from pass_sampling.reference.ending import Ending
 
     from ..bench.expectation import expected_tokens_per_forward
+    from ..bench.prompts import affordable, room_of
     from ..bench.report import Comparison
     from ..bench.runs import run_all
     from ..training.tokens import load_tokenizer
@@ -180,7 +181,7 @@ def run(options: Options) -> None:
     for method in methods.values():
         for prompt in prompts:
             method.start(prompt, Ending(length))  # refuses what does not fit, before anything is run
-    places = _places(options, tokenizer, texts, prompts, min(map(_room, methods.values())))
+    places = _places(options, tokenizer, texts, prompts, min(map(room_of, methods.values())))
 
     def seconds_left(share: float = 1.0) -> float | None:
         return max(0.0, share * (QUICK_SECONDS - (time.perf_counter() - began))) if options.quick else None
@@ -206,7 +207,7 @@ def run(options: Options) -> None:
             repeats, seconds = options.size("repeats"), seconds_left(RUNS_SHARE)
             found.runs = run_all(entries, prompts, length, repeats, seed, model.device, written, seconds)
         with Bar("expecting", unit="method") as bar:
-            found.chosen = _affordable(methods, places, num_streams, seconds_left())
+            found.chosen = affordable(methods, places, num_streams, seconds_left())
             for name, method in methods.items():
                 found.expectations[name] = expected_tokens_per_forward(method, found.chosen, num_streams, seed)
                 bar.show(len(found.expectations), len(methods))
@@ -318,9 +319,6 @@ def _peer(name: str, options: Options, model: Transformer, library: dict[Path, B
     return Entry(name, writer, settings)
 
 
-# --- Prompts, and places at which an expectation is taken ---
-
-
 def _texts(options: Options) -> tuple[str, list[str]]:
     """Return where the prompts come from, and the texts: the prompts themselves, or files that they begin."""
     from ..bench.prompts import read_library, read_prompts
@@ -350,15 +348,6 @@ def _prompts(options: Options, tokenizer: Any, texts: list[str], room: int) -> l
     return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, options.size("num_prompts"), length)]
 
 
-def _room(method: Method) -> int:
-    """Return the length of a text after which a method has room for a step."""
-    from ..bench.expectation import most_new_tokens
-
-    drafter = getattr(method, "drafter", None)
-    contexts = [method.model.max_position_embeddings, getattr(drafter, "max_position_embeddings", None)]
-    return min(context for context in contexts if context is not None) - most_new_tokens(method)
-
-
 def _places(options: Options, tokenizer: Any, texts: list[str], prompts: Texts, room: int) -> list[list[int]]:
     """Return prefixes of text that the model did not write."""
     from ..bench.prompts import pieces, prefixes_of
@@ -373,20 +362,6 @@ def _places(options: Options, tokenizer: Any, texts: list[str], prompts: Texts, 
         return [prefix[:room] for prefix in prefixes_of(prompts, count)]
     length = min(PREFIX_LENGTH, room)
     return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, count, length)]
-
-
-def _affordable(methods: Mapping[str, Method], places: Texts, num_streams: int, seconds: float | None) -> Texts:
-    """Return as many places, spread evenly, as there is time for, at least two; the cost of two is measured."""
-    from ..bench.expectation import expected_tokens_per_forward
-
-    if seconds is None or len(places) <= 2:
-        return places
-    began = time.perf_counter()
-    for method in methods.values():
-        expected_tokens_per_forward(method, places[:2], num_streams)
-    spent = time.perf_counter() - began
-    count = max(2, min(len(places), int(2 * (seconds - spent) / spent)))
-    return [places[number * len(places) // count] for number in range(count)]
 
 
 def _spare_threads(device: str) -> None:

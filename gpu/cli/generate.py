@@ -232,9 +232,11 @@ def _talk(
     method: Method, how: str, tokenizer: Any, ending: Ending, conversation: Conversation | None, seed: int
 ) -> None:
     """Continue every prompt, as messages if there is a conversation; refuse a prompt that cannot be continued."""
+    from ..bench.prompts import context_of
+
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")
-    room = _context(method) - ending.max_new_tokens
+    room = context_of(method) - ending.max_new_tokens
     done: list[Generation] = []
     for text in prompts(sys.stdin):
         try:
@@ -259,13 +261,6 @@ def _talk(
         f"{tokens_written / max(passes, 1):.2f} per pass, method {how}",
         file=sys.stderr,
     )
-
-
-def _context(method: Method) -> int:
-    """Return how many tokens model and drafter can read."""
-    drafter = getattr(method, "drafter", None)
-    contexts = [method.model.max_position_embeddings, getattr(drafter, "max_position_embeddings", None)]
-    return min(context for context in contexts if context is not None)
 
 
 def _written(

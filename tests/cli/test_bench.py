@@ -84,7 +84,7 @@ def test_all_take_turns_at_each_prompt_and_none_always_begins():
 def test_a_budget_is_kept_by_fewer_prompts_then_shorter_texts_then_fewer_repeats(monkeypatch, seconds):
     """A token takes `seconds`, and a text that is begun is finished."""
     now, calls, names, prompts = [0.0], [], ("autoregressive", "b"), [[1], [2], [3], [4]]
-    monkeypatch.setattr("pass_sampling.gpu.bench.runs.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("pass_sampling.gpu.bench.figures.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def slow(name: str) -> Entry:
         def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
