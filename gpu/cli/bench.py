@@ -2,7 +2,7 @@
 
   pass-sampling bench
   pass-sampling bench --quick --json --output FILE.json
-  pass-sampling bench --model FOLDER --lookahead VECTORS --draft-model FOLDER --prompts FILE.jsonl --plot FILE.png
+  pass-sampling bench --model FOLDER --lookahead VECTORS --draft-model FOLDER --prompts FILE.jsonl
 
 All take turns in one process, and every speed is a ratio of paired runs. Tokens per pass are measured in the texts that
 a method wrote and, as an exact expectation, at places of text that it did not write, because texts that repeat
@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +106,6 @@ class Options:
         help="write the JSON object there as well, after every paired run what there is so far; default: nowhere",
         metavar="FILE.json",
     )
-    plot: Path | None = option(help="a .png or .svg to draw as well; default: none", metavar="FILE")
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
@@ -117,7 +115,7 @@ class Options:
 
         check_integer("repeats", self.size("repeats"), 1, 10**6)
         check_integer("max_new_tokens", self.size("max_new_tokens"), 1, 2**30)
-        for name in ("methods", "prompts", "plot", "output", "plan", "max_new_tokens"):
+        for name in ("methods", "prompts", "output", "plan", "max_new_tokens"):
             if self.shape is not None and getattr(self, name) is not None:
                 raise ValueError(f"{flag_of(name)}: found it with --shape, which has no use for it, expected neither")
         _ = self.names
@@ -165,8 +163,6 @@ def run(options: Options) -> None:
         _run_shape(options)
         return
     began = time.perf_counter()
-    _check_chart(options.plot)
-    check_file("--plot", options.plot)
     check_file("--output", options.output)
     source, texts = _texts(options)
     target = options.target.fetched()
@@ -219,8 +215,7 @@ def run(options: Options) -> None:
 
 
 def _show(found: Comparison, options: Options) -> None:
-    """Print what there is, and draw it."""
-    from ..bench.figures import save_chart
+    """Print what there is."""
     from ..bench.report import table_lines
 
     if not any(found.runs.values()):
@@ -228,11 +223,6 @@ def _show(found: Comparison, options: Options) -> None:
     result = found.result()
     print(json.dumps(result, indent=2, allow_nan=False) if options.json else "\n".join(table_lines(result)))
     sys.stdout.flush()
-    if options.plot is not None:
-        settings, where = result["settings"], result["machine"]
-        distribution = "temperature {temperature:g}, top-k {top_k}, top-p {top_p:g}".format(**settings)
-        title = f"{settings['model']}, {settings['dtype']}, {distribution}; {where['processor']}"
-        save_chart(options.plot, result["rows"], f"{title}, threads {where['threads']}")
 
 
 # --- Who takes part ---
@@ -371,15 +361,6 @@ def _spare_threads(device: str) -> None:
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
         free = (os.cpu_count() or 1) - round(os.getloadavg()[0])
         torch.set_num_threads(max(1, min(torch.get_num_threads(), free)))
-
-
-def _check_chart(path: Path | None) -> None:
-    from ..bench.figures import SUFFIXES
-
-    if path is not None and path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--plot: found {path}, expected a file name that ends in {' or '.join(SUFFIXES)}")
-    if path is not None and find_spec("matplotlib") is None:
-        raise ValueError("--plot: found no matplotlib, expected it installed: pip install '.[plot]'")
 
 
 def _run_shape(options: Options) -> None:

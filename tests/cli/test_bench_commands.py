@@ -266,17 +266,6 @@ def test_quick_leaves_busy_cores_alone_unless_told_otherwise(monkeypatch):
     assert chosen == [8, 5, 1]
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_the_chart_names_every_method(suffix, box, capsys, prompts, tmp_path):
-    pytest.importorskip("matplotlib")
-    chart = tmp_path / f"chart.{suffix}"
-    bench(box, capsys, prompts, "--methods", "prompt-lookup,transformers", "--repeats", 1, "--plot", chart)
-    content = chart.read_bytes()
-    assert content.startswith(b"\x89PNG") if suffix == "png" else b"</svg>" in content
-    if suffix == "svg":
-        assert all(name in content.decode() for name in ("autoregressive", "prompt-lookup", "transformers"))
-
-
 def lines(*entries: str) -> str:
     return "\n".join(entries)
 
@@ -342,28 +331,15 @@ REFUSED = [
     (["--device", "tpu"], ["--device: found tpu"]),
     (["--model", "{root}/none"], ["none is not a folder"]),
     (["--model", "{root}/bare"], ["bare holds no tokenizer"]),
-    (["--plot", "chart.pdf"], ["--plot: found chart.pdf", ".png or .svg"]),
-    (["--plot", "{root}/none/chart.png"], ["--plot: ", "chart.png cannot be written", "a folder that is there"]),
     (["--output", "{root}"], ["--output: ", "cannot be written", "a file in a folder that is there"]),
 ]
 
 
 @pytest.mark.parametrize("more, said", REFUSED, ids=[" ".join(more) for more, _ in REFUSED])
 def test_bad_input_is_refused_before_anything_runs(more, said, box, capsys, monkeypatch, prompts):
-    if "--plot" in more:
-        pytest.importorskip("matplotlib")
     given = [argument.format(**box._asdict()) for argument in more]
     sentence = refused(arguments(box, prompts, *given), box, capsys, monkeypatch)
     assert [part for part in said if part not in sentence] == []
-
-
-def test_a_chart_without_matplotlib_is_refused_with_the_extra_that_brings_it(
-    box, capsys, monkeypatch, prompts, tmp_path
-):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    argv = arguments(box, prompts, "--plot", tmp_path / "chart.png")
-    sentence = refused(argv, box, capsys, monkeypatch)
-    assert "--plot: found no matplotlib, expected it installed: pip install '.[plot]'" in sentence
 
 
 def test_a_flag_that_a_method_has_no_use_for_is_refused_by_generate(box, capsys, draft):
