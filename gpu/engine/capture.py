@@ -1,8 +1,8 @@
 """A step captured as a CUDA graph: launched once for every step, with nothing asked of the host in between.
 
-The tensors of a state stand still: a replay reads the uniforms and the state from where they were when it was captured,
-and writes the state that follows to the same places. Attention reads as many slots as the longest text may need by
-then; beyond that another graph takes over, which reads twice as many.
+The tensors of a state keep their addresses: a replay reads the uniforms and the state there, and writes the next state
+there. The shapes of a captured step depend on nothing in its tensors, so attention reads a fixed number of cache
+positions. When a text may need more, a second graph reads twice as many.
 
 Glossary of shapes: B rows.
 """
@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from ..batch_record import Packed
+from ..methods import Candidates, FusedCandidates, FusedPaSS
 from ..methods.base import Method
 from ..state import PER_ROW, State
-from .fixed_shapes import LEAST_KV_LENGTH, kv_length_for, why_not_fixed
-
-__all__ = ["CaptureError", "Captured", "Frozen", "capture", "standing"]
 
 log = logging.getLogger(__name__)
+LEAST_KV_LENGTH = 256  # cache positions
 Launch = Callable[[], None]
 
 
@@ -103,8 +102,11 @@ class Captured:
         return _copy(record)
 
     def kv_length(self, longest: int) -> int:
-        """Return how many slots to read: enough for this step, of few different numbers."""
-        return kv_length_for(longest + self.method.scratch + 1, self.least_kv_length, self.state.cache.capacity)
+        """Return how many cache positions to read: enough for this step, and one of few different numbers."""
+        kv_length = self.least_kv_length
+        while kv_length < longest + self.method.scratch + 1:
+            kv_length *= 2
+        return min(kv_length, self.state.cache.capacity)
 
     def _capture(
         self,
@@ -153,7 +155,15 @@ def why_not(method: Method, state: State) -> str | None:
     """Return why a step cannot be captured, if it cannot."""
     if state.cache.lengths.device.type != "cuda":
         return f"it runs on {state.cache.lengths.device}, not on a GPU"
-    return why_not_fixed(method, state)
+    if isinstance(method, FusedPaSS) and state.lookahead_hidden.shape[1] == 1:
+        return "texts are too short to look ahead"
+    if isinstance(method, Candidates | FusedCandidates):
+        return "a tree of drafts is as large as its rows need"
+    if method.processor is not None:
+        return "a logits processor runs on the host after every forward pass"
+    if state.ending.asks_host:
+        return "the ends of texts are checked on the host"
+    return None
 
 
 def standing(state: State) -> State:

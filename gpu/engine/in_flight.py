@@ -1,4 +1,4 @@
-"""What a step has made of the rows of an engine, on its way to the host.
+"""Step results that are being copied to the host.
 
 Glossary of shapes: B rows, C steps.
 """
@@ -16,8 +16,6 @@ from pass_sampling.reference.record import Record
 
 from ..batch_record import BatchRecord, Packed
 from ..state import State
-
-__all__ = ["InFlightStep", "Request", "Row"]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from ..methods.pass_one_call import Fused
 from ..model.transformer import Transformer
 from ..state import PER_ROW, State
 
-__all__ = ["empty_rows", "free_row", "put_row"]
-
 
 def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: int) -> State:
     """Return a state whose rows have all ended, with room for prompts of so many tokens.

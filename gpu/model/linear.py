@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..host import is_traced
 from .weights import LayerWeights, Weights
 
 LAID_OUT_AT_MOST = 2**31  # bytes: the layout is a second copy, so large models do without
@@ -33,9 +32,7 @@ class Linear:
         self,
         x: Tensor,  # [..., I]
     ) -> Tensor:  # [..., O]
-        """Apply the layer; gradients go through the plain weight, and a traced step has no layout."""
-        if is_traced(x):
-            return functional.linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(*x.shape[:-1], -1)
+        """Apply the layer; gradients go through the plain weight."""
         if self.laid_out is None or x.requires_grad:
             return functional.linear(x, self.weight, self.bias)
         found: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.laid_out, self.bias, "none", [], "")

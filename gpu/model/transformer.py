@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pass_sampling.reference.model.config import ModelConfig
 
-from ..host import is_on_cpu, is_traced
+from ..host import is_on_cpu
 from .cache import KVCache
 from .layers import attention, attention_apart, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
 from .linear import linears_of
@@ -213,8 +213,7 @@ class Transformer:
         """Return what turns the heads of every row: looked up where the host knows that it can be, else computed."""
         places = cache_positions if positions is None else positions
         tables = self._tables if cache.kv_length is None else self._tables_of(cache.kv_length)
-        known = positions is None or is_traced(places)  # the positions of a pass are no larger than its slots
-        if known or (is_on_cpu(places) and int(places.max()) < len(tables[0])):
+        if positions is None or (is_on_cpu(places) and int(places.max()) < len(tables[0])):
             return [table[places].unsqueeze(1) for table in tables]
         return [each.unsqueeze(1) for each in self._rotation(places)]
 
