@@ -135,7 +135,7 @@ class State:
         return state, replace(record, count=count, final_token=final_token)
 
     def agrees(self, other: State) -> bool:
-        """Return whether two states of one row have the same future: the same tokens and cached rows, up to rounding."""
+        """Return whether two states of one row have the same future: equal tokens and, up to rounding, cached rows."""
         if (self.key, self.cached.tolist()) != (other.key, other.cached.tolist()):
             return False
         useful = slice(1 + int(self.num_lookahead_hidden)) if int(self.num_lookahead_hidden) else slice(0)

@@ -1,7 +1,7 @@
-"""Linear layers of a frozen model: on a CPU the weights are laid out once for its matrix units, not in every pass.
+"""Linear layers of a frozen model: a CPU lays out bfloat16 weights for its matrix units once, not in every pass.
 
-In bfloat16 the laying out takes a third of a pass over few rows. For rows that lie side by side in memory, as here, the
-numbers are the same to the last bit. A weight that is changed afterwards is not seen: the model is frozen.
+In bfloat16 the layout takes a third of a pass over few rows. For contiguous rows, as here, the numbers are the same to
+the last bit. A weight that is changed afterwards has no effect: the model is frozen.
 
 Glossary of shapes: I inputs and O outputs of a layer.
 """
@@ -26,7 +26,7 @@ class Linear:
 
     weight: Tensor  # [O, I]
     bias: Tensor | None = None  # [O]
-    laid_out: Any = None  # the weight once more, in a form that only `mkldnn` reads, or None
+    laid_out: Any = None  # the weight in a form that only `mkldnn` reads, or None
 
     def __call__(
         self,
@@ -51,8 +51,10 @@ class LayerLinears:
 
 def linears_of(weights: Weights) -> tuple[tuple[LayerLinears, ...], Linear]:
     """Return the linear layers of every layer, and the output projection."""
-    large = sum(getattr(layer, name).nbytes for layer in weights.layers for name in vars(layer) if name in _MATRICES)
-    lays_out = large + weights.output.nbytes <= LAID_OUT_AT_MOST
+    matrices = [weights.output]
+    for layer in weights.layers:
+        matrices += [layer.query_key_value, layer.output, layer.gate_up, layer.down]
+    lays_out = sum(matrix.nbytes for matrix in matrices) <= LAID_OUT_AT_MOST
 
     def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
         return Linear(weight, bias, laid_out(weight) if lays_out else None)
@@ -68,13 +70,10 @@ def linears_of(weights: Weights) -> tuple[tuple[LayerLinears, ...], Linear]:
     return tuple(map(layer_of, weights.layers)), linear(weights.output)
 
 
-_MATRICES = ("query_key_value", "output", "gate_up", "down")
-
-
 def laid_out(
     weight: Tensor,  # [O, I]
 ) -> Any:
-    """Return a weight in the layout of the CPU's own kernels, or None: where it gains nothing, or what still learns."""
+    """Return a weight in the layout of the CPU's own kernels, or None if that gains nothing or it is trained."""
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or weight.requires_grad:
         return None
     if not torch.backends.mkldnn.is_available():

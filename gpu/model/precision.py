@@ -1,12 +1,10 @@
-"""Which dtypes and devices the port runs on."""
+"""The dtypes and devices that the port runs on."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-
-__all__ = ["check_device", "check_dtype"]
 
 
 def check_dtype(dtype: Any) -> torch.dtype:

@@ -1,8 +1,4 @@
-"""A language model that is a table: a row of its own for everything that can be in sight.
-
-Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated
-distribution. It reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
-"""
+"""A language model that is a table, for tests: the same numbers as `reference.model.table`, over a batch."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 
 
 class TableModel:
-    """Rows are hashed from the pairs (position, input vector) in sight; see `row` for what they look like."""
+    """Rows are hashed from the visible pairs (position, input vector), see `row`."""
 
     fingerprint: str | None = None
     name = "table"
@@ -38,21 +34,11 @@ class TableModel:
         levels: int = 0,
         popular: tuple[int, ...] = (),
     ):
-        """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf.
-
-        If `levels` is not 0, only so many different logits occur, so that tokens tie. Those of `popular` tokens are
-        higher by four times the spread, after every prefix: of many tokens the same few are likely.
-        """
-        self.vocab_size = vocab_size
-        self.num_lookahead = num_lookahead
+        """Make a table; the arguments are those of the reference."""
+        self.vocab_size, self.num_lookahead = vocab_size, num_lookahead
         self.hidden_size = vocab_size + num_lookahead
-        self.seed = seed
-        self.spread = spread
-        self.zeros = zeros
-        self.max_position_embeddings = max_position_embeddings
-        self.eos_token_ids = eos_token_ids
-        self.levels = levels
-        self.popular = popular
+        self.max_position_embeddings, self.eos_token_ids = max_position_embeddings, eos_token_ids
+        self.seed, self.spread, self.zeros, self.levels, self.popular = seed, spread, zeros, levels, popular
 
     def lookahead(self) -> LookAhead:
         """Return this table's look-ahead vectors: the unit vectors that no token uses."""
@@ -85,7 +71,7 @@ class TableModel:
             visible = torch.ones((num_rows, num_rows), dtype=torch.bool).tril()
         keys, _ = cache.write(0, inputs.unsqueeze(1), inputs.unsqueeze(1), cache_positions)
         places = torch.arange(keys.shape[2]).expand(len(inputs), -1)
-        row = places - cache.lengths.unsqueeze(1)  # which row of the pass a slot holds
+        row = places - cache.lengths.unsqueeze(1)  # the row of the pass at each position
         column = row.clamp(0, num_rows - 1).unsqueeze(1).expand(-1, num_rows, -1)
         seen = visible.expand(len(inputs), -1, -1).gather(2, column)  # [B, T, S]
         in_sight = (row < 0).unsqueeze(1) | (((row >= 0) & (row < num_rows)).unsqueeze(1) & seen)
@@ -105,7 +91,7 @@ class TableModel:
         hidden: Tensor,  # [..., V]
         tokens: Tensor,  # [..., N]
     ) -> Tensor:  # [..., N]
-        """Return some tokens' places of the rows."""
+        """Return the logits of some tokens each."""
         return hidden.gather(-1, tokens)
 
     def row(

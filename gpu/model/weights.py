@@ -16,8 +16,6 @@ import torch
 
 from pass_sampling.reference.model.config import ModelConfig
 
-__all__ = ["LayerWeights", "TensorEntry", "Weights", "allocate", "destination", "weight_table"]
-
 Array = npt.NDArray[Any]
 
 
@@ -52,10 +50,7 @@ class Weights:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> Weights:
-        """Draw weights for which logits are of order 1 and differ from row to row.
-
-        The numbers are the same in both packages: one NumPy generator, drawn in the order of `weight_table`.
-        """
+        """Draw the numbers of the reference: one NumPy generator, in the order of `weight_table`."""
         generator = np.random.default_rng(seed)
         weights = allocate(config, dtype, device)
         for entry in weight_table(config):
@@ -75,21 +70,14 @@ class TensorEntry(NamedTuple):
 
 
 def weight_table(config: ModelConfig) -> Iterator[TensorEntry]:
-    """Yield every tensor of a Hugging Face checkpoint of this shape.
-
-    A tied output projection is not in the table: it is the embedding.
-    """
+    """Yield every tensor of a Hugging Face checkpoint of this shape; a tied output projection is the embedding."""
     vocabulary, model, mlp = config.vocab_size, config.hidden_size, config.intermediate_size
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     yield TensorEntry("model.embed_tokens.weight", (vocabulary, model), None, "embedding")
     for layer in range(config.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         yield TensorEntry(prefix + "input_layernorm.weight", (model,), layer, "attention_norm")
-        for letter, first, count in (
-            ("q", 0, heads),
-            ("k", heads, kv_heads),
-            ("v", heads + kv_heads, kv_heads),
-        ):
+        for letter, first, count in (("q", 0, heads), ("k", heads, kv_heads), ("v", heads + kv_heads, kv_heads)):
             name = f"{prefix}self_attn.{letter}_"
             row, rows, field = first * head_dim, count * head_dim, "query_key_value"
             yield TensorEntry(name + "proj.weight", (rows, model), layer, field, row, rows)
@@ -138,7 +126,7 @@ def destination(weights: Weights, entry: TensorEntry) -> torch.Tensor:  # [...]
 
 
 def _draw(config: ModelConfig, entry: TensorEntry, generator: np.random.Generator) -> Array:
-    """Draw one tensor in float64: norms near 1, small biases, projections that keep the size of an input."""
+    """Draw one tensor in float64."""
     normal: Array = generator.standard_normal(entry.shape)
     if entry.name.endswith("norm.weight"):
         return 1.0 + 0.1 * normal

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import random as python_random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .chooser import Chooser
+from .chooser import Chooser, refused
 from .unknown_uniform import search_each
-
-__all__ = ["BranchingGenerator", "numpy_random"]
 
 STATE = ("get_state", "set_state", "getstate", "setstate", "get_bit_generator", "set_bit_generator")
 
@@ -127,7 +125,7 @@ class BranchingGenerator:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not (hasattr(_Generator, name) or hasattr(_RandomState, name)):
             raise AttributeError(name)
-        return _refused(f"numpy.random.{name}")
+        return refused(f"numpy.random.{name}")
 
 
 _Generator, _RandomState = np.random.Generator, np.random.RandomState  # they are replaced below
@@ -138,27 +136,18 @@ def _size(size: Any, *limits: Any) -> Any:
     return size if size is not None or not any(map(np.ndim, limits)) else np.broadcast(*limits).shape
 
 
-def _refused(name: str) -> Callable[..., NoReturn]:
-    def refuse(*arguments: Any, **options: Any) -> NoReturn:
-        raise ValueError(
-            f"{name}: found it called, expected draws of uniform numbers, of integers, or from a distribution"
-        )
-
-    return refuse
-
-
 def _functions(module: Any) -> dict[str, Any]:
     """Return a refusal for every function of a module that draws from its own generator."""
     hidden = type(getattr(getattr(module, "random", None), "__self__", None))
     return {
-        name: _refused(f"{module.__name__}.{name}")
+        name: refused(f"{module.__name__}.{name}")
         for name, function in vars(module).items()
         if not name.startswith("_") and name not in STATE and type(getattr(function, "__self__", None)) is hidden
     }
 
 
 REFUSED = {module: _functions(module) for module in (np.random, python_random)}
-REFUSED[np.random] |= {name: _refused(f"numpy.random.{name}") for name in ("seed", "sample", "ranf")}
+REFUSED[np.random] |= {name: refused(f"numpy.random.{name}") for name in ("seed", "sample", "ranf")}
 
 
 class BranchingRandom:

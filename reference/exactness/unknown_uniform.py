@@ -1,4 +1,4 @@
-"""Uniform numbers that are not known before they are compared, and then only as far as that tells."""
+"""Uniform numbers of which only the comparisons so far are known."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from itertools import pairwise
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
-
-__all__ = ["Uniform", "search_each"]
 
 MOST_INTEGERS = 1_000_000  # that a number may be cut to
 COMBINED = ("mod", "floordiv", "pow", "rtruediv", "rmod", "rfloordiv", "rpow", "matmul", "rmatmul", "divmod")
@@ -31,13 +29,13 @@ class Choices(Protocol):
 class Uniform:
     """A uniform number of which only an interval is known: each comparison is a choice that narrows it.
 
-    It can be compared with numbers, moved and scaled first, and cut to an integer; whatever else is done with it needs
-    its value, which would have no finite set of outcomes, and is refused. It is a real number: what the grid of a
-    generator's floats adds (equality, and 2^-24 or 2^-53 of probability) is left out.
+    It can be moved, scaled, compared with numbers and cut to an integer. Everything else needs its value, which has no
+    finite set of outcomes, and is refused. It is a real number: the grid of a generator's floats (equality, and 2^-24
+    or 2^-53 of probability) is ignored.
     """
 
     def __init__(self, chooser: Choices, known: list[float] | None = None, scale: float = 1.0, shift: float = 0.0):
-        """Stand for scale * u + shift; `known` is the interval of u, shared by all that is made from it."""
+        """Represent scale * u + shift; `known` is the interval of u, shared by all numbers made from it."""
         self._chooser = chooser
         self._known = [0.0, 1.0] if known is None else known
         self._scale, self._shift = scale, shift
@@ -66,7 +64,7 @@ class Uniform:
         return steps[begin + (self._cell(kept) if kept else 0)]
 
     def _cell(self, edges: Sequence[float]) -> int:
-        """Choose between which of some increasing edges u lies, all of them inside of what is known."""
+        """Choose the cell of u between some increasing edges inside the known interval."""
         low, high = self._known
         bounds = [low, *edges, high]
         shares = [(right - left) / (high - low) for left, right in pairwise(bounds)]

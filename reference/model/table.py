@@ -1,7 +1,7 @@
-"""A language model that is a table: a row of its own for everything that can be in sight.
+"""A language model that is a table, for tests: every visible sequence has a row of its own.
 
-Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated
-distribution. It reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
+It is small enough to enumerate, and strict: a wrong row, position, mask or cache position gives an unrelated
+distribution. It reads its prefix from the KV cache, as a transformer does, so rollback is tested too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class TableModel:
-    """Rows are hashed from the pairs (position, input vector) in sight; see `row` for what they look like."""
+    """Rows are hashed from the visible pairs (position, input vector), see `row`."""
 
     fingerprint: str | None = None
     name = "table"
@@ -41,19 +41,13 @@ class TableModel:
     ):
         """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf.
 
-        If `levels` is not 0, only so many different logits occur, so that tokens tie. Those of `popular` tokens are
-        higher by four times the spread, after every prefix: of many tokens the same few are likely.
+        Unless `levels` is 0, only so many different logits occur, so that tokens tie. The logits of `popular` tokens
+        are higher by four times the spread after every prefix.
         """
-        self.vocab_size = vocab_size
-        self.num_lookahead = num_lookahead
+        self.vocab_size, self.num_lookahead = vocab_size, num_lookahead
         self.hidden_size = vocab_size + num_lookahead
-        self.seed = seed
-        self.spread = spread
-        self.zeros = zeros
-        self.max_position_embeddings = max_position_embeddings
-        self.eos_token_ids = eos_token_ids
-        self.levels = levels
-        self.popular = popular
+        self.max_position_embeddings, self.eos_token_ids = max_position_embeddings, eos_token_ids
+        self.seed, self.spread, self.zeros, self.levels, self.popular = seed, spread, zeros, levels, popular
 
     def lookahead(self) -> LookAhead:
         """Return this table's look-ahead vectors: the unit vectors that no token uses."""
@@ -102,7 +96,7 @@ class TableModel:
         hidden: Array,  # [..., V]
         tokens: npt.NDArray[np.integer],  # [..., N]
     ) -> Array:  # [..., N]
-        """Return some tokens' places of the rows."""
+        """Return the logits of some tokens each."""
         return np.take_along_axis(hidden, tokens, axis=-1)
 
     def row(
@@ -130,7 +124,7 @@ def pair_codes(
     """Hash each input vector together with its position; a sequence's code is the sum of its pairs' codes.
 
     Raises:
-        ValueError: a vector in sight is not finite, such as a poisoned cache slot.
+        ValueError: a visible vector is not finite, such as a poisoned cache position.
     """
     labels = keys @ np.arange(1.0, keys.shape[1] + 1.0)
     if not np.isfinite(labels).all():

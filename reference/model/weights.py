@@ -1,8 +1,6 @@
-"""The arrays of a model, and the table that says which checkpoint tensor is which.
+"""The arrays of a model, and the table of the checkpoint tensors that fill them.
 
 Glossary of shapes: V vocabulary, D model, H heads, G kv-heads, E head size, F mlp.
-
-Which dtypes the specification runs in.
 """
 
 from __future__ import annotations
@@ -16,9 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import ModelConfig
-
-__all__ = ["LayerWeights", "TensorEntry", "Weights", "allocate", "check_dtype", "destination", "weight_table"]
-
 
 Array = npt.NDArray[Any]
 
@@ -76,10 +71,7 @@ class TensorEntry(NamedTuple):
 
 
 def weight_table(config: ModelConfig) -> Iterator[TensorEntry]:
-    """Yield every tensor of a Hugging Face checkpoint of this shape.
-
-    A tied output projection is not in the table: it is the embedding.
-    """
+    """Yield every tensor of a Hugging Face checkpoint of this shape; a tied output projection is the embedding."""
     vocabulary, model, mlp = config.vocab_size, config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     yield TensorEntry("model.embed_tokens.weight", (vocabulary, model), None, "embedding")
