@@ -55,11 +55,7 @@ def largest_logits(
     return logits.amax(dim=-1)
 
 
-def _restrict_to_top_p(
-    probs: Probs,  # [..., V]
-    compared: Tensor,  # [..., V]
-    top_p: float,
-) -> Probs:  # [..., V]
+def _restrict_to_top_p(probs: Probs, compared: Tensor, top_p: float) -> Probs:  # [..., V]
     """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p."""
     order = compared.sort(dim=-1, descending=True, stable=True).indices
     ordered = probs.gather(-1, order)

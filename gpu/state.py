@@ -227,12 +227,7 @@ _COUNTS = ("lengths", "prompt_lengths", "limits", "num_lookahead_hidden", "fault
 PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "pace", "lookahead_hidden")
 
 
-def _num_kept(
-    tokens: Tensor,  # [B, W]
-    count: Tensor,  # [B]
-    eos: Tensor,  # [num_eos]
-    remaining: Tensor,  # [B]
-) -> tuple[Tensor, Tensor]:  # [B], [B]
+def _num_kept(tokens: Tensor, count: Tensor, eos: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:  # [B], [B]
     """Count on the device, where only tokens and lengths end a text."""
     order = torch.arange(tokens.shape[1], device=tokens.device)
     is_eos = tokens == eos if len(eos) == 1 else (tokens.unsqueeze(2) == eos).any(dim=2)
@@ -250,31 +245,20 @@ def count_leading_true(
     return torch.where(flags, width, order).amin(dim=1) if width else flags.sum(dim=1)
 
 
-def _num_kept_by_host(
-    readings: Sequence[Reading],
-    tokens: Tensor,  # [B, W]
-    count: Tensor,  # [B]
-) -> tuple[Tensor, Tensor]:  # [B], [B]
+def _num_kept_by_host(readings: Sequence[Reading], tokens: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:  # [B], [B]
     """Count on the host, from the readings of the texts."""
     kept = [reading.first(block) for reading, block in zip(readings, _blocks(tokens, count), strict=True)]
     counts = torch.tensor([number for number, _ in kept], device=count.device)
     return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
 
 
-def _read(
-    readings: Sequence[Reading],
-    tokens: Tensor,  # [B, W]
-    count: Tensor,  # [B]
-) -> tuple[Reading, ...]:
+def _read(readings: Sequence[Reading], tokens: Tensor, count: Tensor) -> tuple[Reading, ...]:
     """Return the readings, if there are any, after the first `count` tokens of each row."""
     blocks = _blocks(tokens, count) if readings else ()
     return tuple(reading.after(block) for reading, block in zip(readings, blocks, strict=True))
 
 
-def _blocks(
-    tokens: Tensor,  # [B, W]
-    count: Tensor,  # [B]
-) -> list[list[int]]:
+def _blocks(tokens: Tensor, count: Tensor) -> list[list[int]]:
     return [row[:some] for row, some in zip(tokens.tolist(), count.tolist(), strict=True)]
 
 

@@ -138,12 +138,7 @@ class UniformRow:
         """Draw K tokens from K distributions, token i with the uniform `name[indices[i]]`."""
         return self._draw([self._take(name, index, 1).start for index in indices], probs, active)
 
-    def _draw(
-        self,
-        columns: slice | Sequence[int],
-        probs: Probs,  # [B, K, V]
-        active: Tensor | None,  # [B, K]
-    ) -> Tensor:  # [B, K]
+    def _draw(self, columns: slice | Sequence[int], probs: Probs, active: Tensor | None) -> Tensor:  # [B, K]
         edges = cell_edges(probs)
         outcomes = draw(edges, self._uniforms[:, columns])
         self._record(lambda made: (*made, *_split(columns, edges, outcomes, active)))
@@ -193,12 +188,7 @@ class UniformRow:
         return slice(start, start + count)
 
 
-def _asked(
-    columns: slice,
-    accept_prob: Probs,  # [B, K]
-    accepted: Tensor,  # [B, K]
-    from_last: bool,
-) -> list[Choices]:
+def _asked(columns: slice, accept_prob: Probs, accepted: Tensor, from_last: bool) -> list[Choices]:
     """Return the choices of some acceptances, in the order in which they were made."""
     continues = ~accepted.flip(1) if from_last else accepted
     asked = torch.cat([torch.ones_like(continues[:, :1]), continues[:, :-1]], dim=1).cumprod(dim=1).bool()
@@ -207,12 +197,7 @@ def _asked(
     return _split(columns, edges, (~accepted).long(), asked)[:: -1 if from_last else 1]
 
 
-def _split(
-    columns: slice | Sequence[int],
-    edges: Tensor,  # [B, K, outcomes]
-    outcomes: Tensor,  # [B, K]
-    active: Tensor | None,  # [B, K]
-) -> list[Choices]:
+def _split(columns: slice | Sequence[int], edges: Tensor, outcomes: Tensor, active: Tensor | None) -> list[Choices]:
     """Return K choices of a batch, one by one."""
     active = torch.ones_like(outcomes, dtype=torch.bool) if active is None else active
     numbers = range(columns.start, columns.stop) if isinstance(columns, slice) else columns

@@ -44,10 +44,7 @@ def accept_probs(
     return (_at(target_probs, draft_tokens) / _at(draft_probs, draft_tokens)).clamp(max=1.0)
 
 
-def _at(
-    probs: Probs,  # [B, N, V]
-    draft_tokens: Tokens,  # [B, K]
-) -> Probs:  # [B, K]
+def _at(probs: Probs, draft_tokens: Tokens) -> Probs:  # [B, K]
     """Return the probability of each draft token in its row."""
     return probs[:, : draft_tokens.shape[1]].gather(-1, draft_tokens.unsqueeze(-1)).squeeze(-1)
 
@@ -136,15 +133,15 @@ def block_probs(
 
 
 def _final_token(
-    target_probs: Probs,  # [B, K+1, V]
-    draft_probs: Probs,  # [B, K, V]
-    weights: Tensor | None,  # [B, K+1]
-    num_accepted: Tensor,  # [B]
+    target_probs: Probs,
+    draft_probs: Probs,
+    weights: Tensor | None,
+    num_accepted: Tensor,
     draws: UniformRow,
-    num_draft: Tensor,  # [B]
-    has_bonus_row: Tensor,  # [B]
-    active: Tensor,  # [B]
-) -> Tensor:  # [B]
+    num_draft: Tensor,
+    has_bonus_row: Tensor,
+    active: Tensor,
+) -> Tensor:
     """Draw the correction from the residual, weighted or not, or the bonus token where all drafts were accepted."""
     is_correction = num_accepted < num_draft
     final_probs = row(target_probs, num_accepted)

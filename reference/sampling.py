@@ -76,11 +76,7 @@ def compared_logits(
         return rounded.astype(np.float32)
 
 
-def _restrict_to_top_p(
-    probs: Probs,  # [V]
-    compared: Array,  # [V]
-    top_p: float,
-) -> Probs:  # [V]
+def _restrict_to_top_p(probs: Probs, compared: Array, top_p: float) -> Probs:  # [V]
     """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p.
 
     The order is that of the compared logits, and a mass within `TOP_P_TOLERANCE` below top_p has reached it. So sets

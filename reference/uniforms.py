@@ -72,12 +72,7 @@ class UniformRow:
         """Accept with the given probability: iff the uniform `name[index]` is strictly below it."""
         return self._choose(name, index, np.array([accept_prob, 1.0])) == 0
 
-    def _choose(
-        self,
-        name: str,
-        index: int,
-        edges: npt.NDArray[np.float64],  # [outcomes]
-    ) -> int:
+    def _choose(self, name: str, index: int, edges: npt.NDArray[np.float64]) -> int:
         column = self._start[name] + index
         if not 0 <= index < self._named[name]:
             raise RuntimeError(f"uniform {name}[{index}] is not in its slot of {self._named[name]}")

@@ -56,10 +56,7 @@ def accept_probs(
         return np.minimum(1.0, target_probs[np.arange(len(draft_tokens)), draft_tokens] / draft)
 
 
-def _drawn_probs(
-    draft_probs: Probs,  # [K, V]
-    draft_tokens: Tokens,  # [K]
-) -> Probs:  # [K]
+def _drawn_probs(draft_probs: Probs, draft_tokens: Tokens) -> Probs:  # [K]
     """Return the draft probability of each draft, which must be above 0."""
     drawn = draft_probs[np.arange(len(draft_tokens)), draft_tokens]
     if np.any(drawn <= 0):
@@ -186,12 +183,7 @@ def verify_match(
     return _all_accepted(target_probs, draft_tokens, draws, accept)
 
 
-def _all_accepted(
-    target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
-    draft_tokens: Tokens,  # [K]
-    draws: UniformRow,
-    accept: Probs,  # [K]
-) -> Verification:
+def _all_accepted(target_probs: Probs, draft_tokens: Tokens, draws: UniformRow, accept: Probs) -> Verification:
     """Draw the bonus token after drafts that were all accepted, if the text goes on there."""
     has_bonus_row = len(target_probs) > len(draft_tokens)
     bonus_token = draws.token("final", target_probs[-1]) if has_bonus_row else None

@@ -104,12 +104,7 @@ def read_weights(
     return weights, fingerprint_of(stored, shapes)
 
 
-def _converted(
-    rows: torch.Tensor,  # [R, ...]
-    dtype: torch.dtype,
-    name: str,
-    tensor: StoredTensor,
-) -> torch.Tensor:  # [R, ...]
+def _converted(rows: torch.Tensor, dtype: torch.dtype, name: str, tensor: StoredTensor) -> torch.Tensor:  # [R, ...]
     """Return the rows in another dtype, all of them finite."""
     converted = rows.to(dtype)
     if not converted.isfinite().all():

@@ -108,11 +108,7 @@ class Captured:
             kv_length *= 2
         return min(kv_length, self.state.cache.capacity)
 
-    def _capture(
-        self,
-        kv_length: int,
-        uniforms: Tensor,  # [B, num_uniforms]
-    ) -> tuple[Launch, Tensor, Packed]:
+    def _capture(self, kv_length: int, uniforms: Tensor) -> tuple[Launch, Tensor, Packed]:
         """Run the step a few times on the side, then capture it; the state is then as it was, also if that fails."""
         caches, frozen, buffer = self.state.caches, Frozen(self.method, self.state, kv_length), uniforms.clone()
         before = {name: getattr(self.state, name).clone() for name in PER_ROW}

@@ -70,8 +70,6 @@ class InFlightStep:
         return list(zip(self.packed.rows(), lengths, ended, map(faults.get, range(len(ended))), strict=True))
 
 
-def _sent(
-    tensor: Tensor,  # [B, ...]
-) -> Tensor:  # [B, ...]
+def _sent(tensor: Tensor) -> Tensor:  # [B, ...]
     """Return host memory that a device tensor is on its way to."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -197,10 +197,7 @@ class KVCache:
         """Whether the host can read the lengths without waiting for a device."""
         return is_on_cpu(self.lengths)
 
-    def _check_length(
-        self,
-        length: Tensor,  # [B]
-    ) -> None:
+    def _check_length(self, length: Tensor) -> None:
         if bool(((length < 0) | (length > self.lengths)).any()):
             raise ValueError(
                 f"length: found {length.tolist()}, expected 0 to {self.lengths.tolist()}, the number of cached "

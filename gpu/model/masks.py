@@ -84,10 +84,7 @@ class Masks:
         padded = functional.pad(own, (self._num_positions - num_rows, 0))
         return padded.expand(batch_size, 1, -1, -1)
 
-    def _additive(
-        self,
-        in_sight: Tensor,  # [B, T, S]
-    ) -> Tensor:  # [B, 1, T, S]
+    def _additive(self, in_sight: Tensor) -> Tensor:  # [B, 1, T, S]
         """Return 0 where a row attends to a position, and -inf elsewhere."""
         mask = torch.zeros(in_sight.shape, dtype=self._dtype, device=in_sight.device)
         return mask.masked_fill_(~in_sight, float("-inf")).unsqueeze(1)

@@ -175,12 +175,7 @@ class Transformer:
         queries, keys = rotate(rotated, kept, exchanged).split([num_heads, num_groups], dim=1)
         return queries, keys, values
 
-    def _rotations(
-        self,
-        cache: KVCache,
-        cache_positions: Tensor,  # [B, T]
-        positions: Tensor | None,  # [B, T]
-    ) -> list[Tensor]:
+    def _rotations(self, cache: KVCache, cache_positions: Tensor, positions: Tensor | None) -> list[Tensor]:
         """Return the rotations of the heads of every row: looked up if the host knows the positions, else computed."""
         places = cache_positions if positions is None else positions
         tables = self._tables if cache.kv_length is None else self._tables_of(cache.kv_length)
@@ -194,9 +189,6 @@ class Transformer:
             self._fixed_tables[kv_length] = self._rotation(torch.arange(kv_length, device=self.device))
         return self._fixed_tables[kv_length]
 
-    def _rotation(
-        self,
-        positions: Tensor,  # [...]
-    ) -> list[Tensor]:
+    def _rotation(self, positions: Tensor) -> list[Tensor]:
         """Return the rotations of heads at some positions, rounded once to the model's dtype."""
         return [each.to(self.dtype) for each in rotation(*rope_tables(self._frequencies, positions))]

@@ -72,12 +72,7 @@ def read_weights(folder: str | os.PathLike[str], config: ModelConfig, dtype: Any
     return weights, fingerprint_of(stored, shapes)
 
 
-def _converted(
-    rows: Array,  # [R, ...]
-    dtype: npt.DTypeLike,
-    name: str,
-    tensor: StoredTensor,
-) -> Array:  # [R, ...]
+def _converted(rows: Array, dtype: npt.DTypeLike, name: str, tensor: StoredTensor) -> Array:  # [R, ...]
     """Return the rows in another dtype, all of them finite."""
     with np.errstate(over="ignore"):
         converted = rows.astype(dtype, copy=False)

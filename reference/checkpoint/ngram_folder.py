@@ -136,11 +136,7 @@ def _marks(
     return np.packbits(bits)
 
 
-def _num_successors(
-    marks: npt.NDArray[np.uint8],  # [Z]
-    contexts: int,
-    count: int,
-) -> npt.NDArray[np.int64]:  # [contexts]
+def _num_successors(marks: npt.NDArray[np.uint8], contexts: int, count: int) -> npt.NDArray[np.int64]:  # [contexts]
     """Read what `_marks` wrote.
 
     Raises:

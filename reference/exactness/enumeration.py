@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,14 @@ MISSED = 1e-13  # probability that may be lost when an edge moves by its last di
 ROUNDING = 2.0**-20  # how far an edge may move in float32 when other rows run beside its own
 PROBES = 16  # paths of an estimate, walked side by side
 COMPARED = ("tokens", "sources", "log_probs", "draft_tokens", "draft_token_probs", "target_token_probs", "accept_probs")
+
+
+class Batch(NamedTuple):
+    """Executions of a step side by side: the states before, their uniforms, and the states after with the records."""
+
+    states: list[Any]
+    uniforms: npt.NDArray[np.float64]  # [len(states), num_uniforms]
+    results: Sequence[tuple[Any, Any]]
 
 
 class Enumerable(Protocol):
@@ -62,28 +70,28 @@ def every_outcome(
     """
     todo: list[tuple[Any, float, Script, float]] = [(state, weight, (), 0.0) for state, weight in reversed(states)]
     low_end, missed, replayed = True, 0.0, False
-    astray: tuple[Any, ...] | None = None  # the first batch with an execution that did not follow its script
+    astray: Batch | None = None  # the first batch with an execution that did not follow its script
     while todo:
         now = [todo.pop() for _ in range(min(batch, len(todo)))]
-        before = [each[0] for each in now]
         uniforms = np.zeros((len(now), method.num_uniforms))
         uniforms[1::2] = np.nextafter(1.0, 0.0)
         for row, (_, _, script, _) in zip(uniforms, now, strict=True):
             for column, value, _ in script:
                 row[column] = value
-        results = method.run(before, uniforms)
+        states_now = [each[0] for each in now]
+        run = Batch(states_now, uniforms, method.run(states_now, uniforms))
         if untraced or not replayed:
-            _check_untraced(method, before, uniforms, results)
+            _check_untraced(method, run)
             replayed = True
-        cells = [_check_choices(record.choices, row) for (_, record), row in zip(results, uniforms, strict=True)]
+        cells = [_check_choices(record.choices, row) for (_, record), row in zip(run.results, uniforms, strict=True)]
         if probe:
-            _check_both_ends(method, before, uniforms, results, cells)
+            _check_both_ends(method, run, cells)
         for (state, weight, script, expected), row, (reached, record), bounds in zip(
-            now, uniforms, results, cells, strict=True
+            now, uniforms, run.results, cells, strict=True
         ):
             if not _followed(record.choices, script):
                 missed += expected
-                astray = astray or (before, uniforms, results)
+                astray = astray or run
                 continue
             path: Script = ()
             share = weight
@@ -100,7 +108,7 @@ def every_outcome(
                 share *= high - low
             yield reached, record, share
     if missed > MISSED and astray is not None:
-        raise ValueError(_why_astray(method, missed, *astray))
+        raise ValueError(_why_astray(method, missed, astray))
 
 
 def _near_end(low: float, high: float, low_end: bool) -> float:
@@ -118,19 +126,13 @@ def _followed(choices: Sequence[Any], script: Script) -> bool:
     return _made(choices[: len(script)]) == [(column, outcome) for column, _, outcome in script]
 
 
-def _why_astray(
-    method: Enumerable,
-    missed: float,
-    states: Sequence[Any],
-    uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
-    results: Sequence[tuple[Any, Any]],
-) -> str:
+def _why_astray(method: Enumerable, missed: float, run: Batch) -> str:
     """Return why executions of a batch did not follow their scripts, and lost some of the probability."""
-    again = method.run(states, uniforms)
-    if [_made(record.choices) for _, record in again] != [_made(record.choices) for _, record in results]:
+    again = method.run(run.states, run.uniforms)
+    if [_made(record.choices) for _, record in again] != [_made(record.choices) for _, record in run.results]:
         return "choices: found others than in an execution with the same uniforms, expected a pure function"
-    alone = [method.run([state], uniforms[row : row + 1])[0][1] for row, state in enumerate(states)]
-    away = [_distance(record.choices, own.choices) for (_, record), own in zip(results, alone, strict=True)]
+    alone = [method.run([state], run.uniforms[row : row + 1])[0][1] for row, state in enumerate(run.states)]
+    away = [_distance(record.choices, own.choices) for (_, record), own in zip(run.results, alone, strict=True)]
     wrong = [row for row, distance in enumerate(away) if distance > ROUNDING]
     if wrong:
         return (
@@ -155,10 +157,7 @@ def _distance(choices: Sequence[Any], others: Sequence[Any]) -> float:
     return away
 
 
-def _check_choices(
-    choices: Sequence[Any] | None,
-    uniforms: npt.NDArray[np.float64],  # [num_uniforms]
-) -> list[tuple[float, float]]:
+def _check_choices(choices: Sequence[Any] | None, uniforms: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
     """Return the cell of every choice of an execution.
 
     Raises:
@@ -187,17 +186,12 @@ def _check_choices(
     return cells
 
 
-def _check_untraced(
-    method: Enumerable,
-    states: Sequence[Any],
-    uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
-    results: Sequence[tuple[Any, Any]],
-) -> None:
+def _check_untraced(method: Enumerable, run: Batch) -> None:
     """Raise ValueError unless the same states and uniforms give the same results again, without a trace."""
 
     def goes_alike(trace: bool) -> bool:
-        again = method.run(states, uniforms, trace)
-        return [_course(*each) for each in again] == [_course(*each) for each in results]
+        again = method.run(run.states, run.uniforms, trace)
+        return [_course(*each) for each in again] == [_course(*each) for each in run.results]
 
     if goes_alike(trace=False):
         return
@@ -218,20 +212,14 @@ def _made(choices: Sequence[Any]) -> list[tuple[int, int]]:
     return [(choice.column, choice.outcome) for choice in choices]
 
 
-def _check_both_ends(
-    method: Enumerable,
-    states: Sequence[Any],
-    uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
-    results: Sequence[tuple[Any, Any]],
-    cells: Sequence[list[tuple[float, float]]],
-) -> None:
+def _check_both_ends(method: Enumerable, run: Batch, cells: Sequence[list[tuple[float, float]]]) -> None:
     """Raise ValueError unless executions are the same at both ends of the cells of their uniforms."""
     for end in ("lower", "upper"):
-        moved = uniforms.copy()
-        for row, (_, record), bounds in zip(moved, results, cells, strict=True):
+        moved = run.uniforms.copy()
+        for row, (_, record), bounds in zip(moved, run.results, cells, strict=True):
             for choice, (low, high) in zip(record.choices, bounds, strict=True):
                 row[choice.column] = _near_end(low, high, end == "lower")
-        for (state, record), (other, other_record) in zip(results, method.run(states, moved), strict=True):
+        for (state, record), (other, other_record) in zip(run.results, method.run(run.states, moved), strict=True):
             made = _made(record.choices)
             if (state.new_tokens, state.end, made) != (other.new_tokens, other.end, _made(other_record.choices)):
                 raise ValueError(
@@ -285,9 +273,7 @@ def estimated_executions(
 
 
 def _random_steps(
-    method: Enumerable,
-    states: Sequence[Any],
-    generator: np.random.Generator,
+    method: Enumerable, states: Sequence[Any], generator: np.random.Generator
 ) -> tuple[list[tuple[Any, Any]], list[float], int]:
     """Step each state along a random path; return the results, the executions of each step, and the most cells."""
     uniforms = np.zeros((len(states), method.num_uniforms))

@@ -50,10 +50,7 @@ def rope_frequencies(config: ModelConfig) -> Array:  # [E/2]
     return _stretch_slow_frequencies(frequencies, scaling)
 
 
-def _stretch_slow_frequencies(
-    frequencies: Array,  # [E/2]
-    scaling: RopeScaling,
-) -> Array:  # [E/2]
+def _stretch_slow_frequencies(frequencies: Array, scaling: RopeScaling) -> Array:  # [E/2]
     """Divide slow frequencies by the factor, keep fast ones, interpolate linearly in the number of turns between."""
     turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)

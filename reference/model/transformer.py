@@ -161,10 +161,6 @@ class Transformer:
         return rope(queries, cos, sin), rope(keys, cos, sin), values
 
 
-def _linear(
-    x: Array,  # [T, D_in]
-    weight: Array,  # [D_out, D_in]
-    bias: Array | None,  # [D_out]
-) -> Array:  # [T, D_out]
+def _linear(x: Array, weight: Array, bias: Array | None) -> Array:  # [T, D_out]
     """Return x W^T + b, with the weight as checkpoints store it."""
     return x @ weight.T if bias is None else x @ weight.T + bias
