@@ -133,15 +133,15 @@ def block_probs(
 
 
 def _final_token(
-    target_probs: Probs,
-    draft_probs: Probs,
-    weights: Tensor | None,
-    num_accepted: Tensor,
+    target_probs: Probs,  # [B, K+1, V]
+    draft_probs: Probs,  # [B, K, V]
+    weights: Tensor | None,  # [B, K+1]
+    num_accepted: Tensor,  # [B]
     draws: UniformRow,
-    num_draft: Tensor,
-    has_bonus_row: Tensor,
-    active: Tensor,
-) -> Tensor:
+    num_draft: Tensor,  # [B]
+    has_bonus_row: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> Tensor:  # [B]
     """Draw the correction from the residual, weighted or not, or the bonus token where all drafts were accepted."""
     is_correction = num_accepted < num_draft
     final_probs = row(target_probs, num_accepted)

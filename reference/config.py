@@ -33,11 +33,7 @@ class SamplingConfig:
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> int:
-    """Return an integer between two limits, both included.
-
-    Raises:
-        ValueError: the value is no integer, or outside the limits.
-    """
+    """Return an integer between two limits, both included; raise ValueError for everything else."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
         raise ValueError(f"{name}: found {value!r:.80}, expected an integer from {low} to {high}")
     return int(value)

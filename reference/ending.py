@@ -68,11 +68,7 @@ class Ending:
         return Reading(self, self.written(prompt) if self.stop_strings else None)
 
     def written(self, prompt: Sequence[int] = ()) -> Text:
-        """Return the text of no new tokens after a prompt.
-
-        Raises:
-            ValueError: there is no decoder.
-        """
+        """Return the text of no new tokens after a prompt; raise ValueError without a decoder."""
         if self.decode is None:
             raise ValueError("decode: found None, expected a function that turns tokens into text")
         return self._decoder.start(tuple(self.stop_strings), prompt)

@@ -19,11 +19,8 @@ class State:
     """One sequence between two steps: the committed tokens, and the cache of all but the last of them.
 
     A step never changes a cached row below `cached`, so it is a pure function of state and uniforms. Its results and
-    its scratch share the one cache, so `copy` a state to continue it twice. A state is refused after another step has
-    advanced its cache.
-
-    A drafter's cache only saves work: it may hold any prefix. `pace` is the memory of the schedule of draft lengths,
-    and `lookahead_hidden` is what the last pass computed for the next drafts.
+    its scratch share the one cache, so `copy` a state to continue it twice. A drafter's cache only saves work: it may
+    hold any prefix.
     """
 
     tokens: tuple[int, ...]  # prompt and new tokens
@@ -34,7 +31,7 @@ class State:
     cached: int = 0  # length of the cache
     end: str | None = None  # why the text has ended, see `Ending.reason`
     draft_cache: KVCache | None = None
-    pace: tuple[float, ...] = ()
+    pace: tuple[float, ...] = ()  # the memory of the schedule of draft lengths
     lookahead_hidden: Array | None = None  # [L+1, D'] the last text row's hidden state, and its look-ahead group's
 
     @property
@@ -49,11 +46,7 @@ class State:
 
     @property
     def pending(self) -> tuple[int, ...]:
-        """The committed tokens that no pass has read yet: the prompt at first, one token later.
-
-        Raises:
-            ValueError: a step has continued this state already, in the same cache.
-        """
+        """The committed tokens that no pass has read yet; raise ValueError if a step has advanced the cache already."""
         if self.cache.length != self.cached:
             raise ValueError("state: found a cache that a step has moved on already, expected a copy to continue twice")
         return self.tokens[self.cached :]

@@ -43,11 +43,7 @@ class UniformRow:
         named_uniforms: NamedUniforms,
         trace: bool = False,
     ):
-        """Name the uniforms of a row; with `trace`, keep what each was compared with.
-
-        Raises:
-            ValueError: the row is longer or shorter than its names, or holds a number outside [0, 1).
-        """
+        """Name the uniforms of a row, each in [0, 1); with `trace`, keep what each was compared with."""
         num_uniforms = sum(named_uniforms.values())
         if uniforms.shape != (num_uniforms,):
             raise ValueError(f"uniforms: found shape {uniforms.shape}, expected {(num_uniforms,)}")

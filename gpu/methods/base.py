@@ -61,12 +61,7 @@ class Method(ABC):
         return self.start_batch([prompt], ending)
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first step. No pass has been run.
-
-        Raises:
-            ValueError: a prompt is empty, holds something that is no token of the model, or leaves no room for
-                the new tokens in the model's context.
-        """
+        """Return the state before the first step; raise ValueError for a prompt that is empty, wrong or too long."""
         tokens = [check_prompt(prompt, self.model.vocab_size) for prompt in prompts]
         for prompt in tokens:
             check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)

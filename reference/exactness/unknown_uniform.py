@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partialmethod
 from itertools import pairwise
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 MOST_INTEGERS = 1_000_000  # that a number may be cut to
+COMPARISONS = dict(lt=np.less, le=np.less_equal, gt=np.greater, ge=np.greater_equal, eq=np.equal, ne=np.not_equal)
 COMBINED = ("mod", "floordiv", "pow", "rtruediv", "rmod", "rfloordiv", "rpow", "matmul", "rmatmul", "divmod")
 ASKED = ("float", "bool", "index", "complex", "round", "abs", "ceil", "format", "reduce_ex")
 FUNCTIONS = (
@@ -96,24 +98,6 @@ class Uniform:
             return function is np.not_equal
         return self.below(number) == (function in (np.less, np.less_equal))
 
-    def __lt__(self, other: Any) -> Any:
-        return self._compared(np.less, other)
-
-    def __le__(self, other: Any) -> Any:
-        return self._compared(np.less_equal, other)
-
-    def __gt__(self, other: Any) -> Any:
-        return self._compared(np.greater, other)
-
-    def __ge__(self, other: Any) -> Any:
-        return self._compared(np.greater_equal, other)
-
-    def __eq__(self, other: object) -> Any:
-        return self._compared(np.equal, other)
-
-    def __ne__(self, other: object) -> Any:
-        return self._compared(np.not_equal, other)
-
     def _moved(self, function: np.ufunc, other: Any, scale: float, shift: float, times: bool = False) -> Any:
         """Return scale * self + shift, with `other` in the place of the scale (or its inverse) or of the shift."""
         if isinstance(other, np.ndarray):
@@ -149,7 +133,7 @@ class Uniform:
     __floor__ = floor
 
     def __int__(self) -> int:
-        return self.floor() if self >= 0 else -(-self).floor()
+        return -(-self).floor() if self.below(0.0) else self.floor()
 
     __trunc__ = __int__
 
@@ -206,6 +190,8 @@ def _refusal(name: str) -> Callable[..., NoReturn]:
     return refuse
 
 
+for _name, _function in COMPARISONS.items():
+    setattr(Uniform, f"__{_name}__", partialmethod(Uniform._compared, _function))
 for _name in (*COMBINED, *ASKED):
     setattr(Uniform, f"__{_name}__", _refusal(_name))
 for _name in FUNCTIONS:

@@ -53,12 +53,7 @@ class Method(ABC):
         return sum(self.named_uniforms.values())
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state before the first step. No pass has been run.
-
-        Raises:
-            ValueError: the prompt is empty, holds something that is no token of the model, or leaves no room for
-                the new tokens in the model's context.
-        """
+        """Return the state before the first step; raise ValueError for a prompt that is empty, wrong or too long."""
         tokens = check_prompt(prompt, self.model.vocab_size)
         check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
         cache = self.model.new_cache(len(prompt) + ending.max_new_tokens)
@@ -78,11 +73,7 @@ class Method(ABC):
         prefix: Sequence[int],
         logits: Array,  # [V]
     ) -> Array:  # [V]
-        """Return the logits after `prefix` as the processor, which gets and returns float64, leaves them.
-
-        Raises:
-            ValueError: the processor returned something of another shape.
-        """
+        """Return the logits after `prefix` as the processor, which gets and returns float64, leaves them."""
         if self.processor is None:
             return logits
         processed = np.asarray(self.processor(tuple(prefix), logits.astype(np.float64)), dtype=np.float64)
@@ -99,7 +90,7 @@ class Method(ABC):
         """Return the distribution of the token after `prefix`: processor, then settings (default: the target's).
 
         Raises:
-            ValueError: there is none, see `probs_from_logits`; the message gives the position of the prefix's end.
+            NotFiniteError: there is none; the message gives the position of the prefix's end.
         """
         where = f"logits after position {len(prefix) - 1}"
         return probs_from_logits(self.process(prefix, logits), sampling or self.sampling, where)

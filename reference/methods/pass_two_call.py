@@ -49,12 +49,7 @@ class PaSS(Method):
     vectors: Array = field(init=False, repr=False)  # [L, D]
 
     def __post_init__(self) -> None:
-        """Check the settings and the vectors against the model.
-
-        Raises:
-            ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative L or
-                more of it than there are vectors.
-        """
+        """Raise ValueError unless the settings, the rule and the vectors fit the model."""
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         object.__setattr__(self, "vectors", self._input_vectors())
 

@@ -57,7 +57,7 @@ class Weights:
         generator = np.random.default_rng(seed)
         weights = allocate(config, dtype)
         for entry in weight_table(config):
-            destination(weights, entry)[...] = _draw(config, entry, generator)
+            destination(weights, entry)[...] = draw(config, entry.name, entry.shape, generator)
         return weights
 
 
@@ -114,16 +114,18 @@ def destination(weights: Weights, entry: TensorEntry) -> Array:  # [...]
     return array
 
 
-def _draw(config: ModelConfig, entry: TensorEntry, generator: np.random.Generator) -> Array:
-    """Draw one tensor in float64: norms near 1, small biases, projections that keep the size of an input."""
-    normal: Array = generator.standard_normal(entry.shape)
-    if entry.name.endswith("norm.weight"):
+def draw(
+    config: ModelConfig, name: str, shape: tuple[int, ...], generator: np.random.Generator
+) -> npt.NDArray[np.float64]:  # [...]
+    """Draw a tensor in float64: norms near 1, small biases, projections that keep the size of an input."""
+    normal: npt.NDArray[np.float64] = generator.standard_normal(shape)
+    if name.endswith("norm.weight"):
         return 1.0 + 0.1 * normal
-    if entry.name.endswith(".bias"):
+    if name.endswith(".bias"):
         return 0.1 * normal
-    if entry.field == "embedding" and not config.tie_word_embeddings:
+    if name == "model.embed_tokens.weight" and not config.tie_word_embeddings:
         return normal
-    return normal / math.sqrt(entry.shape[-1])
+    return normal / math.sqrt(shape[-1])
 
 
 def check_dtype(dtype: Any) -> np.dtype[Any]:

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "methods.tree_shape.NumCandidates": "the reference's",
     "methods.tree_shape.check_tree": "the reference's",
     "model.weights.check_dtype": "model.precision",
+    "model.weights.draw": "the reference's",
 }
 
 # Functions whose parameters do not begin with the reference's, and why.
