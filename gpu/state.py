@@ -70,11 +70,7 @@ class State:
 
     @property
     def pending(self) -> Tensor:  # [B]
-        """How many committed tokens no pass has read yet.
-
-        Raises:
-            ValueError: a step has continued this state already, in the same cache.
-        """
+        """How many committed tokens no pass has read yet; raise ValueError if a step has advanced the cache already."""
         if self.cache.lengths is not self.cached:  # every move makes a new tensor
             raise ValueError("state: found a cache that a step has moved on already, expected a copy to continue twice")
         return self.lengths - self.cache.lengths
@@ -192,11 +188,7 @@ class State:
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
-        """Return an independent state whose rows are those of states of one capacity and ending, in turn.
-
-        Raises:
-            ValueError: the states have different capacities or endings.
-        """
+        """Return an independent state whose rows are those of states of one capacity and ending, in turn."""
         for state in states:
             if state.cache.capacity != states[0].cache.capacity or state.ending != states[0].ending:
                 raise ValueError("states: found different capacities or endings, expected the same in all of them")

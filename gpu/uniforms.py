@@ -29,11 +29,7 @@ def uniform_stream(
     *,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # [num_uniforms], or [B, num_uniforms] for B requests
-    """Return the uniforms of one step of one request or of several: the numbers of the reference.
-
-    Raises:
-        ValueError: a number is no integer, is negative or does not fit in 64 bits.
-    """
+    """Return the uniforms of one step of one request or of several: the numbers and errors of the reference."""
     requests = list(request) if isinstance(request, Sequence) else [request]
     rows = uniform_streams(seed, requests, step, 1, num_uniforms, device=device)[0]
     return rows if isinstance(request, Sequence) else rows[0]
@@ -48,11 +44,7 @@ def uniform_streams(
     *,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # [num_steps, B, num_uniforms]
-    """Return the uniforms of some steps, from the first on, as `uniform_stream` of each, but faster.
-
-    Raises:
-        ValueError: a number is no integer, is negative or does not fit in 64 bits.
-    """
+    """Return the uniforms of some steps, from the first on, as `uniform_stream` of each, but faster."""
     for name, value in (("seed", seed), *(("request", value) for value in requests), ("step", first)):
         check_integer(name, value, 0, 2**64 - 1)
     check_integer("step", int(first) + max(num_steps, 1) - 1, 0, 2**64 - 1)
@@ -91,11 +83,7 @@ class UniformRow:
         named_uniforms: NamedUniforms,
         trace: bool = False,
     ):
-        """Name the uniforms of every row; with `trace`, keep what each was compared with.
-
-        Raises:
-            ValueError: see `check_uniforms`.
-        """
+        """Name the uniforms of every row, see `check_uniforms`; with `trace`, keep what each was compared with."""
         check_uniforms(uniforms, sum(named_uniforms.values()))
         self._uniforms = uniforms
         self._named = named_uniforms

@@ -33,7 +33,7 @@ class CaptureError(RuntimeError):
 
 @dataclass
 class Frozen:
-    """A state whose tensors stand still, and the step that changes them in place, at one sight."""
+    """A state whose tensors keep their addresses, and the step that changes them, for one number of cache positions."""
 
     method: Method
     state: State
@@ -43,10 +43,10 @@ class Frozen:
         self,
         uniforms: Tensor,  # [B, num_uniforms]
     ) -> Packed:
-        """Run one step in fixed shapes; the state's tensors then hold what follows.
+        """Run one step in fixed shapes, and write the next state to the same tensors.
 
-        If a pass was not finite for a row, the row keeps its state and gets a fault. Its own tokens or a masked draft
-        may be the reason: an eager step of that row alone finds out.
+        If a pass was not finite for a row, the row keeps its state and gets a fault. The cause may be its own tokens or
+        a masked draft: an eager step of that row alone decides.
         """
         caches = self.state.caches
         lengths = [cache.lengths for cache in caches]
@@ -65,7 +65,7 @@ class Frozen:
 
 
 def graph_of(run: Callable[[], Packed]) -> tuple[Launch, Packed]:
-    """Capture what `run` does on a GPU; return what does it again, and where its record will stand."""
+    """Capture `run` on a GPU; return the replay, and the place of its record."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         record = run()
@@ -74,24 +74,24 @@ def graph_of(run: Callable[[], Packed]) -> tuple[Launch, Packed]:
 
 @dataclass
 class Captured:
-    """Graphs of one step, one for each sight."""
+    """Graphs of one step, one for each number of cache positions."""
 
     method: Method
     state: State
     make: Callable[[Callable[[], Packed]], tuple[Launch, Packed]] = graph_of
     least_kv_length: int = LEAST_KV_LENGTH
     graphs: dict[int, tuple[Launch, Tensor, Packed]] = field(default_factory=dict)
-    held: list[Any] = field(default_factory=list)  # what graphs read and others may let go: tables of rotations
+    held: list[Any] = field(default_factory=list)  # tensors that graphs read and others may free: tables of rotations
 
     def replay(
         self,
         uniforms: Tensor,  # [B, num_uniforms]
         longest: int,
     ) -> Packed:
-        """Run one step, where no text is longer than `longest`; the record is a copy, as the next goes to its place.
+        """Run one step of texts of at most `longest` tokens, and return a copy of its record.
 
         Raises:
-            CaptureError: the step cannot be captured at this sight.
+            CaptureError: the step cannot be captured with this number of cache positions.
         """
         kv_length = self.kv_length(longest)
         if kv_length not in self.graphs:
@@ -109,7 +109,7 @@ class Captured:
         return min(kv_length, self.state.cache.capacity)
 
     def _capture(self, kv_length: int, uniforms: Tensor) -> tuple[Launch, Tensor, Packed]:
-        """Run the step a few times on the side, then capture it; the state is then as it was, also if that fails."""
+        """Run the step a few times on another stream, then capture it; restore the state, also after a failure."""
         caches, frozen, buffer = self.state.caches, Frozen(self.method, self.state, kv_length), uniforms.clone()
         before = {name: getattr(self.state, name).clone() for name in PER_ROW}
         lengths = [(cache.lengths, cache.lengths.clone()) for cache in caches]
@@ -139,7 +139,7 @@ class Captured:
 
 
 def capture(method: Method, state: State) -> Captured | None:
-    """Prepare a method's step on a state for capture; None, with one warning, where that cannot be done."""
+    """Prepare a method's step on a state for capture; return None, with one warning, if it cannot be captured."""
     reason = why_not(method, state)
     if reason is None:
         return Captured(method, standing(state))
@@ -163,13 +163,13 @@ def why_not(method: Method, state: State) -> str | None:
 
 
 def standing(state: State) -> State:
-    """Return the state with tensors of its own, that nothing else writes to."""
+    """Return the state with tensors of its own."""
     tensors: dict[str, Any] = {name: getattr(state, name).clone().contiguous() for name in PER_ROW}
     return replace(state, **tensors)
 
 
 def _on_the_side(run: Callable[[], Any], device: torch.device) -> None:
-    """Run something on another stream, as what is captured later must have been before."""
+    """Run something on another stream, which a capture needs before it."""
     if device.type != "cuda":
         run()
         return

@@ -26,8 +26,7 @@ from ..model.cache import KVCache
 from ..state import State
 from ..uniforms import STEPS_AHEAD, uniform_streams
 from .capture import Captured, CaptureError, capture
-from .in_flight import InFlightStep, Request, Row
-from .rows import empty_rows, free_row, put_row
+from .rows import InFlightStep, Request, Row, empty_rows, free_row, put_row
 
 __all__ = ["Engine", "Request"]
 
@@ -44,7 +43,7 @@ class Engine:
         seed: int = 0,
         captures: bool | None = None,
     ):
-        """Reserve the rows. Nothing of the model is run yet.
+        """Reserve the rows, before any pass.
 
         Args:
             method: how to decode, over which model, with which sampling settings.
@@ -52,7 +51,7 @@ class Engine:
             num_rows: texts that are decoded side by side, B.
             longest_prompt: tokens of a prompt at most.
             seed: selects the stream of uniforms.
-            captures: whether to capture the step; default: on a GPU, where it can be.
+            captures: whether to capture the step; default: on a GPU, if possible.
 
         Raises:
             ValueError: a number is out of range, prompts and new tokens do not fit into the model's context, or the
@@ -80,8 +79,8 @@ class Engine:
         """Decode all requests; yield number and text of each as soon as it has ended.
 
         Requests are taken from the iterator when a row is free. `callback(number, record)` is called after every step
-        of a request, as soon as the host has read it. Texts that are not finished when this is left, or when something
-        is raised, go on with the next `run`.
+        of a request, as soon as the host has read it. The next `run` continues texts that are not finished when the
+        iteration stops or an error is raised.
 
         Raises:
             ValueError: a prompt is empty, too long or holds no tokens.

@@ -180,9 +180,5 @@ def _detectable(degrees: int, limit: float, texts: int) -> float:
     Source: Birgé 2001, Lemma 8.1.
     """
     level = -math.log(MISS)
-    low, high = 0.0, 1e6
-    for _ in range(100):
-        centre = (low + high) / 2
-        reached = degrees + centre - 2.0 * math.sqrt((degrees + 2.0 * centre) * level)
-        low, high = (centre, high) if reached < limit else (low, centre)
-    return math.sqrt(high / (4.0 * texts))
+    root = 2.0 * math.sqrt(level) + math.sqrt(4.0 * level - degrees + 2.0 * limit)  # of degrees + 2 c, at the limit
+    return math.sqrt((root**2 - degrees) / 2.0 / (4.0 * texts))

@@ -55,11 +55,7 @@ class KVCache:
         return self.keys.shape[3]
 
     def next_positions(self, num_rows: int) -> Tensor:  # [B, T]
-        """Return where the rows of the next pass will be written.
-
-        Raises:
-            ValueError: a row would run past the capacity.
-        """
+        """Return where the rows of the next pass will be written; raise ValueError beyond the capacity."""
         if self.kv_length is None and self.max_length + num_rows > self.capacity and not self._is_on_cpu:
             self.measure()
         if self.kv_length is None and self.max_length + num_rows > self.capacity:

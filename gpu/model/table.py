@@ -116,11 +116,7 @@ def pair_codes(
     positions: Tensor,  # [B, S]
     in_sight: Tensor,  # [B, S]
 ) -> Tensor:  # [B, S]
-    """Hash each input vector together with its position; a sequence's code is the sum of its pairs' codes.
-
-    Raises:
-        ValueError: a vector in sight is not finite, such as a poisoned cache slot.
-    """
+    """Hash each finite input vector together with its position; the code of a sequence is the sum of these codes."""
     labels = keys @ torch.arange(1.0, keys.shape[2] + 1.0, dtype=torch.float64)
     if not bool(labels[in_sight].isfinite().all()):
         raise ValueError("keys: found a value that is not finite, expected cached input vectors")

@@ -58,11 +58,7 @@ class Transformer:
         return self.weights.embedding.dtype
 
     def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
-        """Return an empty cache of this model's shape.
-
-        Raises:
-            ValueError: it does not fit into the memory that is free.
-        """
+        """Return an empty cache of this model's shape; raise ValueError if it does not fit into the free memory."""
         check_memory(Memory(cache=cache_bytes(self.config, self.dtype, capacity, batch_size)), self.device)
         if capacity > len(self._tables[0]):
             self._tables = self._rotation(torch.arange(capacity, device=self.device))

@@ -121,11 +121,7 @@ def pair_codes(
     keys: Array,  # [S, D]
     positions: npt.NDArray[np.integer],  # [S]
 ) -> Codes:  # [S]
-    """Hash each input vector together with its position; a sequence's code is the sum of its pairs' codes.
-
-    Raises:
-        ValueError: a visible vector is not finite, such as a poisoned cache position.
-    """
+    """Hash each finite input vector together with its position; the code of a sequence is the sum of these codes."""
     labels = keys @ np.arange(1.0, keys.shape[1] + 1.0)
     if not np.isfinite(labels).all():
         raise ValueError("keys: found a value that is not finite, expected cached input vectors")

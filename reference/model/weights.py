@@ -129,11 +129,7 @@ def draw(
 
 
 def check_dtype(dtype: Any) -> np.dtype[Any]:
-    """Return the NumPy dtype, given as one or by name.
-
-    Raises:
-        ValueError: it is none that a model can be loaded in.
-    """
+    """Return the NumPy dtype, given as one or by name; raise ValueError if no model can be loaded in it."""
     try:
         name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     except TypeError:
