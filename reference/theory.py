@@ -1,7 +1,8 @@
 """Predictions of theory: acceptance, tokens per call, speed-ups, and the best number or tree of drafts.
 
 Acceptance follows from distributions, without draws. Costs are in passes of the target over one row, the cost of a
-token without drafts, so every speed-up is relative to plain decoding.
+token without drafts, so every speed-up is relative to plain decoding. Every function raises ValueError for arguments
+outside their ranges: rows that are not distributions, rates outside [0, 1], negative costs and numbers.
 
 Glossary of shapes: N places in texts, K drafts, V vocabulary.
 """
@@ -38,9 +39,6 @@ def acceptance_rate(
     The latter is the match rule's. The mean is over places; `weights` is how often each was reached (default: equally
     often). With a lenience below 1 the text has another distribution, `lenient_distribution`.
 
-    Raises:
-        ValueError: rows that are not distributions, a draft never reached, another rule, or a lenience outside (0, 1].
-
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6, App. A.5; match: Stern et al. 2018, Sec. 3.
     """
     if rule not in ("match", "token") or (rule == "match" and lenience != 1):
@@ -63,9 +61,6 @@ def lenient_distribution(
     distribution = accepted + (1 - sum(accepted)) norm(max(0, target_probs - lenience draft_probs)) <= target_probs /
     lenience
 
-    Raises:
-        ValueError: rows that are not distributions, or a lenience outside (0, 1].
-
     Source: Leviathan et al. 2023, App. A.5.
     """
     accepted = _accepted(target_probs, draft_probs, lenience)
@@ -82,9 +77,6 @@ def expected_tokens(
     tokens = 1 + a + a^2 + ... + a^K = (1 - a^(K+1)) / (1 - a), or 1 + a_1 + a_1 a_2 + ... + a_1 ... a_K
 
     One rate assumes that acceptance does not depend on earlier tokens; one per draft, once reached, is always exact.
-
-    Raises:
-        ValueError: a rate outside [0, 1], a negative number of drafts, or rates for another number.
 
     Source: Leviathan et al. 2023, Eq. 1.
     """
@@ -103,9 +95,6 @@ def speed_up(
 
     speed_up = (1 - a^(K+1)) / ((1 - a) (K draft_cost + pass_cost(K+1))), with draft_cost paid once where `one_call`
 
-    Raises:
-        ValueError: a rate outside [0, 1], a negative number of drafts, or a negative cost.
-
     Source: Leviathan et al. 2023, Theorem 3.8, where a pass over K+1 rows costs 1; one call: Sec. 3.6.
     """
     drafting = _check_number("draft_cost", draft_cost) * (min(num_draft, 1) if one_call else num_draft)
@@ -116,9 +105,6 @@ def operation_increase(accept_rate: float, num_draft: int, draft_operations: flo
     """Return the operations per token, relative to plain decoding; the unit is the target's row.
 
     operation_increase = (1 - a) (K draft_operations + K + 1) / (1 - a^(K+1)), spent once where `one_call`
-
-    Raises:
-        ValueError: as `speed_up`.
 
     Source: Leviathan et al. 2023, Theorem 3.11.
     """
@@ -139,9 +125,6 @@ def optimal_num_draft(
 
     Beyond, K draft_cost + 1 > 1 / (1 - a) > tokens: slower than without drafts, if no pass costs less than one row's.
 
-    Raises:
-        ValueError: as `speed_up`, or no limit is given and none follows, or one beyond 2^14.
-
     Source: Leviathan et al. 2023, Sec. 3.5.
     """
     rate, cost = _check_number("accept_rate", accept_rate, 1.0), _check_number("draft_cost", draft_cost)
@@ -161,9 +144,6 @@ def lookahead_speed_up(
     speed_up = (2 + E[accepted]) / (pass_cost(1 + L) + pass_cost(1 + K)), or (1 + E[accepted]) / pass_cost((1+L) (1+K))
 
     The latter with `one_call`: each verified row has L look-ahead rows of its own. E[accepted]: `expected_tokens` - 1.
-
-    Raises:
-        ValueError: K above L, more accepted than K, a negative number or cost.
 
     Source: Monea et al. 2023 (arXiv 2311.13581), Sec. 3; in one call: Lin et al. 2024 (arXiv 2401.12522).
     """
@@ -228,9 +208,6 @@ def candidate_acceptance(
 
     With one candidate, all but match are Leviathan's sum(min(target_probs, draft_probs)). Without replacement the sum
     has a term for each of the V^(C-1) ordered draws of tokens with a draft probability above 0.
-
-    Raises:
-        ValueError: rows that are not distributions, an unknown rule, or no candidates.
 
     Source: Sun et al. 2023 (arXiv 2310.15141) for K-SEQ; Jeon et al. 2024 (arXiv 2402.14160) with replacement.
     """
@@ -315,9 +292,6 @@ def best_tree(
 
     best[d, c, n] are the tokens that candidates from rank c on add after d accepted drafts with n rows, m of which are
     below the first one. A draft takes one row, and at depth d another `rows_behind[d]` for its look-ahead group.
-
-    Raises:
-        ValueError: a rate outside [0, 1], or a number of rows that is none.
 
     Source: Chen et al. 2024, "Sequoia" (arXiv 2402.12374), Sec. 3.1, with a rate for each depth.
     """

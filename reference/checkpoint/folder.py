@@ -45,11 +45,7 @@ class StoredTensor(NamedTuple):
 
 
 def open_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return the folder's path.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
+    """Return the folder's path; raise FileNotFoundError if there is no such folder."""
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder, expected one with config.json and {SINGLE}")
@@ -89,11 +85,7 @@ def file_in(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        ValueError: the file is too large, half-written, names a key twice or holds no object.
-    """
+    """Return the JSON object in a file; raise ValueError if it is too large, half-written or names a key twice."""
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size} bytes, expected a JSON file of at most {MAX_JSON_BYTES}")
@@ -153,13 +145,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return what a safetensors file holds.
-
-    Its library checks sizes and offsets; that names are unique is checked here.
-
-    Raises:
-        ValueError: the file is damaged, half-written or names a tensor twice.
-    """
+    """Return the tensors in a safetensors file; raise ValueError if it is damaged or names a tensor twice."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -172,7 +158,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         reason = str(error).strip()
         raise ValueError(f"{path} is damaged or half-written ({reason}), expected a safetensors file") from None
     with open(path, "rb") as stream:
-        _parse(path, stream.read(int.from_bytes(stream.read(8), "little")))
+        _parse(path, stream.read(int.from_bytes(stream.read(8), "little")))  # the library does not refuse twins
     return tensors
 
 
@@ -210,11 +196,7 @@ def has_only(path: Path, names: set[str], keys: Iterable[str]) -> bool:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write a text file, whole or not at all."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         new.write_text(text, encoding="utf-8")

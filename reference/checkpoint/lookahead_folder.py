@@ -60,8 +60,7 @@ SIZE_FIELDS = {name: integer(1, 2**12 if name == "num_hidden_layers" else 2**20)
 def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
     """Return the vectors, and the tensors of the adapter and the head, which must be all that the file holds.
 
-    Raises:
-        ValueError: the file is damaged, or holds other tensors, shapes or dtypes.
+    Other tensors, shapes and dtypes raise ValueError before anything is read.
     """
     import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 once it is imported)
     from safetensors import safe_open
@@ -72,11 +71,7 @@ def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArr
 
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of LookAhead that config.json holds, all checked.
-
-    Raises:
-        ValueError: a key is missing, unknown, or has a value that this version cannot read.
-    """
+    """Return the fields of LookAhead that config.json holds; raise ValueError unless all of it is valid."""
     check_format(settings, FIXED, FIELDS, "a look-ahead folder")
     base, sampling = settings["base_model"], settings["sampling"]
     check_fields(settings["refine"] or {}, HEAD_FIELDS if settings["refine"] else {}, "refine ")

@@ -40,11 +40,7 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of NgramModel that config.json holds, all of it checked.
-
-    Raises:
-        ValueError: a key is missing, unknown, or has a value that this version cannot read.
-    """
+    """Return the fields of NgramModel that config.json holds; raise ValueError unless all of it is valid."""
     check_format(settings, FIXED, FIELDS, "the folder of an n-gram model")
     for count in settings["num_ngrams"]:
         check_integer("num_ngrams", count, 0, 2**31 - 1)
@@ -137,11 +133,7 @@ def _marks(
 
 
 def _num_successors(marks: npt.NDArray[np.uint8], contexts: int, count: int) -> npt.NDArray[np.int64]:  # [contexts]
-    """Read what `_marks` wrote.
-
-    Raises:
-        ValueError: there are not so many contexts, or n-grams after the last one.
-    """
+    """Read the output of `_marks`; raise ValueError if it has another number of contexts or n-grams."""
     ends = np.flatnonzero(np.unpackbits(marks))
     if len(ends) != contexts or (contexts and ends[-1] != contexts + count - 1):
         last = f", the last one at {ends[-1]}" if len(ends) else ""

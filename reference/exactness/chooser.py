@@ -91,11 +91,7 @@ def refused(name: str) -> Callable[..., NoReturn]:
 
 
 def checked_probs(probs: Sequence[float], where: str = "probabilities") -> tuple[float, ...]:
-    """Return probabilities as a distribution whose sum is 1 up to rounding.
-
-    Raises:
-        ValueError: one is negative or not a number, or they do not sum to 1.
-    """
+    """Return probabilities as a distribution; raise ValueError if one is wrong, or their sum is not nearly 1."""
     if len(probs) > MOST_OUTCOMES:
         raise ValueError(f"{where}: found {len(probs)} outcomes, expected at most {MOST_OUTCOMES}")
     distribution = tuple(float(prob) for prob in probs)

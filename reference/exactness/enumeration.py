@@ -158,12 +158,7 @@ def _distance(choices: Sequence[Any], others: Sequence[Any]) -> float:
 
 
 def _check_choices(choices: Sequence[Any] | None, uniforms: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Return the cell of every choice of an execution.
-
-    Raises:
-        ValueError: the choices do not describe the execution: an outcome whose cell does not hold its uniform, edges
-            that do not increase up to 1, or a uniform that served twice.
-    """
+    """Return the cell of every choice; raise ValueError if the choices do not describe the execution."""
     if choices is None:
         raise ValueError("choices: found None, expected those of a traced step")
     if len({choice.column for choice in choices}) < len(choices):

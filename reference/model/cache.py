@@ -51,11 +51,7 @@ class KVCache:
         self.length += num_rows
 
     def truncate(self, length: int) -> None:
-        """Drop every position at or beyond `length`: the rollback of rejected drafts and of look-ahead rows.
-
-        Raises:
-            ValueError: `length` is negative or more than what is cached.
-        """
+        """Drop every cached position at or beyond `length`: the rollback of rejected drafts and of look-ahead rows."""
         self._check_length(length)
         self.length = length
 
@@ -66,8 +62,7 @@ class KVCache:
     ) -> None:
         """Keep the first `length` positions, and after them only the given ones: the rollback of a tree of drafts.
 
-        Raises:
-            ValueError: the positions do not increase, or are not all cached after the first `length`.
+        The given positions increase, and are all cached after the first `length`; otherwise raise ValueError.
         """
         self._check_length(length)
         if rows.size and (rows[0] < length or rows[-1] >= self.length or np.any(np.diff(rows) <= 0)):
