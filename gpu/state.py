@@ -116,10 +116,12 @@ class State:
         count, ended = self.num_kept(record.tokens, record.count)
         tokens = self.followed_by(record.tokens)
         lengths = self.lengths + count
+        blocks = _blocks(record.tokens, count) if self.readings else ()
+        readings = tuple(reading.after(block) for reading, block in zip(self.readings, blocks, strict=True))
         self.keep(lengths if valid_length is None else torch.minimum(lengths, valid_length))
         state = replace(
             self,
-            readings=_read(self.readings, record.tokens, count),
+            readings=readings,
             tokens=tokens,
             lengths=lengths,
             ended=self.ended | ended,
@@ -211,21 +213,19 @@ class State:
     ) -> tuple[Tensor, Tensor]:  # [B], [B]
         """Return how many of each row's next tokens to keep, and whether the text ends there."""
         if self.readings:
-            return _num_kept_by_host(self.readings, tokens, count)
-        return _num_kept(tokens, count, self.eos, self.remaining)
+            blocks = zip(self.readings, _blocks(tokens, count), strict=True)
+            kept = [reading.first(block) for reading, block in blocks]
+            counts = torch.tensor([number for number, _ in kept], device=count.device)
+            return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
+        order = torch.arange(tokens.shape[1], device=tokens.device)
+        is_eos = tokens == self.eos if len(self.eos) == 1 else (tokens.unsqueeze(2) == self.eos).any(dim=2)
+        is_end = is_eos | (order + 1 >= self.remaining.unsqueeze(1))
+        first = count_leading_true(~is_end)
+        return torch.minimum(count, first + 1), first < count
 
 
 _COUNTS = ("lengths", "prompt_lengths", "limits", "num_lookahead_hidden", "fault_position")
 PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "pace", "lookahead_hidden")
-
-
-def _num_kept(tokens: Tensor, count: Tensor, eos: Tensor, remaining: Tensor) -> tuple[Tensor, Tensor]:  # [B], [B]
-    """Count on the device, where only tokens and lengths end a text."""
-    order = torch.arange(tokens.shape[1], device=tokens.device)
-    is_eos = tokens == eos if len(eos) == 1 else (tokens.unsqueeze(2) == eos).any(dim=2)
-    is_end = is_eos | (order + 1 >= remaining.unsqueeze(1))
-    first = count_leading_true(~is_end)
-    return torch.minimum(count, first + 1), first < count
 
 
 def count_leading_true(
@@ -235,19 +235,6 @@ def count_leading_true(
     width = flags.shape[1]
     order = torch.arange(width, device=flags.device)
     return torch.where(flags, width, order).amin(dim=1) if width else flags.sum(dim=1)
-
-
-def _num_kept_by_host(readings: Sequence[Reading], tokens: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:  # [B], [B]
-    """Count on the host, from the readings of the texts."""
-    kept = [reading.first(block) for reading, block in zip(readings, _blocks(tokens, count), strict=True)]
-    counts = torch.tensor([number for number, _ in kept], device=count.device)
-    return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
-
-
-def _read(readings: Sequence[Reading], tokens: Tensor, count: Tensor) -> tuple[Reading, ...]:
-    """Return the readings, if there are any, after the first `count` tokens of each row."""
-    blocks = _blocks(tokens, count) if readings else ()
-    return tuple(reading.after(block) for reading, block in zip(readings, blocks, strict=True))
 
 
 def _blocks(tokens: Tensor, count: Tensor) -> list[list[int]]:

@@ -60,20 +60,6 @@ def uniform_streams(
     return torch.from_numpy(found).to(device)
 
 
-def check_uniforms(
-    uniforms: Tensor,  # [B, num_uniforms]
-    num_uniforms: int,
-) -> None:
-    """Raise ValueError for rows of another length or, on the CPU alone, for a number outside [0, 1).
-
-    On a device the second check would cost a synchronisation.
-    """
-    if uniforms.shape[1:] != (num_uniforms,):
-        raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_uniforms,)}")
-    if is_on_cpu(uniforms) and not all(0 <= uniform < 1 for row in uniforms.tolist() for uniform in row):
-        raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
-
-
 class UniformRow:
     """One step's uniforms of a batch, used by name; each uniform serves one decision."""
 
@@ -83,8 +69,12 @@ class UniformRow:
         named_uniforms: NamedUniforms,
         trace: bool = False,
     ):
-        """Name the uniforms of every row, see `check_uniforms`; with `trace`, keep what each was compared with."""
-        check_uniforms(uniforms, sum(named_uniforms.values()))
+        """Name the uniforms of every row, each in [0, 1); with `trace`, keep what each was compared with."""
+        num_uniforms = sum(named_uniforms.values())
+        if uniforms.shape[1:] != (num_uniforms,):
+            raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_uniforms,)}")
+        if is_on_cpu(uniforms) and not all(0 <= uniform < 1 for row in uniforms.tolist() for uniform in row):
+            raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
         self._uniforms = uniforms
         self._named = named_uniforms
         self._start = dict(zip(named_uniforms, accumulate(named_uniforms.values(), initial=0), strict=False))
@@ -102,7 +92,7 @@ class UniformRow:
         index: int = 0,
         active: Tensor | None = None,  # [B]
     ) -> Tensor:  # [B]
-        """Draw a token from a distribution with the uniform `slot[index]`, in each row; only active rows are traced."""
+        """Draw a token from a distribution with the uniform `name[index]`, in each row; only active rows are traced."""
         asked = None if active is None else active.unsqueeze(1)
         return self.tokens(name, probs[:, None], index, asked).squeeze(1)
 

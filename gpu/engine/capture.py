@@ -99,7 +99,7 @@ class Captured:
         launch, buffer, record = self.graphs[kv_length]
         buffer.copy_(uniforms)
         launch()
-        return _copy(record)
+        return replace(record, integers=record.integers.clone(), floats=record.floats.clone())
 
     def kv_length(self, longest: int) -> int:
         """Return how many cache positions to read: enough for this step, and one of few different numbers."""
@@ -178,7 +178,3 @@ def _on_the_side(run: Callable[[], Any], device: torch.device) -> None:
     with torch.cuda.stream(side):
         run()
     torch.cuda.current_stream().wait_stream(side)
-
-
-def _copy(record: Packed) -> Packed:
-    return replace(record, integers=record.integers.clone(), floats=record.floats.clone())

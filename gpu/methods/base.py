@@ -134,7 +134,7 @@ class Method(ABC):
         Returned are the hidden states of each row's last token and of the vectors, which then leave the cache.
         """
         depth = 0 if vectors is None else len(vectors)
-        hidden = self._feed(state, state.tokens, depth, vectors)
+        hidden = self.feed_drafts(state, state.tokens, depth, vectors)
         state.cache.truncate(state.lengths)
         return hidden
 
@@ -143,26 +143,18 @@ class Method(ABC):
         state: State,
         tokens: Tokens,  # [B, S]
         num_draft: int,
-    ) -> Tensor:  # [B, K+1, D']
-        """Run one pass over the pending tokens of each row and the K drafts that follow them in `tokens`.
-
-        Returned are the hidden states of each row's last token and of the drafts. All rows stay in the cache.
-        """
-        return self._feed(state, tokens, num_draft)
-
-    def _feed(
-        self,
-        state: State,
-        tokens: Tokens,  # [B, S]
-        depth: int,
         vectors: Tensor | None = None,  # [K, D]
     ) -> Tensor:  # [B, K+1, D']
-        """Feed pending tokens and what follows them; shorter rows are padded at the end, which no row attends to."""
+        """Run one pass over the pending tokens of each row, and the K drafts that follow them in `tokens`, or vectors.
+
+        Returned are the hidden states of each row's last token and of the drafts. All rows stay in the cache. Shorter
+        rows are padded at the end, to which no row attends.
+        """
         cache, pending = state.cache, state.pending.unsqueeze(1)
-        inputs = self.model.embed(tokens.gather(1, cache.next_positions(state.max_pending + depth)))
+        inputs = self.model.embed(tokens.gather(1, cache.next_positions(state.max_pending + num_draft)))
         rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
-        order = torch.arange(depth + 1, device=tokens.device)
+        order = torch.arange(num_draft + 1, device=tokens.device)
         if vectors is not None:
-            inputs[rows, pending + order[:depth]] = vectors
+            inputs[rows, pending + order[:num_draft]] = vectors
         hidden = self.model.hidden(inputs, cache)
         return hidden if state.max_pending == 1 else hidden[rows, pending - 1 + order]

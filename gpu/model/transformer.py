@@ -44,7 +44,6 @@ class Transformer:
         self.max_position_embeddings = config.max_position_embeddings
         self._frequencies = rope_frequencies(config).to(self.device)
         self._tables = self._rotation(torch.arange(0, device=self.device))
-        self._fixed_tables: dict[int, list[Tensor]] = {}
         self._linears, self._output = linears_of(weights)
 
     @property
@@ -90,7 +89,7 @@ class Transformer:
             needed = pass_bytes(self.config, self.dtype, inputs.shape[0] * inputs.shape[1])
             check_memory(Memory(workspace=needed), self.device)
         cache_positions = cache.next_positions(inputs.shape[1])
-        rotations = self._rotations(cache, cache_positions, positions)
+        rotations = self._rotations(cache_positions, positions)
         rotary = cache_positions if positions is None else positions
         share = self.config.num_attention_heads // self.config.num_key_value_heads
         masks = Masks(cache, cache_positions, rotary, visible, inputs.dtype, share)
@@ -171,19 +170,12 @@ class Transformer:
         queries, keys = rotate(rotated, kept, exchanged).split([num_heads, num_groups], dim=1)
         return queries, keys, values
 
-    def _rotations(self, cache: KVCache, cache_positions: Tensor, positions: Tensor | None) -> list[Tensor]:
+    def _rotations(self, cache_positions: Tensor, positions: Tensor | None) -> list[Tensor]:
         """Return the rotations of the heads of every row: looked up if the host knows the positions, else computed."""
         places = cache_positions if positions is None else positions
-        tables = self._tables if cache.kv_length is None else self._tables_of(cache.kv_length)
-        if positions is None or (is_on_cpu(places) and int(places.max()) < len(tables[0])):
-            return [table[places].unsqueeze(1) for table in tables]
+        if positions is None or (is_on_cpu(places) and int(places.max()) < len(self._tables[0])):
+            return [table[places].unsqueeze(1) for table in self._tables]
         return [each.unsqueeze(1) for each in self._rotation(places)]
-
-    def _tables_of(self, kv_length: int) -> list[Tensor]:
-        """Return tables of just so many positions: a captured step must not depend on the longest text so far."""
-        if kv_length not in self._fixed_tables:
-            self._fixed_tables[kv_length] = self._rotation(torch.arange(kv_length, device=self.device))
-        return self._fixed_tables[kv_length]
 
     def _rotation(self, positions: Tensor) -> list[Tensor]:
         """Return the rotations of heads at some positions, rounded once to the model's dtype."""
