@@ -82,7 +82,7 @@ class UniformRow:
         self.choices: tuple[Choices, ...] | None = () if trace else None  # in order
 
     def room(self, name: str) -> int:
-        """Return how many uniforms a slot holds."""
+        """Return how many uniforms a name has."""
         return self._named[name]
 
     def token(

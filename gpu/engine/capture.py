@@ -1,4 +1,4 @@
-"""A step captured as a CUDA graph: launched once for every step, with nothing asked of the host in between.
+"""A step captured as a CUDA graph: launched once for every step, without reads by the host.
 
 The tensors of a state keep their addresses: a replay reads the uniforms and the state there, and writes the next state
 there. The shapes of a captured step depend on nothing in its tensors, so attention reads a fixed number of cache
