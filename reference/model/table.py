@@ -7,6 +7,7 @@ distribution. It reads its prefix from the KV cache, as a transformer does, so r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,34 +21,27 @@ Codes = npt.NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+@dataclass(eq=False)
 class TableModel:
     """Rows are hashed from the visible pairs (position, input vector), see `row`."""
 
-    fingerprint: str | None = None
-    name = "table"
-    stop_strings: tuple[str, ...] = ()
+    vocab_size: int
+    num_lookahead: int = 0
+    seed: int = 0
+    spread: float = 2.0  # logits are in [-spread, spread)
+    zeros: float = 0.0  # about this share of them is masked with -inf
+    max_position_embeddings: int = 64
+    eos_token_ids: tuple[int, ...] = ()
+    levels: int = 0  # how many different logits there are, so that tokens tie; 0 means any number
+    popular: tuple[int, ...] = ()  # tokens whose logits are higher by 4 spread after every prefix
+    stop_strings: tuple[str, ...] = field(default=(), init=False)
+    fingerprint: str | None = field(default=None, init=False)
+    name: str = field(default="table", init=False)
+    hidden_size: int = field(init=False)
 
-    def __init__(
-        self,
-        vocab_size: int,
-        num_lookahead: int = 0,
-        seed: int = 0,
-        spread: float = 2.0,
-        zeros: float = 0.0,
-        max_position_embeddings: int = 64,
-        eos_token_ids: tuple[int, ...] = (),
-        levels: int = 0,
-        popular: tuple[int, ...] = (),
-    ):
-        """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf.
-
-        Unless `levels` is 0, only so many different logits occur, so that tokens tie. The logits of `popular` tokens
-        are higher by four times the spread after every prefix.
-        """
-        self.vocab_size, self.num_lookahead = vocab_size, num_lookahead
-        self.hidden_size = vocab_size + num_lookahead
-        self.max_position_embeddings, self.eos_token_ids = max_position_embeddings, eos_token_ids
-        self.seed, self.spread, self.zeros, self.levels, self.popular = seed, spread, zeros, levels, popular
+    def __post_init__(self) -> None:
+        """Give every token and every look-ahead vector a unit vector of its own."""
+        self.hidden_size = self.vocab_size + self.num_lookahead
 
     def lookahead(self) -> LookAhead:
         """Return this table's look-ahead vectors: the unit vectors that no token uses."""
