@@ -42,41 +42,27 @@ if TYPE_CHECKING:
     from .model.weights import Weights
     from .sampling import probs_from_logits
 
-_HOMES = {
-    "pass_sampling.gpu.checkpoint.load": ["load_model", "read_config", "read_generation_config", "read_weights"],
-    "pass_sampling.gpu.drafters": ["Drafter", "ModelDrafter", "NgramModel", "PromptLookup"],
-    "pass_sampling.gpu.drafters.schedule": ["EntropyBound", "Heuristic", "Schedule"],
-    "pass_sampling.gpu.engine.engine": ["Engine", "Request"],
-    "pass_sampling.gpu.generation": ["generate", "generate_batch"],
-    "pass_sampling.gpu.hf.generate": [
-        "write_custom_generate",
-        "generate_with_pass",
-        "pass_generate",
-        "untrained_lookahead",
-    ],
-    "pass_sampling.gpu.hf.model": ["TransformersModel"],
-    "pass_sampling.gpu.hf.text_decoder": ["decoder_of"],
-    "pass_sampling.gpu.lookahead.adapter": ["Adapter"],
-    "pass_sampling.gpu.lookahead.head": ["SamplerHead"],
-    "pass_sampling.gpu.lookahead.vectors": ["LookAhead"],
-    "pass_sampling.gpu.methods": [
-        "Autoregressive",
-        "Candidates",
-        "FusedCandidates",
-        "FusedPaSS",
-        "LanguageModel",
-        "Method",
-        "PaSS",
-        "SpeculativeSampling",
-    ],
-    "pass_sampling.gpu.model.table": ["TableModel"],
-    "pass_sampling.gpu.model.transformer": ["Transformer"],
-    "pass_sampling.gpu.model.weights": ["Weights"],
-    "pass_sampling.gpu.sampling": ["probs_from_logits"],
-    "pass_sampling.reference.config": ["SamplingConfig"],
-    "pass_sampling.reference.ending": ["Ending"],
-    "pass_sampling.reference.model.config": ["ModelConfig", "RopeScaling"],
-    "pass_sampling.reference.record": ["Choice", "Generation", "NotFiniteError", "Record"],
+_HOMES = {  # the public names by the modules that define them
+    "gpu.checkpoint.load": "load_model read_config read_generation_config read_weights",
+    "gpu.drafters": "Drafter ModelDrafter NgramModel PromptLookup",
+    "gpu.drafters.schedule": "EntropyBound Heuristic Schedule",
+    "gpu.engine.engine": "Engine Request",
+    "gpu.generation": "generate generate_batch",
+    "gpu.hf.generate": "write_custom_generate generate_with_pass pass_generate untrained_lookahead",
+    "gpu.hf.model": "TransformersModel",
+    "gpu.hf.text_decoder": "decoder_of",
+    "gpu.lookahead.adapter": "Adapter",
+    "gpu.lookahead.head": "SamplerHead",
+    "gpu.lookahead.vectors": "LookAhead",
+    "gpu.methods": "Autoregressive Candidates FusedCandidates FusedPaSS LanguageModel Method PaSS SpeculativeSampling",
+    "gpu.model.table": "TableModel",
+    "gpu.model.transformer": "Transformer",
+    "gpu.model.weights": "Weights",
+    "gpu.sampling": "probs_from_logits",
+    "reference.config": "SamplingConfig",
+    "reference.ending": "Ending",
+    "reference.model.config": "ModelConfig RopeScaling",
+    "reference.record": "Choice Generation NotFiniteError Record",
 }
 
 __all__ = [
@@ -129,19 +115,19 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
-    for module, names in _HOMES.items():
-        if name in names:
-            try:
-                return getattr(import_module(module), name)
-            except ModuleNotFoundError as error:
-                if error.name not in ("torch", "transformers"):
-                    raise
-                raise ModuleNotFoundError(
-                    f"pass_sampling.gpu: found no {error.name}, expected it installed: pip install {error.name}, or "
-                    "'.[gpu]' here",
-                    name=error.name,
-                ) from error
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names.split()), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"pass_sampling.{home}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers"):
+            raise
+        raise ModuleNotFoundError(
+            f"pass_sampling.gpu: found no {error.name}, expected it installed: pip install {error.name}, or "
+            "'.[gpu]' here",
+            name=error.name,
+        ) from error
 
 
 def __dir__() -> list[str]:

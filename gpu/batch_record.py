@@ -1,4 +1,4 @@
-"""What one step did to a batch, as tensors, and how the host reads it.
+"""The record of one step of a batch, in tensors, and how the host reads it.
 
 Glossary of shapes: B batch, W tokens that a step can commit, K drafts, I integers and F floats of a whole record.
 """
@@ -6,14 +6,12 @@ Glossary of shapes: B batch, W tokens that a step can commit, K drafts, I intege
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pass_sampling.reference.record import Choice, Record
 
-_Value = TypeVar("_Value")
 SOURCES = ("exact", "accepted", "correction", "bonus")
 COUNTERS = (
     *("count", "num_draft", "num_accepted", "final_token"),
@@ -36,7 +34,7 @@ class Choices:
 class BatchRecord:
     """One step of a batch: a `Record` per row, in tensors, padded to W tokens and K drafts.
 
-    Of each row's tokens the first `count` are committed, of its drafts the first `num_draft` were made.
+    The first `count` tokens of a row are committed, and its first `num_draft` drafts were made.
     """
 
     tokens: Tensor  # [B, W]
@@ -61,7 +59,7 @@ class BatchRecord:
         return self.pack().rows()
 
     def pack(self) -> Packed:
-        """Return all numbers side by side, so that the host gets them at once."""
+        """Return all numbers in two tensors, so that the host gets them at once."""
         counters = [getattr(self, name) for name in COUNTERS]
         parents = self.draft_tokens[:, :0] if self.draft_parents is None else self.draft_parents
         per_token = [self.tokens, self.sources, self.draft_tokens, parents]
@@ -69,34 +67,33 @@ class BatchRecord:
         per_draft = [self.draft_token_probs, self.target_token_probs, self.accept_probs]
         floats = torch.cat([self.log_probs, *per_draft], dim=1)
         widths = self.tokens.shape[1], self.draft_tokens.shape[1], parents.shape[1]
-        return Packed(integers, floats, len(counters), *widths, self.choices)
+        return Packed(integers, floats, *widths, self.choices)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The numbers of a batch's records, side by side."""
+    """The numbers of a batch's records in two tensors."""
 
     integers: Tensor  # [B, I]
     floats: Tensor  # [B, F]
-    num_counters: int
     width: int  # W
     depth: int  # K
     num_parents: int  # K of a tree, else 0
     choices: tuple[Choices, ...] | None
 
     def pack(self) -> Packed:
-        """Return itself, as a `BatchRecord` returns its numbers side by side."""
+        """Return itself."""
         return self
 
     def rows(self) -> list[Record]:
         """Read the record of every row."""
         records, width, depth = [], self.width, self.depth
-        for b, (ids, values) in enumerate(zip(self.integers.tolist(), self.floats.tolist(), strict=True)):
-            counters, tokens, sources, drafts, behind = _split(
-                ids, self.num_counters, width, width, depth, self.num_parents
-            )
+        widths = len(COUNTERS), width, width, depth, self.num_parents
+        integers = (part.tolist() for part in self.integers.split(widths, dim=1))
+        floats = (part.tolist() for part in self.floats.split((width, depth, depth, depth), dim=1))
+        for b, row in enumerate(zip(*integers, *floats, strict=True)):
+            counters, tokens, sources, drafts, parents, log_probs, draft_probs, target_probs, accept_probs = row
             count, num_draft, num_accepted, final_token, num_passes, num_positions, num_draft_passes = counters
-            log_probs, draft_probs, target_probs, accept_probs = _split(values, width, depth, depth, depth)
             records.append(
                 Record(
                     tokens=tuple(tokens[:count]),
@@ -106,7 +103,7 @@ class Packed:
                     draft_token_probs=tuple(draft_probs[:num_draft]),
                     target_token_probs=tuple(target_probs[:num_draft]),
                     accept_probs=tuple(accept_probs[:num_draft]),
-                    draft_parents=tuple(behind[:num_draft]),
+                    draft_parents=tuple(parents[:num_draft]),
                     num_accepted=num_accepted,
                     final_token=None if final_token < 0 else final_token,
                     num_forward_passes=num_passes,
@@ -126,12 +123,3 @@ class Packed:
             for choice in self.choices
             if bool(choice.active[b])
         )
-
-
-def _split(values: list[_Value], *lengths: int) -> list[list[_Value]]:
-    """Cut a list into pieces of the given lengths."""
-    pieces, start = [], 0
-    for length in lengths:
-        pieces.append(values[start : start + length])
-        start += length
-    return pieces

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
 
-from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.ending import Ending, ending_for
 from pass_sampling.reference.record import Generation, NotFiniteError, Record
 from pass_sampling.reference.text.decoder import Decode
 
@@ -33,28 +32,13 @@ def generate(
 ) -> Generation:
     """Continue a prompt until it ends: exactly at a length, an end-of-sequence token or a stop string.
 
-    The same seed and request number give the same uniforms, whatever else is generated beside it, and so the same
-    text as far as the model's logits are the same numbers. Where drafts are verified, another `max_new_tokens` may
-    change the text from the last steps of the shorter one on: fewer drafts fit before its end.
-
-    Args:
-        method: how to decode, over which model, with which sampling settings.
-        prompt: token ids, at least one.
-        max_new_tokens: tokens to generate at most.
-        eos_token_ids: tokens that end the text; default: the model's own.
-        stop_strings: strings that end the text once they stand in the decoded new tokens; default: the model's own
-            where there is `decode`, else none, and the log says so.
-        decode: turns new tokens into text; needed for stop strings.
-        seed: selects the stream of uniforms.
-        request: number of this request; requests of one seed share no uniform.
-        trace: keep in every record the distributions that the uniforms were compared with.
-        callback: called with the record of every step, as soon as its tokens are committed.
+    Arguments and seeds: see `reference.generation.generate`.
 
     Raises:
         ValueError: an argument is out of range.
         NotFiniteError: the model's logits are not finite.
     """
-    ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
+    ending = ending_for(method.model, max_new_tokens, eos_token_ids, stop_strings, decode)
     (text,), faults = _generate(method, [prompt], [request], ending, seed, trace, callback)
     if text is None:
         raise NotFiniteError(faults[0])
@@ -72,9 +56,7 @@ def generate_batch(
     trace: bool = False,
     callback: Callback | None = None,
 ) -> list[Generation]:
-    """Continue many prompts side by side, each at its own pace; prompt i is request i.
-
-    Seeds and `max_new_tokens` work as in `generate`.
+    """Continue many prompts side by side, each at its own pace; prompt i is request i, see `generate`.
 
     A request fails where the model's logits are not finite. The others are completed before the error is raised.
 
@@ -84,31 +66,11 @@ def generate_batch(
     """
     if len(prompts) == 0:
         return []
-    ending = _ending(method, max_new_tokens, eos_token_ids, stop_strings, decode)
+    ending = ending_for(method.model, max_new_tokens, eos_token_ids, stop_strings, decode)
     found, faults = _generate(method, prompts, list(range(len(prompts))), ending, seed, trace, callback)
     if faults:
         raise NotFiniteError("; ".join(f"request {i}: {faults[i]}" for i in sorted(faults)), found)
     return [each for each in found if each is not None]
-
-
-def _ending(
-    method: Method,
-    max_new_tokens: int,
-    eos_token_ids: Sequence[int] | None,
-    stop_strings: Sequence[str] | None,
-    decode: Decode | None,
-) -> Ending:
-    """Return the ends of a text: those that were asked for, or else the model's own."""
-    eos = method.model.eos_token_ids if eos_token_ids is None else eos_token_ids
-    stops = method.model.stop_strings if stop_strings is None else stop_strings
-    if stop_strings is None and stops and decode is None:
-        logging.getLogger(__name__).warning(
-            "stop_strings: found %r in the model's generation settings and no decode function, expected one: no text "
-            "ends there",
-            stops,
-        )
-        stops = ()
-    return Ending(max_new_tokens, eos, stops, decode)
 
 
 @torch.inference_mode()
@@ -121,16 +83,15 @@ def _generate(
     trace: bool,
     callback: Callback | None,
 ) -> tuple[list[Generation | None], dict[int, str]]:
-    """Step all rows together; rows that have ended leave the batch once they are half of it, rows at fault at once.
+    """Return the texts, and the faults of those that are None.
 
-    Returned are the texts, and what was wrong with the logits of those that are None.
-
-    Records that nobody is waiting for are read at the end, all together: between passes Python is slow.
+    All rows step together. Rows that have ended leave the batch once they are half of it, rows at fault at once.
+    Without a callback, records are read at the end, all together: between passes Python is slow.
     """
     state = method.start_batch(prompts, ending)
     records: list[list[Record]] = [[] for _ in prompts]
     unread: list[tuple[list[int], set[int], Packed]] = []
-    rows = list(range(len(prompts)))  # the prompt after each row of the state
+    rows = list(range(len(prompts)))  # the prompt of each row of the state
     going = set(rows)
     faults: dict[int, str] = {}
     step = 0
@@ -154,7 +115,9 @@ def _generate(
             state, ahead = state.select(places), ahead[:, places]
             rows = [rows[place] for place in kept]
     _read(unread, records, requests, callback)
-    texts = [None if row in faults else _generation(prompt, records[row], ending) for row, prompt in enumerate(prompts)]
+    texts = [
+        None if row in faults else generation_of(prompt, records[row], ending) for row, prompt in enumerate(prompts)
+    ]
     return texts, faults
 
 
@@ -164,7 +127,7 @@ def _read(
     requests: list[int],
     callback: Callback | None,
 ) -> None:
-    """Put the records of some steps to those of their rows, of the rows that were going."""
+    """Append the records of some steps to those of their rows, of the rows that were going."""
     for rows, going, batch in unread:
         for row, record in zip(rows, batch.rows(), strict=True):
             if row in going:
@@ -174,7 +137,8 @@ def _read(
     unread.clear()
 
 
-def _generation(prompt: Sequence[int], records: list[Record], ending: Ending) -> Generation:
+def generation_of(prompt: Sequence[int], records: Sequence[Record], ending: Ending) -> Generation:
+    """Return the generation that the records of an ended text make."""
     tokens = tuple(token for record in records for token in record.tokens)
     end = ending.reason(tokens, prompt)
     if end is None:

@@ -1,22 +1,13 @@
-"""What the host may look at: tensors that it has, of a step that runs."""
+"""Which tensors the host can read without synchronising with a device."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["is_on_cpu", "is_traced"]
-
-
-def is_traced(
-    tensor: Tensor,  # [...]
-) -> bool:
-    """Say whether a tensor has no numbers, as its step is only traced."""
-    return isinstance(tensor, FakeTensor)
-
 
 def is_on_cpu(
     tensor: Tensor,  # [...]
 ) -> bool:
-    """Say whether the host can read a tensor without waiting for a device."""
-    return tensor.device.type == "cpu" and not is_traced(tensor)
+    """Return whether the host can read a tensor without waiting: it is on the CPU, and not only traced."""
+    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)

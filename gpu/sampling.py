@@ -1,4 +1,7 @@
-"""From logits to probability distributions, and from distributions and uniforms to tokens. All of it in float64."""
+"""From logits to probability distributions, and from distributions and uniforms to tokens, in float64.
+
+The rules and their sources are those of `reference.sampling`, for rows of any number of axes.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,8 @@ from pass_sampling.reference.config import SamplingConfig
 
 Probs = Tensor
 TOP_P_TOLERANCE = 2.0**-24
-"""A mass that is below top-p by no more than this has reached it: the precision of the logits that filters compare."""
 Processor = Callable[[tuple[int, ...], Tensor], Tensor]
-"""A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
-
-It is asked about prefixes that end in drafts, too, but never about one after which the text has ended.
-"""
+"""A pure hook `(prefix, logits [V]) -> logits [V]`; see `reference.sampling.Processor`."""
 
 
 def probs_from_logits(
@@ -25,12 +24,7 @@ def probs_from_logits(
 ) -> Probs:  # [..., V]
     """Return the distributions that the settings make of rows of logits, in the order temperature, top-k, top-p.
 
-    probs = softmax(logits / temperature), restricted to top-k, renormalised, restricted to top-p, renormalised
-
-    Temperature 0 is the one-hot distribution at the largest logit, the lowest id among equals. Top-k keeps every
-    token whose logit is at least the k-th largest, so ties survive together. What is larger or equal is decided in
-    float32, see `compared_logits`. -inf is a mask. Rows that are not finite in the sense of `largest_logits` have no
-    distribution; what comes out for them must not be used.
+    A row whose `largest_logits` is not finite has no distribution; its result must not be used.
     """
     compared = compared_logits(logits)
     if sampling.temperature == 0:
@@ -48,12 +42,7 @@ def probs_from_logits(
 def compared_logits(
     logits: Tensor,  # [..., V]
 ) -> Tensor:  # [..., V]
-    """Return logits as filters compare them: float64 rounded to float32 (and near 0 to multiples of 2^-40).
-
-    Logits that are equal on paper differ by rounding, in float64 by some 1e-15, and in a pass over more rows by other
-    amounts. A comparison would turn that into a difference of order 1. Rounded logits are equal, unless a midpoint
-    between two roundings lies between them. Logits of narrower dtypes are compared as they are.
-    """
+    """Return logits as filters compare them: float64 rounded to float32 (and near 0 to multiples of 2^-40)."""
     if logits.dtype != torch.float64:
         return logits
     return ((logits * 2.0**40).round() * 2.0**-40).float()
@@ -66,18 +55,8 @@ def largest_logits(
     return logits.amax(dim=-1)
 
 
-def _restrict_to_top_p(
-    probs: Probs,  # [..., V]
-    compared: Tensor,  # [..., V]
-    top_p: float,
-) -> Probs:  # [..., V]
-    """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p.
-
-    The order is that of the logits as they are compared, and a mass within `TOP_P_TOLERANCE` below top_p has reached
-    it. So sets that are equal on paper stay equal in floating point, in passes over any number of rows.
-
-    Source: Holtzman et al. 2020 (arXiv 1904.09751), Sec. 3.1.
-    """
+def _restrict_to_top_p(probs: Probs, compared: Tensor, top_p: float) -> Probs:  # [..., V]
+    """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p."""
     order = compared.sort(dim=-1, descending=True, stable=True).indices
     ordered = probs.gather(-1, order)
     mass_before = torch.nn.functional.pad(ordered.cumsum(dim=-1)[..., :-1], (1, 0))
@@ -101,12 +80,9 @@ def cell_edges(
     """Return the upper edge of each token's cell in [0, 1), in token-id order.
 
     edge[i] = probs[0] + ... + probs[i], and exactly 1 from the last token on whose cell is not empty
-
-    Token i is drawn by the uniforms in [edge[i-1], edge[i]): a token of probability 0 has no cell, and every uniform
-    below 1 falls into one, however the sum was rounded.
     """
     edges = probs.cumsum(dim=-1)
-    if edges.device.type != "cpu":  # parallel sums may step back by an ulp, which would make cells overlap
+    if edges.device.type != "cpu":  # parallel sums may decrease by an ulp, which would make cells overlap
         edges = edges.cummax(dim=-1).values
     inside = edges < edges[..., -1:]  # nothing is, in a row without a distribution: then token 0 is drawn, and ignored
     return edges.masked_fill_(~inside, 1.0).clamp_(max=1.0)

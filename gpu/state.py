@@ -1,17 +1,7 @@
-"""The state of a batch of sequences between two steps.
+"""The state of a batch of sequences between two steps, and where its texts end.
 
 Glossary of shapes: B batch, W tokens that a step can commit, N rows of logits or of the batch, P numbers of a pace,
 L look-ahead vectors, D' hidden state.
-
-Where the texts of a batch end, token by token.
-
-Glossary of shapes: B batch, W next tokens of each row.
-
-The state of a batch before its first step.
-
-What a step asks the host about its tensors: nothing where its shapes are fixed, as a captured step needs it.
-
-Where they are not, a step that knows does less: no row for a draft that no sequence makes.
 """
 
 from __future__ import annotations
@@ -30,20 +20,12 @@ from .batch_record import BatchRecord
 from .host import is_on_cpu
 from .model.cache import KVCache, same
 
-__all__ = ["first_state"]
-
 
 @dataclass(frozen=True)
 class State:
-    """A committed prefix per row, and the cache of all of it but its last tokens, which the next pass feeds.
+    """A batch of sequences between two steps; see `reference.state.State`.
 
-    What a step needs is in tensors on the device; the host is asked only what `asking` says, and for stop strings.
-    A step never changes a cached row below `cached`, so it is a pure function of state and uniforms. Its results and
-    its scratch live in the one cache, though: to continue a state twice, `copy` it first. A state whose cache another
-    step has moved on is refused.
-
-    A drafter's cache lies beside, of which any prefix will do: it only saves work. `pace` is what the schedule of draft
-    lengths remembers, and `lookahead_hidden` what the last pass has computed for the next drafts.
+    A step needs only tensors on the device. The host is asked for sizes, see `bound_or_max`, and for stop strings.
     """
 
     tokens: Tensor  # [B, capacity] prompt, new tokens, then scratch
@@ -53,15 +35,15 @@ class State:
     eos: Tensor  # [num_eos]
     ended: Tensor  # [B]
     fault: Tensor  # [B] the first largest logit that was not finite, else 0
-    fault_position: Tensor  # [B] the last position of the prefix it stands after
+    fault_position: Tensor  # [B] the last position of the prefix before it
     cache: KVCache
     ending: Ending
     cached: Tensor  # [B] the very tensor `cache.lengths`
     pace: Tensor  # [B, P]
     lookahead_hidden: Tensor  # [B, L+1, D'] the last text row's hidden state, and those of a look-ahead group after it
-    num_lookahead_hidden: Tensor  # [B] rows of the group that are of use
-    max_pending: int  # most tokens of a row that no pass has seen yet: the prompts at first, one token later
-    draft_pending: int  # the same of the drafter's passes, which do not see the last draft: then at most two
+    num_lookahead_hidden: Tensor  # [B] useful rows of the group
+    max_pending: int  # most tokens of a row that no pass has read yet: the prompts at first, one token later
+    draft_pending: int  # the same for the drafter, which does not read the last draft: then at most two
     draft_cache: KVCache | None = None
     readings: tuple[Reading, ...] = ()  # of each row's new tokens, if the ends of texts are checked on the host
 
@@ -78,7 +60,7 @@ class State:
 
     @property
     def key(self) -> tuple[tuple[int, ...], tuple[float, ...], int]:
-        """What the future depends on, of two states of one row after one prompt."""
+        """What the future of two states of one row after one prompt depends on."""
         return self.new_tokens, tuple(self.pace[0].tolist()), int(self.num_lookahead_hidden)
 
     @property
@@ -88,14 +70,10 @@ class State:
 
     @property
     def pending(self) -> Tensor:  # [B]
-        """How many committed tokens no pass has seen yet; see `check_fresh`."""
-        self.check_fresh()
-        return self.lengths - self.cache.lengths
-
-    def check_fresh(self) -> None:
-        """Raise ValueError if a step has continued this state already, in the same cache."""
+        """How many committed tokens no pass has read yet; raise ValueError if a step has advanced the cache already."""
         if self.cache.lengths is not self.cached:  # every move makes a new tensor
             raise ValueError("state: found a cache that a step has moved on already, expected a copy to continue twice")
+        return self.lengths - self.cache.lengths
 
     @property
     def remaining(self) -> Tensor:  # [B]
@@ -106,7 +84,7 @@ class State:
         self,
         tokens: Tensor,  # [B, W]
     ) -> Tensor:  # [B, capacity]
-        """Return all rows' tokens with some more after the committed ones, where there is scratch."""
+        """Return all rows' tokens with some more in the scratch after the committed ones."""
         places = self.lengths.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)
         return self.tokens.scatter(1, places, tokens)
 
@@ -114,7 +92,7 @@ class State:
         self,
         tokens: Tensor,  # [B, W]
     ) -> Tensor:  # [B]
-        """Say for which rows the text would end within some more tokens; not for those that have ended."""
+        """Return the rows whose text would end within some more tokens, without those that have ended."""
         return self.num_kept(tokens, tokens.shape[1] * ~self.ended)[1]
 
     def keep(
@@ -130,19 +108,20 @@ class State:
         record: BatchRecord,
         valid_length: Tensor | None = None,  # [B]
     ) -> tuple[State, BatchRecord]:
-        """Append a step's tokens one by one until one of them ends the text; what follows it is dropped.
+        """Append a step's tokens one by one until one of them ends the text; drop the others.
 
-        The caches, which may hold rows of dropped tokens, are cut to the committed prefix, and the record with them.
-        If given, `valid_length` is how much of them is true at most: after it stand rejected drafts and look-ahead
-        rows.
+        The record and the caches are cut to the committed prefix. `valid_length` is the length of the caches before
+        rejected drafts and look-ahead rows, if there are any.
         """
         count, ended = self.num_kept(record.tokens, record.count)
-        tokens = self.followed_by(record.tokens)  # what lies after the committed ones is scratch
+        tokens = self.followed_by(record.tokens)
         lengths = self.lengths + count
+        blocks = _blocks(record.tokens, count) if self.readings else ()
+        readings = tuple(reading.after(block) for reading, block in zip(self.readings, blocks, strict=True))
         self.keep(lengths if valid_length is None else torch.minimum(lengths, valid_length))
         state = replace(
             self,
-            readings=read(self.readings, record.tokens, count),
+            readings=readings,
             tokens=tokens,
             lengths=lengths,
             ended=self.ended | ended,
@@ -154,7 +133,7 @@ class State:
         return state, replace(record, count=count, final_token=final_token)
 
     def agrees(self, other: State) -> bool:
-        """Say whether two states of one row have the same future: the same tokens and, up to rounding, cached rows."""
+        """Return whether two states of one row have the same future: equal tokens and, up to rounding, cached rows."""
         if (self.key, self.cached.tolist()) != (other.key, other.cached.tolist()):
             return False
         useful = slice(1 + int(self.num_lookahead_hidden)) if int(self.num_lookahead_hidden) else slice(0)
@@ -169,9 +148,9 @@ class State:
         num_more: int,
         used: Tensor,  # [B, N]
     ) -> State:
-        """Remember the first row of logits that has no distribution, among those that are used.
+        """Keep the first used row of logits that has no distribution.
 
-        Row i stands after the committed prefix and `num_more` + i tokens more.
+        Row i follows the committed prefix and `num_more` + i more tokens.
         """
         if largest.numel() == 0 or (is_on_cpu(largest) and all(map(math.isfinite, largest.flatten().tolist()))):
             return self  # a list is quicker than a comparison of tensors
@@ -185,7 +164,7 @@ class State:
         )
 
     def complaints(self) -> dict[int, str]:
-        """Return what was wrong with the logits of rows, by their places: the host asks once per step."""
+        """Return the faults of the logits by the places of their rows; the host asks once per step."""
         faults = self.fault.tolist()
         positions = self.fault_position.tolist() if any(faults) else []
         said = "logits after position {}: the largest logit is {}, expected a finite number".format
@@ -211,11 +190,7 @@ class State:
 
     @staticmethod
     def stack(states: Sequence[State]) -> State:
-        """Return an independent state whose rows are those of states of one capacity and ending, in turn.
-
-        Raises:
-            ValueError: the states have different capacities or endings.
-        """
+        """Return an independent state whose rows are those of states of one capacity and ending, in turn."""
         for state in states:
             if state.cache.capacity != states[0].cache.capacity or state.ending != states[0].ending:
                 raise ValueError("states: found different capacities or endings, expected the same in all of them")
@@ -236,65 +211,33 @@ class State:
         tokens: Tensor,  # [B, W]
         count: Tensor,  # [B]
     ) -> tuple[Tensor, Tensor]:  # [B], [B]
-        """Return how many of each row's next tokens to keep, and whether the text ends there; see `batch_ending`."""
-        eos, remaining = self.eos, self.remaining
-        return (
-            num_kept_by_host(self.readings, tokens, count) if self.readings else num_kept(tokens, count, eos, remaining)
-        )
+        """Return how many of each row's next tokens to keep, and whether the text ends there."""
+        if self.readings:
+            blocks = zip(self.readings, _blocks(tokens, count), strict=True)
+            kept = [reading.first(block) for reading, block in blocks]
+            counts = torch.tensor([number for number, _ in kept], device=count.device)
+            return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
+        order = torch.arange(tokens.shape[1], device=tokens.device)
+        is_eos = tokens == self.eos if len(self.eos) == 1 else (tokens.unsqueeze(2) == self.eos).any(dim=2)
+        is_end = is_eos | (order + 1 >= self.remaining.unsqueeze(1))
+        first = count_leading_true(~is_end)
+        return torch.minimum(count, first + 1), first < count
 
 
 _COUNTS = ("lengths", "prompt_lengths", "limits", "num_lookahead_hidden", "fault_position")
 PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "pace", "lookahead_hidden")
 
 
-def num_kept(
-    tokens: Tensor,  # [B, W]
-    count: Tensor,  # [B]
-    eos: Tensor,  # [num_eos]
-    remaining: Tensor,  # [B]
-) -> tuple[Tensor, Tensor]:  # [B], [B]
-    """Return how many of each row's first `count` tokens to keep, and whether the text ends there: on the device."""
-    order = torch.arange(tokens.shape[1], device=tokens.device)
-    is_eos = tokens == eos if len(eos) == 1 else (tokens.unsqueeze(2) == eos).any(dim=2)
-    is_end = is_eos | (order + 1 >= remaining.unsqueeze(1))
-    first = count_leading_true(~is_end)
-    return torch.minimum(count, first + 1), first < count
-
-
 def count_leading_true(
     flags: Tensor,  # [B, W]
 ) -> Tensor:  # [B]
-    """Return how many of each row stand before the first that is false."""
+    """Count the leading True values of each row."""
     width = flags.shape[1]
     order = torch.arange(width, device=flags.device)
     return torch.where(flags, width, order).amin(dim=1) if width else flags.sum(dim=1)
 
 
-def num_kept_by_host(
-    readings: Sequence[Reading],
-    tokens: Tensor,  # [B, W]
-    count: Tensor,  # [B]
-) -> tuple[Tensor, Tensor]:  # [B], [B]
-    """Return the same where the host asks about texts; `readings` are those of each row's text so far."""
-    kept = [reading.first(block) for reading, block in zip(readings, _blocks(tokens, count), strict=True)]
-    counts = torch.tensor([number for number, _ in kept], device=count.device)
-    return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
-
-
-def read(
-    readings: Sequence[Reading],
-    tokens: Tensor,  # [B, W]
-    count: Tensor,  # [B]
-) -> tuple[Reading, ...]:
-    """Return the readings, if there are any, after the first `count` tokens of each row."""
-    blocks = _blocks(tokens, count) if readings else ()
-    return tuple(reading.after(block) for reading, block in zip(readings, blocks, strict=True))
-
-
-def _blocks(
-    tokens: Tensor,  # [B, W]
-    count: Tensor,  # [B]
-) -> list[list[int]]:
+def _blocks(tokens: Tensor, count: Tensor) -> list[list[int]]:
     return [row[:some] for row, some in zip(tokens.tolist(), count.tolist(), strict=True)]
 
 
@@ -331,18 +274,18 @@ def bound_or_max(
     numbers: Tensor,  # [B]
     bound: int,
 ) -> int:
-    """Return the largest of some numbers, or the bound that none of them exceeds."""
-    return bound if is_fixed(state) else int(numbers.max())
+    """Return the largest of some numbers or, in fixed shapes, the bound that none of them exceeds."""
+    return bound if _is_fixed(state) else int(numbers.max())
 
 
 def may_any(
     state: State,
     which: Tensor,  # [...]
 ) -> bool:
-    """Say whether any is true, or that some may be."""
-    return is_fixed(state) or bool(which.any())
+    """Return whether any is true or, in fixed shapes, True."""
+    return _is_fixed(state) or bool(which.any())
 
 
-def is_fixed(state: State) -> bool:
-    """Say whether the shapes of a step may depend on nothing that is in its tensors."""
+def _is_fixed(state: State) -> bool:
+    """Return whether shapes must not depend on the values of tensors, as in a captured step."""
     return state.cache.kv_length is not None

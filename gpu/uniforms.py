@@ -1,4 +1,4 @@
-"""The uniforms: the only place where randomness enters."""
+"""The uniforms: the only place where randomness enters; see `reference.uniforms`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .sampling import Probs, cell_edges, draw
 
 STEPS_AHEAD = 32  # whose uniforms are made together: after a pass the generator's code has left the caches
 NamedUniforms = Mapping[str, int]
-"""A step's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
+"""The names of a step's uniforms in order, and the number of each, such as {"exact": 1, "draft": 4}."""
 
 
 def uniform_stream(
@@ -29,17 +29,7 @@ def uniform_stream(
     *,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # [num_uniforms], or [B, num_uniforms] for B requests
-    """Return the uniforms of one step of one request or of several, in [0, 1), multiples of 2^-53.
-
-    They depend on nothing else, not on what a request is batched with, and no two steps, requests or seeds share a
-    number. A longer row begins with the shorter one.
-
-    Raises:
-        ValueError: a number is no integer, is negative or does not fit in 64 bits.
-
-    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
-    with the step in the counter's second word, which the draws of one step never reach.
-    """
+    """Return the uniforms of one step of one request or of several: the numbers and errors of the reference."""
     requests = list(request) if isinstance(request, Sequence) else [request]
     rows = uniform_streams(seed, requests, step, 1, num_uniforms, device=device)[0]
     return rows if isinstance(request, Sequence) else rows[0]
@@ -53,12 +43,8 @@ def uniform_streams(
     num_uniforms: int,
     *,
     device: torch.device | str = "cpu",
-) -> Tensor:  # [num_cycles, B, num_uniforms]
-    """Return the uniforms of some steps, from the first on, as `uniform_stream` does of each; quicker than one by one.
-
-    Raises:
-        ValueError: a number is no integer, is negative or does not fit in 64 bits.
-    """
+) -> Tensor:  # [num_steps, B, num_uniforms]
+    """Return the uniforms of some steps, from the first on, as `uniform_stream` of each, but faster."""
     for name, value in (("seed", seed), *(("request", value) for value in requests), ("step", first)):
         check_integer(name, value, 0, 2**64 - 1)
     check_integer("step", int(first) + max(num_steps, 1) - 1, 0, 2**64 - 1)
@@ -74,26 +60,8 @@ def uniform_streams(
     return torch.from_numpy(found).to(device)
 
 
-def check_uniforms(
-    uniforms: Tensor,  # [B, num_uniforms]
-    num_uniforms: int,
-) -> None:
-    """Refuse what are no uniforms of a step.
-
-    Raises:
-        ValueError: the rows have another length than the slots together, or hold a number outside [0, 1); the latter
-            is checked on the CPU alone, where asking costs no synchronisation.
-    """
-    if uniforms.shape[1:] != (num_uniforms,):
-        raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_uniforms,)}")
-    if not is_on_cpu(uniforms):
-        return
-    if not all(0 <= uniform < 1 for row in uniforms.tolist() for uniform in row):  # quicker than to compare tensors
-        raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
-
-
 class UniformRow:
-    """One step's uniforms of a batch, handed out by slot name; each uniform serves one decision."""
+    """One step's uniforms of a batch, used by name; each uniform serves one decision."""
 
     def __init__(
         self,
@@ -101,20 +69,20 @@ class UniformRow:
         named_uniforms: NamedUniforms,
         trace: bool = False,
     ):
-        """Lay the slots over the rows; with `trace`, keep what every uniform was compared with.
-
-        Raises:
-            ValueError: see `check_uniforms`.
-        """
-        check_uniforms(uniforms, sum(named_uniforms.values()))
+        """Name the uniforms of every row, each in [0, 1); with `trace`, keep what each was compared with."""
+        num_uniforms = sum(named_uniforms.values())
+        if uniforms.shape[1:] != (num_uniforms,):
+            raise ValueError(f"uniforms: found shape {tuple(uniforms.shape[1:])}, expected {(num_uniforms,)}")
+        if is_on_cpu(uniforms) and not all(0 <= uniform < 1 for row in uniforms.tolist() for uniform in row):
+            raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
         self._uniforms = uniforms
         self._named = named_uniforms
         self._start = dict(zip(named_uniforms, accumulate(named_uniforms.values(), initial=0), strict=False))
         self._used: set[int] = set()
-        self.choices: tuple[Choices, ...] | None = () if trace else None  # those made so far, in order
+        self.choices: tuple[Choices, ...] | None = () if trace else None  # in order
 
     def room(self, name: str) -> int:
-        """Return how many uniforms a slot holds."""
+        """Return how many uniforms a name has."""
         return self._named[name]
 
     def token(
@@ -124,7 +92,7 @@ class UniformRow:
         index: int = 0,
         active: Tensor | None = None,  # [B]
     ) -> Tensor:  # [B]
-        """Draw a token from a distribution with the uniform `slot[index]`, in each row; only active rows are traced."""
+        """Draw a token from a distribution with the uniform `name[index]`, in each row; only active rows are traced."""
         asked = None if active is None else active.unsqueeze(1)
         return self.tokens(name, probs[:, None], index, asked).squeeze(1)
 
@@ -135,7 +103,7 @@ class UniformRow:
         index: int = 0,
         active: Tensor | None = None,  # [B, K]
     ) -> Tensor:  # [B, K]
-        """Draw K tokens from K distributions, with the uniforms from `slot[index]` on."""
+        """Draw K tokens from K distributions, with the uniforms from `name[index]` on."""
         return self._draw(self._take(name, index, probs.shape[1]), probs, active)
 
     def tokens_at(
@@ -145,15 +113,10 @@ class UniformRow:
         indices: Sequence[int],
         active: Tensor,  # [B, K]
     ) -> Tensor:  # [B, K]
-        """Draw K tokens from K distributions, each with the uniform of the slot that its index says."""
+        """Draw K tokens from K distributions, token i with the uniform `name[indices[i]]`."""
         return self._draw([self._take(name, index, 1).start for index in indices], probs, active)
 
-    def _draw(
-        self,
-        columns: slice | Sequence[int],
-        probs: Probs,  # [B, K, V]
-        active: Tensor | None,  # [B, K]
-    ) -> Tensor:  # [B, K]
+    def _draw(self, columns: slice | Sequence[int], probs: Probs, active: Tensor | None) -> Tensor:  # [B, K]
         edges = cell_edges(probs)
         outcomes = draw(edges, self._uniforms[:, columns])
         self._record(lambda made: (*made, *_split(columns, edges, outcomes, active)))
@@ -164,7 +127,7 @@ class UniformRow:
         name: str,
         active: Tensor,  # [B, K]
     ) -> None:
-        """Say, once it is known, which draws of a slot were asked for; the others are no choices of their row."""
+        """Mark, once it is known, which draws of a name were needed; the others are no choices of their row."""
         asked = dict(enumerate(active.unbind(1), self._start[name]))
         self._record(
             lambda made: tuple(replace(each, active=each.active & asked.get(each.column, True)) for each in made)
@@ -177,10 +140,10 @@ class UniformRow:
         index: int = 0,
         from_last: bool = False,
     ) -> Tensor:  # [B, K]
-        """Accept with the given probabilities: iff the uniform, from `slot[index]` on, is strictly below.
+        """Accept with the given probabilities: iff the uniform, from `name[index]` on, is strictly below.
 
-        The draws of a row are traced up to its first rejection, or if asked `from_last`, backwards to its first
-        acceptance; and among the probabilities that are not NaN, which stands for "not asked".
+        The draws of a row are traced up to its first rejection or, `from_last`, backwards to its first acceptance. A
+        probability of NaN marks a draw that is not made.
         """
         columns = self._take(name, index, accept_prob.shape[1])
         accepted = self._uniforms[:, columns] < accept_prob
@@ -188,7 +151,7 @@ class UniformRow:
         return accepted
 
     def _record(self, change: Callable[[tuple[Choices, ...]], tuple[Choices, ...]]) -> None:
-        """Change the account of the choices if they are traced: all that tracing does."""
+        """Change the choices if they are traced; tracing does nothing else."""
         if self.choices is not None:
             self.choices = change(self.choices)
 
@@ -203,30 +166,17 @@ class UniformRow:
         return slice(start, start + count)
 
 
-def _asked(
-    columns: slice,
-    accept_prob: Probs,  # [B, K]
-    accepted: Tensor,  # [B, K]
-    from_last: bool,
-) -> list[Choices]:
-    """Return the choices of some acceptances, in the order in which they were asked for."""
-    has_bonus_row = ~accepted.flip(1) if from_last else accepted
-    asked = torch.cat([torch.ones_like(has_bonus_row[:, :1]), has_bonus_row[:, :-1]], dim=1).cumprod(dim=1).bool()
+def _asked(columns: slice, accept_prob: Probs, accepted: Tensor, from_last: bool) -> list[Choices]:
+    """Return the choices of some acceptances, in the order in which they were made."""
+    continues = ~accepted.flip(1) if from_last else accepted
+    asked = torch.cat([torch.ones_like(continues[:, :1]), continues[:, :-1]], dim=1).cumprod(dim=1).bool()
     asked = (asked.flip(1) if from_last else asked) & ~accept_prob.isnan()
     edges = torch.stack([accept_prob, torch.ones_like(accept_prob)], dim=-1)
     return _split(columns, edges, (~accepted).long(), asked)[:: -1 if from_last else 1]
 
 
-def _split(
-    columns: slice | Sequence[int],
-    edges: Tensor,  # [B, K, outcomes]
-    outcomes: Tensor,  # [B, K]
-    active: Tensor | None,  # [B, K]
-) -> list[Choices]:
-    """Part K choices of a batch."""
+def _split(columns: slice | Sequence[int], edges: Tensor, outcomes: Tensor, active: Tensor | None) -> list[Choices]:
+    """Return K choices of a batch, one by one."""
     active = torch.ones_like(outcomes, dtype=torch.bool) if active is None else active
-    named_uniforms = range(columns.start, columns.stop) if isinstance(columns, slice) else columns
-    return [
-        Choices(name, edges[:, place], outcomes[:, place], active[:, place])
-        for place, name in enumerate(named_uniforms)
-    ]
+    numbers = range(columns.start, columns.stop) if isinstance(columns, slice) else columns
+    return [Choices(column, edges[:, i], outcomes[:, i], active[:, i]) for i, column in enumerate(numbers)]

@@ -1,12 +1,8 @@
-"""The heart: how many drafted tokens survive, and which token follows them, so that the target's distribution is kept.
+"""The rules of verification: how many drafts are accepted, and which token follows them.
 
-Every rule takes the drafts `x_1 .. x_K`, the distributions they were drawn from, and the target's distributions after
-the prefix and after each draft, and returns a run of accepted drafts and one final token. Whatever the draft
-distributions are, the tokens emitted are distributed as if each had been drawn from the target.
-
-Rows of a batch may have drafted fewer than K tokens: `num_draft` says how many; what stands after them is ignored.
-Where the last draft ends the text (`has_bonus_row` is false), the target has no distribution after it, and if all
-drafts are accepted the final token means nothing.
+The rules, their proofs and their sources are those of `reference.verify`, for a batch. Rows of the batch may have fewer
+than K drafts: the first `num_draft` count, and the others are ignored. If the last draft ends the text, `has_bonus_row`
+is false, the target has no distribution after it, and the final token after K accepted drafts is meaningless.
 
 Glossary of shapes: B batch, K drafts, N rows of distributions, V vocabulary. Row i of `target_probs` is the
 distribution of the token after i drafts.
@@ -29,7 +25,7 @@ Tokens = Tensor
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of one verification; `final_token` is a bonus when all drafts were accepted."""
+    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction."""
 
     num_accepted: Tensor  # [B]
     final_token: Tensor  # [B]
@@ -44,12 +40,13 @@ def accept_probs(
     """Return the probability with which each draft token is accepted, should it be reached.
 
     accept[i] = min(1, target_probs[i, x_i] / draft_probs[i, x_i])
-
-    Source: Chen et al. 2023 (arXiv 2302.01318), Algorithm 2; Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1.
     """
-    drafts = draft_tokens.unsqueeze(-1)
-    target = target_probs[:, : draft_tokens.shape[1]].gather(-1, drafts).squeeze(-1)
-    return (target / draft_probs.gather(-1, drafts).squeeze(-1)).clamp(max=1.0)
+    return (_at(target_probs, draft_tokens) / _at(draft_probs, draft_tokens)).clamp(max=1.0)
+
+
+def _at(probs: Probs, draft_tokens: Tokens) -> Probs:  # [B, K]
+    """Return the probability of each draft token in its row."""
+    return probs[:, : draft_tokens.shape[1]].gather(-1, draft_tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def residual_probs(
@@ -60,11 +57,6 @@ def residual_probs(
     """Return the distribution of the token that replaces a rejected draft.
 
     residual = max(0, weight target_probs - draft_probs) / sum(max(0, weight target_probs - draft_probs))
-
-    Distributions that differ by rounding alone may leave nothing; a rejection is then itself a rounding event, of
-    probability near 2^-53, and the target's row stands in.
-
-    Source: Chen et al. 2023, Eq. 2; Leviathan et al. 2023, Sec. 2.3; with a weight, `block_probs`.
     """
     residual = (weight * target_probs - draft_probs).clamp(min=0.0)
     total = residual.sum(dim=-1, keepdim=True)
@@ -80,10 +72,7 @@ def verify_token(
     has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
-    """Accept drafts one by one until the first rejection, and replace that one from the residual distribution.
-
-    Source: Chen et al. 2023, Algorithm 2; Leviathan et al. 2023, Algorithm 1.
-    """
+    """Accept drafts one by one until the first rejection, and replace that one from the residual distribution."""
     accept = accept_probs(target_probs, draft_probs, draft_tokens)
     asked = drafted(draft_tokens, num_draft) & active.unsqueeze(1)
     accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")))
@@ -101,13 +90,7 @@ def verify_block(
     has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
-    """Keep the longest run of drafts that their joint ratio allows, asking from the longest down.
-
-    Never accepts fewer on average than the token rule, and as many at temperature 0. A run that the token rule would
-    have given up may survive because of what comes later, so the runs are judged as wholes.
-
-    Source: Sun et al. 2024, "Block Verification Accelerates Speculative Decoding" (arXiv 2403.10444), Algorithm 2.
-    """
+    """Keep the longest run of drafts that their joint ratio allows, tried from the longest down."""
     weights, accept = block_probs(target_probs, draft_probs, draft_tokens, num_draft)
     asked = drafted(draft_tokens, num_draft) & active.unsqueeze(1)
     accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")), from_last=True)
@@ -125,21 +108,14 @@ def block_probs(
     draft_tokens: Tokens,  # [B, K]
     num_draft: Tensor,  # [B]
 ) -> tuple[Probs, Probs]:  # [B, K+1], [B, K]
-    """Return the weight of every run of drafts, and the probability of keeping it once all longer ones are given up.
+    """Return the weight of every run of drafts, and the probability of keeping it once all longer ones are rejected.
 
     weight[0] = 1, weight[i] = min(1, weight[i-1] target_probs[i-1, x_i] / draft_probs[i-1, x_i])
 
     accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
-
-    A run of weight 0 has been ruled out, and nothing is asked of the rows after it. Where the target has no
-    distribution (NaN), the draft's replaces it. Any distribution would do: the tokens before that row do not depend on
-    it, and the text ends there.
-
-    Source: Sun et al. 2024 (arXiv 2403.10444), Eqs. 3 and 4.
     """
-    num_tokens, drafts = draft_tokens.shape[1], draft_tokens.unsqueeze(-1)
-    target = target_probs[:, :num_tokens].gather(-1, drafts).squeeze(-1)
-    draft = draft_probs.gather(-1, drafts).squeeze(-1)
+    num_tokens = draft_tokens.shape[1]
+    target, draft = _at(target_probs, draft_tokens), _at(draft_probs, draft_tokens)
     target = torch.where(target.isnan(), draft, target)
     weight = torch.ones_like(target_probs[:, 0, 0])
     weights = [weight]
@@ -151,7 +127,7 @@ def block_probs(
     inner = found[:, 1:num_tokens]
     gained = (inner.unsqueeze(-1) * target_probs[:, 1:num_tokens] - draft_probs[:, 1:]).clamp(min=0.0).sum(dim=-1)
     kept = torch.where(inner == 1, 1.0, gained / (gained + 1.0 - inner))
-    kept = torch.where(inner > 0, kept, 0.0).nan_to_num(nan=0.0)  # where a row has no distribution, nothing is gained
+    kept = torch.where(inner > 0, kept, 0.0).nan_to_num(nan=0.0)  # a row without a distribution gains nothing
     longest = torch.arange(1, num_tokens + 1, device=draft_tokens.device) == num_draft.unsqueeze(1)
     return found, torch.where(longest, found[:, 1:], torch.cat([kept, found[:, num_tokens:]], dim=1)[:, :num_tokens])
 
@@ -186,18 +162,12 @@ def verify_match(
     has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
-    """Draw each token from the target and go on while the draw equals the draft.
+    """Draw each token from the target, and continue while the draw equals the draft.
 
     accept[i] = target_probs[i, x_i]
-
-    Every token emitted is the target's own draw, so the distribution is kept for any draft; the drafts only decide how
-    many rows of the pass are used. The acceptance is never above the token rule's, whose draft distribution it does not
-    need: the control that a cleverer rule must beat.
-
-    Source: the rule of Stern et al. 2018 (arXiv 1811.03115), Sec. 3, with draws in place of likeliest tokens.
     """
     num_tokens = draft_tokens.shape[1]
-    accept = target_probs[:, :num_tokens].gather(-1, draft_tokens.unsqueeze(-1)).squeeze(-1)
+    accept = _at(target_probs, draft_tokens)
     going = active
     num_accepted = torch.zeros_like(num_draft)
     final_token = torch.zeros_like(num_draft)
@@ -217,7 +187,7 @@ def drafted(
     draft_tokens: Tokens,  # [B, K]
     num_draft: Tensor,  # [B]
 ) -> Tensor:  # [B, K]
-    """Say which places of a padded block of drafts hold a draft."""
+    """Return which places of a padded block of drafts hold a draft."""
     return torch.arange(draft_tokens.shape[1], device=draft_tokens.device) < num_draft.unsqueeze(1)
 
 

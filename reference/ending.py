@@ -1,9 +1,10 @@
-"""Where a text ends, asked of every prefix in turn, and how much of it may be shown before that is known."""
+"""Where a text ends, decided token by token, and how much of an unfinished text may be shown."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 from .config import check_integer
 
 if TYPE_CHECKING:
+    from .model.language_model import ModelFacts
     from .text.decoder import Decode, Decoder, Text
 
 Criterion = Callable[[Sequence[int]], bool]
-"""Says whether a text ends with the last of its new tokens: a pure hook, asked of prefixes that end in drafts, too."""
+"""A pure hook that returns whether a text ends with its last token; also called with prefixes that end in drafts."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Ending:
 
     A text ends at the first prefix for which one of them holds. A plain `decode` is given the new tokens alone. A
     `TokenDecoder` matches stop strings with special tokens as well, and knows the prompt that the text continues.
-    Questions about tokens are answered from the first token on; `reading` and `written` can be continued instead.
+    The methods here read all tokens from the first on; `reading` and `written` return values that can be continued.
     """
 
     max_new_tokens: int
@@ -31,10 +33,9 @@ class Ending:
     stop_strings: Sequence[str] = ()
     decode: Decode | None = None  # new tokens -> text; needed for stop strings
     criterion: Criterion | None = None
-    _eos: frozenset[int] = field(init=False, repr=False, compare=False, default=frozenset())
 
     def __post_init__(self) -> None:
-        """Refuse what could never end a text, or could not be checked.
+        """Keep plain integers and tuples.
 
         Raises:
             ValueError: max_new_tokens is not a positive integer, an end-of-sequence token no integer, a stop string
@@ -55,37 +56,32 @@ class Ending:
             self._decoder.check_stops(strings)
         object.__setattr__(self, "max_new_tokens", int(limit))
         object.__setattr__(self, "eos_token_ids", tokens)
-        object.__setattr__(self, "_eos", frozenset(tokens))
         object.__setattr__(self, "stop_strings", strings)
 
     @property
     def asks_host(self) -> bool:
-        """Whether the host has to look at a text to know its end: not for tokens and lengths."""
+        """Whether the end depends on more than tokens and lengths, so that the host must read the text."""
         return bool(self.stop_strings) or self.criterion is not None
 
     def reading(self, prompt: Sequence[int] = ()) -> Reading:
-        """Return what is known before the first new token after a prompt."""
+        """Return the reading of no new tokens after a prompt."""
         return Reading(self, self.written(prompt) if self.stop_strings else None)
 
     def written(self, prompt: Sequence[int] = ()) -> Text:
-        """Return the empty text after a prompt, to which tokens can be added.
-
-        Raises:
-            ValueError: there is no decoder.
-        """
+        """Return the text of no new tokens after a prompt; raise ValueError without a decoder."""
         if self.decode is None:
             raise ValueError("decode: found None, expected a function that turns tokens into text")
         return self._decoder.start(tuple(self.stop_strings), prompt)
 
     @property
     def _decoder(self) -> Decoder:
-        """The decoder, or one that knows nothing of the decode function."""
+        """The decoder, or one around the decode function."""
         from .text.decoder import Decoder  # most texts need none
 
         return self.decode if isinstance(self.decode, Decoder) else Decoder(self.decode)  # type: ignore[arg-type]
 
     def reason(self, new_tokens: Sequence[int], prompt: Sequence[int] = ()) -> str | None:
-        """Say why a text ends with the last of these tokens: "eos", "stop_string", "criterion", "length", or None."""
+        """Return why a text ends with its last token: "eos", "stop_string", "criterion", "length", or None."""
         return self.reading(prompt).after(new_tokens).reason
 
     def first(self, before: Sequence[int], more: Sequence[int], prompt: Sequence[int] = ()) -> tuple[int, str | None]:
@@ -102,18 +98,14 @@ class Ending:
     def safe_text(self, new_tokens: Sequence[int], prompt: Sequence[int] = ()) -> str:
         """Return the part of an unfinished text that no later token changes: of a plain decoder's text, nothing.
 
-        Withheld are a beginning of a stop string at the end, a character whose bytes are not all there yet, and what
-        else the decoder may take back.
-
-        Raises:
-            ValueError: there is no decoder.
+        Withheld are the beginning of a stop string, an unfinished character, and what else the decoder may take back.
         """
         return self.written(prompt).after(new_tokens).news
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A text as far as it has been read, and why it ends there; a value that can be continued more than once."""
+    """The beginning of a text, and why it ends there; a value that can be continued more than once."""
 
     ending: Ending
     text: Text | None  # if there are stop strings
@@ -121,7 +113,7 @@ class Reading:
     tokens: tuple[int, ...] = ()  # the last one, or all of them for a criterion
 
     def after(self, tokens: Sequence[int]) -> Reading:
-        """Return the reading with some tokens more, none of which is asked about."""
+        """Return the reading after some more tokens."""
         if not tokens:
             return self
         known = (*self.tokens, *tokens) if self.ending.criterion else (tokens[-1],)
@@ -132,7 +124,7 @@ class Reading:
     def reason(self) -> str | None:
         """Why the text ends with its last token; see `Ending.reason`."""
         ending = self.ending
-        if self.tokens and self.tokens[-1] in ending._eos:
+        if self.tokens and self.tokens[-1] in ending.eos_token_ids:
             return "eos"
         if self.text is not None and self.text.has_stop:
             return "stop_string"
@@ -148,3 +140,23 @@ class Reading:
             if reading.reason is not None:
                 return count, reading.reason
         return len(more), None
+
+
+def ending_for(
+    model: ModelFacts,
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int] | None,
+    stop_strings: Sequence[str] | None,
+    decode: Decode | None,
+) -> Ending:
+    """Return the ends that were asked for; None means the model's own."""
+    eos = model.eos_token_ids if eos_token_ids is None else eos_token_ids
+    stops = model.stop_strings if stop_strings is None else stop_strings
+    if stop_strings is None and stops and decode is None:
+        logging.getLogger(__name__).warning(
+            "stop_strings: found %r in the model's generation settings and no decode function, expected one: no text "
+            "ends there",
+            stops,
+        )
+        stops = ()
+    return Ending(max_new_tokens, eos, stops, decode)

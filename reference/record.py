@@ -1,10 +1,9 @@
-"""What one step did, and what a whole generation did: plain values that both packages share field by field."""
+"""The records of one step and of a whole generation: plain values that both packages share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +11,10 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Choice:
-    """One random choice: which uniform, what it was compared with, and what came of it.
+    """One random choice: the uniform, the edges it was compared with, and the outcome.
 
-    Outcome i is taken by the uniforms in [edges[i-1], edges[i]). A token draw has one cell per token; an acceptance
-    has two, accepted (0) and rejected (1).
+    The uniforms in [edges[i-1], edges[i]) give outcome i. A token draw has one cell per token; an acceptance has two,
+    accepted (0) and rejected (1).
     """
 
     column: int  # column of the step's row of uniforms
@@ -27,11 +26,11 @@ class Choice:
 class Record:
     """One step of one sequence.
 
-    `tokens` are those committed, in order, cut where the text ended; `sources` says how each came: "exact" (from a
-    row of the target, before any draft), "accepted", "correction" (after a rejection) or "bonus" (after none).
+    `tokens` are the committed tokens in order, cut where the text ended. `sources` gives the origin of each: "exact"
+    (from a row of the target, before any draft), "accepted", "correction" (after a rejection) or "bonus" (after none).
 
-    The drafts of a tree stand breadth first. Where verification did not come, the target's probabilities and the
-    chances are NaN.
+    The drafts of a tree are in breadth-first order. For drafts that verification did not reach, the target's
+    probabilities and the acceptance probabilities are NaN.
     """
 
     tokens: tuple[int, ...]
@@ -40,8 +39,8 @@ class Record:
     draft_tokens: tuple[int, ...] = ()  # [K]
     draft_token_probs: tuple[float, ...] = ()  # [K] the draft distribution at each draft token
     target_token_probs: tuple[float, ...] = ()  # [K] the target distribution at each draft token
-    accept_probs: tuple[float, ...] = ()  # [K] the chance that each draft token had, once reached
-    draft_parents: tuple[int, ...] = ()  # [K], or [0]: in a tree, which draft each stands after, -1 for none
+    accept_probs: tuple[float, ...] = ()  # [K] the acceptance probability of each draft token, once reached
+    draft_parents: tuple[int, ...] = ()  # [K], or [0]: in a tree, the draft before each, -1 for none
     num_accepted: int = 0  # draft tokens that passed verification
     final_token: int | None = None  # the correction or bonus token, if it was committed
     num_forward_passes: int = 1
@@ -51,14 +50,14 @@ class Record:
 
     @property
     def draft_depth(self) -> int:
-        """The most drafts that stand after one another."""
+        """The most drafts in a row."""
         depths: list[int] = []
         for parent in self.draft_parents:
             depths.append(depths[parent] + 1 if parent >= 0 else 1)
         return max(depths, default=len(self.draft_tokens))
 
     def cut(self, count: int) -> Record:
-        """Return the record with only the first `count` tokens committed; what was drafted still counts."""
+        """Return the record with only the first `count` tokens committed; all drafts still count."""
         return replace(
             self,
             tokens=self.tokens[:count],
@@ -76,7 +75,7 @@ class Generation:
     tokens: tuple[int, ...]  # new tokens; the last is the one that ended the text
     end: str  # "eos", "stop_string", "criterion" or "length"
     records: tuple[Record, ...]
-    text: str | None = None  # new text up to a stop string, where a decoder was given
+    text: str | None = None  # new text up to a stop string, if there was a decoder
 
     @property
     def log_probs(self) -> tuple[float, ...]:
@@ -85,20 +84,20 @@ class Generation:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """How each new token came; see `Record`."""
+        """The origin of each new token; see `Record`."""
         return tuple(source for record in self.records for source in record.sources)
 
-    @cached_property
+    @property
     def num_forward_passes(self) -> int:
         """Passes of the model, the prompt's included."""
         return sum(record.num_forward_passes for record in self.records)
 
-    @cached_property
+    @property
     def num_positions(self) -> int:
         """Rows fed through the model, the prompt's included."""
         return sum(record.num_positions for record in self.records)
 
-    @cached_property
+    @property
     def num_draft_passes(self) -> int:
         """Passes of a draft model, the prompt's included."""
         return sum(record.num_draft_passes for record in self.records)
@@ -106,7 +105,7 @@ class Generation:
     @property
     def num_drafts(self) -> int:
         """Steps in which at least one token was drafted and verified."""
-        return sum(1 for record in self.records if record.draft_tokens)
+        return sum(bool(record.draft_tokens) for record in self.records)
 
     @property
     def num_draft_tokens(self) -> int:
@@ -115,7 +114,7 @@ class Generation:
 
     @property
     def num_accepted_tokens(self) -> int:
-        """Draft tokens accepted, those that an end of text then cut off included."""
+        """Draft tokens accepted, including those that an end of text then cut off."""
         return sum(record.num_accepted for record in self.records)
 
     @property
@@ -126,12 +125,12 @@ class Generation:
 
     @property
     def draft_acceptance_rate(self) -> float:
-        """Accepted over drafted tokens; NaN where nothing was drafted."""
+        """Accepted over drafted tokens; NaN without drafts."""
         return _ratio(self.num_accepted_tokens, self.num_draft_tokens)
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens that a verification yields, the correction or bonus token included; NaN without drafts."""
+        """Tokens per verification, the correction or bonus token included; NaN without drafts."""
         return 1.0 + _ratio(self.num_accepted_tokens, self.num_drafts)
 
     @property
@@ -150,7 +149,7 @@ def _ratio(numerator: int, denominator: int) -> float:
 
 
 class NotFiniteError(ValueError):
-    """The model's logits are not finite; after a batch, `generations` holds each text, and None where one failed."""
+    """The model's logits are not finite; after a batch, `generations` holds each text, or None if it failed."""
 
     def __init__(self, message: str, generations: Sequence[Generation | None] = ()):
         """Keep the message and the texts of the batch."""

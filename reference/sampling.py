@@ -1,4 +1,4 @@
-"""From logits to a probability distribution, and from a distribution and a uniform to a token. All of it in float64."""
+"""From logits to a probability distribution, and from a distribution and a uniform to a token, in float64."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .record import NotFiniteError
 
 Probs = npt.NDArray[np.float64]
 TOP_P_TOLERANCE = 2.0**-24
-"""A mass that is below top-p by no more than this has reached it: the precision of the logits that filters compare."""
+"""A mass that is below top-p by no more than this has reached it: the precision of the compared logits."""
 Processor = Callable[[tuple[int, ...], Array], Array]
 """A pure hook `(prefix, logits [V]) -> logits [V]`: penalties, bans, min-p. It runs before temperature, in float64.
 
-It is asked about prefixes that end in drafts, too, but never about one after which the text has ended.
+It is also called with prefixes that end in drafts, but never with one after which the text has ended.
 """
 
 
 def has_distribution(
     logits: Array,  # [V]
 ) -> bool:
-    """Say whether a row of logits makes a distribution: no NaN, no +inf, and not all of it -inf."""
+    """Return whether a row of logits makes a distribution: no NaN, no +inf, and not all of it -inf."""
     return bool(np.isfinite(logits.max()))
 
 
@@ -38,8 +38,8 @@ def probs_from_logits(
     probs = softmax(logits / temperature), restricted to top-k, renormalised, restricted to top-p, renormalised
 
     Temperature 0 is the one-hot distribution at the largest logit, the lowest id among equals. Top-k keeps every token
-    whose logit is at least the k-th largest, so ties survive together. What is larger or equal is decided in float32,
-    see `compared_logits`. -inf is a mask.
+    whose logit is at least the k-th largest, so ties survive together. Logits are compared in float32, see
+    `compared_logits`. -inf is a mask.
 
     Raises:
         NotFiniteError: a logit is NaN or +inf, or all are -inf; the message starts with `where`.
@@ -50,7 +50,7 @@ def probs_from_logits(
     compared = compared_logits(logits)
     if sampling.temperature == 0:
         return one_hot(int(np.argmax(compared)), logits.size)
-    with np.errstate(over="ignore"):  # what lies further below than float64 can say has probability 0
+    with np.errstate(over="ignore"):  # a logit too far below the largest has probability 0
         scaled = (logits.astype(np.float64) - np.float64(largest)) / sampling.temperature
     if 0 < sampling.top_k < logits.size:
         kth_largest = np.partition(compared, -sampling.top_k)[-sampling.top_k]
@@ -65,26 +65,22 @@ def compared_logits(
 ) -> Array:  # [..., V]
     """Return logits as filters compare them: float64 rounded to float32 (and near 0 to multiples of 2^-40).
 
-    Logits that are equal on paper differ by rounding, in float64 by some 1e-15, and in a pass over more rows by other
-    amounts. A comparison would turn that into a difference of order 1. Rounded logits are equal, unless a midpoint
-    between two roundings lies between them. Logits of narrower dtypes are compared as they are.
+    Logits that are equal on paper differ by rounding: in float64 by some 1e-15, and by other amounts in a pass over
+    more rows. A comparison would turn that into a difference of order 1. Rounded logits are equal, unless a midpoint
+    between two roundings separates them. Logits of narrower dtypes are compared as they are.
     """
     if logits.dtype != np.float64:
         return logits
-    with np.errstate(over="ignore"):  # what lies beyond is infinite, and equal
+    with np.errstate(over="ignore"):  # larger logits become infinite, and equal
         rounded: Array = np.rint(logits * 2.0**40) * 2.0**-40
         return rounded.astype(np.float32)
 
 
-def _restrict_to_top_p(
-    probs: Probs,  # [V]
-    compared: Array,  # [V]
-    top_p: float,
-) -> Probs:  # [V]
+def _restrict_to_top_p(probs: Probs, compared: Array, top_p: float) -> Probs:  # [V]
     """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p.
 
-    The order is that of the logits as they are compared, and a mass within `TOP_P_TOLERANCE` below top_p has reached
-    it. So sets that are equal on paper stay equal in floating point, in passes over any number of rows.
+    The order is that of the compared logits, and a mass within `TOP_P_TOLERANCE` below top_p has reached it. So sets
+    that are equal on paper stay equal in floating point, in passes over any number of rows.
 
     Source: Holtzman et al. 2020 (arXiv 1904.09751), Sec. 3.1.
     """
@@ -110,8 +106,8 @@ def cell_edges(
 
     edge[i] = probs[0] + ... + probs[i], and exactly 1 from the last token on whose cell is not empty
 
-    Token i is drawn by the uniforms in [edge[i-1], edge[i]): a token of probability 0 has no cell, and every uniform
-    below 1 falls into one, however the sum was rounded.
+    Token i is drawn by the uniforms in [edge[i-1], edge[i]). A token of probability 0 has no cell, and every uniform
+    below 1 is in some cell, however the sum was rounded.
     """
     edges = np.cumsum(probs)
     edges[np.searchsorted(edges, edges[-1]) :] = 1.0

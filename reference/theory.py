@@ -1,13 +1,10 @@
-"""What theory promises: acceptance, tokens per call, speed-ups, the best number of drafts.
+"""Predictions of theory: acceptance, tokens per call, speed-ups, and the best number or tree of drafts.
 
-Nothing is drawn: acceptance is measured from distributions, and the rest follows. Costs are in passes of the target
-over one row, the price of a token without drafts, so every speed-up is one over plain decoding.
+Acceptance follows from distributions, without draws. Costs are in passes of the target over one row, the cost of a
+token without drafts, so every speed-up is relative to plain decoding. Every function raises ValueError for arguments
+outside their ranges: rows that are not distributions, rates outside [0, 1], negative costs and numbers.
 
 Glossary of shapes: N places in texts, K drafts, V vocabulary.
-
-What theory promises of several candidates: how often one of them is accepted, and which tree of them yields most.
-
-Glossary of shapes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from .methods.tree_shape import DraftTree, NumCandidates
 from .sampling import Probs
 from .verify import residual_probs
 
-PassCost = Callable[[int], float]  # of a pass over so many rows, in any unit; None: the same for however many
+PassCost = Callable[[int], float]  # of a pass over so many rows, in any unit; None: the same for any number
 MOST_DRAFTS = 2**14
 
 
@@ -35,15 +32,12 @@ def acceptance_rate(
     weights: Probs | None = None,  # [N, ...]
     lenience: float = 1.0,
 ) -> Probs:  # [...]
-    """Return the chance that a draft is accepted, once reached: one number for `[N, V]`, K of them for `[N, K, V]`.
+    """Return the probability that a draft is accepted, once reached: a number for `[N, V]`, K of them for `[N, K, V]`.
 
     accept_rate = E[sum_v min(target_probs[v] / lenience, draft_probs[v])], or E[sum_v target_probs[v] draft_probs[v]]
 
-    The latter by the match rule. The mean is over places, alike unless `weights` says how often each was reached. No
-    rule here is lenient: that would make the distribution another, `lenient_distribution`.
-
-    Raises:
-        ValueError: rows that are not distributions, a draft never reached, another rule, or a lenience outside (0, 1].
+    The latter is the match rule's. The mean is over places; `weights` is how often each was reached (default: equally
+    often). With a lenience below 1 the text has another distribution, `lenient_distribution`.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6, App. A.5; match: Stern et al. 2018, Sec. 3.
     """
@@ -62,13 +56,10 @@ def lenient_distribution(
     draft_probs: Probs,  # [V]
     lenience: float,
 ) -> Probs:  # [V]
-    """Return the distribution of the token if the draft distribution is taken for `lenience` times what it is.
+    """Return the distribution of the token if the draft distribution is multiplied by `lenience`.
 
     distribution = accepted + (1 - sum(accepted)) norm(max(0, target_probs - lenience draft_probs)) <= target_probs /
     lenience
-
-    Raises:
-        ValueError: rows that are not distributions, or a lenience outside (0, 1].
 
     Source: Leviathan et al. 2023, App. A.5.
     """
@@ -81,14 +72,11 @@ def expected_tokens(
     accept_rate: float | Probs,  # [] or [K]
     num_draft: int,
 ) -> float:
-    """Return how many tokens a call of the target yields: the accepted drafts, and one.
+    """Return the expected tokens of a call of the target: the accepted drafts, and one.
 
     tokens = 1 + a + a^2 + ... + a^K = (1 - a^(K+1)) / (1 - a), or 1 + a_1 + a_1 a_2 + ... + a_1 ... a_K
 
-    One rate takes acceptance not to depend on what came before; one per draft, once reached, is exact for any model.
-
-    Raises:
-        ValueError: a rate outside [0, 1], a negative number of drafts, or rates for another number.
+    One rate assumes that acceptance does not depend on earlier tokens; one per draft, once reached, is always exact.
 
     Source: Leviathan et al. 2023, Eq. 1.
     """
@@ -103,12 +91,9 @@ def expected_tokens(
 def speed_up(
     accept_rate: float, num_draft: int, draft_cost: float, pass_cost: PassCost | None = None, one_call: bool = False
 ) -> float:
-    """Return how many times as fast as plain decoding it is to draft K tokens and verify them in one pass.
+    """Return the speed of drafting K tokens and verifying them in one pass, relative to plain decoding.
 
     speed_up = (1 - a^(K+1)) / ((1 - a) (K draft_cost + pass_cost(K+1))), with draft_cost paid once where `one_call`
-
-    Raises:
-        ValueError: a rate outside [0, 1], a negative number of drafts, or a negative cost.
 
     Source: Leviathan et al. 2023, Theorem 3.8, where a pass over K+1 rows costs 1; one call: Sec. 3.6.
     """
@@ -117,12 +102,9 @@ def speed_up(
 
 
 def operation_increase(accept_rate: float, num_draft: int, draft_operations: float, one_call: bool = False) -> float:
-    """Return how many times as many operations a token takes as in plain decoding; the target's row is the unit.
+    """Return the operations per token, relative to plain decoding; the unit is the target's row.
 
     operation_increase = (1 - a) (K draft_operations + K + 1) / (1 - a^(K+1)), spent once where `one_call`
-
-    Raises:
-        ValueError: as `speed_up`.
 
     Source: Leviathan et al. 2023, Theorem 3.11.
     """
@@ -137,14 +119,11 @@ def optimal_num_draft(
     one_call: bool = False,
     max_num_draft: int | None = None,
 ) -> int:
-    """Return the number of drafts with the largest `speed_up`, the smallest among equals, having tried all.
+    """Return the number of drafts with the largest `speed_up`, the smallest among equals; all are tried.
 
     K <= a / ((1 - a) draft_cost), unless a limit is given
 
     Beyond, K draft_cost + 1 > 1 / (1 - a) > tokens: slower than without drafts, if no pass costs less than one row's.
-
-    Raises:
-        ValueError: as `speed_up`, or no limit is given and none follows, or one beyond 2^14.
 
     Source: Leviathan et al. 2023, Sec. 3.5.
     """
@@ -160,14 +139,11 @@ def optimal_num_draft(
 def lookahead_speed_up(
     num_accepted: float, num_lookahead: int, num_draft: int, pass_cost: PassCost | None = None, one_call: bool = False
 ) -> float:
-    """Return how many times as fast as plain decoding PaSS is; without a `pass_cost`, these are its tokens per pass.
+    """Return the speed of PaSS relative to plain decoding; without a `pass_cost`, its tokens per pass.
 
     speed_up = (2 + E[accepted]) / (pass_cost(1 + L) + pass_cost(1 + K)), or (1 + E[accepted]) / pass_cost((1+L) (1+K))
 
     The latter with `one_call`: each verified row has L look-ahead rows of its own. E[accepted]: `expected_tokens` - 1.
-
-    Raises:
-        ValueError: K above L, more accepted than K, a negative number or cost.
 
     Source: Monea et al. 2023 (arXiv 2311.13581), Sec. 3; in one call: Lin et al. 2024 (arXiv 2401.12522).
     """
@@ -222,7 +198,7 @@ def candidate_acceptance(
     num_candidates: int,
     rule: str = "without-replacement",
 ) -> float:
-    """Return the chance that one of C candidates for a position is accepted.
+    """Return the probability that one of C candidates for a position is accepted.
 
     with-replacement: 1 - prod_c (1 - sum(min(rest[c], draft_probs))), rest[c+1] = norm(max(0, rest[c] - draft_probs))
 
@@ -231,11 +207,7 @@ def candidate_acceptance(
     match: the sum of target_probs over the candidates, on average; without-replacement: see `_rejection`
 
     With one candidate, all but match are Leviathan's sum(min(target_probs, draft_probs)). Without replacement the sum
-    runs over ordered draws, V^(C-1) of them, or as many as the draft distribution has tokens; at temperature 0 there is
-    but one, and the chance is the target's probability of the C likeliest tokens.
-
-    Raises:
-        ValueError: rows that are not distributions, an unknown rule, or no candidates.
+    has a term for each of the V^(C-1) ordered draws of tokens with a draft probability above 0.
 
     Source: Sun et al. 2023 (arXiv 2310.15141) for K-SEQ; Jeon et al. 2024 (arXiv 2402.14160) with replacement.
     """
@@ -257,12 +229,8 @@ def candidate_acceptance(
     return 1.0 - rejected
 
 
-def _rejection(
-    target_probs: Probs,  # [V]
-    draft_probs: Probs,  # [V]
-    num_candidates: int,
-) -> float:
-    """Return the chance that candidates drawn without replacement are all rejected.
+def _rejection(target_probs: Probs, draft_probs: Probs, num_candidates: int) -> float:
+    """Return the probability that candidates drawn without replacement are all rejected.
 
     R_C(target, draft) = sum_x max(0, draft[x] - target[x]) R_(C-1)(norm(max(0, target - draft)), draft without x)
     """
@@ -277,28 +245,19 @@ def _rejection(
     )
 
 
-def _coverage(
-    target_probs: Probs,  # [V]
-    draft_probs: Probs,  # [V]
-    num_candidates: int,
-) -> float:
+def _coverage(target_probs: Probs, draft_probs: Probs, num_candidates: int) -> float:
     """Return the expected target probability of candidates drawn without replacement."""
     if num_candidates == 0 or not draft_probs.any():
         return 0.0
-    first = float(target_probs @ draft_probs)
-    if num_candidates == 1:
-        return first
-    return first + sum(
+    others = sum(
         float(draft_probs[token]) * _coverage(target_probs, _without(draft_probs, token), num_candidates - 1)
-        for token in np.flatnonzero(draft_probs).tolist()
+        for token in (np.flatnonzero(draft_probs).tolist() if num_candidates > 1 else ())
     )
+    return float(target_probs @ draft_probs) + others
 
 
-def _without(
-    probs: Probs,  # [V]
-    token: int,
-) -> Probs:  # [V]
-    """Return a distribution without one of its tokens, or zeros where none is left."""
+def _without(probs: Probs, token: int) -> Probs:
+    """Return a distribution without one of its tokens, or zeros if none is left."""
     others = np.where(np.arange(probs.size) == token, 0.0, probs)
     return others / others.sum() if others.any() else others
 
@@ -307,12 +266,12 @@ def tree_tokens(
     accept_rates: Sequence[Sequence[float]],
     num_candidates: NumCandidates,
 ) -> float:
-    """Return how many tokens a pass over a tree yields: the accepted drafts, and one.
+    """Return the expected tokens of a pass over a tree: the accepted drafts, and one.
 
     tokens = 1 + the sum over its drafts of the product of accept_rates[d][c] along the path to each
 
-    `accept_rates[d][c]` is the chance that, after d accepted drafts, candidate c is the one that survives. They are
-    taken not to depend on which drafts these were, nor on how many candidates there are.
+    `accept_rates[d][c]` is the probability that candidate c is accepted after d accepted drafts. It is assumed not to
+    depend on these drafts, nor on the number of candidates.
     """
     tree = DraftTree(num_candidates)
     reached = np.ones(tree.num_drafts + 1)
@@ -331,11 +290,8 @@ def best_tree(
 
     best[d, c, n] = max(0, max_m accept_rates[d][c] (1 + best[d+1, 0, m]) + best[d, c+1, n - rows - m])
 
-    That is what candidates from rank c on add after d accepted drafts, with n rows to spend, m of them below the first
-    one. A draft takes one row, and one at depth d as many more as `rows_behind[d]` says: its look-ahead group.
-
-    Raises:
-        ValueError: a rate outside [0, 1], or a number of rows that is none.
+    best[d, c, n] are the tokens that candidates from rank c on add after d accepted drafts with n rows, m of which are
+    below the first one. A draft takes one row, and at depth d another `rows_behind[d]` for its look-ahead group.
 
     Source: Chen et al. 2024, "Sequoia" (arXiv 2402.12374), Sec. 3.1, with a rate for each depth.
     """

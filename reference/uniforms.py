@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +13,14 @@ from .record import Choice
 from .sampling import Probs, cell_edges, draw
 
 NamedUniforms = Mapping[str, int]
-"""A step's named slots in order, and how many uniforms each holds, such as {"exact": 1, "draft": 4}."""
+"""The names of a step's uniforms in order, and the number of each, such as {"exact": 1, "draft": 4}."""
 
 
 def uniform_stream(seed: int, request: int, step: int, num_uniforms: int) -> npt.NDArray[np.float64]:  # [num_uniforms]
     """Return the uniforms of one step of one request, in [0, 1), multiples of 2^-53.
 
-    They depend on nothing else, not on what a request is batched with, and no two steps, requests or seeds share a
-    number. A longer row begins with the shorter one.
+    They depend on nothing else, not on the other requests of a batch. No two steps, requests or seeds share a number.
+    A longer row begins with the shorter one.
 
     Raises:
         ValueError: a number is no integer, is negative or does not fit in 64 bits.
@@ -34,7 +35,7 @@ def uniform_stream(seed: int, request: int, step: int, num_uniforms: int) -> npt
 
 
 class UniformRow:
-    """One step's row of uniforms, handed out by slot name; each uniform serves one decision."""
+    """One step's row of uniforms, used by name; each uniform serves one decision."""
 
     def __init__(
         self,
@@ -42,22 +43,17 @@ class UniformRow:
         named_uniforms: NamedUniforms,
         trace: bool = False,
     ):
-        """Lay the slots over the row; with `trace`, keep what every uniform was compared with.
-
-        Raises:
-            ValueError: the row has another length than the slots together, or holds a number outside [0, 1).
-        """
+        """Name the uniforms of a row, each in [0, 1); with `trace`, keep what each was compared with."""
         num_uniforms = sum(named_uniforms.values())
         if uniforms.shape != (num_uniforms,):
             raise ValueError(f"uniforms: found shape {uniforms.shape}, expected {(num_uniforms,)}")
         if not np.all((uniforms >= 0) & (uniforms < 1)):
             raise ValueError(f"uniforms: found {uniforms.tolist()}, expected numbers from 0 to 1, without 1")
-        starts = np.cumsum([0, *named_uniforms.values()])[:-1]
         self._uniforms = uniforms
         self._named = named_uniforms
-        self._start = dict(zip(named_uniforms, map(int, starts), strict=True))
+        self._start = dict(zip(named_uniforms, accumulate(named_uniforms.values(), initial=0), strict=False))
         self._used: set[int] = set()
-        self.choices: tuple[Choice, ...] | None = () if trace else None  # those made so far, in order
+        self.choices: tuple[Choice, ...] | None = () if trace else None  # in order
 
     def token(
         self,
@@ -65,19 +61,14 @@ class UniformRow:
         probs: Probs,  # [V]
         index: int = 0,
     ) -> int:
-        """Draw a token from a distribution with the uniform `slot[index]`."""
+        """Draw a token from a distribution with the uniform `name[index]`."""
         return self._choose(name, index, cell_edges(probs))
 
     def accept(self, name: str, accept_prob: float, index: int = 0) -> bool:
-        """Accept with the given probability: iff the uniform `slot[index]` is strictly below it."""
+        """Accept with the given probability: iff the uniform `name[index]` is strictly below it."""
         return self._choose(name, index, np.array([accept_prob, 1.0])) == 0
 
-    def _choose(
-        self,
-        name: str,
-        index: int,
-        edges: npt.NDArray[np.float64],  # [outcomes]
-    ) -> int:
+    def _choose(self, name: str, index: int, edges: npt.NDArray[np.float64]) -> int:
         column = self._start[name] + index
         if not 0 <= index < self._named[name]:
             raise RuntimeError(f"uniform {name}[{index}] is not in its slot of {self._named[name]}")
@@ -89,6 +80,6 @@ class UniformRow:
         return outcome
 
     def _record(self, choice: Choice) -> None:
-        """Keep a choice if choices are traced: all that tracing does."""
+        """Keep a choice if choices are traced; tracing does nothing else."""
         if self.choices is not None:
             self.choices += (choice,)

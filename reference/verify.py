@@ -1,15 +1,15 @@
-"""The heart: how many drafted tokens survive, and which token follows them, so that the target's distribution is kept.
+"""The rules of verification: how many drafts are accepted, and which token follows them.
 
 Every rule takes the drafts `x_1 .. x_K`, the distributions they were drawn from, and the target's distributions after
-the prefix and after each draft, and returns a run of accepted drafts and one final token. Whatever the draft
-distributions are, the tokens emitted are distributed as if each had been drawn from the target. Where the last draft
-ends the text, the target has no distribution after it: `target_probs` then has K rows, and if all drafts are accepted
-no final token is drawn.
+the prefix and after each draft. It returns the number of accepted drafts and one final token. Whatever the draft
+distributions are, the emitted tokens are distributed as if each had been drawn from the target. If the last draft ends
+the text, the target has no distribution after it: `target_probs` then has K rows, and no final token is drawn after K
+accepted drafts.
 
-Why the token rule does: a token x comes out by acceptance with probability draft(x) min(1, target(x) / draft(x)) =
+Proof for the token rule: a token x is emitted by acceptance with probability draft(x) min(1, target(x) / draft(x)) =
 min(draft(x), target(x)). A rejection has probability 1 - sum(min(draft, target)) = sum(max(0, target - draft)), which
-is the denominator of the residual; so a correction adds max(0, target(x) - draft(x)), and together they make
-target(x). The same holds at the next position, given what came before.
+is the denominator of the residual. So a correction adds max(0, target(x) - draft(x)), and the sum of both is target(x).
+The same holds at the next position, given the tokens before it.
 
 Glossary of shapes: K drafts, V vocabulary. Row i of `target_probs` is the distribution of the token after i drafts.
 """
@@ -30,7 +30,7 @@ Tokens = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of one verification; `final_token` is a bonus when all drafts were accepted."""
+    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction."""
 
     num_accepted: int
     final_token: int | None
@@ -51,14 +51,18 @@ def accept_probs(
 
     Source: Chen et al. 2023 (arXiv 2302.01318), Algorithm 2; Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1.
     """
-    rows = np.arange(len(draft_tokens))
-    target, draft = target_probs[rows, draft_tokens], draft_probs[rows, draft_tokens]
-    if np.any(draft <= 0):
-        raise ValueError(
-            f"draft_probs: found 0 at draft token {int(np.argmin(draft))}, expected a distribution it came from"
-        )
-    with np.errstate(over="ignore"):  # a denormal draft distribution can push the ratio to inf, which is accepted as 1
-        return np.minimum(1.0, target / draft)
+    draft = _drawn_probs(draft_probs, draft_tokens)
+    with np.errstate(over="ignore"):  # a denormal draft probability can make the ratio inf, which is accepted as 1
+        return np.minimum(1.0, target_probs[np.arange(len(draft_tokens)), draft_tokens] / draft)
+
+
+def _drawn_probs(draft_probs: Probs, draft_tokens: Tokens) -> Probs:  # [K]
+    """Return the draft probability of each draft, which must be above 0."""
+    drawn = draft_probs[np.arange(len(draft_tokens)), draft_tokens]
+    if np.any(drawn <= 0):
+        place = int(np.argmin(drawn))
+        raise ValueError(f"draft_probs: found 0 at draft token {place}, expected a distribution it came from")
+    return drawn
 
 
 def residual_probs(
@@ -70,8 +74,8 @@ def residual_probs(
 
     residual = max(0, weight target_probs - draft_probs) / sum(max(0, weight target_probs - draft_probs))
 
-    Distributions that differ by rounding alone may leave nothing; a rejection is then itself a rounding event, of
-    probability near 2^-53, and the target's row stands in.
+    The residual of distributions that differ by rounding alone may be 0. A rejection is then itself a rounding event,
+    of probability near 2^-53, and the target's row is returned.
 
     Source: Chen et al. 2023, Eq. 2; Leviathan et al. 2023, Sec. 2.3; with a weight, `block_probs`.
     """
@@ -104,10 +108,10 @@ def verify_block(
     draft_tokens: Tokens,  # [K]
     draws: UniformRow,
 ) -> Verification:
-    """Keep the longest run of drafts that their joint ratio allows, asking from the longest down.
+    """Keep the longest run of drafts that their joint ratio allows, tried from the longest down.
 
-    Never accepts fewer on average than the token rule, and as many at temperature 0. A run that the token rule would
-    have given up may survive because of what comes later, so the runs are judged as wholes.
+    On average this accepts at least as many drafts as the token rule, and as many at temperature 0. A run may be kept
+    because of its later tokens although the token rule would have rejected an earlier one.
 
     Source: Sun et al. 2024, "Block Verification Accelerates Speculative Decoding" (arXiv 2403.10444), Algorithm 2.
     """
@@ -128,28 +132,26 @@ def block_probs(
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
 ) -> tuple[Probs, Probs]:  # [K+1], [K]
-    """Return the weight of every run of drafts, and the probability of keeping it once all longer ones are given up.
+    """Return the weight of every run of drafts, and the probability of keeping it once all longer ones are rejected.
 
     weight[0] = 1, weight[i] = min(1, weight[i-1] target_probs[i-1, x_i] / draft_probs[i-1, x_i])
 
     accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
 
-    A run of weight 0 has been ruled out, and nothing is asked of the rows after it. Where the target has no
-    distribution (NaN), the draft's replaces it. Any distribution would do: the tokens before that row do not depend on
-    it, and the text ends there.
+    The rows after a run of weight 0 are not used. A target row without a distribution (NaN) is replaced by the draft's.
+    Any distribution would do: the tokens before that row do not depend on it, and the text ends there.
 
     Source: Sun et al. 2024 (arXiv 2403.10444), Eqs. 3 and 4.
     """
     num_draft = len(draft_tokens)
     weights, accept = np.zeros(num_draft + 1), np.zeros(num_draft)
     weights[0] = 1.0
+    drawn = _drawn_probs(draft_probs, draft_tokens)
     target_probs = np.where(np.isnan(target_probs[:num_draft]), draft_probs, target_probs[:num_draft])
     for i, token in enumerate(draft_tokens):
-        if draft_probs[i, token] <= 0:
-            raise ValueError(f"draft_probs: found 0 at draft token {i}, expected a distribution it came from")
         if weights[i] > 0:
             with np.errstate(over="ignore"):
-                weights[i + 1] = min(1.0, weights[i] * target_probs[i, token] / draft_probs[i, token])
+                weights[i + 1] = min(1.0, weights[i] * target_probs[i, token] / drawn[i])
     for i in range(1, num_draft):
         gained = np.maximum(weights[i] * target_probs[i] - draft_probs[i], 0.0).sum() if weights[i] > 0 else 0.0
         accept[i - 1] = 1.0 if weights[i] == 1 else gained / (gained + 1.0 - weights[i])
@@ -163,13 +165,13 @@ def verify_match(
     draft_tokens: Tokens,  # [K]
     draws: UniformRow,
 ) -> Verification:
-    """Draw each token from the target and go on while the draw equals the draft.
+    """Draw each token from the target, and continue while the draw equals the draft.
 
     accept[i] = target_probs[i, x_i]
 
-    Every token emitted is the target's own draw, so the distribution is kept for any draft; the drafts only decide how
-    many rows of the pass are used. The acceptance is never above the token rule's, whose draft distribution it does not
-    need: the control that a cleverer rule must beat.
+    Every emitted token is the target's own draw, so the distribution is kept for any draft; the drafts only decide how
+    many rows of the pass are used. The rule needs no draft distributions, and its acceptance is never above the token
+    rule's: it is the baseline for other rules.
 
     Source: the rule of Stern et al. 2018 (arXiv 1811.03115), Sec. 3, with draws in place of likeliest tokens.
     """
@@ -181,12 +183,7 @@ def verify_match(
     return _all_accepted(target_probs, draft_tokens, draws, accept)
 
 
-def _all_accepted(
-    target_probs: Probs,  # [K+1, V], or [K, V] where the last draft ends the text
-    draft_tokens: Tokens,  # [K]
-    draws: UniformRow,
-    accept: Probs,  # [K]
-) -> Verification:
+def _all_accepted(target_probs: Probs, draft_tokens: Tokens, draws: UniformRow, accept: Probs) -> Verification:
     """Draw the bonus token after drafts that were all accepted, if the text goes on there."""
     has_bonus_row = len(target_probs) > len(draft_tokens)
     bonus_token = draws.token("final", target_probs[-1]) if has_bonus_row else None

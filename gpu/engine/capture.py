@@ -1,8 +1,8 @@
-"""A step captured as a CUDA graph: launched once for every step, with nothing asked of the host in between.
+"""A step captured as a CUDA graph: launched once for every step, without reads by the host.
 
-The tensors of a state stand still: a replay reads the uniforms and the state from where they were when it was captured,
-and writes the state that follows to the same places. Attention reads as many slots as the longest text may need by
-then; beyond that another graph takes over, which reads twice as many.
+The tensors of a state keep their addresses: a replay reads the uniforms and the state there, and writes the next state
+there. The shapes of a captured step depend on nothing in its tensors, so attention reads a fixed number of cache
+positions. When a text may need more, a second graph reads twice as many.
 
 Glossary of shapes: B rows.
 """
@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from ..batch_record import Packed
+from ..methods import Candidates, FusedCandidates, FusedPaSS
 from ..methods.base import Method
 from ..state import PER_ROW, State
-from .fixed_shapes import LEAST_KV_LENGTH, kv_length_for, why_not_fixed
-
-__all__ = ["CaptureError", "Captured", "Frozen", "capture", "standing"]
 
 log = logging.getLogger(__name__)
+LEAST_KV_LENGTH = 256  # cache positions
 Launch = Callable[[], None]
 
 
@@ -34,7 +33,7 @@ class CaptureError(RuntimeError):
 
 @dataclass
 class Frozen:
-    """A state whose tensors stand still, and the step that changes them in place, at one sight."""
+    """A state whose tensors keep their addresses, and the step that changes them, for one number of cache positions."""
 
     method: Method
     state: State
@@ -44,10 +43,10 @@ class Frozen:
         self,
         uniforms: Tensor,  # [B, num_uniforms]
     ) -> Packed:
-        """Run one step in fixed shapes; the state's tensors then hold what follows.
+        """Run one step in fixed shapes, and write the next state to the same tensors.
 
-        If a pass was not finite for a row, the row keeps its state and gets a fault. Its own tokens or a masked draft
-        may be the reason: an eager step of that row alone finds out.
+        If a pass was not finite for a row, the row keeps its state and gets a fault. The cause may be its own tokens or
+        a masked draft: an eager step of that row alone decides.
         """
         caches = self.state.caches
         lengths = [cache.lengths for cache in caches]
@@ -66,7 +65,7 @@ class Frozen:
 
 
 def graph_of(run: Callable[[], Packed]) -> tuple[Launch, Packed]:
-    """Capture what `run` does on a GPU; return what does it again, and where its record will stand."""
+    """Capture `run` on a GPU; return the replay, and the place of its record."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         record = run()
@@ -75,24 +74,24 @@ def graph_of(run: Callable[[], Packed]) -> tuple[Launch, Packed]:
 
 @dataclass
 class Captured:
-    """Graphs of one step, one for each sight."""
+    """Graphs of one step, one for each number of cache positions."""
 
     method: Method
     state: State
     make: Callable[[Callable[[], Packed]], tuple[Launch, Packed]] = graph_of
     least_kv_length: int = LEAST_KV_LENGTH
     graphs: dict[int, tuple[Launch, Tensor, Packed]] = field(default_factory=dict)
-    held: list[Any] = field(default_factory=list)  # what graphs read and others may let go: tables of rotations
+    held: list[Any] = field(default_factory=list)  # tensors that graphs read and others may free: tables of rotations
 
     def replay(
         self,
         uniforms: Tensor,  # [B, num_uniforms]
         longest: int,
     ) -> Packed:
-        """Run one step, where no text is longer than `longest`; the record is a copy, as the next goes to its place.
+        """Run one step of texts of at most `longest` tokens, and return a copy of its record.
 
         Raises:
-            CaptureError: the step cannot be captured at this sight.
+            CaptureError: the step cannot be captured with this number of cache positions.
         """
         kv_length = self.kv_length(longest)
         if kv_length not in self.graphs:
@@ -100,18 +99,17 @@ class Captured:
         launch, buffer, record = self.graphs[kv_length]
         buffer.copy_(uniforms)
         launch()
-        return _copy(record)
+        return replace(record, integers=record.integers.clone(), floats=record.floats.clone())
 
     def kv_length(self, longest: int) -> int:
-        """Return how many slots to read: enough for this step, of few different numbers."""
-        return kv_length_for(longest + self.method.scratch + 1, self.least_kv_length, self.state.cache.capacity)
+        """Return how many cache positions to read: enough for this step, and one of few different numbers."""
+        kv_length = self.least_kv_length
+        while kv_length < longest + self.method.scratch + 1:
+            kv_length *= 2
+        return min(kv_length, self.state.cache.capacity)
 
-    def _capture(
-        self,
-        kv_length: int,
-        uniforms: Tensor,  # [B, num_uniforms]
-    ) -> tuple[Launch, Tensor, Packed]:
-        """Run the step a few times on the side, then capture it; the state is then as it was, also if that fails."""
+    def _capture(self, kv_length: int, uniforms: Tensor) -> tuple[Launch, Tensor, Packed]:
+        """Run the step a few times on another stream, then capture it; restore the state, also after a failure."""
         caches, frozen, buffer = self.state.caches, Frozen(self.method, self.state, kv_length), uniforms.clone()
         before = {name: getattr(self.state, name).clone() for name in PER_ROW}
         lengths = [(cache.lengths, cache.lengths.clone()) for cache in caches]
@@ -141,7 +139,7 @@ class Captured:
 
 
 def capture(method: Method, state: State) -> Captured | None:
-    """Prepare a method's step on a state for capture; None, with one warning, where that cannot be done."""
+    """Prepare a method's step on a state for capture; return None, with one warning, if it cannot be captured."""
     reason = why_not(method, state)
     if reason is None:
         return Captured(method, standing(state))
@@ -153,17 +151,25 @@ def why_not(method: Method, state: State) -> str | None:
     """Return why a step cannot be captured, if it cannot."""
     if state.cache.lengths.device.type != "cuda":
         return f"it runs on {state.cache.lengths.device}, not on a GPU"
-    return why_not_fixed(method, state)
+    if isinstance(method, FusedPaSS) and state.lookahead_hidden.shape[1] == 1:
+        return "texts are too short to look ahead"
+    if isinstance(method, Candidates | FusedCandidates):
+        return "a tree of drafts is as large as its rows need"
+    if method.processor is not None:
+        return "a logits processor runs on the host after every forward pass"
+    if state.ending.asks_host:
+        return "the ends of texts are checked on the host"
+    return None
 
 
 def standing(state: State) -> State:
-    """Return the state with tensors of its own, that nothing else writes to."""
+    """Return the state with tensors of its own."""
     tensors: dict[str, Any] = {name: getattr(state, name).clone().contiguous() for name in PER_ROW}
     return replace(state, **tensors)
 
 
 def _on_the_side(run: Callable[[], Any], device: torch.device) -> None:
-    """Run something on another stream, as what is captured later must have been before."""
+    """Run something on another stream, which a capture needs before it."""
     if device.type != "cuda":
         run()
         return
@@ -172,7 +178,3 @@ def _on_the_side(run: Callable[[], Any], device: torch.device) -> None:
     with torch.cuda.stream(side):
         run()
     torch.cuda.current_stream().wait_stream(side)
-
-
-def _copy(record: Packed) -> Packed:
-    return replace(record, integers=record.integers.clone(), floats=record.floats.clone())

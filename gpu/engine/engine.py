@@ -1,8 +1,8 @@
-"""The engine: many requests through a few rows, each at its own pace, a finished row taken by the next request.
+"""The engine: many requests through a few rows; the next request takes the row of a finished text.
 
-What decodes is the method's own step. A row's uniforms are its request's, step by step: so, as far as the model's
-logits are the same numbers, its text does not depend on what is decoded beside it. On a GPU the step is captured once,
-replayed without the host, and read one step late; on a CPU it runs as it is.
+The engine runs the method's own step. A row uses the uniforms of its request, so its text does not depend on the other
+rows, as far as the model's logits are the same numbers. On a GPU the step is captured once, replayed without the host,
+and read one step late. On a CPU it runs eagerly.
 
 Glossary of shapes: B rows.
 """
@@ -10,7 +10,7 @@ Glossary of shapes: B rows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -20,17 +20,15 @@ from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Generation, NotFiniteError, Record
 
+from ..generation import Callback, generation_of
 from ..methods.base import Method
 from ..model.cache import KVCache
 from ..state import State
 from ..uniforms import STEPS_AHEAD, uniform_streams
 from .capture import Captured, CaptureError, capture
-from .in_flight import InFlightStep, Request, Row
-from .rows import empty_rows, free_row, put_row
+from .rows import InFlightStep, Request, Row, empty_rows, free_row, put_row
 
 __all__ = ["Engine", "Request"]
-
-Callback = Callable[[int, Record], None]
 
 
 class Engine:
@@ -45,7 +43,7 @@ class Engine:
         seed: int = 0,
         captures: bool | None = None,
     ):
-        """Reserve the rows. Nothing of the model is run yet.
+        """Reserve the rows, before any pass.
 
         Args:
             method: how to decode, over which model, with which sampling settings.
@@ -53,7 +51,7 @@ class Engine:
             num_rows: texts that are decoded side by side, B.
             longest_prompt: tokens of a prompt at most.
             seed: selects the stream of uniforms.
-            captures: whether to capture the step; default: on a GPU, where it can be.
+            captures: whether to capture the step; default: on a GPU, if possible.
 
         Raises:
             ValueError: a number is out of range, prompts and new tokens do not fit into the model's context, or the
@@ -81,8 +79,8 @@ class Engine:
         """Decode all requests; yield number and text of each as soon as it has ended.
 
         Requests are taken from the iterator when a row is free. `callback(number, record)` is called after every step
-        of a request, as soon as the host has read it. Texts that are not finished when this is left, or when something
-        is raised, go on with the next `run`.
+        of a request, as soon as the host has read it. The next `run` continues texts that are not finished when the
+        iteration stops or an error is raised.
 
         Raises:
             ValueError: a prompt is empty, too long or holds no tokens.
@@ -103,7 +101,7 @@ class Engine:
                 return
 
     def _told(self, callback: Callback | None) -> Iterator[tuple[int, Generation]]:
-        """Hand out what has been read, in order; nothing is handed out twice, or lost if somebody raises."""
+        """Yield the finished texts in order, and call back; nothing is lost or repeated after an error."""
         while self._outbox:
             number, news = self._outbox.popleft()
             if isinstance(news, Generation):
@@ -153,7 +151,7 @@ class Engine:
         return [InFlightStep.of(list(self._rows), batch, self._state)]
 
     def _read(self, underway: InFlightStep) -> None:
-        """Read what came of a step, and free the rows whose text has ended."""
+        """Read the records of a step, and free the rows whose text has ended."""
         for place, (row, news) in enumerate(zip(underway.rows, underway.read(), strict=True)):
             if row is None or row is not self._rows[place]:
                 continue
@@ -175,7 +173,7 @@ class Engine:
         self._state = free_row(self._state, place)
 
     def _take(self, row: Row, record: Record, ended: bool, fault: str | None) -> bool:
-        """Note what a step has made of a request; say whether that is all of it."""
+        """Keep the record of a step; return whether the request is finished."""
         number = row.request.number
         if fault is not None:
             self._outbox.append((number, NotFiniteError(f"request {number}: {fault}")))
@@ -183,21 +181,13 @@ class Engine:
         row.records.append(record)
         self._outbox.append((number, record))
         if ended:
-            self._outbox.append((number, self._generation(row)))
+            self._outbox.append((number, generation_of(row.request.prompt, row.records, self.ending)))
         return ended
 
     def _uniforms(self, row: Row) -> Tensor:  # [num_uniforms]
-        """Return the uniforms of a request's next step, after the steps that have been read or are on their way."""
+        """Return the uniforms of a request's next step, after the steps that were read or are in flight."""
         step = len(row.records) + sum(row in underway.rows for underway in self._late)
         if not row.first <= step < row.first + len(row.uniforms):
             found = uniform_streams(self.seed, [row.request.number], step, STEPS_AHEAD, self.method.num_uniforms)
             row.first, row.uniforms = step, found.squeeze(1)
         return row.uniforms[step - row.first]
-
-    def _generation(self, row: Row) -> Generation:
-        tokens = tuple(token for record in row.records for token in record.tokens)
-        prompt = tuple(map(int, row.request.prompt))
-        end = self.ending.reason(tokens, prompt)
-        if end is None:
-            raise RuntimeError(f"a row was given back after {len(tokens)} tokens, before its text had ended")
-        return Generation(prompt, tokens, end, tuple(row.records), self.ending.text(tokens, prompt))

@@ -1,29 +1,88 @@
-"""Rows of a batch that come and go: a state with room for texts, and a text put into a row of it."""
+"""The rows of an engine: requests that come and go, and step results that are being copied to the host.
+
+Glossary of shapes: B rows, C steps.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.record import Record
 
+from ..batch_record import BatchRecord, Packed
 from ..methods.base import Method
 from ..methods.pass_one_call import Fused
 from ..model.transformer import Transformer
 from ..state import PER_ROW, State
 
-__all__ = ["empty_rows", "free_row", "put_row"]
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue; `number` picks its uniforms and tells it from others."""
+
+    number: int
+    prompt: Sequence[int]
+
+
+@dataclass(eq=False)
+class Row:
+    """What the host knows of a row: its request, its length, its records, and the uniforms of some steps."""
+
+    request: Request
+    length: int = 0
+    records: list[Record] = field(default_factory=list)
+    first: int = 0  # the step of the first of these uniforms
+    uniforms: Tensor = field(default_factory=lambda: torch.empty(0))  # [C, num_uniforms]
+
+
+@dataclass(frozen=True)
+class InFlightStep:
+    """The records of a step, their rows, and the flags of the state after it."""
+
+    rows: list[Row | None]
+    packed: Packed
+    state: State  # only its flags are read
+    arrived: Any  # a CUDA event, or None on the CPU
+    replayed: bool  # by a step in fixed shapes, after which a row with a fault is run again
+
+    @staticmethod
+    def of(rows: list[Row | None], batch: BatchRecord | Packed, state: State) -> InFlightStep:
+        """Begin to copy the results of a step, without waiting for later work of the device."""
+        packed, names = batch.pack(), ("ended", "lengths", "fault", "fault_position")
+        replayed = isinstance(batch, Packed)
+        if state.lengths.device.type == "cpu":  # the next step may write to the same places
+            copies: dict[str, Any] = {name: getattr(state, name).clone() for name in names}
+            return InFlightStep(rows, packed, replace(state, **copies), None, replayed)
+        flags: dict[str, Any] = {name: _sent(getattr(state, name)) for name in names}
+        here: dict[str, Any] = {name: _sent(getattr(packed, name)) for name in ("integers", "floats")}
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return InFlightStep(rows, replace(packed, **here), replace(state, **flags), arrived, replayed)
+
+    def read(self) -> list[tuple[Record, int, bool, str | None]]:
+        """Wait for the copies; return the record, the length, the end and the fault of every row."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        lengths, ended = self.state.lengths.tolist(), self.state.ended.tolist()
+        faults = self.state.complaints()
+        return list(zip(self.packed.rows(), lengths, ended, map(faults.get, range(len(ended))), strict=True))
+
+
+def _sent(tensor: Tensor) -> Tensor:  # [B, ...]
+    """Return host memory that a device tensor is being copied to."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: int) -> State:
-    """Return a state whose rows have all ended, with room for prompts of so many tokens.
-
-    Raises:
-        ValueError: prompts and new tokens do not fit into the model's context.
-    """
+    """Return a state whose rows have all ended, with room for prompts of so many tokens."""
     state = method.start_batch([[0] * longest_prompt] * num_rows, ending)
-    one = torch.ones_like(state.lengths)  # a row has a last token, even if nothing is made of it
+    one = torch.ones_like(state.lengths)  # every row needs a last token
     lookahead_hidden = state.lookahead_hidden
     if isinstance(method, Fused) and isinstance(method.model, Transformer):
         lookahead_hidden = method.vectors.new_zeros((num_rows, len(method.vectors) + 1, method.model.hidden_size))
@@ -40,9 +99,9 @@ def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: in
 
 
 def put_row(state: State, place: int, first: State) -> State:
-    """Put a text into a row, in place; return the state, whose other rows go on as they were.
+    """Put a text into a row, in place; return the state, whose other rows are unchanged.
 
-    What is lookahead_hidden from step to step may have had no room yet: then all rows get some.
+    If `lookahead_hidden` had no room yet, all rows get some.
     """
     lookahead_hidden = state.lookahead_hidden.contiguous()
     if first.lookahead_hidden.shape[1] > lookahead_hidden.shape[1]:
@@ -52,7 +111,7 @@ def put_row(state: State, place: int, first: State) -> State:
     state = replace(state, lookahead_hidden=lookahead_hidden, draft_pending=pending, readings=readings)
     for name in PER_ROW:
         mine, yours = getattr(state, name)[place], getattr(first, name)[0]
-        if mine.shape[1:] == yours.shape[1:]:  # not where nothing is lookahead_hidden yet
+        if mine.shape[1:] == yours.shape[1:]:  # not if it had no room yet
             (mine if mine.ndim == 0 else mine[: len(yours)]).copy_(yours)
     for cache, other in zip(state.caches, first.caches, strict=True):
         cached = (torch.arange(other.capacity, device=other.lengths.device) < other.lengths).unsqueeze(1)
@@ -65,7 +124,7 @@ def put_row(state: State, place: int, first: State) -> State:
 
 
 def free_row(state: State, place: int) -> State:
-    """Empty a row, in place; return the state. The row runs along until the next text is put into it."""
+    """Empty a row, in place; return the state. The row keeps stepping until the next text is put into it."""
     state = replace(state, lookahead_hidden=state.lookahead_hidden.contiguous())
     for name in PER_ROW:
         getattr(state, name)[place] = name in ("lengths", "prompt_lengths", "ended")  # one token, no more

@@ -1,8 +1,8 @@
-"""What can be said about a user's own checkpoint, dtype and device, which no enumeration reaches.
+"""Checks of a user's own checkpoint, dtype and device, which are too large to enumerate.
 
-The text's distribution is exact relative to the logits that verification computes. So the first question is how far
-those are from the logits of one token at a time; the second, whether greedy texts agree; the third, whether the first
-tokens of many texts, drawn with the seeded uniform stream, are distributed as they should be.
+The text's distribution is exact relative to the logits that verification computes. Three checks follow: the distance of
+these logits from those of one token at a time, the agreement of greedy texts, and a test of the distribution of the
+first tokens of many texts drawn with the seeded uniform stream.
 
 Glossary of shapes: N places, K rows after each, V vocabulary, R texts.
 """
@@ -21,16 +21,14 @@ from pass_sampling.reference.config import SamplingConfig
 
 from ..generation import generate, generate_batch
 from ..lookahead.vectors import LookAhead
-from ..methods import Autoregressive, Method, PaSS
+from ..methods import Autoregressive, LanguageModel, Method, PaSS
 from ..model.transformer import Transformer
 from ..sampling import probs_from_logits
 
-__all__ = ["DrawCheck", "RowCheck", "draw_check", "greedy_check", "row_check"]
-
 FALSE_ALARM, MISS = 1e-9, 1e-6
-CELLS = 63  # the likeliest outcomes, each a cell of its own; the rest together is one more
-LEAST = 100.0  # how often a cell must be expected
-IMPOSSIBLE = 1e-15  # 600,000 draws meet something so unlikely with a probability below that of a false alarm
+CELLS = 63  # the likeliest outcomes, each a cell of its own; all others together are one more
+LEAST = 100.0  # expected draws of a cell
+IMPOSSIBLE = 1e-15  # the probability that 600,000 draws give such an outcome is below FALSE_ALARM
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ class DrawCheck:
     texts: int
     cells: int
     statistic: float
-    limit: float  # what a right sampler exceeds with probability 1e-9
-    detectable: float  # the total variation over the cells that would be missed with probability at most 1e-6
+    limit: float  # a right sampler exceeds it with probability 1e-9
+    detectable: float  # a total variation over the cells that is missed with probability at most 1e-6
     rest: float  # the probability of all outcomes that share the last cell
     passed: bool
 
@@ -91,9 +89,9 @@ def row_check(
 def greedy_check(
     model: Transformer, lookahead: LookAhead, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> tuple[int, int]:
-    """Return how many tokens greedy PaSS and greedy plain decoding have in common, from the first on, and of how many.
+    """Return how many leading tokens greedy PaSS and greedy plain decoding have in common, and of how many.
 
-    In 16 bits a tie within rounding may be decided otherwise in a pass over more rows; from there on texts differ.
+    In 16 bits a tie within rounding may be decided otherwise in a pass over more rows, after which texts differ.
     """
     greedy = SamplingConfig(temperature=0.0)
     same = total = 0
@@ -110,10 +108,10 @@ def draw_check(
 ) -> DrawCheck:
     """Draw texts of two tokens for about so many seconds, and test their joint distribution.
 
-    The expected distribution is computed from the model's own rows: the first token's distribution, and after each
-    likely first token the second's. Outcomes are binned: the likeliest pairs, and all others; pairs that are expected
-    fewer than 100 times join the others, so that the statistic is distributed as its limit assumes. What cannot come
-    out must not.
+    The expected distribution is computed from the model's own rows: the first token's distribution, and the second's
+    after each likely first token. The likeliest pairs are cells of their own. All others, and pairs that are expected
+    fewer than 100 times, share a cell, so that the statistic is distributed as its limit assumes. Impossible pairs must
+    not occur.
 
     Source: Pearson's statistic; for every alternative at a total variation d the non-centrality is at least 4 n d^2, by
     the inequality of Cauchy and Schwarz.
@@ -159,8 +157,7 @@ def _likeliest_pairs(method: Method, prompt: Sequence[int]) -> dict[tuple[int, .
 
 
 @torch.inference_mode()
-def _last_row(model: object, tokens: Sequence[int]) -> Tensor:  # [V]
-    assert isinstance(model, Transformer)
+def _last_row(model: LanguageModel, tokens: Sequence[int]) -> Tensor:  # [V]
     cache = model.new_cache(len(tokens))
     return model.logits(model.hidden(model.embed([list(tokens)]), cache)[0, -1])
 
@@ -183,9 +180,5 @@ def _detectable(degrees: int, limit: float, texts: int) -> float:
     Source: Birgé 2001, Lemma 8.1.
     """
     level = -math.log(MISS)
-    low, high = 0.0, 1e6
-    for _ in range(100):
-        centre = (low + high) / 2
-        reached = degrees + centre - 2.0 * math.sqrt((degrees + 2.0 * centre) * level)
-        low, high = (centre, high) if reached < limit else (low, centre)
-    return math.sqrt(high / (4.0 * texts))
+    root = 2.0 * math.sqrt(level) + math.sqrt(4.0 * level - degrees + 2.0 * limit)  # of degrees + 2 c, at the limit
+    return math.sqrt((root**2 - degrees) / 2.0 / (4.0 * texts))

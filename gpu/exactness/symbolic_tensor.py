@@ -1,31 +1,28 @@
-"""Tensors of random numbers that are not known yet: comparing them decides, a little at a time, what they are."""
+"""Tensors of random numbers that are not known yet: each comparison decides a little more about them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from operator import add, mul, sub, truediv
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ASKED", "SymbolicTensor", "Uniform", "become"]
+from pass_sampling.reference.exactness.unknown_uniform import Uniform
 
-
-class Uniform(Protocol):
-    """A uniform number that is not known yet: `pass_sampling.reference.exactness.unknown_uniform.Uniform`."""
-
-    def below(self, threshold: float) -> bool:
-        """Choose whether it is less than a threshold."""
-
-    def __add__(self, other: float) -> Uniform: ...
-
-    def __mul__(self, other: float) -> Uniform: ...
-
-
-BELOW = {"lt": True, "le": True, "gt": False, "ge": False}  # what the comparison is where the left side is below
+BELOW = {"lt": True, "le": True, "gt": False, "ge": False}  # the value of the comparison if the left side is below
 EXCHANGED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
-ARITHMETIC = ("add", "sub", "rsub", "mul", "div", "true_divide", "neg")
+ARITHMETIC: dict[str, Callable[[Any, float], Any]] = {
+    "add": add,
+    "sub": sub,
+    "rsub": lambda number, other: other - number,
+    "mul": mul,
+    "neg": mul,  # by -1
+    "div": truediv,
+    "true_divide": truediv,
+}
 SHAPES = (
     "__getitem__", "view", "reshape", "squeeze", "unsqueeze", "flatten", "expand", "expand_as", "transpose", "permute",
     "contiguous", "clone", "detach", "select", "narrow", "gather", "index_select", "broadcast_to", "unbind", "chunk",
@@ -38,13 +35,13 @@ CASTS = ("to", "float", "double", "half", "bfloat16", "type", "type_as")
 class SymbolicTensor(Tensor):
     """A tensor of numbers that are not known yet: `numbers[places]`, where only the places are in memory."""
 
-    numbers: list[Any]
+    numbers: list[Uniform]
     places: Tensor
 
     @classmethod
     def of(
         cls,
-        numbers: list[Any],
+        numbers: list[Uniform],
         places: Tensor,  # [...]
         kind: torch.dtype,
     ) -> SymbolicTensor:  # [...]
@@ -92,7 +89,7 @@ def become(
     cls: type[Any],
     **attributes: Any,
 ) -> Any:  # [...]
-    """Turn a tensor into one of a subclass, where it stands; what looks at its memory finds that it is no number."""
+    """Turn a tensor into one of a subclass, in place; its memory holds NaN."""
     with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
         if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
             raise ValueError("Tensor: found random numbers written into a part of one, expected them in a whole one")
@@ -113,7 +110,7 @@ def _name(func: Callable[..., Any]) -> str:
 
 
 def _asked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a tensor is, not what is in it; of `.T` and its like, the same numbers in other places."""
+    """Return a property of a tensor; for `.T` and its like, the same numbers in other places."""
     with torch._C.DisableTorchFunctionSubclass():
         found = func(*args, **kwargs)
     return _reshaped(func, args, kwargs) if isinstance(found, Tensor) else found
@@ -134,7 +131,7 @@ def _reshaped(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _paired(name: str, unknown: SymbolicTensor, known: Any) -> tuple[list[tuple[Any, float]], torch.Size]:
-    """Return each number with the known one beside it, and their common shape."""
+    """Return the pairs of numbers and known ones, and their common shape."""
     if isinstance(known, SymbolicTensor):
         raise ValueError(f"torch.{name}: found it between two unknown numbers, expected one of them to be known")
     others = torch.as_tensor(known, dtype=torch.float64, device="cpu").detach()
@@ -144,7 +141,7 @@ def _paired(name: str, unknown: SymbolicTensor, known: Any) -> tuple[list[tuple[
 
 
 def _compare(name: str, left: Any, right: Any) -> Tensor:
-    """Choose, number by number and in their order, on which side of its threshold each falls."""
+    """Choose for one number after another on which side of its threshold it is."""
     if not isinstance(left, SymbolicTensor):
         return _compare(EXCHANGED[name], right, left)
     pairs, shape = _paired(name, left, right)
@@ -160,16 +157,8 @@ def _moved(name: str, args: Sequence[Any]) -> SymbolicTensor:
     if (swapped and name in ("div", "true_divide")) or type(unknown) is not SymbolicTensor:
         raise ValueError(f"torch.{name}: found a known number divided by unknown ones, expected the reverse")
     pairs, shape = _paired(name, unknown, known)
-    change: dict[str, Callable[[Any, float], Any]] = {
-        "add": lambda number, other: number + other,
-        "sub": lambda number, other: other - number if swapped else number - other,
-        "rsub": lambda number, other: other - number,
-        "mul": lambda number, other: number * other,
-        "neg": lambda number, other: number * other,
-        "div": lambda number, other: number / other,
-        "true_divide": lambda number, other: number / other,
-    }
-    numbers = [change[name](number, other) for number, other in pairs]
+    change = ARITHMETIC["rsub" if name == "sub" and swapped else name]
+    numbers = [change(number, other) for number, other in pairs]
     return SymbolicTensor.of(numbers, torch.arange(len(numbers)).reshape(shape), unknown.dtype)
 
 

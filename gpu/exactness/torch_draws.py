@@ -1,40 +1,27 @@
 """PyTorch's random calls, replaced by branching ones while a program runs.
 
 For `reference.exactness.program.program_distribution(program, replace=[torch_random])`: code that samples with
-torch.rand, torch.multinomial, Tensor.exponential_ and their like then runs unchanged, once for every way its draws
-can fall.
+torch.rand, torch.multinomial, Tensor.exponential_ and their like runs unchanged, once for every outcome of its draws.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .symbolic_tensor import ASKED, SymbolicTensor, Uniform, become
+from pass_sampling.reference.exactness.chooser import Chooser, refused
 
-__all__ = ["torch_random"]
+from .symbolic_tensor import ASKED, SymbolicTensor, become
 
 MOST_VALUES = 1_000_000  # of one integer
 REFUSED = {
-    torch: (
-        "randn", "randn_like", "randperm", "normal", "poisson", "binomial", "randint_like",
-    ),
+    torch: ("randn", "randn_like", "randperm", "normal", "poisson", "binomial", "randint_like"),
     Tensor: ("normal_", "bernoulli_", "random_", "log_normal_", "cauchy_", "geometric_"),
-}  # fmt: skip
-
-
-class Chooser(Protocol):
-    """Makes the choices of a run: `pass_sampling.reference.exactness.chooser.Chooser`."""
-
-    def choose(self, probs: Sequence[float]) -> int:
-        """Return an outcome of a distribution."""
-
-    def uniform(self) -> Uniform:
-        """Return a uniform number."""
+}
 
 
 class Noise(SymbolicTensor):
@@ -60,7 +47,7 @@ class Noise(SymbolicTensor):
 
 
 class Race(Tensor):
-    """Weights over exponential noise: the argmax of a row is a draw from the row's normalised weights."""
+    """Weights over exponential noise: the argmax of a row is a draw from its normalised weights."""
 
     weights: Tensor
     chooser: Chooser
@@ -101,16 +88,15 @@ def draw_rows(
 
 @contextmanager
 def torch_random(chooser: Chooser) -> Iterator[None]:
-    """Replace torch.rand, rand_like, multinomial, bernoulli, randint, Tensor.uniform_ and exponential_ meanwhile.
+    """Replace torch.rand, rand_like, multinomial, bernoulli, randint, Tensor.uniform_ and exponential_ in a context.
 
-    A number is drawn as a real number, whatever its dtype: a float32 of PyTorch's own has a grid of 2^-24. A generator
-    or a seed that is handed in decides nothing.
+    Numbers are drawn as real numbers, whatever their dtype: a float32 of PyTorch has a grid of 2^-24. Generators and
+    seeds have no effect.
     """
 
     def uniforms(shape: Sequence[int], kind: torch.dtype) -> SymbolicTensor:
-        count = int(torch.Size(shape).numel())
-        numbers: list[Any] = [chooser.uniform() for _ in range(count)]
-        return SymbolicTensor.of(numbers, torch.arange(count).reshape(tuple(shape)), kind)
+        places = torch.arange(torch.Size(shape).numel()).reshape(tuple(shape))
+        return SymbolicTensor.of([chooser.uniform() for _ in range(places.numel())], places, kind)
 
     def rand(*shape: Any, dtype: torch.dtype | None = None, **options: Any) -> SymbolicTensor:
         _check(options, "torch.rand")
@@ -162,24 +148,12 @@ def torch_random(chooser: Chooser) -> Iterator[None]:
             raise ValueError("torch.tensor: found it copy random numbers that are not known yet, expected known ones")
         return copied(data, **options)
 
-    functions: dict[str, Any] = {
-        "tensor": tensor,
-        "rand": rand,
-        "rand_like": rand_like,
-        "multinomial": multinomial,
-        "bernoulli": bernoulli,
-        "randint": randint,
-        "manual_seed": lambda seed: torch.default_generator,
-    }
-    methods: dict[str, Any] = {
-        "uniform_": uniform_,
-        "exponential_": exponential_,
-        "multinomial": multinomial,
-        "bernoulli": bernoulli,
-    }
+    functions = [tensor, rand, rand_like, multinomial, bernoulli, randint]
+    methods = [uniform_, exponential_, multinomial, bernoulli]
     with ExitStack() as stack:
-        stack.enter_context(_replaced(torch, _refusals(torch) | functions))
-        stack.enter_context(_replaced(Tensor, _refusals(Tensor) | methods))
+        for home, drawing in ((torch, functions), (Tensor, methods)):
+            stack.enter_context(_replaced(home, _refusals(home) | {each.__name__: each for each in drawing}))
+        stack.enter_context(_replaced(torch, {"manual_seed": lambda seed: torch.default_generator}))
         yield
 
 
@@ -190,21 +164,12 @@ def _check(options: Mapping[str, Any], name: str) -> None:
 
 def _refusals(home: Any) -> dict[str, Any]:
     """Return a refusal for each function of a module or class whose draws cannot be enumerated."""
-    return {name: _refused(f"{home.__name__}.{name}") for name in REFUSED[home] if hasattr(home, name)}
-
-
-def _refused(name: str) -> Callable[..., NoReturn]:
-    def refuse(*arguments: Any, **options: Any) -> NoReturn:
-        raise ValueError(
-            f"{name}: found it called, expected draws of uniform numbers, of integers, or from a distribution"
-        )
-
-    return refuse
+    return {name: refused(f"{home.__name__}.{name}") for name in REFUSED[home] if hasattr(home, name)}
 
 
 @contextmanager
 def _replaced(home: Any, functions: Mapping[str, Any]) -> Iterator[None]:
-    """Replace attributes meanwhile; what was inherited is inherited again."""
+    """Replace attributes in a context; inherited ones are inherited again afterwards."""
     before = {name: vars(home)[name] for name in functions if name in vars(home)}
     for name, function in functions.items():
         setattr(home, name, function)

@@ -40,7 +40,7 @@ class Autoregressive(Method):
         uniforms: Tensor,  # [B, 1]
         trace: bool = False,
     ) -> tuple[State, BatchRecord]:
-        """Feed what the model has not seen, and draw the next token."""
+        """Feed the tokens that no pass has read yet, and draw the next one."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, active = state.pending, ~state.ended
         hidden = self.feed_pending(state)

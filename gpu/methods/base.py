@@ -53,7 +53,7 @@ class Method(ABC):
 
     @property
     def scratch(self) -> int:
-        """Cache slots that a pass may need beyond the longest text."""
+        """Cache positions that a pass may need beyond the longest text."""
         return 1
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
@@ -61,12 +61,7 @@ class Method(ABC):
         return self.start_batch([prompt], ending)
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first step. No pass has been run.
-
-        Raises:
-            ValueError: a prompt is empty, holds something that is no token of the model, or leaves no room for
-                the new tokens in the model's context.
-        """
+        """Return the state before the first step; raise ValueError for a prompt that is empty, wrong or too long."""
         tokens = [check_prompt(prompt, self.model.vocab_size) for prompt in prompts]
         for prompt in tokens:
             check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
@@ -97,9 +92,9 @@ class Method(ABC):
     ) -> tuple[Probs, Tensor]:  # [B, N, V], [B, N]
         """Return the distributions after the committed prefix and its continuations: processor, then settings.
 
-        Row i stands after the prefix and `num_more` + i of the tokens `more`. Only `used` rows mean anything. The
-        largest logits come with the distributions: where one is not finite there is no distribution, see
-        `largest_logits`. The settings are the target's by default.
+        Row i follows the prefix and `num_more` + i of the tokens `more`; rows that are not `used` are meaningless. The
+        second tensor is `largest_logits`: where it is not finite, there is no distribution. The settings are the
+        target's by default.
         """
         logits = self.process(state, logits, used, more, num_more)
         return probs_from_logits(logits, sampling or self.sampling), largest_logits(logits)
@@ -115,19 +110,31 @@ class Method(ABC):
         """Return the logits after the committed prefix and its continuations as the processor leaves them."""
         if self.processor is None:
             return logits
-        return _process(self.processor, state, logits.double(), used, more, num_more)
+        continuations: list[list[int]] = [[]] * len(logits) if more is None else more.tolist()
+        logits = logits.double()
+        processed = logits.clone()
+        for b, (tokens, length) in enumerate(zip(state.tokens.tolist(), state.lengths.tolist(), strict=True)):
+            for i in used[b].nonzero().flatten().tolist():
+                prefix = (*tokens[:length], *continuations[b][: num_more + i])
+                row = torch.as_tensor(self.processor(prefix, logits[b, i].clone()))
+                if row.shape != logits.shape[2:]:
+                    raise ValueError(
+                        f"processor: found logits of shape {tuple(row.shape)}, expected {tuple(logits.shape[2:])}"
+                    )
+                processed[b, i] = row
+        return processed
 
     def feed_pending(
         self,
         state: State,
         vectors: Tensor | None = None,  # [K, D]
     ) -> Tensor:  # [B, K+1, D']
-        """Run one pass over what the model has not seen of each row, with the same vectors after every row's end.
+        """Run one pass over the pending tokens of each row, followed by the same vectors in every row.
 
         Returned are the hidden states of each row's last token and of the vectors, which then leave the cache.
         """
         depth = 0 if vectors is None else len(vectors)
-        hidden = self._feed(state, state.tokens, depth, vectors)
+        hidden = self.feed_drafts(state, state.tokens, depth, vectors)
         state.cache.truncate(state.lengths)
         return hidden
 
@@ -136,50 +143,18 @@ class Method(ABC):
         state: State,
         tokens: Tokens,  # [B, S]
         num_draft: int,
-    ) -> Tensor:  # [B, K+1, D']
-        """Run one pass over what the model has not seen of each row and K drafts, which stand in `tokens` after it.
-
-        Returned are the hidden states of each row's last token and of the drafts. The cache holds all that was fed.
-        """
-        return self._feed(state, tokens, num_draft)
-
-    def _feed(
-        self,
-        state: State,
-        tokens: Tokens,  # [B, S]
-        depth: int,
         vectors: Tensor | None = None,  # [K, D]
     ) -> Tensor:  # [B, K+1, D']
-        """Feed pending tokens and what follows them; rows with less to feed are padded after, where nothing looks."""
+        """Run one pass over the pending tokens of each row, and the K drafts that follow them in `tokens`, or vectors.
+
+        Returned are the hidden states of each row's last token and of the drafts. All rows stay in the cache. Shorter
+        rows are padded at the end, to which no row attends.
+        """
         cache, pending = state.cache, state.pending.unsqueeze(1)
-        inputs = self.model.embed(tokens.gather(1, cache.next_positions(state.max_pending + depth)))
+        inputs = self.model.embed(tokens.gather(1, cache.next_positions(state.max_pending + num_draft)))
         rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
-        behind = torch.arange(depth + 1, device=tokens.device)
+        order = torch.arange(num_draft + 1, device=tokens.device)
         if vectors is not None:
-            inputs[rows, pending + behind[:depth]] = vectors
+            inputs[rows, pending + order[:num_draft]] = vectors
         hidden = self.model.hidden(inputs, cache)
-        return hidden if state.max_pending == 1 else hidden[rows, pending - 1 + behind]
-
-
-def _process(
-    processor: Processor,
-    state: State,
-    logits: Tensor,  # [B, N, V]
-    used: Tensor,  # [B, N]
-    more: Tokens | None,  # [B, ...]
-    num_more: int,
-) -> Tensor:  # [B, N, V]
-    """Apply a processor row by row, on the host: it is anybody's Python."""
-    continuations: list[list[int]] = [[]] * len(logits) if more is None else more.tolist()
-    processed = logits.clone()
-    for b, (tokens, length) in enumerate(zip(state.tokens.tolist(), state.lengths.tolist(), strict=True)):
-        for i in range(logits.shape[1]):
-            if used[b, i]:
-                prefix = (*tokens[:length], *continuations[b][: num_more + i])
-                row = torch.as_tensor(processor(prefix, logits[b, i].clone()))
-                if row.shape != logits.shape[2:]:
-                    raise ValueError(
-                        f"processor: found logits of shape {tuple(row.shape)}, expected {tuple(logits.shape[2:])}"
-                    )
-                processed[b, i] = row
-    return processed
+        return hidden if state.max_pending == 1 else hidden[rows, pending - 1 + order]

@@ -1,9 +1,6 @@
-"""PaSS as published: a call that drafts from look-ahead vectors, and a call that verifies.
+"""PaSS as published: one call drafts from look-ahead vectors, a second call verifies the drafts.
 
-The draft distributions know neither the exact token nor each other's draws. That costs acceptance, not exactness: any
-distribution will do that is fixed before its draft is drawn.
-
-Source: Monea, Joulin and Grave 2023, "PaSS: Parallel Speculative Sampling" (arXiv 2311.13581), Sec. 3.
+The method and its source are those of `reference.methods.pass_two_call`, for a batch.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from .records import exact_record, verify_drafts
 class PaSS(Method):
     """Draft L tokens at once from L look-ahead vectors, then verify them with the same model.
 
-    `lookahead=None` is the paper's baseline: the embedding of `fixed_token` stands in for every trained vector.
+    `lookahead=None` is the paper's baseline: the embedding of `fixed_token` replaces every trained vector.
     `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them.
     """
 
@@ -45,12 +42,7 @@ class PaSS(Method):
     vectors: Tensor = field(init=False, repr=False)  # [L, D]
 
     def __post_init__(self) -> None:
-        """Check the settings and the vectors against the model.
-
-        Raises:
-            ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative L or
-                more of it than there are vectors.
-        """
+        """Raise ValueError unless the settings, the rule and the vectors fit the model."""
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         object.__setattr__(self, "vectors", self._input_vectors())
 
@@ -62,7 +54,7 @@ class PaSS(Method):
 
     @property
     def scratch(self) -> int:
-        """Slots that may be written after the longest text: an exact token, L drafts and a final token."""
+        """Positions that may be written after the longest text: an exact token, L drafts and a final token."""
         return len(self.vectors) + 2
 
     def step(
@@ -95,8 +87,7 @@ class PaSS(Method):
         state, record, verification = verify_drafts(
             self, self.rule, state, record, draws, logits, *drafts, active, exact_token.unsqueeze(1)
         )
-        valid_length = state.lengths + (1 + verification.num_accepted) * active  # nor do the rejected drafts
-        return state.commit(record, valid_length)
+        return state.commit(record, state.lengths + (1 + verification.num_accepted) * active)
 
     def _draft(
         self,
@@ -109,9 +100,8 @@ class PaSS(Method):
     ) -> tuple[Tokens, Probs, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
         """Draw the drafts; return the distributions they were drawn from, how many, and whether the text goes on.
 
-        Drafting stops where a row has no distribution, and after a draft that ends the text: known before the next
-        is drawn. All are drawn at once where nothing makes a draft's distribution depend on those before it; one by
-        one under a processor.
+        Drafting stops at a row without a distribution, and after a draft that ends the text. All drafts are drawn at
+        once, or one by one if a processor makes a draft's distribution depend on the drafts before it.
         """
         depth = logits.shape[1]
         at_once = 1 if depth == 0 or self.processor is not None else depth
@@ -135,7 +125,7 @@ class PaSS(Method):
         return block[:, 1:], torch.cat(distributions, dim=1), num_draft, has_bonus_row
 
     def _input_vectors(self) -> Tensor:  # [L, D]
-        """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
+        """Return the vectors to feed: trained ones, or copies of the embedding of the fixed token."""
         if self.lookahead is None:
             wanted = 4 if self.num_lookahead is None else self.num_lookahead
             check_integer("num_lookahead", wanted, 0, 2**16)

@@ -1,1 +1,1 @@
-"""The transformer in PyTorch: layers, cache, weights, masks; a table that stands for a model in tests."""
+"""The transformer in PyTorch: layers, cache, weights, masks, and a table that replaces a model in tests."""

@@ -1,7 +1,7 @@
-"""The key/value cache of a batch: what earlier passes computed, and how rejected drafts leave it.
+"""The KV cache of a batch, and the rollback of rejected drafts.
 
 Glossary of shapes: B batch, G key/value heads, T rows of this pass, S cache positions that are read, E head size, N
-that are kept.
+positions that are kept.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from ..host import is_on_cpu
 class KVCache:
     """Keys and values of the first `lengths[b]` positions of each row b, in arrays of fixed size.
 
-    Slot s holds position s. Slots at and beyond a row's length are scratch: a pass writes there, and what is kept of
-    it is decided afterwards by `truncate` or `keep`. No row attends to scratch, so it may hold anything. `max_length`
-    is a bound on all lengths that the host knows, so that a pass need not read unused slots; `equal_lengths` says that
-    the host knows all lengths to be equal to it. On the CPU the bound is exact. Elsewhere a `truncate` leaves it loose,
-    and the lengths are read back only when it has run out.
+    Positions at and beyond a row's length are scratch: a pass writes there, and `truncate` or `keep` decides afterwards
+    what is kept. No row attends to scratch. The host knows `max_length`, a bound on all lengths, so that a pass need
+    not read unused positions, and `equal_lengths`, whether all lengths are known to be equal to it. On the CPU the
+    bound is exact. On a device a `truncate` leaves it loose, and the lengths are read back only when it has run out.
 
-    With a fixed `kv_length` every pass reads that many slots, whatever the lengths are, and the host is asked
-    nothing: the shapes of a step that is captured must not depend on what is in its tensors. `spoilt` marks the rows
-    of the batch for which such a pass was not finite.
+    With a fixed `kv_length` every pass reads that many positions and the host reads nothing, since the shapes of a
+    captured step must not depend on the values of its tensors. `spoilt` marks the rows of the batch for which such a
+    pass was not finite.
     """
 
     def __init__(
@@ -56,26 +55,22 @@ class KVCache:
         return self.keys.shape[3]
 
     def next_positions(self, num_rows: int) -> Tensor:  # [B, T]
-        """Return where the rows of the next pass will be written.
-
-        Raises:
-            ValueError: a row would run past the capacity.
-        """
+        """Return where the rows of the next pass will be written; raise ValueError beyond the capacity."""
         if self.kv_length is None and self.max_length + num_rows > self.capacity and not self._is_on_cpu:
             self.measure()
         if self.kv_length is None and self.max_length + num_rows > self.capacity:
             raise ValueError(f"capacity: found {self.capacity}, expected at least {self.max_length + num_rows}")
         if self._places is None or self._places[0] is not self.lengths or self._places[1].shape[1] != num_rows:
             order = torch.arange(num_rows, device=self.lengths.device)
-            self._places = self.lengths, self.lengths.unsqueeze(1) + order  # asked for by a step and by its pass
+            self._places = self.lengths, self.lengths.unsqueeze(1) + order  # used by a step and by its pass
         return self._places[1]
 
     def num_positions(self, num_rows: int) -> int:
-        """Return how many slots a pass over so many rows reads, S."""
+        """Return how many positions a pass over so many rows reads, S."""
         return self.max_length + num_rows if self.kv_length is None else self.kv_length
 
     def fix(self, kv_length: int | None) -> None:
-        """Let every pass read that many slots, which no row may run past; None: as many as there are."""
+        """Let every pass read that many positions, which no row may exceed; None: as many as are cached."""
         self.kv_length, self.equal_lengths, self.spoilt = kv_length, False, torch.zeros_like(self.spoilt)
         self.measure()
 
@@ -86,12 +81,12 @@ class KVCache:
         values: Tensor,  # [B, G, T, E]
         next_positions: Tensor,  # [B, T]
     ) -> tuple[Tensor, Tensor]:  # [B, G, S, E], [B, G, S, E]
-        """Write one layer's rows of a pass and return every slot that some row of the batch can see."""
+        """Write one layer's rows of a pass, and return every position that some row of the batch may attend to."""
         end = self.num_positions(keys.shape[2])
         for whole, new in ((self.keys, keys), (self.values, values)):
             if self.equal_lengths:
                 whole[layer, :, :, self.max_length : end] = new
-            else:  # in the whole, not in a part of it: so a compiler makes no copy
+            else:  # indexing the whole makes no copy
                 whole[self._layers[layer], self._rows, :, next_positions] = new.transpose(1, 2)
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
@@ -107,8 +102,7 @@ class KVCache:
         """Drop every position at or beyond each row's `length`: rejected drafts, look-ahead rows, padding.
 
         Raises:
-            ValueError: a length is negative or more than what is cached; checked on the CPU alone, where asking
-                costs no synchronisation.
+            ValueError: a length is negative or more than what is cached; checked on the CPU alone.
         """
         if self._is_on_cpu and self.kv_length is None:
             before, after = self.lengths.tolist(), length.tolist()  # quicker than to compare tensors
@@ -126,13 +120,13 @@ class KVCache:
         length: Tensor | int = 0,  # [B], or []
         count: Tensor | None = None,  # [B]
     ) -> None:
-        """Keep the first `length` positions, and after them only the given slots: the rollback of a tree of drafts.
+        """Keep the first `length` positions, and after them only the given ones: the rollback of a tree of drafts.
 
-        Of each row the first `count` slots are meant, by default all.
+        The first `count` positions of each row are used, by default all.
 
         Raises:
-            ValueError: the slots do not increase, or are not all cached after the first `length`; checked on the CPU
-                alone.
+            ValueError: the positions do not increase, or are not all cached after the first `length`; checked on the
+                CPU alone.
         """
         length = torch.zeros_like(self.lengths) + length
         count = torch.full_like(self.lengths, rows.shape[1]) if count is None else count
@@ -147,7 +141,7 @@ class KVCache:
                     f"{(self.lengths - 1).tolist()}"
                 )
         places = places.clamp(max=self.capacity - 1)
-        rows = torch.where(used, rows, places)  # what is not meant stays where it is
+        rows = torch.where(used, rows, places)  # the others keep their places
         for arrays in (self.keys, self.values):
             next_positions = arrays.transpose(2, 3)
             next_positions[:, self._rows, places] = next_positions[:, self._rows, rows]
@@ -167,7 +161,7 @@ class KVCache:
         return self._like(self.keys.clone(), self.values.clone(), self.lengths.clone())
 
     def agrees(self, other: KVCache) -> bool:
-        """Say whether the rows that two caches of one sequence both hold are the same up to rounding."""
+        """Return whether the common rows of two caches of one sequence are the same up to rounding."""
         length = min(int(self.lengths), int(other.lengths))
         pairs = ((self.keys, other.keys), (self.values, other.values))
         return all(same(mine[..., :length, :], yours[..., :length, :]) for mine, yours in pairs)
@@ -186,7 +180,7 @@ class KVCache:
         return twin
 
     def _like(self, keys: Tensor, values: Tensor, lengths: Tensor) -> KVCache:
-        """Return a cache of other rows, as far as the host knows like this one."""
+        """Return a cache of other rows, with what the host knows of this one."""
         twin = copy(self)
         twin.keys, twin.values, twin.lengths, twin._places, twin.spoilt = keys, values, lengths, None, lengths < 0
         twin._rows = torch.arange(len(lengths), device=lengths.device).unsqueeze(1)
@@ -199,10 +193,7 @@ class KVCache:
         """Whether the host can read the lengths without waiting for a device."""
         return is_on_cpu(self.lengths)
 
-    def _check_length(
-        self,
-        length: Tensor,  # [B]
-    ) -> None:
+    def _check_length(self, length: Tensor) -> None:
         if bool(((length < 0) | (length > self.lengths)).any()):
             raise ValueError(
                 f"length: found {length.tolist()}, expected 0 to {self.lengths.tolist()}, the number of cached "
@@ -223,9 +214,6 @@ def same(
     mine: Tensor,  # [...]
     yours: Tensor,  # [...]
 ) -> bool:
-    """Say whether tensors are equal up to rounding.
-
-    Rounding is 4096 units in the last place of the largest number; in 16 bits that is no bound at all.
-    """
+    """Return whether tensors are equal up to rounding: 4096 units in the last place of the largest number."""
     largest = mine.nan_to_num(0.0, 0.0, 0.0).abs().max().item() if mine.numel() else 0.0
     return torch.allclose(mine, yours, rtol=0.0, atol=4096 * torch.finfo(mine.dtype).eps * largest, equal_nan=True)

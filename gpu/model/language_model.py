@@ -12,39 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pass_sampling.reference.model.language_model import ModelFacts
+
 from ..model.cache import KVCache
 
 
-class LanguageModel(Protocol):
+class LanguageModel(ModelFacts, Protocol):
     """What a method needs of a model: `Transformer`, `TableModel` and `TransformersModel` each are one."""
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the length of an input vector."""
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """The longest sequence the model can read."""
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text by default."""
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """Strings that end a text by default, where there is a decoder."""
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Which checkpoint the weights came from, if any."""
-
-    @property
-    def name(self) -> str:
-        """What people call the checkpoint."""
 
     @property
     def device(self) -> torch.device:

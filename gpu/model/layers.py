@@ -1,4 +1,4 @@
-"""The equations of a Llama-family transformer, one function each, over a batch.
+"""The equations of a Llama-family transformer, one function each, over a batch; sources: `reference.model.layers`.
 
 Glossary of shapes: B batch, T rows of this pass, S cache positions that are read (cached and of this pass), D model
 width, H query heads, G key/value heads (G divides H), E head size, F mlp width.
@@ -20,26 +20,12 @@ def rms_norm(
     weight: Tensor,  # [D]
     eps: float,
 ) -> Tensor:  # [..., D]
-    """Scale each vector to root mean square 1, then by a learned weight.
-
-    y = x / sqrt(mean(x^2) + eps) * weight
-
-    In 16-bit dtypes the mean is taken in float32.
-
-    Source: Zhang and Sennrich 2019 (arXiv 1910.07467), Eq. 4.
-    """
+    """Scale each vector to root mean square 1, then by a learned weight; in 16-bit dtypes the mean is float32."""
     return functional.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:  # [E/2]
-    """Return the angular frequency of each rotated pair, in radians per position, float64.
-
-    frequency[i] = theta^(-2i/E), then stretched: "linear" divides all by a factor; "llama3" divides only the slow
-    ones, whose wavelength exceeds the original context, and blends in between.
-
-    Source: Su et al. 2021 (arXiv 2104.09864), Sec. 3.2.2; Chen et al. 2023 (arXiv 2306.15595) for "linear"; the
-    Llama 3.1 release for "llama3".
-    """
+    """Return the angular frequency of each rotated pair, in radians per position, float64."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     frequencies = config.rope_theta**-exponents
     scaling = config.rope_scaling
@@ -50,10 +36,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:  # [E/2]
     return _stretch_slow_frequencies(frequencies, scaling)
 
 
-def _stretch_slow_frequencies(
-    frequencies: Tensor,  # [E/2]
-    scaling: RopeScaling,
-) -> Tensor:  # [E/2]
+def _stretch_slow_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:  # [E/2]
     """Divide slow frequencies by the factor, keep fast ones, interpolate linearly in the number of turns between."""
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
@@ -75,12 +58,7 @@ def rope(
     cos: Tensor,  # [B, 1, T, E/2]
     sin: Tensor,  # [B, 1, T, E/2]
 ) -> Tensor:  # [B, heads, T, E]
-    """Rotate the pair (x[i], x[i + E/2]) of every head by its angle.
-
-    (a, b) -> (a cos - b sin, b cos + a sin)
-
-    Source: Su et al. 2021, Eq. 34, in the half-split layout that Hugging Face checkpoints are stored for.
-    """
+    """Rotate the pair (x[i], x[i + E/2]) of every head by its angle."""
     return rotate(x, *rotation(cos, sin))
 
 
@@ -88,7 +66,7 @@ def rotation(
     cos: Tensor,  # [..., E/2]
     sin: Tensor,  # [..., E/2]
 ) -> tuple[Tensor, Tensor]:  # [..., E], [..., E]
-    """Return what both halves of a head are multiplied by, and what the halves in exchanged places are."""
+    """Return the factors of a head, and the factors of the head with its halves exchanged."""
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
@@ -108,16 +86,14 @@ def attention(
     visible: Tensor | None,  # [B, 1, T, S], or [B, 1, R, S]
     causal: bool = False,
 ) -> Tensor:  # [B, T, H*E]
-    """Mix the values in sight, each query head reading the key/value head of its group.
+    """Mix the visible values, each query head reading the key/value head of its group.
 
     out = softmax(q k^T / sqrt(E) + visible) v
 
-    `visible` is added to the scores: 0 where a row sees a key, -inf where it does not; None means that every row sees
-    every key or, if `causal`, the keys of its own row and of those before it. Each row must see at least one key. The
-    heads of a group are computed as R = H T / G rows of one head, so that its keys are read once for all of them;
-    `visible` may be laid out for these already.
-
-    Source: Vaswani et al. 2017, Eq. 1; Ainslie et al. 2023 (arXiv 2305.13245) for the groups.
+    `visible` is added to the scores: 0 where a row attends to a key, else -inf. None means that every row attends to
+    every key or, if `causal`, to the keys of its own row and of those before it. Each row must attend to at least one
+    key. The heads of a group are computed as R = H T / G rows of one head, so that its keys are read once for all of
+    them; `visible` may have these R rows already.
     """
     shape = queries.shape
     if not causal:
@@ -140,7 +116,7 @@ def attention_apart(
     """Compute `attention` where keys, values or scores may overflow.
 
     No bit of a row depends on keys and values that it does not attend to. A mask gives them weight 0, but 0 times NaN
-    and inf - inf are NaN. So rows that attend to none that may overflow are computed with zeros in place of these.
+    and inf - inf are NaN. So rows that attend to no such key are computed with zeros in its place.
     """
     num_rows, num_uniforms = queries.shape[2], keys.shape[2]
     seen = torch.ones((1, num_rows, num_uniforms), dtype=torch.bool, device=keys.device).tril(num_uniforms - num_rows)
@@ -159,10 +135,5 @@ def swiglu(
     gate: Tensor,  # [..., F]
     up: Tensor,  # [..., F]
 ) -> Tensor:  # [..., F]
-    """Gate one projection by the sigmoid-weighted other.
-
-    y = gate * sigmoid(gate) * up
-
-    Source: Shazeer 2020 (arXiv 2002.05202), Eq. 6.
-    """
+    """Gate one projection by the sigmoid-weighted other."""
     return functional.silu(gate) * up

@@ -1,7 +1,7 @@
-"""Linear layers of a frozen model: on a CPU the weights are laid out once for its matrix units, not in every pass.
+"""Linear layers of a frozen model: a CPU lays out bfloat16 weights for its matrix units once, not in every pass.
 
-In bfloat16 the laying out takes a third of a pass over few rows. For rows that lie side by side in memory, as here, the
-numbers are the same to the last bit. A weight that is changed afterwards is not seen: the model is frozen.
+In bfloat16 the layout takes a third of a pass over few rows. For contiguous rows, as here, the numbers are the same to
+the last bit. A weight that is changed afterwards has no effect: the model is frozen.
 
 Glossary of shapes: I inputs and O outputs of a layer.
 """
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..host import is_traced
 from .weights import LayerWeights, Weights
 
 LAID_OUT_AT_MOST = 2**31  # bytes: the layout is a second copy, so large models do without
@@ -27,15 +26,13 @@ class Linear:
 
     weight: Tensor  # [O, I]
     bias: Tensor | None = None  # [O]
-    laid_out: Any = None  # the weight once more, in a form that only `mkldnn` reads, or None
+    laid_out: Any = None  # the weight in a form that only `mkldnn` reads, or None
 
     def __call__(
         self,
         x: Tensor,  # [..., I]
     ) -> Tensor:  # [..., O]
-        """Apply the layer; gradients go through the plain weight, and a traced step has no layout."""
-        if is_traced(x):
-            return functional.linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(*x.shape[:-1], -1)
+        """Apply the layer; gradients go through the plain weight."""
         if self.laid_out is None or x.requires_grad:
             return functional.linear(x, self.weight, self.bias)
         found: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.laid_out, self.bias, "none", [], "")
@@ -54,8 +51,10 @@ class LayerLinears:
 
 def linears_of(weights: Weights) -> tuple[tuple[LayerLinears, ...], Linear]:
     """Return the linear layers of every layer, and the output projection."""
-    large = sum(getattr(layer, name).nbytes for layer in weights.layers for name in vars(layer) if name in _MATRICES)
-    lays_out = large + weights.output.nbytes <= LAID_OUT_AT_MOST
+    matrices = [weights.output]
+    for layer in weights.layers:
+        matrices += [layer.query_key_value, layer.output, layer.gate_up, layer.down]
+    lays_out = sum(matrix.nbytes for matrix in matrices) <= LAID_OUT_AT_MOST
 
     def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
         return Linear(weight, bias, laid_out(weight) if lays_out else None)
@@ -71,13 +70,10 @@ def linears_of(weights: Weights) -> tuple[tuple[LayerLinears, ...], Linear]:
     return tuple(map(layer_of, weights.layers)), linear(weights.output)
 
 
-_MATRICES = ("query_key_value", "output", "gate_up", "down")
-
-
 def laid_out(
     weight: Tensor,  # [O, I]
 ) -> Any:
-    """Return a weight in the layout of the CPU's own kernels, or None: where it gains nothing, or what still learns."""
+    """Return a weight in the layout of the CPU's own kernels, or None if that gains nothing or it is trained."""
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or weight.requires_grad:
         return None
     if not torch.backends.mkldnn.is_available():

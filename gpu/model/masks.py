@@ -1,4 +1,4 @@
-"""Who sees whom in one pass.
+"""Attention masks: which rows and cache positions each row of a pass attends to.
 
 Glossary of shapes: B batch, T rows of this pass, S cache positions that are read (cached and of this pass), R rows
 times heads of a group, D' hidden state.
@@ -16,7 +16,7 @@ from .cache import KVCache
 
 
 class Masks:
-    """The additive masks of full and of windowed layers, each built once per pass, and only if one is needed."""
+    """The additive masks of full and of windowed layers, each built once per pass, and only if it is needed."""
 
     def __init__(
         self,
@@ -27,21 +27,18 @@ class Masks:
         dtype: torch.dtype,
         num_heads: int = 1,
     ):
-        """Describe a pass that writes to `cache_positions`; `visible` says which of its rows see which.
+        """Describe a pass that writes to `cache_positions`.
 
-        Over S columns it says so of every slot in sight; then all rows of the batch have as many cached. Of a group,
-        `num_heads` query heads are computed as rows of one.
+        `visible` is true where a row attends to a row of the pass or, with S columns, to a cache position; then all
+        rows of the batch have equally many cached. `num_heads` query heads of a group are computed as rows of one.
         """
-        self._cache_positions = cache_positions
-        self._positions = positions
-        self._visible = visible
-        self._dtype = dtype
-        self._num_heads = num_heads
+        self._cache_positions, self._positions = cache_positions, positions
+        self._visible, self._dtype, self._num_heads = visible, dtype, num_heads
         self._lengths = cache.lengths
         self._num_positions = cache.num_positions(cache_positions.shape[1])
-        self._all_seen = visible is None and cache_positions.shape[1] == 1 and cache.equal_lengths
+        self._sees_all = visible is None and cache_positions.shape[1] == 1 and cache.equal_lengths
         self._causal = visible is None and cache.max_length == 0 and cache.kv_length is None
-        self._level = cache.equal_lengths and (
+        self._has_equal_lengths = cache.equal_lengths and (
             visible is None or visible.shape == (cache_positions.shape[1], cache_positions.shape[1])
         )
         self._built: dict[int | None, Tensor] = {}
@@ -49,13 +46,14 @@ class Masks:
     def of(self, window: int | None) -> tuple[Tensor | None, bool]:  # [B, 1, R, S]
         """Return what `attention` needs for a layer with this window: the mask, or None and whether it is causal.
 
-        The mask is 0 where a row sees a slot and -inf where not. A prompt needs none: nothing is cached before it, and
-        a causal order needs no memory that grows with the square of its length.
+        The mask is 0 where a row attends to a position, else -inf. A prompt needs no mask: nothing is cached before it,
+        and a causal order needs no memory that grows with the square of its length.
         """
-        if window is None and (self._all_seen or self._causal):
+        if window is None and (self._sees_all or self._causal):
             return None, self._causal
         if window not in self._built:
-            mask = self._last_columns() if window is None and self._level else self._additive(self._in_sight(window))
+            is_square = window is None and self._has_equal_lengths
+            mask = self._last_columns() if is_square else self._additive(self._in_sight(window))
             self._built[window] = mask.repeat(1, 1, self._num_heads, 1) if self._num_heads > 1 else mask
         return self._built[window], False
 
@@ -66,8 +64,8 @@ class Masks:
     ) -> bool:
         """Return whether a masked key or value that is not finite may have changed a row of a pass.
 
-        Such a change makes the row NaN, so a finite pass is right. In fixed shapes the host is not asked: the rows of
-        the batch are marked in `cache.spoilt`.
+        Such a change makes the row NaN, so a finite pass is right. In fixed shapes the host reads nothing, and the rows
+        of the batch are marked in `cache.spoilt`.
         """
         if not (self._built or self._causal):
             return False
@@ -77,7 +75,7 @@ class Masks:
         return not math.isfinite(hidden.sum(dtype=torch.promote_types(hidden.dtype, torch.float32)).item())
 
     def _last_columns(self) -> Tensor:  # [B, 1, T, S]
-        """Return the mask after as many cached positions in every row, all of which are seen."""
+        """Return the mask after equally many cached positions in every row, to all of which its rows attend."""
         (batch_size, num_rows), device = self._cache_positions.shape, self._cache_positions.device
         if self._visible is None:
             own = torch.full((num_rows, num_rows), float("-inf"), dtype=self._dtype, device=device).triu(1)
@@ -86,16 +84,13 @@ class Masks:
         padded = functional.pad(own, (self._num_positions - num_rows, 0))
         return padded.expand(batch_size, 1, -1, -1)
 
-    def _additive(
-        self,
-        in_sight: Tensor,  # [B, T, S]
-    ) -> Tensor:  # [B, 1, T, S]
-        """Return 0 for what is seen, and -inf."""
+    def _additive(self, in_sight: Tensor) -> Tensor:  # [B, 1, T, S]
+        """Return 0 where a row attends to a position, and -inf elsewhere."""
         mask = torch.zeros(in_sight.shape, dtype=self._dtype, device=in_sight.device)
         return mask.masked_fill_(~in_sight, float("-inf")).unsqueeze(1)
 
     def _in_sight(self, window: int | None) -> Tensor:  # [B, T, S]
-        """Say which slots each row sees."""
+        """Return which positions each row attends to."""
         batch_size, num_rows = self._cache_positions.shape
         places = torch.arange(self._num_positions, device=self._cache_positions.device)  # [S]
         if self._visible is None:
@@ -103,12 +98,12 @@ class Masks:
         elif self._visible.shape[-1] != num_rows:
             in_sight = self._visible.expand(batch_size, -1, -1)
         else:
-            row = places - self._lengths.unsqueeze(1)  # [B, S]: which row of the pass a slot holds
+            row = places - self._lengths.unsqueeze(1)  # [B, S]: the row of the pass at each position
             inside = (row >= 0) & (row < num_rows)
             column = row.clamp(0, num_rows - 1).unsqueeze(1).expand(-1, num_rows, -1)
             seen = self._visible.expand(batch_size, -1, -1).gather(2, column)
             in_sight = (row < 0).unsqueeze(1) | (inside.unsqueeze(1) & seen)
         if window is None:
             return in_sight
-        standing = places.expand(batch_size, -1).scatter(1, self._cache_positions, self._positions)  # [B, S]
-        return in_sight & (self._positions.unsqueeze(2) - standing.unsqueeze(1) < window)
+        rotary = places.expand(batch_size, -1).scatter(1, self._cache_positions, self._positions)  # [B, S]
+        return in_sight & (self._positions.unsqueeze(2) - rotary.unsqueeze(1) < window)

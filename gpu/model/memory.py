@@ -1,7 +1,4 @@
-"""How much memory a model needs, and whether so much is free: asked before anything is allocated.
-
-What does not fit is refused in a sentence that says what it would be for; the process can go on with something else.
-"""
+"""The memory that a model needs, and a check that it is free, made before anything is allocated."""
 
 from __future__ import annotations
 
@@ -14,9 +11,7 @@ from pass_sampling.reference.model.config import ModelConfig
 
 from .weights import Weights, allocate
 
-__all__ = ["Memory", "cache_bytes", "check_memory", "memory_of", "pass_bytes", "tensors_of", "weight_bytes"]
-
-ALWAYS_FREE = 2**26  # bytes: less is not worth asking the system for
+ALWAYS_FREE = 2**26  # bytes: for less the system is not asked
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Memory:
 
 
 def memory_of(config: ModelConfig, dtype: torch.dtype, capacity: int, num_rows: int) -> Memory:
-    """Return what a model needs: its weights, a cache for one text, and what a pass over so many rows makes."""
+    """Return the memory of a model: its weights, a cache for one text, and a pass over so many rows."""
     widest = max(2 * config.intermediate_size, config.vocab_size)
     workspace = num_rows * (4 * dtype.itemsize + 16) * widest
     return Memory(weight_bytes(config, dtype), cache_bytes(config, dtype, capacity), workspace)
@@ -52,16 +47,12 @@ def cache_bytes(config: ModelConfig, dtype: torch.dtype, capacity: int, batch_si
 
 
 def pass_bytes(config: ModelConfig, dtype: torch.dtype, num_rows: int) -> int:
-    """Return what a pass over a long prompt makes at least: gate, up, and what becomes of them, of one layer."""
+    """Return the least memory of a pass over a long prompt: gate, up, and their products, of one layer."""
     return dtype.itemsize * 4 * config.intermediate_size * num_rows
 
 
 def check_memory(needed: Memory, device: torch.device) -> None:
-    """Refuse what does not fit.
-
-    Raises:
-        ValueError: less is free.
-    """
+    """Raise ValueError if less is free."""
     free = None if needed.total < ALWAYS_FREE else _free(device)
     if free is not None and needed.total > free:
         gigabytes = {each.name: getattr(needed, each.name) / 1e9 for each in fields(Memory)}
@@ -79,7 +70,7 @@ def tensors_of(weights: Weights) -> list[torch.Tensor]:
 
 
 def _free(device: torch.device) -> int | None:
-    """Return the bytes that are free, where the system tells; on a GPU with what PyTorch holds and does not use."""
+    """Return the free bytes, if the system reports them; on a GPU with what PyTorch has reserved and does not use."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused

@@ -1,4 +1,4 @@
-"""Which dtypes and devices the port runs on."""
+"""The dtypes and devices that the port runs on."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["check_device", "check_dtype"]
-
 
 def check_dtype(dtype: Any) -> torch.dtype:
-    """Return the torch dtype, given as one or by name.
-
-    Raises:
-        ValueError: it is none that a model can be loaded in.
-    """
+    """Return the torch dtype, given as one or by name; raise ValueError if no model can be loaded in it."""
     name = str(dtype).removeprefix("torch.")
     if name not in ("float64", "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype: found {name:.80}, expected float64, float32, bfloat16 or float16")
@@ -23,11 +17,7 @@ def check_dtype(dtype: Any) -> torch.dtype:
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """Return the device, which must be there and compute in float64, as exact sampling does.
-
-    Raises:
-        ValueError: the device is unknown, absent, or has no float64.
-    """
+    """Return the device; raise ValueError if it is unknown, absent, or has no float64, which exact sampling needs."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):

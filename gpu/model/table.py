@@ -1,12 +1,9 @@
-"""A language model that is a table: a row of its own for everything that can be in sight.
-
-Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated
-distribution. It reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
-"""
+"""A language model that is a table, for tests: the same numbers as `reference.model.table`, over a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,42 +14,29 @@ from .cache import KVCache
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 
 
+@dataclass(eq=False)
 class TableModel:
-    """Rows are hashed from the pairs (position, input vector) in sight; see `row` for what they look like."""
+    """Rows are hashed from the visible pairs (position, input vector), see `row`."""
 
-    fingerprint: str | None = None
-    name = "table"
-    stop_strings: tuple[str, ...] = ()
+    vocab_size: int
+    num_lookahead: int = 0
+    seed: int = 0
+    spread: float = 2.0  # logits are in [-spread, spread)
+    zeros: float = 0.0  # about this share of them is masked with -inf
+    max_position_embeddings: int = 64
+    eos_token_ids: tuple[int, ...] = ()
+    levels: int = 0  # how many different logits there are, so that tokens tie; 0 means any number
+    popular: tuple[int, ...] = ()  # tokens whose logits are higher by 4 spread after every prefix
+    stop_strings: tuple[str, ...] = field(default=(), init=False)
+    fingerprint: str | None = field(default=None, init=False)
+    name: str = field(default="table", init=False)
+    hidden_size: int = field(init=False)
     device = torch.device("cpu")
     dtype = torch.float64
 
-    def __init__(
-        self,
-        vocab_size: int,
-        num_lookahead: int = 0,
-        seed: int = 0,
-        spread: float = 2.0,
-        zeros: float = 0.0,
-        max_position_embeddings: int = 64,
-        eos_token_ids: tuple[int, ...] = (),
-        levels: int = 0,
-        popular: tuple[int, ...] = (),
-    ):
-        """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf.
-
-        If `levels` is not 0, only so many different logits occur, so that tokens tie. Those of `popular` tokens are
-        higher by four times the spread, after every prefix: of many tokens the same few are likely.
-        """
-        self.vocab_size = vocab_size
-        self.num_lookahead = num_lookahead
-        self.hidden_size = vocab_size + num_lookahead
-        self.seed = seed
-        self.spread = spread
-        self.zeros = zeros
-        self.max_position_embeddings = max_position_embeddings
-        self.eos_token_ids = eos_token_ids
-        self.levels = levels
-        self.popular = popular
+    def __post_init__(self) -> None:
+        """Give every token and every look-ahead vector a unit vector of its own."""
+        self.hidden_size = self.vocab_size + self.num_lookahead
 
     def lookahead(self) -> LookAhead:
         """Return this table's look-ahead vectors: the unit vectors that no token uses."""
@@ -85,7 +69,7 @@ class TableModel:
             visible = torch.ones((num_rows, num_rows), dtype=torch.bool).tril()
         keys, _ = cache.write(0, inputs.unsqueeze(1), inputs.unsqueeze(1), cache_positions)
         places = torch.arange(keys.shape[2]).expand(len(inputs), -1)
-        row = places - cache.lengths.unsqueeze(1)  # which row of the pass a slot holds
+        row = places - cache.lengths.unsqueeze(1)  # the row of the pass at each position
         column = row.clamp(0, num_rows - 1).unsqueeze(1).expand(-1, num_rows, -1)
         seen = visible.expand(len(inputs), -1, -1).gather(2, column)  # [B, T, S]
         in_sight = (row < 0).unsqueeze(1) | (((row >= 0) & (row < num_rows)).unsqueeze(1) & seen)
@@ -105,7 +89,7 @@ class TableModel:
         hidden: Tensor,  # [..., V]
         tokens: Tensor,  # [..., N]
     ) -> Tensor:  # [..., N]
-        """Return some tokens' places of the rows."""
+        """Return the logits of some tokens each."""
         return hidden.gather(-1, tokens)
 
     def row(
@@ -130,11 +114,7 @@ def pair_codes(
     positions: Tensor,  # [B, S]
     in_sight: Tensor,  # [B, S]
 ) -> Tensor:  # [B, S]
-    """Hash each input vector together with its position; a sequence's code is the sum of its pairs' codes.
-
-    Raises:
-        ValueError: a vector in sight is not finite, such as a poisoned cache slot.
-    """
+    """Hash each finite input vector together with its position; the code of a sequence is the sum of these codes."""
     labels = keys @ torch.arange(1.0, keys.shape[2] + 1.0, dtype=torch.float64)
     if not bool(labels[in_sight].isfinite().all()):
         raise ValueError("keys: found a value that is not finite, expected cached input vectors")

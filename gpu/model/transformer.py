@@ -1,4 +1,4 @@
-"""A Llama-family transformer over a batch: embeddings in, logits out, a cache beside."""
+"""A Llama-family transformer over a batch: embeddings and a KV cache in, logits out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from pass_sampling.reference.model.config import ModelConfig
 
-from ..host import is_on_cpu, is_traced
+from ..host import is_on_cpu
 from .cache import KVCache
 from .layers import attention, attention_apart, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
 from .linear import linears_of
@@ -36,32 +36,15 @@ class Transformer:
         name: str = "",
         stop_strings: tuple[str, ...] = (),
     ):
-        """Hold the weights; `fingerprint` and `name` say which checkpoint they came from."""
-        self.config = config
-        self.weights = weights
-        self.eos_token_ids = eos_token_ids
-        self.fingerprint = fingerprint
-        self.name = name
-        self.stop_strings = stop_strings
+        """Keep the weights; `fingerprint` and `name` identify their checkpoint."""
+        self.config, self.weights = config, weights
+        self.eos_token_ids, self.stop_strings = eos_token_ids, stop_strings
+        self.fingerprint, self.name = fingerprint, name
+        self.vocab_size, self.hidden_size = config.vocab_size, config.hidden_size
+        self.max_position_embeddings = config.max_position_embeddings
         self._frequencies = rope_frequencies(config).to(self.device)
         self._tables = self._rotation(torch.arange(0, device=self.device))
-        self._fixed_tables: dict[int, list[Tensor]] = {}
         self._linears, self._output = linears_of(weights)
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.config.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the length of an input vector."""
-        return self.config.hidden_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """The longest sequence the model can read."""
-        return self.config.max_position_embeddings
 
     @property
     def device(self) -> torch.device:
@@ -74,23 +57,12 @@ class Transformer:
         return self.weights.embedding.dtype
 
     def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
-        """Return an empty cache of this model's shape.
-
-        Raises:
-            ValueError: it does not fit into the memory that is free.
-        """
-        config = self.config
-        check_memory(Memory(cache=cache_bytes(config, self.dtype, capacity, batch_size)), self.device)
-        self._reach(capacity)
-        return KVCache(
-            config.num_hidden_layers,
-            config.num_key_value_heads,
-            config.head_dim,
-            self.dtype,
-            capacity,
-            batch_size,
-            self.device,
-        )
+        """Return an empty cache of this model's shape; raise ValueError if it does not fit into the free memory."""
+        check_memory(Memory(cache=cache_bytes(self.config, self.dtype, capacity, batch_size)), self.device)
+        if capacity > len(self._tables[0]):
+            self._tables = self._rotation(torch.arange(capacity, device=self.device))
+        shape = self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim
+        return KVCache(*shape, self.dtype, capacity, batch_size, self.device)
 
     def embed(
         self,
@@ -110,23 +82,17 @@ class Transformer:
     ) -> Tensor:  # [B, T, D]
         """Run one pass after the cached positions and return the last hidden states, ready for `logits`.
 
-        Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
-        before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
-        (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
-        back. The pass's rows are appended to the cache. The adapter's terms are added to what linear layers make of the
-        last `num_adapted` rows; the sites are query_key_value, output, gate_up and down.
-
-        Cost: one read of the weights, plus a read of the cache. If a row is not finite, a masked key or value may be
-        the reason: then the pass is run again by `attention_apart`.
+        The arguments are those of the reference. If a row is not finite, a masked key or value may be the reason: then
+        the pass is run again with `attention_apart`.
         """
         if inputs.shape[1] > LONG:
             needed = pass_bytes(self.config, self.dtype, inputs.shape[0] * inputs.shape[1])
             check_memory(Memory(workspace=needed), self.device)
         cache_positions = cache.next_positions(inputs.shape[1])
-        turning = self._turning(cache, cache_positions, positions)
-        standing = cache_positions if positions is None else positions
+        rotations = self._rotations(cache_positions, positions)
+        rotary = cache_positions if positions is None else positions
         share = self.config.num_attention_heads // self.config.num_key_value_heads
-        masks = Masks(cache, cache_positions, standing, visible, inputs.dtype, share)
+        masks = Masks(cache, cache_positions, rotary, visible, inputs.dtype, share)
 
         def adapted(i: int, site: str, x: Tensor, y: Tensor) -> Tensor:
             if adapter is None or num_adapted == 0:
@@ -142,7 +108,7 @@ class Transformer:
             for i, (layer, linear) in enumerate(zip(self.weights.layers, self._linears, strict=True)):
                 normed = rms_norm(x, layer.attention_norm, eps)
                 heads = adapted(i, "query_key_value", normed, linear.query_key_value(normed))
-                queries, keys, values = self._split(heads, layer, *turning)
+                queries, keys, values = self._split(heads, layer, *rotations)
                 keys, values = cache.write(i, keys, values, cache_positions)
                 mixed = attend(queries, keys, values, *masks.of(self.config.window(i)))
                 x = x + adapted(i, "output", mixed, linear.output(mixed))
@@ -204,34 +170,13 @@ class Transformer:
         queries, keys = rotate(rotated, kept, exchanged).split([num_heads, num_groups], dim=1)
         return queries, keys, values
 
-    def _turning(
-        self,
-        cache: KVCache,
-        cache_positions: Tensor,  # [B, T]
-        positions: Tensor | None,  # [B, T]
-    ) -> list[Tensor]:
-        """Return what turns the heads of every row: looked up where the host knows that it can be, else computed."""
+    def _rotations(self, cache_positions: Tensor, positions: Tensor | None) -> list[Tensor]:
+        """Return the rotations of the heads of every row: looked up if the host knows the positions, else computed."""
         places = cache_positions if positions is None else positions
-        tables = self._tables if cache.kv_length is None else self._tables_of(cache.kv_length)
-        known = positions is None or is_traced(places)  # the positions of a pass are no larger than its slots
-        if known or (is_on_cpu(places) and int(places.max()) < len(tables[0])):
-            return [table[places].unsqueeze(1) for table in tables]
+        if positions is None or (is_on_cpu(places) and int(places.max()) < len(self._tables[0])):
+            return [table[places].unsqueeze(1) for table in self._tables]
         return [each.unsqueeze(1) for each in self._rotation(places)]
 
-    def _tables_of(self, kv_length: int) -> list[Tensor]:
-        """Return tables of just so many positions: a traced step must not depend on the longest text there was."""
-        if kv_length not in self._fixed_tables:
-            self._fixed_tables[kv_length] = self._rotation(torch.arange(kv_length, device=self.device))
-        return self._fixed_tables[kv_length]
-
-    def _reach(self, num_positions: int) -> None:
-        """Have tables for so many positions."""
-        if num_positions > len(self._tables[0]):
-            self._tables = self._rotation(torch.arange(num_positions, device=self.device))
-
-    def _rotation(
-        self,
-        positions: Tensor,  # [...]
-    ) -> list[Tensor]:
-        """Return what turns heads at some positions, rounded once to the model's dtype."""
+    def _rotation(self, positions: Tensor) -> list[Tensor]:
+        """Return the rotations of heads at some positions, rounded once to the model's dtype."""
         return [each.to(self.dtype) for each in rotation(*rope_tables(self._frequencies, positions))]

@@ -1,24 +1,19 @@
-"""The tensors of a model, fused for speed, and the table that says which checkpoint tensor is which.
+"""The tensors of a model, fused for speed, and the table of the checkpoint tensors that fill them.
 
 Glossary of shapes: V vocabulary, D model, H heads, G kv-heads, E head size, F mlp.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pass_sampling.reference.model import weights as reference
 from pass_sampling.reference.model.config import ModelConfig
-
-__all__ = ["LayerWeights", "TensorEntry", "Weights", "allocate", "destination", "weight_table"]
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +47,12 @@ class Weights:
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> Weights:
-        """Draw weights for which logits are of order 1 and differ from row to row.
-
-        The numbers are the same in both packages: one NumPy generator, drawn in the order of `weight_table`.
-        """
+        """Draw the numbers of the reference: one NumPy generator, in the order of `weight_table`."""
         generator = np.random.default_rng(seed)
         weights = allocate(config, dtype, device)
         for entry in weight_table(config):
-            destination(weights, entry).copy_(torch.from_numpy(_draw(config, entry, generator)))
+            drawn = reference.draw(config, entry.name, entry.shape, generator)
+            destination(weights, entry).copy_(torch.from_numpy(drawn))
         return weights
 
 
@@ -71,42 +64,20 @@ class TensorEntry(NamedTuple):
     layer: int | None  # None: a field of Weights itself
     field: str
     first_row: int = 0
-    num_rows: int = 0  # rows of the field that are filled, where that is not all of them
+    num_rows: int = 0  # rows of the field that are filled; 0 means all
 
 
 def weight_table(config: ModelConfig) -> Iterator[TensorEntry]:
-    """Yield every tensor of a Hugging Face checkpoint of this shape.
-
-    A tied output projection is not in the table: it is the embedding.
-    """
-    vocabulary, model, mlp = config.vocab_size, config.hidden_size, config.intermediate_size
-    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    yield TensorEntry("model.embed_tokens.weight", (vocabulary, model), None, "embedding")
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}."
-        yield TensorEntry(prefix + "input_layernorm.weight", (model,), layer, "attention_norm")
-        for letter, first, count in (
-            ("q", 0, heads),
-            ("k", heads, kv_heads),
-            ("v", heads + kv_heads, kv_heads),
-        ):
-            name = f"{prefix}self_attn.{letter}_"
-            row, rows, field = first * head_dim, count * head_dim, "query_key_value"
-            yield TensorEntry(name + "proj.weight", (rows, model), layer, field, row, rows)
-            if config.attention_bias:
-                yield TensorEntry(name + "proj.bias", (rows,), layer, field + "_bias", row, rows)
-            if config.query_key_norm and letter != "v":
-                yield TensorEntry(name + "norm.weight", (head_dim,), layer, "query_key_norm", first, count)
-        yield TensorEntry(prefix + "self_attn.o_proj.weight", (model, heads * head_dim), layer, "output")
-        if config.attention_output_bias:
-            yield TensorEntry(prefix + "self_attn.o_proj.bias", (model,), layer, "output_bias")
-        yield TensorEntry(prefix + "post_attention_layernorm.weight", (model,), layer, "mlp_norm")
-        yield TensorEntry(prefix + "mlp.gate_proj.weight", (mlp, model), layer, "gate_up", 0, mlp)
-        yield TensorEntry(prefix + "mlp.up_proj.weight", (mlp, model), layer, "gate_up", mlp, mlp)
-        yield TensorEntry(prefix + "mlp.down_proj.weight", (model, mlp), layer, "down")
-    yield TensorEntry("model.norm.weight", (model,), None, "norm")
-    if not config.tie_word_embeddings:
-        yield TensorEntry("lm_head.weight", (vocabulary, model), None, "output")
+    """Yield every tensor of a Hugging Face checkpoint of this shape: those of the reference, in fused fields."""
+    heads, kv_heads, mlp = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
+    fused = {"gate": ("gate_up", 0, mlp), "up": ("gate_up", mlp, mlp)}
+    for field, first, count in (("query", 0, heads), ("key", heads, kv_heads), ("value", heads + kv_heads, kv_heads)):
+        rows = first * config.head_dim, count * config.head_dim
+        fused[field] = ("query_key_value", *rows)
+        fused[field + "_bias"] = ("query_key_value_bias", *rows)
+        fused[field + "_norm"] = ("query_key_norm", first, count)
+    for name, shape, layer, field in reference.weight_table(config):
+        yield TensorEntry(name, shape, layer, *fused.get(field, (field,)))
 
 
 def allocate(
@@ -135,15 +106,3 @@ def destination(weights: Weights, entry: TensorEntry) -> torch.Tensor:  # [...]
     """Return the rows that a checkpoint tensor fills; a norm of [E] fills each of its rows."""
     tensor: torch.Tensor = getattr(weights if entry.layer is None else weights.layers[entry.layer], entry.field)
     return tensor.narrow(0, entry.first_row, entry.num_rows) if entry.num_rows else tensor
-
-
-def _draw(config: ModelConfig, entry: TensorEntry, generator: np.random.Generator) -> Array:
-    """Draw one tensor in float64: norms near 1, small biases, projections that keep the size of an input."""
-    normal: Array = generator.standard_normal(entry.shape)
-    if entry.name.endswith("norm.weight"):
-        return 1.0 + 0.1 * normal
-    if entry.name.endswith(".bias"):
-        return 0.1 * normal
-    if entry.field == "embedding" and not config.tie_word_embeddings:
-        return normal
-    return normal / math.sqrt(entry.shape[-1])

@@ -1,8 +1,6 @@
-"""Read a folder from disk without trusting it: plain file names, complete JSON, safetensors headers.
+"""Read a folder from disk without trusting it, and write one whole or not at all.
 
-Nothing here allocates memory for a tensor; that comes after every check.
-
-Write a folder so that it is there complete or not at all.
+File names are plain, JSON is complete, and safetensors headers are checked before memory for a tensor is allocated.
 """
 
 from __future__ import annotations
@@ -12,23 +10,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-__all__ = [
-    "StoredTensor",
-    "check_weights",
-    "file_in",
-    "name_of",
-    "open_folder",
-    "read_header",
-    "read_json",
-    "replace_file",
-    "replace_folder",
-    "stored_tensors",
-]
-
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -37,7 +21,7 @@ ADAPTER = "adapter_config.json"
 MAX_JSON_BYTES = 64 * 2**20
 
 PICKLED = "pickled weights, which may run code when opened"
-FORMATS = {  # what people have in place of a model in this format, by the files that tell
+FORMATS = {  # other formats, by the files that reveal them
     ADAPTER: "a PEFT adapter",
     "*.gguf": "weights in GGUF",
     "*.onnx": "an ONNX graph",
@@ -53,7 +37,7 @@ TOKENIZERS = dict.fromkeys(("tokenizer.json", "tokenizer.model", "vocab.json"), 
 
 
 class StoredTensor(NamedTuple):
-    """Where a tensor lies and what its header says."""
+    """The file of a tensor, and its header."""
 
     path: Path
     dtype: str  # safetensors' name, such as "BF16"
@@ -61,11 +45,7 @@ class StoredTensor(NamedTuple):
 
 
 def open_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return the folder's path.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
+    """Return the folder's path; raise FileNotFoundError if there is no such folder."""
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder, expected one with config.json and {SINGLE}")
@@ -73,16 +53,16 @@ def open_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def name_of(folder: Path) -> str:
-    """Return what a folder is called: in the hub cache `org/name`, as on the Hub, elsewhere its own name."""
+    """Return the name of a folder: in the hub cache `org/name`, as on the Hub, elsewhere its own name."""
     home = folder.resolve()
     kind, *parts = home.parent.parent.name.split("--")
     return "/".join(parts) if home.parent.name == "snapshots" and kind == "models" and parts else home.name
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """Return the path of a file that lies in the folder itself.
+    """Return the path of a file in the folder itself.
 
-    A link may not lead out of it, with one exception: the hub cache, where `snapshots/<revision>/<name>`, or
+    A link may not lead out of the folder, except in the hub cache, where `snapshots/<revision>/<name>`, or
     `snapshots/<revision>/<folder>/<name>`, is a link into the `blobs` folder beside `snapshots`.
 
     Raises:
@@ -105,11 +85,7 @@ def file_in(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        ValueError: the file is too large, half-written, names a key twice or holds no object.
-    """
+    """Return the JSON object in a file; raise ValueError if it is too large, half-written or names a key twice."""
     size = path.stat().st_size
     if size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size} bytes, expected a JSON file of at most {MAX_JSON_BYTES}")
@@ -128,7 +104,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _refuse_other_formats(folder: Path, formats: dict[str, str]) -> None:
-    """Raise ValueError if a file tells that a folder holds something else than a model in this format."""
+    """Raise ValueError if a file reveals that the folder holds something else than a model in this format."""
     for pattern, what in formats.items():
         for path in sorted(folder.glob(pattern))[:1]:
             name = path.relative_to(folder).as_posix()
@@ -169,13 +145,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return what a safetensors file holds.
-
-    Its library checks sizes and offsets; that names are unique is checked here.
-
-    Raises:
-        ValueError: the file is damaged, half-written or names a tensor twice.
-    """
+    """Return the tensors in a safetensors file; raise ValueError if it is damaged or names a tensor twice."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -188,7 +158,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         reason = str(error).strip()
         raise ValueError(f"{path} is damaged or half-written ({reason}), expected a safetensors file") from None
     with open(path, "rb") as stream:
-        _parse(path, stream.read(int.from_bytes(stream.read(8), "little")))
+        _parse(path, stream.read(int.from_bytes(stream.read(8), "little")))  # the library does not refuse twins
     return tensors
 
 
@@ -214,12 +184,19 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return parsed
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
+def has_only(path: Path, names: set[str], keys: Iterable[str]) -> bool:
+    """Return whether a path is an empty folder, or one with no other files and a config.json that has some keys."""
+    if not path.is_dir():
+        return False
+    found = {entry.name for entry in path.iterdir()}
+    try:
+        return not found or (found <= names and set(keys) <= set(read_json(path / CONFIG)))
+    except (OSError, ValueError):
+        return False
 
-    Raises:
-        OSError: the file cannot be written.
-    """
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         new.write_text(text, encoding="utf-8")
@@ -229,11 +206,11 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder with exactly these files in the place of whatever is there.
+    """Replace whatever is at a path by a folder with exactly these files.
 
-    The files are written to a new folder beside it and flushed to the disk; then the two change places by
-    renaming. If anything fails, the old folder is back in its place and nothing else is left after. (A power
-    cut between the two renames leaves both of them, complete, under names that begin with a dot.)
+    The files are written to a new folder beside it and flushed to the disk; then the two are renamed. If anything
+    fails, the old folder is restored and the new one removed. (A power cut between the two renames leaves both of them,
+    complete, under names that begin with a dot.)
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)

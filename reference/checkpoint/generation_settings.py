@@ -1,4 +1,4 @@
-"""A Hugging Face folder's generation_config.json: where generation ends, and how `generate` would sample.
+"""A Hugging Face folder's generation_config.json: where a text ends, and how `generate` would sample.
 
 Source: transformers 5.23, generation/configuration_utils.py; a key that is absent means what it means there.
 """
@@ -7,48 +7,27 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..config import SamplingConfig
 from .folder import file_in, open_folder, read_json
-
-__all__ = ["read_generation_config"]
 
 Settings = dict[str, Any]
 
 APPLIED = ("do_sample", "temperature", "top_k", "top_p", "eos_token_id", "stop_strings")
 # Settings that change a text and are not applied, with the value, beside null, that changes nothing.
 OTHERS: Settings = {
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "max_time": None,
-    "num_beams": 1,
-    "min_p": 0,
-    "top_h": None,
-    "typical_p": 1,
-    "epsilon_cutoff": 0,
-    "eta_cutoff": 0,
-    "repetition_penalty": 1,
-    "encoder_repetition_penalty": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "remove_invalid_values": False,
-    "exponential_decay_length_penalty": None,
+    **dict.fromkeys(("min_length", "min_new_tokens", "min_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha"), 0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    **dict.fromkeys(("num_beams", "typical_p", "guidance_scale"), 1),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("remove_invalid_values", "token_healing", "is_assistant"), False),
     "suppress_tokens": [],
     "begin_suppress_tokens": [],
-    "sequence_bias": None,
-    "token_healing": False,
-    "guidance_scale": 1,
-    "watermarking_config": None,
-    "is_assistant": False,
-    "assistant_ensemble_weight": None,
-    "penalty_alpha": 0,
-    "dola_layers": None,
-    "constraints": None,
-    "force_words_ids": None,
+    **dict.fromkeys(("max_time", "top_h", "assistant_ensemble_weight", "dola_layers", "watermarking_config"), None),
+    **dict.fromkeys(("bad_words_ids", "force_words_ids", "forced_bos_token_id", "forced_eos_token_id"), None),
+    **dict.fromkeys(("exponential_decay_length_penalty", "sequence_bias", "constraints"), None),
 }
 # Settings that change no text: lengths, which the caller gives, what is returned, the machine, beams and drafts.
 NO_TEXT = set(
@@ -66,7 +45,7 @@ NO_TEXT = set(
 
 
 class GenerationSettings(NamedTuple):
-    """How `generate` of transformers would decode by default."""
+    """How `generate` of transformers decodes by default."""
 
     eos_token_ids: tuple[int, ...]
     sampling: SamplingConfig
@@ -95,36 +74,38 @@ def read_generation_config(folder: str | os.PathLike[str]) -> GenerationSettings
         logging.getLogger(__name__).warning("%s: not applied: %s", path, ", ".join(others))
     try:
         eos = settings.get("eos_token_id")
+        eos = fallback.get("eos_token_id") if eos is None else eos
+        stops = settings.get("stop_strings")
         return GenerationSettings(
-            _eos_token_ids(fallback.get("eos_token_id") if eos is None else eos),
+            _listed("eos_token_id", eos, _is_token_id, "token ids of at least 0"),
             _sampling(settings, fallback),
-            _stop_strings(settings.get("stop_strings")),
+            _listed("stop_strings", stops, _is_text, "a text, or several, none of them empty"),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _is_other(name: str, value: Any, in_config: bool) -> bool:
-    """Say whether a setting is in use and not applied; of config.json only settings with names that are known."""
+    """Return whether a setting is in use and not applied; of config.json only known names count."""
     if value is None or name in APPLIED or name in NO_TEXT:
         return False
     return value != OTHERS[name] if name in OTHERS else not in_config and not name.startswith("_")
 
 
-def _eos_token_ids(value: Any) -> tuple[int, ...]:
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    for token in ids:
-        if type(token) is not int or not 0 <= token < 2**31:
-            raise ValueError(f"eos_token_id: found {value!r:.80}, expected token ids of at least 0")
-    return tuple(ids)
+def _listed(name: str, value: Any, is_valid: Callable[[Any], bool], expected: str) -> tuple[Any, ...]:
+    """Return one value, or several in a list, or none for null."""
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(map(is_valid, values)):
+        raise ValueError(f"{name}: found {value!r:.80}, expected {expected}")
+    return tuple(values)
 
 
-def _stop_strings(value: Any) -> tuple[str, ...]:
-    texts = [] if value is None else value if isinstance(value, list) else [value]
-    for text in texts:
-        if not isinstance(text, str) or not text:
-            raise ValueError(f"stop_strings: found {value!r:.80}, expected a text, or several, none of them empty")
-    return tuple(texts)
+def _is_token_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _sampling(settings: Settings, config: Settings) -> SamplingConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,39 +9,58 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig, check_integer
+from ..config import SamplingConfig
 from ..lookahead.adapter import SIZES
 from ..lookahead.adapter import tensor_shapes as adapter_shapes
 from ..lookahead.head import tensor_shapes as head_shapes
-from .folder import read_header, read_json
-
-__all__ = [
-    "ADAPTER",
-    "CARD",
-    "CONFIG",
-    "FIXED",
-    "HEAD",
-    "TENSOR",
-    "VECTORS",
-    "may_replace",
-    "read_details",
-    "read_tensors",
-]
+from .fields import DIGEST, FLAG, OBJECT, TEXT, Field, check_fields, check_format, integer
+from .folder import has_only, read_header
 
 CONFIG, VECTORS, TENSOR = "config.json", "model.safetensors", "lookahead_embeddings"
-CARD = "README.md"  # which may lie beside them, and is the user's
-ADAPTER, HEAD = "adapter.", "head."  # how the names of their tensors begin
-# What this version can read; a folder that says anything else was made for a version with more features.
+CARD = "README.md"  # the user's, kept beside the others
+ADAPTER, HEAD = "adapter.", "head."  # the beginnings of the names of their tensors
+# The format that this version reads; other values were written by a version with more features.
 FIXED = {"format_version": 1, "embedding_space": "inputs_embeds"}
-MOST_LAYERS = 2**12
-KEYS = (*FIXED, "adapter_rank", "refine", "num_lookahead", "hidden_size", "sampling", "base_model", "training")
+
+
+def _has_keys(value: Any, *keys: str) -> bool:
+    return isinstance(value, dict) and set(value) == set(keys)
+
+
+FIELDS = {
+    "adapter_rank": integer(0, 2**16),
+    "refine": Field(
+        lambda value: value is None or (_has_keys(value, "kind", "width", "alone") and value["kind"] == "head"),
+        "null, or a head with its width and whether alone",
+    ),
+    "num_lookahead": integer(0, 2**16),
+    "hidden_size": integer(1, 2**20),
+    "sampling": Field(
+        lambda value: value is None or _has_keys(value, "temperature", "top_k", "top_p"),
+        "an object with temperature, top_k and top_p, or null",
+    ),
+    "base_model": Field(
+        lambda value: _has_keys(value, "name", "shapes", "fingerprint"),
+        "an object with name, shapes and fingerprint",
+    ),
+    "training": OBJECT,
+}
+HEAD_FIELDS = {"width": integer(1, 2**16), "alone": FLAG}
+BASE_FIELDS = {
+    "name": TEXT,
+    "shapes": Field(
+        lambda value: isinstance(value, dict) and all(type(size) is int for size in value.values()),
+        "an object of integers",
+    ),
+}
+# The sizes that the shapes of an adapter follow from.
+SIZE_FIELDS = {name: integer(1, 2**12 if name == "num_hidden_layers" else 2**20) for name in SIZES}
 
 
 def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
     """Return the vectors, and the tensors of the adapter and the head, which must be all that the file holds.
 
-    Raises:
-        ValueError: the file is damaged, or holds other tensors, shapes or dtypes.
+    Other tensors, shapes and dtypes raise ValueError before anything is read.
     """
     import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 once it is imported)
     from safetensors import safe_open
@@ -53,64 +71,24 @@ def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArr
 
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of LookAhead that config.json holds, all checked.
-
-    Raises:
-        ValueError: a key is missing, unknown, or has a value that this version cannot read.
-    """
-    for name, value in FIXED.items():
-        if name not in settings:
-            raise ValueError(f"{name} is missing, expected a look-ahead folder")
-        if settings[name] != value or type(settings[name]) is not type(value):
-            raise ValueError(f"{name}: found {settings[name]!r:.80}, expected {value!r}")
-    for name in (*KEYS, *settings):
-        if name not in settings or name not in KEYS:
-            raise ValueError(f"the key {name!r:.80} is missing or unknown, expected exactly {', '.join(KEYS)}")
-    check_integer("num_lookahead", settings["num_lookahead"], 0, 2**16)
-    check_integer("hidden_size", settings["hidden_size"], 1, 2**20)
-    check_integer("adapter_rank", settings["adapter_rank"], 0, 2**16)
-    _check_refine(settings["refine"])
-    base, sampling, training = (settings[name] for name in ("base_model", "sampling", "training"))
-    if not isinstance(base, dict) or set(base) != {"name", "shapes", "fingerprint"}:
-        raise ValueError(f"base_model: found {base!r:.80}, expected an object with name, shapes and fingerprint")
-    fingerprint = base["fingerprint"]
-    if fingerprint is not None and not (isinstance(fingerprint, str) and re.fullmatch("[0-9a-f]{64}", fingerprint)):
-        raise ValueError(f"fingerprint: found {fingerprint!r:.80}, expected 64 hexadecimal digits or null")
-    if not isinstance(base["name"], str):
-        raise ValueError(f"base_model name: found {base['name']!r:.80}, expected text")
-    if not isinstance(base["shapes"], dict) or not all(type(size) is int for size in base["shapes"].values()):
-        raise ValueError(f"base_model shapes: found {base['shapes']!r:.80}, expected an object of integers")
-    for name in SIZES if settings["adapter_rank"] else ():  # what the shapes of an adapter follow from
-        most = MOST_LAYERS if name == "num_hidden_layers" else 2**20
-        check_integer(f"base_model shapes {name}", base["shapes"].get(name), 1, most)
-    if sampling is not None and (not isinstance(sampling, dict) or set(sampling) != {"temperature", "top_k", "top_p"}):
-        raise ValueError(
-            f"sampling: found {sampling!r:.80}, expected an object with temperature, top_k and top_p, or null"
-        )
-    if not isinstance(training, dict):
-        raise ValueError(f"training: found {training!r:.80}, expected an object")
+    """Return the fields of LookAhead that config.json holds; raise ValueError unless all of it is valid."""
+    check_format(settings, FIXED, FIELDS, "a look-ahead folder")
+    base, sampling = settings["base_model"], settings["sampling"]
+    check_fields(settings["refine"] or {}, HEAD_FIELDS if settings["refine"] else {}, "refine ")
+    check_fields(base, {"fingerprint": DIGEST})
+    check_fields(base, BASE_FIELDS, "base_model ")
+    check_fields(base["shapes"], SIZE_FIELDS if settings["adapter_rank"] else {}, "base_model shapes ")
     return {
         "base_model": base["name"],
         "base_shapes": base["shapes"],
-        "fingerprint": fingerprint,
+        "fingerprint": base["fingerprint"],
         "sampling": None if sampling is None else SamplingConfig(**sampling),
-        "training": training,
+        "training": settings["training"],
     }
 
 
-def _check_refine(refine: Any) -> None:
-    """Raise ValueError unless this is nothing, or a head as a look-ahead folder describes it."""
-    if refine is None:
-        return
-    if not isinstance(refine, dict) or set(refine) != {"kind", "width", "alone"} or refine["kind"] != "head":
-        raise ValueError(f"refine: found {refine!r:.80}, expected null, or a head with its width and whether alone")
-    check_integer("refine width", refine["width"], 1, 2**16)
-    if not isinstance(refine["alone"], bool):
-        raise ValueError(f"refine alone: found {refine['alone']!r:.80}, expected true or false")
-
-
 def check_header(path: Path, header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a file holds exactly the tensors that config.json speaks of."""
+    """Raise ValueError unless a file holds exactly the tensors that config.json describes."""
     rank, refine, width = settings["adapter_rank"], settings["refine"], settings["hidden_size"]
     expected = {TENSOR: ("F32", (settings["num_lookahead"], width))}
     if rank:
@@ -122,23 +100,17 @@ def check_header(path: Path, header: Mapping[str, Any], settings: Mapping[str, A
     for name in sorted({*expected, *found}, key=lambda name: (name != TENSOR, name)):
         if found.get(name) != expected.get(name):
             raise ValueError(
-                f"{path} holds {_said(found.get(name))} as {name!r:.80}, expected {_said(expected.get(name))}"
+                f"{path} holds {_described(found.get(name))} as {name!r:.80}, expected {_described(expected.get(name))}"
             )
 
 
-def _said(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+def _described(tensor: tuple[str, tuple[int, ...]] | None) -> str:
     return "nothing" if tensor is None else f"{tensor[0]} {list(tensor[1])}"
 
 
 def may_replace(path: Path) -> bool:
-    """Say whether a path holds a look-ahead folder, perhaps with a card, or an empty one, and nothing else."""
-    if not path.is_dir():
-        return False
-    names = {entry.name for entry in path.iterdir()}
-    try:
-        return not names or (names <= {CONFIG, VECTORS, CARD} and set(FIXED) <= set(read_json(path / CONFIG)))
-    except (OSError, ValueError):
-        return False
+    """Return whether a path is a look-ahead folder, perhaps with a card, or an empty folder."""
+    return has_only(path, {CONFIG, VECTORS, CARD}, FIXED)
 
 
 def bfloat16() -> np.dtype[Any]:

@@ -1,4 +1,4 @@
-"""A Hugging Face folder's config.json: the model's shape, or one sentence why not.
+"""A Hugging Face folder's config.json: the shape of the model, or one sentence why it is refused.
 
 Source: transformers 5.23, configuration_{llama,mistral,qwen2,qwen3}.py and modeling_rope_utils.py; a key that
 is absent means what it means there.
@@ -10,23 +10,32 @@ import os
 from typing import Any
 
 from ..model.config import ModelConfig, RopeScaling
+from .fields import FLAG, Field, check_fields
 from .folder import file_in, open_folder, read_json
-
-__all__ = ["read_config"]
 
 Settings = dict[str, Any]
 
-# What an absent key stands for, where that differs between the families.
+QWEN: Settings = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096}
+# The values of absent keys: those that differ between the families, and the others.
 FAMILIES: dict[str, Settings] = {
     "llama": {"max_position_embeddings": 2048},
     "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "sliding_window": 4096,
-        "head_dim": 128,
-    },
+    "qwen2": QWEN,
+    "qwen3": QWEN | {"head_dim": 128},
+}
+DEFAULTS: Settings = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+}
+ONLY = {  # the only values of these keys that are supported
+    "mlp_bias": Field(lambda value: value is False, "false"),
+    "hidden_act": Field(lambda value: value == "silu", "'silu'"),
+    "use_sliding_window": FLAG,
 }
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 ROPE_KEYS = {"rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor"}
@@ -52,13 +61,12 @@ def _model_config(settings: Settings) -> ModelConfig:
     family = settings.get("model_type")
     if family not in tuple(FAMILIES):
         raise ValueError(f"model_type: found {family!r:.80}, expected llama, mistral, qwen2 or qwen3")
-    settings = FAMILIES[family] | settings
+    settings = DEFAULTS | FAMILIES[family] | settings
     _refuse_unsupported(settings)
     for name in SIZES:
         if name not in settings:
             raise ValueError(f"{name} is missing, expected an integer")
-    heads = settings["num_attention_heads"]
-    biased = settings.get("attention_bias", False)
+    heads, biased = settings["num_attention_heads"], settings["attention_bias"]
     rope_theta, rope_scaling = _rope(settings)
     sliding_window, sliding_layers = _window(family, settings)
     return ModelConfig(
@@ -66,10 +74,10 @@ def _model_config(settings: Settings) -> ModelConfig:
         num_key_value_heads=heads if settings.get("num_key_value_heads") is None else settings["num_key_value_heads"],
         head_dim=_head_dim(settings),
         max_position_embeddings=settings["max_position_embeddings"],
-        rms_norm_eps=settings.get("rms_norm_eps", 1e-6),
+        rms_norm_eps=settings["rms_norm_eps"],
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
-        tie_word_embeddings=settings.get("tie_word_embeddings", False),
+        tie_word_embeddings=settings["tie_word_embeddings"],
         attention_bias=biased if family in ("llama", "qwen3") else family == "qwen2",
         attention_output_bias=biased if family in ("llama", "qwen3") else False,
         query_key_norm=family == "qwen3",
@@ -87,10 +95,7 @@ def _refuse_unsupported(settings: Settings) -> None:
             raise ValueError(f"{name} asks for {method!r:.80}, expected weights that are not quantised")
     if settings.get("per_layer_config"):
         raise ValueError("per_layer_config is set, expected layers of one shape")
-    if settings.get("mlp_bias", False) is not False:
-        raise ValueError(f"mlp_bias: found {settings['mlp_bias']!r:.80}, expected false")
-    if settings.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act: found {settings['hidden_act']!r:.80}, expected 'silu'")
+    check_fields(settings, ONLY)
 
 
 def _head_dim(settings: Settings) -> Any:
@@ -118,7 +123,7 @@ def _rope(settings: Settings) -> tuple[Any, RopeScaling | None]:
     partial = rope.get("partial_rotary_factor", settings.get("partial_rotary_factor"))
     if partial not in (None, 1):
         raise ValueError(f"partial_rotary_factor: found {partial!r:.80}, expected 1")
-    theta = rope.get("rope_theta", settings.get("rope_theta", 10000.0))
+    theta = rope.get("rope_theta", settings["rope_theta"])
     if kind == "default":
         return theta, None
     needed = ["factor"] if kind == "linear" else ["factor", "low_freq_factor", "high_freq_factor"]
@@ -135,12 +140,9 @@ def _rope(settings: Settings) -> tuple[Any, RopeScaling | None]:
 def _window(family: str, settings: Settings) -> tuple[Any, tuple[bool, ...]]:
     """Return the sliding window and the layers that use it, () for all of them."""
     window, layers = settings.get("sliding_window"), settings["num_hidden_layers"]
-    used = settings.get("use_sliding_window", False)
-    if not isinstance(used, bool):
-        raise ValueError(f"use_sliding_window: found {used!r:.80}, expected true or false")
     if family == "llama" and window is not None:
         raise ValueError(f"sliding_window: found {window!r:.80}, expected none for model_type llama")
-    if family.startswith("qwen") and not used:
+    if family.startswith("qwen") and not settings["use_sliding_window"]:
         window = None
     kinds = settings.get("layer_types")
     if kinds is None:

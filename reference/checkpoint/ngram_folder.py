@@ -2,14 +2,13 @@
 
 For each order from 2 on, model.safetensors holds the n-grams sorted by their tokens: in `order_N.tokens` the last token
 of each, in `order_N.codes` the root of its share, in `order_N.contexts` where the tokens before the last one change.
-Those stand one order below, so they are not written out: three bytes and two or three bits say all about an n-gram.
+The tokens before it are an n-gram of the order below, so an n-gram takes three bytes and two or three bits.
 
 Glossary of shapes: P contexts, N n-grams, Z bytes.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,27 +17,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import check_integer
-from .folder import read_header, read_json
-
-__all__ = [
-    "ARRAYS",
-    "CONFIG",
-    "FIXED",
-    "MAX_ORDER",
-    "MAX_VOCAB_SIZE",
-    "array_bytes",
-    "may_replace",
-    "packed",
-    "read_arrays",
-    "read_details",
-]
+from .fields import DIGEST, OBJECT, TEXT, Field, check_format, integer
+from .folder import has_only, read_header
 
 CONFIG, ARRAYS, UNIGRAM = "config.json", "model.safetensors", "unigram"
-# What this version can read; a folder that says anything else was made for a version with more features.
+# The format that this version reads; other values were written by a version with more features.
 FIXED = {"format_version": 1, "model_type": "ngram", "share": "code^2 / 65536"}
-KEYS = (*FIXED, "vocab_size", "num_ngrams", "base_model", "tokenizer", "training")
-MAX_ORDER, MAX_VOCAB_SIZE = 4, 2**20  # so that three tokens in sight make a number of 63 bits
-
+MAX_ORDER, MAX_VOCAB_SIZE = 4, 2**20  # so that three tokens make a number of 63 bits
+FIELDS = {
+    "vocab_size": integer(1, MAX_VOCAB_SIZE),
+    "num_ngrams": Field(
+        lambda value: isinstance(value, list) and len(value) < MAX_ORDER, f"a list of at most {MAX_ORDER - 1} numbers"
+    ),
+    "base_model": TEXT,
+    "tokenizer": DIGEST,
+    "training": OBJECT,
+}
 BYTES = {"F32": 4, "I32": 4, "U16": 2, "U8": 1}
 
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]  # of an order: successors, tokens, codes
@@ -46,31 +40,10 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of NgramModel that config.json holds, all of it checked.
-
-    Raises:
-        ValueError: a key is missing, unknown, or has a value that this version cannot read.
-    """
-    for name, value in FIXED.items():
-        if name not in settings:
-            raise ValueError(f"{name} is missing, expected the folder of an n-gram model")
-        if settings[name] != value or type(settings[name]) is not type(value):
-            raise ValueError(f"{name}: found {settings[name]!r:.80}, expected {value!r}")
-    for name in (*KEYS, *settings):
-        if name not in settings or name not in KEYS:
-            raise ValueError(f"the key {name!r:.80} is missing or unknown, expected exactly {', '.join(KEYS)}")
-    check_integer("vocab_size", settings["vocab_size"], 1, MAX_VOCAB_SIZE)
-    counts, tokenizer = settings["num_ngrams"], settings["tokenizer"]
-    if not isinstance(counts, list) or len(counts) >= MAX_ORDER:
-        raise ValueError(f"num_ngrams: found {counts!r:.80}, expected a list of at most {MAX_ORDER - 1} numbers")
-    for count in counts:
+    """Return the fields of NgramModel that config.json holds; raise ValueError unless all of it is valid."""
+    check_format(settings, FIXED, FIELDS, "the folder of an n-gram model")
+    for count in settings["num_ngrams"]:
         check_integer("num_ngrams", count, 0, 2**31 - 1)
-    if tokenizer is not None and not (isinstance(tokenizer, str) and re.fullmatch("[0-9a-f]{64}", tokenizer)):
-        raise ValueError(f"tokenizer: found {tokenizer!r:.80}, expected 64 hexadecimal digits or null")
-    if not isinstance(settings["base_model"], str):
-        raise ValueError(f"base_model: found {settings['base_model']!r:.80}, expected text")
-    if not isinstance(settings["training"], dict):
-        raise ValueError(f"training: found {settings['training']!r:.80}, expected an object")
     return {name: settings[name] for name in ("base_model", "tokenizer", "training")}
 
 
@@ -128,18 +101,12 @@ def array_bytes(vocab_size: int, num_ngrams: Sequence[int]) -> int:
 
 
 def may_replace(path: Path) -> bool:
-    """Say whether a path holds the folder of an n-gram model, or an empty one, and nothing else."""
-    if not path.is_dir():
-        return False
-    names = {entry.name for entry in path.iterdir()}
-    try:
-        return not names or (names <= {CONFIG, ARRAYS} and set(FIXED) <= set(read_json(path / CONFIG)))
-    except (OSError, ValueError):
-        return False
+    """Return whether a path is the folder of an n-gram model, or an empty folder."""
+    return has_only(path, {CONFIG, ARRAYS}, FIXED)
 
 
 def _layout(vocab_size: int, num_ngrams: Sequence[int]) -> Layout:
-    """Return dtype and shape of every tensor by name."""
+    """Return the dtype and shape of every tensor by name."""
     layout: Layout = {UNIGRAM: ("F32", (vocab_size,))}
     for order, (contexts, count) in enumerate(_sizes(vocab_size, num_ngrams), start=2):
         layout[f"order_{order}.contexts"] = ("U8", ((contexts + count + 7) // 8,))
@@ -165,16 +132,8 @@ def _marks(
     return np.packbits(bits)
 
 
-def _num_successors(
-    marks: npt.NDArray[np.uint8],  # [Z]
-    contexts: int,
-    count: int,
-) -> npt.NDArray[np.int64]:  # [contexts]
-    """Read what `_marks` wrote.
-
-    Raises:
-        ValueError: there are not so many contexts, or n-grams after the last one.
-    """
+def _num_successors(marks: npt.NDArray[np.uint8], contexts: int, count: int) -> npt.NDArray[np.int64]:  # [contexts]
+    """Read the output of `_marks`; raise ValueError if it has another number of contexts or n-grams."""
     ends = np.flatnonzero(np.unpackbits(marks))
     if len(ends) != contexts or (contexts and ends[-1] != contexts + count - 1):
         last = f", the last one at {ends[-1]}" if len(ends) else ""

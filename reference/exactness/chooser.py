@@ -1,28 +1,26 @@
-"""Choices that follow a script: one way through the tree of all the ways in which a program's draws can fall."""
+"""Choices that follow a script: one path through the tree of all outcomes of a program's draws."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
 from .unknown_uniform import Uniform
 
-__all__ = ["Chooser", "HiddenRandomness", "checked_probs"]
-
-MOST_CHOICES = 10_000  # in one run: a program that goes on for ever is to be refused, not to hang
+MOST_CHOICES = 10_000  # in one run, so that an endless program is refused
 MOST_OUTCOMES = 1_000_000  # of one choice
 ROUNDING = 2.0**-26  # how far from 1 a sum of probabilities may be: what numpy.random.choice allows
 
 
 class HiddenRandomness(ValueError):
-    """Two runs with the same draws differed: something else than the replaced calls is random."""
+    """Two runs with the same draws differed: something other than the replaced calls is random."""
 
 
 class Chooser:
-    """Makes the random choices of one run: first those of a script, then any possible one, all of them on record."""
+    """Makes and records the random choices of one run: first those of a script, then any possible ones."""
 
     def __init__(
         self,
@@ -30,9 +28,9 @@ class Chooser:
         distributions: Sequence[tuple[float, ...]] = (),
         generator: np.random.Generator | None = None,
     ):
-        """Follow a script, at whose choices the given distributions were found before.
+        """Follow a script, whose choices had the given distributions before.
 
-        After the script take the first possible outcome, or with a generator any, all equally likely.
+        After the script, take the first possible outcome, or with a generator a random one, all equally likely.
         """
         self.script = tuple(script)
         self.scripted_distributions = tuple(distributions)
@@ -81,12 +79,19 @@ class Chooser:
             )
 
 
-def checked_probs(probs: Sequence[float], where: str = "probabilities") -> tuple[float, ...]:
-    """Return probabilities as a distribution whose sum is 1 up to rounding.
+def refused(name: str) -> Callable[..., NoReturn]:
+    """Return a function that refuses to draw, in the place of one whose draws cannot be enumerated."""
 
-    Raises:
-        ValueError: one is negative or not a number, or they do not sum to 1.
-    """
+    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+        raise ValueError(
+            f"{name}: found it called, expected draws of uniform numbers, of integers, or from a distribution"
+        )
+
+    return refuse
+
+
+def checked_probs(probs: Sequence[float], where: str = "probabilities") -> tuple[float, ...]:
+    """Return probabilities as a distribution; raise ValueError if one is wrong, or their sum is not nearly 1."""
     if len(probs) > MOST_OUTCOMES:
         raise ValueError(f"{where}: found {len(probs)} outcomes, expected at most {MOST_OUTCOMES}")
     distribution = tuple(float(prob) for prob in probs)

@@ -1,9 +1,9 @@
-"""The exact output distribution of a method, by running it once for every way its random choices can fall.
+"""The exact output distribution of a method, by running it once for every outcome of its random choices.
 
-A step is a pure function of a state and a row of uniforms, and its record says which uniform was compared with what.
-So one run of a step tells all the runs beside it: put a uniform into each other cell of each choice, and run again.
-Each execution's probability is the product of the widths of the cells its uniforms lie in. No model of the step is
-involved, only the step.
+A step is a pure function of a state and a row of uniforms, and its record contains what each uniform was compared with.
+So all executions of a step follow from one: put a uniform into each other cell of each choice, and run again. The
+probability of an execution is the product of the widths of its uniforms' cells. Only the step itself is involved, no
+model of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TokenTuple = tuple[int, ...]
 
 @dataclass(frozen=True)
 class OutputDistribution(Mapping[TokenTuple, float]):
-    """The probability of every token sequence, with what it took to find out."""
+    """The probability of every token sequence, and the size of the enumeration."""
 
     probs: Mapping[TokenTuple, float]
     executions: int = 0  # runs of a step to one of its ends
@@ -30,24 +30,27 @@ class OutputDistribution(Mapping[TokenTuple, float]):
     expected: Mapping[str, float] = field(default_factory=dict)  # of the counts of a text: passes, drafts, accepted
 
     def __getitem__(self, tokens: TokenTuple) -> float:
-        """Return the probability of a sequence that can come out."""
+        """Return the probability of a possible sequence."""
         return self.probs[tokens]
 
     def __iter__(self) -> Iterator[TokenTuple]:
-        """Iterate over the sequences that can come out."""
+        """Iterate over the possible sequences."""
         return iter(self.probs)
 
     def __len__(self) -> int:
-        """Count the sequences that can come out."""
+        """Count the possible sequences."""
         return len(self.probs)
 
     def largest_deviation(self, other: Mapping[TokenTuple, float]) -> float:
         """Return the largest difference in probability over all sequences of either distribution."""
-        return max((abs(self.get(key, 0.0) - other.get(key, 0.0)) for key in {*self, *other}), default=0.0)
+        return max(self._differences(other), default=0.0)
 
     def total_variation(self, other: Mapping[TokenTuple, float]) -> float:
         """Return half the sum of the differences: the most that any event's probability differs by."""
-        return 0.5 * sum(abs(self.get(key, 0.0) - other.get(key, 0.0)) for key in {*self, *other})
+        return 0.5 * sum(self._differences(other))
+
+    def _differences(self, other: Mapping[TokenTuple, float]) -> Iterator[float]:
+        return (abs(self.get(key, 0.0) - other.get(key, 0.0)) for key in {*self, *other})
 
 
 def output_distribution(
@@ -61,22 +64,22 @@ def output_distribution(
     max_executions: int | None = 2_000_000,
     batch: int = 4096,
 ) -> OutputDistribution:
-    """Return the exact distribution of what a method emits after a prompt.
+    """Return the exact distribution of the tokens that a method emits after a prompt.
 
     Args:
         method: anything `Enumerable`.
         prompt: token ids.
         ending: where texts end; its length limit bounds the enumeration.
-        num_tokens: look only at the first so many tokens, of texts that may go on.
-        merge: continue only one of the states that have committed the same tokens (or have the same key). Sound if
-            the future depends on nothing else; an unmerged run, which assumes nothing, shows that.
+        num_tokens: use only the first so many tokens, of texts that may continue.
+        merge: continue only one of the states that have committed the same tokens (or have the same key). This is
+            right if the future depends on nothing else, which an unmerged run can show.
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
         untraced: run every execution once more without a trace, as the loop does, and refuse a step for which that
-            makes any difference; by default only the first batch of each step is.
-        max_executions: give up beyond this, at once where an estimate says so; None: never, and nothing is estimated.
+            makes any difference; by default only the first batch of each step is run again.
+        max_executions: refuse more executions, at once if the estimate exceeds it; None: no limit and no estimate.
         batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on
-            how many rows run with it; 1 then keeps the executions consistent with one another.
+            the other rows; 1 then keeps the executions consistent.
 
     Raises:
         ValueError: more executions than allowed, or a step that is not what its record says.
@@ -124,15 +127,11 @@ def output_distribution(
 
 
 def _counts(record: Any) -> dict[str, float]:
-    """Return what a step adds to the counts of a text, under `Generation`'s names, as far as its record says."""
-    counts = {
-        "num_tokens": len(getattr(record, "tokens", ())),
-        "num_draft_tokens": len(getattr(record, "draft_tokens", ())),
-        "num_accepted_tokens": getattr(record, "num_accepted", 0),
-        "num_forward_passes": getattr(record, "num_forward_passes", 0),
-        "num_positions": getattr(record, "num_positions", 0),
-        "num_draft_passes": getattr(record, "num_draft_passes", 0),
-    }
+    """Return what a step adds to the counts of a text, under the names of `Generation`; absent fields count 0."""
+    counts = {name: getattr(record, name, 0) for name in ("num_forward_passes", "num_positions", "num_draft_passes")}
+    counts["num_tokens"] = len(getattr(record, "tokens", ()))
+    counts["num_draft_tokens"] = len(getattr(record, "draft_tokens", ()))
+    counts["num_accepted_tokens"] = getattr(record, "num_accepted", 0)
     return {name: float(count) for name, count in counts.items()}
 
 

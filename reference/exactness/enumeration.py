@@ -1,38 +1,41 @@
-"""Every way in which one step can go: the machine after `distribution`.
+"""The enumeration of all executions of one step, for `distribution`, and an estimate of its size.
 
-A record says which uniforms were compared with what. So one execution of a step tells of those beside it: put a uniform
-into another cell of one of its choices, and run again.
-
-How large an enumeration will be, estimated before it starts by walking down a few random paths.
+A record contains the edges that each uniform was compared with. So every other execution follows from one: put a
+uniform into another cell of one of its choices, and run again.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["estimated_executions"]
-
-
 Script = tuple[tuple[int, float, int], ...]
-"""The uniforms that an execution fixes, in the order of its choices: slot, value, and the outcome it should have."""
+"""The uniforms that an execution fixes, in the order of its choices: column, value, and the expected outcome."""
 
-MISSED = 1e-13  # probability that may be lost where an edge moved by its last digit
-ROUNDING = 2.0**-20  # how far an edge may move in float32 where other rows run beside its own
-TOLD = ("tokens", "sources", "log_probs", "draft_tokens", "draft_token_probs", "target_token_probs", "accept_probs")
+MISSED = 1e-13  # probability that may be lost when an edge moves by its last digit
+ROUNDING = 2.0**-20  # how far an edge may move in float32 when other rows run beside its own
+PROBES = 16  # paths of an estimate, walked side by side
+COMPARED = ("tokens", "sources", "log_probs", "draft_tokens", "draft_token_probs", "target_token_probs", "accept_probs")
+
+
+class Batch(NamedTuple):
+    """Executions of a step side by side: the states before, their uniforms, and the states after with the records."""
+
+    states: list[Any]
+    uniforms: npt.NDArray[np.float64]  # [len(states), num_uniforms]
+    results: Sequence[tuple[Any, Any]]
 
 
 class Enumerable(Protocol):
-    """What can be enumerated: the methods of both packages, and whatever else steps on a row of uniforms.
+    """What can be enumerated: the methods of both packages, and everything else that steps on a row of uniforms.
 
     A state has `new_tokens` (the tuple committed so far) and `end` (None until the text has ended). It may have a
-    `key`, something hashable that tells states with different futures apart where the tokens do not; and
-    `agrees(state)`, which says whether a state of the same key has the same future. A record has `choices`, each with
-    `slot`, `edges` and `outcome` as `record.Choice` says. If it has
+    `key`, a hashable value that differs for states with different futures, and `agrees(state)`, whether a state of the
+    same key has the same future. A record has `choices`, each with the fields of `record.Choice`. If it has
     `draft_tokens`, verified drafts are counted. `run` must leave its states unchanged; without `trace`, records need
     no choices.
     """
@@ -62,12 +65,12 @@ def every_outcome(
 ) -> Iterator[tuple[Any, Any, float]]:
     """Yield the new state, record and weight of every execution of one step from each state.
 
-    A fork puts its uniform near one end of the other cell, each end in turn, where edges that are not the ones reported
-    would show; choices that no script fixes yet meet the two ends of [0, 1) in turn.
+    A fork puts its uniform near the two ends of the other cell in turn, which reveals edges other than the reported
+    ones. Choices that no script fixes yet get the two ends of [0, 1) in turn.
     """
     todo: list[tuple[Any, float, Script, float]] = [(state, weight, (), 0.0) for state, weight in reversed(states)]
     low_end, missed, replayed = True, 0.0, False
-    astray: tuple[Any, ...] | None = None  # the first batch with an execution that did not follow its script
+    astray: Batch | None = None  # the first batch with an execution that did not follow its script
     while todo:
         now = [todo.pop() for _ in range(min(batch, len(todo)))]
         uniforms = np.zeros((len(now), method.num_uniforms))
@@ -75,19 +78,20 @@ def every_outcome(
         for row, (_, _, script, _) in zip(uniforms, now, strict=True):
             for column, value, _ in script:
                 row[column] = value
-        results = method.run([each[0] for each in now], uniforms)
+        states_now = [each[0] for each in now]
+        run = Batch(states_now, uniforms, method.run(states_now, uniforms))
         if untraced or not replayed:
-            _check_untraced(method, [each[0] for each in now], uniforms, results)
+            _check_untraced(method, run)
             replayed = True
-        cells = [_check_choices(record.choices, row) for (_, record), row in zip(results, uniforms, strict=True)]
+        cells = [_check_choices(record.choices, row) for (_, record), row in zip(run.results, uniforms, strict=True)]
         if probe:
-            _check_both_ends(method, [each[0] for each in now], uniforms, results, cells)
+            _check_both_ends(method, run, cells)
         for (state, weight, script, expected), row, (reached, record), bounds in zip(
-            now, uniforms, results, cells, strict=True
+            now, uniforms, run.results, cells, strict=True
         ):
             if not _followed(record.choices, script):
                 missed += expected
-                astray = ([each[0] for each in now], uniforms, results) if astray is None else astray
+                astray = astray or run
                 continue
             path: Script = ()
             share = weight
@@ -104,7 +108,7 @@ def every_outcome(
                 share *= high - low
             yield reached, record, share
     if missed > MISSED and astray is not None:
-        raise ValueError(_why_astray(method, missed, *astray))
+        raise ValueError(_why_astray(method, missed, astray))
 
 
 def _near_end(low: float, high: float, low_end: bool) -> float:
@@ -118,24 +122,17 @@ def _near_end(low: float, high: float, low_end: bool) -> float:
 
 
 def _followed(choices: Sequence[Any], script: Script) -> bool:
-    """Say whether an execution made the choices of its script."""
-    made = [(choice.column, choice.outcome) for choice in choices[: len(script)]]
-    return made == [(column, outcome) for column, _, outcome in script]
+    """Return whether an execution made the choices of its script."""
+    return _made(choices[: len(script)]) == [(column, outcome) for column, _, outcome in script]
 
 
-def _why_astray(
-    method: Enumerable,
-    missed: float,
-    states: Sequence[Any],
-    uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
-    results: Sequence[tuple[Any, Any]],
-) -> str:
-    """Say why executions of a batch did not follow their scripts, and lost some of the probability."""
-    again = method.run(states, uniforms)
-    if [_made(record) for _, record in again] != [_made(record) for _, record in results]:
+def _why_astray(method: Enumerable, missed: float, run: Batch) -> str:
+    """Return why executions of a batch did not follow their scripts, and lost some of the probability."""
+    again = method.run(run.states, run.uniforms)
+    if [_made(record.choices) for _, record in again] != [_made(record.choices) for _, record in run.results]:
         return "choices: found others than in an execution with the same uniforms, expected a pure function"
-    alone = [method.run([state], uniforms[row : row + 1])[0][1] for row, state in enumerate(states)]
-    away = [_distance(record.choices, own.choices) for (_, record), own in zip(results, alone, strict=True)]
+    alone = [method.run([state], run.uniforms[row : row + 1])[0][1] for row, state in enumerate(run.states)]
+    away = [_distance(record.choices, own.choices) for (_, record), own in zip(run.results, alone, strict=True)]
     wrong = [row for row, distance in enumerate(away) if distance > ROUNDING]
     if wrong:
         return (
@@ -149,7 +146,7 @@ def _why_astray(
 
 
 def _distance(choices: Sequence[Any], others: Sequence[Any]) -> float:
-    """Return how far the edges of two executions are apart, up to where they part ways."""
+    """Return the largest difference of the edges of two executions, up to their first different choice."""
     away = 0.0
     for mine, other in zip(choices, others, strict=False):
         if mine.column != other.column:
@@ -160,16 +157,8 @@ def _distance(choices: Sequence[Any], others: Sequence[Any]) -> float:
     return away
 
 
-def _check_choices(
-    choices: Sequence[Any] | None,
-    uniforms: npt.NDArray[np.float64],  # [num_uniforms]
-) -> list[tuple[float, float]]:
-    """Return the cell of every choice of an execution.
-
-    Raises:
-        ValueError: the choices are no account of the execution: an outcome whose cell does not hold its uniform, edges
-            that are not increasing up to 1, or a uniform that served twice.
-    """
+def _check_choices(choices: Sequence[Any] | None, uniforms: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Return the cell of every choice; raise ValueError if the choices do not describe the execution."""
     if choices is None:
         raise ValueError("choices: found None, expected those of a traced step")
     if len({choice.column for choice in choices}) < len(choices):
@@ -192,17 +181,12 @@ def _check_choices(
     return cells
 
 
-def _check_untraced(
-    method: Enumerable,
-    states: Sequence[Any],
-    uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
-    results: Sequence[tuple[Any, Any]],
-) -> None:
+def _check_untraced(method: Enumerable, run: Batch) -> None:
     """Raise ValueError unless the same states and uniforms give the same results again, without a trace."""
 
     def goes_alike(trace: bool) -> bool:
-        again = method.run(states, uniforms, trace)
-        return [_course(*each) for each in again] == [_course(*each) for each in results]
+        again = method.run(run.states, run.uniforms, trace)
+        return [_course(*each) for each in again] == [_course(*each) for each in run.results]
 
     if goes_alike(trace=False):
         return
@@ -214,38 +198,29 @@ def _check_untraced(
 
 
 def _course(state: Any, record: Any) -> tuple[Any, ...]:
-    """Return what two runs of an execution must have in common, to the last bit; of numbers their text, for NaN."""
-    return tuple(state.new_tokens), state.end, [repr(getattr(record, name, ())) for name in TOLD]
+    """Return what two runs of an execution must have in common to the last bit; NaN is compared as text."""
+    return tuple(state.new_tokens), state.end, [repr(getattr(record, name, ())) for name in COMPARED]
 
 
-def _made(record: Any) -> list[tuple[int, int]]:
-    """Return which choices an execution made."""
-    return [(choice.column, choice.outcome) for choice in record.choices]
+def _made(choices: Sequence[Any]) -> list[tuple[int, int]]:
+    """Return the columns and outcomes of choices."""
+    return [(choice.column, choice.outcome) for choice in choices]
 
 
-def _check_both_ends(
-    method: Enumerable,
-    states: Sequence[Any],
-    uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
-    results: Sequence[tuple[Any, Any]],
-    cells: Sequence[list[tuple[float, float]]],
-) -> None:
-    """Raise ValueError unless executions end alike wherever in its cell each uniform lies."""
-    for end in (0, 1):
-        moved = uniforms.copy()
-        for row, (_, record), bounds in zip(moved, results, cells, strict=True):
+def _check_both_ends(method: Enumerable, run: Batch, cells: Sequence[list[tuple[float, float]]]) -> None:
+    """Raise ValueError unless executions are the same at both ends of the cells of their uniforms."""
+    for end in ("lower", "upper"):
+        moved = run.uniforms.copy()
+        for row, (_, record), bounds in zip(moved, run.results, cells, strict=True):
             for choice, (low, high) in zip(record.choices, bounds, strict=True):
-                row[choice.column] = _near_end(low, high, end == 0)
-        for (state, record), (other, other_record) in zip(results, method.run(states, moved), strict=True):
-            made = [_made(record), _made(other_record)]
-            if (state.new_tokens, state.end) != (other.new_tokens, other.end) or made[0] != made[1]:
+                row[choice.column] = _near_end(low, high, end == "lower")
+        for (state, record), (other, other_record) in zip(run.results, method.run(run.states, moved), strict=True):
+            made = _made(record.choices)
+            if (state.new_tokens, state.end, made) != (other.new_tokens, other.end, _made(other_record.choices)):
                 raise ValueError(
-                    f"choices {made[0]}: found another course at the {('lower', 'upper')[end]} ends of their cells, "
+                    f"choices {made}: found another course at the {end} ends of their cells, "
                     "expected the edges that the step decides by"
                 )
-
-
-PROBES = 16  # paths, walked side by side
 
 
 def estimated_executions(
@@ -259,10 +234,10 @@ def estimated_executions(
 ) -> float:
     """Estimate how many executions of a step `distribution.output_distribution` will need: rough, mostly too high.
 
-    A path takes, at each choice, any of the cells that are not empty, all equally likely; the product of their numbers
-    is then, on average, the number of ways through the step. Each step starts anew from as many paths, chosen by the
-    number of states that they stand for. Merged, there are at most as many states of a length as there are texts of
-    that length. The walk ends where the estimate exceeds `enough`.
+    At each choice, a path takes one of the cells that are not empty, all equally likely. On average, the product of
+    their numbers is the number of executions of the step. Each step starts again from as many paths, chosen by the
+    number of states that they represent. Merged states of a length are at most as many as the texts of that length. The
+    walk ends when the estimate exceeds `enough`.
 
     Source: Knuth 1975, "Estimating the efficiency of backtrack programs"; Chen 1992, "Heuristic sampling".
     """
@@ -293,13 +268,11 @@ def estimated_executions(
 
 
 def _random_steps(
-    method: Enumerable,
-    states: Sequence[Any],
-    generator: np.random.Generator,
+    method: Enumerable, states: Sequence[Any], generator: np.random.Generator
 ) -> tuple[list[tuple[Any, Any]], list[float], int]:
-    """Step each state along a random path; return the results, the ways through each step, and the most cells."""
+    """Step each state along a random path; return the results, the executions of each step, and the most cells."""
     uniforms = np.zeros((len(states), method.num_uniforms))
-    settled = [0] * len(states)  # choices of each execution that are made for good
+    settled = [0] * len(states)  # final choices of each execution
     ways, most_cells = [1.0] * len(states), 2
     while True:
         results = list(method.run(states, uniforms))

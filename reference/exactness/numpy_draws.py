@@ -5,21 +5,19 @@ from __future__ import annotations
 import random as python_random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .chooser import Chooser
+from .chooser import Chooser, refused
 from .unknown_uniform import search_each
-
-__all__ = ["BranchingGenerator", "numpy_random"]
 
 STATE = ("get_state", "set_state", "getstate", "setstate", "get_bit_generator", "set_bit_generator")
 
 
 class BranchingGenerator:
-    """Stands in for a generator of `numpy.random`, and for its functions: draws that branch."""
+    """Replaces a generator of `numpy.random`, and its functions, by draws that branch."""
 
     def __init__(self, chooser: Chooser):
         """Hand every draw to a chooser."""
@@ -29,12 +27,7 @@ class BranchingGenerator:
         """Return uniform numbers that are not known yet."""
         if out is not None:
             raise ValueError("numpy.random.random: found `out`, expected none: the numbers are not known yet")
-        if size is None:
-            return self._chooser.uniform()
-        numbers = np.empty(size, dtype=object)
-        for place in np.ndindex(numbers.shape):
-            numbers[place] = self._chooser.uniform()
-        return numbers
+        return _draws(size, object, self._chooser.uniform)
 
     random_sample = ranf = sample = random
 
@@ -65,19 +58,12 @@ class BranchingGenerator:
                 f"({len(values)},), one for each value, and 0"
             )
         distribution = weights.astype(np.float64)
-        if (
-            weights.dtype in (np.float16, np.float32)
-            and abs(distribution.sum() - 1) <= np.finfo(weights.dtype).eps ** 0.5
-        ):
+        is_narrow = weights.dtype in (np.float16, np.float32)
+        if is_narrow and abs(distribution.sum() - 1) <= np.finfo(weights.dtype).eps ** 0.5:
             distribution /= distribution.sum()  # NumPy allows for their rounding, and does the same
-        if size is None:
-            return values[self._chooser.choose(distribution.tolist())]
-        if not replace and np.prod(size) > 1:
+        if not replace and size is not None and np.prod(size) > 1:
             raise ValueError("numpy.random.choice: found replace=False, expected draws with replacement, or one draw")
-        drawn = np.zeros(size, dtype=np.int64)
-        for place in np.ndindex(drawn.shape):
-            drawn[place] = self._chooser.choose(distribution.tolist())
-        return values[drawn]
+        return values[_draws(size, np.int64, lambda: self._chooser.choose(distribution.tolist()))]
 
     def integers(
         self, low: Any, high: Any = None, size: Any = None, dtype: Any = np.int64, endpoint: bool = False
@@ -122,47 +108,48 @@ class BranchingGenerator:
         return int(counts) if size is None else counts
 
     def seed(self, *arguments: Any, **options: Any) -> None:
-        """Do nothing: no seed decides anything here."""
+        """Do nothing: seeds have no effect."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not (hasattr(_Generator, name) or hasattr(_RandomState, name)):
             raise AttributeError(name)
-        return _refused(f"numpy.random.{name}")
+        return refused(f"numpy.random.{name}")
 
 
 _Generator, _RandomState = np.random.Generator, np.random.RandomState  # they are replaced below
 
 
 def _size(size: Any, *limits: Any) -> Any:
-    """Return the size of a result, which is that of its arguments where none is given."""
+    """Return the size of a result, by default that of its arguments."""
     return size if size is not None or not any(map(np.ndim, limits)) else np.broadcast(*limits).shape
 
 
-def _refused(name: str) -> Callable[..., NoReturn]:
-    def refuse(*arguments: Any, **options: Any) -> NoReturn:
-        raise ValueError(
-            f"{name}: found it called, expected draws of uniform numbers, of integers, or from a distribution"
-        )
-
-    return refuse
+def _draws(size: Any, dtype: Any, draw: Callable[[], Any]) -> Any:
+    """Return one draw, or an array of draws, made in order."""
+    if size is None:
+        return draw()
+    drawn = np.empty(size, dtype)
+    for place in np.ndindex(drawn.shape):
+        drawn[place] = draw()
+    return drawn
 
 
 def _functions(module: Any) -> dict[str, Any]:
     """Return a refusal for every function of a module that draws from its own generator."""
     hidden = type(getattr(getattr(module, "random", None), "__self__", None))
     return {
-        name: _refused(f"{module.__name__}.{name}")
+        name: refused(f"{module.__name__}.{name}")
         for name, function in vars(module).items()
         if not name.startswith("_") and name not in STATE and type(getattr(function, "__self__", None)) is hidden
     }
 
 
 REFUSED = {module: _functions(module) for module in (np.random, python_random)}
-REFUSED[np.random] |= {name: _refused(f"numpy.random.{name}") for name in ("seed", "sample", "ranf")}
+REFUSED[np.random] |= {name: refused(f"numpy.random.{name}") for name in ("seed", "sample", "ranf")}
 
 
 class BranchingRandom:
-    """Stands in for `random.Random`, and for the functions of `random`."""
+    """Replaces `random.Random`, and the functions of `random`."""
 
     def __init__(self, chooser: Chooser):
         """Hand every draw to a chooser."""
@@ -201,9 +188,8 @@ class BranchingRandom:
 def numpy_random(chooser: Chooser) -> Iterator[None]:
     """Replace the functions of `numpy.random` and `random`, and their generators, while the context lasts.
 
-    A generator that was made before keeps drawing by itself, as does what was imported by its own name (`from random
-    import random`): that is hidden randomness, which `program_distribution` finds, unless a seed within the program
-    fixes it.
+    Generators that were made before, and functions imported by their own names (`from random import random`), are not
+    replaced. They are hidden randomness, which `program_distribution` finds unless a seed within the program fixes it.
     """
 
     def generator_class(name: str, base: type) -> type:

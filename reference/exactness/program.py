@@ -1,13 +1,13 @@
-"""The exact distribution of any program that draws at random, by running it once for every way its draws can fall.
+"""The exact distribution of any program that draws at random, by running it once for every outcome of its draws.
 
-`distribution.output_distribution` enumerates steps that take their uniforms as an argument. Here the program stays as
-it is: the calls with which it draws are replaced, while it runs, by ones that branch. A draw from a distribution
-becomes a choice among its outcomes; a uniform number becomes a number that is not known yet, and every comparison with
+`distribution.output_distribution` enumerates steps that take their uniforms as an argument. Here the program needs no
+change: while it runs, the calls with which it draws are replaced by ones that branch. A draw from a distribution
+becomes a choice among its outcomes. A uniform number becomes a number that is not known yet, and every comparison with
 it becomes a choice between smaller and not smaller, each with its probability.
 
     def program():
         ...                                  # draws by numpy.random, or by torch
-        return tuple(tokens)                 # what came out, hashable
+        return tuple(tokens)                 # the outcome, hashable
 
     distribution = program_distribution(program)               # exact: no sampling, no tolerance but rounding
 
@@ -35,14 +35,14 @@ from .chooser import Chooser, HiddenRandomness
 from .distribution import OutputDistribution
 from .numpy_draws import numpy_random
 
-__all__ = ["HiddenRandomness", "estimated_executions", "program_distribution"]
+__all__ = ["HiddenRandomness", "estimated_executions", "numpy_random", "program_distribution"]
 
 HINT = "; replace=[torch_random] of pass_sampling.gpu.exactness.torch_draws replaces its calls"
 Replacement = Callable[[Chooser], AbstractContextManager[None]]
 """Replaces the drawing calls of one library by branching ones, as a context: `numpy_random`, `torch_random`."""
 
-MOST_REPLAYED = 1000  # executions that are run again: what differs did not come from the draws
-REPLAYS = 64  # at least, of all executions together, however few there are
+MOST_REPLAYED = 1000  # executions that are run again with the same draws
+REPLAYS = 64  # the least number of such runs of all executions together
 PROBES = 48  # random runs after the estimate of the tree's size
 
 
@@ -55,21 +55,20 @@ def program_distribution(
     """Return the exact distribution of what a program returns.
 
     The program is run once per leaf of the tree of its draws. It must depend on nothing else that changes. To find
-    hidden randomness, the first 1,000 executions are run again with the same draws: by default once each, so that
-    randomness that seldom shows may be missed, as is what shows in later executions alone. Generators that the
-    program makes by the replaced calls draw as if their seed were random: what comes out is the distribution over
-    seeds.
+    hidden randomness, the first 1,000 executions are run again with the same draws, by default once each. Randomness
+    that seldom has an effect, or only in later executions, may be missed. Generators that the program makes by the
+    replaced calls draw as if their seed were random: the result is the distribution over seeds.
 
     Args:
-        program: takes nothing; returns something hashable, such as the tuple of its tokens, or a pair of that and a
-            dictionary of counts, whose expectations are then in the distribution's `expected`.
+        program: takes nothing; returns a hashable value, such as the tuple of its tokens, or a pair of that and a
+            dictionary of counts, whose expectations are returned as the distribution's `expected`.
         replace: which libraries' calls to replace.
-        max_executions: refuse larger trees. The size is estimated first.
+        max_executions: refuse larger trees; the size is estimated first.
         replays: how often each of the first executions is run again, 64 times in all at least.
 
     Raises:
         ValueError: the tree is too large, a distribution is no distribution, or `replays` is out of range.
-        HiddenRandomness: the program has randomness of its own; the message names it where its state tells.
+        HiddenRandomness: the program has randomness of its own; the message names its source if its state reveals it.
     """
     check_integer("replays", replays, 1, 10**6)
     replacements = tuple(replace)
@@ -84,10 +83,10 @@ def program_distribution(
     except HiddenRandomness as error:
         after = _states(program)
         moved = [name for name in after if after[name] != before.get(name)]
-        told = f"{' and '.join(moved)} changed" if moved else f"not from {', '.join(after)}; from time, or an address?"
+        why = f"{' and '.join(moved)} changed" if moved else f"not from {', '.join(after)}; from time, or an address?"
         named = {getattr(replacement, "__name__", "") for replacement in replacements}
         hint = HINT if "torch" in moved and "torch_random" not in named else ""
-        raise HiddenRandomness(f"{error} ({told}{hint})") from None
+        raise HiddenRandomness(f"{error} ({why}{hint})") from None
 
 
 def _enumerated(
@@ -131,10 +130,10 @@ def estimated_executions(
     probes: int = PROBES,
     seed: int = 0,
 ) -> float:
-    """Estimate how many executions the tree has, by running down random paths; unbiased, and rough.
+    """Estimate the number of executions from random paths down the tree; unbiased, and rough.
 
-    Each path takes one of the possible outcomes of each choice, all equally likely; the product of their numbers is
-    then, on average, the number of leaves.
+    Each path takes one of the possible outcomes of each choice, all equally likely. On average, the product of their
+    numbers is the number of leaves.
 
     Source: Knuth 1975, "Estimating the efficiency of backtrack programs".
     """
@@ -148,7 +147,7 @@ def estimated_executions(
 
 
 def _run(program: Callable[[], Hashable], replacements: Sequence[Replacement], chooser: Chooser) -> Chooser:
-    """Run the program once with its draws replaced; what came out and its counts are in `chooser.result`."""
+    """Run the program once with its draws replaced; its outcome and counts are in `chooser.result`."""
     with ExitStack() as stack:
         for replacement in replacements:
             stack.enter_context(replacement(chooser))
@@ -169,7 +168,7 @@ def _run(program: Callable[[], Hashable], replacements: Sequence[Replacement], c
 
 
 def _check_same(again: tuple[Hashable, dict[str, float]], before: tuple[Hashable, dict[str, float]]) -> None:
-    """Raise HiddenRandomness if a run ended otherwise than one with the same draws."""
+    """Raise HiddenRandomness if the results of two runs with the same draws differ."""
     try:
         same = bool(again == before)
         plain = not same or hash(again[0]) == hash(before[0])
@@ -188,7 +187,7 @@ def _check_same(again: tuple[Hashable, dict[str, float]], before: tuple[Hashable
 
 
 def _states(program: Callable[[], Hashable]) -> dict[str, bytes]:
-    """Return the states of the libraries' own generators, and of what the program takes from around it."""
+    """Return the states of the libraries' own generators, and of the variables that the program uses."""
     sources: dict[str, Any] = {"random": python_random, "numpy.random": np.random}
     if "torch" in sys.modules:
         sources["torch"] = sys.modules["torch"].default_generator
@@ -202,7 +201,7 @@ def _states(program: Callable[[], Hashable]) -> dict[str, bytes]:
 
 
 def _state(source: Any) -> bytes:
-    """Return what changes when something is drawn from or counted up; nothing for other things."""
+    """Return the state of a generator or a counter; empty for other things."""
     if isinstance(source, int | float | str | itertools.count):
         return repr(source).encode()
     if isinstance(source, list | dict | set):

@@ -1,18 +1,18 @@
-"""Uniform numbers that are not known before they are compared, and then only as far as that tells."""
+"""Uniform numbers of which only the comparisons so far are known."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partialmethod
 from itertools import pairwise
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-__all__ = ["Uniform", "search_each"]
-
 MOST_INTEGERS = 1_000_000  # that a number may be cut to
+COMPARISONS = dict(lt=np.less, le=np.less_equal, gt=np.greater, ge=np.greater_equal, eq=np.equal, ne=np.not_equal)
 COMBINED = ("mod", "floordiv", "pow", "rtruediv", "rmod", "rfloordiv", "rpow", "matmul", "rmatmul", "divmod")
 ASKED = ("float", "bool", "index", "complex", "round", "abs", "ceil", "format", "reduce_ex")
 FUNCTIONS = (
@@ -31,13 +31,13 @@ class Choices(Protocol):
 class Uniform:
     """A uniform number of which only an interval is known: each comparison is a choice that narrows it.
 
-    It can be compared with numbers, moved and scaled first, and cut to an integer; whatever else is done with it needs
-    its value, which would have no finite set of outcomes, and is refused. It is a real number: what the grid of a
-    generator's floats adds (equality, and 2^-24 or 2^-53 of probability) is left out.
+    It can be moved, scaled, compared with numbers and cut to an integer. Everything else needs its value, which has no
+    finite set of outcomes, and is refused. It is a real number: the grid of a generator's floats (equality, and 2^-24
+    or 2^-53 of probability) is ignored.
     """
 
     def __init__(self, chooser: Choices, known: list[float] | None = None, scale: float = 1.0, shift: float = 0.0):
-        """Stand for scale * u + shift; `known` is the interval of u, shared by all that is made from it."""
+        """Represent scale * u + shift; `known` is the interval of u, shared by all numbers made from it."""
         self._chooser = chooser
         self._known = [0.0, 1.0] if known is None else known
         self._scale, self._shift = scale, shift
@@ -66,7 +66,7 @@ class Uniform:
         return steps[begin + (self._cell(kept) if kept else 0)]
 
     def _cell(self, edges: Sequence[float]) -> int:
-        """Choose between which of some increasing edges u lies, all of them inside of what is known."""
+        """Choose the cell of u between some increasing edges inside the known interval."""
         low, high = self._known
         bounds = [low, *edges, high]
         shares = [(right - left) / (high - low) for left, right in pairwise(bounds)]
@@ -97,24 +97,6 @@ class Uniform:
         if math.isnan(number):
             return function is np.not_equal
         return self.below(number) == (function in (np.less, np.less_equal))
-
-    def __lt__(self, other: Any) -> Any:
-        return self._compared(np.less, other)
-
-    def __le__(self, other: Any) -> Any:
-        return self._compared(np.less_equal, other)
-
-    def __gt__(self, other: Any) -> Any:
-        return self._compared(np.greater, other)
-
-    def __ge__(self, other: Any) -> Any:
-        return self._compared(np.greater_equal, other)
-
-    def __eq__(self, other: object) -> Any:
-        return self._compared(np.equal, other)
-
-    def __ne__(self, other: object) -> Any:
-        return self._compared(np.not_equal, other)
 
     def _moved(self, function: np.ufunc, other: Any, scale: float, shift: float, times: bool = False) -> Any:
         """Return scale * self + shift, with `other` in the place of the scale (or its inverse) or of the shift."""
@@ -151,7 +133,7 @@ class Uniform:
     __floor__ = floor
 
     def __int__(self) -> int:
-        return self.floor() if self >= 0 else -(-self).floor()
+        return -(-self).floor() if self.below(0.0) else self.floor()
 
     __trunc__ = __int__
 
@@ -208,6 +190,8 @@ def _refusal(name: str) -> Callable[..., NoReturn]:
     return refuse
 
 
+for _name, _function in COMPARISONS.items():
+    setattr(Uniform, f"__{_name}__", partialmethod(Uniform._compared, _function))
 for _name in (*COMBINED, *ASKED):
     setattr(Uniform, f"__{_name}__", _refusal(_name))
 for _name in FUNCTIONS:

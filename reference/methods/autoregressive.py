@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import SamplingConfig
-from ..generation import State
 from ..record import Record
 from ..sampling import Processor
+from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
 from .base import Method, exact_record
 
@@ -42,7 +42,7 @@ class Autoregressive(Method):
         uniforms: npt.NDArray[np.float64],  # [1]
         trace: bool = False,
     ) -> tuple[State, Record]:
-        """Feed what the model has not seen, and draw the next token."""
+        """Feed the tokens that no pass has read yet, and draw the next one."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending = state.pending
         hidden = self.model.hidden(self.model.embed(pending), state.cache)

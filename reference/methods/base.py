@@ -1,4 +1,4 @@
-"""What every decoding method has in common: a model, the settings of the target distribution, a start and a step.
+"""What every decoding method has in common: a start, a step, and the verification of a chain of drafts.
 
 Glossary of shapes: V vocabulary, K drafts, N rows of logits, R of them that verification reached.
 """
@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig
+from ..config import SamplingConfig, check_context, check_prompt
 from ..ending import Ending
-from ..generation import State
 from ..model.layers import Array
 from ..record import Record
 from ..sampling import Probs, Processor, has_distribution, probs_from_logits
+from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
-from ..verify import Tokens, Verification
+from ..verify import RULES, Tokens, Verification
 
 if TYPE_CHECKING:
     from ..model.language_model import LanguageModel
-from ..config import check_context, check_prompt
 
 
 class Method(ABC):
-    """A decoding method. Its `step` is one step: a pure function of a state, continued once, and a row of uniforms."""
+    """A decoding method. Its `step` is a pure function of a state, continued once, and a row of uniforms."""
 
     model: LanguageModel
     sampling: SamplingConfig
@@ -54,12 +53,7 @@ class Method(ABC):
         return sum(self.named_uniforms.values())
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state before the first step. No pass has been run.
-
-        Raises:
-            ValueError: the prompt is empty, holds something that is no token of the model, or leaves no room for
-                the new tokens in the model's context.
-        """
+        """Return the state before the first step; raise ValueError for a prompt that is empty, wrong or too long."""
         tokens = check_prompt(prompt, self.model.vocab_size)
         check_context(len(prompt), ending.max_new_tokens, self.model.max_position_embeddings)
         cache = self.model.new_cache(len(prompt) + ending.max_new_tokens)
@@ -71,7 +65,7 @@ class Method(ABC):
         uniforms: npt.NDArray[np.float64],  # [len(states), num_uniforms]
         trace: bool = True,
     ) -> list[tuple[State, Record]]:
-        """Step copies of many states, each with its own row of uniforms: what the distribution is made from."""
+        """Step copies of many states, each with its own row of uniforms; `exactness.output_distribution` uses it."""
         return [self.step(state.copy(), row, trace) for state, row in zip(states, uniforms, strict=True)]
 
     def process(
@@ -79,11 +73,7 @@ class Method(ABC):
         prefix: Sequence[int],
         logits: Array,  # [V]
     ) -> Array:  # [V]
-        """Return the logits after `prefix` as the processor, which gets and returns float64, leaves them.
-
-        Raises:
-            ValueError: the processor returned something of another shape.
-        """
+        """Return the logits after `prefix` as the processor, which gets and returns float64, leaves them."""
         if self.processor is None:
             return logits
         processed = np.asarray(self.processor(tuple(prefix), logits.astype(np.float64)), dtype=np.float64)
@@ -100,7 +90,7 @@ class Method(ABC):
         """Return the distribution of the token after `prefix`: processor, then settings (default: the target's).
 
         Raises:
-            ValueError: there is none, see `probs_from_logits`; the message gives the position of the prefix's end.
+            NotFiniteError: there is none; the message gives the position of the prefix's end.
         """
         where = f"logits after position {len(prefix) - 1}"
         return probs_from_logits(self.process(prefix, logits), sampling or self.sampling, where)
@@ -113,8 +103,8 @@ class Method(ABC):
     ) -> Probs:  # [N, V]
         """Return the target's distributions after a prefix and after the first N-1 of the drafts that follow it.
 
-        A row that has no distribution comes out as NaN. Plain decoding might never have come there, so it is no
-        error before verification has reached it: that is asked by `check_reached`.
+        A row without a distribution is NaN. That is no error before verification has reached it, since plain decoding
+        might never have come there; `check_reached` decides.
         """
         probs = np.full(logits.shape, np.nan)
         for i, row in enumerate(logits):
@@ -135,6 +125,32 @@ class Method(ABC):
             self.probs((*prefix, *draft_tokens[:i].tolist()), logits[i])
 
 
+def verify_drafts(
+    method: Method,
+    rule: str,
+    prefix: Sequence[int],
+    record: Record,
+    draws: UniformRow,
+    logits: Array,  # [K+1, V], or [K, V] where the last draft ends the text
+    draft_tokens: Tokens,  # [K]
+    draft_probs: Probs,  # [K, V]
+    lenience: float = 1.0,
+) -> tuple[Record, int]:
+    """Verify a chain of drafts by the target's logits after `prefix` and after each draft.
+
+    Returned are the whole record of the step, and the length of what the cache may keep: the prefix and the accepted
+    drafts.
+
+    Raises:
+        NotFiniteError: verification reached a row of logits that has no distribution.
+    """
+    target_probs = method.chain_probs(prefix, draft_tokens, logits)
+    verification = RULES[rule](target_probs, lenience * draft_probs, draft_tokens, draws)
+    method.check_reached(prefix, draft_tokens, logits, target_probs[: verification.num_accepted + 1])
+    record = verified_record(record, target_probs, draft_probs, draft_tokens, verification, draws)
+    return record, len(prefix) + verification.num_accepted
+
+
 def exact_record(
     probs: Probs,  # [V]
     token: int,
@@ -142,13 +158,8 @@ def exact_record(
     draws: UniformRow,
 ) -> Record:
     """Record one token drawn from a row of the target, before any verification."""
-    return Record(
-        tokens=(token,),
-        sources=("exact",),
-        log_probs=(float(np.log(probs[token])),),
-        num_positions=num_positions,
-        choices=draws.choices,
-    )
+    log_prob = float(np.log(probs[token]))
+    return Record((token,), ("exact",), (log_prob,), num_positions=num_positions, choices=draws.choices)
 
 
 def drafting_record(num_positions: int, num_draft_passes: int) -> Record:
@@ -174,7 +185,7 @@ def verified_record(
     return replace(
         record,
         tokens=(*record.tokens, *emitted),
-        sources=(*record.sources, *(["accepted"] * num_accepted + [final_source])[: len(emitted)]),
+        sources=(*record.sources, *["accepted"] * num_accepted, *[final_source] * len(final)),
         log_probs=(*record.log_probs, *log_probs.tolist()),
         draft_tokens=tuple(draft_tokens.tolist()),
         draft_token_probs=tuple(draft_probs[depths, draft_tokens].tolist()),

@@ -1,11 +1,11 @@
-"""PaSS as published: a call that drafts from look-ahead vectors, and a call that verifies.
+"""PaSS as published: one call drafts from look-ahead vectors, a second call verifies the drafts.
 
-The draft distributions know neither the exact token nor each other's draws. That costs acceptance, not exactness: any
+A draft distribution depends on neither the exact token nor the other drafts. That costs acceptance, not exactness: any
 distribution will do that is fixed before its draft is drawn.
 
 Source: Monea, Joulin and Grave 2023, "PaSS: Parallel Speculative Sampling" (arXiv 2311.13581), Sec. 3.
 
-Glossary of shapes: L look-ahead vectors, N of them fed in this step, K drafts, V vocabulary.
+Glossary of shapes: L look-ahead vectors, N of them fed in this step, K drafts, V vocabulary, D input vector.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import SamplingConfig, check_integer, check_settings, check_token
-from ..generation import State
 from ..model.layers import Array
 from ..record import Record
 from ..sampling import Probs, Processor, has_distribution, probs_from_logits
+from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, exact_record, verified_record
+from .base import Method, exact_record, verify_drafts
 
 if TYPE_CHECKING:
     from ..lookahead.vectors import LookAhead
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class PaSS(Method):
     """Draft L tokens at once from L look-ahead vectors, then verify them with the same model.
 
-    `lookahead=None` is the paper's baseline: the embedding of `fixed_token` stands in for every trained vector.
+    `lookahead=None` is the paper's baseline: the embedding of `fixed_token` replaces every trained vector.
     `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them.
     """
 
@@ -49,12 +49,7 @@ class PaSS(Method):
     vectors: Array = field(init=False, repr=False)  # [L, D]
 
     def __post_init__(self) -> None:
-        """Check the settings and the vectors against the model.
-
-        Raises:
-            ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative L or
-                more of it than there are vectors.
-        """
+        """Raise ValueError unless the settings, the rule and the vectors fit the model."""
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         object.__setattr__(self, "vectors", self._input_vectors())
 
@@ -78,23 +73,19 @@ class PaSS(Method):
         pending = self.model.embed(state.pending)
         hidden = self.model.hidden(np.concatenate([pending, self.vectors[:num_draft]]), state.cache)
         logits = self.model.logits(hidden[len(pending) - 1 :])
-        state.cache.truncate(len(state.tokens))  # the look-ahead rows leave no trace
+        state.cache.truncate(len(state.tokens))  # drop the look-ahead rows
         exact_probs = self.probs(state.tokens, logits[0])
         exact_token = draws.token("exact", exact_probs)
         record = exact_record(exact_probs, exact_token, len(hidden), draws)
         if state.ends_with([exact_token]):
             return state.commit(record)
-        prefix = (*state.tokens, exact_token)
         draft_tokens, draft_probs, has_bonus_row = self._draft(state, exact_token, logits[1:], draws)
 
         # Call 2: the exact token and the drafts; row i holds the target's distribution after i drafts.
         hidden = self.model.hidden(self.model.embed([exact_token, *draft_tokens]), state.cache)
         logits = self.model.logits(hidden[: len(draft_tokens) + has_bonus_row])
-        target_probs = self.chain_probs(prefix, draft_tokens, logits)
-        verification = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
-        self.check_reached(prefix, draft_tokens, logits, target_probs[: verification.num_accepted + 1])
-        record = verified_record(record, target_probs, draft_probs, draft_tokens, verification, draws)
-        return state.commit(record, len(prefix) + verification.num_accepted)  # nor do the rejected drafts
+        prefix = (*state.tokens, exact_token)
+        return state.commit(*verify_drafts(self, self.rule, prefix, record, draws, logits, draft_tokens, draft_probs))
 
     def _draft(
         self,
@@ -103,10 +94,10 @@ class PaSS(Method):
         logits: Array,  # [N, V]
         draws: UniformRow,
     ) -> tuple[Tokens, Probs, bool]:  # [K], [K, V]
-        """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after.
+        """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after them.
 
-        Drafting stops where a row has no distribution, and after a draft that ends the text: known before the next
-        is drawn.
+        Drafting stops at a row without a distribution, and after a draft that ends the text: both are known before the
+        next draft is drawn.
         """
         tokens: list[int] = []
         probs = np.zeros(logits.shape)
@@ -123,7 +114,7 @@ class PaSS(Method):
         return np.array(tokens, dtype=np.int64), probs[: len(tokens)], has_bonus_row
 
     def _input_vectors(self) -> Array:  # [L, D]
-        """Return the vectors to feed: trained ones, or the embedding of the fixed token over and over."""
+        """Return the vectors to feed: trained ones, or copies of the embedding of the fixed token."""
         if self.lookahead is None:
             wanted = 4 if self.num_lookahead is None else self.num_lookahead
             check_integer("num_lookahead", wanted, 0, 2**16)

@@ -1,1 +1,1 @@
-"""The transformer: layers, cache, weights; and a table that stands for a model in tests."""
+"""The transformer: layers, cache, weights, and a table that replaces a model in tests."""

@@ -1,6 +1,6 @@
-"""The key/value cache: what earlier passes computed, and how a rejected draft leaves it.
+"""The KV cache, and the rollback of rejected drafts.
 
-Glossary of shapes: G key/value heads, T rows of this pass, S cache positions that are read, E head size, N slots
+Glossary of shapes: G key/value heads, T rows of this pass, S cache positions that are read, E head size, N positions
 that are kept.
 """
 
@@ -15,9 +15,9 @@ from .layers import Array
 class KVCache:
     """Keys and values of the first `length` positions, one pair of arrays per layer.
 
-    Slot s holds position s. Slots at and beyond `length` are scratch: a pass writes there, and what is kept of it is
-    decided afterwards by `truncate` or `keep`. A slot below `length` never changes, so states may be continued from
-    it; two continuations of one state share the scratch, so all but one need a `copy`.
+    Positions at and beyond `length` are scratch: a pass writes there, and `truncate` or `keep` decides afterwards what
+    is kept. A position below `length` never changes, so states may be continued from it. Two continuations of one state
+    share the scratch, so all but one need a `copy`.
     """
 
     def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: npt.DTypeLike, capacity: int = 16):
@@ -38,7 +38,7 @@ class KVCache:
         keys: Array,  # [G, T, E]
         values: Array,  # [G, T, E]
     ) -> tuple[Array, Array]:  # [G, S, E], [G, S, E]
-        """Write one layer's rows of a pass after the cached ones and return everything the pass can see."""
+        """Write one layer's rows of a pass after the cached ones, and return all positions that a row may attend to."""
         end = self.length + keys.shape[1]
         if end > self.capacity:
             self._grow(end)
@@ -51,11 +51,7 @@ class KVCache:
         self.length += num_rows
 
     def truncate(self, length: int) -> None:
-        """Drop every position at or beyond `length`: the rollback of rejected drafts and of look-ahead rows.
-
-        Raises:
-            ValueError: `length` is negative or more than what is cached.
-        """
+        """Drop every cached position at or beyond `length`: the rollback of rejected drafts and of look-ahead rows."""
         self._check_length(length)
         self.length = length
 
@@ -64,10 +60,9 @@ class KVCache:
         rows: npt.NDArray[np.integer],  # [N]
         length: int = 0,
     ) -> None:
-        """Keep the first `length` positions, and after them only the given slots: the rollback of a tree of drafts.
+        """Keep the first `length` positions, and after them only the given ones: the rollback of a tree of drafts.
 
-        Raises:
-            ValueError: the slots do not increase, or are not all cached after the first `length`.
+        The given positions increase, and are all cached after the first `length`; otherwise raise ValueError.
         """
         self._check_length(length)
         if rows.size and (rows[0] < length or rows[-1] >= self.length or np.any(np.diff(rows) <= 0)):
@@ -85,7 +80,7 @@ class KVCache:
         return twin
 
     def agrees(self, other: KVCache) -> bool:
-        """Say whether the rows that both caches hold are the same up to rounding."""
+        """Return whether the common rows of two caches are the same up to rounding."""
         length = min(self.length, other.length)
         pairs = ((self.keys, other.keys), (self.values, other.values))
         return all(same(mine[:, :, :length], yours[:, :, :length]) for mine, yours in pairs)
@@ -104,9 +99,6 @@ def same(
     mine: Array,  # [...]
     yours: Array,  # [...]
 ) -> bool:
-    """Say whether arrays are equal up to rounding.
-
-    Rounding is 4096 units in the last place of the largest number; in 16 bits that is no bound at all.
-    """
+    """Return whether arrays are equal up to rounding: 4096 units in the last place of the largest number."""
     tolerance = 4096 * np.finfo(mine.dtype).eps * np.abs(mine[np.isfinite(mine)]).max(initial=0.0)
     return np.allclose(mine, yours, rtol=0.0, atol=tolerance, equal_nan=True)

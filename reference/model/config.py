@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from ..config import set_integer, set_number
 
-__all__ = ["ModelConfig", "RopeScaling"]
-
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -59,7 +57,7 @@ class ModelConfig:
     attention_bias: bool = False  # biases on query, key and value
     attention_output_bias: bool = False  # a bias on the attention output
     query_key_norm: bool = False  # RMS norms on the heads of query and key (Qwen3)
-    sliding_window: int | None = None  # how many tokens a query sees, itself included
+    sliding_window: int | None = None  # to how many tokens a query attends, itself included
     sliding_layers: tuple[bool, ...] = ()  # which layers use the window; () means all
 
     def __post_init__(self) -> None:
@@ -103,7 +101,5 @@ class ModelConfig:
             )
 
     def window(self, layer: int) -> int | None:
-        """Return how many tokens a query of this layer sees, itself included; None when there is no limit."""
-        if self.sliding_layers and not self.sliding_layers[layer]:
-            return None
-        return self.sliding_window
+        """Return to how many tokens a query of this layer attends, itself included; None means no limit."""
+        return self.sliding_window if not self.sliding_layers or self.sliding_layers[layer] else None

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .layers import Array, Mask
 
 
-class LanguageModel(Protocol):
-    """What a method needs of a model: `Transformer` and `TableModel` both are one."""
+class ModelFacts(Protocol):
+    """What both packages know of a model besides its numbers."""
 
     @property
     def vocab_size(self) -> int:
@@ -29,7 +29,7 @@ class LanguageModel(Protocol):
 
     @property
     def max_position_embeddings(self) -> int:
-        """The longest sequence the model can read."""
+        """The longest sequence that the model can read."""
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -37,7 +37,7 @@ class LanguageModel(Protocol):
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Strings that end a text by default, where there is a decoder."""
+        """Strings that end a text by default, if there is a decoder."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -45,7 +45,11 @@ class LanguageModel(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call the checkpoint."""
+        """The name of the checkpoint."""
+
+
+class LanguageModel(ModelFacts, Protocol):
+    """What a method needs of a model: `Transformer` and `TableModel` both are one."""
 
     def new_cache(self, capacity: int = 16) -> KVCache:
         """Return an empty cache."""

@@ -1,6 +1,6 @@
 """The equations of a Llama-family transformer, one function each.
 
-Glossary of shapes: T rows of this pass, S rows in sight (cached and of this pass), D model width, H query heads,
+Glossary of shapes: T rows of this pass, S visible rows (cached and of this pass), D model width, H query heads,
 G key/value heads (G divides H), E head size, F mlp width.
 """
 
@@ -50,10 +50,7 @@ def rope_frequencies(config: ModelConfig) -> Array:  # [E/2]
     return _stretch_slow_frequencies(frequencies, scaling)
 
 
-def _stretch_slow_frequencies(
-    frequencies: Array,  # [E/2]
-    scaling: RopeScaling,
-) -> Array:  # [E/2]
+def _stretch_slow_frequencies(frequencies: Array, scaling: RopeScaling) -> Array:  # [E/2]
     """Divide slow frequencies by the factor, keep fast ones, interpolate linearly in the number of turns between."""
     turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
@@ -91,12 +88,12 @@ def attention(
     values: Array,  # [G, S, E]
     visible: Mask | None,  # [T, S]
 ) -> Array:  # [T, H*E]
-    """Mix the values in sight, each query head reading the key/value head of its group.
+    """Mix the visible values, each query head reading the key/value head of its group.
 
     out = softmax(q k^T / sqrt(E), over visible keys) v
 
-    `visible=None` means that every row sees every key. Each row must see at least one key. Keys and values that a row
-    does not attend to may hold anything, NaN included: no bit of the row depends on them.
+    `visible=None` means that every row attends to every key. Each row must attend to at least one key. No bit of a row
+    depends on the keys and values that it does not attend to, which may be NaN.
 
     Source: Vaswani et al. 2017, Eq. 1; Ainslie et al. 2023 (arXiv 2305.13245) for the groups.
     """

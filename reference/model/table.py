@@ -1,12 +1,13 @@
-"""A language model that is a table: a row of its own for everything that can be in sight.
+"""A language model that is a table, for tests: every visible sequence has a row of its own.
 
-Small enough to enumerate, and strict: a wrong row, position, mask or cache slot gives another, unrelated
-distribution. It reads its prefix from the key/value cache, as a transformer does, so rollback is under test too.
+It is small enough to enumerate, and strict: a wrong row, position, mask or cache position gives an unrelated
+distribution. It reads its prefix from the KV cache, as a transformer does, so rollback is tested too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,40 +21,27 @@ Codes = npt.NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+@dataclass(eq=False)
 class TableModel:
-    """Rows are hashed from the pairs (position, input vector) in sight; see `row` for what they look like."""
+    """Rows are hashed from the visible pairs (position, input vector), see `row`."""
 
-    fingerprint: str | None = None
-    name = "table"
-    stop_strings: tuple[str, ...] = ()
+    vocab_size: int
+    num_lookahead: int = 0
+    seed: int = 0
+    spread: float = 2.0  # logits are in [-spread, spread)
+    zeros: float = 0.0  # about this share of them is masked with -inf
+    max_position_embeddings: int = 64
+    eos_token_ids: tuple[int, ...] = ()
+    levels: int = 0  # how many different logits there are, so that tokens tie; 0 means any number
+    popular: tuple[int, ...] = ()  # tokens whose logits are higher by 4 spread after every prefix
+    stop_strings: tuple[str, ...] = field(default=(), init=False)
+    fingerprint: str | None = field(default=None, init=False)
+    name: str = field(default="table", init=False)
+    hidden_size: int = field(init=False)
 
-    def __init__(
-        self,
-        vocab_size: int,
-        num_lookahead: int = 0,
-        seed: int = 0,
-        spread: float = 2.0,
-        zeros: float = 0.0,
-        max_position_embeddings: int = 64,
-        eos_token_ids: tuple[int, ...] = (),
-        levels: int = 0,
-        popular: tuple[int, ...] = (),
-    ):
-        """Make a table with logits in [-spread, spread), of which about the share `zeros` is masked with -inf.
-
-        If `levels` is not 0, only so many different logits occur, so that tokens tie. Those of `popular` tokens are
-        higher by four times the spread, after every prefix: of many tokens the same few are likely.
-        """
-        self.vocab_size = vocab_size
-        self.num_lookahead = num_lookahead
-        self.hidden_size = vocab_size + num_lookahead
-        self.seed = seed
-        self.spread = spread
-        self.zeros = zeros
-        self.max_position_embeddings = max_position_embeddings
-        self.eos_token_ids = eos_token_ids
-        self.levels = levels
-        self.popular = popular
+    def __post_init__(self) -> None:
+        """Give every token and every look-ahead vector a unit vector of its own."""
+        self.hidden_size = self.vocab_size + self.num_lookahead
 
     def lookahead(self) -> LookAhead:
         """Return this table's look-ahead vectors: the unit vectors that no token uses."""
@@ -102,7 +90,7 @@ class TableModel:
         hidden: Array,  # [..., V]
         tokens: npt.NDArray[np.integer],  # [..., N]
     ) -> Array:  # [..., N]
-        """Return some tokens' places of the rows."""
+        """Return the logits of some tokens each."""
         return np.take_along_axis(hidden, tokens, axis=-1)
 
     def row(
@@ -127,11 +115,7 @@ def pair_codes(
     keys: Array,  # [S, D]
     positions: npt.NDArray[np.integer],  # [S]
 ) -> Codes:  # [S]
-    """Hash each input vector together with its position; a sequence's code is the sum of its pairs' codes.
-
-    Raises:
-        ValueError: a vector in sight is not finite, such as a poisoned cache slot.
-    """
+    """Hash each finite input vector together with its position; the code of a sequence is the sum of these codes."""
     labels = keys @ np.arange(1.0, keys.shape[1] + 1.0)
     if not np.isfinite(labels).all():
         raise ValueError("keys: found a value that is not finite, expected cached input vectors")

@@ -1,4 +1,4 @@
-"""A Llama-family transformer: embeddings in, logits out, a cache beside."""
+"""A Llama-family transformer: embeddings and a KV cache in, logits out."""
 
 from __future__ import annotations
 
@@ -32,40 +32,18 @@ class Transformer:
         name: str = "",
         stop_strings: tuple[str, ...] = (),
     ):
-        """Hold the weights; `fingerprint` and `name` say which checkpoint they came from."""
-        self.config = config
-        self.weights = weights
-        self.eos_token_ids = eos_token_ids
-        self.fingerprint = fingerprint
-        self.name = name
-        self.stop_strings = stop_strings
+        """Keep the weights; `fingerprint` and `name` identify their checkpoint."""
+        self.config, self.weights = config, weights
+        self.eos_token_ids, self.stop_strings = eos_token_ids, stop_strings
+        self.fingerprint, self.name = fingerprint, name
+        self.vocab_size, self.hidden_size = config.vocab_size, config.hidden_size
+        self.max_position_embeddings = config.max_position_embeddings
         self._frequencies = rope_frequencies(config)
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.config.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the length of an input vector."""
-        return self.config.hidden_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """The longest sequence the model can read."""
-        return self.config.max_position_embeddings
 
     def new_cache(self, capacity: int = 16) -> KVCache:
         """Return an empty cache of this model's shape."""
-        config = self.config
-        return KVCache(
-            config.num_hidden_layers,
-            config.num_key_value_heads,
-            config.head_dim,
-            self.weights.embedding.dtype,
-            capacity,
-        )
+        shape = self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim
+        return KVCache(*shape, self.weights.embedding.dtype, capacity)
 
     def embed(
         self,
@@ -86,11 +64,11 @@ class Transformer:
     ) -> Array:  # [T, D]
         """Run one pass after the cached positions and return the last hidden states, ready for `logits`.
 
-        Every row sees all cached positions, and of this pass the rows that `visible` says (default: itself and those
-        before it); a mask over all slots says which cached ones as well. `positions` are the rotary positions
-        (default: those following the cache). A layer with a sliding window w further hides keys w or more positions
-        back. The pass's rows are appended to the cache. The adapter's terms are added to what linear layers make of the
-        last `num_adapted` rows; the sites are query_key_value, output, gate_up and down.
+        Every row attends to all cached positions, and to the rows of this pass that `visible` marks (default: itself
+        and those before it); a mask with S columns marks cached positions as well. `positions` are the rotary positions
+        (default: those following the cache). A layer with a sliding window w hides keys w or more positions back. The
+        rows of the pass are appended to the cache. The adapter's terms are added to the outputs of linear layers for
+        the last `num_adapted` rows; the sites are query_key_value, output, gate_up and down.
 
         Cost: one read of the weights, plus a read of the cache.
         """
@@ -162,14 +140,9 @@ class Transformer:
         layer: LayerWeights,
     ) -> Array:  # [T, (H+2G)*E]
         """Project rows to queries, keys and values, one after the other."""
-        return np.concatenate(
-            [
-                _linear(normed, layer.query, layer.query_bias),
-                _linear(normed, layer.key, layer.key_bias),
-                _linear(normed, layer.value, layer.value_bias),
-            ],
-            axis=1,
-        )
+        queries = _linear(normed, layer.query, layer.query_bias)
+        keys = _linear(normed, layer.key, layer.key_bias)
+        return np.concatenate([queries, keys, _linear(normed, layer.value, layer.value_bias)], axis=1)
 
     def _split(
         self,
@@ -188,10 +161,6 @@ class Transformer:
         return rope(queries, cos, sin), rope(keys, cos, sin), values
 
 
-def _linear(
-    x: Array,  # [T, D_in]
-    weight: Array,  # [D_out, D_in]
-    bias: Array | None,  # [D_out]
-) -> Array:  # [T, D_out]
+def _linear(x: Array, weight: Array, bias: Array | None) -> Array:  # [T, D_out]
     """Return x W^T + b, with the weight as checkpoints store it."""
     return x @ weight.T if bias is None else x @ weight.T + bias

@@ -1,8 +1,6 @@
-"""The arrays of a model, and the table that says which checkpoint tensor is which.
+"""The arrays of a model, and the table of the checkpoint tensors that fill them.
 
 Glossary of shapes: V vocabulary, D model, H heads, G kv-heads, E head size, F mlp.
-
-Which dtypes the specification runs in.
 """
 
 from __future__ import annotations
@@ -16,9 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import ModelConfig
-
-__all__ = ["LayerWeights", "TensorEntry", "Weights", "allocate", "check_dtype", "destination", "weight_table"]
-
 
 Array = npt.NDArray[Any]
 
@@ -62,7 +57,7 @@ class Weights:
         generator = np.random.default_rng(seed)
         weights = allocate(config, dtype)
         for entry in weight_table(config):
-            destination(weights, entry)[...] = _draw(config, entry, generator)
+            destination(weights, entry)[...] = draw(config, entry.name, entry.shape, generator)
         return weights
 
 
@@ -76,10 +71,7 @@ class TensorEntry(NamedTuple):
 
 
 def weight_table(config: ModelConfig) -> Iterator[TensorEntry]:
-    """Yield every tensor of a Hugging Face checkpoint of this shape.
-
-    A tied output projection is not in the table: it is the embedding.
-    """
+    """Yield every tensor of a Hugging Face checkpoint of this shape; a tied output projection is the embedding."""
     vocabulary, model, mlp = config.vocab_size, config.hidden_size, config.intermediate_size
     queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     yield TensorEntry("model.embed_tokens.weight", (vocabulary, model), None, "embedding")
@@ -122,24 +114,22 @@ def destination(weights: Weights, entry: TensorEntry) -> Array:  # [...]
     return array
 
 
-def _draw(config: ModelConfig, entry: TensorEntry, generator: np.random.Generator) -> Array:
-    """Draw one tensor in float64: norms near 1, small biases, projections that keep the size of an input."""
-    normal: Array = generator.standard_normal(entry.shape)
-    if entry.name.endswith("norm.weight"):
+def draw(
+    config: ModelConfig, name: str, shape: tuple[int, ...], generator: np.random.Generator
+) -> npt.NDArray[np.float64]:  # [...]
+    """Draw a tensor in float64: norms near 1, small biases, projections that keep the size of an input."""
+    normal: npt.NDArray[np.float64] = generator.standard_normal(shape)
+    if name.endswith("norm.weight"):
         return 1.0 + 0.1 * normal
-    if entry.name.endswith(".bias"):
+    if name.endswith(".bias"):
         return 0.1 * normal
-    if entry.field == "embedding" and not config.tie_word_embeddings:
+    if name == "model.embed_tokens.weight" and not config.tie_word_embeddings:
         return normal
-    return normal / math.sqrt(entry.shape[-1])
+    return normal / math.sqrt(shape[-1])
 
 
 def check_dtype(dtype: Any) -> np.dtype[Any]:
-    """Return the NumPy dtype, given as one or by name.
-
-    Raises:
-        ValueError: it is none that a model can be loaded in.
-    """
+    """Return the NumPy dtype, given as one or by name; raise ValueError if no model can be loaded in it."""
     try:
         name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     except TypeError:

@@ -1,4 +1,4 @@
-"""Texts of decoders about which nothing is known: a text is decoded from its beginning whenever it is asked about."""
+"""Texts of unknown decoders, which are decoded from the beginning each time."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ UNFINISHED = "\ufffd"  # what decoders show for bytes that are no character
 
 
 class Text(Protocol):
-    """A text as far as it has been written: a value, which can be continued more than once."""
+    """The beginning of a text: a value that can be continued more than once."""
 
     @property
     def news(self) -> str:
-        """What the last tokens have added to the text that no later token changes."""
+        """The text that the last tokens have added and no later token changes."""
 
     @property
     def rest(self) -> str:
-        """What is shown after all news, up to the first stop string, if the text ends here."""
+        """The text after all news, up to the first stop string, if it ends here."""
 
     @property
     def has_stop(self) -> bool:
         """Whether the text contains a stop string that ends in it."""
 
     def after(self, tokens: Sequence[int]) -> Text:
-        """Return the text with some tokens more."""
+        """Return the text after some more tokens."""
 
 
 class Decoder:
-    """A decoder about which nothing is known."""
+    """An unknown decoder."""
 
     def __init__(self, decode: Decode, matched: Decode | None = None):
         """Decode with a function of the new tokens alone.
@@ -73,7 +73,7 @@ class WholeText:
     news = ""
 
     def after(self, tokens: Sequence[int]) -> WholeText:
-        """Return the text with some tokens more; it is decoded when it is asked about."""
+        """Return the text after some more tokens; it is decoded when it is read."""
         return replace(self, tokens=(*self.tokens, *tokens))
 
     @cached_property
@@ -95,7 +95,7 @@ class WholeText:
         return shown if longer == shown else shown + whole[len(beginning) : cut]
 
     def _first_stop(self) -> tuple[int | None, str]:
-        """Return where the first stop string begins in the text in which it is looked for, and that text."""
+        """Return where the first stop string begins in the matched text, and that text."""
         start, text = self._continued(self.matched, len(self.tokens))
         return first_stop(text, start, self.stops), text
 
@@ -105,7 +105,7 @@ class WholeText:
         return text[start:]
 
     def _continued(self, decode: Decode, count: int) -> tuple[int, str]:
-        """Return where the text of the first tokens begins in that of the prompt and them, or in theirs alone."""
+        """Return the text of the first tokens, and where it begins if the prompt's text is in front of it."""
         head = decode(self.prompt) if self.prompt else ""
         text = decode((*self.prompt, *self.tokens[:count]))
         return (len(head), text) if text.startswith(head) else (0, decode(self.tokens[:count]))

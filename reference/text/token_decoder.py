@@ -1,8 +1,8 @@
-"""Texts that are decoded token by token: what of them is settled, and what later tokens may still change.
+"""Texts that are decoded token by token, with the part that later tokens may still change.
 
-A decoder may take text back. With byte fallback, a run of byte tokens is decoded as a whole: one byte that fits no
-character turns the whole run into U+FFFD. A `TokenDecoder` knows what each token adds, so that a text costs time in
-proportion to its length.
+A decoder may change earlier text. With byte fallback, a run of byte tokens is decoded as a whole: an invalid byte turns
+the whole run into U+FFFD. A `TokenDecoder` knows what each token adds, so decoding takes time in proportion to the
+length of the text.
 
 Source: the decoders ByteLevel, ByteFallback and Strip of the tokenizers library.
 """
@@ -19,7 +19,7 @@ from .decoder import UNFINISHED, Decoder, Stops, first_stop
 
 
 class Piece(NamedTuple):
-    """What a token adds to a text: characters, or bytes that become characters together with their neighbours."""
+    """What a token adds to a text: characters, or bytes that form characters together with their neighbours."""
 
     text: str = ""
     data: bytes | None = None  # then there is no `text`
@@ -40,9 +40,9 @@ class TokenDecoder(Decoder):
         """Decode by pieces.
 
         Args:
-            piece: what a token adds; None: nothing, as if the token were not there.
-            in_runs: whether a run of tokens that are one byte each is decoded as a whole, to U+FFFD for each of them
-                unless all are UTF-8; otherwise bytes that are no character become U+FFFD where they are.
+            piece: what a token adds; None means nothing.
+            in_runs: whether a run of tokens of one byte each is decoded as a whole, to U+FFFD for each of them unless
+                all are UTF-8; otherwise only invalid bytes become U+FFFD.
             strip: how many leading spaces of a text are not shown.
             can_write: returns False for a string that no tokens decode to; default: none is known.
         """
@@ -102,20 +102,20 @@ class Mark(NamedTuple):
 
 
 class TokenText:
-    """The text of a `TokenDecoder`; it does not change, so that it can be continued more than once."""
+    """The text of a `TokenDecoder`: a value that can be continued more than once."""
 
     def __init__(self, decoder: TokenDecoder, stops: Stops, kept: int):
         """Begin a text, of which at least `kept` characters are not shown."""
         self.decoder, self.stops, self.kept = decoder, stops, kept
-        self.settled = self.whole = Mark(strip=decoder.strip)  # up to what may change; up to the last whole character
+        self.settled = self.whole = Mark(strip=decoder.strip)  # final text; text up to the last whole character
         self.tail = b""  # bytes after it
         self.run = 0  # byte tokens since `settled`
         self.is_broken = False  # whether the run is not UTF-8
         self.has_begun = False
-        self.news = ""  # what the last tokens have made certain
+        self.news = ""  # text that became final with the last tokens
 
     def after(self, tokens: Sequence[int]) -> TokenText:
-        """Return the text with some tokens more."""
+        """Return the text after some more tokens."""
         text = copy(self)
         pieces = filter(None, map(self.decoder.piece, tokens))
         text.news = "".join([text._add(piece) for piece in pieces])
@@ -128,18 +128,18 @@ class TokenText:
 
     @property
     def rest(self) -> str:
-        """What is shown after all news, up to the first stop string, if the text ends here."""
+        """The text after all news, up to the first stop string, if it ends here."""
         return self._closed().show(0)[0]
 
     def _closed(self) -> Mark:
-        """Return the text if no more bytes come."""
+        """Return the text if no more bytes follow."""
         if not self.tail:
             return self.whole
         text = UNFINISHED * self.run if self.decoder.in_runs else self.tail.decode(errors="replace")
         return self.settled.add(text, self.stops)
 
     def _add(self, piece: Piece) -> str:
-        """Add a token; return what can be shown now."""
+        """Add a token; return the text that becomes final."""
         if piece.data is None:
             self._add_text(piece)
         elif self.decoder.in_runs:
@@ -166,7 +166,7 @@ class TokenText:
         self.tail, self.run, self.is_broken = b"", 0, False
 
     def _add_byte(self, data: bytes) -> None:
-        """Add a byte to a run, which is text as long as it is UTF-8."""
+        """Add a byte to a run, which is decoded while it is UTF-8."""
         self.run += 1
         if self.is_broken:
             self.settled = self.whole = self.settled.add(UNFINISHED, self.stops)

@@ -70,7 +70,7 @@ def nan_becomes_a_token(site: Site) -> None:
 
 
 def _record(site: Site, change: Any) -> None:
-    home = "methods.pass_two_call" if site.single else "methods.records"
+    home = "methods.base" if site.single else "methods.records"
     site.wrong(home, "verified_record", lambda right, *args, **options: change(right(*args, **options)))
 
 

@@ -88,8 +88,8 @@ def test_a_request_has_the_text_that_it_has_alone(kind: str, num_rows: int) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_traced_step_makes_the_same_text(kind: str) -> None:
     """The operations alone, without the Python around them: they ask the host nothing."""
-    from pass_sampling.gpu.engine.traced import inputs_of, trace_step
     from pass_sampling.gpu.uniforms import uniform_stream
+    from traced_step import inputs_of, trace_step
 
     pkg = package("gpu")
     method = method_of(kind, pkg, transformer(pkg, 4))

@@ -126,10 +126,13 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
     *("reference.config", "reference.record", "reference.ending", "reference.model.config", "reference.methods.checks"),
     *(
         f"reference.checkpoint.{name}"
-        for name in ("folder", "generation_settings", "lookahead_folder", "model_settings", "ngram_folder")
+        for name in ("folder", "generation_settings", "lookahead_folder", "model_settings", "ngram_folder", "tensors")
     ),
     "reference.methods.tree_shape",  # the check of a tree's shape
+    "reference.model.language_model",  # the protocol of a model's sizes and names
+    "reference.model.weights",  # the names of checkpoint tensors, and random ones
     *("reference.text.decoder", "reference.text.token_decoder"),
+    *("reference.exactness.chooser", "reference.exactness.unknown_uniform"),  # draws that branch
 }
 
 

@@ -38,6 +38,7 @@ CORE = (
 ELSEWHERE = {
     "sampling.has_distribution": "the port asks `largest_logits`: a device cannot raise in the middle of a step",
     "generation.State": "state.State, a batch in tensors",
+    "methods.base.verify_drafts": "methods.records",
     "methods.base.exact_record": "methods.records",
     "methods.base.drafting_record": "methods.records",
     "methods.base.verified_record": "methods.records",
@@ -47,6 +48,7 @@ ELSEWHERE = {
     "methods.tree_shape.NumCandidates": "the reference's",
     "methods.tree_shape.check_tree": "the reference's",
     "model.weights.check_dtype": "model.precision",
+    "model.weights.draw": "the reference's",
 }
 
 # Functions whose parameters do not begin with the reference's, and why.

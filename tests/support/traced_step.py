@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..batch_record import Packed
-from ..methods.base import Method
-from ..model.cache import KVCache
-from ..state import PER_ROW, State
+from pass_sampling.gpu.batch_record import Packed
+from pass_sampling.gpu.methods.base import Method
+from pass_sampling.gpu.model.cache import KVCache
+from pass_sampling.gpu.state import PER_ROW, State
 
 __all__ = ["Layout", "TracedStep", "inputs_of", "trace_step"]
 
