@@ -23,7 +23,7 @@ from .model.cache import KVCache, same
 
 @dataclass(frozen=True)
 class State:
-    """A batch of sequences between two steps; see `reference.state.State`.
+    """A batch of sequences between two steps; see `reference.methods.base.State`.
 
     A step needs only tensors on the device. The host is asked for sizes, see `bound_or_max`, and for stop strings.
     """

@@ -1,7 +1,7 @@
 """The specification: exact parallel speculative sampling in NumPy, for one sequence.
 
-Read in this order: `sampling` and `uniforms` (a distribution, a uniform, a token), `verify` (the theorem), `state`,
-`methods.autoregressive` and `methods.pass_two_call` (PaSS), `generation` (the loop), `exactness.distribution` (the
+Read in this order: `sampling` and `uniforms` (a distribution, a uniform, a token), `verify` (the theorem),
+`methods.base`, `methods.autoregressive` and `methods.pass_two_call` (PaSS), `generation` (the loop), `exactness.distribution` (the
 proof by enumeration). Then `model` (the transformer), `checkpoint` and `lookahead` (its files).
 `pass_sampling.gpu` mirrors it for batches.
 """

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .ending import ending_for
+from .methods.base import Method, State
 from .record import Generation, NotFiniteError, Record
-from .state import State
 from .uniforms import uniform_stream
 
 if TYPE_CHECKING:
-    from .methods.base import Method
     from .text.decoder import Decode
 
 __all__ = ["Callback", "State", "generate", "generate_batch"]

@@ -12,7 +12,7 @@ PACKAGES = ("reference", "gpu")
 HEART = tuple(
     f"reference.{name}"
     for name in (
-        *("sampling", "uniforms", "verify", "state", "generation", "ending", "record", "config"),
+        *("sampling", "uniforms", "verify", "generation", "ending", "record", "config"),
         *("methods.base", "methods.autoregressive", "methods.pass_two_call"),
     )
 )

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from ..config import SamplingConfig
 from ..record import Record
 from ..sampling import Processor
-from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
-from .base import Method, exact_record
+from .base import Method, State, exact_record
 
 if TYPE_CHECKING:
     from ..model.language_model import LanguageModel

@@ -32,7 +32,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import SamplingConfig, check_settings
-from ..generation import State
 from ..lookahead.adapter import Adapter
 from ..lookahead.refinement import Refinement, refinement_of
 from ..lookahead.vectors import LookAhead
@@ -41,7 +40,7 @@ from ..record import Record
 from ..sampling import Processor
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, drafting_record, verified_record
+from .base import Method, State, drafting_record, verified_record
 from .checks import check_groups
 from .speculative import Drafts, draft_left_to_right
 from .tree_shape import DraftTree, layout

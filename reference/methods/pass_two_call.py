@@ -20,10 +20,9 @@ from ..config import SamplingConfig, check_integer, check_settings, check_token
 from ..model.layers import Array
 from ..record import Record
 from ..sampling import Probs, Processor, has_distribution, probs_from_logits
-from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, exact_record, verify_drafts
+from .base import Method, State, exact_record, verify_drafts
 
 if TYPE_CHECKING:
     from ..lookahead.vectors import LookAhead

@@ -28,13 +28,12 @@ from ..config import SamplingConfig, check_settings
 from ..drafters.base import Drafter
 from ..drafters.schedule import Schedule
 from ..ending import Ending
-from ..generation import State
 from ..model.layers import Array
 from ..record import Record
 from ..sampling import Probs, Processor, has_distribution, probs_from_logits
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, drafting_record, verified_record
+from .base import Method, State, drafting_record, verified_record
 from .checks import check_drafter, check_drafter_context, check_lenience
 
 if TYPE_CHECKING:

@@ -30,12 +30,11 @@ import numpy.typing as npt
 from ..config import SamplingConfig, check_settings
 from ..drafters.base import Drafter
 from ..ending import Ending
-from ..generation import State
 from ..model.layers import Array
 from ..record import Record
 from ..sampling import Processor
 from ..uniforms import NamedUniforms, UniformRow
-from .base import Method, drafting_record
+from .base import Method, State, drafting_record
 from .checks import check_drafter, check_drafter_context
 from .pass_one_call import Fused
 from .tree_rules import RULES

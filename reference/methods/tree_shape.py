@@ -23,13 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import SamplingConfig, check_integer
-from ..generation import State
 from ..model.layers import Array, Mask
 from ..record import Record
 from ..sampling import Probs, has_distribution
 from ..uniforms import UniformRow
 from ..verify import Tokens
-from .base import Method
+from .base import Method, State
 from .tree_rules import RULES, draw_candidates
 
 NumCandidates = tuple[int | tuple[int, ...], ...]

@@ -37,7 +37,7 @@ CORE = (
 # Names of the reference that the port has elsewhere, or does not need, and why.
 ELSEWHERE = {
     "sampling.has_distribution": "the port asks `largest_logits`: a device cannot raise in the middle of a step",
-    "generation.State": "state.State, a batch in tensors",
+    "methods.base.State": "state.State, a batch in tensors",
     "methods.base.verify_drafts": "methods.records",
     "methods.base.exact_record": "methods.records",
     "methods.base.drafting_record": "methods.records",
