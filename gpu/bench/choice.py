@@ -71,7 +71,7 @@ def chain_outcomes(place: int, way: Candidate, measured: Measured, calibration: 
         for rule, (survival, each) in choices.items():
             tokens = 1.0 + measured.num_exact + float(survival.sum())
             yield Prediction(place, depth, rule, None, tokens, each)
-            if isinstance(way.method, FusedPaSS) and not way.method.refinement.alone:
+            if isinstance(way.method, FusedPaSS) and way.method.refinement.uses_lookahead:
                 yield from _with_groups(place, rule, survival, each, calibration)
 
 

@@ -27,7 +27,7 @@ class Candidate:
         chain = self.method
         if isinstance(chain, SpeculativeSampling) and not isinstance(chain.drafter, PromptLookup):
             return Candidates(chain.model, chain.drafter, chain.sampling, num_candidates=shape)
-        if isinstance(chain, FusedPaSS) and not chain.refinement.alone:
+        if isinstance(chain, FusedPaSS) and chain.refinement.uses_lookahead:
             refinement = chain.refinement
             return FusedCandidates(
                 chain.model, chain.lookahead, chain.sampling, refinement=refinement, num_candidates=shape

@@ -38,7 +38,7 @@ class SamplerHead:
     first: Tensor  # [F, D]
     inner: Tensor  # [F, 2D+F]
     out: Tensor  # [D, F]
-    alone: bool = False  # drafts from the last text row's hidden state, without look-ahead rows
+    uses_lookahead: bool = True  # if not, it drafts from the last text row's hidden state, without look-ahead rows
 
     @property
     def width(self) -> int:
@@ -46,9 +46,9 @@ class SamplerHead:
         return self.first.shape[0]
 
     @staticmethod
-    def of(tensors: Mapping[str, Tensor], alone: bool = False) -> SamplerHead:
+    def of(tensors: Mapping[str, Tensor], uses_lookahead: bool = True) -> SamplerHead:
         """Return the head with these tensors."""
-        return SamplerHead(**{name: tensors[name] for name in TENSORS}, alone=alone)
+        return SamplerHead(**{name: tensors[name] for name in TENSORS}, uses_lookahead=uses_lookahead)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor by its name."""
@@ -56,7 +56,8 @@ class SamplerHead:
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> SamplerHead:
         """Return the head in a dtype, on a device."""
-        return SamplerHead.of({name: tensor.to(device, dtype) for name, tensor in self.tensors().items()}, self.alone)
+        tensors = {name: tensor.to(device, dtype) for name, tensor in self.tensors().items()}
+        return SamplerHead.of(tensors, self.uses_lookahead)
 
     @staticmethod
     def random(hidden_size: int, width: int, seed: int) -> SamplerHead:

@@ -34,8 +34,8 @@ class Refinement(Protocol):
     """Makes the logits of drafts, one after another; `memory` is what it carries from one to the next."""
 
     @property
-    def alone(self) -> bool:
-        """Whether it needs no look-ahead rows: the last text row's hidden state stands for each of them."""
+    def uses_lookahead(self) -> bool:
+        """Whether it needs look-ahead rows; if not, it takes the last text row's hidden state in place of each."""
 
     def check(self, model: LanguageModel) -> None:
         """Refuse a model that it does not fit."""
@@ -62,7 +62,7 @@ class Refinement(Protocol):
 class Unrefined:
     """Take the look-ahead rows as they are: PaSS."""
 
-    alone = False
+    uses_lookahead = True
 
     def check(self, model: LanguageModel) -> None:
         """Fit every model."""
@@ -105,9 +105,9 @@ class HeadRefinement:
             check_integer("draft_vocab_size", self.draft_vocab_size, 1, 2**31 - 1)
 
     @property
-    def alone(self) -> bool:
-        """Whether the head was trained without look-ahead rows."""
-        return self.head.alone
+    def uses_lookahead(self) -> bool:
+        """Whether the head was trained with look-ahead rows."""
+        return self.head.uses_lookahead
 
     def check(self, model: LanguageModel) -> None:
         """Refuse a model whose hidden states have another width, or that has fewer tokens than the lattice.
@@ -132,7 +132,7 @@ class HeadRefinement:
         state = self.head.start(lookahead_hidden[:, 0])
         if self.draft_vocab_size is None:
             return (state,)
-        rows = lookahead_hidden[:, :1] if self.alone else lookahead_hidden[:, 1:]
+        rows = lookahead_hidden[:, 1:] if self.uses_lookahead else lookahead_hidden[:, :1]
         tokens = _likeliest(model.logits(rows), self.draft_vocab_size)
         return state, tokens.expand(-1, lookahead_hidden.shape[1] - 1, -1)
 
@@ -167,7 +167,7 @@ class NgramRefinement:
 
     ngram: NgramModel
     weight: float = 0.85  # tuned at places of held-out text, see docs/beyond.md
-    alone = False
+    uses_lookahead = True
 
     def __post_init__(self) -> None:
         """Check the weight."""

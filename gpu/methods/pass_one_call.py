@@ -77,7 +77,7 @@ class Fused(Method):
 
     `refinement` says how drafts follow from look-ahead rows and one another (default: by the head that was trained with
     the vectors, if there is one). `groups` says after how many accepted drafts a group hangs (default: after any
-    number); where none does, the next step drafts nothing. A head that drafts alone needs no groups at all.
+    number); where none does, the next step drafts nothing. A head without look-ahead rows needs no groups at all.
     """
 
     model: LanguageModel
@@ -158,7 +158,7 @@ class Fused(Method):
             torch.minimum(ahead.depths, state.remaining - 1).clamp(min=0),
             row(real, place).unsqueeze(1),
         )
-        if self.refinement.alone:
+        if not self.refinement.uses_lookahead:
             return replace(
                 state,
                 lookahead_hidden=last.expand(-1, len(self.vectors) + 1, -1),
@@ -176,7 +176,7 @@ class Fused(Method):
 
     def _hangs(self, num_accepted: int) -> bool:
         """Say whether a group hangs after so many drafts."""
-        return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)
+        return self.refinement.uses_lookahead and (self.groups is None or num_accepted in self.groups)
 
 
 @dataclass(frozen=True, eq=False)

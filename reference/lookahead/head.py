@@ -35,7 +35,7 @@ class SamplerHead:
     first: Array  # [F, D]
     inner: Array  # [F, 2D+F]
     out: Array  # [D, F]
-    alone: bool = False  # drafts from the last text row's hidden state, without look-ahead rows
+    uses_lookahead: bool = True  # if not, it drafts from the last text row's hidden state, without look-ahead rows
 
     @property
     def width(self) -> int:
@@ -43,9 +43,9 @@ class SamplerHead:
         return int(self.first.shape[0])
 
     @staticmethod
-    def of(tensors: Mapping[str, Array], alone: bool = False) -> SamplerHead:
+    def of(tensors: Mapping[str, Array], uses_lookahead: bool = True) -> SamplerHead:
         """Return the head with these tensors."""
-        return SamplerHead(**{name: tensors[name] for name in TENSORS}, alone=alone)
+        return SamplerHead(**{name: tensors[name] for name in TENSORS}, uses_lookahead=uses_lookahead)
 
     def tensors(self) -> dict[str, Array]:
         """Return every tensor by its name."""
@@ -53,7 +53,8 @@ class SamplerHead:
 
     def to(self, dtype: npt.DTypeLike) -> SamplerHead:
         """Return the head in a dtype."""
-        return SamplerHead.of({name: tensor.astype(dtype) for name, tensor in self.tensors().items()}, self.alone)
+        tensors = {name: tensor.astype(dtype) for name, tensor in self.tensors().items()}
+        return SamplerHead.of(tensors, self.uses_lookahead)
 
     @staticmethod
     def random(hidden_size: int, width: int, seed: int) -> SamplerHead:

@@ -142,7 +142,7 @@ class LookAhead:
         path = Path(folder)
         if path.exists() and not may_replace(path):
             raise ValueError(f"{path} holds something else, expected a new path or a look-ahead folder")
-        refine = self.head and {"kind": "head", "width": self.head.width, "alone": self.head.alone}
+        refine = self.head and {"kind": "head", "width": self.head.width, "alone": not self.head.uses_lookahead}
         settings = FIXED | {
             "adapter_rank": 0 if self.adapter is None else self.adapter.rank,
             "refine": refine,
@@ -194,7 +194,7 @@ class LookAhead:
             for begin in (ADAPTER, HEAD)
         )
         details["adapter"] = Adapter.of(adapter) if adapter else None
-        details["head"] = SamplerHead.of(head, settings["refine"]["alone"]) if head else None
+        details["head"] = SamplerHead.of(head, not settings["refine"]["alone"]) if head else None
         try:
             return cls(tensors[TENSOR], **details)
         except ValueError as error:

@@ -56,7 +56,7 @@ class Fused(Method):
 
     `refinement` says how drafts follow from look-ahead rows and one another (default: by the head that was trained with
     the vectors, if there is one). `groups` says after how many accepted drafts a group hangs (default: after any
-    number); where none does, the next step drafts nothing. A head that drafts alone needs no groups at all.
+    number); where none does, the next step drafts nothing. A head without look-ahead rows needs no groups at all.
     """
 
     model: LanguageModel
@@ -119,13 +119,13 @@ class Fused(Method):
     ) -> Array | None:  # [K+1, D']
         """Return what the next step drafts from: the group after the last draft that survived, as far as it may go."""
         useful = min(len(self.vectors), state.remaining - 1)
-        if self.refinement.alone and useful > 0:
+        if not self.refinement.uses_lookahead and useful > 0:
             return np.repeat(last[None], 1 + useful, axis=0)
         return None if group is None or useful <= 0 else np.concatenate([last[None], group[:useful]])
 
     def _hangs(self, num_accepted: int) -> bool:
         """Say whether a group hangs after so many drafts."""
-        return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)
+        return self.refinement.uses_lookahead and (self.groups is None or num_accepted in self.groups)
 
 
 @dataclass(frozen=True, eq=False)
