@@ -1,8 +1,8 @@
-"""The sampler head: what look-ahead rows do not know is which tokens were drafted before theirs, and this tells them.
+"""The sampler head: a small recurrent network that conditions each draft on the drafts before it.
 
-A look-ahead row's hidden state is made from the text alone. Drafting left to right, a small recurrent network adds to
-it what follows from the tokens between, before the model's own output projection. Its distribution is explicit, so the
-target's is kept as with any other draft distribution.
+A look-ahead row's hidden state depends on the text only. Left to right, the head adds to it what follows from the
+tokens between, before the model's output projection. The resulting draft distribution is explicit, so the target's
+distribution is kept.
 
 Glossary of shapes: D hidden state, F width of the head.
 """
@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pass_sampling.reference.lookahead.head import TENSORS, tensor_shapes
+
 from ..model.linear import Linear, laid_out
 
-TENSORS = ("first", "inner", "out")
+__all__ = ["SamplerHead", "tensor_shapes"]
+
 EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
 
 
@@ -32,13 +35,13 @@ class SamplerHead:
 
     state_i = silu(inner [hidden_i; norm(embedding(x_{i-1})); state_{i-1}]), refined_i = hidden_i + out state_i
 
-    Source: Samragh et al. 2025 (arXiv 2507.11851), for a sampler on hidden state and token; the state is ours.
+    Source: Samragh et al. 2025 (arXiv 2507.11851), for a sampler on hidden state and token; the recurrence is ours.
     """
 
     first: Tensor  # [F, D]
     inner: Tensor  # [F, 2D+F]
     out: Tensor  # [D, F]
-    uses_lookahead: bool = True  # if not, it drafts from the last text row's hidden state, without look-ahead rows
+    uses_lookahead: bool = True  # or from the last text row's hidden state, without look-ahead rows
 
     @property
     def width(self) -> int:
@@ -62,8 +65,7 @@ class SamplerHead:
     @staticmethod
     def random(hidden_size: int, width: int, seed: int) -> SamplerHead:
         """Draw an untrained head that changes what it refines; the same in both packages."""
-        generator = np.random.default_rng(seed)
-        shapes = tensor_shapes(hidden_size, width)
+        generator, shapes = np.random.default_rng(seed), tensor_shapes(hidden_size, width)
         tensors = {
             name: torch.from_numpy(generator.standard_normal(shape) / shape[1] ** 0.5).float()
             for name, shape in shapes.items()
@@ -91,8 +93,3 @@ class SamplerHead:
     @cached_property
     def _linears(self) -> dict[str, Linear]:
         return {name: Linear(tensor, None, laid_out(tensor)) for name, tensor in self.tensors().items()}
-
-
-def tensor_shapes(hidden_size: int, width: int) -> dict[str, tuple[int, int]]:
-    """Return the shape of every tensor of a head, by its name."""
-    return {"first": (width, hidden_size), "inner": (width, 2 * hidden_size + width), "out": (hidden_size, width)}

@@ -1,8 +1,8 @@
-"""The sampler head: what look-ahead rows do not know is which tokens were drafted before theirs, and this tells them.
+"""The sampler head: a small recurrent network that conditions each draft on the drafts before it.
 
-A look-ahead row's hidden state is made from the text alone. Drafting left to right, a small recurrent network adds to
-it what follows from the tokens between, before the model's own output projection. Its distribution is explicit, so the
-target's is kept as with any other draft distribution.
+A look-ahead row's hidden state depends on the text only. Left to right, the head adds to it what follows from the
+tokens between, before the model's output projection. The resulting draft distribution is explicit, so the target's
+distribution is kept.
 
 Glossary of shapes: D hidden state, F width of the head.
 """
@@ -29,13 +29,13 @@ class SamplerHead:
 
     state_i = silu(inner [hidden_i; norm(embedding(x_{i-1})); state_{i-1}]), refined_i = hidden_i + out state_i
 
-    Source: Samragh et al. 2025 (arXiv 2507.11851), for a sampler on hidden state and token; the state is ours.
+    Source: Samragh et al. 2025 (arXiv 2507.11851), for a sampler on hidden state and token; the recurrence is ours.
     """
 
     first: Array  # [F, D]
     inner: Array  # [F, 2D+F]
     out: Array  # [D, F]
-    uses_lookahead: bool = True  # if not, it drafts from the last text row's hidden state, without look-ahead rows
+    uses_lookahead: bool = True  # or from the last text row's hidden state, without look-ahead rows
 
     @property
     def width(self) -> int:
@@ -59,8 +59,7 @@ class SamplerHead:
     @staticmethod
     def random(hidden_size: int, width: int, seed: int) -> SamplerHead:
         """Draw an untrained head that changes what it refines; the same in both packages."""
-        generator = np.random.default_rng(seed)
-        shapes = tensor_shapes(hidden_size, width)
+        generator, shapes = np.random.default_rng(seed), tensor_shapes(hidden_size, width)
         tensors = {
             name: (generator.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
             for name, shape in shapes.items()

@@ -128,7 +128,8 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
         f"reference.checkpoint.{name}"
         for name in ("folder", "generation_settings", "lookahead_folder", "model_settings", "ngram_folder")
     ),
-    "reference.methods.tree_shape",  # the check of a tree's shape
+    "reference.methods.tree_shape",  # the shape of a tree, and its check
+    *("reference.lookahead.adapter", "reference.lookahead.head"),  # the shapes of tensors
     *("reference.text.decoder", "reference.text.token_decoder"),
 }
 
