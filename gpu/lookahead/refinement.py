@@ -8,14 +8,13 @@ vocabulary.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.lookahead.refinement import HeadSettings, NgramSettings
 
 from ..drafters.ngram import NgramModel
 from ..model.language_model import LanguageModel
@@ -67,7 +66,7 @@ class Unrefined(Refinement):
 
 
 @dataclass(frozen=True, eq=False)
-class HeadRefinement(Refinement):
+class HeadRefinement(HeadSettings, Refinement):
     """Refine by a trained sampler head.
 
     A draft is scored over all tokens, or over the `draft_vocab_size` likeliest by the look-ahead row itself. The others
@@ -75,27 +74,6 @@ class HeadRefinement(Refinement):
     """
 
     head: SamplerHead
-    draft_vocab_size: int | None = None  # N
-
-    def __post_init__(self) -> None:
-        """Check the size of the draft vocabulary."""
-        if self.draft_vocab_size is not None:
-            check_integer("draft_vocab_size", self.draft_vocab_size, 1, 2**31 - 1)
-
-    @property
-    def uses_lookahead(self) -> bool:
-        """Whether the head was trained with look-ahead rows."""
-        return self.head.uses_lookahead
-
-    def check(self, model: LanguageModel) -> None:
-        """Raise ValueError if a model's hidden states have another width, or its vocabulary is too small."""
-        found, config = self.head.first.shape[1], getattr(model, "config", None)
-        if config is not None and found != config.hidden_size:
-            raise ValueError(f"the sampler head reads hidden states of width {found}, expected {config.hidden_size}")
-        if self.draft_vocab_size is not None and self.draft_vocab_size > model.vocab_size:
-            raise ValueError(
-                f"draft_vocab_size: found {self.draft_vocab_size}, expected at most {model.vocab_size}, the vocabulary"
-            )
 
     def start(
         self,
@@ -130,7 +108,7 @@ class HeadRefinement(Refinement):
 
 
 @dataclass(frozen=True, eq=False)
-class NgramRefinement(Refinement):
+class NgramRefinement(NgramSettings, Refinement):
     """Refine by an n-gram model, free of training.
 
     log draft(x | before) = log lookahead(x) + weight (log ngram(x | before) - log unigram(x)), up to a constant
@@ -140,16 +118,6 @@ class NgramRefinement(Refinement):
     """
 
     ngram: NgramModel
-    weight: float = 0.85  # tuned on held-out text, see docs/beyond.md
-
-    def __post_init__(self) -> None:
-        """Check the weight."""
-        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight)):
-            raise ValueError(f"weight: found {self.weight!r:.80}, expected a finite number")
-
-    def check(self, model: LanguageModel) -> None:
-        """Raise ValueError unless the n-grams are of the model's vocabulary."""
-        self.ngram.check(model)
 
     def logits(
         self,

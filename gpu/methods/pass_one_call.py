@@ -1,13 +1,9 @@
 """PaSS in one call per step: the pass that verifies the drafts also looks ahead, after every prefix that may survive.
 
-A group of look-ahead rows follows the last token and every draft. It attends to the text up to there, and no row
-attends to it. The next drafts come from the group after the last accepted draft, so no call is spent on drafting.
-`Fused` is this call, for drafts of any shape; `FusedPaSS` drafts a chain, `tree.FusedCandidates` a tree.
+`Fused` is this call, for drafts of any shape; `FusedPaSS` drafts a chain, `tree.FusedCandidates` a tree. See
+`reference.methods.pass_one_call` for the method and its sources.
 
-Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
-the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
-
-Glossary of shapes: B batch, L look-ahead vectors, R places of the tree, N groups of G rows.
+Glossary of shapes: B batch, L look-ahead vectors, D' hidden state, R places of the tree, N groups of G rows.
 """
 
 from __future__ import annotations
@@ -101,10 +97,14 @@ class Fused(Method):
     def tree(self) -> DraftTree:
         """The shape of the drafts."""
 
-    @property
     @abstractmethod
+    def _num_vectors(self) -> int | None:
+        """Return L; None: all vectors."""
+
+    @cached_property
     def vectors(self) -> Tensor:  # [L, D]
         """The look-ahead vectors in use, as inputs of the model."""
+        return self.lookahead.inputs(self.model, self._num_vectors())
 
     @cached_property
     def adapter(self) -> Adapter | None:
@@ -188,10 +188,8 @@ class FusedPaSS(Fused):
         """A chain: one draft per vector."""
         return DraftTree((1,) * len(self.vectors), self.model.device)
 
-    @cached_property
-    def vectors(self) -> Tensor:  # [L, D]
-        """The look-ahead vectors in use, as inputs of the model."""
-        return self.lookahead.inputs(self.model, self.num_lookahead)
+    def _num_vectors(self) -> int | None:
+        return self.num_lookahead
 
     @property
     def named_uniforms(self) -> NamedUniforms:

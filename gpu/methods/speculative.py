@@ -1,11 +1,6 @@
 """Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
 
-The drafter is a smaller model, as published, or anything else that gives a distribution after a text. The function
-`draft_left_to_right` draws a chain for other methods as well.
-
-Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318),
-Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
-2211.17192), Algorithm 1.
+The function `draft_left_to_right` draws a chain for other methods as well. Sources in `reference.methods.speculative`.
 
 Glossary of shapes: B batch, K drafts, S capacity, V vocabulary.
 """
@@ -101,12 +96,10 @@ def draft_left_to_right(
 
 
 @dataclass(frozen=True, eq=False)
-class SpeculativeSampling(Method):
-    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+class DrafterMethod(Method):
+    """A method whose drafts come from a drafter.
 
-    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend. A `lenience` below
-    1 is lossy: it multiplies the draft probabilities in verification, so that a token's probability is at most
-    1 / lenience times the target's.
+    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend.
     """
 
     model: LanguageModel
@@ -115,6 +108,27 @@ class SpeculativeSampling(Method):
     draft_sampling: SamplingConfig | None = None
     rule: str = "token"
     processor: Processor | None = None
+
+    def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
+        """Return the state before the first step; see `Method.start_batch`.
+
+        Raises:
+            ValueError: a prompt and its new tokens do not fit into the drafter's context either.
+        """
+        state = super().start_batch(prompts, ending)
+        for prompt in prompts:
+            check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
+        return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity, len(prompts)))
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculativeSampling(DrafterMethod):
+    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+
+    A `lenience` below 1 is lossy: it multiplies the draft probabilities in verification, so that a token's probability
+    is at most 1 / lenience times the target's.
+    """
+
     num_draft: int = 4  # K
     schedule: Schedule = field(default_factory=Schedule)
     lenience: float = 1.0
@@ -141,17 +155,9 @@ class SpeculativeSampling(Method):
         return self.num_draft + 2
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first step; see `Method.start_batch`.
-
-        Raises:
-            ValueError: a prompt and its new tokens do not fit into the drafter's context either.
-        """
-        state = super().start_batch(prompts, ending)
-        for prompt in prompts:
-            check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
-        draft_cache = self.drafter.new_cache(state.cache.capacity, len(prompts))
+        """Return the state before the first step, with the first pace; see `DrafterMethod.start_batch`."""
         pace = torch.tensor(self.schedule.start(self.num_draft), dtype=torch.float64, device=self.model.device)
-        return replace(state, draft_cache=draft_cache, pace=pace.repeat(len(prompts), 1))
+        return replace(super().start_batch(prompts, ending), pace=pace.repeat(len(prompts), 1))
 
     def step(
         self,

@@ -1,59 +1,44 @@
 """Speculative sampling with several candidates per position: a tree of drafts, verified in one pass.
 
-A chain of drafts ends at its first rejection. In a tree every draft has siblings, and where one is rejected another may
-be accepted. The target verifies the whole tree in one pass, in which each draft attends to the drafts on its path only.
-The drafts come from a drafter (`Candidates`), or from look-ahead rows of the pass before (`FusedCandidates`).
-
-Source: Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706); Jeon et al. 2024, "Recursive
-Speculative Decoding" (arXiv 2402.14160); Sun et al. 2023, "SpecTr" (arXiv 2310.15141); Miao et al. 2024, "SpecInfer"
-(arXiv 2305.09781), for the pass over a tree; Cai et al. 2024, "Medusa" (arXiv 2401.10774), for candidates of several
-depths from one pass.
+The drafts come from a drafter (`Candidates`), or from look-ahead rows of the pass before (`FusedCandidates`). See
+`reference.methods.tree` for the sources.
 
 Glossary of shapes: B batch, L look-ahead vectors, N drafts of the tree, D' hidden state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import SamplingConfig, check_settings
-from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context
+from pass_sampling.reference.config import check_settings
+from pass_sampling.reference.methods.checks import check_drafter
 from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
 
 from ..batch_record import BatchRecord
-from ..drafters.base import Drafter
-from ..model.language_model import LanguageModel
-from ..sampling import Processor
 from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import Tokens
-from .base import Method
 from .pass_one_call import Ahead, Fused
 from .records import drafting_record
+from .speculative import DrafterMethod
 from .tree_rules import RULES
 from .tree_shape import DraftTree, TreeDrafts, draw_tree, rows_of_pass, tree_record, walk_tree
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates(Method):
+class Candidates(DrafterMethod):
     """Draft a tree with a drafter, `num_candidates[d]` tokens after each place of depth d, then verify it.
 
-    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend. The tree is cut
-    where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft distribution.
+    The tree is cut where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft
+    distribution.
     """
 
-    model: LanguageModel
-    drafter: Drafter
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    draft_sampling: SamplingConfig | None = None
     rule: str = "without-replacement"
-    processor: Processor | None = None
     num_candidates: NumCandidates = (2, 2, 1)
 
     def __post_init__(self) -> None:
@@ -81,17 +66,6 @@ class Candidates(Method):
     def scratch(self) -> int:
         """Cache positions that may be written after the longest text: drafts, a final token, and a row of padding."""
         return self.tree.num_drafts + 2
-
-    def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first step; see `Method.start_batch`.
-
-        Raises:
-            ValueError: a prompt and its new tokens do not fit into the drafter's context either.
-        """
-        state = super().start_batch(prompts, ending)
-        for prompt in prompts:
-            check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
-        return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity, len(prompts)))
 
     def step(
         self,
@@ -163,10 +137,8 @@ class FusedCandidates(Fused):
             )
         return tree
 
-    @cached_property
-    def vectors(self) -> Tensor:  # [L, D]
-        """One look-ahead vector per depth, as inputs of the model."""
-        return self.lookahead.inputs(self.model, len(self.tree.num_candidates))
+    def _num_vectors(self) -> int | None:
+        return len(self.tree.num_candidates)
 
     @property
     def named_uniforms(self) -> NamedUniforms:

@@ -1,24 +1,7 @@
-"""Rules for several candidates at one position: how they are drawn, and which of them is accepted.
+"""Rules for several candidates at one position, for the rows of a batch.
 
-A rule takes candidates, the distribution of each given those before it, and the target's distribution. It accepts one
-candidate, or returns the distribution of the token that replaces them all. Either way the token has the target's
-distribution. A rule depends on how the candidates were drawn, so an entry of `RULES` states both.
-
-The recursive rule is exact because a rejection leaves the residual distribution open (`verify.residual_probs`, with the
-probability of the rejection). The next candidate is verified against the residual, as the first one was against the
-target.
-
-K-SEQ verifies independent candidates, which are often the same token, so each is accepted less readily than a single
-draft. All have the same chance, as if the draft distribution were d times as large, with d from 1 to C. Token x is
-accepted with the chance draft(x) min(1, target(x) / (d draft(x))) = min(d draft(x), target(x)) / d. If d candidates are
-tried on average, x is accepted with the probability min(d draft(x), target(x)), and the residual adds the rest, as in
-`verify`. So K-SEQ is exact.
-
-Source: Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706); Jeon et al. 2024, "Recursive
-Speculative Decoding" (arXiv 2402.14160), as recursive rejection sampling; Sun et al. 2023, "SpecTr: Fast Speculative
-Decoding via Optimal Transport" (arXiv 2310.15141), Algorithm 2, for K-SEQ.
-
-Rows of a batch may have fewer than C candidates, `num_candidates`; the entries after them are ignored.
+`reference.methods.tree_rules` explains why the rules are exact, and names the sources. Rows of a batch may have fewer
+than C candidates, `num_candidates`; the entries after them are ignored.
 
 Glossary of shapes: B batch, C candidates, N positions, K candidates of all of them, V vocabulary.
 """

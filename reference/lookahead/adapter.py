@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,54 @@ from ..model.layers import Array
 
 HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", *HEADS)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAdapter:
+    """The terms of one layer. Projections of the same rows share one term, as the port fuses them."""
+
+    query_key_value: Any
+    output: Any
+    gate_up: Any
+    down: Any
+
+
+SITES = tuple(field.name for field in fields(LayerAdapter))
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterTerms:
+    """The terms of all layers, of either package."""
+
+    layers: tuple[LayerAdapter, ...]
+    kinds: ClassVar[tuple[Any]]  # the package's class of terms
+
+    def __call__(self, layer: int, site: str, x: Any) -> Any:
+        """Return the term of one linear layer, which a transformer adds at its last rows."""
+        return getattr(self.layers[layer], site)(x)
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return int(self.tensors()["0.output.down"].shape[0])
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Any]) -> Self:
+        """Return the adapter whose tensors have these names; see `tensors`."""
+        layers = []
+        for i in sorted({int(name.split(".")[0]) for name in tensors}):
+            sides = {site: (tensors[f"{i}.{site}.down"], tensors[f"{i}.{site}.up"]) for site in SITES}
+            layers.append(LayerAdapter(**{site: cls.kinds[0](*pair) for site, pair in sides.items()}))
+        return cls(tuple(layers))
+
+    def tensors(self) -> dict[str, Any]:
+        """Return every tensor by its name: layer, site in it, and side."""
+        return {
+            f"{i}.{site}.{side}": getattr(getattr(layer, site), side)
+            for i, layer in enumerate(self.layers)
+            for site in SITES
+            for side in ("down", "up")
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,76 +84,30 @@ class LowRank:
         return x @ self.down.T @ self.up.T
 
 
-@dataclass(frozen=True, eq=False)
-class LayerAdapter:
-    """The terms of one layer. Projections of the same rows share one term, as the port fuses them."""
-
-    query_key_value: LowRank
-    output: LowRank
-    gate_up: LowRank
-    down: LowRank
-
-
-SITES = tuple(field.name for field in fields(LayerAdapter))
-
-
-@dataclass(frozen=True, eq=False)
-class Adapter:
+class Adapter(AdapterTerms):
     """The terms of all layers.
 
     Source: Samragh et al. 2025, "Your LLM Knows the Future" (arXiv 2507.11851), gated LoRA; Hu et al. 2021 (arXiv
     2106.09685) for the low rank.
     """
 
-    layers: tuple[LayerAdapter, ...]
-
-    def __call__(
-        self,
-        layer: int,
-        site: str,
-        x: Array,  # [..., I]
-    ) -> Array:  # [..., O]
-        """Return the term of one linear layer, which a transformer adds at its last rows."""
-        term: LowRank = getattr(self.layers[layer], site)
-        return term(x)
-
-    @property
-    def rank(self) -> int:
-        """R."""
-        return int(self.tensors()["0.output.down"].shape[0])
-
-    @staticmethod
-    def of(tensors: Mapping[str, Array]) -> Adapter:
-        """Return the adapter whose tensors have these names; see `tensors`."""
-        layers = []
-        for i in sorted({int(name.split(".")[0]) for name in tensors}):
-            terms = {site: LowRank(tensors[f"{i}.{site}.down"], tensors[f"{i}.{site}.up"]) for site in SITES}
-            layers.append(LayerAdapter(**terms))
-        return Adapter(tuple(layers))
-
-    def tensors(self) -> dict[str, Array]:
-        """Return every tensor by its name: layer, site in it, and side."""
-        return {
-            f"{i}.{site}.{side}": getattr(getattr(layer, site), side)
-            for i, layer in enumerate(self.layers)
-            for site in SITES
-            for side in ("down", "up")
-        }
+    kinds = (LowRank,)
 
     def to(self, dtype: npt.DTypeLike) -> Adapter:
         """Return the adapter in a dtype."""
         return Adapter.of({name: tensor.astype(dtype) for name, tensor in self.tensors().items()})
 
-    @staticmethod
-    def random(config: ModelConfig, rank: int, seed: int) -> Adapter:
+    @classmethod
+    def random(cls, config: ModelConfig, rank: int, seed: int) -> Adapter:
         """Draw an untrained adapter that changes its rows; the same in both packages."""
-        generator, shapes = np.random.default_rng(seed), tensor_shapes(sizes_of(config), rank)
-        return Adapter.of(
-            {
-                name: (generator.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
-                for name, shape in shapes.items()
-            }
-        )
+        return cls.of(random_tensors(tensor_shapes(sizes_of(config), rank), seed))
+
+
+def random_tensors(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Draw untrained matrices in the order of their names."""
+    generator = np.random.default_rng(seed)
+    drawn = {name: generator.standard_normal(shape) / shape[1] ** 0.5 for name, shape in shapes.items()}
+    return {name: array.astype(np.float32) for name, array in drawn.items()}
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:

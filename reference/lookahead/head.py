@@ -11,18 +11,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..model.layers import Array
+from .adapter import random_tensors
 
 TENSORS = ("first", "inner", "out")
 EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
 
 
 @dataclass(frozen=True, eq=False)
-class SamplerHead:
+class HeadWeights:
+    """The matrices of a sampler head, of either package."""
+
+    first: Any  # [F, D]
+    inner: Any  # [F, 2D+F]
+    out: Any  # [D, F]
+    uses_lookahead: bool = True  # if not, every draft starts from the last text row's hidden state
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return int(self.first.shape[0])
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Any], uses_lookahead: bool = True) -> Self:
+        """Return the head with these tensors."""
+        return cls(**{name: tensors[name] for name in TENSORS}, uses_lookahead=uses_lookahead)
+
+    def tensors(self) -> dict[str, Any]:
+        """Return every tensor by its name."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+
+@dataclass(frozen=True, eq=False)
+class SamplerHead(HeadWeights):
     """A recurrent network on [look-ahead hidden state; embedding of the token before; its own state].
 
     state_0 = first real_hidden, of the last text row
@@ -35,36 +61,16 @@ class SamplerHead:
     first: Array  # [F, D]
     inner: Array  # [F, 2D+F]
     out: Array  # [D, F]
-    uses_lookahead: bool = True  # or from the last text row's hidden state, without look-ahead rows
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return int(self.first.shape[0])
-
-    @staticmethod
-    def of(tensors: Mapping[str, Array], uses_lookahead: bool = True) -> SamplerHead:
-        """Return the head with these tensors."""
-        return SamplerHead(**{name: tensors[name] for name in TENSORS}, uses_lookahead=uses_lookahead)
-
-    def tensors(self) -> dict[str, Array]:
-        """Return every tensor by its name."""
-        return {name: getattr(self, name) for name in TENSORS}
 
     def to(self, dtype: npt.DTypeLike) -> SamplerHead:
         """Return the head in a dtype."""
         tensors = {name: tensor.astype(dtype) for name, tensor in self.tensors().items()}
         return SamplerHead.of(tensors, self.uses_lookahead)
 
-    @staticmethod
-    def random(hidden_size: int, width: int, seed: int) -> SamplerHead:
+    @classmethod
+    def random(cls, hidden_size: int, width: int, seed: int) -> SamplerHead:
         """Draw an untrained head that changes what it refines; the same in both packages."""
-        generator, shapes = np.random.default_rng(seed), tensor_shapes(hidden_size, width)
-        tensors = {
-            name: (generator.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
-            for name, shape in shapes.items()
-        }
-        return SamplerHead.of(tensors)
+        return cls.of(random_tensors(tensor_shapes(hidden_size, width), seed))
 
     def start(
         self,

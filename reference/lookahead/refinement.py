@@ -67,14 +67,10 @@ class Unrefined(Refinement):
 
 
 @dataclass(frozen=True, eq=False)
-class HeadRefinement(Refinement):
-    """Refine by a trained sampler head.
+class HeadSettings:
+    """The settings of `HeadRefinement`, of either package."""
 
-    A draft is scored over all tokens, or over the `draft_vocab_size` likeliest by the look-ahead row itself. The others
-    then have the logit -inf, and the cost of a draft's logits does not grow with the vocabulary.
-    """
-
-    head: SamplerHead
+    head: Any
     draft_vocab_size: int | None = None  # N
 
     def __post_init__(self) -> None:
@@ -85,9 +81,9 @@ class HeadRefinement(Refinement):
     @property
     def uses_lookahead(self) -> bool:
         """Whether the head was trained with look-ahead rows."""
-        return self.head.uses_lookahead
+        return bool(self.head.uses_lookahead)
 
-    def check(self, model: LanguageModel) -> None:
+    def check(self, model: Any) -> None:
         """Raise ValueError if a model's hidden states have another width, or its vocabulary is too small."""
         found, config = self.head.first.shape[1], getattr(model, "config", None)
         if config is not None and found != config.hidden_size:
@@ -96,6 +92,17 @@ class HeadRefinement(Refinement):
             raise ValueError(
                 f"draft_vocab_size: found {self.draft_vocab_size}, expected at most {model.vocab_size}, the vocabulary"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRefinement(HeadSettings, Refinement):
+    """Refine by a trained sampler head.
+
+    A draft is scored over all tokens, or over the `draft_vocab_size` likeliest by the look-ahead row itself. The others
+    then have the logit -inf, and the cost of a draft's logits does not grow with the vocabulary.
+    """
+
+    head: SamplerHead
 
     def start(
         self,
@@ -128,7 +135,24 @@ class HeadRefinement(Refinement):
 
 
 @dataclass(frozen=True, eq=False)
-class NgramRefinement(Refinement):
+class NgramSettings:
+    """The settings of `NgramRefinement`, of either package."""
+
+    ngram: Any
+    weight: float = 0.85  # tuned on held-out text, see docs/beyond.md
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight)):
+            raise ValueError(f"weight: found {self.weight!r:.80}, expected a finite number")
+
+    def check(self, model: Any) -> None:
+        """Raise ValueError unless the n-grams are of the model's vocabulary."""
+        self.ngram.check(model)
+
+
+@dataclass(frozen=True, eq=False)
+class NgramRefinement(NgramSettings, Refinement):
     """Refine by an n-gram model, free of training.
 
     log draft(x | before) = log lookahead(x) + weight (log ngram(x | before) - log unigram(x)), up to a constant
@@ -138,16 +162,6 @@ class NgramRefinement(Refinement):
     """
 
     ngram: NgramModel
-    weight: float = 0.85  # tuned on held-out text, see docs/beyond.md
-
-    def __post_init__(self) -> None:
-        """Check the weight."""
-        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight)):
-            raise ValueError(f"weight: found {self.weight!r:.80}, expected a finite number")
-
-    def check(self, model: LanguageModel) -> None:
-        """Raise ValueError unless the n-grams are of the model's vocabulary."""
-        self.ngram.check(model)
 
     def logits(
         self,

@@ -7,7 +7,7 @@ attends to it. The next drafts come from the group after the last accepted draft
 Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
 the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
 
-Glossary of shapes: L look-ahead vectors, R places in use, N rows of a group.
+Glossary of shapes: L look-ahead vectors, D' hidden state, R places in use.
 """
 
 from __future__ import annotations
@@ -76,10 +76,14 @@ class Fused(Method):
     def tree(self) -> DraftTree:
         """The shape of the drafts."""
 
-    @property
     @abstractmethod
+    def _num_vectors(self) -> int | None:
+        """Return L; None: all vectors."""
+
+    @cached_property
     def vectors(self) -> Array:  # [L, D]
         """The look-ahead vectors in use, as inputs of the model."""
+        return self.lookahead.inputs(self.model, self._num_vectors())
 
     @cached_property
     def adapter(self) -> Adapter | None:
@@ -114,12 +118,7 @@ class Fused(Method):
         """Say whether a group follows so many accepted drafts."""
         return self.refinement.uses_lookahead and (self.groups is None or num_accepted in self.groups)
 
-    def _carry(
-        self,
-        state: State,
-        last: Array,  # [D']
-        group: Array | None,  # [N, D']
-    ) -> State:
+    def _carry(self, state: State, last: Array, group: Array | None) -> State:
         """Keep what the next step drafts from: the group after the last accepted draft, as far as it is useful."""
         useful = min(len(self.vectors), state.remaining - 1)
         if not self.refinement.uses_lookahead:
@@ -128,10 +127,9 @@ class Fused(Method):
         return replace(state, lookahead_hidden=rows)
 
     def _drafting(self, state: State) -> tuple[int, Callable[[tuple[int, ...], int], Array]]:
-        """Return how many drafts the kept rows allow, and the function that gives the logits after a text and path.
+        """Return how many drafts the kept rows allow, and the function that gives the logits after text and path.
 
-        The function takes the tokens and the place of the tree after which they lead. The refinement's memory follows
-        each path.
+        The function takes the tokens, and the place to which they lead. The refinement's memory follows each path.
         """
         rows = np.zeros((1, 0)) if state.lookahead_hidden is None else state.lookahead_hidden
         memories = {-1: self.refinement.start(self.model, rows) if len(rows) > 1 else ()}
@@ -155,10 +153,8 @@ class FusedPaSS(Fused):
         """A chain: one draft per vector."""
         return DraftTree((1,) * len(self.vectors))
 
-    @cached_property
-    def vectors(self) -> Array:  # [L, D]
-        """The look-ahead vectors in use, as inputs of the model."""
-        return self.lookahead.inputs(self.model, self.num_lookahead)
+    def _num_vectors(self) -> int | None:
+        return self.num_lookahead
 
     @property
     def named_uniforms(self) -> NamedUniforms:

@@ -74,12 +74,10 @@ def draft_left_to_right(
 
 
 @dataclass(frozen=True, eq=False)
-class SpeculativeSampling(Method):
-    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+class DrafterMethod(Method):
+    """A method whose drafts come from a drafter.
 
-    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend. A `lenience` below
-    1 is lossy: it multiplies the draft probabilities in verification, so that a token's probability is at most
-    1 / lenience times the target's.
+    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend.
     """
 
     model: LanguageModel
@@ -88,6 +86,26 @@ class SpeculativeSampling(Method):
     draft_sampling: SamplingConfig | None = None
     rule: str = "token"
     processor: Processor | None = None
+
+    def start(self, prompt: Sequence[int], ending: Ending) -> State:
+        """Return the state before the first step; see `Method.start`.
+
+        Raises:
+            ValueError: prompt and new tokens do not fit into the drafter's context either.
+        """
+        state = super().start(prompt, ending)
+        check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
+        return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity))
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculativeSampling(DrafterMethod):
+    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+
+    A `lenience` below 1 is lossy: it multiplies the draft probabilities in verification, so that a token's probability
+    is at most 1 / lenience times the target's.
+    """
+
     num_draft: int = 4  # K
     schedule: Schedule = field(default_factory=Schedule)
     lenience: float = 1.0
@@ -109,15 +127,8 @@ class SpeculativeSampling(Method):
         return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state before the first step; see `Method.start`.
-
-        Raises:
-            ValueError: prompt and new tokens do not fit into the drafter's context either.
-        """
-        state = super().start(prompt, ending)
-        check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
-        draft_cache = self.drafter.new_cache(state.cache.capacity)
-        return replace(state, draft_cache=draft_cache, pace=self.schedule.start(self.num_draft))
+        """Return the state before the first step, with the first pace; see `DrafterMethod.start`."""
+        return replace(super().start(prompt, ending), pace=self.schedule.start(self.num_draft))
 
     def step(
         self,

@@ -8,29 +8,27 @@ Source: Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.067
 Speculative Decoding" (arXiv 2402.14160); Sun et al. 2023, "SpecTr" (arXiv 2310.15141); Miao et al. 2024, "SpecInfer"
 (arXiv 2305.09781), for the pass over a tree; Cai et al. 2024, "Medusa" (arXiv 2401.10774), for candidates of several
 depths from one pass.
+
+Glossary of shapes: R places in use, D' hidden state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig, check_settings
-from ..drafters.base import Drafter
-from ..ending import Ending
+from ..config import check_settings
 from ..generation import State
-from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from ..record import Record
-from ..sampling import Processor
 from ..uniforms import NamedUniforms, UniformRow
-from .base import Method, drafting_record
-from .checks import check_drafter, check_drafter_context
+from .base import drafting_record
+from .checks import check_drafter
 from .pass_one_call import Fused
+from .speculative import DrafterMethod
 from .tree_rules import RULES
 from .tree_shape import (
     DraftTree,
@@ -46,19 +44,14 @@ from .tree_shape import (
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates(Method):
+class Candidates(DrafterMethod):
     """Draft a tree with a drafter, `num_candidates[d]` tokens after each place of depth d, then verify it.
 
-    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend. The tree is cut
-    where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft distribution.
+    The tree is cut where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft
+    distribution.
     """
 
-    model: LanguageModel
-    drafter: Drafter
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    draft_sampling: SamplingConfig | None = None
     rule: str = "without-replacement"
-    processor: Processor | None = None
     num_candidates: NumCandidates = (2, 2, 1)
 
     def __post_init__(self) -> None:
@@ -81,16 +74,6 @@ class Candidates(Method):
     def named_uniforms(self) -> NamedUniforms:
         """Those of the tree."""
         return self.tree.named_uniforms
-
-    def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state before the first step; see `Method.start`.
-
-        Raises:
-            ValueError: prompt and new tokens do not fit into the drafter's context either.
-        """
-        state = super().start(prompt, ending)
-        check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
-        return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity))
 
     def step(
         self,
@@ -146,10 +129,8 @@ class FusedCandidates(Fused):
             )
         return tree
 
-    @cached_property
-    def vectors(self) -> Array:  # [L, D]
-        """One look-ahead vector per depth, as inputs of the model."""
-        return self.lookahead.inputs(self.model, len(self.tree.num_candidates))
+    def _num_vectors(self) -> int | None:
+        return len(self.tree.num_candidates)
 
     @property
     def named_uniforms(self) -> NamedUniforms:
@@ -180,10 +161,10 @@ def _verify(
     state: State,
     record: Record,
     drafts: TreeDrafts,
-    hidden: Array,  # [R, D'], after the places in use
+    hidden: Array,  # [R, D']
     draws: UniformRow,
 ) -> tuple[State, Record, Walk]:
-    """Verify a tree, cut the cache to the accepted path, and commit the tokens."""
+    """Verify a tree by the hidden states after its places in use, cut the cache to the path, and commit the tokens."""
     places = np.flatnonzero(drafts.used).tolist()
     logits = dict(zip(places, method.model.logits(hidden), strict=True))
     walk = walk_tree(method, state, drafts, logits, draws, method.rule)

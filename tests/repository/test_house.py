@@ -129,7 +129,9 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
         for name in ("folder", "generation_settings", "lookahead_folder", "model_settings", "ngram_folder")
     ),
     "reference.methods.tree_shape",  # the shape of a tree, and its check
-    *("reference.lookahead.adapter", "reference.lookahead.head"),  # the shapes of tensors
+    # Fields, checks, shapes of tensors, and folders.
+    *(f"reference.lookahead.{name}" for name in ("adapter", "head", "refinement", "vectors")),
+    *(f"reference.drafters.{name}" for name in ("ngram", "prompt_lookup", "schedule")),
     *("reference.text.decoder", "reference.text.token_decoder"),
 }
 
