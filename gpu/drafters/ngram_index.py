@@ -56,11 +56,11 @@ class NgramIndex:
         shares = shares * (passed / backoff).unsqueeze(-1)  # [B, C, W]
         successors = self.tokens[ngrams].long()  # [B, C, W]
 
-        # Logarithms are taken where something is added to the unigram, not of V numbers.
         probs = self.unigram * passed[:, -1:]  # [B, V]
-        for i in range(successors.shape[1]):  # one length at a time: a token stands in each but once, so the order of
-            probs.scatter_add_(1, successors[:, i], shares[:, i])  # additions is fixed, on any device
-        some = successors.flatten(1)
+        # One length at a time: a token occurs in each at most once, so the order of additions is fixed on any device.
+        for i in range(successors.shape[1]):
+            probs.scatter_add_(1, successors[:, i], shares[:, i])
+        some = successors.flatten(1)  # logarithms of these only, not of V numbers
         return (self.log_unigram + passed[:, -1:].log()).scatter_(1, some, probs.gather(1, some).log())
 
 

@@ -40,7 +40,7 @@ class Ahead(NamedTuple):
     """The look-ahead groups of a pass."""
 
     hidden: Tensor  # [B, N, G, D']
-    behind: Tensor  # [N], the place before each group
+    anchors: Tensor  # [N], the place before each group
     depths: Tensor  # [B], rows of a group that are useful
 
     def num_rows(
@@ -48,14 +48,14 @@ class Ahead(NamedTuple):
         used: Tensor,  # [B, R]
     ) -> Tensor:  # [B]
         """Return how many rows of groups follow places in use."""
-        return used[:, self.behind].sum(dim=1) * self.depths
+        return used[:, self.anchors].sum(dim=1) * self.depths
 
 
 @lru_cache(maxsize=256)
-def _places(behind: tuple[int, ...], device: torch.device) -> Tensor:  # [N]
+def _places(anchors: tuple[int, ...], device: torch.device) -> Tensor:  # [N]
     """Return places as a tensor, made once: a captured step must not copy anything to its device."""
     with torch.inference_mode(False):
-        return torch.tensor(behind, dtype=torch.int64, device=device)
+        return torch.tensor(anchors, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,20 +132,20 @@ class Fused(Method):
         depth = bound_or_max(state, depths, len(self.vectors))
         num_tokens = state.max_pending + tree.num_drafts
         levels = [level for number, level in enumerate(tree.levels) if depth and self._has_group(number)]
-        behind = tuple(place for level in levels for place in level)
-        places = _places(behind, pending.device)
-        if not behind and tree.num_drafts < len(tree.levels):  # a chain of drafts, and nothing else
+        anchors = tuple(place for level in levels for place in level)
+        places = _places(anchors, pending.device)
+        if not anchors and tree.num_drafts < len(tree.levels):  # a chain of drafts, and nothing else
             real = self.feed_drafts(state, state.followed_by(draft_tokens), tree.num_drafts)
             return real, Ahead(real[:, :0, None], places, depths)
-        cache_positions = cache.next_positions(num_tokens + len(behind) * depth)
+        cache_positions = cache.next_positions(num_tokens + len(anchors) * depth)
         inputs = self.model.embed(state.followed_by(draft_tokens).gather(1, cache_positions[:, :num_tokens]))
-        ahead = self.vectors[:depth].repeat(len(behind), 1).expand(len(inputs), -1, -1)
+        ahead = self.vectors[:depth].repeat(len(anchors), 1).expand(len(inputs), -1, -1)
         adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": ahead.shape[1]}
-        positions, visible = rows_of_pass(state, tree, behind, depth)
+        positions, visible = rows_of_pass(state, tree, anchors, depth)
         hidden = self.model.hidden(torch.cat([inputs, ahead], dim=1), cache, positions, visible, **adapted)
         rows = torch.arange(len(inputs), device=inputs.device).unsqueeze(1)
         real = hidden[rows, pending - 1 + tree.order]
-        groups = hidden[:, num_tokens:].unflatten(1, (len(behind), depth)) if behind else hidden[:, :0, None]
+        groups = hidden[:, num_tokens:].unflatten(1, (len(anchors), depth)) if anchors else hidden[:, :0, None]
         return real, Ahead(groups, places, depths)
 
     def _has_group(self, num_accepted: int) -> bool:
@@ -164,9 +164,9 @@ class Fused(Method):
         if not self.refinement.uses_lookahead:
             rows = last.expand(-1, len(self.vectors) + 1, -1)
             return replace(state, lookahead_hidden=rows, num_lookahead_hidden=useful)
-        if not len(ahead.behind):
+        if not len(ahead.anchors):
             return replace(state, num_lookahead_hidden=torch.zeros_like(useful))
-        survived = place.unsqueeze(1) == ahead.behind  # [B, ...]
+        survived = place.unsqueeze(1) == ahead.anchors  # [B, ...]
         group = ahead.hidden[torch.arange(len(real), device=place.device), survived.long().argmax(dim=1)]
         rows = pad(torch.cat([last, group], dim=1), (0, 0, 0, len(self.vectors) - group.shape[1]))
         return replace(state, lookahead_hidden=rows, num_lookahead_hidden=useful * survived.any(dim=1))

@@ -124,18 +124,8 @@ class FusedCandidates(Fused):
 
     @cached_property
     def tree(self) -> DraftTree:
-        """The shape of the drafts.
-
-        Raises:
-            ValueError: numbers of candidates that make no tree, or more depths than there are vectors.
-        """
-        tree, most = DraftTree(check_tree(self.num_candidates), self.model.device), self.lookahead.num_lookahead
-        if len(tree.num_candidates) > most:
-            found = f"{self.num_candidates!r:.80}"
-            raise ValueError(
-                f"num_candidates: found {found}, expected at most {most} depths, one per look-ahead vector"
-            )
-        return tree
+        """The shape of the drafts; see `check_tree`."""
+        return DraftTree(check_tree(self.num_candidates, self.lookahead.num_lookahead), self.model.device)
 
     def _num_vectors(self) -> int | None:
         return len(self.tree.num_candidates)

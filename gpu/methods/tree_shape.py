@@ -174,8 +174,8 @@ def _ends(
     """Return which of the drafts after paths end the text; its length is not considered."""
     if not state.ending.asks_host:
         return used & (tokens.unsqueeze(2) == state.eos).any(dim=2)
-    found, behind = [], [place for place, count in enumerate(counts) for _ in range(count)]
-    for draft, place in enumerate(behind):
+    found, parents = [], [place for place, count in enumerate(counts) for _ in range(count)]
+    for draft, place in enumerate(parents):
         text = torch.cat([paths[:, place], tokens[:, draft : draft + 1]], dim=1)
         found.append(state.num_kept(text, text.shape[1] * used[:, draft])[1])
     return torch.stack(found, dim=1)
@@ -184,17 +184,17 @@ def _ends(
 def rows_of_pass(
     state: State,
     tree: DraftTree,
-    behind: tuple[int, ...] = (),
+    anchors: tuple[int, ...] = (),
     depth: int = 0,
 ) -> tuple[Tensor, Tensor]:  # [B, T], [..., T, T]
     """Return the positions of the rows of one pass, and which rows they attend to; see `layout`."""
     if state.max_pending > 1:
-        offsets, visible = layout(state.pending.unsqueeze(1), state.max_pending, tree, behind, depth)
+        offsets, visible = layout(state.pending.unsqueeze(1), state.max_pending, tree, anchors, depth)
     else:
-        if (behind, depth) not in tree.layouts:
+        if (anchors, depth) not in tree.layouts:
             one = torch.ones((1, 1), dtype=torch.int64, device=state.lengths.device)
-            tree.layouts[behind, depth] = layout(one, 1, tree, behind, depth)
-        offsets, visible = tree.layouts[behind, depth]
+            tree.layouts[anchors, depth] = layout(one, 1, tree, anchors, depth)
+        offsets, visible = tree.layouts[anchors, depth]
         visible = visible[0]
     return state.lengths.unsqueeze(1) - 1 + offsets, visible
 
@@ -203,18 +203,18 @@ def layout(
     pending: Tensor,  # [B, 1]
     max_pending: int,
     tree: DraftTree,
-    behind: tuple[int, ...] = (),
+    anchors: tuple[int, ...] = (),
     depth: int = 0,
 ) -> tuple[Tensor, Tensor]:  # [B, T], [B, T, T]
     """Return how far after the last committed token the rows of one pass are, and which rows they attend to.
 
     The pending tokens come first, the last of which is place 0, then the drafts. Each attends to the pending tokens up
     to itself and to the drafts on its path. Rows with fewer pending tokens than others are padded after their drafts,
-    and nothing attends to the padding. Then come groups of `depth` look-ahead rows, one after each place of `behind`. A
-    group has the positions of the next tokens. It attends to what its place attends to, and to its own rows up to
-    themselves. No other row attends to it.
+    and nothing attends to the padding. Then come groups of `depth` look-ahead rows, one after each of the places
+    `anchors`. A group has the positions of the next tokens. It attends to what its anchor attends to, and to its own
+    rows up to themselves. No other row attends to it.
     """
-    num_text, num_ahead = max_pending + tree.num_drafts, len(behind) * depth
+    num_text, num_ahead = max_pending + tree.num_drafts, len(anchors) * depth
     order = torch.arange(num_text, device=pending.device)
     after = order - pending + 1  # [B, ...], up to 0 the pending tokens, then the drafts
     place = after.clamp(0, tree.num_drafts)
@@ -223,11 +223,11 @@ def layout(
     text = up_to_path & (order <= order.unsqueeze(1))
     if num_ahead == 0:
         return offsets, text
-    before = pending - 1 + torch.tensor(behind, device=pending.device)  # the row before each group
+    before = pending - 1 + torch.tensor(anchors, device=pending.device)  # the row before each group
     ahead = offsets.gather(1, before).unsqueeze(2) + torch.arange(1, depth + 1, device=pending.device)
     context = text.gather(1, before.unsqueeze(2).expand(-1, -1, num_text)).repeat_interleave(depth, dim=1)
     causal = torch.ones((depth, depth), dtype=torch.bool, device=pending.device).tril()
-    own = torch.block_diag(*[causal] * len(behind)).expand(len(pending), -1, -1)
+    own = torch.block_diag(*[causal] * len(anchors)).expand(len(pending), -1, -1)
     text = pad(text, (0, num_ahead))
     return torch.cat([offsets, ahead.flatten(1)], dim=1), torch.cat([text, torch.cat([context, own], dim=2)], dim=1)
 
@@ -254,7 +254,6 @@ def walk_tree(
     for depth in range(len(tree.num_candidates) + 1):
         here, largest = method.chain_probs(state, row(logits, place).unsqueeze(1), going.unsqueeze(1), text, depth)
         state = state.note_fault(largest, depth, going.unsqueeze(1))
-        assert isinstance(here, Tensor)  # a tree is not written down
         target_probs = here.squeeze(1)
         last_probs = torch.where(going.unsqueeze(1), target_probs, last_probs)
         if depth == len(tree.num_candidates):

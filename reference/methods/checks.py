@@ -1,4 +1,4 @@
-"""Checks of what features take beside the model: drafters, lenience, groups of look-ahead rows."""
+"""Checks of the settings of features: drafters, lenience, groups of look-ahead rows."""
 
 from __future__ import annotations
 

@@ -105,13 +105,13 @@ class Fused(Method):
         pending = state.pending
         text = [*pending, *draft_tokens.tolist()]
         depth = max(0, min(len(self.vectors), state.remaining - 2))  # of a group: this step and the next end in a token
-        behind = [place for place in places if depth and self._has_group(int(self.tree.depths[place]))]
-        inputs = np.concatenate([self.model.embed(text), *[self.vectors[:depth]] * len(behind)])
-        positions, visible = layout(state.cached, len(pending), self.tree, places, behind, depth)
-        adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": len(behind) * depth}
+        anchors = [place for place in places if depth and self._has_group(int(self.tree.depths[place]))]
+        inputs = np.concatenate([self.model.embed(text), *[self.vectors[:depth]] * len(anchors)])
+        positions, visible = layout(state.cached, len(pending), self.tree, places, anchors, depth)
+        adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": len(anchors) * depth}
         hidden = self.model.hidden(inputs, state.cache, positions, visible, **adapted)
         starts = range(len(text), len(hidden), depth or 1)
-        ahead = {place: hidden[start : start + depth] for place, start in zip(behind, starts, strict=True)}
+        ahead = {place: hidden[start : start + depth] for place, start in zip(anchors, starts, strict=True)}
         return hidden[len(pending) - 1 : len(text)], ahead
 
     def _has_group(self, num_accepted: int) -> bool:

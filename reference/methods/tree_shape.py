@@ -168,24 +168,24 @@ def layout(
     num_pending: int,
     tree: DraftTree,
     places: Sequence[int],
-    behind: Sequence[int] = (),
+    anchors: Sequence[int] = (),
     depth: int = 0,
 ) -> tuple[npt.NDArray[np.int64], Mask]:  # [T], [T, T]
     """Return the positions of the rows of one pass, and which rows they attend to.
 
     The pending tokens come first, the last of which is place 0, then the drafts at the other `places`. Each attends to
     the pending tokens up to itself and to the drafts on its path. Then come groups of `depth` look-ahead rows, one
-    after each place of `behind`. A group has the positions of the next tokens. It attends to what its place attends to,
-    and to its own rows up to themselves. No other row attends to it.
+    after each of the places `anchors`. A group has the positions of the next tokens. It attends to what its anchor
+    attends to, and to its own rows up to themselves. No other row attends to it.
     """
     drafts, num_text = np.array(places[1:], dtype=np.int64), num_pending + len(places) - 1
-    num_rows = num_text + len(behind) * depth
+    num_rows = num_text + len(anchors) * depth
     visible = np.zeros((num_rows, num_rows), dtype=np.bool_)
     visible[:num_text, :num_pending] = np.tri(num_text, num_pending)
     visible[num_pending:num_text, num_pending:num_text] = tree.visible[np.ix_(drafts, drafts)]
     positions = np.arange(cached, cached + num_rows)
     positions[num_pending:num_text] = cached + num_pending - 1 + tree.depths[drafts]
-    for start, place in zip(range(num_text, num_rows, depth or 1), behind, strict=False):
+    for start, place in zip(range(num_text, num_rows, depth or 1), anchors, strict=False):
         group, row = slice(start, start + depth), num_pending - 1 + list(places).index(place)
         visible[group, :num_text] = visible[row, :num_text]
         visible[group, group] = np.tri(depth)
@@ -232,8 +232,12 @@ def walk_tree(
     return Walk(path, log_probs, final_token, not candidates, accept, chances)
 
 
-def check_tree(num_candidates: Sequence[int | Sequence[int]]) -> NumCandidates:
-    """Return the numbers of candidates per depth; raise ValueError unless they make a tree of at most 2^16 drafts."""
+def check_tree(num_candidates: Sequence[int | Sequence[int]], num_lookahead: int | None = None) -> NumCandidates:
+    """Return the numbers of candidates per depth.
+
+    Raises:
+        ValueError: they make no tree of at most 2^16 drafts, or one with more depths than look-ahead vectors.
+    """
     checked: list[int | tuple[int, ...]] = []
     level, num_drafts = 1, 0
     for counts in num_candidates:
@@ -249,10 +253,11 @@ def check_tree(num_candidates: Sequence[int | Sequence[int]]) -> NumCandidates:
             checked.append(tuple(check_integer("num_candidates", count, 0, 2**16) for count in counts))
             level = sum(counts)
         num_drafts += level
+    found = f"num_candidates: found {tuple(checked)!r:.80}"
     if num_drafts > 2**16:
-        raise ValueError(
-            f"num_candidates: found {tuple(checked)!r:.80}, a tree of {num_drafts} drafts, expected at most {2**16}"
-        )
+        raise ValueError(f"{found}, a tree of {num_drafts} drafts, expected at most {2**16}")
+    if num_lookahead is not None and len(checked) > num_lookahead:
+        raise ValueError(f"{found}, expected at most {num_lookahead} depths, one per look-ahead vector")
     return tuple(checked)
 
 
