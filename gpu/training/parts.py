@@ -75,7 +75,7 @@ def first_parts(model: Trainable, config: TrainConfig) -> Parts:
         )
     if config.head_width:
         drawn = SamplerHead.random(model.hidden_size, config.head_width, config.seed).to(torch.float32, model.device)
-        head = SamplerHead.of(drawn.tensors() | {"out": 0 * drawn.out}, config.head_alone)
+        head = SamplerHead.of(drawn.tensors() | {"out": 0 * drawn.out}, not config.head_alone)
     return Parts(vectors, adapter, head).copy()
 
 
