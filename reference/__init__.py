@@ -1,9 +1,9 @@
 """The specification: exact parallel speculative sampling in NumPy, for one sequence.
 
 Read in this order: `sampling` and `uniforms` (a distribution, a uniform, a token), `verify` (the theorem),
-`methods.base`, `methods.autoregressive` and `methods.pass_two_call` (PaSS), `generation` (the loop), `exactness.distribution` (the
-proof by enumeration). Then `model` (the transformer), `checkpoint` and `lookahead` (its files).
-`pass_sampling.gpu` mirrors it for batches.
+`methods.base`, `methods.autoregressive` and `methods.pass_two_call` (PaSS), `generation` (the loop),
+`exactness.distribution` (the proof by enumeration). Then `model` (the transformer), `checkpoint` and `lookahead` (its
+files). `pass_sampling.gpu` mirrors it for batches.
 """
 
 from .checkpoint.load import load_model, read_config, read_generation_config, read_weights

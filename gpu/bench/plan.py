@@ -178,7 +178,7 @@ def _predictions(
             options = replace(candidate.options, num_draft=depth, verify=rule)
             yield Prediction(options, 1.0 + num_exact + float(survival.sum()), cost)
             refinement = getattr(candidate.method, "refinement", None)
-            if refinement is not None and not refinement.alone:
+            if refinement is not None and refinement.uses_lookahead:
                 yield from _with_groups(options, survival, cost, plain_cost, passes)
 
 

@@ -1,4 +1,4 @@
-"""What proposes the tokens that the target verifies.
+"""The interface of drafters, which propose the tokens that the target verifies.
 
 Glossary of shapes: B batch, S capacity, V vocabulary.
 """
@@ -15,9 +15,8 @@ from ..model.cache import KVCache
 class Drafter(Protocol):
     """Gives the logits of the next token after each row's text, one token after another.
 
-    Whatever they are, the text's distribution stays the target's; good ones make drafts that are accepted. The
-    logits may depend on nothing but the tokens: a cache only saves work, and has been cut to a prefix of the tokens
-    before it is used.
+    The text's distribution stays the target's with any logits; good ones make drafts that are accepted. The logits may
+    depend on the tokens only. A cache saves work, and is cut to a prefix of the tokens before it is used.
     """
 
     @property
@@ -26,7 +25,7 @@ class Drafter(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name in messages."""
 
     @property
     def passes_per_draft(self) -> int:

@@ -1,45 +1,25 @@
-"""A second, smaller model as the drafter.
-
-Source: Chen et al. 2023 (arXiv 2302.01318), Algorithm 2; Leviathan et al. 2023 (arXiv 2211.17192), Algorithm 1.
+"""A second, smaller model as the drafter; sources in the reference.
 
 Glossary of shapes: B batch, S capacity, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..model.cache import KVCache
-
-if TYPE_CHECKING:
-    from ..model.language_model import LanguageModel
+from ..model.language_model import LanguageModel
 
 
-@dataclass(frozen=True, eq=False)
 class ModelDrafter:
     """Drafts from a language model over the target's vocabulary, one pass per token."""
 
-    model: LanguageModel
     passes_per_draft = 1
 
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.model.vocab_size
-
-    @property
-    def name(self) -> str:
-        """The draft model's name."""
-        return self.model.name
-
-    @property
-    def max_position_embeddings(self) -> int | None:
-        """The draft model's context."""
-        return self.model.max_position_embeddings
+    def __init__(self, model: LanguageModel):
+        self.model, self.name, self.vocab_size = model, model.name, model.vocab_size
+        self.max_position_embeddings = model.max_position_embeddings
 
     def new_cache(self, capacity: int, batch_size: int = 1) -> KVCache:
         """Return an empty cache of the draft model."""
@@ -52,10 +32,10 @@ class ModelDrafter:
         lengths: Tensor,  # [B]
         max_pending: int,
     ) -> Tensor:  # [B, V]
-        """Feed what the draft model has not seen of each row's text, and return the logits after it."""
+        """Feed the tokens of each row that are not in the cache yet, and return the logits after its text."""
         assert cache is not None
-        before, named_uniforms = cache.lengths, cache.next_positions(max_pending)
-        hidden = self.model.hidden(self.model.embed(tokens.gather(1, named_uniforms)), cache)
+        before, positions = cache.lengths, cache.next_positions(max_pending)
+        hidden = self.model.hidden(self.model.embed(tokens.gather(1, positions)), cache)
         cache.truncate(lengths)  # rows with less to feed were padded
         if max_pending == 1:
             return self.model.logits(hidden[:, -1])

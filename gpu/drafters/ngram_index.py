@@ -8,26 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .ngram_order import ONE, NgramOrder
-
-__all__ = ["NgramIndex", "build_index"]
+from pass_sampling.reference.drafters.ngram import ONE, NgramOrder
 
 
 @dataclass(frozen=True, eq=False)
 class NgramIndex:
     """Contexts by their keys, the tokens as digits in base V + 1 from 1 on, so that lengths do not mix.
 
-    One entry more stands for what is not known, with no n-gram, and W more n-grams are there to be masked.
+    One more entry, without n-grams, serves every unknown context. W more n-grams are padding, and masked.
     """
 
     unigram: Tensor  # [V]
     log_unigram: Tensor  # [V]
     powers: Tensor  # [C, C], from the tokens of a text, the last one first, to keys, the longest one first
-    steps: Tensor  # [C], how far after the end of the text each token stands
+    steps: Tensor  # [C], the distance of each token from the end of the text
     keys: Tensor  # [P+1], sorted
     starts: Tensor  # [P+1], the first n-gram of each context
     counts: Tensor  # [P+1], how many it has
@@ -55,11 +56,11 @@ class NgramIndex:
         shares = shares * (passed / backoff).unsqueeze(-1)  # [B, C, W]
         successors = self.tokens[ngrams].long()  # [B, C, W]
 
-        # Logarithms are taken where something is added to the unigram, not of V numbers.
         probs = self.unigram * passed[:, -1:]  # [B, V]
-        for i in range(successors.shape[1]):  # one length at a time: a token stands in each but once, so the order of
-            probs.scatter_add_(1, successors[:, i], shares[:, i])  # additions is fixed, on any device
-        some = successors.flatten(1)
+        # One length at a time: a token occurs in each at most once, so the order of additions is fixed on any device.
+        for i in range(successors.shape[1]):
+            probs.scatter_add_(1, successors[:, i], shares[:, i])
+        some = successors.flatten(1)  # logarithms of these only, not of V numbers
         return (self.log_unigram + passed[:, -1:].log()).scatter_(1, some, probs.gather(1, some).log())
 
 
@@ -69,32 +70,34 @@ def build_index(
 ) -> NgramIndex:
     """Lay out tables on the device of the unigram."""
     base, device = len(unigram) + 1, unigram.device
-    contexts, parts = torch.arange(1, base), []
+    contexts = np.arange(1, base)
+    parts: list[tuple[npt.NDArray[Any], ...]] = []
     for order in orders:
-        used = order.codes > 0  # the others are there for the tree alone
-        counts = order.sums(used.long())
+        used = order.codes > 0  # the others only continue the tree
+        counts = order.sums(used)
         known = counts > 0
-        backoff = 1.0 - order.totals[known].double() / ONE
-        shares = order.codes[used].float() ** 2 / ONE
+        backoff, shares = 1.0 - order.totals[known] / ONE, order.codes[used].astype(np.float32) ** 2 / ONE
         parts.append((contexts[known], counts[known], backoff, order.tokens[used], shares))
-        contexts = contexts.repeat_interleave(order.num_successors) * base + order.tokens + 1
-    unknown = (torch.tensor([2**63 - 1]), torch.tensor([0]), torch.tensor([1.0], dtype=torch.float64))
-    nothing = (torch.empty(0, dtype=torch.int32), torch.empty(0))
-    keys, counts, backoff, tokens, shares = (
-        torch.cat(column) for column in zip(*parts, (*unknown, *nothing), strict=True)
-    )
+        contexts = np.repeat(contexts, order.num_successors) * base + order.tokens + 1
+    none = np.zeros(0, np.int32), np.zeros(0, np.float32)
+    parts.append((np.array([2**63 - 1]), np.array([0]), np.array([1.0]), *none))  # for an unknown context
+    keys, counts, backoff, tokens, shares = map(np.concatenate, zip(*parts, strict=True))
     widest, num_lengths = max(1, int(counts.max())), max(1, len(orders))
+
+    def placed(array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
     probs = unigram.double() / unigram.double().sum()
     return NgramIndex(
         unigram=probs,
         log_unigram=probs.log(),
         powers=(base ** torch.arange(num_lengths)).repeat(num_lengths, 1).tril().flip(0).to(device),
         steps=torch.arange(1, num_lengths + 1, device=device),
-        keys=keys.to(device),
-        starts=(counts.cumsum(0) - counts).to(device),
-        counts=counts.to(device),
-        backoff=backoff.to(device),
-        tokens=torch.nn.functional.pad(tokens, (0, widest)).to(device),
-        shares=torch.nn.functional.pad(shares, (0, widest)).to(device),
+        keys=placed(keys),
+        starts=placed(np.cumsum(counts) - counts),
+        counts=placed(counts),
+        backoff=placed(backoff),
+        tokens=placed(np.pad(tokens, (0, widest))),
+        shares=placed(np.pad(shares, (0, widest))),
         window=torch.arange(widest, device=device),
     )

@@ -1,44 +1,22 @@
-"""The text itself as the drafter: what followed the last time that it said the same.
+"""Prompt lookup: the drafter proposes what followed an earlier occurrence of the text's last tokens.
 
 Glossary of shapes: B batch, S capacity, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.drafters.prompt_lookup import LookupSettings
 
 from ..model.cache import KVCache
 
-__all__ = ["PromptLookup"]
+__all__ = ["LookupSettings", "PromptLookup"]
 
 
-@dataclass(frozen=True, eq=False)
-class PromptLookup:
-    """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text.
-
-    Asked anew for each draft, after the drafts before it. transformers takes the first occurrence, and all tokens
-    after it at once; the most recent one is nearer to what the text is about.
-
-    Source: Saxena 2023, "Prompt Lookup Decoding" (github.com/apoorvumang/prompt-lookup-decoding).
-    """
-
-    vocab_size: int
-    max_ngram: int = 3
-    min_ngram: int = 1
-    name = "prompt lookup"
-    passes_per_draft = 0
-    max_position_embeddings = None
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        check_integer("vocab_size", self.vocab_size, 1, 2**31)
-        check_integer("max_ngram", self.max_ngram, 1, 2**16)
-        check_integer("min_ngram", self.min_ngram, 1, self.max_ngram)
+class PromptLookup(LookupSettings):
+    """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text."""
 
     def new_cache(self, capacity: int, batch_size: int = 1) -> None:
         """Return None: nothing is computed twice."""
@@ -52,8 +30,8 @@ class PromptLookup:
     ) -> Tensor:  # [B, V]
         """Return 0 at the token found and -inf elsewhere; everywhere, if there is none.
 
-        Every place is given the length of the n-gram that ends there and ends the text as well; the longest wins, and
-        of these the last.
+        Every place gets the length of the longest common n-gram that ends there and at the end of the text. The longest
+        wins, and of these the last.
         """
         size = tokens.shape[1]
         places = torch.arange(size, device=tokens.device)

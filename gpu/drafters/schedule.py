@@ -1,23 +1,18 @@
-"""How many tokens to draft in a step: always as many, or as many as seem to pay.
-
-Whether a token is drafted may depend only on what was known before it was drawn: on the steps before, on the drafts
-before it, and on its own distribution. Then the tokens that come out keep the target's distribution whatever a schedule
-does.
-
-What a schedule remembers from step to step is a pace, a row of numbers that the state carries.
+"""Schedules: how many tokens a step drafts. See `reference.drafters.schedule` for what they may depend on.
 
 Glossary of shapes: B batch, V vocabulary, P numbers of a pace.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.drafters.schedule import EntropySettings, HeuristicSettings
+
+__all__ = ["SCHEDULES", "EntropyBound", "EntropySettings", "Heuristic", "HeuristicSettings", "Pace", "Schedule"]
 
 Pace = Tensor
 
@@ -46,7 +41,7 @@ class Schedule:
         depth: int,
         logits: Tensor,  # [B, V]
     ) -> Tensor:  # [B]
-        """Say whether to draft a token after `depth` others, given the logits it would be drawn from."""
+        """Return whether to draft a token after `depth` others, given the logits it would be drawn from."""
         return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
 
     def follow(
@@ -56,28 +51,18 @@ class Schedule:
         num_drafted: Tensor,  # [B]
         num_accepted: Tensor,  # [B]
     ) -> Pace:  # [B, P]
-        """Return the pace after a step of so many drafts, of which so many were accepted."""
+        """Return the pace after a step with these numbers of drafts and accepted drafts."""
         return pace
 
 
 @dataclass(frozen=True)
-class Heuristic(Schedule):
+class Heuristic(HeuristicSettings, Schedule):
     """Draft two tokens more after a step in which all were accepted, one fewer after any other; at least one.
 
     The pace is the number of tokens to draft.
 
     Source: transformers' `num_assistant_tokens_schedule="heuristic"`.
     """
-
-    initial: int = 5
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        check_integer("initial", self.initial, 1, 2**16)
-
-    def start(self, num_draft: int) -> tuple[float, ...]:
-        """Begin with `initial` drafts."""
-        return (float(min(self.initial, num_draft)),)
 
     def limit(
         self,
@@ -100,33 +85,16 @@ class Heuristic(Schedule):
 
 
 @dataclass(frozen=True)
-class EntropyBound(Schedule):
+class EntropyBound(EntropySettings, Schedule):
     """Stop drafting where the draft distribution is so flat that its token would hardly be accepted.
 
     accept_rate >= 1 - sqrt(weight entropy(draft)), entropy in nats, of the logits' softmax
 
     A token is drafted while this bound is not below a threshold; the first one always. The threshold follows the
-    share of drafts that were accepted, so that this stays near `target_rate`. The pace is threshold and share.
+    share of accepted drafts, so that this stays near `target_rate`. The pace is threshold and share.
 
     Source: Agrawal et al. 2024, "AdaEDL" (arXiv 2410.18351), Algorithm 1.
     """
-
-    adapts = True
-    threshold: float = 0.4
-    weight: float = 0.2
-    target_rate: float = 0.9
-    step: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name in ("threshold", "weight", "target_rate", "step"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
-                raise ValueError(f"{name}: found {value!r:.80}, expected a number from 0 to 1")
-
-    def start(self, num_draft: int) -> tuple[float, ...]:
-        """Begin at the threshold given, as if drafts had been accepted at the rate aimed at."""
-        return (self.threshold, self.target_rate)
 
     def continues(
         self,

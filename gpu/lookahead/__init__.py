@@ -1,1 +1,1 @@
-"""What drafts are made of beside the model: look-ahead vectors, adapter, head, refinement."""
+"""The trained parts that draft with the model: look-ahead vectors, adapter, head, refinement."""

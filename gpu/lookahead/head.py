@@ -1,73 +1,47 @@
-"""The sampler head: what look-ahead rows do not know is which tokens were drafted before theirs, and this tells them.
+"""The sampler head: a small recurrent network that conditions each draft on the drafts before it.
 
-A look-ahead row's hidden state is made from the text alone. Drafting left to right, a small recurrent network adds to
-it what follows from the tokens between, before the model's own output projection. Its distribution is explicit, so the
-target's is kept as with any other draft distribution.
+The equations and the source are in the reference.
 
 Glossary of shapes: D hidden state, F width of the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pass_sampling.reference.lookahead.adapter import random_tensors
+from pass_sampling.reference.lookahead.head import HeadWeights, tensor_shapes
+
 from ..model.linear import Linear, laid_out
 
-TENSORS = ("first", "inner", "out")
+__all__ = ["HeadWeights", "SamplerHead", "tensor_shapes"]
+
 EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
 
 
 @dataclass(frozen=True, eq=False)
-class SamplerHead:
-    """A recurrent network on [look-ahead hidden state; embedding of the token before; its own state].
-
-    state_0 = first real_hidden, of the last text row
-
-    state_i = silu(inner [hidden_i; norm(embedding(x_{i-1})); state_{i-1}]), refined_i = hidden_i + out state_i
-
-    Source: Samragh et al. 2025 (arXiv 2507.11851), for a sampler on hidden state and token; the state is ours.
-    """
+class SamplerHead(HeadWeights):
+    """A recurrent network on [look-ahead hidden state; embedding of the token before; its own state]."""
 
     first: Tensor  # [F, D]
     inner: Tensor  # [F, 2D+F]
     out: Tensor  # [D, F]
-    alone: bool = False  # drafts from the last text row's hidden state, without look-ahead rows
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return self.first.shape[0]
-
-    @staticmethod
-    def of(tensors: Mapping[str, Tensor], alone: bool = False) -> SamplerHead:
-        """Return the head with these tensors."""
-        return SamplerHead(**{name: tensors[name] for name in TENSORS}, alone=alone)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by its name."""
-        return {name: getattr(self, name) for name in TENSORS}
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> SamplerHead:
         """Return the head in a dtype, on a device."""
-        return SamplerHead.of({name: tensor.to(device, dtype) for name, tensor in self.tensors().items()}, self.alone)
+        tensors = {name: tensor.to(device, dtype) for name, tensor in self.tensors().items()}
+        return SamplerHead.of(tensors, self.uses_lookahead)
 
-    @staticmethod
-    def random(hidden_size: int, width: int, seed: int) -> SamplerHead:
+    @classmethod
+    def random(cls, hidden_size: int, width: int, seed: int) -> SamplerHead:
         """Draw an untrained head that changes what it refines; the same in both packages."""
-        generator = np.random.default_rng(seed)
-        shapes = tensor_shapes(hidden_size, width)
-        tensors = {
-            name: torch.from_numpy(generator.standard_normal(shape) / shape[1] ** 0.5).float()
-            for name, shape in shapes.items()
-        }
-        return SamplerHead.of(tensors)
+        arrays = random_tensors(tensor_shapes(hidden_size, width), seed)
+        return cls.of({name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def start(
         self,
@@ -90,8 +64,3 @@ class SamplerHead:
     @cached_property
     def _linears(self) -> dict[str, Linear]:
         return {name: Linear(tensor, None, laid_out(tensor)) for name, tensor in self.tensors().items()}
-
-
-def tensor_shapes(hidden_size: int, width: int) -> dict[str, tuple[int, int]]:
-    """Return the shape of every tensor of a head, by its name."""
-    return {"first": (width, hidden_size), "inner": (width, 2 * hidden_size + width), "out": (hidden_size, width)}

@@ -1,44 +1,44 @@
-"""How drafts from look-ahead rows learn of one another: each is drawn given the tokens before.
+"""Refinements: functions that make a draft's logits from its look-ahead row and the tokens before the draft.
 
-A look-ahead row alone gives the distribution of a token given the text, whatever stands between. A refinement turns it
-into a distribution given the tokens between as well.
+A look-ahead row alone gives a distribution that does not depend on the tokens between the text and the draft.
 
-Glossary of shapes: B batch, L look-ahead rows, D' hidden state, S capacity, V vocabulary, N tokens of a lattice.
+Glossary of shapes: B batch, L look-ahead rows, D' hidden state, S capacity, V vocabulary, N tokens of the draft
+vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.lookahead.refinement import HeadSettings, NgramSettings
 
 from ..drafters.ngram import NgramModel
+from ..model.language_model import LanguageModel
 from ..sampling import compared_logits
 from .head import SamplerHead
 from .vectors import LookAhead
-
-if TYPE_CHECKING:
-    from ..model.language_model import LanguageModel
 
 Memory = tuple[Tensor, ...]
 """What a refinement carries from one draft to the next: tensors with a row for each row of the batch."""
 
 
-class Refinement(Protocol):
-    """Makes the logits of drafts, one after another; `memory` is what it carries from one to the next."""
+class Refinement:
+    """Makes the logits of drafts, one after another; the base takes the look-ahead rows as they are.
+
+    `memory` is what a refinement carries from one draft to the next.
+    """
 
     @property
-    def alone(self) -> bool:
-        """Whether it needs no look-ahead rows: the last text row's hidden state stands for each of them."""
+    def uses_lookahead(self) -> bool:
+        """Whether it needs look-ahead rows; if not, it takes the last text row's hidden state in place of each."""
+        return True
 
     def check(self, model: LanguageModel) -> None:
-        """Refuse a model that it does not fit."""
+        """Raise ValueError unless it fits a model."""
 
     def start(
         self,
@@ -46,33 +46,6 @@ class Refinement(Protocol):
         lookahead_hidden: Tensor,  # [B, L+1, D']
     ) -> Memory:
         """Return the memory before the first draft, from the hidden states of the last text row and those ahead."""
-
-    def logits(
-        self,
-        model: LanguageModel,
-        hidden: Tensor,  # [B, D']
-        tokens: Tensor,  # [B, S]
-        memory: Memory,
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Memory]:  # [B, V]
-        """Return the logits of drafts from their look-ahead rows, after the first `lengths` tokens, and the memory."""
-
-
-@dataclass(frozen=True)
-class Unrefined:
-    """Take the look-ahead rows as they are: PaSS."""
-
-    alone = False
-
-    def check(self, model: LanguageModel) -> None:
-        """Fit every model."""
-
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Tensor,  # [B, L+1, D']
-    ) -> Memory:
-        """Remember nothing."""
         return ()
 
     def logits(
@@ -83,45 +56,24 @@ class Unrefined:
         memory: Memory,
         lengths: Tensor,  # [B]
     ) -> tuple[Tensor, Memory]:  # [B, V]
-        """Return the row's own logits."""
+        """Return the logits of drafts from their look-ahead rows, after the first `lengths` tokens, and the memory."""
         return model.logits(hidden), ()
 
 
+@dataclass(frozen=True)
+class Unrefined(Refinement):
+    """Take the look-ahead rows as they are: PaSS."""
+
+
 @dataclass(frozen=True, eq=False)
-class HeadRefinement:
+class HeadRefinement(HeadSettings, Refinement):
     """Refine by a trained sampler head.
 
-    A draft is scored over all tokens, or over a `draft_vocab_size` of N: those that the look-ahead row itself finds
-    likeliest. All others then have the logit -inf, and the cost of a draft's logits does not grow with the
-    vocabulary.
+    A draft is scored over all tokens, or over the `draft_vocab_size` likeliest by the look-ahead row itself. The others
+    then have the logit -inf, and the cost of a draft's logits does not grow with the vocabulary.
     """
 
     head: SamplerHead
-    draft_vocab_size: int | None = None  # N
-
-    def __post_init__(self) -> None:
-        """Check the size of the lattice."""
-        if self.draft_vocab_size is not None:
-            check_integer("draft_vocab_size", self.draft_vocab_size, 1, 2**31 - 1)
-
-    @property
-    def alone(self) -> bool:
-        """Whether the head was trained without look-ahead rows."""
-        return self.head.alone
-
-    def check(self, model: LanguageModel) -> None:
-        """Refuse a model whose hidden states have another width, or that has fewer tokens than the lattice.
-
-        Raises:
-            ValueError: they have, or it has.
-        """
-        found, config = self.head.first.shape[1], getattr(model, "config", None)
-        if config is not None and found != config.hidden_size:
-            raise ValueError(f"the sampler head reads hidden states of width {found}, expected {config.hidden_size}")
-        if self.draft_vocab_size is not None and self.draft_vocab_size > model.vocab_size:
-            raise ValueError(
-                f"draft_vocab_size: found {self.draft_vocab_size}, expected at most {model.vocab_size}, the vocabulary"
-            )
 
     def start(
         self,
@@ -132,7 +84,7 @@ class HeadRefinement:
         state = self.head.start(lookahead_hidden[:, 0])
         if self.draft_vocab_size is None:
             return (state,)
-        rows = lookahead_hidden[:, :1] if self.alone else lookahead_hidden[:, 1:]
+        rows = lookahead_hidden[:, 1:] if self.uses_lookahead else lookahead_hidden[:, :1]
         tokens = _likeliest(model.logits(rows), self.draft_vocab_size)
         return state, tokens.expand(-1, lookahead_hidden.shape[1] - 1, -1)
 
@@ -144,7 +96,7 @@ class HeadRefinement:
         memory: Memory,
         lengths: Tensor,  # [B]
     ) -> tuple[Tensor, Memory]:  # [B, V]
-        """Add what follows from the last token and the head's state to the row's hidden state."""
+        """Refine the row's hidden state by the last token and the head's state."""
         last = tokens.gather(1, lengths.unsqueeze(1) - 1)
         refined, state = self.head.step(hidden, model.embed(last)[:, 0], memory[0])
         if self.draft_vocab_size is None:
@@ -156,39 +108,16 @@ class HeadRefinement:
 
 
 @dataclass(frozen=True, eq=False)
-class NgramRefinement:
+class NgramRefinement(NgramSettings, Refinement):
     """Refine by an n-gram model, free of training.
 
     log draft(x | before) = log lookahead(x) + weight (log ngram(x | before) - log unigram(x)), up to a constant
 
-    Source: Kim et al. 2024 (arXiv 2404.09221), for drafts rescored by an n-gram model; as a distribution of all
-    tokens, ours.
+    Source: Kim et al. 2024 (arXiv 2404.09221), for drafts rescored by an n-gram model; the distribution over all tokens
+    is ours.
     """
 
     ngram: NgramModel
-    weight: float = 0.85  # tuned at places of held-out text, see docs/beyond.md
-    alone = False
-
-    def __post_init__(self) -> None:
-        """Check the weight."""
-        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight)):
-            raise ValueError(f"weight: found {self.weight!r:.80}, expected a finite number")
-
-    def check(self, model: LanguageModel) -> None:
-        """Refuse a model of another vocabulary.
-
-        Raises:
-            ValueError: its size differs.
-        """
-        self.ngram.check(model)
-
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Tensor,  # [B, L+1, D']
-    ) -> Memory:
-        """Remember nothing: the tokens say it all."""
-        return ()
 
     def logits(
         self,

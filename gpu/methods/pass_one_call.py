@@ -1,42 +1,29 @@
-"""What methods of one call per step share: the pass that verifies also looks ahead, after whatever may survive.
+"""PaSS in one call per step: the pass that verifies the drafts also looks ahead, after every prefix that may survive.
 
-After the last token, and after every draft, hangs a group of look-ahead rows that sees the text up to there and
-nothing of the others. When verification has kept some drafts, the group after the last of them is where the next
-drafts come from: no call is spent on drafting.
+`Fused` is this call, for drafts of any shape; `FusedPaSS` drafts a chain, `tree.FusedCandidates` a tree. See
+`reference.methods.pass_one_call` for the method and its sources.
 
-Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
-the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
-
-Glossary of shapes: B batch, L look-ahead vectors, D input vector, D' hidden state, R places of the tree, N groups of G
-rows.
-
-PaSS in one call per step: the pass that verifies the drafts also holds the next ones, whatever prefix survives.
-
-The drafts are a chain; `fused` says what the call holds beside them.
-
-Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
-the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
-
-Glossary of shapes: B batch, L look-ahead vectors.
+Glossary of shapes: B batch, L look-ahead vectors, D' hidden state, R places of the tree, N groups of G rows.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import pad
 
 from pass_sampling.reference.config import SamplingConfig, check_settings
 from pass_sampling.reference.methods.checks import check_groups
 
 from ..batch_record import BatchRecord
 from ..lookahead.adapter import Adapter
-from ..lookahead.refinement import Refinement, refinement_of
+from ..lookahead.refinement import Memory, Refinement, refinement_of
 from ..lookahead.vectors import LookAhead
 from ..model.language_model import LanguageModel
 from ..sampling import Processor
@@ -45,39 +32,39 @@ from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens, row
 from .base import Method
 from .records import drafting_record, verify_drafts
-from .speculative import Drafts, draft_left_to_right
+from .speculative import draft_left_to_right
 from .tree_shape import DraftTree, rows_of_pass
 
 
 class Ahead(NamedTuple):
-    """What a pass has seen ahead."""
+    """The look-ahead groups of a pass."""
 
     hidden: Tensor  # [B, N, G, D']
-    behind: Tensor  # [N], the place that each group hangs after
-    depths: Tensor  # [B], rows of a group that are of use
+    anchors: Tensor  # [N], the place before each group
+    depths: Tensor  # [B], rows of a group that are useful
 
     def num_rows(
         self,
         used: Tensor,  # [B, R]
     ) -> Tensor:  # [B]
-        """Return how many rows of groups hang after places in use."""
-        return used[:, self.behind].sum(dim=1) * self.depths
+        """Return how many rows of groups follow places in use."""
+        return used[:, self.anchors].sum(dim=1) * self.depths
 
 
 @lru_cache(maxsize=256)
-def _places(behind: tuple[int, ...], device: torch.device) -> Tensor:  # [N]
-    """Return places as a tensor, made once: a step that is captured must not bring anything to its device."""
+def _places(anchors: tuple[int, ...], device: torch.device) -> Tensor:  # [N]
+    """Return places as a tensor, made once: a captured step must not copy anything to its device."""
     with torch.inference_mode(False):
-        return torch.tensor(behind, dtype=torch.int64, device=device)
+        return torch.tensor(anchors, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True, eq=False)
 class Fused(Method):
-    """A method whose one call per step verifies the drafts of the step before and looks ahead for the next ones.
+    """A method whose one call per step verifies drafts and looks ahead for the next ones.
 
-    `refinement` says how drafts follow from look-ahead rows and one another (default: by the head that was trained with
-    the vectors, if there is one). `groups` says after how many accepted drafts a group hangs (default: after any
-    number); where none does, the next step drafts nothing. A head that drafts alone needs no groups at all.
+    `refinement` makes the drafts' logits from look-ahead rows and the tokens between (default: the head that was
+    trained with the vectors, if any). `groups` are the numbers of accepted drafts after which a group follows (default:
+    all); after another number, the next step drafts nothing. A head without look-ahead rows needs no groups.
     """
 
     model: LanguageModel
@@ -88,11 +75,9 @@ class Fused(Method):
     processor: Processor | None = None
     refinement: Refinement = None  # type: ignore[assignment]  # that of the folder
     groups: tuple[int, ...] | None = None
-    vectors: Tensor = field(init=False, repr=False)  # [L, D]
-    adapter: Adapter | None = field(init=False, repr=False)
-    tree: DraftTree = field(init=False, repr=False)
+    rules: ClassVar[Collection[str]] = RULES
 
-    def prepare(self, rules: Collection[str], num_lookahead: int | None) -> None:
+    def __post_init__(self) -> None:
         """Check the settings, and make what was trained ready for the model.
 
         Raises:
@@ -100,19 +85,36 @@ class Fused(Method):
                 them or more than there are, a group after more drafts than there can be, or a refinement for another
                 model.
         """
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, rules)
-        object.__setattr__(self, "vectors", self.lookahead.inputs(self.model, num_lookahead))
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, self.rules)
         check_groups(self.groups, len(self.vectors))
         if self.refinement is None:
             refinement = refinement_of(self.lookahead, self.vectors.dtype, self.model.device)
             object.__setattr__(self, "refinement", refinement)
         self.refinement.check(self.model)
+
+    @property
+    @abstractmethod
+    def tree(self) -> DraftTree:
+        """The shape of the drafts."""
+
+    @abstractmethod
+    def _num_vectors(self) -> int | None:
+        """Return L; None: all vectors."""
+
+    @cached_property
+    def vectors(self) -> Tensor:  # [L, D]
+        """The look-ahead vectors in use, as inputs of the model."""
+        return self.lookahead.inputs(self.model, self._num_vectors())
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """The adapter that was trained with the vectors, if any, in the model's dtype and on its device."""
         adapter = self.lookahead.adapter
-        object.__setattr__(self, "adapter", adapter and adapter.to(self.vectors.dtype, self.model.device))
+        return adapter and adapter.to(self.vectors.dtype, self.model.device)
 
     @property
     def scratch(self) -> int:
-        """Slots that may be written after the longest text: the drafts, a group after each, a final token."""
+        """Cache positions that may be written after the longest text: drafts, a group after each, a final token."""
         return (len(self.vectors) + 1) * (self.tree.num_drafts + 1) + 1
 
     def _one_call(
@@ -121,30 +123,34 @@ class Fused(Method):
         tree: DraftTree,
         draft_tokens: Tokens,  # [B, R-1]
     ) -> tuple[Tensor, Ahead]:  # [B, R, D']
-        """Run the one call: what the model has not seen, the drafts, and groups of look-ahead vectors after them.
+        """Run the one call, over the pending tokens, the drafts, and groups of look-ahead vectors after them.
 
-        Returned are the hidden states after each place, the first of which is the last token, and of the groups.
+        Returns the hidden states after each place, the first of which is the last token, and of the groups.
         """
         cache, pending, active = state.cache, state.pending.unsqueeze(1), ~state.ended
         depths = (state.remaining - 2).clamp(0, len(self.vectors)) * active  # this step and the next end in a token
         depth = bound_or_max(state, depths, len(self.vectors))
         num_tokens = state.max_pending + tree.num_drafts
-        hangs = [bool(depth) and self._hangs(number) for number in range(len(tree.levels))]
-        behind = tuple(place for level, any_ in zip(tree.levels, hangs, strict=True) if any_ for place in level)
-        places = _places(behind, pending.device)
-        if not behind and tree.num_drafts < len(tree.levels):  # a chain of drafts, and nothing else
+        levels = [level for number, level in enumerate(tree.levels) if depth and self._has_group(number)]
+        anchors = tuple(place for level in levels for place in level)
+        places = _places(anchors, pending.device)
+        if not anchors and tree.num_drafts < len(tree.levels):  # a chain of drafts, and nothing else
             real = self.feed_drafts(state, state.followed_by(draft_tokens), tree.num_drafts)
             return real, Ahead(real[:, :0, None], places, depths)
-        cache_positions = cache.next_positions(num_tokens + len(behind) * depth)
+        cache_positions = cache.next_positions(num_tokens + len(anchors) * depth)
         inputs = self.model.embed(state.followed_by(draft_tokens).gather(1, cache_positions[:, :num_tokens]))
-        ahead = self.vectors[:depth].repeat(len(behind), 1).expand(len(inputs), -1, -1)
+        ahead = self.vectors[:depth].repeat(len(anchors), 1).expand(len(inputs), -1, -1)
         adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": ahead.shape[1]}
-        positions, visible = rows_of_pass(state, tree, behind, depth)
+        positions, visible = rows_of_pass(state, tree, anchors, depth)
         hidden = self.model.hidden(torch.cat([inputs, ahead], dim=1), cache, positions, visible, **adapted)
         rows = torch.arange(len(inputs), device=inputs.device).unsqueeze(1)
         real = hidden[rows, pending - 1 + tree.order]
-        groups = hidden[:, num_tokens:].unflatten(1, (len(behind), depth)) if behind else hidden[:, :0, None]
+        groups = hidden[:, num_tokens:].unflatten(1, (len(anchors), depth)) if anchors else hidden[:, :0, None]
         return real, Ahead(groups, places, depths)
+
+    def _has_group(self, num_accepted: int) -> bool:
+        """Say whether a group follows so many accepted drafts."""
+        return self.refinement.uses_lookahead and (self.groups is None or num_accepted in self.groups)
 
     def _carry(
         self,
@@ -153,30 +159,22 @@ class Fused(Method):
         real: Tensor,  # [B, R, D']
         ahead: Ahead,
     ) -> State:
-        """Keep what the next step drafts from: the group after the last draft that survived, as far as it may go."""
-        num_lookahead_hidden, last = (
-            torch.minimum(ahead.depths, state.remaining - 1).clamp(min=0),
-            row(real, place).unsqueeze(1),
-        )
-        if self.refinement.alone:
-            return replace(
-                state,
-                lookahead_hidden=last.expand(-1, len(self.vectors) + 1, -1),
-                num_lookahead_hidden=num_lookahead_hidden,
-            )
-        if not len(ahead.behind):
-            return replace(state, num_lookahead_hidden=torch.zeros_like(num_lookahead_hidden))
-        survived = place.unsqueeze(1) == ahead.behind  # [B, ...]
+        """Keep what the next step drafts from: the group after the last accepted draft, as far as it is useful."""
+        useful, last = torch.minimum(ahead.depths, state.remaining - 1).clamp(min=0), row(real, place).unsqueeze(1)
+        if not self.refinement.uses_lookahead:
+            rows = last.expand(-1, len(self.vectors) + 1, -1)
+            return replace(state, lookahead_hidden=rows, num_lookahead_hidden=useful)
+        if not len(ahead.anchors):
+            return replace(state, num_lookahead_hidden=torch.zeros_like(useful))
+        survived = place.unsqueeze(1) == ahead.anchors  # [B, ...]
         group = ahead.hidden[torch.arange(len(real), device=place.device), survived.long().argmax(dim=1)]
-        missing = len(self.vectors) - group.shape[1]
-        lookahead_hidden = functional.pad(torch.cat([last, group], dim=1), (0, 0, 0, missing))
-        return replace(
-            state, lookahead_hidden=lookahead_hidden, num_lookahead_hidden=num_lookahead_hidden * survived.any(dim=1)
-        )
+        rows = pad(torch.cat([last, group], dim=1), (0, 0, 0, len(self.vectors) - group.shape[1]))
+        return replace(state, lookahead_hidden=rows, num_lookahead_hidden=useful * survived.any(dim=1))
 
-    def _hangs(self, num_accepted: int) -> bool:
-        """Say whether a group hangs after so many drafts."""
-        return not self.refinement.alone and (self.groups is None or num_accepted in self.groups)
+    def _memory(self, state: State) -> Memory:
+        """Return what a refinement remembers before the first draft."""
+        rows = state.lookahead_hidden
+        return self.refinement.start(self.model, rows) if rows.shape[1] > 1 else ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,10 +183,13 @@ class FusedPaSS(Fused):
 
     num_lookahead: int | None = None  # L; default: all vectors
 
-    def __post_init__(self) -> None:
-        """Check the settings and the vectors against the model; see `Fused.prepare`."""
-        self.prepare(RULES, self.num_lookahead)
-        object.__setattr__(self, "tree", DraftTree((1,) * len(self.vectors), self.model.device))
+    @cached_property
+    def tree(self) -> DraftTree:
+        """A chain: one draft per vector."""
+        return DraftTree((1,) * len(self.vectors), self.model.device)
+
+    def _num_vectors(self) -> int | None:
+        return self.num_lookahead
 
     @property
     def named_uniforms(self) -> NamedUniforms:
@@ -202,35 +203,25 @@ class FusedPaSS(Fused):
         trace: bool = False,
     ) -> tuple[State, BatchRecord]:
         """Run one step: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
-        draws = UniformRow(uniforms, self.named_uniforms, trace)
-        pending, active = state.pending, ~state.ended
-        draft_tokens, draft_probs, has_bonus_row, _, num_draft = self._draft(state, draws)
-        real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
+        draws, memory = UniformRow(uniforms, self.named_uniforms, trace), self._memory(state)
+        pending, active, rows = state.pending, ~state.ended, state.lookahead_hidden
 
+        def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
+            nonlocal memory
+            logits, memory = self.refinement.logits(self.model, rows[:, 1 + depth], tokens, memory, lengths)
+            return logits
+
+        settings, bound = self.draft_sampling or self.sampling, rows.shape[1] - 1  # no rows before the first pass
+        draft_tokens, draft_probs, has_bonus_row, _, num_draft = draft_left_to_right(
+            self, state, state.num_lookahead_hidden, draws, next_logits, settings, bound=bound
+        )
+        real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
         num_ahead = ahead.num_rows(torch.arange(real.shape[1], device=real.device) <= num_draft.unsqueeze(1))
         record = drafting_record(pending - 1 + num_ahead, torch.zeros_like(pending), active)
         drafts = draft_tokens, draft_probs, num_draft, has_bonus_row
         state, record, verification = verify_drafts(
             self, self.rule, state, record, draws, self.model.logits(real), *drafts, active
         )
-        valid_length = (
-            state.lengths + verification.num_accepted * active
-        )  # rejected drafts and look-ahead rows leave no trace
+        valid_length = state.lengths + verification.num_accepted * active  # neither rejected drafts nor look-ahead rows
         state, record = state.commit(record, valid_length)
         return self._carry(state, verification.num_accepted, real, ahead), record
-
-    def _draft(self, state: State, draws: UniformRow) -> Drafts:
-        """Draft from the rows that the step before has left."""
-        memory = (
-            self.refinement.start(self.model, state.lookahead_hidden) if state.lookahead_hidden.shape[1] > 1 else ()
-        )
-
-        def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
-            nonlocal memory
-            logits, memory = self.refinement.logits(
-                self.model, state.lookahead_hidden[:, 1 + depth], tokens, memory, lengths
-            )
-            return logits
-
-        sampling, bound = self.draft_sampling or self.sampling, state.lookahead_hidden.shape[1] - 1  # none at first
-        return draft_left_to_right(self, state, state.num_lookahead_hidden, draws, next_logits, sampling, bound=bound)

@@ -1,13 +1,11 @@
-"""How a method writes down what a step did: the exact token first, then what verification made of the drafts.
+"""Records of a step, and the verification of a chain of drafts.
 
-Glossary of shapes: B batch, K drafts, V vocabulary.
-
-What verification makes of a step's drafts, for every method that drafts a chain.
-
-Glossary of shapes: B batch, K drafts, W tokens after the committed prefix, V vocabulary.
+Glossary of shapes: B batch, K drafts, N tokens of a verification, W tokens recorded before it, V vocabulary.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,23 +26,13 @@ def exact_record(
     active: Tensor,  # [B]
 ) -> BatchRecord:
     """Record one token drawn from a row of the target, before any verification; inactive rows commit nothing."""
-    none, no_tokens = torch.zeros_like(token), token[:, None][:, :0]
-    no_probs = no_tokens.double()
-    return BatchRecord(
+    return replace(
+        drafting_record(num_positions, torch.zeros_like(token), active),
         tokens=token.unsqueeze(1),
         sources=torch.full_like(token, EXACT).unsqueeze(1),
         log_probs=probs.gather(1, token.unsqueeze(1)).log(),
         count=active.long(),
-        draft_tokens=no_tokens,
-        draft_token_probs=no_probs,
-        target_token_probs=no_probs,
-        accept_probs=no_probs,
-        num_draft=none,
-        num_accepted=none,
-        final_token=none - 1,
         num_forward_passes=active.long(),
-        num_positions=num_positions * active,
-        num_draft_passes=none,
         choices=draws.choices,
     )
 
@@ -87,39 +75,66 @@ def verified_record(
     active: Tensor,  # [B]
 ) -> BatchRecord:
     """Add one verification pass to the record of a step, in the active rows."""
-    depth = draft_tokens.shape[1]
-    num_accepted = verification.num_accepted * active
-    final = num_accepted.unsqueeze(1)
+    num_accepted, drafts = verification.num_accepted * active, draft_tokens.unsqueeze(-1)
     has_final = active & (has_bonus_row | (num_accepted < num_draft))
-    final_token = verification.final_token.unsqueeze(1)
-    block = torch.cat([draft_tokens, final_token], dim=1).scatter(1, final, final_token)
-    final_source = torch.where(num_accepted == num_draft, BONUS, CORRECTION).unsqueeze(1)
-    drafts = draft_tokens.unsqueeze(-1)
+    block = with_final(draft_tokens, verification.final_token, num_accepted)
     log_probs = target_probs.gather(-1, block.unsqueeze(-1)).squeeze(-1).log()
-    return BatchRecord(
+    is_bonus = num_accepted == num_draft
+    return replace(
+        add_verification(
+            record, block, log_probs, num_accepted, has_final, is_bonus, num_draft * active, draws, active
+        ),
+        draft_tokens=draft_tokens,
+        draft_token_probs=draft_probs.gather(-1, drafts).squeeze(-1),
+        target_token_probs=target_probs[:, : draft_tokens.shape[1]].gather(-1, drafts).squeeze(-1),
+        accept_probs=verification.accept_probs,
+    )
+
+
+def with_final(
+    draft_tokens: Tokens,  # [B, K]
+    final_token: Tensor,  # [B]
+    num_accepted: Tensor,  # [B]
+) -> Tokens:  # [B, K+1]
+    """Return the accepted drafts, the final token after them, and padding."""
+    final = final_token.unsqueeze(1)
+    return torch.cat([draft_tokens, final], dim=1).scatter(1, num_accepted.unsqueeze(1), final)
+
+
+def add_verification(
+    record: BatchRecord,
+    block: Tokens,  # [B, N], see `with_final`
+    log_probs: Probs,  # [B, N]
+    num_accepted: Tensor,  # [B]
+    has_final: Tensor,  # [B]
+    is_bonus: Tensor,  # [B]
+    num_draft: Tensor,  # [B]
+    draws: UniformRow,
+    active: Tensor,  # [B]
+) -> BatchRecord:
+    """Add the tokens and counters of one verification pass to the record of a step, not yet its drafts."""
+    final = num_accepted.unsqueeze(1)
+    final_source = torch.where(is_bonus, BONUS, CORRECTION).unsqueeze(1)
+    return replace(
+        record,
         tokens=_joined(record.tokens, block),
         sources=_joined(record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)),
         log_probs=_joined(record.log_probs, log_probs),
         count=record.count + num_accepted + has_final,
-        draft_tokens=draft_tokens,
-        draft_token_probs=draft_probs.gather(-1, drafts).squeeze(-1),
-        target_token_probs=target_probs[:, :depth].gather(-1, drafts).squeeze(-1),
-        accept_probs=verification.accept_probs,
-        num_draft=num_draft * active,
+        num_draft=num_draft,
         num_accepted=num_accepted,
-        final_token=torch.where(has_final, verification.final_token, -1),
+        final_token=torch.where(has_final, block.gather(1, final).squeeze(1), -1),
         num_forward_passes=record.num_forward_passes + active,
-        num_positions=record.num_positions + (num_draft + 1) * active,
-        num_draft_passes=record.num_draft_passes,
+        num_positions=record.num_positions + num_draft + active,
         choices=draws.choices,
     )
 
 
 def _joined(
-    before: torch.Tensor,  # [B, W]
-    more: torch.Tensor,  # [B, N]
-) -> torch.Tensor:  # [B, W+N]
-    """Put columns after others."""
+    before: Tensor,  # [B, W]
+    more: Tensor,  # [B, N]
+) -> Tensor:  # [B, W+N]
+    """Append columns."""
     return torch.cat([before, more], dim=1) if before.shape[1] else more
 
 
@@ -129,13 +144,13 @@ def verify_drafts(
     state: State,
     record: BatchRecord,
     draws: UniformRow,
-    logits: Tensor,  # [B, K+1, V], of the pass over the drafts; row i stands after i of them
+    logits: Tensor,  # [B, K+1, V], of the pass over the drafts; row i follows i of them
     draft_tokens: Tokens,  # [B, K]
     draft_probs: Probs,  # [B, K, V]
     num_draft: Tensor,  # [B]
     has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
-    exact_token: Tokens | None = None,  # [B, 1], that stands before the drafts
+    exact_token: Tokens | None = None,  # [B, 1], before the drafts
     lenience: float = 1.0,
 ) -> tuple[State, BatchRecord, Verification]:
     """Verify drafts by a rule; return the state with its faults, the whole record, and the verification."""
@@ -144,8 +159,8 @@ def verify_drafts(
     rows = torch.arange(logits.shape[1], device=logits.device)
     used = (rows < (num_draft + has_bonus_row).unsqueeze(1)) & active.unsqueeze(1)
     target_probs, largest = method.chain_probs(state, logits, used, block, num_more)
-    judged = draft_probs if lenience == 1 else lenience * draft_probs
-    verification = RULES[rule](target_probs, judged, draft_tokens, draws, num_draft, has_bonus_row, active)
+    lenient_probs = draft_probs if lenience == 1 else lenience * draft_probs
+    verification = RULES[rule](target_probs, lenient_probs, draft_tokens, draws, num_draft, has_bonus_row, active)
     state = state.note_fault(largest, num_more, used & (rows <= verification.num_accepted.unsqueeze(1)))
     record = verified_record(
         record, target_probs, draft_probs, draft_tokens, verification, draws, num_draft, has_bonus_row, active

@@ -1,14 +1,8 @@
-"""Drafting left to right: each draft from a distribution that may depend on those before it.
+"""Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
+
+The function `draft_left_to_right` draws a chain for other methods as well. Sources in `reference.methods.speculative`.
 
 Glossary of shapes: B batch, K drafts, S capacity, V vocabulary.
-
-Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
-
-The drafter is a smaller model, as published, or whatever else gives a distribution after a text.
-
-Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318),
-Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
-2211.17192), Algorithm 1.
 """
 
 from __future__ import annotations
@@ -38,12 +32,12 @@ from .records import drafting_record, verify_drafts
 
 
 class Drafts(NamedTuple):
-    """What the rows of a batch drafted in a step; what stands after a row's drafts means nothing."""
+    """The drafts of a step. The entries after a row's own drafts mean nothing."""
 
     tokens: Tokens  # [B, K]
     probs: Probs  # [B, K, V], the very distributions that the tokens were drawn from
     has_bonus_row: Tensor  # [B], whether the text goes on after the last
-    num_asked: Tensor  # [B], distributions that were asked for
+    num_asked: Tensor  # [B], distributions asked for
     num_draft: Tensor  # [B]
 
 
@@ -59,11 +53,12 @@ def draft_left_to_right(
 ) -> Drafts:
     """Draw drafts one by one: `next_logits(tokens, lengths, i)` gives the logits of draft i after the text so far.
 
-    Drafting stops at the limit, where the logits make no distribution, where the draft is not `wanted(i, logits)`,
-    and after one that ends the text: all known before the next is drawn. All rows run along until the last has
-    stopped; what they draw beyond is ignored. On a CPU, and where a processor must not be asked about that, it is
-    looked for at every draft whether any row goes on. No limit is above `bound`; by default that is the number of
-    uniforms.
+    Drafting stops at the limit, where the logits make no distribution, where the draft is not `wanted(i, logits)`, and
+    after a draft that ends the text. All of that is known before the next draft is drawn.
+
+    All rows run along until the last one has stopped, and the draws of the others are ignored. On a CPU, and where a
+    schedule or a processor asks the host anyway, every draft first checks whether any row goes on. No limit is above
+    `bound`, by default the number of uniforms.
     """
     limit = limit.clamp(min=0) * ~state.ended
     most = bound_or_max(state, limit, draws.room("draft") if bound is None else bound)
@@ -101,12 +96,10 @@ def draft_left_to_right(
 
 
 @dataclass(frozen=True, eq=False)
-class SpeculativeSampling(Method):
-    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+class DrafterMethod(Method):
+    """A method whose drafts come from a drafter.
 
-    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them. A
-    `lenience` below 1 is lossy: drafts are judged as if they had been only so likely, and no token's probability
-    grows beyond 1 / lenience times the target's.
+    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend.
     """
 
     model: LanguageModel
@@ -115,6 +108,27 @@ class SpeculativeSampling(Method):
     draft_sampling: SamplingConfig | None = None
     rule: str = "token"
     processor: Processor | None = None
+
+    def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
+        """Return the state before the first step; see `Method.start_batch`.
+
+        Raises:
+            ValueError: a prompt and its new tokens do not fit into the drafter's context either.
+        """
+        state = super().start_batch(prompts, ending)
+        for prompt in prompts:
+            check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
+        return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity, len(prompts)))
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculativeSampling(DrafterMethod):
+    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+
+    A `lenience` below 1 is lossy: it multiplies the draft probabilities in verification, so that a token's probability
+    is at most 1 / lenience times the target's.
+    """
+
     num_draft: int = 4  # K
     schedule: Schedule = field(default_factory=Schedule)
     lenience: float = 1.0
@@ -137,21 +151,13 @@ class SpeculativeSampling(Method):
 
     @property
     def scratch(self) -> int:
-        """Slots that may be written after the longest text: K drafts, a final token, and one row of padding."""
+        """Cache positions that may be written after the longest text: K drafts, a final token, and a row of padding."""
         return self.num_draft + 2
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first step; see `Method.start_batch`.
-
-        Raises:
-            ValueError: a prompt and its new tokens do not fit into the drafter's context either.
-        """
-        state = super().start_batch(prompts, ending)
-        for prompt in prompts:
-            check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
-        draft_cache = self.drafter.new_cache(state.cache.capacity, len(prompts))
+        """Return the state before the first step, with the first pace; see `DrafterMethod.start_batch`."""
         pace = torch.tensor(self.schedule.start(self.num_draft), dtype=torch.float64, device=self.model.device)
-        return replace(state, draft_cache=draft_cache, pace=pace.repeat(len(prompts), 1))
+        return replace(super().start_batch(prompts, ending), pace=pace.repeat(len(prompts), 1))
 
     def step(
         self,
@@ -165,9 +171,9 @@ class SpeculativeSampling(Method):
         draft_tokens, draft_probs, has_bonus_row, num_asked, num_draft = self._draft(state, draws)
         record = drafting_record(pending - 1, num_asked * self.drafter.passes_per_draft, active)
 
-        # One pass over what the target has not seen and the drafts; row i holds its distribution after i drafts.
-        text = state.followed_by(draft_tokens)
-        logits = self.model.logits(self.feed_drafts(state, text, draft_tokens.shape[1]))
+        # Row i holds the target's distribution after i drafts.
+        hidden = self.feed_drafts(state, state.followed_by(draft_tokens), draft_tokens.shape[1])
+        logits = self.model.logits(hidden)
         drafts = draft_tokens, draft_probs, num_draft, has_bonus_row
         state, record, verification = verify_drafts(
             self, self.rule, state, record, draws, logits, *drafts, active, lenience=self.lenience
@@ -175,10 +181,7 @@ class SpeculativeSampling(Method):
         if state.pace.shape[1]:
             pace = self.schedule.follow(state.pace, self.num_draft, num_draft, verification.num_accepted)
             state = replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace))
-        valid_length = (
-            state.lengths + verification.num_accepted * active
-        )  # rejected drafts leave no trace, in either cache
-        return state.commit(record, valid_length)
+        return state.commit(record, state.lengths + verification.num_accepted * active)
 
     def _draft(self, state: State, draws: UniformRow) -> Drafts:
         """Draft as many tokens as the schedule wants; a final token comes as well."""
@@ -190,12 +193,5 @@ class SpeculativeSampling(Method):
             return self.schedule.continues(state.pace, depth, logits)
 
         limit = torch.minimum(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
-        return draft_left_to_right(
-            self,
-            state,
-            limit,
-            draws,
-            next_logits,
-            self.draft_sampling or self.sampling,
-            wanted if self.schedule.adapts else None,
-        )
+        settings, asked = self.draft_sampling or self.sampling, wanted if self.schedule.adapts else None
+        return draft_left_to_right(self, state, limit, draws, next_logits, settings, asked)

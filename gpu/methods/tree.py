@@ -1,69 +1,45 @@
 """Speculative sampling with several candidates per position: a tree of drafts, verified in one pass.
 
-A chain of drafts ends at the first rejection. Here every draft has siblings, and where one is rejected another may be
-accepted. The target sees the whole tree at once, each draft only the drafts that it stands after.
+The drafts come from a drafter (`Candidates`), or from look-ahead rows of the pass before (`FusedCandidates`). See
+`reference.methods.tree` for the sources.
 
-Source: Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706); Jeon et al. 2024, "Recursive
-Speculative Decoding" (arXiv 2402.14160); Sun et al. 2023, "SpecTr" (arXiv 2310.15141); for the pass over a tree Miao et
-al. 2024, "SpecInfer" (arXiv 2305.09781).
-
-Glossary of shapes: B batch, N drafts of the tree, D' hidden state.
-
-Candidates in one call per step: the pass that verifies a tree of drafts looks ahead after every place of it.
-
-A chain of drafts ends at its first rejection, and the rows that looked ahead after the others were in vain. Here every
-draft has siblings, drafted from the same look-ahead row, each refined by the path that leads to it.
-
-Source: `fused` for the call, `candidates` for the tree; Cai et al. 2024, "Medusa" (arXiv 2401.10774), for candidates of
-several depths from one pass.
-
-Glossary of shapes: B batch, N drafts of the tree, D' hidden state.
+Glossary of shapes: B batch, L look-ahead vectors, N drafts of the tree, D' hidden state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import SamplingConfig, check_settings
-from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context
-from pass_sampling.reference.methods.tree_shape import check_tree
+from pass_sampling.reference.config import check_settings
+from pass_sampling.reference.methods.checks import check_drafter
+from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
 
 from ..batch_record import BatchRecord
-from ..drafters.base import Drafter
-from ..model.language_model import LanguageModel
-from ..sampling import Processor
 from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import Tokens
-from .base import Method
 from .pass_one_call import Ahead, Fused
 from .records import drafting_record
+from .speculative import DrafterMethod
 from .tree_rules import RULES
-from .tree_shape import DraftTree, NumCandidates, TreeDrafts, draw_tree, rows_of_pass, tree_record, walk_tree
+from .tree_shape import DraftTree, TreeDrafts, draw_tree, rows_of_pass, tree_record, walk_tree
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates(Method):
-    """Draft a tree, `num_candidates[d]` tokens after everything at depth d, then verify it with the target.
+class Candidates(DrafterMethod):
+    """Draft a tree with a drafter, `num_candidates[d]` tokens after each place of depth d, then verify it.
 
-    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them. Where
-    the text may end soon the tree is cut, and after a draft that ends it, or where the drafter has no distribution,
-    nothing stands.
+    The tree is cut where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft
+    distribution.
     """
 
-    model: LanguageModel
-    drafter: Drafter
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    draft_sampling: SamplingConfig | None = None
     rule: str = "without-replacement"
-    processor: Processor | None = None
     num_candidates: NumCandidates = (2, 2, 1)
-    tree: DraftTree = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the settings and the drafter against the model.
@@ -74,31 +50,22 @@ class Candidates(Method):
         """
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         check_drafter(self.model, self.drafter, 0)
-        object.__setattr__(self, "tree", DraftTree(check_tree(self.num_candidates), self.model.device))
+        check_tree(self.num_candidates)
+
+    @cached_property
+    def tree(self) -> DraftTree:
+        """The shape of the drafts."""
+        return DraftTree(check_tree(self.num_candidates), self.model.device)
 
     @property
     def named_uniforms(self) -> NamedUniforms:
-        """A draw per draft, an acceptance per candidate of each depth, and the final draw.
-
-        Verification comes to one place of each depth, so its candidates share the uniforms of those beside it.
-        """
-        return {"draft": self.tree.num_drafts, "accept": sum(self.tree.widths), "final": 1}
+        """Those of the tree."""
+        return self.tree.named_uniforms
 
     @property
     def scratch(self) -> int:
-        """Slots that may be written after the longest text: the drafts, a final token, and one row of padding."""
+        """Cache positions that may be written after the longest text: drafts, a final token, and a row of padding."""
         return self.tree.num_drafts + 2
-
-    def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first step; see `Method.start_batch`.
-
-        Raises:
-            ValueError: a prompt and its new tokens do not fit into the drafter's context either.
-        """
-        state = super().start_batch(prompts, ending)
-        for prompt in prompts:
-            check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
-        return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity, len(prompts)))
 
     def step(
         self,
@@ -115,9 +82,9 @@ class Candidates(Method):
         return replace(state, draft_pending=walk.path.shape[1] + 1), record
 
     def propose(self, state: State, draws: UniformRow) -> tuple[BatchRecord, TreeDrafts, Tensor]:  # [B, N+1, D']
-        """Draft a tree and run one pass over what the target has not seen and the drafts.
+        """Draft a tree and run one pass over the pending tokens and the drafts.
 
-        Returned are the record so far, the drafts, and the hidden states after each place of their tree.
+        Returns the record so far, the drafts, and the hidden states after each place of their tree.
         """
         pending, active = state.pending, ~state.ended
         drafts, num_asked = self._draft(state, draws)
@@ -129,14 +96,14 @@ class Candidates(Method):
         return record, drafts, hidden[rows, pending.unsqueeze(1) - 1 + drafts.tree.order]
 
     def _draft(self, state: State, draws: UniformRow) -> tuple[TreeDrafts, Tensor]:
-        """Draw the tree; return it, and how often the drafter was asked."""
+        """Draw the tree; return it, and the number of distributions asked for."""
 
         def next_logits(paths: Tokens, places: range) -> Tensor:
             depth, cache = paths.shape[2], state.draft_cache
             text = state.followed_by(paths[:, 0])
             logits = self.drafter.logits(text, cache, state.lengths + depth, depth or state.draft_pending)
             if cache is not None:
-                cache.truncate(state.lengths)  # the drafter has seen one path, and the next is another
+                cache.truncate(state.lengths)  # the drafter has read one path, and the next is another
             return logits.unsqueeze(1)
 
         settings, limit = self.draft_sampling or self.sampling, state.remaining - 1  # a final token comes as well
@@ -147,32 +114,26 @@ class Candidates(Method):
 class FusedCandidates(Fused):
     """Draft a tree from the rows of the step before, then verify it and look ahead in one pass; 1 + accepted tokens.
 
-    `num_candidates[d]` tokens stand after everything at depth d, see `DraftTree`: at most as many depths as there are
-    vectors, of which no more are used.
+    `num_candidates[d]` tokens follow each place of depth d, see `DraftTree`. The tree has at most as many depths as
+    there are look-ahead vectors, and uses one vector per depth.
     """
 
     rule: str = "without-replacement"
     num_candidates: NumCandidates = (2, 2, 1)
+    rules = RULES
 
-    def __post_init__(self) -> None:
-        """Check the settings, the vectors and the tree; see `Fused.prepare`.
+    @cached_property
+    def tree(self) -> DraftTree:
+        """The shape of the drafts; see `check_tree`."""
+        return DraftTree(check_tree(self.num_candidates, self.lookahead.num_lookahead), self.model.device)
 
-        Raises:
-            ValueError: numbers of candidates that make no tree, or more depths than there are vectors.
-        """
-        object.__setattr__(self, "tree", DraftTree(check_tree(self.num_candidates), self.model.device))
-        depth, most = len(self.tree.num_candidates), self.lookahead.num_lookahead
-        if depth > most:
-            found = f"{self.num_candidates!r:.80}"
-            raise ValueError(
-                f"num_candidates: found {found}, expected at most {most} depths, one per look-ahead vector"
-            )
-        self.prepare(RULES, depth)
+    def _num_vectors(self) -> int | None:
+        return len(self.tree.num_candidates)
 
     @property
     def named_uniforms(self) -> NamedUniforms:
-        """A draw per draft, an acceptance per candidate of each depth, and the final draw; see `Candidates`."""
-        return {"draft": self.tree.num_drafts, "accept": sum(self.tree.widths), "final": 1}
+        """Those of the tree."""
+        return self.tree.named_uniforms
 
     def step(
         self,
@@ -191,20 +152,19 @@ class FusedCandidates(Fused):
     def propose(self, state: State, draws: UniformRow) -> tuple[BatchRecord, TreeDrafts, Tensor, Ahead]:  # [B, N+1, D']
         """Draft a tree and run the one call.
 
-        Returned are the record so far, the drafts, the hidden states after each place of their tree, and the groups.
+        Returns the record so far, the drafts, the hidden states after each place of their tree, and the groups.
         """
         pending, active = state.pending, ~state.ended
-        drafts = self._draft(state, draws)
+        limit, settings = state.num_lookahead_hidden, self.draft_sampling or self.sampling
+        next_logits = self._next_logits(state)
+        drafts, _ = draw_tree(self, state, self.tree, limit, draws, next_logits, settings, self.rule, side_by_side=True)
         real, ahead = self._one_call(state, drafts.tree, drafts.tokens[:, 1:])
         num_positions = pending - 1 + ahead.num_rows(drafts.used)
         return drafting_record(num_positions, torch.zeros_like(pending), active), drafts, real, ahead
 
-    def _draft(self, state: State, draws: UniformRow) -> TreeDrafts:
-        """Draw the tree from the rows that the step before has left; what a refinement remembers follows each path."""
-        memory = (
-            self.refinement.start(self.model, state.lookahead_hidden) if state.lookahead_hidden.shape[1] > 1 else ()
-        )
-        memory = tuple(each.unsqueeze(1) for each in memory)
+    def _next_logits(self, state: State) -> Callable[[Tokens, range], Tensor]:
+        """Return the function that gives the logits after paths; what a refinement remembers follows each path."""
+        memory = tuple(each.unsqueeze(1) for each in self._memory(state))
         parents = self.tree.parents
 
         def next_logits(paths: Tokens, places: range) -> Tensor:
@@ -218,11 +178,10 @@ class FusedCandidates(Fused):
             text = state.tokens.repeat_interleave(num_places, dim=0)
             order = lengths.unsqueeze(1) - depth + torch.arange(depth, device=text.device)
             text = text.scatter(1, order, paths.flatten(0, 1))
-            memory = tuple(each.flatten(0, 1) for each in memory)
-            logits, memory = self.refinement.logits(self.model, row, text, memory, lengths)
-            memory = tuple(each.unflatten(0, (batch_size, num_places)) for each in memory)
+            flat = tuple(each.flatten(0, 1) for each in memory)
+            logits, flat = self.refinement.logits(self.model, row, text, flat, lengths)
+            memory = tuple(each.unflatten(0, (batch_size, num_places)) for each in flat)
             found: Tensor = logits.unflatten(0, (batch_size, num_places))
             return found
 
-        limit, settings = state.num_lookahead_hidden, self.draft_sampling or self.sampling
-        return draw_tree(self, state, self.tree, limit, draws, next_logits, settings, self.rule, side_by_side=True)[0]
+        return next_logits

@@ -1,152 +1,96 @@
-"""A tree of drafts: its shape, what was drafted in it, and the path that verification took through it.
+"""A tree of drafts: its tables on a device, and how one step draws it, feeds it and verifies it.
 
-Places are numbered breadth first: place 0 is the last committed token, the drafts follow. The rows of a batch share the
-shape; `used` says which of its places hold a draft.
+Places are numbered breadth first. Place 0 is the last committed token, and the drafts follow it. A chain of drafts is a
+tree with one candidate at every depth. The rows of a batch share the shape; `used` marks the places that hold a draft.
 
-Glossary of shapes: B batch, C candidates, N drafts of the tree, V vocabulary, R accepted drafts at most, or places of
-a depth.
-
-A tree of drafts in a step: how it is drawn, how the rows of the pass over it are laid out, how it is verified.
-
-A chain of drafts is a tree with one candidate everywhere.
-
-Glossary of shapes: B batch, N drafts of the tree, T rows of the pass, R places asked side by side, M drafts
-after them, V vocabulary.
+Glossary of shapes: B batch, C candidates, N drafts of the tree, V vocabulary, R accepted drafts at most, or places
+asked side by side, M drafts after these, T rows of the pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pass_sampling.reference.config import SamplingConfig
+from pass_sampling.reference.methods.tree_shape import NumCandidates, TreeShape
 
-from ..batch_record import ACCEPTED, BONUS, CORRECTION, BatchRecord
+from ..batch_record import BatchRecord
 from ..sampling import Probs
 from ..state import State, may_any
 from ..uniforms import UniformRow
 from ..verify import Tokens, row
 from .base import Method
+from .records import add_verification, with_final
 from .tree_rules import RULES, draw_candidates
 
-NumCandidates = tuple[int | tuple[int, ...], ...]
-"""How many candidates stand after the places of each depth: one number for all of them, or one for each in turn."""
+__all__ = ["DraftTree", "NumCandidates", "TreeDrafts", "TreeShape", "Walk", "draw_tree", "rows_of_pass", "walk_tree"]
 
 
 @dataclass(frozen=True)
-class DraftTree:
-    """The shape of a tree in which `num_candidates[d]` drafts stand after everything at depth d.
+class DraftTree(TreeShape):
+    """A shape, with tables on a device. Each is made once, as a captured step must not copy anything to its device."""
 
-    Candidates of different ranks may have different numbers after them: `(3, (2, 1, 0))` has two after the first
-    draft, one after the second and none after the third.
-    """
-
-    num_candidates: NumCandidates
     device: torch.device | str = "cpu"
 
     @cached_property
-    def children(self) -> tuple[range, ...]:
-        """The places that stand after each place."""
-        children: list[range] = []
-        level = range(1)
-        for counts in (*self.num_candidates, 0):
-            start = level.stop
-            for count in counts if isinstance(counts, tuple) else (counts,) * len(level):
-                children.append(range(start, start + count))
-                start += count
-            level = range(level.stop, start)
-        return tuple(children)
-
-    @cached_property
-    def parents(self) -> tuple[int, ...]:
-        """After which place each place stands; -1 for place 0."""
-        return (-1, *(place for place, children in enumerate(self.children) for _ in children))
-
-    @property
-    def num_drafts(self) -> int:
-        """N, the places but the first."""
-        return len(self.children) - 1
-
-    def path(self, place: int) -> list[int]:
-        """Return the drafts from the first to the one at a place."""
-        return [*self.path(self.parents[place]), place] if place else []
-
-    def first_uniform(self, depth: int) -> int:
-        """Return the first of the uniforms that decide about candidates after a path of so many drafts."""
-        return sum(self.widths[:depth])
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """The most candidates after a place of each depth."""
-        return tuple(max(counts) if isinstance(counts, tuple) else counts for counts in self.num_candidates)
-
-    @cached_property
     def depths(self) -> Tensor:  # [N+1]
-        """How many drafts stand on the path to each place."""
+        """The number of drafts on the path to each place."""
         return self.visible.sum(dim=1) - 1
 
     @cached_property
     def visible(self) -> Tensor:  # [N+1, N+1]
-        """Which places each place sees: those on its path, itself included, and place 0."""
-        seen = torch.eye(len(self.children), dtype=torch.bool)
+        """Which places each place attends to: those on its path, itself included, and place 0."""
+        visible = torch.eye(len(self.children), dtype=torch.bool)
         for place, parent in enumerate(self.parents[1:], start=1):
-            seen[place] |= seen[parent]
-        return seen.to(self.device)
-
-    def candidates(self, depth: int) -> Tensor:  # [N+1, C]
-        """Return the places after each place of a depth; 0 where there are none, or fewer than C."""
-        return self._candidates[depth]
-
-    @cached_property
-    def _candidates(self) -> tuple[Tensor, ...]:
-        tables = [torch.zeros((len(self.children), count), dtype=torch.int64) for count in self.widths]
-        for place, children in enumerate(self.children):
-            if children:
-                tables[len(self.path(place))][place, : len(children)] = torch.tensor(list(children))
-        return tuple(table.to(self.device) for table in tables)
-
-    @cached_property
-    def levels(self) -> tuple[range, ...]:
-        """The places of each depth."""
-        depths = [len(self.path(place)) for place in range(len(self.children))]
-        found = [[place for place, each in enumerate(depths) if each == depth] for depth in range(depths[-1] + 1)]
-        return tuple(range(level[0], level[-1] + 1) for level in found)
-
-    def paths(self, depth: int) -> Tensor:  # [R, ...]
-        """Return the drafts up to each place of a depth."""
-        return self._paths[depth]
-
-    @cached_property
-    def _paths(self) -> tuple[Tensor, ...]:
-        paths = [torch.tensor([self.path(place) for place in level], dtype=torch.int64) for level in self.levels]
-        return tuple(path.to(self.device) for path in paths)
+            visible[place] |= visible[parent]
+        return visible.to(self.device)
 
     @cached_property
     def order(self) -> Tensor:  # [N+1]
         """All places in turn."""
         return torch.arange(len(self.children), device=self.device)
 
-    def cut(self, depth: int) -> DraftTree:
-        """Return the tree without what stands after so many drafts; always the same one."""
-        return self if depth >= len(self.num_candidates) else self._shorter[depth]
+    @cached_property
+    def candidates(self) -> dict[int, Tensor]:
+        """The places after each place of a depth, [N+1, C]; 0 where there are none, or fewer than C."""
+        tables = {}
+        for depth, width in enumerate(self.widths):
+            table = torch.zeros((len(self.children), width), dtype=torch.int64)
+            for place in self.levels[depth]:
+                children = self.children[place]
+                table[place, : len(children)] = torch.arange(children.start, children.stop)
+            tables[depth] = table.to(self.device)
+        return tables
+
+    @cached_property
+    def paths(self) -> dict[int, Tensor]:
+        """The drafts up to each place of a depth, [R, depth]."""
+        paths = [torch.tensor([self.path(place) for place in level], dtype=torch.int64) for level in self.levels]
+        return {depth: path.to(self.device) for depth, path in enumerate(paths)}
 
     @cached_property
     def _shorter(self) -> tuple[DraftTree, ...]:
         return tuple(DraftTree(self.num_candidates[:depth], self.device) for depth in range(len(self.num_candidates)))
 
+    def cut(self, depth: int) -> DraftTree:
+        """Return the first `depth` depths of drafts; always the same tree."""
+        return self if depth >= len(self.num_candidates) else self._shorter[depth]
+
     @cached_property
     def layouts(self) -> dict[tuple[tuple[int, ...], int], tuple[Tensor, Tensor]]:
-        """What `methods.trees.layout` has found where one token was pending: it does not change."""
+        """The results of `layout` for one pending token, which do not change."""
         return {}
 
 
 @dataclass(frozen=True)
 class TreeDrafts:
-    """What was drafted at each place; places that are not used hold nothing."""
+    """The drafts of a step. The entries of places that are not used mean nothing."""
 
     tree: DraftTree
     used: Tensor  # [B, N+1], place 0 where the text goes on
@@ -156,7 +100,7 @@ class TreeDrafts:
 
 @dataclass(frozen=True)
 class Walk:
-    """How verification went: from place 0 to drafts that were accepted, and the token that follows them."""
+    """The outcome of verification: a path of accepted drafts from place 0, and the token that follows it."""
 
     path: Tensor  # [B, R], the accepted drafts, padded
     log_probs: Probs  # [B, R+1], of the accepted tokens and the one that follows them, by the target
@@ -182,12 +126,11 @@ def draw_tree(
 ) -> tuple[TreeDrafts, Tensor]:  # [B]
     """Draw candidates after place after place: `next_logits(paths, places)` gives the logits after text and paths.
 
-    Returned are the drafts with the very distributions that they were drawn from, and how many logits were asked for.
-    Nothing stands after a draft that ends the text, after `limit` drafts, or where the logits make no distribution.
-    Asked for are one place or, `side_by_side`, all places of a depth: then paths are `[B, R, depth]`, and the logits
-    `[B, R, V]`.
+    Returns the drafts with the very distributions that they were drawn from, and the number of logits asked for.
+    Nothing follows a draft that ends the text, `limit` drafts, or logits that make no distribution. One place is asked
+    for at a time or, `side_by_side`, all places of a depth. Paths are `[B, R, depth]`, and logits `[B, R, V]`.
 
-    Rows that draft nothing somewhere run along, and what they draw is ignored. The tree is as deep as some row's.
+    Rows that draft nothing somewhere run along, and their draws are ignored. The tree is as deep as the deepest row's.
     """
     active, size = ~state.ended, tree.num_drafts + 1
     tokens = torch.zeros((len(active), size), dtype=torch.int64, device=active.device)
@@ -202,8 +145,14 @@ def draw_tree(
             asked = asked & torch.tensor(counts, device=active.device).bool()
             if not may_any(state, asked):
                 continue
-            paths = tokens[:, tree.paths(depth)[places.start - level.start : places.stop - level.start]]
-            logits = _processed(method, state, next_logits(paths, places), asked, paths)
+            paths = tokens[:, tree.paths[depth][places.start - level.start : places.stop - level.start]]
+            logits = next_logits(paths, places)
+            if method.processor is not None:
+                processed = [
+                    method.process(state, logits[:, i : i + 1], asked[:, i : i + 1], paths[:, i], depth)
+                    for i in range(len(places))
+                ]
+                logits = torch.cat(processed, dim=1)
             num_asked, num_levels = num_asked + asked.sum(dim=1), depth + 1
             start, replacement = tree.children[places.start].start, RULES[rule].replacement
             here = slice(start, start + sum(counts))
@@ -215,35 +164,18 @@ def draw_tree(
     return TreeDrafts(tree, used[:, :size], tokens[:, :size], probs[:, :size]), num_asked
 
 
-def _processed(
-    method: Method,
-    state: State,
-    logits: Tensor,  # [B, R, V]
-    asked: Tensor,  # [B, R]
-    paths: Tokens,  # [B, R, ...]
-) -> Tensor:  # [B, R, V]
-    """Return the logits after paths of one length as the processor leaves them."""
-    if method.processor is None:
-        return logits
-    rows = [
-        method.process(state, logits[:, i : i + 1], asked[:, i : i + 1], paths[:, i], paths.shape[2])
-        for i in range(paths.shape[1])
-    ]
-    return torch.cat(rows, dim=1)
-
-
 def _ends(
     state: State,
     paths: Tokens,  # [B, R, ...]
-    counts: list[int],
+    counts: Sequence[int],
     tokens: Tokens,  # [B, M]
     used: Tensor,  # [B, M]
 ) -> Tensor:  # [B, M]
-    """Say which of the drafts after paths end the text; the length does not."""
+    """Return which of the drafts after paths end the text; its length is not considered."""
     if not state.ending.asks_host:
         return used & (tokens.unsqueeze(2) == state.eos).any(dim=2)
-    found, behind = [], [place for place, count in enumerate(counts) for _ in range(count)]
-    for draft, place in enumerate(behind):
+    found, parents = [], [place for place, count in enumerate(counts) for _ in range(count)]
+    for draft, place in enumerate(parents):
         text = torch.cat([paths[:, place], tokens[:, draft : draft + 1]], dim=1)
         found.append(state.num_kept(text, text.shape[1] * used[:, draft])[1])
     return torch.stack(found, dim=1)
@@ -252,49 +184,51 @@ def _ends(
 def rows_of_pass(
     state: State,
     tree: DraftTree,
-    behind: tuple[int, ...] = (),
+    anchors: tuple[int, ...] = (),
     depth: int = 0,
 ) -> tuple[Tensor, Tensor]:  # [B, T], [..., T, T]
-    """Return where the rows of one pass stand and which they see; see `layout`."""
+    """Return the positions of the rows of one pass, and which rows they attend to; see `layout`."""
     if state.max_pending > 1:
-        offsets, visible = layout(state.pending.unsqueeze(1), state.max_pending, tree, behind, depth)
-        return state.lengths.unsqueeze(1) - 1 + offsets, visible
-    if (behind, depth) not in tree.layouts:
-        one = torch.ones((1, 1), dtype=torch.int64, device=state.lengths.device)
-        tree.layouts[behind, depth] = layout(one, 1, tree, behind, depth)
-    offsets, visible = tree.layouts[behind, depth]
-    return state.lengths.unsqueeze(1) - 1 + offsets, visible[0]
+        offsets, visible = layout(state.pending.unsqueeze(1), state.max_pending, tree, anchors, depth)
+    else:
+        if (anchors, depth) not in tree.layouts:
+            one = torch.ones((1, 1), dtype=torch.int64, device=state.lengths.device)
+            tree.layouts[anchors, depth] = layout(one, 1, tree, anchors, depth)
+        offsets, visible = tree.layouts[anchors, depth]
+        visible = visible[0]
+    return state.lengths.unsqueeze(1) - 1 + offsets, visible
 
 
 def layout(
     pending: Tensor,  # [B, 1]
     max_pending: int,
     tree: DraftTree,
-    behind: tuple[int, ...] = (),
+    anchors: tuple[int, ...] = (),
     depth: int = 0,
 ) -> tuple[Tensor, Tensor]:  # [B, T], [B, T, T]
-    """Return how far after the last committed token the rows of one pass stand, and which they see.
+    """Return how far after the last committed token the rows of one pass are, and which rows they attend to.
 
-    First come the pending tokens, the last of which is place 0, and the drafts. Each sees the pending tokens up to
-    itself and the drafts on its path. Rows with less to feed than others are padded after their drafts, where nothing
-    looks. Then come groups of `depth` look-ahead rows, one after each place of `behind`: a group stands where the next
-    tokens would, and sees what the row before it sees and its own rows up to themselves. No other row sees it.
+    The pending tokens come first, the last of which is place 0, then the drafts. Each attends to the pending tokens up
+    to itself and to the drafts on its path. Rows with fewer pending tokens than others are padded after their drafts,
+    and nothing attends to the padding. Then come groups of `depth` look-ahead rows, one after each of the places
+    `anchors`. A group has the positions of the next tokens. It attends to what its anchor attends to, and to its own
+    rows up to themselves. No other row attends to it.
     """
-    num_text, num_ahead = max_pending + tree.num_drafts, len(behind) * depth
+    num_text, num_ahead = max_pending + tree.num_drafts, len(anchors) * depth
     order = torch.arange(num_text, device=pending.device)
     after = order - pending + 1  # [B, ...], up to 0 the pending tokens, then the drafts
     place = after.clamp(0, tree.num_drafts)
     offsets = torch.where(after > 0, tree.depths[place], after)
-    seen = (after <= 0).unsqueeze(1) | tree.visible[place.unsqueeze(2), place.unsqueeze(1)]
-    text = seen & (order <= order.unsqueeze(1))
+    up_to_path = (after <= 0).unsqueeze(1) | tree.visible[place.unsqueeze(2), place.unsqueeze(1)]
+    text = up_to_path & (order <= order.unsqueeze(1))
     if num_ahead == 0:
         return offsets, text
-    before = pending - 1 + torch.tensor(behind, device=pending.device)  # the row before each group
+    before = pending - 1 + torch.tensor(anchors, device=pending.device)  # the row before each group
     ahead = offsets.gather(1, before).unsqueeze(2) + torch.arange(1, depth + 1, device=pending.device)
     context = text.gather(1, before.unsqueeze(2).expand(-1, -1, num_text)).repeat_interleave(depth, dim=1)
     causal = torch.ones((depth, depth), dtype=torch.bool, device=pending.device).tril()
-    own = torch.block_diag(*[causal] * len(behind)).expand(len(pending), -1, -1)
-    text = torch.nn.functional.pad(text, (0, num_ahead))
+    own = torch.block_diag(*[causal] * len(anchors)).expand(len(pending), -1, -1)
+    text = pad(text, (0, num_ahead))
     return torch.cat([offsets, ahead.flatten(1)], dim=1), torch.cat([text, torch.cat([context, own], dim=2)], dim=1)
 
 
@@ -320,14 +254,13 @@ def walk_tree(
     for depth in range(len(tree.num_candidates) + 1):
         here, largest = method.chain_probs(state, row(logits, place).unsqueeze(1), going.unsqueeze(1), text, depth)
         state = state.note_fault(largest, depth, going.unsqueeze(1))
-        assert isinstance(here, Tensor)  # a tree is not written down
         target_probs = here.squeeze(1)
         last_probs = torch.where(going.unsqueeze(1), target_probs, last_probs)
         if depth == len(tree.num_candidates):
             final_probs = torch.where(going.unsqueeze(1), target_probs, final_probs)
             has_final, is_bonus = has_final | going, is_bonus | going
             break
-        children = tree.candidates(depth)[place]
+        children = tree.candidates[depth][place]
         count = (drafts.used.gather(1, children) & (children > 0)).sum(dim=1)
         asked = going & (count > 0)
         tokens = drafts.tokens.gather(1, children)
@@ -360,33 +293,19 @@ def tree_record(
     draws: UniformRow,
     active: Tensor,  # [B]
 ) -> BatchRecord:
-    """Add the verification of a tree to the record of a step; its drafts stand there breadth first."""
-    used = drafts.used[:, 1:]
+    """Add the verification of a tree to the record of a step, with the drafts in the order of their places."""
+    used, tokens = drafts.used[:, 1:], drafts.tokens[:, 1:]
     order = used.long().argsort(dim=1, descending=True, stable=True)  # the places in use come first
-    tokens, distributions = drafts.tokens[:, 1:].gather(1, order), drafts.probs[:, 1:]
-    draft_probs = distributions.gather(2, drafts.tokens[:, 1:].unsqueeze(2)).squeeze(2)
-    numbers = torch.nn.functional.pad(used.cumsum(dim=1) - 1, (1, 0), value=-1)
+    draft_probs = drafts.probs[:, 1:].gather(2, tokens.unsqueeze(2)).squeeze(2)
+    numbers = pad(used.cumsum(dim=1) - 1, (1, 0), value=-1)
     parents = torch.tensor(drafts.tree.parents[1:], dtype=torch.int64, device=used.device).expand_as(order)
-    final = walk.num_accepted.unsqueeze(1)
-    block = torch.nn.functional.pad(drafts.tokens.gather(1, walk.path), (0, 1))
-    block = block.scatter(1, final, walk.final_token.unsqueeze(1))
-    final_source = torch.where(walk.is_bonus, BONUS, CORRECTION).unsqueeze(1)
-    num_draft = used.sum(dim=1) * active
+    block = with_final(drafts.tokens.gather(1, walk.path), walk.final_token, walk.num_accepted)
+    counts = walk.num_accepted, walk.has_final, walk.is_bonus, used.sum(dim=1) * active
     return replace(
-        record,
-        tokens=torch.cat([record.tokens, block], dim=1),
-        sources=torch.cat([record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)], dim=1),
-        log_probs=torch.cat([record.log_probs, walk.log_probs], dim=1),
-        count=record.count + walk.num_accepted + walk.has_final,
-        draft_tokens=tokens,
+        add_verification(record, block, walk.log_probs, *counts, draws, active),
+        draft_tokens=tokens.gather(1, order),
         draft_token_probs=draft_probs.gather(1, order),
         target_token_probs=walk.target_token_probs[:, 1:].gather(1, order),
         accept_probs=walk.accept_probs[:, 1:].gather(1, order),
         draft_parents=numbers.gather(1, parents).gather(1, order),
-        num_draft=num_draft,
-        num_accepted=walk.num_accepted,
-        final_token=torch.where(walk.has_final, walk.final_token, -1),
-        num_forward_passes=record.num_forward_passes + active,
-        num_positions=record.num_positions + (num_draft + 1) * active,
-        choices=draws.choices,
     )

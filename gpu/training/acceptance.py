@@ -98,7 +98,7 @@ def anchored_rows(
         cache = model.new_cache(tokens.shape[1], len(tokens))
         text = model.hidden(model.embed(tokens), cache)
         target_logits = model.logits(text[:, places])
-    if head is not None and head.alone:
+    if head is not None and not head.uses_lookahead:
         hidden = text[:, anchors].unsqueeze(2).expand(-1, -1, len(vectors), -1)
     else:
         groups = vectors.to(model.dtype).repeat(len(anchors), 1).expand(len(tokens), -1, -1)

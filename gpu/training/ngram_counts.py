@@ -16,10 +16,12 @@ import torch
 
 from pass_sampling.reference.checkpoint.ngram_folder import MAX_ORDER, MAX_VOCAB_SIZE, array_bytes
 from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.drafters.ngram import ONE
 
 from ..drafters.ngram import NgramModel, NgramOrder
-from ..drafters.ngram_order import ONE
 from .tokens import check_tokens
+
+__all__ = ["NgramConfig", "count_ngrams"]
 
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
@@ -206,6 +208,6 @@ def _orders(levels: list[Grams], shares: Sequence[Floats], kept: list[Mask], max
         full = np.bincount(contexts, weights=near**2, minlength=len(places)) >= ONE  # rounding down is always sound
         codes = np.where(full[contexts], down, near)
         successors = np.bincount(contexts, minlength=len(places))
-        orders.append(NgramOrder(*map(torch.from_numpy, (successors, grams.tokens[mask], codes))))
+        orders.append(NgramOrder(successors, grams.tokens[mask], codes.astype(np.uint8)))
         places = np.flatnonzero(mask)
     return orders

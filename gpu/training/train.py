@@ -107,13 +107,13 @@ class Parts:
 
     def parameters(self) -> dict[str, Tensor]:
         """Return all that learns, by name: not the vectors if the head drafts without them."""
-        alone = self.head is not None and self.head.alone
+        alone = self.head is not None and not self.head.uses_lookahead
         return ({} if alone else {"vectors": self.vectors}) | self.matrices()
 
     def copy(self) -> Parts:
         """Return other parameters with the same values."""
         adapter = self.adapter and Adapter.of(_leaves(self.adapter.tensors()))
-        head = self.head and SamplerHead.of(_leaves(self.head.tensors()), self.head.alone)
+        head = self.head and SamplerHead.of(_leaves(self.head.tensors()), self.head.uses_lookahead)
         return Parts(_leaves({"": self.vectors})[""], adapter, head)
 
 
@@ -136,7 +136,7 @@ def first_parts(model: Trainable, config: TrainConfig) -> Parts:
         adapter = Adapter.of({name: 0 * each if name.endswith(".up") else each for name, each in tensors.items()})
     if config.head_width:
         drawn = SamplerHead.random(model.hidden_size, config.head_width, config.seed).to(torch.float32, model.device)
-        head = SamplerHead.of(drawn.tensors() | {"out": 0 * drawn.out}, config.head_alone)
+        head = SamplerHead.of(drawn.tensors() | {"out": 0 * drawn.out}, not config.head_alone)
     return Parts(first_vectors(model, config.num_lookahead, config.seed), adapter, head).copy()
 
 
@@ -152,7 +152,7 @@ def parts_of(begin: LookAhead, model: Trainable, config: TrainConfig) -> Parts:
         "num_lookahead": begin.num_lookahead,
         "adapter_rank": adapter.rank if adapter else 0,
         "head_width": head.width if head else 0,
-        "head_alone": bool(head and head.alone),
+        "head_alone": bool(head and not head.uses_lookahead),
     }
     for name, value in found.items():
         if value != getattr(config, name):

@@ -8,37 +8,20 @@ Glossary of shapes: V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..model.cache import KVCache
+from ..model.language_model import LanguageModel
 from ..model.layers import Array
 
-if TYPE_CHECKING:
-    from ..model.language_model import LanguageModel
 
-
-@dataclass(frozen=True, eq=False)
 class ModelDrafter:
     """Drafts from a language model over the target's vocabulary, one pass per token."""
 
-    model: LanguageModel
     passes_per_draft = 1
 
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return self.model.vocab_size
-
-    @property
-    def name(self) -> str:
-        """The draft model's name."""
-        return self.model.name
-
-    @property
-    def max_position_embeddings(self) -> int | None:
-        """The draft model's context."""
-        return self.model.max_position_embeddings
+    def __init__(self, model: LanguageModel):
+        self.model, self.name, self.vocab_size = model, model.name, model.vocab_size
+        self.max_position_embeddings = model.max_position_embeddings
 
     def new_cache(self, capacity: int) -> KVCache:
         """Return an empty cache of the draft model."""
@@ -49,7 +32,7 @@ class ModelDrafter:
         tokens: Sequence[int],
         cache: KVCache | None,
     ) -> Array:  # [V]
-        """Feed what the draft model has not seen of the text, and return the logits after it."""
+        """Feed the tokens that are not in the cache yet, and return the logits after the text."""
         assert cache is not None
         hidden = self.model.hidden(self.model.embed(tokens[cache.length :]), cache)
         return self.model.logits(hidden[-1])

@@ -1,21 +1,19 @@
-"""An n-gram model with back-off as the drafter: what followed the last tokens in some text, and no pass of a model.
+"""An n-gram model with back-off as the drafter: it proposes what followed the last tokens in counted text.
 
-Glossary of shapes: V vocabulary.
+It needs no pass of a model. The n-grams of an order are a level of a tree, see `NgramOrder`.
 
-The n-grams of one order, as a level of a tree.
-
-Glossary of shapes: P contexts, N n-grams.
+Glossary of shapes: P contexts, N n-grams, V vocabulary.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,25 +24,89 @@ from ..model.cache import KVCache
 from ..model.layers import Array
 from ..sampling import Probs
 
-if TYPE_CHECKING:
-    from ..model.language_model import LanguageModel
-
-__all__ = ["ONE", "NgramModel", "NgramOrder"]
+ONE = 65536  # a share is code^2 / 65536: fine where it is small, and a sum of shares is exact
 
 
 @dataclass(frozen=True, eq=False)
-class NgramModel:
-    """Drafts from tables of n-grams: the longest known context speaks first, and hands the rest to the next shorter.
+class NgramOrder:
+    """The n-grams of one order, sorted by their tokens, the first token first.
+
+    Their contexts are the tokens of the vocabulary for order 2, and above it the n-grams one order below.
+
+    Source: Germann, Joanis and Larkin 2009, "Tightly Packed Tries: How to Fit Large Models into Memory".
+    """
+
+    num_successors: npt.NDArray[np.integer]  # [P], how many n-grams each context has
+    tokens: npt.NDArray[np.integer]  # [N], the last token of each n-gram
+    codes: npt.NDArray[np.integer]  # [N], code^2 / 65536 is its share of the context's probability
+
+    def __post_init__(self) -> None:
+        """Hold each array in one type, on the host."""
+        for name, dtype in (("num_successors", np.int64), ("tokens", np.int32), ("codes", np.uint8)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(dtype))
+
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.int64]:  # [P+1]
+        """The first n-gram of each context, and the number of n-grams."""
+        return np.concatenate([[0], np.cumsum(self.num_successors)])
+
+    @cached_property
+    def totals(self) -> npt.NDArray[np.int64]:  # [P]
+        """The shares of each context together, times 65536."""
+        return self.sums(self.codes.astype(np.int64) ** 2)
+
+    def sums(
+        self,
+        numbers: npt.NDArray[Any],  # [N]
+    ) -> npt.NDArray[np.int64]:  # [P]
+        """Add up integers of the n-grams of each context."""
+        running = np.concatenate([[0], np.cumsum(numbers)])
+        return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
+
+    def check(self, num_contexts: int, vocab_size: int) -> None:
+        """Refuse arrays that are no level of a tree over a vocabulary.
+
+        Raises:
+            ValueError: lengths disagree, tokens are unknown or not sorted, or shares add up to 1 or more.
+        """
+        contexts, count = len(self.num_successors), len(self.tokens)
+        total = int(self.num_successors.sum())
+        if contexts != num_contexts or total != count or (self.num_successors < 0).any():
+            raise ValueError(
+                f"num_successors: found {contexts} numbers with the sum {total}, expected {num_contexts} of at least 0 "
+                f"with the sum {count}, the number of tokens"
+            )
+        if len(self.codes) != count:
+            raise ValueError(f"codes: found {len(self.codes)}, expected {count}, the number of tokens")
+        for token in (int(self.tokens.min(initial=0)), int(self.tokens.max(initial=0))):
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"tokens: found {token}, expected 0 to {vocab_size - 1}")
+        first = np.zeros(count + 1, dtype=bool)  # of its context
+        first[self.offsets] = True
+        unsorted = np.flatnonzero(~first[1:-1] & (np.diff(self.tokens) <= 0))
+        if len(unsorted):
+            before, after = self.tokens[unsorted[0] :][:2]
+            raise ValueError(f"tokens: found {after} after {before} in one context, expected them to grow")
+        most = int(self.totals.max(initial=0))
+        if most >= ONE:
+            raise ValueError(
+                f"codes: found shares of one context that add up to {most / ONE:.4f}, expected less than 1"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class NgramTables:
+    """The n-gram model of either package: its tables, their checks, and the folder that keeps them.
 
     probs(v | a b c) = share(a b c v) + (1 - shares of a b c) probs(v | b c)
 
-    and so on down to probs(v), which is positive for every token. A context that is not known has no shares. Only the
-    last `order - 1` tokens of a text matter.
+    and so on down to probs(v), which is positive for every token. An unknown context has no shares. Only the last
+    `order - 1` tokens of a text matter.
 
     Source: Ney, Essen and Kneser 1994, "On Structuring Probabilistic Dependences in Stochastic Language Modelling".
     """
 
-    unigram: npt.NDArray[np.float32]  # [V], in proportion to probs(v)
+    unigram: Any  # [V], in proportion to probs(v)
     orders: tuple[NgramOrder, ...] = ()  # of 2 tokens, of 3, of 4
     base_model: str = ""  # the name of the model with whose tokenizer they were counted
     tokenizer: str | None = None  # a digest of that tokenizer's vocabulary; None: not known, so not checked
@@ -52,18 +114,11 @@ class NgramModel:
     passes_per_draft = 0
     max_position_embeddings = None
 
-    def __post_init__(self) -> None:
-        """Check the tables.
-
-        Raises:
-            ValueError: they make no distribution, or no tree.
-        """
-        with np.errstate(over="ignore"):
-            unigram = np.array(self.unigram, dtype=np.float32)
+    def _check_tables(self) -> None:
+        """Raise ValueError unless the tables make a distribution and a tree."""
+        unigram = self._unigram_on_host()
         if unigram.ndim != 1 or unigram.size == 0 or not (np.isfinite(unigram) & (unigram > 0)).all():
             raise ValueError("unigram: found something else, expected a finite positive number for each token")
-        unigram.flags.writeable = False
-        object.__setattr__(self, "unigram", unigram)
         object.__setattr__(self, "orders", tuple(self.orders))
         if self.order > MAX_ORDER:
             raise ValueError(f"orders: found {len(self.orders)}, expected at most {MAX_ORDER - 1}")
@@ -75,56 +130,25 @@ class NgramModel:
                 raise ValueError(f"order_{number}.{error}") from None
             num_contexts = len(order.tokens)
 
+    def _unigram_on_host(self) -> npt.NDArray[np.float32]:  # [V]
+        return np.asarray(self.unigram)
+
     @property
     def vocab_size(self) -> int:
         """V."""
-        return int(self.unigram.size)
+        return len(self.unigram)
 
     @property
     def order(self) -> int:
-        """How long the longest n-grams are."""
+        """The length of the longest n-grams."""
         return len(self.orders) + 1
 
     @property
     def name(self) -> str:
-        """What it is."""
+        """The name of the drafter."""
         return f"{self.order}-gram"
 
-    def new_cache(self, capacity: int) -> None:
-        """Return None: nothing is computed twice."""
-
-    def logits(
-        self,
-        tokens: Sequence[int],
-        cache: KVCache | None,
-    ) -> Array:  # [V]
-        """Return the logarithm of the distribution after the tokens."""
-        probs = self._unigram_probs.copy()
-        for order, length in zip(self.orders, range(1, len(tokens) + 1), strict=False):
-            context = self._find(tokens[-length:])
-            if context is not None:
-                span = slice(*order.offsets[context : context + 2])
-                probs *= 1.0 - order.totals[context] / ONE
-                probs[order.tokens[span]] += order.codes[span].astype(np.float64) ** 2 / ONE
-        return np.log(probs)
-
-    @cached_property
-    def _unigram_probs(self) -> Probs:  # [V]
-        """The distribution of a token of which nothing is known."""
-        weights = self.unigram.astype(np.float64)
-        return np.asarray(weights / weights.sum())
-
-    def _find(self, context: Sequence[int]) -> int | None:
-        """Return the place of a context in its order, walking down the tree."""
-        place = context[0]
-        for order, token in zip(self.orders, context[1:], strict=False):
-            start, stop = order.offsets[place : place + 2]
-            place = start + int(np.searchsorted(order.tokens[start:stop], token))
-            if place == stop or order.tokens[place] != token:
-                return None
-        return int(place)
-
-    def check(self, model: LanguageModel, tokenizer: str | None = None) -> None:
+    def check(self, model: Any, tokenizer: str | None = None) -> None:
         """Refuse a model whose tokens mean something else; `tokenizer` is the digest of its tokenizer's vocabulary.
 
         Raises:
@@ -162,17 +186,15 @@ class NgramModel:
             text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
-        arrays = packed(self.unigram, [(order.num_successors, order.tokens, order.codes) for order in self.orders])
+        orders = [(order.num_successors, order.tokens, order.codes) for order in self.orders]
+        arrays = packed(self._unigram_on_host(), orders)
         replace_folder(path, {ARRAYS: arrays, CONFIG: text.encode()})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> NgramModel:
-        """Read the folder of an n-gram model.
-
-        Raises:
-            FileNotFoundError: the folder or one of its files is missing.
-            ValueError: a file is damaged, or was made for another version of this package.
-        """
+    def _read(
+        cls, folder: str | os.PathLike[str], place: Callable[[npt.NDArray[np.float32]], Any] = np.asarray
+    ) -> Self:
+        """Read the folder of an n-gram model; `place` makes the package's array of the unigram."""
         root = open_folder(folder)
         path = file_in(root, CONFIG)
         settings = read_json(path)
@@ -183,69 +205,69 @@ class NgramModel:
         path = file_in(root, ARRAYS)
         unigram, orders = read_arrays(path, settings["vocab_size"], settings["num_ngrams"])
         try:
-            return cls(unigram, tuple(NgramOrder(*arrays) for arrays in orders), **details)
+            return cls(place(unigram), tuple(NgramOrder(*arrays) for arrays in orders), **details)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
 
-ONE = 65536  # a share is code^2 / 65536: fine where it is small, and a sum of shares is exact
-
-
 @dataclass(frozen=True, eq=False)
-class NgramOrder:
-    """The n-grams of one order, sorted by their tokens, the first token first.
+class NgramModel(NgramTables):
+    """Drafts from tables of n-grams: the longest known context first, which leaves the rest to the next shorter."""
 
-    Their contexts are the tokens of the vocabulary for order 2, and above it the n-grams one order below.
-
-    Source: Germann, Joanis and Larkin 2009, "Tightly Packed Tries: How to Fit Large Models into Memory".
-    """
-
-    num_successors: npt.NDArray[np.int64]  # [P], how many n-grams each context has
-    tokens: npt.NDArray[np.int32]  # [N], the last token of each n-gram
-    codes: npt.NDArray[np.uint8]  # [N], code^2 / 65536 is its share of the context's probability
+    unigram: npt.NDArray[np.float32]  # [V], in proportion to probs(v)
 
     def __post_init__(self) -> None:
-        """Hold each array in one type."""
-        for name, dtype in (("num_successors", np.int64), ("tokens", np.int32), ("codes", np.uint8)):
-            object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(dtype))
-
-    @cached_property
-    def offsets(self) -> npt.NDArray[np.int64]:  # [P+1]
-        """Where the n-grams of each context begin, and where the last ones end."""
-        return np.concatenate([[0], np.cumsum(self.num_successors)])
-
-    @cached_property
-    def totals(self) -> npt.NDArray[np.int64]:  # [P]
-        """The shares of each context together, times 65536."""
-        running = np.concatenate([[0], np.cumsum(self.codes.astype(np.int64) ** 2)])
-        return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
-
-    def check(self, num_contexts: int, vocab_size: int) -> None:
-        """Refuse arrays that are no level of a tree over a vocabulary.
+        """Check the tables.
 
         Raises:
-            ValueError: lengths disagree, tokens are unknown or not sorted, or shares add up to 1 or more.
+            ValueError: they make no distribution, or no tree.
         """
-        contexts, count = len(self.num_successors), len(self.tokens)
-        total = int(self.num_successors.sum())
-        if contexts != num_contexts or total != count or (self.num_successors < 0).any():
-            raise ValueError(
-                f"num_successors: found {contexts} numbers with the sum {total}, expected {num_contexts} of at least 0 "
-                f"with the sum {count}, the number of tokens"
-            )
-        if len(self.codes) != count:
-            raise ValueError(f"codes: found {len(self.codes)}, expected {count}, the number of tokens")
-        for token in (int(self.tokens.min(initial=0)), int(self.tokens.max(initial=0))):
-            if not 0 <= token < vocab_size:
-                raise ValueError(f"tokens: found {token}, expected 0 to {vocab_size - 1}")
-        first = np.zeros(count + 1, dtype=bool)  # of its context
-        first[self.offsets] = True
-        unsorted = np.flatnonzero(~first[1:-1] & (np.diff(self.tokens) <= 0))
-        if len(unsorted):
-            before, after = self.tokens[unsorted[0] :][:2]
-            raise ValueError(f"tokens: found {after} after {before} in one context, expected them to grow")
-        most = int(self.totals.max(initial=0))
-        if most >= ONE:
-            raise ValueError(
-                f"codes: found shares of one context that add up to {most / ONE:.4f}, expected less than 1"
-            )
+        with np.errstate(over="ignore"):
+            unigram = np.array(self.unigram, dtype=np.float32)
+        unigram.flags.writeable = False
+        object.__setattr__(self, "unigram", unigram)
+        self._check_tables()
+
+    def new_cache(self, capacity: int) -> None:
+        """Return None: nothing is computed twice."""
+
+    def logits(
+        self,
+        tokens: Sequence[int],
+        cache: KVCache | None,
+    ) -> Array:  # [V]
+        """Return the logarithm of the distribution after the tokens."""
+        probs = self._unigram_probs.copy()
+        for order, length in zip(self.orders, range(1, len(tokens) + 1), strict=False):
+            context = self._find(tokens[-length:])
+            if context is not None:
+                span = slice(*order.offsets[context : context + 2])
+                probs *= 1.0 - order.totals[context] / ONE
+                probs[order.tokens[span]] += order.codes[span].astype(np.float64) ** 2 / ONE
+        return np.log(probs)
+
+    @cached_property
+    def _unigram_probs(self) -> Probs:  # [V]
+        """The distribution of a token after an unknown context."""
+        weights = self.unigram.astype(np.float64)
+        return np.asarray(weights / weights.sum())
+
+    def _find(self, context: Sequence[int]) -> int | None:
+        """Return the place of a context in its order, walking down the tree."""
+        place = context[0]
+        for order, token in zip(self.orders, context[1:], strict=False):
+            start, stop = order.offsets[place : place + 2]
+            place = start + int(np.searchsorted(order.tokens[start:stop], token))
+            if place == stop or order.tokens[place] != token:
+                return None
+        return int(place)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> NgramModel:
+        """Read the folder of an n-gram model.
+
+        Raises:
+            FileNotFoundError: the folder or one of its files is missing.
+            ValueError: a file is damaged, or was made for another version of this package.
+        """
+        return cls._read(folder)

@@ -1,4 +1,4 @@
-"""The text itself as the drafter: what followed the last time that it said the same.
+"""Prompt lookup: the drafter proposes what followed an earlier occurrence of the text's last tokens.
 
 Glossary of shapes: V vocabulary.
 """
@@ -14,18 +14,10 @@ from ..config import check_integer
 from ..model.cache import KVCache
 from ..model.layers import Array
 
-__all__ = ["PromptLookup"]
-
 
 @dataclass(frozen=True, eq=False)
-class PromptLookup:
-    """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text.
-
-    Asked anew for each draft, after the drafts before it. transformers takes the first occurrence, and all tokens
-    after it at once; the most recent one is nearer to what the text is about.
-
-    Source: Saxena 2023, "Prompt Lookup Decoding" (github.com/apoorvumang/prompt-lookup-decoding).
-    """
+class LookupSettings:
+    """The settings of `PromptLookup`, of either package."""
 
     vocab_size: int
     max_ngram: int = 3
@@ -39,6 +31,16 @@ class PromptLookup:
         check_integer("vocab_size", self.vocab_size, 1, 2**31)
         check_integer("max_ngram", self.max_ngram, 1, 2**16)
         check_integer("min_ngram", self.min_ngram, 1, self.max_ngram)
+
+
+class PromptLookup(LookupSettings):
+    """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text.
+
+    It looks again for each draft, after the drafts before it. transformers takes the first occurrence, and all tokens
+    after it at once; the most recent one is nearer to the text's present subject.
+
+    Source: Saxena 2023, "Prompt Lookup Decoding" (github.com/apoorvumang/prompt-lookup-decoding).
+    """
 
     def new_cache(self, capacity: int) -> None:
         """Return None: nothing is computed twice."""

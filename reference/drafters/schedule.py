@@ -1,10 +1,8 @@
-"""How many tokens to draft in a step: always as many, or as many as seem to pay.
+"""Schedules: how many tokens a step drafts.
 
-Whether a token is drafted may depend only on what was known before it was drawn: on the steps before, on the drafts
-before it, and on its own distribution. Then the tokens that come out keep the target's distribution whatever a schedule
-does.
-
-What a schedule remembers from step to step is a pace, a row of numbers that the state carries.
+Whether a token is drafted may depend only on what is known before it is drawn: the steps before, the drafts before it,
+and its own distribution. Then the text keeps the target's distribution under every schedule. The state carries a pace,
+the numbers that a schedule remembers from step to step.
 
 Glossary of shapes: V vocabulary.
 """
@@ -42,22 +40,17 @@ class Schedule:
         depth: int,
         logits: Array,  # [V]
     ) -> bool:
-        """Say whether to draft a token after `depth` others, given the logits it would be drawn from."""
+        """Return whether to draft a token after `depth` others, given the logits it would be drawn from."""
         return True
 
     def follow(self, pace: Pace, num_draft: int, num_drafted: int, num_accepted: int) -> Pace:
-        """Return the pace after a step of so many drafts, of which so many were accepted."""
+        """Return the pace after a step with these numbers of drafts and accepted drafts."""
         return pace
 
 
 @dataclass(frozen=True)
-class Heuristic(Schedule):
-    """Draft two tokens more after a step in which all were accepted, one fewer after any other; at least one.
-
-    The pace is the number of tokens to draft.
-
-    Source: transformers' `num_assistant_tokens_schedule="heuristic"`.
-    """
+class HeuristicSettings:
+    """The settings of `Heuristic`, in both packages."""
 
     initial: int = 5
 
@@ -65,9 +58,19 @@ class Heuristic(Schedule):
         """Check the number."""
         check_integer("initial", self.initial, 1, 2**16)
 
-    def start(self, num_draft: int) -> Pace:
+    def start(self, num_draft: int) -> tuple[float, ...]:
         """Begin with `initial` drafts."""
         return (float(min(self.initial, num_draft)),)
+
+
+@dataclass(frozen=True)
+class Heuristic(HeuristicSettings, Schedule):
+    """Draft two tokens more after a step in which all were accepted, one fewer after any other; at least one.
+
+    The pace is the number of tokens to draft.
+
+    Source: transformers' `num_assistant_tokens_schedule="heuristic"`.
+    """
 
     def limit(self, pace: Pace, num_draft: int) -> int:
         """Return the pace."""
@@ -79,33 +82,37 @@ class Heuristic(Schedule):
 
 
 @dataclass(frozen=True)
-class EntropyBound(Schedule):
+class EntropySettings:
+    """The settings of `EntropyBound`, in both packages."""
+
+    threshold: float = 0.4
+    weight: float = 0.2
+    target_rate: float = 0.9
+    step: float = 0.01
+    adapts = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, value in vars(self).items():
+            if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
+                raise ValueError(f"{name}: found {value!r:.80}, expected a number from 0 to 1")
+
+    def start(self, num_draft: int) -> tuple[float, ...]:
+        """Begin at the given threshold, as if drafts had been accepted at the target rate."""
+        return (self.threshold, self.target_rate)
+
+
+@dataclass(frozen=True)
+class EntropyBound(EntropySettings, Schedule):
     """Stop drafting where the draft distribution is so flat that its token would hardly be accepted.
 
     accept_rate >= 1 - sqrt(weight entropy(draft)), entropy in nats, of the logits' softmax
 
     A token is drafted while this bound is not below a threshold; the first one always. The threshold follows the
-    share of drafts that were accepted, so that this stays near `target_rate`. The pace is threshold and share.
+    share of accepted drafts, so that this stays near `target_rate`. The pace is threshold and share.
 
     Source: Agrawal et al. 2024, "AdaEDL" (arXiv 2410.18351), Algorithm 1.
     """
-
-    adapts = True
-    threshold: float = 0.4
-    weight: float = 0.2
-    target_rate: float = 0.9
-    step: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name in ("threshold", "weight", "target_rate", "step"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
-                raise ValueError(f"{name}: found {value!r:.80}, expected a number from 0 to 1")
-
-    def start(self, num_draft: int) -> Pace:
-        """Begin at the threshold given, as if drafts had been accepted at the rate aimed at."""
-        return (self.threshold, self.target_rate)
 
     def continues(
         self,

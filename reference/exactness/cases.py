@@ -111,7 +111,8 @@ class Configuration:
         if self.shape is None:
             return model.lookahead()
         vectors = package.LookAhead.random(self.num_draft, model.hidden_size, seed=7)
-        head = replace(package.SamplerHead.random(model.hidden_size, width=5, seed=9), alone=self.refine == "alone")
+        head = package.SamplerHead.random(model.hidden_size, width=5, seed=9)
+        head = replace(head, uses_lookahead=self.refine != "alone")
         return replace(vectors, adapter=package.Adapter.random(model.config, rank=2, seed=8), head=head)
 
     def _model(self, package: Any, seed: int, num_lookahead: int) -> Any:

@@ -1,8 +1,8 @@
-"""The sampler head: what look-ahead rows do not know is which tokens were drafted before theirs, and this tells them.
+"""The sampler head: a small recurrent network that conditions each draft on the drafts before it.
 
-A look-ahead row's hidden state is made from the text alone. Drafting left to right, a small recurrent network adds to
-it what follows from the tokens between, before the model's own output projection. Its distribution is explicit, so the
-target's is kept as with any other draft distribution.
+A look-ahead row's hidden state depends on the text only. Left to right, the head adds to it what follows from the
+tokens between, before the model's output projection. The resulting draft distribution is explicit, so the target's
+distribution is kept.
 
 Glossary of shapes: D hidden state, F width of the head.
 """
@@ -11,60 +11,66 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..model.layers import Array
+from .adapter import random_tensors
 
 TENSORS = ("first", "inner", "out")
 EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
 
 
 @dataclass(frozen=True, eq=False)
-class SamplerHead:
-    """A recurrent network on [look-ahead hidden state; embedding of the token before; its own state].
+class HeadWeights:
+    """The matrices of a sampler head, of either package."""
 
-    state_0 = first real_hidden, of the last text row
-
-    state_i = silu(inner [hidden_i; norm(embedding(x_{i-1})); state_{i-1}]), refined_i = hidden_i + out state_i
-
-    Source: Samragh et al. 2025 (arXiv 2507.11851), for a sampler on hidden state and token; the state is ours.
-    """
-
-    first: Array  # [F, D]
-    inner: Array  # [F, 2D+F]
-    out: Array  # [D, F]
-    alone: bool = False  # drafts from the last text row's hidden state, without look-ahead rows
+    first: Any  # [F, D]
+    inner: Any  # [F, 2D+F]
+    out: Any  # [D, F]
+    uses_lookahead: bool = True  # if not, every draft starts from the last text row's hidden state
 
     @property
     def width(self) -> int:
         """F."""
         return int(self.first.shape[0])
 
-    @staticmethod
-    def of(tensors: Mapping[str, Array], alone: bool = False) -> SamplerHead:
+    @classmethod
+    def of(cls, tensors: Mapping[str, Any], uses_lookahead: bool = True) -> Self:
         """Return the head with these tensors."""
-        return SamplerHead(**{name: tensors[name] for name in TENSORS}, alone=alone)
+        return cls(**{name: tensors[name] for name in TENSORS}, uses_lookahead=uses_lookahead)
 
-    def tensors(self) -> dict[str, Array]:
+    def tensors(self) -> dict[str, Any]:
         """Return every tensor by its name."""
         return {name: getattr(self, name) for name in TENSORS}
 
+
+@dataclass(frozen=True, eq=False)
+class SamplerHead(HeadWeights):
+    """A recurrent network on [look-ahead hidden state; embedding of the token before; its own state].
+
+    state_0 = first real_hidden, of the last text row
+
+    state_i = silu(inner [hidden_i; norm(embedding(x_{i-1})); state_{i-1}]), refined_i = hidden_i + out state_i
+
+    Source: Samragh et al. 2025 (arXiv 2507.11851), for a sampler on hidden state and token; the recurrence is ours.
+    """
+
+    first: Array  # [F, D]
+    inner: Array  # [F, 2D+F]
+    out: Array  # [D, F]
+
     def to(self, dtype: npt.DTypeLike) -> SamplerHead:
         """Return the head in a dtype."""
-        return SamplerHead.of({name: tensor.astype(dtype) for name, tensor in self.tensors().items()}, self.alone)
+        tensors = {name: tensor.astype(dtype) for name, tensor in self.tensors().items()}
+        return SamplerHead.of(tensors, self.uses_lookahead)
 
-    @staticmethod
-    def random(hidden_size: int, width: int, seed: int) -> SamplerHead:
+    @classmethod
+    def random(cls, hidden_size: int, width: int, seed: int) -> SamplerHead:
         """Draw an untrained head that changes what it refines; the same in both packages."""
-        generator = np.random.default_rng(seed)
-        shapes = tensor_shapes(hidden_size, width)
-        tensors = {
-            name: (generator.standard_normal(shape) / shape[1] ** 0.5).astype(np.float32)
-            for name, shape in shapes.items()
-        }
-        return SamplerHead.of(tensors)
+        return cls.of(random_tensors(tensor_shapes(hidden_size, width), seed))
 
     def start(
         self,

@@ -4,68 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from ..checkpoint import lookahead_folder as disk
 from ..checkpoint.folder import file_in, open_folder, read_json, replace_folder
-from ..checkpoint.lookahead_folder import (
-    ADAPTER,
-    CARD,
-    CONFIG,
-    FIXED,
-    HEAD,
-    TENSOR,
-    VECTORS,
-    bfloat16,
-    may_replace,
-    read_details,
-    read_tensors,
-)
 from ..config import SamplingConfig, check_integer
+from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from .adapter import Adapter, sizes_of, tensor_shapes
 from .head import SamplerHead
 
-if TYPE_CHECKING:
-    from ..model.language_model import LanguageModel
-
-__all__ = ["LookAhead"]
-
 
 @dataclass(frozen=True, eq=False)
-class LookAhead:
-    """Look-ahead vectors in the space of `inputs_embeds`, and the model that they were trained for."""
+class TrainedVectors:
+    """Look-ahead vectors of either package: the fields, the check against a model, and config.json."""
 
-    vectors: npt.NDArray[np.float32]  # [L, D]
+    vectors: Any  # [L, D]
     base_model: str = ""  # the name of the model they were trained for
     base_shapes: Mapping[str, int] = field(default_factory=dict)  # its sizes, under config.json's names
     fingerprint: str | None = None  # its fingerprint; None: not known, so not checked
     sampling: SamplingConfig | None = None  # the sampling they were trained for
     training: Mapping[str, Any] = field(default_factory=dict)  # how they were trained, free of form
-    adapter: Adapter | None = None  # what look-ahead rows pass through beside the model's layers
-    head: SamplerHead | None = None  # what tells drafts of one another
-
-    def __post_init__(self) -> None:
-        """Hold the vectors in float32, the dtype they are stored in."""
-        with np.errstate(over="ignore"):
-            vectors = np.array(self.vectors, dtype=np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] == 0:
-            raise ValueError(f"vectors has shape {list(vectors.shape)}, expected [num_lookahead, hidden_size]")
-        if not np.isfinite(vectors).all():
-            raise ValueError("vectors holds NaN or infinity, expected finite numbers")
-        vectors.flags.writeable = False
-        object.__setattr__(self, "vectors", vectors)
-        for name in ("adapter", "head"):
-            part = getattr(self, name)
-            if part is not None:  # as they are stored
-                object.__setattr__(self, name, part.to(bfloat16()).to(np.float32))
-        if not all(np.isfinite(array).all() for array in self._parts().values()):
-            raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
+    adapter: Any = None  # the terms that look-ahead rows add to the model's linear layers
+    head: Any = None  # the network that conditions drafts on one another
+    kinds: ClassVar[tuple[Any, Any]]  # the package's classes of adapters and heads
 
     @property
     def num_lookahead(self) -> int:
@@ -77,16 +45,7 @@ class LookAhead:
         """Return the width of a vector, D."""
         return int(self.vectors.shape[1])
 
-    @classmethod
-    def random(cls, num_lookahead: int, hidden_size: int, seed: int) -> LookAhead:
-        """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
-        check_integer("num_lookahead", num_lookahead, 0, 2**16)
-        check_integer("hidden_size", hidden_size, 1, 2**20)
-        check_integer("seed", seed, 0, 2**64 - 1)
-        numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
-        return cls(numbers.astype(np.float32))
-
-    def check(self, model: LanguageModel) -> None:
+    def check(self, model: Any) -> None:
         """Refuse a model that the vectors were not trained for.
 
         Vectors without a fingerprint fit every model of their width.
@@ -114,8 +73,103 @@ class LookAhead:
                 f"dataclasses.replace(lookahead, fingerprint=None) uses them all the same"
             )
 
+    def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
+        """Write a look-ahead folder, whole or not at all; one that is there already is replaced.
+
+        A card is the text of its README.md; without one, a README.md that is there already is kept.
+
+        Raises:
+            ValueError: the path holds something else, or `training` is no plain JSON.
+        """
+        path = Path(folder)
+        if path.exists() and not disk.may_replace(path):
+            raise ValueError(f"{path} holds something else, expected a new path or a look-ahead folder")
+        settings = disk.FIXED | {
+            "adapter_rank": 0 if self.adapter is None else self.adapter.rank,
+            "refine": self.head and {"kind": "head", "width": self.head.width, "alone": not self.head.uses_lookahead},
+            "num_lookahead": self.num_lookahead,
+            "hidden_size": self.hidden_size,
+            "sampling": None if self.sampling is None else asdict(self.sampling),
+            "base_model": {"name": self.base_model, "shapes": dict(self.base_shapes), "fingerprint": self.fingerprint},
+            "training": dict(self.training),
+        }
+        try:
+            text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
+        files = {disk.VECTORS: self._packed(), disk.CONFIG: text.encode()}
+        if card is not None or (path / disk.CARD).is_file():
+            files[disk.CARD] = (path / disk.CARD).read_bytes() if card is None else card.encode()
+        replace_folder(path, files)
+
+    def _packed(self) -> bytes:
+        """Return the content of model.safetensors."""
+        raise NotImplementedError
+
+    def _parts(self) -> dict[str, Any]:
+        """Return the tensors of adapter and head under the names that they are stored by."""
+        parts = [(disk.ADAPTER, self.adapter), (disk.HEAD, self.head)]
+        return {begin + name: each for begin, part in parts if part for name, each in part.tensors().items()}
+
+    @classmethod
+    def _read(cls, root: Path, tensors_of: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]]) -> Self:
+        """Read a look-ahead folder; `tensors_of(path, settings)` reads its tensors."""
+        path = file_in(root, disk.CONFIG)
+        settings = read_json(path)
+        try:
+            details = disk.read_details(settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        path = file_in(root, disk.VECTORS)
+        tensors = tensors_of(path, settings)
+        adapter, head = (
+            {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
+            for begin in (disk.ADAPTER, disk.HEAD)
+        )
+        details["adapter"] = cls.kinds[0].of(adapter) if adapter else None
+        details["head"] = cls.kinds[1].of(head, not settings["refine"]["alone"]) if head else None
+        try:
+            return cls(tensors[disk.TENSOR], **details)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class LookAhead(TrainedVectors):
+    """Look-ahead vectors in the space of `inputs_embeds`, and the model that they were trained for."""
+
+    vectors: npt.NDArray[np.float32]  # [L, D]
+    adapter: Adapter | None = None
+    head: SamplerHead | None = None
+    kinds = Adapter, SamplerHead
+
+    def __post_init__(self) -> None:
+        """Hold the vectors in float32, and the other parts as they are stored."""
+        with np.errstate(over="ignore"):
+            vectors = np.array(self.vectors, dtype=np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] == 0:
+            raise ValueError(f"vectors has shape {list(vectors.shape)}, expected [num_lookahead, hidden_size]")
+        if not np.isfinite(vectors).all():
+            raise ValueError("vectors holds NaN or infinity, expected finite numbers")
+        vectors.flags.writeable = False
+        object.__setattr__(self, "vectors", vectors)
+        for name in ("adapter", "head"):
+            part = getattr(self, name)
+            object.__setattr__(self, name, part and part.to(disk.bfloat16()).to(np.float32))
+        if not all(np.isfinite(array).all() for array in self._parts().values()):
+            raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
+
+    @classmethod
+    def random(cls, num_lookahead: int, hidden_size: int, seed: int) -> LookAhead:
+        """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
+        check_integer("num_lookahead", num_lookahead, 0, 2**16)
+        check_integer("hidden_size", hidden_size, 1, 2**20)
+        check_integer("seed", seed, 0, 2**64 - 1)
+        numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
+        return cls(numbers.astype(np.float32))
+
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Array:  # [L, D]
-        """Return the first so many vectors (default: all) as input vectors of a model, in its dtype.
+        """Return the first `num_lookahead` vectors (default: all) as input vectors of a model, in its dtype.
 
         Raises:
             ValueError: they were trained for another one, are fewer, or too large for the dtype.
@@ -129,48 +183,12 @@ class LookAhead:
             raise ValueError(f"lookahead: found vectors too large for {vectors.dtype}, expected a wider dtype")
         return vectors
 
-    def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
-        """Write a look-ahead folder, whole or not at all; one that is there already is replaced.
-
-        A card is the text of its README.md; without one, a README.md that is there already is kept.
-
-        Raises:
-            ValueError: the path holds something else, or `training` is no plain JSON.
-        """
+    def _packed(self) -> bytes:
+        """Return the content of model.safetensors."""
         from safetensors.numpy import save
 
-        path = Path(folder)
-        if path.exists() and not may_replace(path):
-            raise ValueError(f"{path} holds something else, expected a new path or a look-ahead folder")
-        refine = self.head and {"kind": "head", "width": self.head.width, "alone": self.head.alone}
-        settings = FIXED | {
-            "adapter_rank": 0 if self.adapter is None else self.adapter.rank,
-            "refine": refine,
-            "num_lookahead": self.num_lookahead,
-            "hidden_size": self.hidden_size,
-            "sampling": None if self.sampling is None else asdict(self.sampling),
-            "base_model": {
-                "name": self.base_model,
-                "shapes": dict(self.base_shapes),
-                "fingerprint": self.fingerprint,
-            },
-            "training": dict(self.training),
-        }
-        try:
-            text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
-        tensors = {name: array.astype(bfloat16()) for name, array in self._parts().items()}
-        tensors[TENSOR] = np.ascontiguousarray(self.vectors)
-        files = {VECTORS: save(tensors), CONFIG: text.encode()}
-        if card is not None or (path / CARD).is_file():
-            files[CARD] = (path / CARD).read_bytes() if card is None else card.encode()
-        replace_folder(path, files)
-
-    def _parts(self) -> dict[str, Array]:
-        """Return the tensors of adapter and head under the names that they are stored by."""
-        parts = [(ADAPTER, self.adapter), (HEAD, self.head)]
-        return {begin + name: each for begin, part in parts if part for name, each in part.tensors().items()}
+        tensors = {name: array.astype(disk.bfloat16()) for name, array in self._parts().items()}
+        return save({**tensors, disk.TENSOR: np.ascontiguousarray(self.vectors)})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> LookAhead:
@@ -180,22 +198,4 @@ class LookAhead:
             FileNotFoundError: the folder or one of its files is missing.
             ValueError: a file is damaged, or was made for another version of this package.
         """
-        root = open_folder(folder)
-        path = file_in(root, CONFIG)
-        settings = read_json(path)
-        try:
-            details = read_details(settings)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        path = file_in(root, VECTORS)
-        tensors = read_tensors(path, settings)
-        adapter, head = (
-            {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
-            for begin in (ADAPTER, HEAD)
-        )
-        details["adapter"] = Adapter.of(adapter) if adapter else None
-        details["head"] = SamplerHead.of(head, settings["refine"]["alone"]) if head else None
-        try:
-            return cls(tensors[TENSOR], **details)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        return cls._read(open_folder(folder), disk.read_tensors)

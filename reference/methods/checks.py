@@ -1,4 +1,4 @@
-"""Checks of what features take beside the model: drafters, lenience, groups of look-ahead rows."""
+"""Checks of the settings of features: drafters, lenience, groups of look-ahead rows."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def check_lenience(lenience: float, rule: str) -> None:
 
 
 def check_groups(groups: tuple[int, ...] | None, num_lookahead: int) -> None:
-    """Raise ValueError unless look-ahead groups hang after numbers of drafts that there can be, each once."""
+    """Raise ValueError unless groups follow possible numbers of accepted drafts, each once."""
     if groups is not None and (len(set(groups)) < len(groups) or not set(groups) <= set(range(num_lookahead + 1))):
         raise ValueError(f"groups: found {groups!r:.80}, expected different numbers of drafts, 0 to {num_lookahead}")

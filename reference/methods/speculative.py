@@ -1,25 +1,20 @@
-"""Drafting left to right: each draft from a distribution that may depend on those before it.
+"""Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
 
-Glossary of shapes: K drafts, V vocabulary.
-
-Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
-
-The drafter is a smaller model, as published, or whatever else gives a distribution after a text.
+The drafter is a smaller model, as published, or anything else that gives a distribution after a text. The function
+`draft_left_to_right` draws a chain for other methods as well.
 
 Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318),
 Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
 2211.17192), Algorithm 1.
 
-Glossary of shapes: K drafts.
-
-
+Glossary of shapes: K drafts, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +23,7 @@ from ..config import SamplingConfig, check_settings
 from ..drafters.base import Drafter
 from ..drafters.schedule import Schedule
 from ..ending import Ending
+from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from ..record import Record
 from ..sampling import Probs, Processor, has_distribution, probs_from_logits
@@ -36,18 +32,14 @@ from ..verify import RULES, Tokens
 from .base import Method, State, drafting_record, verified_record
 from .checks import check_drafter, check_drafter_context, check_lenience
 
-if TYPE_CHECKING:
-    from ..drafters.base import Drafter
-    from ..model.language_model import LanguageModel
-
 
 class Drafts(NamedTuple):
-    """What was drafted in a step."""
+    """The drafts of a step."""
 
     tokens: Tokens  # [K]
     probs: Probs  # [K, V], the very distributions that the tokens were drawn from
     has_bonus_row: bool  # whether the text goes on after the last
-    num_asked: int  # distributions that were asked for
+    num_asked: int  # distributions asked for
 
 
 def draft_left_to_right(
@@ -61,8 +53,8 @@ def draft_left_to_right(
 ) -> Drafts:
     """Draw drafts one by one: `next_logits(tokens, i)` gives the logits of draft i after the text and its drafts.
 
-    Drafting stops at the limit, where the logits make no distribution, where the draft is not `wanted(i, logits)`,
-    and after one that ends the text: all known before the next is drawn.
+    Drafting stops at the limit, where the logits make no distribution, where the draft is not `wanted(i, logits)`, and
+    after a draft that ends the text. All of that is known before the next draft is drawn.
     """
     tokens: list[int] = []
     probs: list[Probs] = []
@@ -81,12 +73,10 @@ def draft_left_to_right(
 
 
 @dataclass(frozen=True, eq=False)
-class SpeculativeSampling(Method):
-    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+class DrafterMethod(Method):
+    """A method whose drafts come from a drafter.
 
-    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them. A
-    `lenience` below 1 is lossy: drafts are judged as if they had been only so likely, and no token's probability
-    grows beyond 1 / lenience times the target's.
+    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend.
     """
 
     model: LanguageModel
@@ -95,6 +85,26 @@ class SpeculativeSampling(Method):
     draft_sampling: SamplingConfig | None = None
     rule: str = "token"
     processor: Processor | None = None
+
+    def start(self, prompt: Sequence[int], ending: Ending) -> State:
+        """Return the state before the first step; see `Method.start`.
+
+        Raises:
+            ValueError: prompt and new tokens do not fit into the drafter's context either.
+        """
+        state = super().start(prompt, ending)
+        check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
+        return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity))
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculativeSampling(DrafterMethod):
+    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+
+    A `lenience` below 1 is lossy: it multiplies the draft probabilities in verification, so that a token's probability
+    is at most 1 / lenience times the target's.
+    """
+
     num_draft: int = 4  # K
     schedule: Schedule = field(default_factory=Schedule)
     lenience: float = 1.0
@@ -116,15 +126,8 @@ class SpeculativeSampling(Method):
         return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state before the first step; see `Method.start`.
-
-        Raises:
-            ValueError: prompt and new tokens do not fit into the drafter's context either.
-        """
-        state = super().start(prompt, ending)
-        check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
-        draft_cache = self.drafter.new_cache(state.cache.capacity)
-        return replace(state, draft_cache=draft_cache, pace=self.schedule.start(self.num_draft))
+        """Return the state before the first step, with the first pace; see `DrafterMethod.start`."""
+        return replace(super().start(prompt, ending), pace=self.schedule.start(self.num_draft))
 
     def step(
         self,
@@ -138,16 +141,15 @@ class SpeculativeSampling(Method):
         draft_tokens, draft_probs, has_bonus_row, num_asked = self._draft(state, draws)
         record = drafting_record(len(pending) - 1, num_asked * self.drafter.passes_per_draft)
 
-        # One pass over what the target has not seen and the drafts; row i holds its distribution after i drafts.
+        # Row i holds the target's distribution after i drafts.
         hidden = self.model.hidden(self.model.embed([*pending, *draft_tokens]), state.cache)
         logits = self.model.logits(hidden[len(pending) - 1 :][: len(draft_tokens) + has_bonus_row])
         target_probs = self.chain_probs(prefix, draft_tokens, logits)
         verification = RULES[self.rule](target_probs, self.lenience * draft_probs, draft_tokens, draws)
         self.check_reached(prefix, draft_tokens, logits, target_probs[: verification.num_accepted + 1])
-        pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), verification.num_accepted)
         record = verified_record(record, target_probs, draft_probs, draft_tokens, verification, draws)
-        valid_length = len(prefix) + verification.num_accepted  # rejected drafts leave no trace, in either cache
-        return replace(state, pace=pace).commit(record, valid_length)
+        pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), verification.num_accepted)
+        return replace(state, pace=pace).commit(record, len(prefix) + verification.num_accepted)
 
     def _draft(self, state: State, draws: UniformRow) -> Drafts:
         """Draft as many tokens as the schedule wants; a final token comes as well."""

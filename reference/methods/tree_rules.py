@@ -1,26 +1,22 @@
-"""Several candidates for one position: how they are drawn, and which one survives, and still exact.
+"""Rules for several candidates at one position: how they are drawn, and which of them is accepted.
 
-A rule takes candidates, the distributions they were drawn from, each given those before it, and the target's
-distribution. It accepts one of them, or says from which distribution the token is to be drawn instead; either way the
-token is distributed as if it had been drawn from the target. A rule relies on how the candidates were drawn: `RULES`
-has both.
+A rule takes candidates, the distribution of each given those before it, and the target's distribution. It accepts one
+candidate, or returns the distribution of the token that replaces them all. Either way the token has the target's
+distribution. A rule depends on how the candidates were drawn, so an entry of `RULES` states both.
 
-Why the recursive rule does: what one candidate's acceptance leaves open is the residual distribution,
-`verify.residual_probs`, with the chance of a rejection. The next candidate is verified against that distribution as the
-first one was against the target.
+The recursive rule is exact because a rejection leaves the residual distribution open (`verify.residual_probs`, with the
+probability of the rejection). The next candidate is verified against the residual, as the first one was against the
+target.
 
-Glossary of shapes: C candidates, V vocabulary.
+K-SEQ verifies independent candidates, which are often the same token, so each is accepted less readily than a single
+draft. All have the same chance, as if the draft distribution were d times as large, with d from 1 to C. Token x is
+accepted with the chance draft(x) min(1, target(x) / (d draft(x))) = min(d draft(x), target(x)) / d. If d candidates are
+tried on average, x is accepted with the probability min(d draft(x), target(x)), and the residual adds the rest, as in
+`verify`. So K-SEQ is exact.
 
-K-SEQ: independent candidates for one position, all accepted with the same chance, as large as the distribution allows.
-
-Candidates that are drawn from one distribution are often the same token, so they must not be accepted as readily as one
-alone. They are verified as if the draft distribution were d times what it is, with d from 1, for one candidate, to C.
-
-Why that keeps the distribution: a candidate is accepted as token x with the chance draft(x) min(1, target(x) / (d
-draft(x))), which is min(d draft(x), target(x)) / d. If d candidates are looked at on average, x is accepted with the
-probability min(d draft(x), target(x)), and the residual distribution adds the rest, as in `verify`.
-
-Source: Sun et al. 2023, "SpecTr: Fast Speculative Decoding via Optimal Transport" (arXiv 2310.15141), Algorithm 2.
+Source: Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706); Jeon et al. 2024, "Recursive
+Speculative Decoding" (arXiv 2402.14160), as recursive rejection sampling; Sun et al. 2023, "SpecTr: Fast Speculative
+Decoding via Optimal Transport" (arXiv 2310.15141), Algorithm 2, for K-SEQ.
 
 Glossary of shapes: C candidates, V vocabulary.
 """
@@ -41,10 +37,10 @@ from ..verify import Tokens, accept_probs, residual_probs
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome at one position: which candidate was accepted, and if none, what is to be drawn instead."""
+    """The outcome at one position."""
 
-    accepted: int | None
-    final_probs: Probs  # [V], the distribution of the token where none is accepted
+    accepted: int | None  # the index of the candidate
+    final_probs: Probs  # [V], the distribution of the token if none is accepted
     accept_probs: Probs  # [C], the chance of each candidate, once reached
 
 
@@ -61,14 +57,12 @@ def draw_candidates(
     candidate_probs[0] = the distribution of the logits; candidate_probs[c+1] = candidate_probs[c] without token c,
     renormalised
 
-    At temperature 0 a distribution is one-hot, and nothing is left of it: next comes the likeliest token of the others,
-    the limit of small temperatures. There are fewer candidates than asked for where no token is left. With replacement,
-    all come from the first distribution.
+    At temperature 0 a distribution is one-hot, so the next candidate is the likeliest of the other tokens, the limit of
+    small temperatures. There are fewer candidates where no token is left. With replacement, all come from the first
+    distribution.
 
     Raises:
         ValueError: the logits have no distribution, see `probs_from_logits`.
-
-    Source: without replacement Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706).
     """
     kept = probs_from_logits(logits, sampling) > 0
     left = logits if sampling.temperature == 0 else np.where(kept, logits, -np.inf)
@@ -95,85 +89,12 @@ def recursive_probs(
 
     Raises:
         ValueError: a candidate has probability 0 under its distribution, so it was not drawn from it.
-
-    Source: Yang et al. 2024 (arXiv 2401.06706); Jeon et al. 2024, "Recursive Speculative Decoding" (arXiv 2402.14160),
-    as recursive rejection sampling.
     """
     rest, accept = target_probs, np.zeros(len(candidate_tokens))
     for c, probs in enumerate(candidate_probs):
         accept[c] = accept_probs(rest[None], probs[None], candidate_tokens[c : c + 1])[0]
         rest = residual_probs(rest, probs)
     return accept, rest
-
-
-def verify_recursive(
-    target_probs: Probs,  # [V]
-    candidate_probs: Probs,  # [C, V]
-    candidate_tokens: Tokens,  # [C]
-    draws: UniformRow,
-    index: int,
-) -> Selection:
-    """Accept the first candidate that passes, each against what the rejection of those before it has left."""
-    return _in_turn(*recursive_probs(target_probs, candidate_probs, candidate_tokens), draws, index)
-
-
-def verify_k_seq(
-    target_probs: Probs,  # [V]
-    candidate_probs: Probs,  # [C, V]
-    candidate_tokens: Tokens,  # [C]
-    draws: UniformRow,
-    index: int,
-) -> Selection:
-    """Accept the first candidate that passes, all with the same chance for the same token."""
-    return _in_turn(*k_seq_probs(target_probs, candidate_probs, candidate_tokens), draws, index)
-
-
-def verify_match(
-    target_probs: Probs,  # [V]
-    candidate_probs: Probs,  # [C, V]
-    candidate_tokens: Tokens,  # [C]
-    draws: UniformRow,
-    index: int,
-) -> Selection:
-    """Draw the token from the target with the uniform `accept[index]`; it may be one of the candidates.
-
-    accept[c] = target_probs[x_c]
-
-    Exact however the candidates were found: the control that a cleverer rule must beat.
-    """
-    token = draws.token("accept", target_probs, index)
-    found = np.flatnonzero(candidate_tokens == token).tolist()
-    final_probs = one_hot(token, target_probs.size)  # it has been drawn
-    return Selection(found[0] if found else None, final_probs, target_probs[candidate_tokens])
-
-
-def _in_turn(
-    accept: Probs,  # [C]
-    final_probs: Probs,  # [V]
-    draws: UniformRow,
-    index: int,
-) -> Selection:
-    """Accept the first candidate whose uniform is below its chance."""
-    for c, accept_prob in enumerate(accept.tolist()):
-        if draws.accept("accept", accept_prob, index + c):
-            return Selection(c, final_probs, accept)
-    return Selection(None, final_probs, accept)
-
-
-@dataclass(frozen=True)
-class CandidateRule:
-    """How candidates must be drawn, with replacement or without, and how they are verified."""
-
-    replacement: bool
-    verify: Callable[[Probs, Probs, Tokens, UniformRow, int], Selection]
-
-
-RULES: dict[str, CandidateRule] = {
-    "without-replacement": CandidateRule(False, verify_recursive),
-    "with-replacement": CandidateRule(True, verify_recursive),
-    "k-seq": CandidateRule(True, verify_k_seq),
-    "match": CandidateRule(False, verify_match),
-}
 
 
 HALVINGS = 64  # of an interval of length C - 1: more than float64 can tell apart
@@ -204,12 +125,12 @@ def k_seq_division(
     draft_probs: Probs,  # [V]
     num_candidates: int,
 ) -> float:
-    """Return what the chances are divided by: so many candidates are looked at on average. The paper's rho.
+    """Return d, which divides the chances: the mean number of candidates tried. The paper calls it rho.
 
     d = 1 + r + ... + r^(C-1), r = sum(max(0, draft_probs - target_probs / d)), the chance that a candidate is rejected
 
-    That is r^C = 1 - d (1 - r) = sum(max(0, target_probs - d draft_probs)). The right side falls with d and the left
-    side grows, so halving the interval from 1 to C finds the smallest d; and both are sums without cancellation.
+    So r^C = 1 - d (1 - r) = sum(max(0, target_probs - d draft_probs)). The right side falls with d and the left side
+    grows, so halving the interval from 1 to C finds the smallest d. Both sides are sums without cancellation.
     """
     low, high = 1.0, float(num_candidates)
     for _ in range(HALVINGS):
@@ -220,3 +141,48 @@ def k_seq_division(
         else:
             high = middle
     return high
+
+
+Verify = Callable[[Probs, Probs, Tokens, UniformRow, int], Selection]
+"""Called with the target's distribution [V], the candidates' distributions [C, V], the candidates [C], the step's
+uniforms, and the index of the first uniform of the candidates."""
+
+
+def _in_turn(chances: Callable[[Probs, Probs, Tokens], tuple[Probs, Probs]]) -> Verify:
+    """Return the rule that accepts the first candidate whose uniform is below its chance."""
+
+    def verify(target_probs: Probs, candidate_probs: Probs, tokens: Tokens, draws: UniformRow, index: int) -> Selection:
+        accept, final_probs = chances(target_probs, candidate_probs, tokens)
+        for c, accept_prob in enumerate(accept.tolist()):
+            if draws.accept("accept", accept_prob, index + c):
+                return Selection(c, final_probs, accept)
+        return Selection(None, final_probs, accept)
+
+    return verify
+
+
+def _match(target_probs: Probs, candidate_probs: Probs, tokens: Tokens, draws: UniformRow, index: int) -> Selection:
+    """Draw the token from the target with the uniform `accept[index]`: accept[c] = target_probs[x_c].
+
+    This is exact however the candidates were found. Other rules are compared with it.
+    """
+    token = draws.token("accept", target_probs, index)
+    found = np.flatnonzero(tokens == token).tolist()
+    final_probs = one_hot(token, target_probs.size)  # it has been drawn
+    return Selection(found[0] if found else None, final_probs, target_probs[tokens])
+
+
+@dataclass(frozen=True)
+class CandidateRule:
+    """How candidates must be drawn, with replacement or without, and how they are verified."""
+
+    replacement: bool
+    verify: Verify
+
+
+RULES: dict[str, CandidateRule] = {
+    "without-replacement": CandidateRule(False, _in_turn(recursive_probs)),
+    "with-replacement": CandidateRule(True, _in_turn(recursive_probs)),
+    "k-seq": CandidateRule(True, _in_turn(k_seq_probs)),
+    "match": CandidateRule(False, _match),
+}

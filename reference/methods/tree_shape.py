@@ -1,16 +1,9 @@
-"""A tree of drafts: its shape, what was drafted in it, and the path that verification took through it.
+"""A tree of drafts: its shape, and how one step draws it, feeds it and verifies it.
 
-Places are numbered breadth first: place 0 is the last committed token, the drafts follow.
+Places are numbered breadth first. Place 0 is the last committed token, and the drafts follow it. A chain of drafts is a
+tree with one candidate at every depth.
 
-Glossary of shapes: N drafts of the tree, V vocabulary.
-
-A tree of drafts in a step: how it is drawn, how the rows of the pass over it are laid out, how it is verified.
-
-A chain of drafts is a tree with one candidate everywhere.
-
-Glossary of shapes: N drafts of the tree, R its places in use, T rows of the pass, V vocabulary.
-
-
+Glossary of shapes: N drafts of the tree, T rows of the pass, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,41 +20,47 @@ from ..config import SamplingConfig, check_integer
 from ..model.layers import Array, Mask
 from ..record import Record
 from ..sampling import Probs, has_distribution
-from ..uniforms import UniformRow
+from ..uniforms import NamedUniforms, UniformRow
 from ..verify import Tokens
 from .base import Method, State
 from .tree_rules import RULES, draw_candidates
 
 NumCandidates = tuple[int | tuple[int, ...], ...]
-"""How many candidates stand after the places of each depth: one number for all of them, or one for each in turn."""
+"""How many candidates follow the places of each depth: one number for all of them, or one for each in turn."""
 
 
 @dataclass(frozen=True)
-class DraftTree:
-    """The shape of a tree in which `num_candidates[d]` drafts stand after everything at depth d.
+class TreeShape:
+    """The shape of a tree in which `num_candidates[d]` drafts follow each place of depth d.
 
-    Candidates of different ranks may have different numbers after them: `(3, (2, 1, 0))` has two after the first
-    draft, one after the second and none after the third.
+    Candidates of different ranks may have different numbers: in `(3, (2, 1, 0))` two drafts follow the first draft,
+    one follows the second, and none follows the third.
     """
 
     num_candidates: NumCandidates
 
     @cached_property
     def children(self) -> tuple[range, ...]:
-        """The places that stand after each place."""
-        children: list[range] = []
-        level = range(1)
-        for counts in (*self.num_candidates, 0):
-            start = level.stop
-            for count in counts if isinstance(counts, tuple) else (counts,) * len(level):
-                children.append(range(start, start + count))
-                start += count
-            level = range(level.stop, start)
-        return tuple(children)
+        """The places that follow each place."""
+        counts: list[int] = []
+        size = 1  # of the depth
+        for each in (*self.num_candidates, 0):
+            level = each if isinstance(each, tuple) else (each,) * size
+            counts.extend(level)
+            size = sum(level)
+        return tuple(range(start, stop) for start, stop in pairwise(accumulate(counts, initial=1)))
+
+    @cached_property
+    def levels(self) -> tuple[range, ...]:
+        """The places of each depth."""
+        levels = [range(1)]
+        for _ in self.num_candidates:
+            levels.append(range(levels[-1].stop, self.children[levels[-1][-1]].stop))
+        return tuple(levels)
 
     @cached_property
     def parents(self) -> tuple[int, ...]:
-        """After which place each place stands; -1 for place 0."""
+        """The place before each place; -1 for place 0."""
         return (-1, *(place for place, children in enumerate(self.children) for _ in children))
 
     @property
@@ -72,32 +72,45 @@ class DraftTree:
         """Return the drafts from the first to the one at a place."""
         return [*self.path(self.parents[place]), place] if place else []
 
-    def first_uniform(self, depth: int) -> int:
-        """Return the first of the uniforms that decide about candidates after a path of so many drafts."""
-        return sum(self.widths[:depth])
-
     @property
     def widths(self) -> tuple[int, ...]:
         """The most candidates after a place of each depth."""
         return tuple(max(counts) if isinstance(counts, tuple) else counts for counts in self.num_candidates)
 
+    def first_uniform(self, depth: int) -> int:
+        """Return the first uniform that decides about the candidates after a path of `depth` drafts."""
+        return sum(self.widths[:depth])
+
+    @property
+    def named_uniforms(self) -> NamedUniforms:
+        """A draw per draft, an acceptance per candidate of each depth, and the final draw.
+
+        Verification reaches one place of each depth, so the places of a depth share their uniforms.
+        """
+        return {"draft": self.num_drafts, "accept": sum(self.widths), "final": 1}
+
+
+@dataclass(frozen=True)
+class DraftTree(TreeShape):
+    """A shape, with depths and visibility as arrays."""
+
     @cached_property
     def depths(self) -> npt.NDArray[np.integer]:  # [N+1]
-        """How many drafts stand on the path to each place."""
+        """The number of drafts on the path to each place."""
         return np.asarray(self.visible.sum(axis=1) - 1)
 
     @cached_property
     def visible(self) -> Mask:  # [N+1, N+1]
-        """Which places each place sees: those on its path, itself included, and place 0."""
-        seen = np.eye(len(self.children), dtype=np.bool_)
+        """Which places each place attends to: those on its path, itself included, and place 0."""
+        visible = np.eye(len(self.children), dtype=np.bool_)
         for place, parent in enumerate(self.parents[1:], start=1):
-            seen[place] |= seen[parent]
-        return seen
+            visible[place] |= visible[parent]
+        return visible
 
 
 @dataclass(frozen=True)
 class TreeDrafts:
-    """What was drafted at each place; places that are not used hold nothing."""
+    """The drafts of a step. The entries of places that are not used mean nothing."""
 
     tree: DraftTree
     used: Mask  # [N+1], place 0 always
@@ -107,7 +120,7 @@ class TreeDrafts:
 
 @dataclass(frozen=True)
 class Walk:
-    """How verification went: from place 0 to drafts that were accepted, and the token that follows them."""
+    """The outcome of verification: a path of accepted drafts from place 0, and the token that follows it."""
 
     path: list[int]  # the accepted drafts
     log_probs: list[float]  # of the accepted tokens and the one that follows them, by the target
@@ -129,14 +142,13 @@ def draw_tree(
 ) -> tuple[TreeDrafts, int]:
     """Draw candidates after place after place: `next_logits(tokens, place)` gives the logits after text and path.
 
-    Returned are the drafts with the very distributions that they were drawn from, and how many logits were asked
-    for. Nothing stands after a draft that ends the text, after `limit` drafts, or where the logits make no
-    distribution.
+    Returns the drafts with the very distributions that they were drawn from, and the number of logits asked for.
+    Nothing follows a draft that ends the text, `limit` drafts, or logits that make no distribution.
     """
     used, num_asked = np.arange(tree.num_drafts + 1) == 0, 0
     tokens, probs = np.zeros(used.size, dtype=np.int64), np.zeros((used.size, method.model.vocab_size))
-    for place in range(used.size):
-        path, children = tokens[tree.path(place)].tolist(), tree.children[place]
+    for place, children in enumerate(tree.children):
+        path = tokens[tree.path(place)].tolist()
         if not used[place] or not children or len(path) >= limit or state.ends_with(path):
             continue
         prefix = (*state.tokens, *path)
@@ -155,24 +167,24 @@ def layout(
     num_pending: int,
     tree: DraftTree,
     places: Sequence[int],
-    behind: Sequence[int] = (),
+    anchors: Sequence[int] = (),
     depth: int = 0,
 ) -> tuple[npt.NDArray[np.int64], Mask]:  # [T], [T, T]
-    """Return where the rows of one pass stand and which they see.
+    """Return the positions of the rows of one pass, and which rows they attend to.
 
-    First come the pending tokens, the last of which is place 0, and the drafts at the other `places`. Each sees the
-    pending tokens up to itself and the drafts on its path. Then come groups of `depth` look-ahead rows, one after each
-    place of `behind`: a group stands where the next tokens would, and sees what the row before it sees and its own rows
-    up to themselves. No other row sees it.
+    The pending tokens come first, the last of which is place 0, then the drafts at the other `places`. Each attends to
+    the pending tokens up to itself and to the drafts on its path. Then come groups of `depth` look-ahead rows, one
+    after each of the places `anchors`. A group has the positions of the next tokens. It attends to what its anchor
+    attends to, and to its own rows up to themselves. No other row attends to it.
     """
     drafts, num_text = np.array(places[1:], dtype=np.int64), num_pending + len(places) - 1
-    num_rows = num_text + len(behind) * depth
+    num_rows = num_text + len(anchors) * depth
     visible = np.zeros((num_rows, num_rows), dtype=np.bool_)
     visible[:num_text, :num_pending] = np.tri(num_text, num_pending)
     visible[num_pending:num_text, num_pending:num_text] = tree.visible[np.ix_(drafts, drafts)]
     positions = np.arange(cached, cached + num_rows)
     positions[num_pending:num_text] = cached + num_pending - 1 + tree.depths[drafts]
-    for start, place in zip(range(num_text, num_rows, depth or 1), behind, strict=False):
+    for start, place in zip(range(num_text, num_rows, depth or 1), anchors, strict=False):
         group, row = slice(start, start + depth), num_pending - 1 + list(places).index(place)
         visible[group, :num_text] = visible[row, :num_text]
         visible[group, group] = np.tri(depth)
@@ -196,33 +208,35 @@ def walk_tree(
     accept, chances = np.full((2, tokens.size), np.nan)
     path: list[int] = []
     distributions: list[Probs] = []
-    while True:
+    final_probs: Probs | None = None
+    while not (path and state.ends_with(tokens[path].tolist())):
         place = path[-1] if path else 0
-        distributions.append(method.probs((*state.tokens, *tokens[path].tolist()), logits[place]))
+        final_probs = method.probs((*state.tokens, *tokens[path].tolist()), logits[place])
+        distributions.append(final_probs)
         candidates = [child for child in tree.children[place] if drafts.used[child]]
         if not candidates:
-            final_probs: Probs | None = distributions[-1]
             break
         index = tree.first_uniform(len(path))
-        found = RULES[rule].verify(distributions[-1], drafts.probs[candidates], tokens[candidates], draws, index)
-        accept[candidates], chances[candidates] = found.accept_probs, distributions[-1][tokens[candidates]]
+        found = RULES[rule].verify(final_probs, drafts.probs[candidates], tokens[candidates], draws, index)
+        accept[candidates], chances[candidates] = found.accept_probs, final_probs[tokens[candidates]]
         if found.accepted is None:
             final_probs = found.final_probs
             break
         path.append(candidates[found.accepted])
-        if state.ends_with(tokens[path].tolist()):
-            final_probs = None
-            break
+    else:
+        final_probs = None
     final_token = None if final_probs is None else draws.token("final", final_probs)
     emitted = [*tokens[path].tolist(), *([] if final_token is None else [final_token])]
-    log_probs = [
-        float(np.log(distribution[token])) for distribution, token in zip(distributions, emitted, strict=False)
-    ]
+    log_probs = [float(np.log(probs[token])) for probs, token in zip(distributions, emitted, strict=True)]
     return Walk(path, log_probs, final_token, not candidates, accept, chances)
 
 
-def check_tree(num_candidates: Sequence[int | Sequence[int]]) -> NumCandidates:
-    """Return the numbers of candidates per depth; raise ValueError unless they make a tree of at most 2^16 drafts."""
+def check_tree(num_candidates: Sequence[int | Sequence[int]], num_lookahead: int | None = None) -> NumCandidates:
+    """Return the numbers of candidates per depth.
+
+    Raises:
+        ValueError: they make no tree of at most 2^16 drafts, or one with more depths than look-ahead vectors.
+    """
     checked: list[int | tuple[int, ...]] = []
     level, num_drafts = 1, 0
     for counts in num_candidates:
@@ -238,15 +252,16 @@ def check_tree(num_candidates: Sequence[int | Sequence[int]]) -> NumCandidates:
             checked.append(tuple(check_integer("num_candidates", count, 0, 2**16) for count in counts))
             level = sum(counts)
         num_drafts += level
+    found = f"num_candidates: found {tuple(checked)!r:.80}"
     if num_drafts > 2**16:
-        raise ValueError(
-            f"num_candidates: found {tuple(checked)!r:.80}, a tree of {num_drafts} drafts, expected at most {2**16}"
-        )
+        raise ValueError(f"{found}, a tree of {num_drafts} drafts, expected at most {2**16}")
+    if num_lookahead is not None and len(checked) > num_lookahead:
+        raise ValueError(f"{found}, expected at most {num_lookahead} depths, one per look-ahead vector")
     return tuple(checked)
 
 
 def tree_record(record: Record, drafts: TreeDrafts, walk: Walk, draws: UniformRow) -> Record:
-    """Add the verification of a tree to the record of a step; its drafts stand there breadth first."""
+    """Add the verification of a tree to the record of a step, with the drafts in the order of their places."""
     places = np.flatnonzero(drafts.used)[1:]
     numbers = dict(zip([0, *places.tolist()], range(-1, len(places)), strict=True))
     tokens, final = drafts.tokens[places], () if walk.final_token is None else (walk.final_token,)

@@ -291,7 +291,7 @@ def test_train_makes_an_adapter_and_a_head_that_decoding_uses(flags, box, capsys
     assert run(*argv) == 0
     assert len(acceptance("these parts", capsys.readouterr().out)) == 3
     lookahead = LookAhead.load(tmp_path / "parts")
-    assert lookahead.head.width == 6 and lookahead.head.alone == (lookahead.adapter is None)
+    assert lookahead.head.width == 6 and lookahead.head.uses_lookahead == (lookahead.adapter is not None)
     argv = ["generate", "--model", box.model, "--lookahead", tmp_path / "parts", "--method", "pass-one-call"]
     assert run(*argv, "--prompt", "def", "--max-new-tokens", 9, "--json") == 0
     assert read_strictly(capsys.readouterr().out)["num_draft_tokens"] > 0

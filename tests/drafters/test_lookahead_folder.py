@@ -47,7 +47,7 @@ def of_tiny_model(package: str, rank: int = 2, width: int = 5, alone: bool = Fal
         parts["adapter"] = module(package, "lookahead.adapter").Adapter.random(config, rank, seed)
     if width:
         head = module(package, "lookahead.head").SamplerHead.random(24, width, seed)
-        parts["head"] = dataclasses.replace(head, alone=alone)
+        parts["head"] = dataclasses.replace(head, uses_lookahead=not alone)
     shapes = {name: getattr(config, name) for name in ("vocab_size", *SIZES)}
     vectors = class_of(package).random(3, 24, seed)
     return dataclasses.replace(vectors, base_model="tiny", base_shapes=shapes, **parts)
@@ -58,7 +58,8 @@ def fields(lookahead: Any) -> dict[str, Any]:
     parts = [part and plain(part.tensors()) for part in (lookahead.adapter, lookahead.head)]
     bare = dataclasses.replace(lookahead, adapter=None, head=None)
     found = dataclasses.asdict(bare) | {"vectors": as_numpy(lookahead.vectors).tolist()}
-    return found | {"adapter": parts[0], "head": parts[1], "alone": lookahead.head and lookahead.head.alone}
+    head = lookahead.head
+    return found | {"adapter": parts[0], "head": parts[1], "uses_lookahead": head and head.uses_lookahead}
 
 
 def plain(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -385,7 +386,7 @@ def test_saved_parts_come_back_as_they_are_used(package: str, parts: str, tmp_pa
     rank, width, alone = PARTS[parts]
     assert settings["adapter_rank"] == rank == (0 if loaded.adapter is None else loaded.adapter.rank)
     assert settings["refine"] == ({"kind": "head", "width": width, "alone": alone} if width else None)
-    assert (loaded.head and (loaded.head.width, loaded.head.alone)) == ((width, alone) if width else None)
+    assert (loaded.head and (loaded.head.width, loaded.head.uses_lookahead)) == ((width, not alone) if width else None)
     loaded.check(module(package, "checkpoint.load").load_model(write_checkpoint(tmp_path / "model")))
 
 

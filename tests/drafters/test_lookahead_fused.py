@@ -32,7 +32,7 @@ def lookahead_of(pkg: Any, model: Any, kind: str, num_lookahead: int = 2, seed: 
         parts["adapter"] = pkg.Adapter.random(model.config, 2, seed)
     if "head" in kind:
         head = pkg.SamplerHead.random(model.hidden_size, 5, seed)
-        parts["head"] = replace(head, alone="alone" in kind)
+        parts["head"] = replace(head, uses_lookahead="alone" not in kind)
     return replace(pkg.LookAhead.random(num_lookahead, model.hidden_size, seed), **parts)
 
 

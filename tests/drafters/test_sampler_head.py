@@ -110,11 +110,11 @@ def test_a_token_tells_its_own_draft_and_those_after_it(package: str, seed: int,
 
 
 @both_packages
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_head_is_rebuilt_from_its_tensors(package: str, alone: bool) -> None:
+@pytest.mark.parametrize("uses_lookahead", [False, True])
+def test_a_head_is_rebuilt_from_its_tensors(package: str, uses_lookahead: bool) -> None:
     home = module(package, "lookahead.head").SamplerHead
-    head = replace(home.random(4, 3, 0), alone=alone)
-    again = home.of(dict(reversed(head.tensors().items())), alone)
+    head = replace(home.random(4, 3, 0), uses_lookahead=uses_lookahead)
+    again = home.of(dict(reversed(head.tensors().items())), uses_lookahead)
     assert all(tensor is head.tensors()[name] for name, tensor in again.tensors().items())
     wider = head.to(np.float64 if package == "reference" else __import__("torch").float64)
-    assert (again.alone, wider.alone, wider.width) == (alone, alone, 3)
+    assert (again.uses_lookahead, wider.uses_lookahead, wider.width) == (uses_lookahead, uses_lookahead, 3)

@@ -37,7 +37,7 @@ def method_of(kind: str, pkg: Any, model: Any, device: str = "cpu") -> Any:
     if kind == "lookahead":
         return pkg.PaSS(model, vectors, sampling)
     if "fused" in kind or kind == "head alone":
-        parts = {} if kind == "fused" else {"head": replace(head, alone=kind == "head alone")}
+        parts = {} if kind == "fused" else {"head": replace(head, uses_lookahead=kind != "head alone")}
         return pkg.FusedPaSS(model, replace(vectors, **parts), sampling)
     if kind == "ngram":
         return pkg.SpeculativeSampling(model, pkg.PromptLookup(model.vocab_size), sampling, num_draft=2)

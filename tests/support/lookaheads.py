@@ -27,7 +27,8 @@ def with_parts(package: str, model: Any, parts: str, num_lookahead: int = 3, see
     vectors = module(package, "lookahead.vectors").LookAhead.random(num_lookahead, model.hidden_size, seed)
     adapter = module(package, "lookahead.adapter").Adapter.random(model.config, rank, seed) if rank else None
     head = module(package, "lookahead.head").SamplerHead.random(model.hidden_size, width, seed) if width else None
-    return replace(vectors, vectors=50 * vectors.vectors, adapter=adapter, head=head and replace(head, alone=alone))
+    head = head and replace(head, uses_lookahead=not alone)
+    return replace(vectors, vectors=50 * vectors.vectors, adapter=adapter, head=head)
 
 
 def in_float64(package: str, part: Any) -> Any:

@@ -59,7 +59,7 @@ def by_the_specification(
             inputs = np.concatenate([model.embed(text[: anchor + 1]), vectors])
             hidden = model.hidden(inputs, model.new_cache(), adapter=adapter, num_adapted=depth)[anchor + 1 :]
             if head is not None:
-                rows = [plain[anchor]] * depth if head.alone else hidden
+                rows = hidden if head.uses_lookahead else [plain[anchor]] * depth
                 memory, hidden = head.start(plain[anchor]), []
                 for row, token in zip(rows, text[anchor + 1 :], strict=False):
                     row, memory = head.step(row, model.embed([token])[0], memory)

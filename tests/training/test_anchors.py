@@ -186,7 +186,7 @@ def moved(parts: Parts, by: dict[str, torch.Tensor], far: float) -> Parts:
     return Parts(
         found["vectors"],
         Adapter.of(adapter) if adapter else None,
-        SamplerHead.of(head, parts.head.alone) if parts.head else None,
+        SamplerHead.of(head, parts.head.uses_lookahead) if parts.head else None,
     )
 
 

@@ -75,7 +75,7 @@ def test_untrained_parts_change_nothing(parts: str, model: Transformer) -> None:
     """The matrices that they end in are 0, so it all begins as vectors alone, or as the last row of the text."""
     found = first_parts(model, settings(parts))
     tokens, anchors = torch.from_numpy(HELD_OUT[None, :20]), torch.arange(17)
-    alone = found.head is not None and found.head.alone
+    alone = found.head is not None and not found.head.uses_lookahead
     expected = anchored_rows(model, found.vectors, tokens, anchors).draft_logits
     if alone:
         last = model.hidden(model.embed(tokens), model.new_cache(20))[:, anchors]
@@ -92,7 +92,7 @@ def test_every_part_has_the_sizes_asked_for_and_one_optimizer(parts: str, model:
     config, (rank, width, alone) = settings(parts), PARTS[parts]
     found = first_parts(model, config)
     assert (found.adapter.rank if found.adapter else 0) == rank
-    assert ((found.head.width, found.head.alone) if found.head else (0, False)) == (width, alone)
+    assert ((found.head.width, found.head.uses_lookahead) if found.head else (0, True)) == (width, not alone)
     learning = [
         each
         for optimizer in optimizers_for(found, config)
@@ -154,7 +154,7 @@ def test_a_head_knows_what_vectors_cannot(model: Transformer, tmp_path: Path) ->
 def test_a_head_alone_leaves_the_vectors_as_they_begin(model: Transformer, tmp_path: Path) -> None:
     config = settings("head alone")
     lookahead = train(model, TRAINING, HELD_OUT, tmp_path / "alone", config)
-    assert torch.equal(lookahead.vectors, first_parts(model, config).vectors) and lookahead.head.alone
+    assert torch.equal(lookahead.vectors, first_parts(model, config).vectors) and not lookahead.head.uses_lookahead
 
 
 # --- What is kept ---
