@@ -188,6 +188,21 @@ def test_a_distribution_is_that_of_the_transformers_library(seed: int, size: int
         )
 
 
+@each_impl
+@given(GRID, st.integers(1, 9), st.integers(0, 2**32), st.sampled_from([1e-3, 0.501, 1.0]), st.booleans())
+def test_rounding_of_a_pass_moves_a_distribution_by_rounding(
+    impl: Reference, case: tuple[Array, dict[str, Any]], count: int, seed: int, top_p: float, equal: bool
+) -> None:
+    """Of logits that are far apart or equal, also where a set of equal tokens reaches top-p exactly."""
+    logits, settings = case
+    if equal:
+        logits, top_p = np.zeros(logits.size), min(count, logits.size) / logits.size
+    settings = settings | {"top_p": top_p}
+    noise = np.random.default_rng(seed).uniform(-1e-14, 1e-14, logits.size)
+    exact, rounded = (impl.probs(each, **settings) for each in (logits, logits + noise))
+    np.testing.assert_allclose(rounded, exact, rtol=0, atol=1e-12)
+
+
 # --- Logits that have no distribution ---
 
 
