@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from adapters import REFERENCE, Port, Reference, each_impl, each_port
@@ -22,7 +21,6 @@ from strategies import (
     around,
     distribution_pairs,
     distributions,
-    normalised,
     uniforms,
 )
 
@@ -110,97 +108,37 @@ def completed(rows: Rows, distribution: dict[Tokens, float], length: int) -> dic
     return found
 
 
-def assert_the_target_comes_out(impl: Reference, rule: str, target: Rows, draft: Rows, num_draft: int) -> None:
+def every_prefix(size: tuple[int, int]) -> Any:
+    """Draw target and draft after every prefix of a block, of a number of drafts and a size of the vocabulary."""
+    num_draft, vocab_size = size
+    prefixes = [tokens for length in range(num_draft + 1) for tokens in product(range(vocab_size), repeat=length)]
+    return st.tuples(
+        st.fixed_dictionaries({tokens: distribution_pairs(vocab_size) for tokens in prefixes}).map(
+            lambda pairs: [{tokens: pair[side] for tokens, pair in pairs.items()} for side in (0, 1)]
+        ),
+        st.just(num_draft),
+    )
+
+
+blocks = st.sampled_from([(0, 5), (1, 2), (1, 4), (2, 2), (2, 3), (3, 2)]).flatmap(every_prefix)
+
+
+@each_impl
+@each_rule
+@given(blocks)
+def test_the_target_comes_out_whatever_the_distributions(impl: Reference, rule: str, block: Any) -> None:
+    """One block, completed by the target to the longest that there can be, has the target's distribution."""
+    (target, draft), num_draft = block
     found = completed(target, dict(one_block(impl, rule, target, draft, num_draft)), num_draft + 1)
     wanted = completed(target, {(): 1.0}, num_draft + 1)
     assert max(abs(found.get(tokens, 0.0) - prob) for tokens, prob in wanted.items()) < 1e-12
     assert abs(sum(found.values()) - 1) < 1e-12
 
 
-def every_row(vocab_size: int, num_draft: int, make: Callable[[Tokens], Array]) -> Rows:
-    """Return a distribution for every prefix that a block of drafts can leave."""
-    lengths = range(num_draft + 1)
-    return {tokens: make(tokens) for length in lengths for tokens in product(range(vocab_size), repeat=length)}
-
-
-def random_row(seed: int, vocab_size: int, zeros: float = 0.0) -> Callable[[Tokens], Array]:
-    """Return a maker of unrelated distributions, one for every prefix."""
-
-    def row(tokens: Tokens) -> Array:
-        generator = np.random.default_rng([seed, len(tokens), *tokens])
-        weights = generator.exponential(size=vocab_size) * (generator.random(vocab_size) >= zeros)
-        weights[generator.integers(vocab_size)] += 0.1
-        return normalised(weights)
-
-    return row
-
-
-def nudged(rows: Rows) -> Rows:
-    """Return distributions whose numbers are one unit in the last place away, up and down in turn."""
-    up = {tokens: np.arange(row.size) % 2 == 0 for tokens, row in rows.items()}
-    return {tokens: np.where(up[tokens], np.nextafter(row, 1), np.nextafter(row, 0)) for tokens, row in rows.items()}
-
-
-def greedy(rows: Rows) -> Rows:
-    return {tokens: np.eye(row.size)[row.argmax()] for tokens, row in rows.items()}
-
-
-DISTINCT, OTHER = (every_row(3, 2, random_row(seed, 3)) for seed in (0, 1))
-LOW, HIGH, TINY = (
-    every_row(len(row), 2, lambda _, row=row: np.array(row))
-    for row in ([0.5, 0.5, 0, 0], [0, 0, 0.25, 0.75], [DENORMAL, 0.5, 0.5])
-)
-CASES: dict[str, tuple[Rows, Rows, int]] = {  # target, draft and number of drafts
-    "distinct rows": (DISTINCT, OTHER, 2),
-    "the same rows everywhere": (every_row(3, 2, lambda _: DISTINCT[()]), every_row(3, 2, lambda _: OTHER[()]), 2),
-    "zeros": (every_row(3, 2, random_row(2, 3, zeros=0.5)), every_row(3, 2, random_row(3, 3, zeros=0.5)), 2),
-    "disjoint": (LOW, HIGH, 2),
-    "equal": (DISTINCT, DISTINCT, 2),
-    "nearly equal": (DISTINCT, nudged(DISTINCT), 2),
-    "greedy draft": (DISTINCT, greedy(OTHER), 2),
-    "greedy both": (greedy(DISTINCT), greedy(OTHER), 2),
-    "a draft of almost no probability": (DISTINCT, TINY, 2),
-    "a target of almost no probability": (TINY, DISTINCT, 2),
-    "three drafts": (every_row(2, 3, random_row(4, 2)), every_row(2, 3, random_row(5, 2)), 3),
-    "no drafts": (every_row(5, 0, random_row(6, 5)), every_row(5, 0, random_row(7, 5)), 0),
-}
-pairs_of_rows = st.integers(1, 2).flatmap(
-    lambda depth: st.fixed_dictionaries(every_row(2, depth, lambda _: distribution_pairs(2)))
-)
-
-
-@each_impl
-@each_rule
-@pytest.mark.parametrize("name", CASES)
-def test_the_target_comes_out_of_a_block(impl: Reference, rule: str, name: str) -> None:
-    assert_the_target_comes_out(impl, rule, *CASES[name])
-
-
-@each_impl
-@each_rule
-@settings(max_examples=20)
-@given(pairs_of_rows)
-def test_the_target_comes_out_whatever_the_distributions(impl: Reference, rule: str, pairs: Any) -> None:
-    target, draft = ({tokens: pair[side] for tokens, pair in pairs.items()} for side in (0, 1))
-    assert_the_target_comes_out(impl, rule, target, draft, max(map(len, pairs)))
-
-
-@each_impl
-@pytest.mark.parametrize("rule", ["token", "match"])
-@pytest.mark.parametrize("seed", range(3))
-def test_as_many_drafts_are_accepted_as_the_formula_says(impl: Reference, rule: str, seed: int) -> None:
-    """Rows depend on the place alone, so the chance to get past place i is a product."""
-    places = [[random_row(seed, 3, zeros=0.2)((place, side)) for place in range(3)] for side in range(2)]
-    target, draft = (every_row(3, 2, lambda tokens, side=side: side[len(tokens)]) for side in places)
-    overlap = [np.minimum(t, d).sum() if rule == "token" else (t * d).sum() for t, d in zip(*places, strict=True)]
-    found = one_block(impl, rule, target, draft, 2).expected["num_accepted_tokens"]
-    assert abs(found - (overlap[0] + overlap[0] * overlap[1])) < 1e-12
-
-
-@given(pairs_of_rows)
-def test_the_block_rule_accepts_at_least_as_many_drafts_as_the_token_rule(pairs: Any) -> None:
-    target, draft = ({tokens: pair[side] for tokens, pair in pairs.items()} for side in (0, 1))
-    by_rule = [one_block(REFERENCE, rule, target, draft, max(map(len, pairs))).expected for rule in ("block", "token")]
+@given(blocks)
+def test_the_block_rule_accepts_at_least_as_many_drafts_as_the_token_rule(block: Any) -> None:
+    (target, draft), num_draft = block
+    by_rule = [one_block(REFERENCE, rule, target, draft, num_draft).expected for rule in ("block", "token")]
     assert by_rule[0]["num_accepted_tokens"] >= by_rule[1]["num_accepted_tokens"] - 1e-12
 
 
