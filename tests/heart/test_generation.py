@@ -64,12 +64,6 @@ def test_ends_exactly_where_plain_decoding_of_the_same_text_would(
         assert result.num_forward_passes <= len(result.tokens), "never more calls than plain decoding"
 
 
-def test_greedy_text_is_the_same_for_every_method(pkg: Any) -> None:
-    model = transformer(pkg, seed=3, vocab_size=30)
-    greedy = methods(pkg, model, pkg.SamplingConfig(temperature=0.0))
-    assert len({pkg.generate(method, [4, 9], 50, seed=1).tokens for method in greedy}) == 1
-
-
 def test_counters_add_up(pkg: Any) -> None:
     """Of the records that a text's steps leave; `test_record.py` adds up any records."""
     model = table(pkg, vocab_size=4, num_lookahead=3, seed=2, spread=1.0)

@@ -1,18 +1,15 @@
-"""Records and counters: what they add up to, and how a batch's tensors become one record per row."""
+"""Records and counters: what they add up to. `test_coupling` compares the records of batches with these."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters import Port, each_port
-from pass_sampling.reference.record import Choice, Generation, Record
+from pass_sampling.reference.record import Generation, Record
 
-SOURCES = ("exact", "accepted", "correction", "bonus")
 PROBS = st.floats(0, 1)
 
 
@@ -82,58 +79,3 @@ def test_counters_add_up_and_rates_are_their_ratios(records: list[Record]) -> No
         assert result.mean_acceptance_length == 1 + result.num_accepted_tokens / result.num_drafts
     else:
         assert math.isnan(result.draft_acceptance_rate) and math.isnan(result.mean_acceptance_length)
-
-
-# --- A batch's record, and the record of each of its rows ---
-
-
-def batch_record_of(port: Port, records: list[Record], junk: float, choices: Any = None) -> Any:
-    """Write records side by side into tensors, with junk after what each row has."""
-    width, depth = (max(len(getattr(record, name)) for record in records) for name in ("tokens", "draft_tokens"))
-
-    def column(values: list[int]) -> Any:
-        return port.tensor(np.array(values, dtype=np.int64))
-
-    def block(rows: list[Any], width: int, filler: float, kind: str = "float64") -> Any:
-        padded = [[*row, *[filler] * (width - len(row))] for row in rows]
-        return port.tensor(np.array(padded, dtype=kind).reshape(len(rows), width))
-
-    per_draft = ("draft_token_probs", "target_token_probs", "accept_probs")
-    counters = ("num_accepted", "num_forward_passes", "num_positions", "num_draft_passes")
-    sources = [[SOURCES.index(source) for source in record.sources] for record in records]
-    return port.module("batch_record").BatchRecord(
-        tokens=block([record.tokens for record in records], width, 99, "int64"),
-        sources=block(sources, width, 0, "int64"),
-        log_probs=block([record.log_probs for record in records], width, junk),
-        count=column([len(record.tokens) for record in records]),
-        draft_tokens=block([record.draft_tokens for record in records], depth, 99, "int64"),
-        num_draft=column([len(record.draft_tokens) for record in records]),
-        final_token=column([-1 if record.final_token is None else record.final_token for record in records]),
-        **{name: block([getattr(record, name) for record in records], depth, junk) for name in per_draft},
-        **{name: column([getattr(record, name) for record in records]) for name in counters},
-        choices=choices,
-    )
-
-
-@each_port
-@given(st.lists(steps(), min_size=1, max_size=5), st.sampled_from([math.nan, math.inf, 0.5]))
-def test_every_row_reads_its_own_record(port: Port, records: list[Record], junk: float) -> None:
-    assert batch_record_of(port, records, junk).rows() == records
-
-
-@each_port
-def test_every_row_reads_the_choices_that_it_made(port: Port) -> None:
-    edges = np.array([[0.5, 1.0], [0.25, 1.0], [1.0, 1.0]])
-    made = [  # column, edges, outcomes, rows that made the choice
-        (0, edges, np.array([0, 1, 0]), np.array([True, True, False])),
-        (3, edges[::-1], np.array([1, 0, 1]), np.array([False, True, True])),
-    ]
-    home = port.module("batch_record")
-    choices = tuple(home.Choices(column, *map(port.tensor, arrays)) for column, *arrays in made)
-    records = batch_record_of(port, [Record((1,), ("exact",), (-1.0,))] * 3, 0.0, choices).rows()
-    read = [[(each.column, each.edges.tolist(), each.outcome) for each in record.choices] for record in records]
-    first, second, _ = edges.tolist()
-    assert read == [[(0, first, 0)], [(0, second, 1), (3, second, 0)], [(3, first, 1)]]
-    assert all(
-        isinstance(each, Choice) and isinstance(each.edges, np.ndarray) for record in records for each in record.choices
-    )

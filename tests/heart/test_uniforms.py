@@ -173,17 +173,6 @@ def test_a_slot_ends_where_the_next_begins(impl: Reference, index: int) -> None:
             decide()
 
 
-@each_port
-def test_several_tokens_at_once_use_each_their_own_uniform(port: Port) -> None:
-    draws = port.module("uniforms").UniformRow(port.tensor(ROW[None]), SLOTS)
-    cells = port.tensor(np.full((1, 2, 8), 0.125))
-    assert draws.tokens("draft", cells).tolist() == [[1, 2]]
-    with pytest.raises(RuntimeError, match=r"^uniform draft\[0\] would serve two decisions$"):
-        draws.tokens("draft", cells)
-    with pytest.raises(RuntimeError, match="would serve two decisions"):
-        draws.token("draft", cells[:, 0], 1)
-
-
 @each_impl
 @pytest.mark.parametrize(
     ("row", "message"),
