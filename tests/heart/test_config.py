@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ SIZES = {
     "max_position_embeddings": 2**30,
     "sliding_window": 2**30,
 }
-MODELS: list[tuple[dict[str, Any], str]] = [  # changes of a config, and why it is refused
+MODELS: list[tuple[dict[str, Any], str]] = [  # settings, and why they are refused
     *(
         ({name: value}, f"{name}: found {value!r}, expected an integer from 1 to {largest}")
         for name, largest in SIZES.items()
@@ -61,13 +62,15 @@ MODELS: list[tuple[dict[str, Any], str]] = [  # changes of a config, and why it 
         "sliding_layers: found (1, 0), expected a tuple of true or false, one per layer",
     ),
 ]
-ROPES: list[tuple[tuple[Any, ...], str]] = [
-    (("yarn", 2.0), "rope_type: found 'yarn', expected 'linear' or 'llama3'"),
-    (("linear", 0.0), "factor: found 0.0, expected a finite number above 0"),
-    (("linear", math.nan), "factor: found nan, expected a finite number above 0"),
-    (("llama3", 8.0, 4.0, 4.0), "low_freq_factor: found 4.0, expected a number below high_freq_factor 4.0"),
+ROPES: list[tuple[dict[str, Any], str]] = [
+    ({"rope_type": "yarn"}, "rope_type: found 'yarn', expected 'linear' or 'llama3'"),
+    *(({"factor": value}, f"factor: found {value}, expected a finite number above 0") for value in (0.0, math.nan)),
     (
-        ("llama3", 8.0, 1.0, 4.0, 0),
+        {"rope_type": "llama3", "low_freq_factor": 4.0, "high_freq_factor": 4.0},
+        "low_freq_factor: found 4.0, expected a number below high_freq_factor 4.0",
+    ),
+    (
+        {"rope_type": "llama3", "original_max_position_embeddings": 0},
         "original_max_position_embeddings: found 0, expected an integer from 1 to 1073741824",
     ),
 ]
@@ -83,17 +86,19 @@ SAMPLING: list[tuple[dict[str, Any], str]] = [
     ),
 ]
 REFUSED = [
-    *((lambda changes=changes: tiny_config(**changes), message) for changes, message in MODELS),
-    *((lambda arguments=arguments: RopeScaling(*arguments), message) for arguments, message in ROPES),
-    *((lambda settings=settings: SamplingConfig(**settings), message) for settings, message in SAMPLING),
-    (lambda: SamplingConfig(top_k=11).check(10), "top_k: found 11, expected at most the vocabulary size 10"),
+    *((tiny_config, *case) for case in MODELS),
+    *((partial(RopeScaling, rope_type="linear", factor=8.0), *case) for case in ROPES),
+    *((SamplingConfig, *case) for case in SAMPLING),
+    (SamplingConfig(top_k=11).check, {"vocab_size": 10}, "top_k: found 11, expected at most the vocabulary size 10"),
 ]
 
 
-@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message[:80] for _, message in REFUSED])
-def test_settings_without_meaning_are_refused_by_name(make: Callable[[], Any], message: str) -> None:
+@pytest.mark.parametrize(("make", "settings", "message"), REFUSED, ids=[message[:80] for *_, message in REFUSED])
+def test_settings_without_meaning_are_refused_by_name(
+    make: Callable[..., Any], settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError) as error:
-        make()
+        make(**settings)
     assert str(error.value) == message
 
 
@@ -115,8 +120,7 @@ def test_window_of_each_layer() -> None:
 
 
 BASE = {"vocab_size": 40, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
-FACTORS = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3 = {"rope_type": "llama3", **FACTORS}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 TWO_KEYS, SLIDING = {"num_key_value_heads": 2}, {"sliding_window": 7, "use_sliding_window": True}
 MIXED = ["full_attention", "sliding_attention", "attention", "sliding_attention"]
 OF_FAMILIES: dict[str, list[dict[str, Any]]] = {
