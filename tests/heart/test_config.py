@@ -272,7 +272,7 @@ def test_end_ids_fall_back_to_config_json(tmp_path: Path) -> None:
 
 
 def logged(folder: Path, caplog: pytest.LogCaptureFixture) -> tuple[Any, list[str]]:
-    """What is read of the settings in a folder, and what the log says of them."""
+    """Return the settings that are read from a folder, and the warnings of the log."""
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         found = read_generation_config(folder)

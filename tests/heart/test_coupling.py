@@ -161,7 +161,7 @@ def test_a_uniform_that_serves_twice_is_seen(
 UNIT = 2.0**-53  # half the distance of 1 to the next number: the relative error of one operation
 BOTH = (REFERENCE, PORT)
 DRAWS = {16: 16_000, 4096: 14_500, 32_000: 2_400, 152_064: 600}  # uniforms per vocabulary, for each of 3 decisions
-SPREAD = 64.0  # no scaled logit of the tests lies further below the largest
+SPREAD = 64.0  # no scaled logit of the tests is further below the largest
 
 
 # What rounding can do, to first order in the unit. A distribution is exp(s) / sum(exp(s)), s = (logit - largest) /

@@ -57,7 +57,7 @@ def chain(num_lookahead: int) -> Layout:
 def groups(num_draft: int, num_lookahead: int) -> Layout:
     """The last token, drafts, and after each of these a group of vectors that attends to no other group."""
     num_real = 1 + num_draft
-    ends = np.repeat(np.arange(num_real), num_lookahead)  # the token that a vector stands after
+    ends = np.repeat(np.arange(num_real), num_lookahead)  # the token that comes before a vector
     steps = np.tile(np.arange(num_lookahead), num_real)
     seen_real = np.arange(num_real) <= np.concatenate([np.arange(num_real), ends])[:, None]
     seen_vectors = np.zeros((num_real + len(ends), len(ends)), dtype=bool)

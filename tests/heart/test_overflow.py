@@ -94,7 +94,7 @@ def method_of(
 ) -> Any:
     """Return a method that drafts all tokens, of which the target by default bans the least likely one.
 
-    A draft model overflows as well, at token 2, if `where` says so.
+    A draft model overflows as well, at token 2, where `where` is given.
     """
     target = pkg.SamplingConfig(**{"top_k": VOCAB - 1} | sampling)
     settings = {"sampling": target, "rule": rule, "draft_sampling": pkg.SamplingConfig()}

@@ -53,7 +53,7 @@ def by_definition(logits: Array, temperature: float = 1.0, top_k: int = 0, top_p
     """Return the distribution that the settings make of logits, by sets and sums; discard masses too near top_p to
     tell.
 
-    Logits are compared as `as_compared` says, and a mass that is below top_p by at most 2^-24 has reached it.
+    Logits are compared as `as_compared` returns them, and a mass that is below top_p by at most 2^-24 has reached it.
     """
     compared = as_compared(logits)
     ids = [i for i, logit in enumerate(logits) if logit > -np.inf]
