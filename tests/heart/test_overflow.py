@@ -37,12 +37,7 @@ def is_port(pkg: Any) -> bool:
 
 
 def overflowing(
-    pkg: Any,
-    token: int,
-    where: str | None = "hidden",
-    dtype: str = "float64",
-    shape: str = "full",
-    ban: float = 20.0,
+    pkg: Any, token: int, where: str | None = "hidden", dtype: str = "float64", shape: str = "full", ban: float = 20.0
 ) -> Any:
     """Return a model whose row of a token, made less likely or the least, is not finite; None: the twin."""
     kind = getattr(__import__("torch"), dtype) if is_port(pkg) else np.dtype(dtype)
@@ -95,17 +90,11 @@ each_method = pytest.mark.parametrize(("kind", "rule"), METHODS, ids=[f"{kind}, 
 
 
 def method_of(
-    pkg: Any,
-    kind: str,
-    rule: str,
-    model: Any,
-    feed: tuple[float, ...] = (0.0, 0.0),
-    where: str | None = None,
-    **sampling: Any,
+    pkg: Any, kind: str, rule: str, model: Any, feed: Any = (0.0, 0.0), where: str | None = None, **sampling: Any
 ) -> Any:
     """Return a method that drafts all tokens, of which the target by default bans the least likely one.
 
-    A draft model overflows as well, at token 2, if `where` says so.
+    A draft model overflows as well, at token 2, where `where` is given.
     """
     target = pkg.SamplingConfig(**{"top_k": VOCAB - 1} | sampling)
     settings = {"sampling": target, "rule": rule, "draft_sampling": pkg.SamplingConfig()}
@@ -128,12 +117,12 @@ def course(text: Any) -> list[Any]:
     return [(record.tokens, record.sources, record.num_accepted) for record in text.records]
 
 
-def outcomes(attempt: Any, prompts: list[list[int]]) -> tuple[list[Any], list[str]]:
-    """Return what became of each prompt, and what was wrong with those that have no text."""
+def courses_alone(pkg: Any, method: Any, prompts: list[list[int]], **options: Any) -> tuple[list[Any], list[str]]:
+    """Return what became of each prompt alone, and what was wrong with those that have no text."""
     found, faults = [], []
     for number, prompt in enumerate(prompts):
         try:
-            found.append(course(attempt(prompt, number)))
+            found.append(course(pkg.generate(method, prompt, 9, (), request=number, **options)))
         except ValueError as fault:
             found.append(None)
             faults.append(f"request {number}: {fault}")
@@ -182,21 +171,17 @@ def test_a_request_at_fault_is_named_and_the_others_are_spared(pkg: Any, where: 
     """Where the text itself draws the token. Shorter prompts are padded with it: token 0."""
     method = method_of(pkg, kind, "token", overflowing(pkg, 0, where, shape=shape, ban=1.0), top_k=0)
     prompts = [[1], [2, 3, 4, 1, 2, 3], [4, 4], [3, 1, 4], [1, 0, 2], [2, 2, 2]]
-    heard: dict[int, list[int]] = {number: [] for number in range(len(prompts))}
-    listen = lambda number, record: heard[number].extend(record.tokens)  # noqa: E731
-    alone, faults = outcomes(
-        lambda prompt, number: pkg.generate(method, prompt, 9, (), seed=4, request=number, callback=listen), prompts
-    )
-    said = {number: tuple(tokens) for number, tokens in heard.items()}
-    for tokens in heard.values():
-        tokens.clear()
+    heard: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+    listen = lambda number, record: heard[number].append(record.tokens)  # noqa: E731
+    alone, faults = courses_alone(pkg, method, prompts, seed=4, callback=listen)
+    heard_alone = [heard[number].copy() for number in range(len(prompts))]
     assert 2 <= len(faults) < len(prompts)
     with pytest.raises(pkg.NotFiniteError) as error:
         pkg.generate_batch(method, prompts, 9, (), seed=4, callback=listen)
     assert str(error.value) == "; ".join(faults)
     assert [text and course(text) for text in error.value.generations] == alone
     assert not any(0 in text.tokens[:-1] for text in error.value.generations if text), "a fault was passed over"
-    assert {number: tuple(tokens) for number, tokens in heard.items()} == said
+    assert heard == [2 * records for records in heard_alone]
 
 
 @pytest.mark.parametrize("kind", ["plain", "two calls", "one call"])
@@ -221,9 +206,7 @@ def test_requests_of_an_engine_are_as_alone_whatever_came_before(where: str, kin
     method = method_of(pkg, kind, "token", model, where=where, top_k=0)
     generator = np.random.default_rng(0)
     prompts = [generator.choice([0, 1, 3, 4], size).tolist() for size in (1, 9, 2, 1, 6, 3, 1, 2, 8, 1, 4, 2)]
-    alone, faults = outcomes(
-        lambda prompt, number: pkg.generate(method, prompt, 9, (), seed=3, request=number), prompts
-    )
+    alone, faults = courses_alone(pkg, method, prompts, seed=3)
     assert 3 <= len(faults) <= 9
     ending = pkg.Ending(9)
     engine = captured_engine(method, ending, replayed, 3) if replays else Engine(method, ending, 3, 20, seed=3)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from adapters import CUDA, PORT, REFERENCE, Reference, each_impl, each_port
+from adapters import CUDA, PORT, REFERENCE, Port, Reference, each_impl, each_port
 from strategies import (
     LARGEST_UNIFORM,
     TEMPERATURES,
@@ -26,8 +26,11 @@ from strategies import (
 Array = np.ndarray
 
 SIZES = st.integers(1, 9)
-LOGITS_AND_SETTINGS = SIZES.flatmap(lambda size: st.tuples(grid_logits(size), settings_of(size)))
+GRID = SIZES.flatmap(lambda size: st.tuples(grid_logits(size), settings_of(size)))
 WILD = SIZES.flatmap(lambda size: st.tuples(wild_logits(size), settings_of(size)))
+# Constants that all logits have in common change nothing; logits are multiples of 1/8, so sums with them are exact.
+MOVED = st.builds(lambda case, constant: (case[0] + constant, case[1]), GRID, st.integers(-1000, 1000))
+EXTREME = st.none() | st.sampled_from([5e-324, 1e-310, 1e-300, 1e-20, 1.7e308])  # temperatures
 
 
 def rounding(vocab_size: int) -> float:
@@ -46,18 +49,17 @@ def as_compared(logits: Array) -> Array:
 # --- An independent definition, in decimal arithmetic with 60 digits ---
 
 
-def by_definition(logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[Decimal]:
+def by_definition(logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Array:
     """Return the distribution that the settings make of logits, by sets and sums; discard masses too near top_p to
     tell.
 
-    Logits are compared as `as_compared` says, and a mass that is below top_p by at most 2^-24 has reached it.
+    Logits are compared as `as_compared` returns them, and a mass that is below top_p by at most 2^-24 has reached it.
     """
     compared = as_compared(logits)
     ids = [i for i, logit in enumerate(logits) if logit > -np.inf]
     largest = max(float(logits[i]) for i in ids)
     if temperature == 0:
-        kept = {min(i for i in ids if compared[i] == max(compared)): Decimal(1)}
-        return [kept.get(i, Decimal(0)) for i in range(len(logits))]
+        return np.eye(len(logits))[min(i for i in ids if compared[i] == max(compared))]
     if top_k:
         kth_largest = sorted(map(float, compared), reverse=True)[top_k - 1]
         ids = [i for i in ids if compared[i] >= kth_largest]
@@ -74,61 +76,38 @@ def by_definition(logits: Array, temperature: float = 1.0, top_k: int = 0, top_p
                 if mass >= enough:
                     break
             kept = {i: kept[i] / mass for i in chosen}
-    return [kept.get(i, Decimal(0)) for i in range(len(logits))]
+    return np.array([float(kept.get(i, 0)) for i in range(len(logits))])
 
 
 @each_impl
-@given(LOGITS_AND_SETTINGS)
-@example((np.zeros(4), {"top_p": 0.5}))
-@example((np.array([0.0, 0.0, -1.0]), {"top_k": 1, "top_p": 0.6}))
-def test_a_distribution_is_what_the_definition_says(impl: Reference, case: tuple[Array, dict[str, Any]]) -> None:
-    logits, settings = case
-    expected = by_definition(logits, **settings)
-    probs = impl.probs(logits, **settings)
-    assert probs.dtype == np.float64
-    assert [p > 0 for p in probs] == [p > 0 for p in expected], "another set of tokens"
-    np.testing.assert_allclose(probs, np.array(expected, dtype=np.float64), rtol=0, atol=rounding(logits.size))
-
-
-@each_impl
-@given(WILD)
-@example((np.array([0.0, 4e-10]), {"top_p": 1e-300}))  # probabilities that only the logits tell apart
-@example((np.array([0.0, 4e-280, 1e300]), {"temperature": 0.0}))  # these, only float64
-@example((np.array([0.0, 5.0, 3.0]), {"temperature": 1e300, "top_p": 0.5}))
-@example((np.array([-1.7e308, 1.7e308]), {}))
-@example((np.array([0.0, 1.0], dtype=np.float32), {"temperature": 5e-324}))
-@example((np.array([-3e38, 3e38], dtype=np.float32), {"temperature": 1e-300, "top_k": 1}))
-@example((np.array([1e300, 1.0, 0.0]), {"temperature": 1.7e308}))
-def test_a_distribution_is_a_distribution_whatever_the_logits(
-    impl: Reference, case: tuple[Array, dict[str, Any]]
+@given(MOVED | WILD, EXTREME)
+@example((np.zeros(4), {"top_p": 0.5}), None)
+@example((np.array([0.0, 0.0, -1.0]), {"top_k": 1, "top_p": 0.6}), None)
+@example((np.log([0.4, 0.3, 0.2, 0.1]), {"top_k": 2, "top_p": 0.5}), None)  # 0.4 of what top-k has left is enough
+@example((np.array([0.0, 4e-10]), {"top_p": 1e-300}), None)  # probabilities that only the logits tell apart
+@example((np.array([0.0, 4e-280, 1e300]), {"temperature": 0.0}), None)  # these, only float64
+@example((np.array([0.0, 5.0, 3.0]), {"temperature": 1e300, "top_p": 0.5}), None)
+@example((np.array([-1.7e308, 1.7e308]), {}), None)
+@example((np.array([0.0, 1.0], dtype=np.float32), {}), 5e-324)
+@example((np.array([-3e38, 3e38], dtype=np.float32), {"top_k": 1}), 1e-300)
+@example((np.array([1e300, 1.0, 0.0]), {}), 1.7e308)
+def test_a_distribution_is_what_the_definition_says(
+    impl: Reference, case: tuple[Array, dict[str, Any]], extreme_temperature: float | None
 ) -> None:
     logits, settings = case
-    probs = impl.probs(logits, **settings)
-    assert np.all(probs >= 0) and abs(probs.sum() - 1.0) <= rounding(logits.size)
-    assert np.all(probs[logits == -np.inf] == 0), "a masked token"
-    compared = as_compared(logits)
-    assert probs[compared == compared.max()].max() == probs.max(), (
-        "the likeliest token is not among those of largest logit"
-    )
-    if settings.get("temperature") == 0:
-        assert np.array_equal(probs, np.eye(logits.size)[np.argmax(compared)])
-
-
-@each_port
-@given(WILD)
-def test_both_packages_make_the_same_distribution(port: Any, case: tuple[Array, dict[str, Any]]) -> None:
-    logits, settings = case
-    ours, theirs = REFERENCE.probs(logits, **settings), port.probs(logits, **settings)
-    if settings["top_p"] < 1 and settings["temperature"] > 0:  # a set can turn on an ulp of its mass
-        everything = REFERENCE.probs(logits, **settings | {"top_p": 1.0})
-        masses = np.cumsum(everything[np.argsort(-as_compared(logits), kind="stable")])
-        assume(np.all(np.abs(masses - settings["top_p"] + 2.0**-24) > logits.size * 2.0**-53))
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=rounding(logits.size))
+    if extreme_temperature is not None:
+        settings = settings | {"temperature": extreme_temperature}
+    probs, expected = impl.probs(logits, **settings), by_definition(logits, **settings)
+    assert probs.dtype == np.float64
+    assert np.all(probs[expected > 1e-300] > 0) and np.all(probs[expected == 0] == 0), "another set of tokens"
+    np.testing.assert_allclose(probs, expected, rtol=0, atol=rounding(logits.size))
+    if isinstance(impl, Port):
+        assert bool(impl.module("sampling").largest_logits(impl.tensor(logits)).isfinite())
 
 
 @each_port
 @given(st.integers(1, 6), st.integers(2, 9), st.data())
-def test_a_row_of_a_batch_is_the_row_alone(port: Any, num_rows: int, size: int, data: st.DataObject) -> None:
+def test_a_row_of_a_batch_is_the_row_alone(port: Port, num_rows: int, size: int, data: st.DataObject) -> None:
     logits = np.stack([data.draw(grid_logits(size)) for _ in range(num_rows)])
     settings = data.draw(settings_of(size))
     alone = np.stack([port.probs(row, **settings) for row in logits])
@@ -136,104 +115,17 @@ def test_a_row_of_a_batch_is_the_row_alone(port: Any, num_rows: int, size: int, 
     assert np.array_equal(port.probs(logits[:, None], **settings)[:, 0], alone)
 
 
-# --- Temperature ---
-
-
-@each_impl
-@given(SIZES.flatmap(grid_logits))
-def test_temperature_0_is_the_lowest_of_the_likeliest_tokens(impl: Reference, logits: Array) -> None:
-    lowest = next(i for i, logit in enumerate(logits) if logit == max(logits))
-    for others in ({}, {"top_k": 1}, {"top_p": 0.5}):
-        assert impl.probs(logits, temperature=0, **others).tolist() == [float(i == lowest) for i in range(len(logits))]
-
-
-@each_impl
-@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300, 1e-20])
-@given(logits=SIZES.flatmap(grid_logits))
-def test_a_tiny_temperature_shares_all_among_the_likeliest(impl: Reference, temperature: float, logits: Array) -> None:
-    likeliest = logits == logits.max()
-    expected = likeliest / likeliest.sum()
-    np.testing.assert_allclose(impl.probs(logits, temperature=temperature), expected, rtol=0, atol=2.0**-52)
-
-
-@each_impl
-@given(SIZES.flatmap(grid_logits))
-def test_an_enormous_temperature_shares_alike_among_all_that_is_not_masked(impl: Reference, logits: Array) -> None:
-    open_to_all = logits > -np.inf
-    expected = open_to_all / open_to_all.sum()
-    atol = rounding(logits.size)
-    np.testing.assert_allclose(impl.probs(logits, temperature=1.7e308), expected, rtol=0, atol=atol)
-
-
-@each_impl
-@given(LOGITS_AND_SETTINGS, st.integers(-1000, 1000))
-def test_a_constant_added_to_all_logits_changes_nothing(
-    impl: Reference, case: tuple[Array, dict[str, Any]], constant: int
-) -> None:
-    logits, settings = case  # multiples of 1/8, so the sum is exact
-    np.testing.assert_allclose(
-        impl.probs(logits + constant, **settings), impl.probs(logits, **settings), rtol=0, atol=rounding(logits.size)
-    )
-
-
-@each_impl
-@given(st.integers(2, 9), st.data())
-def test_renaming_tokens_renames_the_distribution(impl: Reference, size: int, data: st.DataObject) -> None:
-    logits = data.draw(grid_logits(size, distinct=True))
-    settings = data.draw(settings_of(size))
-    order = np.array(data.draw(st.permutations(range(size))))
-    by_definition(logits, **settings)  # discards masses that are too near top_p
-    renamed, plain = impl.probs(logits[order], **settings), impl.probs(logits, **settings)[order]
-    assert np.array_equal(renamed > 0, plain > 0)
-    np.testing.assert_allclose(renamed, plain, rtol=0, atol=rounding(size))
-
-
-@each_impl
-@given(st.integers(2, 9).flatmap(grid_logits), st.sampled_from(TEMPERATURES[1:-1]))
-def test_a_higher_temperature_never_favours_the_likeliest_token(
-    impl: Reference, logits: Array, temperature: float
-) -> None:
-    cold, warm = impl.probs(logits, temperature=temperature), impl.probs(logits, temperature=2 * temperature)
-    assert warm.max() <= cold.max() + rounding(logits.size)
-
-
-# --- Top-k and top-p ---
-
-
-@each_impl
-@given(SIZES.flatmap(grid_logits), st.data())
-def test_top_k_keeps_ties_and_at_least_k_tokens(impl: Reference, logits: Array, data: st.DataObject) -> None:
-    top_k = data.draw(st.integers(1, logits.size))
-    kept = impl.probs(logits, top_k=top_k) > 0
-    finite = logits > -np.inf
-    assert kept.sum() >= min(top_k, finite.sum())
-    assert np.all(finite[kept])
-    if kept.any() and not kept[finite].all():
-        assert logits[kept].min() > logits[finite & ~kept].max(), "a tie, or a better token, was dropped"
-    assert np.count_nonzero(logits > logits[kept].min()) < top_k, "more than ties beyond k"
+# --- Top-p where sets reach it exactly, and agreement with transformers ---
 
 
 @each_impl
 @pytest.mark.parametrize("size", [2, 3, 4, 7, 10, 49, 50, 64, 1000])
 def test_top_p_of_equal_tokens_keeps_exactly_as_many_as_the_fraction_says(impl: Reference, size: int) -> None:
-    counts = range(1, size + 1) if size <= 64 else range(1, size + 1, 97)
-    for count in counts:
-        probs = impl.probs(np.zeros(size), top_p=float(Fraction(count, size)))
-        assert np.flatnonzero(probs).tolist() == list(range(count)), f"{count} of {size}, lowest ids first"
-        assert np.allclose(probs[:count], 1 / count, rtol=0, atol=rounding(size))
-
-
-@each_impl
-@pytest.mark.parametrize("size", [2, 4, 7, 64])
-def test_top_p_takes_another_token_where_only_a_little_is_missing(impl: Reference, size: int) -> None:
-    for count in range(1, size):
-        probs = impl.probs(np.zeros(size), top_p=count / size + 1e-7)
-        assert np.count_nonzero(probs) == count + 1
-
-
-@each_impl
-def test_half_of_four_equal_tokens_is_two(impl: Reference) -> None:
-    assert impl.probs(np.zeros(4), top_p=0.5).tolist() == [0.5, 0.5, 0.0, 0.0]
+    for count in range(1, size, 1 if size <= 64 else 97):
+        for top_p, kept in ((float(Fraction(count, size)), count), (count / size + 1e-7, count + 1)):
+            probs = impl.probs(np.zeros(size), top_p=top_p)
+            assert np.flatnonzero(probs).tolist() == list(range(kept)), f"{top_p} of {size}, lowest ids first"
+            assert np.allclose(probs[:kept], 1 / kept, rtol=0, atol=rounding(size))
 
 
 @each_impl
@@ -246,32 +138,6 @@ def test_top_p_is_exact_where_a_set_reaches_it_exactly(
     mass = Fraction(sum(weights[i] for i in order[:count]), sum(weights))
     probs = impl.probs(np.log(weights), top_p=float(mass))
     assert set(np.flatnonzero(probs)) == set(order[:count])
-
-
-@each_impl
-@given(SIZES.flatmap(lambda n: st.tuples(grid_logits(n), settings_of(n))))
-def test_settings_apply_in_the_order_temperature_top_k_top_p(
-    impl: Reference, case: tuple[Array, dict[str, Any]]
-) -> None:
-    logits, settings = case
-    assume(settings["temperature"] > 0)
-    by_definition(logits, **settings)  # discards masses that are too near top_p
-    with np.errstate(divide="ignore"):
-        warmed = logits / settings["temperature"]
-        cut = np.log(impl.probs(warmed, top_k=settings["top_k"]))
-    by_definition(cut, top_p=settings["top_p"])
-    in_turn = impl.probs(cut, top_p=settings["top_p"])
-    at_once = impl.probs(logits, **settings)
-    assert np.array_equal(in_turn > 0, at_once > 0)
-    np.testing.assert_allclose(in_turn, at_once, rtol=0, atol=8 * rounding(logits.size))
-
-
-@each_impl
-def test_top_p_looks_at_what_top_k_has_left(impl: Reference) -> None:
-    logits = np.log([0.4, 0.3, 0.2, 0.1])
-    both = impl.probs(logits, top_k=2, top_p=0.5)  # 0.4 / 0.7 is enough; 0.4 alone would not be
-    assert np.flatnonzero(both).tolist() == [0]
-    assert np.flatnonzero(impl.probs(logits, top_p=0.5)).tolist() == [0, 1]
 
 
 @pytest.mark.torch
@@ -292,6 +158,21 @@ def test_a_distribution_is_that_of_the_transformers_library(seed: int, size: int
         np.testing.assert_allclose(
             impl.probs(logits, **settings), scores.softmax(dim=-1).numpy(), rtol=0, atol=rounding(size)
         )
+
+
+@each_impl
+@given(GRID, st.integers(1, 9), st.integers(0, 2**32), st.sampled_from([1e-3, 0.501, 1.0]), st.booleans())
+def test_rounding_of_a_pass_moves_a_distribution_by_rounding(
+    impl: Reference, case: tuple[Array, dict[str, Any]], count: int, seed: int, top_p: float, equal: bool
+) -> None:
+    """Of logits that are far apart or equal, also where a set of equal tokens reaches top-p exactly."""
+    logits, settings = case
+    if equal:
+        logits, top_p = np.zeros(logits.size), min(count, logits.size) / logits.size
+    settings = settings | {"top_p": top_p}
+    noise = np.random.default_rng(seed).uniform(-1e-14, 1e-14, logits.size)
+    exact, rounded = (impl.probs(each, **settings) for each in (logits, logits + noise))
+    np.testing.assert_allclose(rounded, exact, rtol=0, atol=1e-12)
 
 
 # --- Logits that have no distribution ---
@@ -317,18 +198,12 @@ def test_logits_without_a_distribution_are_refused_by_the_reference(
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("logits, found", FAULTS, ids=str)
 def test_logits_without_a_distribution_are_flagged_by_the_port(
-    port: Any, logits: list[float], found: str, dtype: type
+    port: Port, logits: list[float], found: str, dtype: type
 ) -> None:
     rows = np.zeros((2, 3), dtype=dtype)
     rows[1, : len(logits)] = logits
     largest = port.module("sampling").largest_logits(port.tensor(rows)).tolist()
     assert [str(value) for value in largest] == ["0.0", found]
-
-
-@each_port
-@given(WILD)
-def test_logits_with_a_distribution_are_not_flagged(port: Any, case: tuple[Array, dict[str, Any]]) -> None:
-    assert bool(port.module("sampling").largest_logits(port.tensor(case[0])).isfinite())
 
 
 # --- Cells and draws ---
@@ -361,6 +236,7 @@ def test_cells_fill_the_unit_interval_and_those_of_impossible_tokens_are_empty(
 @given(SIZES.flatmap(distributions), st.lists(st.integers(0, 2**53 - 1), max_size=5))
 @example(BELOW_1, [])
 @example(ABOVE_1, [])
+@example(np.array([0.25, 0.0, 0.5, 0.25, 0.0]), [])
 def test_a_draw_is_the_half_open_cell_that_holds_the_uniform(
     impl: Reference, distribution: Array, ticks: list[int]
 ) -> None:
@@ -373,13 +249,6 @@ def test_a_draw_is_the_half_open_cell_that_holds_the_uniform(
     assert np.array_equal(tokens, np.searchsorted(edges, numbers, side="right"))
 
 
-@each_impl
-def test_the_edges_of_a_cell_belong_to_it_and_to_the_next(impl: Reference) -> None:
-    distribution = np.array([0.25, 0.0, 0.5, 0.25, 0.0])
-    numbers = np.array([0.0, np.nextafter(0.25, 0), 0.25, np.nextafter(0.75, 0), 0.75, LARGEST_UNIFORM])
-    assert impl.draw(distribution, numbers).tolist() == [0, 0, 2, 2, 3, 3]
-
-
 def real_distribution(size: int) -> Array:
     """A distribution such as language models have: a few likely tokens, and a long tail with holes."""
     generator = np.random.default_rng(size)
@@ -390,25 +259,14 @@ def real_distribution(size: int) -> Array:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("size", [2, 3, 10, 100, 1000])
+@pytest.mark.parametrize("size", [2, 3, 10, 100, 1000, 10_000, 32_000, 50_000])
 def test_both_packages_draw_the_same_token_at_every_edge(size: int) -> None:
     distribution = real_distribution(size)
     edges = REFERENCE.cell_edges(distribution)
     assert np.array_equal(PORT.cell_edges(distribution), edges), "the running sums differ"
-    numbers = around(edges)
+    numbers = around(edges if size <= 1000 else edges[:: size // 16])
     assert np.array_equal(REFERENCE.draw(distribution, numbers), PORT.draw(distribution, numbers))
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("size", [10_000, 32_000, 50_000])
-def test_both_packages_draw_the_same_token_at_edges_of_a_real_vocabulary(size: int) -> None:
-    distribution = real_distribution(size)
-    edges = REFERENCE.cell_edges(distribution)
-    assert np.array_equal(PORT.cell_edges(distribution), edges), "the running sums differ"
-    numbers = around(edges[:: size // 16])
-    assert np.array_equal(REFERENCE.draw(distribution, numbers), PORT.draw(distribution, numbers))
-    numbers = around(edges)  # all of them: a draw is a search of the edges, which are the same
-    tokens = np.searchsorted(edges, numbers, side="right")
+    tokens = np.searchsorted(edges, around(edges), side="right")  # a draw is a search of the edges, which are the same
     assert np.all(distribution[tokens] > 0)
 
 
@@ -422,10 +280,3 @@ def test_a_device_draws_the_same_token_or_the_uniform_lies_at_an_edge(size: int)
     ours, theirs = REFERENCE.draw(distribution, numbers), CUDA.draw(distribution, numbers)
     gap = np.abs(numbers[:, None] - edges).min(axis=1)  # parallel sums round differently
     assert np.all((ours == theirs) | (gap <= rounding(size)))
-
-
-@each_impl
-@given(st.integers(1, 40), st.integers(0, 39))
-def test_one_hot_draws_its_token_from_every_uniform(impl: Reference, size: int, token: int) -> None:
-    token %= size
-    assert impl.draw(np.eye(size)[token], around([0.5])).tolist() == [token] * len(around([0.5]))
