@@ -83,10 +83,7 @@ def test_a_folder_of_that_name_wins_and_a_path_is_never_a_name(
     shutil.copytree(box.model, tmp_path / MODEL)
     assert local_folder(MODEL) == Path(MODEL) and load_model(MODEL).name == "small-model"
     assert "revision: found 'v1' with the folder" in refused(lambda: load_model(MODEL, revision="v1"), ValueError)
-
-
-def test_two_revisions_are_one_too_many(cache: Path) -> None:
-    assert "expected one revision" in refused(lambda: load_model(f"{MODEL}@v1", revision="v1"), ValueError)
+    assert "expected one revision" in refused(lambda: load_model(f"{VECTORS_NAME}@v1", revision="v1"), ValueError)
 
 
 @both_packages
@@ -138,28 +135,27 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSALS)
-def test_why_a_repository_cannot_be_had_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(repository: str, **how: Any) -> None:
-        raise error_of(name)
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*repository: str, **how: Any) -> None:
+        raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_why_a_repository_cannot_be_had_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, error_of(name))
     kind, said = REFUSALS[name]
     sentence = refused(lambda: local_folder("a/b@v2", instead="--model FOLDER"), kind)
     assert said in sentence and "a/b" in sentence and sentence.endswith("--model FOLDER")
 
 
 def test_a_network_that_is_not_there_and_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(error: Exception) -> None:
-        raise error
-
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda *name, **how: fail(error_of("LocalEntryNotFoundError"))
-    )
+    failing(monkeypatch, error_of("LocalEntryNotFoundError"))
     assert "no way to reach the Hub" in refused(lambda: local_folder("a/b"))
     full = OSError(28, "No space left on device", "blob")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *name, **how: fail(full))
+    failing(monkeypatch, full)
     with pytest.raises(OSError) as error:
         local_folder("a/b")
     assert error.value is full
@@ -239,18 +235,15 @@ def test_a_card_leaves_out_what_is_not_known(tmp_path: Path) -> None:
         assert "Measured" not in model_card(LookAhead(torch.ones(2, 4), training={"held_out": held_out}), "x")
 
 
-def test_the_program_of_a_card_runs(box: Box, tmp_path: Path, capsys: Any) -> None:
-    lookahead = replace(LookAhead.load(box.vectors), base_model=str(box.model))
-    lookahead.save(tmp_path / "vectors", model_card(lookahead, str(tmp_path / "vectors")))
-    card = (tmp_path / "vectors" / "README.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
-    exec(program, {})
-    assert capsys.readouterr().out
-
-
-def test_the_program_of_a_card_for_an_adapter_runs(tmp_path: Path, capsys: Any) -> None:
-    card = model_card(replace(LookAhead.load(FUSED), base_model=str(BOXED)), str(FUSED))
-    assert "an adapter of rank 16 and a head" in card and "pass_generate" not in card
+@pytest.mark.parametrize("parts", ["vectors", "an adapter and a head"])
+def test_the_program_of_a_card_runs(parts: str, box: Box, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place, model = (tmp_path / "vectors", box.model) if parts == "vectors" else (FUSED, BOXED)
+    lookahead = replace(LookAhead.load(box.vectors if parts == "vectors" else FUSED), base_model=str(model))
+    card = model_card(lookahead, str(place))
+    if parts == "vectors":
+        lookahead.save(place, card)
+    else:
+        assert "an adapter of rank 16 and a head" in card and "pass_generate" not in card
     (program,) = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
     exec(program, {})
     assert capsys.readouterr().out
@@ -270,9 +263,14 @@ def test_a_card_that_was_edited_is_kept(package: str, tmp_path: Path) -> None:
 
 def test_a_card_for_transformers_generate_names_the_code(tmp_path: Path) -> None:
     write_custom_generate(tmp_path / "shared", LookAhead(torch.ones(2, 16), base_model="a/b"), "a/vectors")
-    card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
+    card, code = (
+        (tmp_path / "shared" / name).read_text(encoding="utf-8")
+        for name in ("README.md", "custom_generate/generate.py")
+    )
     assert "library_name: transformers\nbase_model: a/b\ntags:\n- custom_generate\n" in card
     assert "custom_generate='a/vectors', trust_remote_code=True" in card and "--lookahead" not in card
+    assert "REPOSITORY = 'a/vectors'" in code
+    compile(code, "generate.py", "exec")
     assert LookAhead.load(tmp_path / "shared").num_lookahead == 2
 
 

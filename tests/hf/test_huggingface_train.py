@@ -129,16 +129,6 @@ def test_a_shared_folder_is_used_by_name(tmp_path: Path, monkeypatch: pytest.Mon
         write_custom_generate(folder, lookahead)
 
 
-def test_the_card_and_the_code_name_the_repository(tmp_path: Path) -> None:
-    lookahead = LookAhead(torch.ones(2, 16), base_model="a/small")
-    write_custom_generate(tmp_path / "shared", lookahead, "somebody/vectors")
-    card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
-    assert "base_model: a/small\n" in card and "custom_generate='somebody/vectors'" in card
-    code = (tmp_path / "shared" / "custom_generate" / "generate.py").read_text(encoding="utf-8")
-    assert "REPOSITORY = 'somebody/vectors'" in code
-    compile(code, "generate.py", "exec")
-
-
 def test_vectors_with_an_adapter_are_not_shared(tmp_path: Path) -> None:
     lookahead = LookAhead(torch.ones(2, 24), adapter=Adapter.random(tiny_config(), 2, 0))
     with pytest.raises(ValueError, match="lookahead: found vectors with an adapter"):
