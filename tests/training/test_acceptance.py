@@ -102,30 +102,6 @@ def test_it_is_the_mass_that_target_and_draft_share_in_the_specification(
     assert np.abs(found.numpy() - expected).max() <= EXACT
 
 
-@on_kinds
-@given(seed=st.integers(0, 2**32), depth=st.integers(1, 3), settings=settings_of(VOCAB))
-def test_it_is_what_the_running_step_compares(kind: str, seed: int, depth: int, settings: dict[str, Any]) -> None:
-    """A traced step keeps the distributions of its drafts and those they are verified with.
-
-    Its text, the exact token and the drafts, is a sequence with one place. The drafts' distributions are all traced,
-    as edges of cells; the target's distribution after a draft is computed anew."""
-    model, sampling = model_of("gpu", kind), gpu.SamplingConfig(**settings)
-    lookahead = gpu.LookAhead(torch.from_numpy(np.random.default_rng(seed).standard_normal((depth, 24))))
-    method = gpu.PaSS(model, lookahead, sampling)
-    record = gpu.generate(method, [seed % VOCAB], depth + 2, seed=seed, trace=True).records[0]
-    text = np.array([[seed % VOCAB, record.tokens[0], *record.draft_tokens]])
-    found = expected_acceptance(model, lookahead.vectors, text, sampling)
-    token_probs = np.array([record.target_token_probs, record.draft_token_probs])
-    for i, (target, draft) in enumerate(token_probs.T):
-        assert min(target, draft) <= found[i] + EXACT, "the drawn token alone has no more than all tokens"
-    distributions = [np.diff(choice.edges, prepend=0.0) for choice in record.choices if len(choice.edges) == VOCAB]
-    drafts = distributions[1 : depth + 1]  # after the exact token's
-    for i in range(depth):
-        upto = text[:, : i + 2]
-        target = gpu.probs_from_logits(model.forward(upto)[0, -1], sampling).numpy()
-        assert abs(np.minimum(target, drafts[i]).sum() - float(found[i])) <= EXACT
-
-
 @given(seed=st.integers(0, 2**32), parts=st.sampled_from(["vectors", "adapter and head"]))
 def test_several_samplings_are_measured_as_each_alone(seed: int, parts: str) -> None:
     model = model_of("gpu", "norms")
@@ -203,13 +179,3 @@ def test_sequences_without_a_place_are_refused(shape: tuple[int, int]) -> None:
     vectors, texts = torch.zeros(2, 24), np.zeros(shape, np.int64)
     with pytest.raises(ValueError, match=r"^sequences: found \d of \d tokens, expected some of at least 4$"):
         expected_acceptance(model_of("gpu", "norms"), vectors, texts, gpu.SamplingConfig())
-
-
-def test_the_comparison_rejects_another_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts, settings = np.random.default_rng(0).integers(VOCAB, size=(1, 8)), {"temperature": 0.8, "top_k": 10}
-    expected = by_the_specification("norms", "vectors", 2, 0, texts, settings)
-    vectors = with_parts("gpu", model_of("gpu", "norms"), "vectors", 2, 0).vectors.double()
-    arguments = (model_of("gpu", "norms"), vectors, texts, gpu.SamplingConfig(**settings))
-    assert np.abs(expected_acceptance(*arguments).numpy() - expected).max() <= EXACT
-    monkeypatch.setattr(torch, "minimum", lambda one, other: (one * other).sqrt())
-    assert np.abs(expected_acceptance(*arguments).numpy() - expected).max() > 1e-3
