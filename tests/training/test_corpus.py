@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from folders import contents
 from pass_sampling.gpu import SamplingConfig, Transformer
-from pass_sampling.gpu.training.anchors import Windows, check_tokens, evenly_spaced
+from pass_sampling.gpu.training.anchors import Windows, evenly_spaced
 from pass_sampling.gpu.training.text import near_duplicates, own_text, read_texts, split_texts, standard_library
 from pass_sampling.gpu.training.tokenizer import END_OF_TEXT, encode_texts, train_tokenizer
 from training import model
@@ -184,13 +184,6 @@ def test_about_the_asked_part_is_held_out() -> None:
     assert 40 <= len(held_out) <= 160
 
 
-@pytest.mark.parametrize("texts", [{}, {"a.py": "text"}, {f"{i}/a.py": "\n".join(lines_of(0, 5)) for i in range(20)}])
-def test_too_few_texts_to_hold_any_out_are_refused(texts: dict[str, str]) -> None:
-    """Twenty copies are one text."""
-    with pytest.raises(ValueError, match=rf"^found {len(texts)} texts, too few to hold any out, expected at least 2"):
-        split_texts(texts)
-
-
 # --- Tokens ---
 
 TOKENIZER = train_tokenizer(["def main():\n    return 'é'\n" * 9, "naïve text, twice; naïve text\r\n\t"], 280, 64)
@@ -218,19 +211,6 @@ def test_the_same_texts_give_the_same_tokenizer() -> None:
     texts = ["one two three four five six seven " * 3, "two three four, five"]
     first, second = (train_tokenizer(iter(texts), 270, 64).get_vocab() for _ in range(2))
     assert first == second and len(first) == 270 and sorted(first.values()) == list(range(270))
-
-
-@pytest.mark.parametrize(
-    "texts, size, message",
-    [
-        (["abab"], 256, r"^vocab_size: found 256, expected at least 257, the bytes and the end of text$"),
-        (["abab"], 300, r"^the text is too short: it gives a vocabulary of \d+ tokens, expected 300$"),
-        ([], 258, r"^the text is too short: it gives a vocabulary of 257 tokens, expected 258$"),
-    ],
-)
-def test_text_that_fills_no_vocabulary_is_refused(texts: list[str], size: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        train_tokenizer(texts, size, 64)
 
 
 # --- Windows ---
@@ -298,17 +278,6 @@ def test_evenly_spaced_windows_do_not_overlap_and_reach_both_ends(count: int, le
     gaps = np.diff(rows[:, 0])
     assert rows[0, 0] == 0 and (len(rows) == 1 or rows[-1, -1] == count - 1)
     assert len(gaps) == 0 or (gaps.min() >= length and gaps.max() - gaps.min() <= 1)
-
-
-@given(tokens=st.lists(st.integers(-3, 12), min_size=1), vocab_size=st.integers(1, 10))
-def test_tokens_of_another_vocabulary_are_refused(tokens: list[int], vocab_size: int) -> None:
-    if all(0 <= token < vocab_size for token in tokens):
-        check_tokens("text", np.array(tokens), vocab_size)
-        return
-    with pytest.raises(
-        ValueError, match=rf"^text: found the token -?\d+, expected 0 to {vocab_size - 1}, the model's$"
-    ):
-        check_tokens("text", np.array(tokens), vocab_size)
 
 
 # --- Text that a model writes itself ---

@@ -91,45 +91,39 @@ def test_settings_with_which_nothing_can_be_trained_are_refused(
         replace(config, **changes)
 
 
-FEW = dict.fromkeys(sorted(TEXTS)[:2], "the same text twice")
-ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
-    (
-        "vectors",
-        {"training": TOKENS[:23]},
-        r"^the text has 23 tokens, expected at least 24 for batches of 2 windows",
-    ),
-    ("vectors", {"training": TOKENS[:0]}, r"^the text has 0 tokens"),
-    ("vectors", {"held_out": TOKENS[:7]}, r"^the held-out text has 7 tokens, expected at least 8, one window$"),
-    ("vectors", {"training": TOKENS + 1}, r"^training: found the token 23, expected 0 to 22, the model's$"),
-    ("vectors", {"held_out": TOKENS - 1}, r"^held_out: found the token -1, expected 0 to 22, the model's$"),
-    ("vectors", {"context": 65}, r"^context: found 65, expected at most 64, the model's$"),
-    ("vectors", {"sampling": SamplingConfig(1.0, 24)}, r"^top_k: found 24, "),
-    ("base model", {"texts": {}}, r"^found 0 texts, too few to hold any out"),
-    ("base model", {"texts": FEW}, r"^found 2 texts, too few to hold any out"),
-    (
-        "base model",
-        {"held_out": ["elsewhere"]},
-        r"^held_out names 0 of the 40 texts, expected some of them and not",
-    ),
-    (
-        "base model",
-        {"held_out": list(TEXTS)},
-        r"^held_out names 40 of the 40 texts, expected some of them and not",
-    ),
-    ("base model", {"vocab_size": 256}, r"^vocab_size: found 256, expected at least 257"),
-    ("base model", {"vocab_size": 9000}, r"^the text is too short: it gives a vocabulary of \d+ tokens"),
-    ("base model", {"batch_size": 5000}, r"^the text has \d+ tokens, expected at least 80016 for batches"),
-    (
-        "base model",
-        {"context": 4096, "batch_size": 1, "held_out": ["notes/text_03.py"]},
-        r"^the held-out text has \d+ tokens",
-    ),
-    ("student", {"vocab_size": 301}, r"^vocab_size: found 301, expected 300, the teacher's$"),
-    ("student", {"context": 17}, r"^context: found 17, expected at most 16, the teacher's$"),
-]
+COPIES = dict.fromkeys(sorted(TEXTS)[:20], "the same text")  # which are one
+ONE = {"context": 4096, "batch_size": 1, "held_out": ["notes/text_03.py"]}
+ARGUMENTS: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "vectors": [
+        ({"training": TOKENS[:23]}, r"^the text has 23 tokens, expected at least 24 for batches of 2 windows of 8$"),
+        ({"training": TOKENS[:0]}, r"^the text has 0 tokens"),
+        ({"held_out": TOKENS[:7]}, r"^the held-out text has 7 tokens, expected at least 8, one window$"),
+        ({"training": TOKENS + 1}, r"^training: found the token 23, expected 0 to 22, the model's$"),
+        ({"held_out": TOKENS - 1}, r"^held_out: found the token -1, expected 0 to 22, the model's$"),
+        ({"context": 65}, r"^context: found 65, expected at most 64, the model's$"),
+        ({"sampling": SamplingConfig(1.0, 24)}, r"^top_k: found 24, "),
+    ],
+    "base model": [
+        ({"texts": {}}, r"^found 0 texts, too few to hold any out, expected at least 2"),
+        ({"texts": {"a.py": "text"}}, r"^found 1 texts, too few to hold any out"),
+        ({"texts": COPIES}, r"^found 20 texts, too few to hold any out"),
+        ({"held_out": ["elsewhere"]}, r"^held_out names 0 of the 40 texts, expected some of them and not all$"),
+        ({"held_out": list(TEXTS)}, r"^held_out names 40 of the 40 texts, expected some of them and not all$"),
+        ({"vocab_size": 256}, r"^vocab_size: found 256, expected at least 257, the bytes and the end of text$"),
+        ({"vocab_size": 9000}, r"^the text is too short: it gives a vocabulary of \d+ tokens, expected 9000$"),
+        ({"batch_size": 5000}, r"^the text has \d+ tokens, expected at least 80016 for batches"),
+        (ONE, r"^the held-out text has \d+ tokens"),
+    ],
+    "student": [
+        ({"vocab_size": 301}, r"^vocab_size: found 301, expected 300, the teacher's$"),
+        ({"context": 17}, r"^context: found 17, expected at most 16, the teacher's$"),
+    ],
+}
 
 
-@pytest.mark.parametrize(("trainer", "changes", "message"), ARGUMENTS)
+@pytest.mark.parametrize(
+    ("trainer", "changes", "message"), [(trainer, *case) for trainer, cases in ARGUMENTS.items() for case in cases]
+)
 def test_texts_and_sizes_that_nothing_can_be_trained_with_are_refused(
     trainer: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
