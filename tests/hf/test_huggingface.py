@@ -182,7 +182,7 @@ def test_a_streamer_gets_the_prompt_and_then_every_token(capsys: pytest.CaptureF
     model, inputs = shared("llama"), {"input_ids": prompts(1)}
     expected, vectors = greedy(model, inputs)[0], untrained_lookahead(model, 3)
     for skip in (False, True):
-        streamer: Any = TextStreamer(Letters(), skip_prompt=skip)  # type: ignore[arg-type]
+        streamer: Any = TextStreamer(Letters(), skip_prompt=skip)
         settings = {"streamer": streamer, "max_new_tokens": 26, "do_sample": False}
         generate_with_pass(model, **inputs, lookahead=vectors, **settings)
         assert capsys.readouterr().out.strip() == Letters().decode(expected[5 * skip :])

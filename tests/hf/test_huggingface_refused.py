@@ -9,19 +9,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from transformers import (
     DynamicCache,
     LogitsProcessor,
-    LogitsProcessorList,
     MaxTimeCriteria,
     StaticCache,
-    StoppingCriteriaList,
     T5Config,
     T5ForConditionalGeneration,
-    TextStreamer,
 )
 
 from hf_models import VOCAB, config_of, greedy, padded, prompts, shared, tiny, with_pass
@@ -167,14 +165,6 @@ def test_positions_that_no_mask_can_move(found: str, make: Any) -> None:
 # --- Settings and arguments of generate ---
 
 
-class Silent(TextStreamer):
-    def __init__(self) -> None:
-        pass
-
-    def put(self, value: Any) -> None:
-        pass
-
-
 class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
     """Has the name of one that remembers what it was asked."""
 
@@ -212,9 +202,7 @@ def keep_a_tree() -> None:
 NARROW, OTHER = LookAhead.random(3, 8, seed=0), replace(VECTORS, base_shapes={"vocab_size": 31})
 EMBEDDED = {"inputs_embeds": torch.zeros(1, 5, 16, dtype=torch.float64)}
 PADDED_AFTER = {"input_ids": prompts(1), "attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}
-TWO_ROWS = {"input_ids": prompts(2)}
-IN_TIME = StoppingCriteriaList([MaxTimeCriteria(60.0)])
-WATERMARK = LogitsProcessorList([SynthIDTextWatermarkLogitsProcessor()])
+TWO_ROWS, WATERMARK = {"input_ids": prompts(2)}, SynthIDTextWatermarkLogitsProcessor()
 UNWRITABLE = {"stop_strings": ["ok", "\ud800"], "tokenizer": partial(tokenizer_of, "byte fallback")}
 CALLS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [  # values that are functions are made when needed
     ("num_beams: found 2, expected 1", write, {"num_beams": 2}),
@@ -237,9 +225,9 @@ CALLS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [  # values that a
     (
         "pad_token_id: found None with rows that may end apart",
         write,
-        {"model": without_padding_token, "inputs": TWO_ROWS, "stopping_criteria": IN_TIME},
+        {"model": without_padding_token, "inputs": TWO_ROWS, "stopping_criteria": [MaxTimeCriteria(60.0)]},
     ),
-    ("logits_processor: found SynthIDTextWatermarkLogitsProcessor", write, {"logits_processor": WATERMARK}),
+    ("logits_processor: found SynthIDTextWatermarkLogitsProcessor", write, {"logits_processor": [WATERMARK]}),
     ("recurrent state cannot be rolled back", write, {"model": partial(tiny, "falcon_h1", torch.float32)}),
     ("lookahead: found None, expected a LookAhead, or the folder of one", write, {"lookahead": None}),
     ("num_lookahead: found 4", write, {"num_lookahead": 4}),
@@ -251,7 +239,7 @@ CALLS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [  # values that a
     ("assistant_model: found one, expected none", adapted, {"assistant_model": partial(shared, "llama")}),
     ("tokenizer: found None with stop_strings", adapted, {"stop_strings": ["x"]}),
     (r"^stop_strings: found '\\ud800', expected text that the tokenizer can decode to$", adapted, UNWRITABLE),
-    ("streamer: found one with 2 rows", adapted, {"num_rows": 2, "streamer": Silent, "max_new_tokens": 4}),
+    ("streamer: found one with 2 rows", adapted, {"num_rows": 2, "streamer": Mock, "max_new_tokens": 4}),
     ("rows: found a tree of drafts over a model of transformers", keep_a_tree, {}),
     ("attn_implementation: found 'flash_attention_2', expected 'eager' or 'sdpa'", flash_attention, {}),
 ]
@@ -261,8 +249,7 @@ CALLS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [  # values that a
 @pytest.mark.filterwarnings("ignore")  # the library's own advice
 def test_calls_that_would_not_be_exact(message: str, call: Any, given: dict[str, Any]) -> None:
     TransformersModel(shared("llama"))  # whose first passes find out what it can do
-    made = (partial, type, type(adapted))
-    arguments = {name: value() if isinstance(value, made) else value for name, value in given.items()}
+    arguments = {name: value() if callable(value) else value for name, value in given.items()}
     with refusing(message):
         call(**arguments)
 

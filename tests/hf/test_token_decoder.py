@@ -58,7 +58,7 @@ def _decoded(pieces: list[tuple[str | bytes, bool]], in_runs: bool, strip: int) 
     for is_bytes, run in groupby(pieces, lambda each: isinstance(each[0], bytes)):
         parts = list(run)
         if is_bytes:
-            data = b"".join(part for part, _ in parts)  # type: ignore[misc]
+            data = b"".join(part for part, _ in parts)
             try:
                 text = data.decode() if in_runs else data.decode(errors="replace")
             except UnicodeDecodeError:

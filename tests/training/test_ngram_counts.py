@@ -30,17 +30,9 @@ def slow_counts(texts: list[list[int]], order: int) -> tuple[list[Counter[Gram]]
     seen = [
         Counter(tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)) for n in range(order + 2)
     ]
-    return [
-        Counter(
-            {
-                gram: len({longer for longer in seen[n + 1] if longer[1:] == gram}) or times
-                for gram, times in seen[n].items()
-            }
-        )
-        if n < order
-        else seen[n]
-        for n in range(order + 1)
-    ], seen
+    earlier = [Counter(longer[1:] for longer in seen[n + 1]) for n in range(order)]
+    counts = [Counter({gram: earlier[n][gram] or times for gram, times in seen[n].items()}) for n in range(order)]
+    return [*counts, seen[order]], seen
 
 
 def slow_discounts(counts: Counter[Gram]) -> list[float]:

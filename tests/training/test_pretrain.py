@@ -269,7 +269,7 @@ def test_a_model_accepts_its_own_drafts_always_and_of_uniform_ones_what_its_dist
         def student(tokens: torch.Tensor, use_cache: bool) -> Any:
             return SimpleNamespace(logits=factor * teacher.logits(tokens))
 
-        student.device = "cpu"  # type: ignore[attr-defined]
+        student.device = "cpu"
         return student
 
     for sampling in SAMPLINGS:
