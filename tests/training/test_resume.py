@@ -117,7 +117,7 @@ ANOTHER_RUN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # the trainer
             "model": partial(model, 1),
         }.items()
     ],
-    ("vectors", {}, {"model": partial(load_model, checkpoint(), "float64")}),
+    ("vectors", {}, {"model": lambda: load_model(checkpoint(), "float64")}),
     ("vectors", {"model": nameless}, {"model": partial(nameless, moved=1.0)}),
     ("base model", {}, {"num_steps": 7}),
     ("base model", {}, {"seed": 1}),
