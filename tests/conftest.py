@@ -26,7 +26,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 # Files that `make test` leaves to `make check`; of their laws, the suite and the gallery, which stay, see most.
 LONG = """
     anchors bench_commands cache_batch cache_machine candidates candidates_fused candidates_bundled checkpoint
-    commands_process draft_model draft_tree dtypes huggingface_law lattice lookahead_fused bundled_model pretrain
+    commands_process draft_model draft_tree dtypes huggingface_distribution lattice lookahead_fused bundled_model
     shapes theory tree_size
 """.split()
 

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from pass_sampling.gpu.checkpoints import MODEL as BOXED
 from pass_sampling.gpu.hf.generate import shared_lookahead
 from pass_sampling.gpu.hf.model_checks import load_with_transformers
 from pass_sampling.gpu.lookahead.card import model_card
+from pass_sampling.reference.checkpoint.folder import file_in
 
 GENERATE = ["generate", "--prompt", "def", "--max-new-tokens", "8"]
 MODEL, VECTORS_NAME = "somebody/small-model", "somebody/vectors"
@@ -83,15 +86,10 @@ def test_a_folder_of_that_name_wins_and_a_path_is_never_a_name(
     shutil.copytree(box.model, tmp_path / MODEL)
     assert local_folder(MODEL) == Path(MODEL) and load_model(MODEL).name == "small-model"
     assert "revision: found 'v1' with the folder" in refused(lambda: load_model(MODEL, revision="v1"), ValueError)
+    assert "expected one revision" in refused(lambda: load_model(f"{VECTORS_NAME}@v1", revision="v1"), ValueError)
 
 
-def test_two_revisions_are_one_too_many(cache: Path) -> None:
-    assert "expected one revision" in refused(lambda: load_model(f"{MODEL}@v1", revision="v1"), ValueError)
-
-
-@both_packages
-def test_a_link_in_a_folder_of_the_cache_leads_to_its_blobs_and_nowhere_else(package: str, cache: Path) -> None:
-    file_in = module(package, "checkpoint.folder").file_in
+def test_a_link_in_a_folder_of_the_cache_leads_to_its_blobs_and_nowhere_else(cache: Path) -> None:
     folder = local_folder("somebody/shared", vectors=True)
     assert folder.name == "lookahead" and file_in(folder, "config.json").is_file()
     (cache / "secret.json").write_text("{}")
@@ -140,26 +138,17 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_why_a_repository_cannot_be_had_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(repository: str, **how: Any) -> None:
-        raise error_of(name)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=error_of(name)))
     kind, said = REFUSALS[name]
     sentence = refused(lambda: local_folder("a/b@v2", instead="--model FOLDER"), kind)
     assert said in sentence and "a/b" in sentence and sentence.endswith("--model FOLDER")
 
 
 def test_a_network_that_is_not_there_and_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(error: Exception) -> None:
-        raise error
-
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda *name, **how: fail(error_of("LocalEntryNotFoundError"))
-    )
+    unreachable, full = error_of("LocalEntryNotFoundError"), OSError(28, "No space left on device", "blob")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=[unreachable, full]))
     assert "no way to reach the Hub" in refused(lambda: local_folder("a/b"))
-    full = OSError(28, "No space left on device", "blob")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *name, **how: fail(full))
     with pytest.raises(OSError) as error:
         local_folder("a/b")
     assert error.value is full
@@ -239,18 +228,15 @@ def test_a_card_leaves_out_what_is_not_known(tmp_path: Path) -> None:
         assert "Measured" not in model_card(LookAhead(torch.ones(2, 4), training={"held_out": held_out}), "x")
 
 
-def test_the_program_of_a_card_runs(box: Box, tmp_path: Path, capsys: Any) -> None:
-    lookahead = replace(LookAhead.load(box.vectors), base_model=str(box.model))
-    lookahead.save(tmp_path / "vectors", model_card(lookahead, str(tmp_path / "vectors")))
-    card = (tmp_path / "vectors" / "README.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
-    exec(program, {})
-    assert capsys.readouterr().out
-
-
-def test_the_program_of_a_card_for_an_adapter_runs(tmp_path: Path, capsys: Any) -> None:
-    card = model_card(replace(LookAhead.load(FUSED), base_model=str(BOXED)), str(FUSED))
-    assert "an adapter of rank 16 and a head" in card and "pass_generate" not in card
+@pytest.mark.parametrize("parts", ["vectors", "an adapter and a head"])
+def test_the_program_of_a_card_runs(parts: str, box: Box, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place, model = (tmp_path / "vectors", box.model) if parts == "vectors" else (FUSED, BOXED)
+    lookahead = replace(LookAhead.load(box.vectors if parts == "vectors" else FUSED), base_model=str(model))
+    card = model_card(lookahead, str(place))
+    if parts == "vectors":
+        lookahead.save(place, card)
+    else:
+        assert "an adapter of rank 16 and a head" in card and "pass_generate" not in card
     (program,) = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
     exec(program, {})
     assert capsys.readouterr().out
@@ -270,9 +256,14 @@ def test_a_card_that_was_edited_is_kept(package: str, tmp_path: Path) -> None:
 
 def test_a_card_for_transformers_generate_names_the_code(tmp_path: Path) -> None:
     write_custom_generate(tmp_path / "shared", LookAhead(torch.ones(2, 16), base_model="a/b"), "a/vectors")
-    card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
+    card, code = (
+        (tmp_path / "shared" / name).read_text(encoding="utf-8")
+        for name in ("README.md", "custom_generate/generate.py")
+    )
     assert "library_name: transformers\nbase_model: a/b\ntags:\n- custom_generate\n" in card
     assert "custom_generate='a/vectors', trust_remote_code=True" in card and "--lookahead" not in card
+    assert "REPOSITORY = 'a/vectors'" in code
+    compile(code, "generate.py", "exec")
     assert LookAhead.load(tmp_path / "shared").num_lookahead == 2
 
 
@@ -285,15 +276,12 @@ class Hub:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.calls: list[tuple[str, Any]] = []
-        self.error: Exception | None = None
 
     def __call__(self, token: str | None = None) -> Hub:
         self.calls.append(("token", token))
         return self
 
     def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> str:
-        if self.error is not None:
-            raise self.error
         self.calls.append((repo_id, private))
         return f"https://huggingface.co/{repo_id}"
 
@@ -313,7 +301,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-def test_vectors_are_uploaded_with_a_card_that_stays_once_it_is_there(hub: Hub, tmp_path: Path) -> None:
+def test_vectors_are_uploaded_with_a_card_that_stays_once_it_is_there(hub: Hub) -> None:
     lookahead = LookAhead(torch.ones(2, 4), base_model="a/b")
     assert lookahead.push_to_hub("me/vectors", private=True, token="t") == "https://huggingface.co/me/vectors"
     assert hub.calls == [("token", "t"), ("me/vectors", True), ("me/vectors", "Upload look-ahead vectors")]
@@ -325,13 +313,11 @@ def test_vectors_are_uploaded_with_a_card_that_stays_once_it_is_there(hub: Hub, 
     assert hub.files["README.md"] == edited and hub.files["model.safetensors"] != old and hub.calls[-1][1] == "three"
 
 
-@pytest.mark.parametrize("name", ["vectors", "a/b/c", "", "me/vectors@v1", "../x/y"])
-def test_what_is_no_name_is_not_uploaded(name: str, hub: Hub) -> None:
-    assert "expected user/name" in refused(lambda: LookAhead(torch.ones(2, 4)).push_to_hub(name), ValueError)
+def test_an_upload_to_what_is_no_name_or_that_fails_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookahead = LookAhead(torch.ones(2, 4))
+    for name in ("vectors", "a/b/c", "", "me/vectors@v1", "../x/y"):
+        assert "expected user/name" in refused(partial(lookahead.push_to_hub, name), ValueError)
     assert hub.calls == []
-
-
-def test_an_upload_that_fails_is_one_sentence(hub: Hub) -> None:
-    hub.error = error_of("OfflineModeIsEnabled")
-    sentence = refused(lambda: LookAhead(torch.ones(2, 4)).push_to_hub("me/x"), ValueError)
+    monkeypatch.setattr(hub, "create_repo", Mock(side_effect=error_of("OfflineModeIsEnabled")))
+    sentence = refused(lambda: lookahead.push_to_hub("me/x"), ValueError)
     assert sentence.startswith("me/x: found that it cannot be uploaded (many lines), expected a network, a token")

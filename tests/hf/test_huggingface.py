@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, TextStreamer, set_seed
+from transformers import AutoTokenizer, GenerationConfig, LogitsProcessor, StoppingCriteria, TextStreamer, set_seed
 
-from hf_models import ARCHITECTURES, NO_MASKS, VOCAB, padded, prompts, shared, tiny
+from hf_models import ARCHITECTURES, NO_MASKS, VOCAB, greedy, padded, prompts, shared, tiny, with_pass
 from pass_sampling.gpu import (
     Ending,
     FusedPaSS,
-    LookAhead,
     PaSS,
     SamplingConfig,
     TransformersModel,
@@ -23,7 +22,9 @@ from pass_sampling.gpu import (
     pass_generate,
     untrained_lookahead,
 )
+from pass_sampling.gpu.checkpoints import LOOKAHEAD, MODEL
 from pass_sampling.gpu.hf.generate import PassOutput
+from pass_sampling.gpu.hf.model_checks import load_with_transformers
 from tokenizer_kinds import tokenizer_of
 
 FUSED = pytest.mark.parametrize("fused", [False, True], ids=["two-calls", "one-call"])
@@ -38,28 +39,18 @@ PROCESSED = {
 }
 
 
-def vectors(model: Any, num_lookahead: int = 3) -> LookAhead:
-    return untrained_lookahead(model, num_lookahead)
-
-
-def greedy(model: Any, inputs: dict[str, Any], **settings: Any) -> Any:
-    return model.generate(**inputs, **{"max_new_tokens": 26, "do_sample": False} | settings)
-
-
-def with_pass(model: Any, inputs: dict[str, Any], **settings: Any) -> Any:
-    given = {"custom_generate": pass_generate, "lookahead": vectors(model)}
-    return greedy(model, inputs, **given | settings)
-
-
 @FUSED
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_greedy_text_is_that_of_generate(kind: str, fused: bool) -> None:
+    """And nothing is drawn for it."""
     model, inputs = shared(kind), {"input_ids": prompts(1)}
     if fused and kind in NO_MASKS:
         with pytest.raises(ValueError, match=r"positions that can be told|layers of the kinds"):
             with_pass(model, inputs, fused=True)
         return
+    before = torch.get_rng_state()
     found = with_pass(model, inputs, fused=fused, return_dict_in_generate=True)
+    assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(found.sequences, greedy(model, inputs))
     assert found.generations[0].num_draft_tokens > 5
 
@@ -111,55 +102,33 @@ def test_criteria_and_processors_of_the_user_see_every_prefix(fused: bool) -> No
 
 
 @FUSED
-def test_a_text_never_overshoots_its_length(fused: bool) -> None:
-    model = shared("qwen2")
-    for length in range(1, 9):
-        expected = greedy(model, padded(2), max_new_tokens=length)
-        assert torch.equal(with_pass(model, padded(2), max_new_tokens=length, fused=fused), expected)
-
-
-@FUSED
-@pytest.mark.parametrize("kind", ["gpt2", "opt"])  # beyond it there is no position
-def test_the_whole_context_can_be_filled(kind: str, fused: bool) -> None:
-    model, inputs = shared(kind), padded(2, 45)
-    expected = greedy(model, inputs, max_new_tokens=19)
-    assert torch.equal(with_pass(model, inputs, max_new_tokens=19, fused=fused), expected)
-
-
-@FUSED
-def test_the_seed_decides_what_is_drawn(fused: bool) -> None:
-    model, drawn = shared("llama"), []
-    for seed in (3, 3, 4):
-        set_seed(seed)
-        drawn.append(with_pass(model, padded(2), do_sample=True, top_k=0, fused=fused).tolist())
-    assert drawn[0] == drawn[1] != drawn[2]
+@pytest.mark.parametrize(
+    ("kind", "length", "counts"),
+    [("qwen2", 5, range(1, 9)), ("gpt2", 45, [19]), ("opt", 45, [19])],  # of the last two, the whole context
+)
+def test_a_text_never_overshoots_its_length(kind: str, length: int, counts: Any, fused: bool) -> None:
+    model, inputs = shared(kind), padded(2, length)
+    for count in counts:
+        expected = greedy(model, inputs, max_new_tokens=count)
+        assert torch.equal(with_pass(model, inputs, max_new_tokens=count, fused=fused), expected)
 
 
 @FUSED
 def test_what_is_drawn_is_what_a_step_draws_from_pytorchs_uniforms(fused: bool) -> None:
-    model = shared("llama")
+    model, settings = shared("llama"), {"temperature": 0.7, "top_k": 5}
+    texts = []
+    for seed in (3, 4):
+        set_seed(seed)
+        found = with_pass(model, {"input_ids": prompts(1)}, do_sample=True, fused=fused, **settings)
+        texts.append(found[0, 5:].tolist())
+    assert texts[0] != texts[1]
     set_seed(3)
-    found = with_pass(model, {"input_ids": prompts(1)}, do_sample=True, top_k=5, temperature=0.7, fused=fused)
-    set_seed(3)
-    method = (FusedPaSS if fused else PaSS)(
-        TransformersModel(model), vectors(model), SamplingConfig(temperature=0.7, top_k=5)
-    )
+    vectors = untrained_lookahead(model, 3)
+    method = (FusedPaSS if fused else PaSS)(TransformersModel(model), vectors, SamplingConfig(**settings))
     state = method.start(prompts(1)[0].tolist(), Ending(26))
     while not bool(state.ended):
         state, _ = method.step(state, torch.rand(1, method.num_uniforms, dtype=torch.float64))
-    assert found[0, 5:].tolist() == list(state.new_tokens)
-
-
-def test_greedy_decoding_leaves_the_generator_alone() -> None:
-    set_seed(5)
-    before = torch.get_rng_state()
-    with_pass(shared("llama"), {"input_ids": prompts(1)})
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_sampling_with_one_token_left_is_greedy() -> None:
-    model, inputs = shared("gpt2"), {"input_ids": prompts(1)}
-    assert torch.equal(with_pass(model, inputs, do_sample=True, top_k=1), greedy(model, inputs))
+    assert texts[0] == list(state.new_tokens)
 
 
 def test_the_dictionary_is_transformers_own_with_a_record_beside() -> None:
@@ -175,17 +144,14 @@ def test_the_dictionary_is_transformers_own_with_a_record_beside() -> None:
 @FUSED
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
 def test_a_text_goes_on_from_the_cache_of_the_one_before(kind: str, fused: bool) -> None:
-    model = shared(kind)
-    first = with_pass(model, {"input_ids": prompts(1)}, max_new_tokens=10, fused=fused, return_dict_in_generate=True)
-    tokens = torch.cat([first.sequences, prompts(1, 4, seed=1)], dim=1)
-    more = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    expected = greedy(model, more, max_new_tokens=10)
-    assert torch.equal(
-        with_pass(model, more, max_new_tokens=10, past_key_values=first.past_key_values, fused=fused), expected
-    )
-    # and `generate` goes on from it as well
-    again = with_pass(model, {"input_ids": prompts(1)}, max_new_tokens=10, fused=fused, return_dict_in_generate=True)
-    assert torch.equal(greedy(model, more, max_new_tokens=10, past_key_values=again.past_key_values), expected)
+    """With PaSS, and in `generate` without."""
+    model, settings = shared(kind), {"max_new_tokens": 10}
+    for go_on in (partial(with_pass, fused=fused), greedy):
+        first = with_pass(model, {"input_ids": prompts(1)}, fused=fused, return_dict_in_generate=True, **settings)
+        tokens = torch.cat([first.sequences, prompts(1, 4, seed=1)], dim=1)
+        more = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        found = go_on(model, more, past_key_values=first.past_key_values, **settings)
+        assert torch.equal(found, greedy(model, more, **settings))
 
 
 def test_a_bfloat16_model_writes_what_its_own_passes_say() -> None:
@@ -211,48 +177,38 @@ class Letters:
     def decode(self, tokens: Any, **named: Any) -> str:
         return "".join(chr(97 + int(token) % 26) + str(int(token) // 26) for token in torch.as_tensor(tokens).flatten())
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
-
 
 def test_a_streamer_gets_the_prompt_and_then_every_token(capsys: pytest.CaptureFixture[str]) -> None:
     model, inputs = shared("llama"), {"input_ids": prompts(1)}
-    expected = greedy(model, inputs)
+    expected, vectors = greedy(model, inputs)[0], untrained_lookahead(model, 3)
     for skip in (False, True):
-        generate_with_pass(
-            model,
-            **inputs,
-            lookahead=vectors(model),
-            streamer=TextStreamer(Letters(), skip_prompt=skip),  # type: ignore[arg-type]
-            max_new_tokens=26,
-            do_sample=False,
-        )
-        assert capsys.readouterr().out.strip() == Letters().decode(expected[0, 5 * skip :])
-    streamer = TextStreamer(Letters())  # type: ignore[arg-type]
-    greedy(
-        model,
-        inputs,
-        custom_generate=partial(pass_generate, streamer=streamer),
-        streamer=streamer,
-        lookahead=vectors(model),
-    )
-    assert capsys.readouterr().out.strip() == Letters().decode(expected[0])
+        streamer: Any = TextStreamer(Letters(), skip_prompt=skip)
+        settings = {"streamer": streamer, "max_new_tokens": 26, "do_sample": False}
+        generate_with_pass(model, **inputs, lookahead=vectors, **settings)
+        assert capsys.readouterr().out.strip() == Letters().decode(expected[5 * skip :])
+        with_pass(model, inputs, custom_generate=partial(pass_generate, streamer=streamer), streamer=streamer)
+        assert capsys.readouterr().out.strip() == Letters().decode(expected[5 * skip :])
 
 
 @FUSED
-def test_stop_strings_end_a_text_inside_a_block(fused: bool) -> None:
-    from transformers import AutoTokenizer
-
-    from pass_sampling.gpu.checkpoints import LOOKAHEAD, MODEL
-    from pass_sampling.gpu.hf.model_checks import load_with_transformers
-
+@pytest.mark.parametrize("where", ["argument", "config", "folder"])
+def test_stop_strings_end_a_text_inside_a_block(where: str, fused: bool) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(str(MODEL)), load_with_transformers(MODEL, "float32")
-    inputs = tokenizer("def find(self, name):\n", return_tensors="pt")
-    settings = {"max_new_tokens": 40, "do_sample": False, "stop_strings": ["return", "zzzz"], "tokenizer": tokenizer}
-    expected = model.generate(**inputs, **settings)
+    inputs, stops = tokenizer("def find(self, name):\n", return_tensors="pt"), ["return", "zzzz"]
+    settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
+    if where == "argument":
+        settings["stop_strings"] = stops
+    elif where == "config":
+        settings = {"generation_config": GenerationConfig(**settings, stop_strings=stops, eos_token_id=0)}
+    else:
+        model.generation_config.stop_strings = stops
+    expected = model.generate(**inputs, **settings, tokenizer=tokenizer)
     assert inputs["input_ids"].shape[1] < expected.shape[1] < inputs["input_ids"].shape[1] + 40
-    found = generate_with_pass(model, **inputs, lookahead=LOOKAHEAD, fused=fused, **settings)
+    assert tokenizer.decode(expected[0]).count("return") == 1
+    found = generate_with_pass(model, **inputs, lookahead=LOOKAHEAD, fused=fused, tokenizer=tokenizer, **settings)
     assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="tokenizer: found None with stop_strings, expected"):
+        generate_with_pass(model, **inputs, lookahead=LOOKAHEAD, **settings)
 
 
 class Forced(LogitsProcessor):
@@ -282,27 +238,18 @@ def test_stop_strings_end_a_text_inside_a_run_of_bytes_and_at_special_tokens(
     settings["logits_processor"] = [Forced(2, tokens)]
     expected = model.generate(prompt, **settings)
     assert expected.shape[1] == 2 + count
-    found = generate_with_pass(model, prompt, vectors(model, 4), fused=fused, **settings, return_dict_in_generate=True)
+    settings["return_dict_in_generate"] = True
+    found = generate_with_pass(model, prompt, untrained_lookahead(model, 4), fused=fused, **settings)
     assert torch.equal(found.sequences, expected)
     assert found.generations[0].num_accepted_tokens > 0
-
-
-def test_a_stop_string_that_no_tokens_make_is_refused_before_anything_is_run() -> None:
-    with pytest.raises(
-        ValueError, match=r"^stop_strings: found '\\ud800', expected text that the tokenizer can decode to$"
-    ):
-        generate_with_pass(
-            shared("llama"), prompts(1), None, stop_strings=["ok", "\ud800"], tokenizer=tokenizer_of("byte fallback")
-        )
 
 
 def test_defaults_of_generate_hold() -> None:
     model = tiny("llama")
     model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=5, max_new_tokens=7, do_sample=False)
-    inputs = {"input_ids": prompts(1)}
-    expected = model.generate(**inputs)
-    assert torch.equal(model.generate(**inputs, custom_generate=pass_generate, lookahead=vectors(model)), expected)
-    assert torch.equal(generate_with_pass(model, inputs["input_ids"], vectors(model)), expected)
+    expected, vectors = model.generate(prompts(1)), untrained_lookahead(model, 3)
+    assert torch.equal(model.generate(prompts(1), custom_generate=pass_generate, lookahead=vectors), expected)
+    assert torch.equal(generate_with_pass(model, prompts(1), vectors), expected)
 
 
 @pytest.mark.gpu

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from transformers import (
     DynamicCache,
     LogitsProcessor,
-    LogitsProcessorList,
     MaxTimeCriteria,
     StaticCache,
-    StoppingCriteriaList,
-    TextStreamer,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
-from hf_models import VOCAB, config_of, padded, prompts, shared, tiny
+from hf_models import VOCAB, config_of, greedy, padded, prompts, shared, tiny, with_pass
 from pass_sampling.gpu import (
     Adapter,
     FusedPaSS,
@@ -29,115 +30,65 @@ from pass_sampling.gpu import (
     ModelConfig,
     TransformersModel,
     generate_with_pass,
-    pass_generate,
     untrained_lookahead,
 )
 from pass_sampling.gpu.hf.model_checks import check_masks, check_rope
 from pass_sampling.gpu.hf.rows import RowCache
+from tokenizer_kinds import tokenizer_of
 
 VECTORS = LookAhead.random(3, 16, seed=0)
+with_adapter = replace(VECTORS, adapter=Adapter.random(ModelConfig(VOCAB, 16, 32, 3, 2, 1, 8, 64), 2, 0))
 
 
 @contextmanager
-def refusing(message: str, model: Any = None) -> Iterator[None]:
-    """Expect one sentence, and no pass of a model that was seen before."""
-    count = 0
-
-    def pre(*arguments: Any) -> None:
-        nonlocal count
-        count += 1
-
-    hook = None if model is None else model.register_forward_pre_hook(pre)
+def refusing(message: str) -> Iterator[None]:
+    """Expect one sentence, and no pass of the shared model."""
+    passes: list[Any] = []
+    hook = shared("llama").register_forward_pre_hook(lambda *arguments: passes.append(arguments))
     with pytest.raises(ValueError, match=message) as caught:
         yield
-    if hook is not None:
-        hook.remove()
-    assert count == 0
+    hook.remove()
     text = str(caught.value)
-    assert "expected" in text and "\n" not in text and not text.endswith(".")
+    assert "expected" in text and "\n" not in text and not text.endswith(".") and not passes
 
 
-def write(model: Any, inputs: Any = None, **settings: Any) -> Any:
-    given = {"custom_generate": pass_generate, "lookahead": VECTORS, "max_new_tokens": 8, "do_sample": False}
-    inputs = {"input_ids": prompts(1)} if inputs is None else inputs
-    return model.generate(**inputs, **given | settings)
+def write(model: Any = None, inputs: Any = None, **settings: Any) -> Any:
+    model = shared("llama") if model is None else model
+    given = {"lookahead": VECTORS, "max_new_tokens": 8} | settings
+    return with_pass(model, {"input_ids": prompts(1)} if inputs is None else inputs, **given)
 
 
 # --- Models ---
 
 
-def test_what_is_no_causal_model_of_transformers() -> None:
-    with refusing("model: found a Linear, expected a causal language model"):
-        TransformersModel(torch.nn.Linear(2, 2))
-    with refusing("model: found a LlamaModel"):
-        TransformersModel(shared("llama").model)
+def edited(model: Any, name: str, value: Any) -> Any:
+    """Return a model with another setting."""
+    setattr(model.config, name, value)
+    return model
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        ("mamba2", {"num_heads": 4, "head_dim": 8, "n_groups": 1, "state_size": 4}),
-        ("falcon_h1", {}),
-        ("recurrent_gemma", {}),
-    ],
-)
-def test_models_with_a_recurrent_state(kind: str, settings: dict[str, Any]) -> None:
-    with refusing("recurrent state cannot be rolled back"):
-        write(tiny(kind, torch.float32, **settings))
-
-
-def test_an_encoder_and_a_decoder() -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    with refusing("an encoder and a decoder, expected a decoder alone"):
-        TransformersModel(T5ForConditionalGeneration(config).eval())
-
-
-def test_embeddings_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny("llama")
-    model.config.hidden_size_per_layer_input = 8
-    with refusing("embeddings of tokens in every layer"):
-        TransformersModel(model)
-
-
-def test_a_model_in_training_mode() -> None:
-    with refusing("in training mode, expected model.eval()"):
-        TransformersModel(tiny("gpt2").train())
-
-
-def test_different_vocabularies_for_reading_and_writing() -> None:
+def with_wide_head() -> Any:
     model = tiny("llama")
     model.lm_head = torch.nn.Linear(16, VOCAB + 3, bias=False, dtype=model.dtype)
-    with refusing(f"logits of {VOCAB + 3} tokens, expected those of the {VOCAB} tokens it reads"):
-        TransformersModel(model)
+    return model
 
 
-def test_a_body_without_a_cache_of_the_library() -> None:
-    with refusing("takes no past_key_values"):
-        TransformersModel(tiny("openai-gpt", torch.float32, n_embd=16, n_layer=2, n_head=2, n_positions=64))
-
-
-def test_a_model_whose_cache_cannot_be_rolled_back_is_found_out_by_passes() -> None:
-    model = tiny("llama")
-    body, total = model.model, []
+def with_memory() -> Any:
+    """Return a model that adds to a pass what it was fed before, however its cache was rolled back."""
+    model, total = tiny("llama"), []
 
     def remember(module: Any, arguments: Any, named: dict[str, Any]) -> Any:
         total.append(named["inputs_embeds"].sum() if named.get("inputs_embeds") is not None else torch.zeros(()))
         named["inputs_embeds"] = None if total[-1] == 0 else named["inputs_embeds"] + 0.1 * sum(total)
         return arguments, named
 
-    body.register_forward_pre_hook(remember, with_kwargs=True)
-    with refusing("whose logits after a pass with a rolled-back cache are not those of plain passes"):
-        TransformersModel(model)
+    model.model.register_forward_pre_hook(remember, with_kwargs=True)
+    return model
 
 
-def packed(linear: Any) -> torch.nn.Module:
-    """A layer in the manner of quantised ones that keep no `weight`."""
-    found = torch.nn.Module()
-    found.register_buffer("qweight", linear.weight.detach().char())
-    found.forward = lambda x: torch.nn.functional.linear(x, found.qweight.to(x))
-    return found
+def encoder_and_decoder() -> Any:
+    sizes = {"vocab_size": VOCAB, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(**sizes)).eval()
 
 
 def quantised(part: str) -> Any:
@@ -150,148 +101,157 @@ def quantised(part: str) -> Any:
         model.model = dynamic(model.model, {torch.nn.Linear})
     elif part == "the embedding":
         model.set_input_embeddings(torch.ao.nn.quantized.Embedding(VOCAB, 16))
-    elif part == "a head without weight":
-        model.lm_head = packed(model.lm_head)
+    elif part == "a head without weight":  # in the manner of layers that keep a `qweight`
+        head, model.lm_head = model.lm_head, torch.nn.Module()
+        model.lm_head.forward = head.forward
     else:
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().char(), requires_grad=False)
     return model
 
 
-@pytest.mark.parametrize(
-    ("part", "kind"),
-    [
-        ("everything", "torch.ao.nn.quantized.dynamic.modules.linear.Linear"),
-        ("the head", "torch.ao.nn.quantized.dynamic.modules.linear.Linear"),
-        ("the body", "torch.ao.nn.quantized.dynamic.modules.linear.Linear"),
-        ("the embedding", "torch.ao.nn.quantized.modules.embedding_ops.Embedding"),
-        ("a head without weight", "torch.nn.modules.module.Module"),
-        ("a head of integers", "torch.nn.modules.linear.Linear"),
+MAMBA = {"num_heads": 4, "head_dim": 8, "n_groups": 1, "state_size": 4}
+OLD = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+DYNAMIC = "torch.ao.nn.quantized.dynamic.modules.linear.Linear"
+NOT_NUMBERS = "model: found LlamaForCausalLM with weights that are not floating-point numbers ({}), expected"
+MODELS: list[tuple[str, Callable[[], Any]]] = [
+    ("model: found a Linear, expected a causal language model", partial(torch.nn.Linear, 2, 2)),
+    ("model: found a LlamaModel", lambda: shared("llama").model),
+    ("recurrent state cannot be rolled back", partial(tiny, "mamba2", torch.float32, **MAMBA)),
+    ("recurrent state cannot be rolled back", partial(tiny, "falcon_h1", torch.float32)),
+    ("recurrent state cannot be rolled back", partial(tiny, "recurrent_gemma", torch.float32)),
+    ("an encoder and a decoder, expected a decoder alone", encoder_and_decoder),
+    ("embeddings of tokens in every layer", lambda: edited(tiny("llama"), "hidden_size_per_layer_input", 8)),
+    ("in training mode, expected model.eval()", lambda: tiny("gpt2").train()),
+    (f"logits of {VOCAB + 3} tokens, expected those of the {VOCAB} tokens it reads", with_wide_head),
+    ("takes no past_key_values", partial(tiny, "openai-gpt", torch.float32, **OLD)),
+    ("whose logits after a pass with a rolled-back cache are not those of plain passes", with_memory),
+    *[
+        (NOT_NUMBERS.format(kind), partial(quantised, part))
+        for part, kind in [
+            ("everything", DYNAMIC),
+            ("the head", DYNAMIC),
+            ("the body", DYNAMIC),
+            ("the embedding", "torch.ao.nn.quantized.modules.embedding_ops.Embedding"),
+            ("a head without weight", "torch.nn.modules.module.Module"),
+            ("a head of integers", "torch.nn.modules.linear.Linear"),
+        ]
     ],
-)
+]
+
+
+@pytest.mark.parametrize(("message", "make"), MODELS)
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore::UserWarning")
-def test_a_model_with_quantised_layers(part: str, kind: str) -> None:
-    found = rf"with weights that are not floating-point numbers \({re.escape(kind)}\)"
-    with refusing(f"model: found LlamaForCausalLM {found}, expected"):
-        write(quantised(part))
+def test_a_model_whose_distribution_would_not_be_kept(message: str, make: Any) -> None:
+    model = make()
+    with refusing(re.escape(message)):
+        TransformersModel(model)
 
 
 @pytest.mark.parametrize(
-    ("kind", "found"),
+    ("found", "make"),
     [
-        ("bloom", "BloomForCausalLM, whose body takes no position_ids"),
-        ("mpt", "MptForCausalLM, whose body takes no position_ids"),
-        ("falcon", "FalconForCausalLM, whose attention counts distances in the cache, alibi"),
+        ("BloomForCausalLM, whose body takes no position_ids", partial(shared, "bloom")),
+        ("MptForCausalLM, whose body takes no position_ids", partial(shared, "mpt")),
+        ("FalconForCausalLM, whose attention counts distances in the cache", partial(tiny, "falcon", alibi=True)),
     ],
 )
-def test_positions_that_no_mask_can_move(kind: str, found: str) -> None:
-    model = tiny("falcon", alibi=True) if kind == "falcon" else shared(kind)
-    with refusing(f"model: found {found}, expected positions that can be told to it"):
+def test_positions_that_no_mask_can_move(found: str, make: Any) -> None:
+    model = make()
+    with refusing(f"model: found {found}.*, expected positions that can be told to it"):
         write(model, fused=True)
-    assert torch.equal(write(model), model.generate(prompts(1), max_new_tokens=8, do_sample=False))  # in two calls
-
-
-def test_masks_for_attention_that_takes_none() -> None:
-    model = tiny("llama")
-    model.config._attn_implementation = "flash_attention_2"
-    with refusing("attn_implementation: found 'flash_attention_2', expected 'eager' or 'sdpa'"):
-        check_masks(model, model.config)
+    assert torch.equal(write(model), greedy(model, {"input_ids": prompts(1)}, max_new_tokens=8))  # in two calls
 
 
 # --- Settings and arguments of generate ---
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_beams": 2}, "num_beams: found 2, expected 1"),
-        ({"prompt_lookup_num_tokens": 3}, "settings for assisted_generation, expected greedy decoding or sampling"),
-        ({"penalty_alpha": 0.6, "top_k": 4}, "settings for contrastive_search"),
-        ({"guidance_scale": 1.5}, "guidance_scale: found 1.5, expected None"),
-        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores: found True, expected False"),
-        ({"output_logits": True, "return_dict_in_generate": True}, "output_logits: found True"),
-        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions: found True"),
-        ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states: found True"),
-        ({"use_cache": False}, "use_cache: found False, expected True"),
-        ({"cache_implementation": "static"}, "past_key_values: found a StaticCache, expected a DynamicCache"),
-        ({"cache_implementation": "offloaded"}, "past_key_values: found an offloaded one"),
-        ({"max_new_tokens": 60}, "max_new_tokens: found a prompt of 5 tokens and 60 new ones, expected at most 64"),
-        ({"lookahead": None}, "lookahead: found None, expected a LookAhead, or the folder of one"),
-        ({"num_lookahead": 4}, "num_lookahead: found 4"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore")  # the library's own advice
-def test_settings_that_would_not_be_exact(settings: dict[str, Any], message: str) -> None:
-    model = shared("llama")
-    TransformersModel(model)
-    with refusing(message, model):
-        write(model, **settings)
+class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
+    """Has the name of one that remembers what it was asked."""
 
 
-def test_an_assistant() -> None:
-    with refusing("assistant_model: found one, expected none"):
-        generate_with_pass(shared("llama"), prompts(1), VECTORS, assistant_model=shared("llama"))
-
-
-def test_stop_strings_without_a_tokenizer() -> None:
-    with refusing("tokenizer: found None with stop_strings"):
-        generate_with_pass(shared("llama"), prompts(1), VECTORS, stop_strings=["x"])
-
-
-def test_input_vectors_instead_of_a_prompt() -> None:
-    model = shared("llama")
-    with refusing("inputs_embeds: found a Tensor, expected a prompt of tokens alone", model):
-        write(model, {"inputs_embeds": model.get_input_embeddings()(prompts(1)).detach()})
-
-
-def test_padding_after_the_text() -> None:
-    mask = torch.tensor([[1, 1, 1, 1, 0]])
-    with refusing("attention_mask: found zeros after a token, expected padding in front"):
-        write(shared("llama"), {"input_ids": prompts(1), "attention_mask": mask})
-
-
-def test_positions_of_another_kind() -> None:
-    with refusing("position_ids: found positions of another kind"):
-        write(shared("llama"), position_ids=torch.tensor([[3, 4, 5, 6, 7]]))
-
-
-def test_caches_of_several_rows_or_as_long_as_the_prompt() -> None:
-    model, cache = shared("llama"), DynamicCache(config=shared("llama").config)
+def filled_cache() -> Any:
+    model, cache = tiny("llama"), DynamicCache(config=shared("llama").config)
     with torch.no_grad():
         model(prompts(2, 3), past_key_values=cache)
-    with refusing("past_key_values: found 3 positions of 2 rows"):
-        write(model, padded(2), past_key_values=cache)
-    static = StaticCache(config=model.config, max_cache_len=32)
-    with refusing("past_key_values: found a StaticCache"):
-        write(model, past_key_values=static)
+    return cache
 
 
-def test_a_streamer_for_several_rows() -> None:
-    with refusing("streamer: found one with 2 rows, expected it with one"):
-        generate_with_pass(shared("llama"), prompts(2), VECTORS, streamer=Silent(), max_new_tokens=4)
+def static_cache() -> Any:
+    return StaticCache(config=shared("llama").config, max_cache_len=32)
 
 
-class Silent(TextStreamer):
-    def __init__(self) -> None:
-        pass
-
-    def put(self, value: Any) -> None:
-        pass
-
-
-def test_rows_that_may_end_apart_without_a_token_to_pad_with() -> None:
+def without_padding_token() -> Any:
     model = tiny("llama")
     model.generation_config.pad_token_id = None
-    criteria = StoppingCriteriaList([MaxTimeCriteria(60.0)])
-    with refusing("pad_token_id: found None with rows that may end apart"):
-        write(model, {"input_ids": prompts(2)}, stopping_criteria=criteria)
+    return model
 
 
-def test_processors_with_a_memory() -> None:
-    class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
-        pass
+def adapted(num_rows: int = 1, **settings: Any) -> Any:
+    return generate_with_pass(shared("llama"), prompts(num_rows), VECTORS, **settings)
 
-    with refusing("logits_processor: found SynthIDTextWatermarkLogitsProcessor"):
-        write(shared("llama"), logits_processor=LogitsProcessorList([SynthIDTextWatermarkLogitsProcessor()]))
+
+def flash_attention() -> Any:
+    model = edited(tiny("llama"), "_attn_implementation", "flash_attention_2")
+    check_masks(model, model.config)
+
+
+def keep_a_tree() -> None:
+    TransformersModel(shared("llama")).new_cache().keep(torch.zeros((1, 1), dtype=torch.long))
+
+
+NARROW, OTHER = LookAhead.random(3, 8, seed=0), replace(VECTORS, base_shapes={"vocab_size": 31})
+EMBEDDED = {"inputs_embeds": torch.zeros(1, 5, 16, dtype=torch.float64)}
+PADDED_AFTER = {"input_ids": prompts(1), "attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}
+TWO_ROWS, WATERMARK = {"input_ids": prompts(2)}, SynthIDTextWatermarkLogitsProcessor()
+UNWRITABLE = {"stop_strings": ["ok", "\ud800"], "tokenizer": partial(tokenizer_of, "byte fallback")}
+CALLS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [  # values that are functions are made when needed
+    ("num_beams: found 2, expected 1", write, {"num_beams": 2}),
+    ("settings for assisted_generation, expected greedy decoding", write, {"prompt_lookup_num_tokens": 3}),
+    ("settings for contrastive_search", write, {"penalty_alpha": 0.6, "top_k": 4}),
+    ("guidance_scale: found 1.5, expected None", write, {"guidance_scale": 1.5}),
+    *[
+        (f"{name}: found True, expected False", write, {name: True, "return_dict_in_generate": True})
+        for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+    ],
+    ("use_cache: found False, expected True", write, {"use_cache": False}),
+    ("past_key_values: found a StaticCache, expected a DynamicCache", write, {"cache_implementation": "static"}),
+    ("past_key_values: found an offloaded one", write, {"cache_implementation": "offloaded"}),
+    ("past_key_values: found a StaticCache", write, {"past_key_values": static_cache}),
+    ("past_key_values: found 3 positions of 2 rows", write, {"inputs": padded(2), "past_key_values": filled_cache}),
+    ("max_new_tokens: found a prompt of 5 tokens and 60 new ones, expected at most 64", write, {"max_new_tokens": 60}),
+    ("inputs_embeds: found a Tensor, expected a prompt of tokens alone", write, {"inputs": EMBEDDED}),
+    ("attention_mask: found zeros after a token, expected padding in front", write, {"inputs": PADDED_AFTER}),
+    ("position_ids: found positions of another kind", write, {"position_ids": torch.arange(3, 8)[None]}),
+    (
+        "pad_token_id: found None with rows that may end apart",
+        write,
+        {"model": without_padding_token, "inputs": TWO_ROWS, "stopping_criteria": [MaxTimeCriteria(60.0)]},
+    ),
+    ("logits_processor: found SynthIDTextWatermarkLogitsProcessor", write, {"logits_processor": [WATERMARK]}),
+    ("recurrent state cannot be rolled back", write, {"model": partial(tiny, "falcon_h1", torch.float32)}),
+    ("lookahead: found None, expected a LookAhead, or the folder of one", write, {"lookahead": None}),
+    ("num_lookahead: found 4", write, {"num_lookahead": 4}),
+    ("num_lookahead: found -1", untrained_lookahead, {"model": partial(shared, "llama"), "num_lookahead": -1}),
+    ("the look-ahead vectors have hidden_size 8, expected 16", write, {"lookahead": NARROW}),
+    (f"lookahead: found vectors for 31 tokens, expected {VOCAB}", write, {"lookahead": OTHER}),
+    ("adapter", write, {"lookahead": with_adapter}),
+    ("adapter", lambda: FusedPaSS(TransformersModel(shared("llama")), with_adapter), {}),
+    ("assistant_model: found one, expected none", adapted, {"assistant_model": partial(shared, "llama")}),
+    ("tokenizer: found None with stop_strings", adapted, {"stop_strings": ["x"]}),
+    (r"^stop_strings: found '\\ud800', expected text that the tokenizer can decode to$", adapted, UNWRITABLE),
+    ("streamer: found one with 2 rows", adapted, {"num_rows": 2, "streamer": Mock, "max_new_tokens": 4}),
+    ("rows: found a tree of drafts over a model of transformers", keep_a_tree, {}),
+    ("attn_implementation: found 'flash_attention_2', expected 'eager' or 'sdpa'", flash_attention, {}),
+]
+
+
+@pytest.mark.parametrize(("message", "call", "given"), CALLS)
+@pytest.mark.filterwarnings("ignore")  # the library's own advice
+def test_calls_that_would_not_be_exact(message: str, call: Any, given: dict[str, Any]) -> None:
+    TransformersModel(shared("llama"))  # whose first passes find out what it can do
+    arguments = {name: value() if callable(value) else value for name, value in given.items()}
+    with refusing(message):
+        call(**arguments)
 
 
 def test_rotary_frequencies_that_change_within_the_text() -> None:
@@ -307,6 +267,14 @@ def test_rotary_frequencies_that_change_within_the_text() -> None:
     check_rope(config_of("llama"), 5, 10**6)
 
 
+def test_a_window_is_not_rolled_back_beyond_the_last_pass() -> None:
+    row = RowCache(DynamicCache(config=shared("mistral").config))
+    row.grow(4)
+    row.grow(4)
+    with refusing("length: found 3, expected at least 4"):
+        row.settle(3)
+
+
 def test_without_transformers_its_absence_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import pass_sampling.gpu as port
 
@@ -316,47 +284,7 @@ def test_without_transformers_its_absence_is_named(monkeypatch: pytest.MonkeyPat
         _ = port.pass_generate
 
 
-# --- Vectors ---
-
-
-def test_vectors_of_another_width_or_vocabulary() -> None:
-    with refusing("the look-ahead vectors have hidden_size 8, expected 16"):
-        write(shared("llama"), lookahead=LookAhead.random(3, 8, seed=0))
-    with refusing(f"lookahead: found vectors for 31 tokens, expected {VOCAB}"):
-        write(shared("llama"), lookahead=replace(VECTORS, base_shapes={"vocab_size": 31}))
-
-
-def test_vectors_with_an_adapter() -> None:
-    adapter = Adapter.random(ModelConfig(VOCAB, 16, 32, 3, 2, 1, 8, 64), 2, 0)
-    for each in (write, lambda model, lookahead: FusedPaSS(TransformersModel(model), lookahead)):
-        with refusing("adapter"):
-            each(shared("llama"), lookahead=replace(VECTORS, adapter=adapter))
-
-
 def test_vectors_that_may_be_another_models_are_noted() -> None:
-    other = replace(VECTORS, fingerprint="0" * 64, base_model="another")
     with pytest.warns(UserWarning, match="trained for 'another', and that 'LlamaForCausalLM' is the same"):
-        write(shared("llama"), lookahead=other)
-    own = replace(VECTORS, fingerprint=TransformersModel(shared("llama")).fingerprint)
-    write(shared("llama"), lookahead=own)
-
-
-def test_untrained_vectors_are_checked() -> None:
-    with refusing("num_lookahead: found -1"):
-        untrained_lookahead(shared("llama"), -1)
-
-
-# --- Caches ---
-
-
-def test_a_window_is_not_rolled_back_beyond_the_last_pass() -> None:
-    row = RowCache(DynamicCache(config=shared("mistral").config))
-    row.grow(4)
-    row.grow(4)
-    with refusing("length: found 3, expected at least 4"):
-        row.settle(3)
-
-
-def test_a_tree_of_drafts() -> None:
-    with refusing("rows: found a tree of drafts over a model of transformers"):
-        TransformersModel(shared("llama")).new_cache().keep(torch.zeros((1, 1), dtype=torch.long))
+        write(lookahead=replace(VECTORS, fingerprint="0" * 64, base_model="another"))
+    write(lookahead=replace(VECTORS, fingerprint=TransformersModel(shared("llama")).fingerprint))

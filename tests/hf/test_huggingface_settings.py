@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from generation_settings import OTHER_VALUES, settings_of
 from hf_models import prompts, tiny
-from pass_sampling.gpu import LookAhead, generate_with_pass, pass_generate
-from pass_sampling.gpu.checkpoints import LOOKAHEAD, MODEL
-from pass_sampling.gpu.hf.model_checks import load_with_transformers
+from pass_sampling.gpu import LookAhead, pass_generate
 from pass_sampling.reference.checkpoint.generation_settings import NO_TEXT, OTHERS
 
 OURS = {"custom_generate": pass_generate, "lookahead": LookAhead.random(3, 16, seed=0)}
@@ -61,20 +59,3 @@ def test_what_the_folders_readers_pass_over_changes_no_text(model: Any) -> None:
     refused = {name for name, text in found.items() if isinstance(text, Exception)}
     assert refused == {"compile_config", "num_return_sequences", "use_mtp"}  # by the library itself
     assert [name for name in found if name not in refused and found[name] != plain] == []
-
-
-@pytest.mark.parametrize("where", ["folder", "argument"])
-def test_stop_strings_among_the_settings_end_a_text(where: str) -> None:
-    tokenizer, model = AutoTokenizer.from_pretrained(str(MODEL)), load_with_transformers(MODEL, "float32")
-    inputs = tokenizer("def find(self, name):", return_tensors="pt")
-    settings = {"max_new_tokens": 40, "do_sample": False}
-    if where == "folder":
-        model.generation_config.stop_strings = ["return"]
-    else:
-        settings = {"generation_config": GenerationConfig(**settings, stop_strings=["return"], eos_token_id=0)}
-    expected = model.generate(**inputs, **settings, tokenizer=tokenizer)
-    assert tokenizer.decode(expected[0]).count("return") == 1
-    found = generate_with_pass(model, **inputs, lookahead=LOOKAHEAD, tokenizer=tokenizer, **settings)
-    assert torch.equal(found, expected)
-    with pytest.raises(ValueError, match="tokenizer: found None with stop_strings, expected"):
-        generate_with_pass(model, **inputs, lookahead=LOOKAHEAD, **settings)

@@ -9,42 +9,42 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from console import Box, run
+from folders import tiny_config
 from hf_float64 import Float64Mode, build
-from hf_models import VOCAB, config_of, prompts, shared, tiny
-from pass_sampling.gpu import LookAhead, TransformersModel, load_model, write_custom_generate
+from hf_models import VOCAB, config_of, greedy, prompts, shared, tiny, with_pass
+from pass_sampling.gpu import Adapter, LookAhead, SamplerHead, TransformersModel, load_model, write_custom_generate
 from pass_sampling.gpu.checkpoints import MODEL
 from pass_sampling.gpu.hf.model_checks import load_with_transformers
-from pass_sampling.gpu.lookahead.adapter import Adapter
-from pass_sampling.gpu.lookahead.head import SamplerHead
 from pass_sampling.gpu.training.acceptance import anchored_rows, kl_loss, mean_loss
 from pass_sampling.gpu.training.train import TrainConfig, first_parts, train
-from test_huggingface import greedy, with_pass
 
 SMALL = {"num_lookahead": 2, "num_steps": 4, "batch_size": 2, "context": 24, "num_anchors": 6}
-KINDS = ("llama", "gpt2", "mistral", "gemma3_text", "opt")
 
 
 def text(length: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(4, VOCAB, length)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma3_text", "opt"])
 def test_rows_after_many_anchors_are_those_of_draft_calls(kind: str) -> None:
     with Float64Mode():
         model = TransformersModel(build(config_of(kind)))
         tokens, anchors = torch.from_numpy(text(40)).view(2, 20), torch.tensor([0, 4, 5, 11, 16])
         vectors = model.embed(torch.tensor([[7, 8]]))[0]
         rows = anchored_rows(model, vectors, tokens, anchors)
+
+        def logits(inputs: torch.Tensor) -> torch.Tensor:
+            return model.logits(model.hidden(inputs, model.new_cache(20)))[0]
+
         for b, row in enumerate(tokens):
+            plain = logits(model.embed(row[None]))
             for n, anchor in enumerate(anchors.tolist()):
-                inputs = torch.cat([model.embed(row[None, : anchor + 1]), vectors[None]], dim=1)
-                call = model.logits(model.hidden(inputs, model.new_cache(20)))[0, anchor + 1 :]
-                assert (rows.draft_logits[b, n] - call).abs().max() < 1e-12
-            plain = model.logits(model.hidden(model.embed(row[None]), model.new_cache(20)))[0]
-            standing = anchors.unsqueeze(1) + torch.tensor([1, 2])
-            assert (rows.target_logits[b] - plain[standing]).abs().max() < 1e-12
+                call = logits(torch.cat([model.embed(row[None, : anchor + 1]), vectors[None]], dim=1))
+                assert (rows.draft_logits[b, n] - call[anchor + 1 :]).abs().max() < 1e-12
+                assert (rows.target_logits[b, n] - plain[anchor + 1 : anchor + 3]).abs().max() < 1e-12
 
 
 def test_gradients_reach_the_vectors_and_no_weight() -> None:
@@ -110,13 +110,9 @@ def test_a_shared_folder_is_used_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     lookahead = LookAhead.random(3, 16, seed=0)
     folder = tmp_path / "shared"
     write_custom_generate(folder, lookahead)
-    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
-        "README.md",
-        "custom_generate/generate.py",
-        "custom_generate/requirements.txt",
-        "lookahead/config.json",
-        "lookahead/model.safetensors",
-    ]
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    code = {"custom_generate/generate.py", "custom_generate/requirements.txt"}
+    assert files == {"README.md", "lookahead/config.json", "lookahead/model.safetensors"} | code
     assert "- custom_generate\n" in (folder / "README.md").read_text(encoding="utf-8")
     expected = greedy(model, inputs)
     for settings in ({}, {"fused": True, "num_lookahead": 2}, {"lookahead": lookahead}):
@@ -128,26 +124,8 @@ def test_a_shared_folder_is_used_by_name(tmp_path: Path, monkeypatch: pytest.Mon
         write_custom_generate(folder, lookahead)
 
 
-def test_the_card_names_the_repository_and_the_model(tmp_path: Path) -> None:
-    lookahead = LookAhead(
-        torch.ones(2, 16),
-        base_model="a/small",
-        training={"held_out": {"acceptance": [0.5, 0.25], "expected_tokens": 1.5}},
-    )
-    write_custom_generate(tmp_path / "shared", lookahead, "somebody/vectors")
-    card = (tmp_path / "shared" / "README.md").read_text(encoding="utf-8")
-    assert "base_model: a/small\n" in card and "custom_generate='somebody/vectors'" in card
-    assert "| these | 0.500 | 0.250 | 1.500 |" in card
-    code = (tmp_path / "shared" / "custom_generate" / "generate.py").read_text(encoding="utf-8")
-    assert "REPOSITORY = 'somebody/vectors'" in code
-    compile(code, "generate.py", "exec")
-
-
 def test_vectors_with_an_adapter_are_not_shared(tmp_path: Path) -> None:
-    from folders import tiny_config
-
-    config = tiny_config()
-    lookahead = LookAhead(torch.ones(2, config.hidden_size), adapter=Adapter.random(config, 2, 0))
+    lookahead = LookAhead(torch.ones(2, 24), adapter=Adapter.random(tiny_config(), 2, 0))
     with pytest.raises(ValueError, match="lookahead: found vectors with an adapter"):
         write_custom_generate(tmp_path / "shared", lookahead)
     assert not (tmp_path / "shared").exists()
@@ -159,8 +137,6 @@ def test_vectors_with_an_adapter_are_not_shared(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(box: Box, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of a kind that this package's own Transformer is not, with the tokenizer of the box."""
-    from transformers import AutoTokenizer
-
     path = tmp_path_factory.mktemp("gpt2")
     tiny("gpt2", torch.float32, vocab_size=300).save_pretrained(path)
     AutoTokenizer.from_pretrained(str(box.model)).save_pretrained(path)

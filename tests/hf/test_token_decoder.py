@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from folders import both_packages, module
+from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.text.token_decoder import Piece, TokenDecoder
 
 UNFINISHED = "\ufffd"
 TEXTS = ["a", "b", "ab", " ", " a", "", "é", UNFINISHED]
@@ -28,39 +29,28 @@ class Case(NamedTuple):
     prompt: list[tuple[str | bytes, bool]]
     text: list[tuple[str | bytes, bool]]
 
-    def decoder(self, package: str) -> Any:
-        """Return the decoder; token i is the i-th piece of prompt and text."""
-        home = module(package, "text.token_decoder")
+    @property
+    def decoder(self) -> TokenDecoder:
+        """The decoder; token i is the i-th piece of prompt and text."""
         pieces = [
-            home.Piece(data=piece) if isinstance(piece, bytes) else home.Piece(piece, is_special=not is_visible)
+            Piece(data=piece) if isinstance(piece, bytes) else Piece(piece, is_special=not is_visible)
             for piece, is_visible in (*self.prompt, *self.text)
         ]
-        return home.TokenDecoder(pieces.__getitem__, self.in_runs, self.strip)
+        return TokenDecoder(pieces.__getitem__, self.in_runs, self.strip)
 
-    def tokens(self) -> tuple[list[int], list[int]]:
-        """Return the tokens of the prompt and of the text."""
-        numbers = list(range(len(self.prompt) + len(self.text)))
-        return numbers[: len(self.prompt)], numbers[len(self.prompt) :]
+    @property
+    def tokens(self) -> tuple[range, range]:
+        """The tokens of the prompt and of the text."""
+        count = len(self.prompt)
+        return range(count), range(count, count + len(self.text))
 
-    def decoded(self, count: int) -> tuple[str, list[bool], int]:
-        """Return the text of the prompt and some tokens, which characters are shown, and where the new text begins."""
+    def expected(self, stops: tuple[str, ...], count: int) -> tuple[str, bool]:
+        """Return what is shown of some tokens, and whether a stop string ends after the prompt."""
         whole = _decoded([*self.prompt, *self.text[:count]], self.in_runs, self.strip)
-        start = len(_decoded(self.prompt, self.in_runs, self.strip))
-        return "".join(character for character, _ in whole), [shown for _, shown in whole], start
-
-    def ends(self, stops: tuple[str, ...], count: int) -> int | None:
-        """Return where the first stop string begins that ends after the prompt."""
-        text, _, start = self.decoded(count)
-        places = range(len(text))
-        found = [n for n in places for stop in stops if text.startswith(stop, n) and n + len(stop) > start]
-        return min(found, default=None)
-
-    def shown(self, stops: tuple[str, ...], count: int) -> str:
-        """Return what is shown of some tokens."""
-        text, visible, start = self.decoded(count)
-        end = self.ends(stops, count)
-        places = range(start, len(text) if end is None else end)
-        return "".join(text[place] for place in places if visible[place])
+        start, text = len(_decoded(self.prompt, self.in_runs, self.strip)), "".join(each for each, _ in whole)
+        places = [n for n in range(len(text)) for stop in stops if text.startswith(stop, n) and n + len(stop) > start]
+        shown = whole[start : min(places, default=len(text))]
+        return "".join(character for character, is_visible in shown if is_visible), bool(places)
 
 
 def _decoded(pieces: list[tuple[str | bytes, bool]], in_runs: bool, strip: int) -> list[tuple[str, bool]]:
@@ -68,7 +58,7 @@ def _decoded(pieces: list[tuple[str | bytes, bool]], in_runs: bool, strip: int) 
     for is_bytes, run in groupby(pieces, lambda each: isinstance(each[0], bytes)):
         parts = list(run)
         if is_bytes:
-            data = b"".join(part for part, _ in parts)  # type: ignore[misc]
+            data = b"".join(part for part, _ in parts)
             try:
                 text = data.decode() if in_runs else data.decode(errors="replace")
             except UnicodeDecodeError:
@@ -99,7 +89,6 @@ SPOILT = Case(True, 0, [], [(bytes([byte]), True) for byte in "世界".encode()]
 ACROSS = Case(True, 1, [("b", True)], [(" a", True), ("b", True)])
 
 
-@both_packages
 @given(cases(), stop_strings)
 @example(SPOILT, ("世",))
 @example(SPOILT, ())
@@ -109,36 +98,34 @@ ACROSS = Case(True, 1, [("b", True)], [(" a", True), ("b", True)])
 @example(Case(False, 0, [], [(b"a", True), ("<ab>", False), (b"a", True)]), ("b>a",))
 @example(Case(False, 0, [], [(b"\xed", True), (b"\xb4", True)]), ())
 @example(Case(False, 0, [(b"a", True)], [("é".encode(), True)]), ("a", "ab"))
-def test_every_prefix_up_to_the_end_is_shown_as_it_is_decoded(package: str, case: Case, stops: tuple[str, ...]) -> None:
+def test_every_prefix_up_to_the_end_is_shown_as_it_is_decoded(case: Case, stops: tuple[str, ...]) -> None:
     """What has been shown and the rest are the text, whichever prefix a length limit leaves: nothing is taken back."""
-    prompt, tokens = case.tokens()
-    text = case.decoder(package).start(stops, prompt)
+    prompt, tokens = case.tokens
+    text = case.decoder.start(stops, prompt)
     shown, has_ended = "", False
     for count, token in enumerate(tokens, 1):
         text = text.after([token])
         shown += text.news
-        assert has_ended or shown + text.rest == case.shown(stops, count)
-        assert text.has_stop == (case.ends(stops, count) is not None)
+        expected, has_stop = case.expected(stops, count)
+        assert has_ended or shown + text.rest == expected
+        assert text.has_stop == has_stop
         has_ended = has_ended or text.has_stop
 
 
-@both_packages
 @given(cases(), stop_strings, st.data())
-def test_no_answer_depends_on_what_was_asked_before(
-    package: str, case: Case, stops: tuple[str, ...], data: st.DataObject
-) -> None:
+def test_no_answer_depends_on_what_was_asked_before(case: Case, stops: tuple[str, ...], data: st.DataObject) -> None:
     """Texts are continued again and again from any point, in any steps, and asked in any order."""
-    prompt, tokens = case.tokens()
+    prompt, tokens = case.tokens
     if not tokens:
         return
-    ending = module(package, "ending").Ending(len(tokens), (), stops, case.decoder(package))
+    ending = Ending(len(tokens), (), stops, case.decoder)
     known = [(ending.reading(prompt), ending.written(prompt), "", 0)]
     for _ in range(12):
         reading, text, shown, start = data.draw(st.sampled_from(known))
         stop = data.draw(st.integers(start, len(tokens)))
         reading, text = reading.after(tokens[start:stop]), text.after(tokens[start:stop])
         known.append((reading, text, shown + text.news, stop))
-        fresh = module(package, "ending").Ending(len(tokens), (), stops, case.decoder(package))
+        fresh = Ending(len(tokens), (), stops, case.decoder)
         assert reading.reason == fresh.reason(tokens[:stop], prompt)
         assert shown + text.news == fresh.safe_text(tokens[:stop], prompt)
         assert shown + text.news + text.rest == fresh.text(tokens[:stop], prompt)
@@ -148,49 +135,39 @@ def test_no_answer_depends_on_what_was_asked_before(
         )
 
 
-@both_packages
-def test_what_is_open_is_not_shown_before_it_is_closed(package: str) -> None:
-    text = SPOILT.decoder(package).start()
-    texts = [text := text.after([token]) for token in range(6)]
-    assert [(each.news, each.rest) for each in texts] == [
-        ("", UNFINISHED),
-        ("", UNFINISHED * 2),
-        ("", "世"),
-        ("", UNFINISHED * 4),
-        ("", UNFINISHED * 5),
-        ("", "世界"),
-    ]
+def test_what_is_open_is_not_shown_before_it_is_closed() -> None:
+    text, rest = SPOILT.decoder.start(), [1, 2, "世", 4, 5, "世界"]  # a number counts unfinished characters
+    for token, each in enumerate(rest):
+        text = text.after([token])
+        assert (text.news, text.rest) == ("", each if isinstance(each, str) else UNFINISHED * each)
     spoilt = Case(True, 0, [], [(b"\xe4", True), (b"a", True), (b"b", True), ("c", True)])
-    text = spoilt.decoder(package).start()
+    text = spoilt.decoder.start()
     texts = [text := text.after([token]) for token in range(4)]
     assert [each.news for each in texts] == ["", UNFINISHED * 2, UNFINISHED, "c"]
 
 
-@both_packages
-def test_bytes_that_a_prompt_leaves_unfinished_belong_to_the_new_text(package: str) -> None:
+def test_bytes_that_a_prompt_leaves_unfinished_belong_to_the_new_text() -> None:
     for in_runs in (False, True):
         prompt = [(bytes([byte]), True) for byte in "世".encode()] + [(b"\xe4", True)]
         case = Case(in_runs, 0, prompt, [(b"\xb8", True), (b"\x96", True), ("a", True)])
-        text = case.decoder(package).start(("世",), range(4))
+        text = case.decoder.start(("世",), range(4))
         assert text.rest == UNFINISHED
         assert text.after([4, 5]).has_stop
         assert text.after([6]).news == UNFINISHED + "a"
 
 
-@both_packages
-def test_each_token_is_decoded_once(package: str) -> None:
+def test_each_token_is_decoded_once() -> None:
     """A text costs time in proportion to its length, also where all of it is one run of bytes."""
-    home, asked = module(package, "text.token_decoder"), []
-    data = "世界".encode()
+    asked, data = list[int](), "世界".encode()
 
     def piece(token: int) -> Any:
         asked.append(token)
-        return home.Piece(data=data[token % 6 : token % 6 + 1])
+        return Piece(data=data[token % 6 : token % 6 + 1])
 
     for in_runs in (False, True):
         for length in (1000, 8000):
             asked.clear()
-            ending = module(package, "ending").Ending(length + 1, (), ("界!",), home.TokenDecoder(piece, in_runs))
+            ending = Ending(length + 1, (), ("界!",), TokenDecoder(piece, in_runs))
             reading = ending.reading()
             for token in range(length):
                 assert reading.first((token,)) == (1, None)
@@ -198,14 +175,13 @@ def test_each_token_is_decoded_once(package: str) -> None:
             assert len(asked) == 2 * length
 
 
-@both_packages
-def test_a_plain_decoder_is_asked_about_every_prefix_once_and_about_nothing_else(package: str) -> None:
+def test_a_plain_decoder_is_asked_about_every_prefix_once_and_about_nothing_else() -> None:
     asked = []
 
     def decode(tokens: Any) -> str:
         asked.append(tuple(tokens))
         return "".join("ab"[token] for token in tokens)
 
-    ending = module(package, "ending").Ending(9, (), ("bb",), decode)
+    ending = Ending(9, (), ("bb",), decode)
     assert ending.first([0, 1], [0, 1, 1, 0]) == (3, "stop_string")
     assert asked == [(0, 1, 0), (0, 1, 0, 1), (0, 1, 0, 1, 1)]

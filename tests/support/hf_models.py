@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from pass_sampling.gpu import pass_generate, untrained_lookahead
+
 VOCAB = 29
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -115,3 +117,15 @@ def padded(num_rows: int, length: int = 5) -> dict[str, torch.Tensor]:
     tokens = prompts(num_rows, length)
     mask = torch.arange(length) >= torch.arange(num_rows).unsqueeze(1)
     return {"input_ids": tokens * mask, "attention_mask": mask.long()}
+
+
+def greedy(model: Any, inputs: dict[str, Any], **settings: Any) -> Any:
+    """What the library's own `generate` returns."""
+    return model.generate(**inputs, **{"max_new_tokens": 26, "do_sample": False} | settings)
+
+
+def with_pass(model: Any, inputs: dict[str, Any], **settings: Any) -> Any:
+    """What it returns with PaSS."""
+    given = {"custom_generate": pass_generate}
+    given |= {} if "lookahead" in settings else {"lookahead": untrained_lookahead(model, 3)}
+    return greedy(model, inputs, **given | settings)

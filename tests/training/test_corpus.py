@@ -1,27 +1,25 @@
-"""Text for training: read from disk, divided, put into tokens, and cut into windows."""
+"""Text for training: read from disk or written by the model, divided, put into tokens, and cut into windows."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import string
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from folders import contents
-from pass_sampling.gpu.training.text import near_duplicates, read_texts, split_texts, standard_library
-from pass_sampling.gpu.training.tokens import (
-    END_OF_TEXT,
-    Windows,
-    check_tokens,
-    encode_texts,
-    evenly_spaced,
-    train_tokenizer,
-)
+from pass_sampling.gpu import SamplingConfig, Transformer
+from pass_sampling.gpu.training.text import near_duplicates, own_text, read_texts, split_texts, standard_library
+from pass_sampling.gpu.training.tokens import END_OF_TEXT, Windows, encode_texts, evenly_spaced, train_tokenizer
+from training import model
 
 # --- Reading ---
 
@@ -33,19 +31,17 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def test_texts_below_a_folder_are_named_by_their_path_from_there(tmp_path: Path) -> None:
+def test_texts_below_a_folder_are_named_by_their_path_from_there_and_files_by_themselves(tmp_path: Path) -> None:
+    """Of a folder those with a suffix of texts that hold some in UTF-8; nothing is touched."""
     files = {"b.py": b"b", "a/z.md": b"z", "a/deep/er/y.rst": b"y", "x.txt": b"x", "a.bin": b"no", "Makefile": b"no"}
-    write(tmp_path / "texts", files)
-    found = read_texts([tmp_path / "texts"])
-    assert found == {"b.py": "b", "a/z.md": "z", "a/deep/er/y.rst": "y", "x.txt": "x"}
-    assert read_texts([str(tmp_path / "texts")], (".bin",)) == {"a.bin": "no"}
-    assert list(read_texts([tmp_path / "texts"], left_out=("a/", "x"))) == ["b.py"]
-
-
-def test_a_file_is_named_by_itself_whatever_its_suffix(tmp_path: Path) -> None:
-    write(tmp_path, {"one/notes.log": b"text", "two/b.txt": b"more"})
-    found = read_texts([tmp_path / "one" / "notes.log", tmp_path / "two"])
-    assert found == {"notes.log": "text", "b.txt": "more"}
+    no_text = {"latin.txt": "né".encode("latin-1"), "empty.txt": b"", "folder.txt/a.bin": b"no"}
+    folder = write(tmp_path / "texts", files | no_text)
+    before = contents(folder)
+    assert read_texts([folder]) == {"b.py": "b", "a/z.md": "z", "a/deep/er/y.rst": "y", "x.txt": "x"}
+    assert list(read_texts([folder], left_out=("a/", "x"))) == ["b.py"]
+    assert read_texts([str(folder / "a"), folder / "a.bin"]) == {"z.md": "z", "deep/er/y.rst": "y", "a.bin": "no"}
+    assert read_texts([folder], (".bin",)) == {"a.bin": "no", "folder.txt/a.bin": "no"}
+    assert contents(folder) == before
 
 
 @given(text=st.text(min_size=1).filter(lambda text: "\r" not in text))
@@ -53,14 +49,6 @@ def test_lines_end_the_same_on_every_system(text: str, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("texts")
     write(folder, {"unix.txt": text.encode(), "windows.txt": text.replace("\n", "\r\n").encode()})
     assert read_texts([folder]) == {"unix.txt": text, "windows.txt": text}
-
-
-def test_files_that_are_no_text_are_left_out_below_a_folder(tmp_path: Path) -> None:
-    write(tmp_path, {"good.txt": "né".encode(), "latin.txt": "né".encode("latin-1"), "empty.txt": b""})
-    (tmp_path / "folder.txt").mkdir()
-    before = contents(tmp_path)
-    assert read_texts([tmp_path]) == {"good.txt": "né"}
-    assert contents(tmp_path) == before
 
 
 WRONG_PATHS = [
@@ -117,12 +105,6 @@ def corpus(seeds: Any, count: int = 6) -> dict[str, str]:
 
 
 seeds = st.sets(st.integers(0, 10**6), min_size=1, max_size=30)
-
-
-@given(seeds=seeds, count=st.integers(1, 12))
-def test_unrelated_texts_are_not_grouped(seeds: set[int], count: int) -> None:
-    texts = corpus(seeds, count)
-    assert near_duplicates(texts) == [[name] for name in sorted(texts)]
 
 
 @st.composite
@@ -201,13 +183,6 @@ def test_about_the_asked_part_is_held_out() -> None:
     assert 40 <= len(held_out) <= 160
 
 
-@pytest.mark.parametrize("texts", [{}, {"a.py": "text"}, {f"{i}/a.py": "\n".join(lines_of(0, 5)) for i in range(20)}])
-def test_too_few_texts_to_hold_any_out_are_refused(texts: dict[str, str]) -> None:
-    """Twenty copies are one text."""
-    with pytest.raises(ValueError, match=rf"^found {len(texts)} texts, too few to hold any out, expected at least 2"):
-        split_texts(texts)
-
-
 # --- Tokens ---
 
 TOKENIZER = train_tokenizer(["def main():\n    return 'é'\n" * 9, "naïve text, twice; naïve text\r\n\t"], 280, 64)
@@ -235,19 +210,6 @@ def test_the_same_texts_give_the_same_tokenizer() -> None:
     texts = ["one two three four five six seven " * 3, "two three four, five"]
     first, second = (train_tokenizer(iter(texts), 270, 64).get_vocab() for _ in range(2))
     assert first == second and len(first) == 270 and sorted(first.values()) == list(range(270))
-
-
-@pytest.mark.parametrize(
-    "texts, size, message",
-    [
-        (["abab"], 256, r"^vocab_size: found 256, expected at least 257, the bytes and the end of text$"),
-        (["abab"], 300, r"^the text is too short: it gives a vocabulary of \d+ tokens, expected 300$"),
-        ([], 258, r"^the text is too short: it gives a vocabulary of 257 tokens, expected 258$"),
-    ],
-)
-def test_text_that_fills_no_vocabulary_is_refused(texts: list[str], size: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        train_tokenizer(texts, size, 64)
 
 
 # --- Windows ---
@@ -317,12 +279,76 @@ def test_evenly_spaced_windows_do_not_overlap_and_reach_both_ends(count: int, le
     assert len(gaps) == 0 or (gaps.min() >= length and gaps.max() - gaps.min() <= 1)
 
 
-@given(tokens=st.lists(st.integers(-3, 12), min_size=1), vocab_size=st.integers(1, 10))
-def test_tokens_of_another_vocabulary_are_refused(tokens: list[int], vocab_size: int) -> None:
-    if all(0 <= token < vocab_size for token in tokens):
-        check_tokens("text", np.array(tokens), vocab_size)
-        return
-    with pytest.raises(
-        ValueError, match=rf"^text: found the token -?\d+, expected 0 to {vocab_size - 1}, the model's$"
-    ):
-        check_tokens("text", np.array(tokens), vocab_size)
+# --- Text that a model writes itself ---
+
+own_text_module = importlib.import_module(own_text.__module__)
+
+
+@given(
+    num_tokens=st.integers(1, 200), length=st.integers(2, 12), top_k=st.sampled_from([1, 2, 0]), seed=st.integers(0, 99)
+)
+def test_own_text_is_written_by_plain_decoding_under_the_settings(
+    num_tokens: int, length: int, top_k: int, seed: int
+) -> None:
+    text = own_text(model(), num_tokens, length, SamplingConfig(0.7, top_k), seed)
+    assert text.dtype == np.int64 and len(text) == num_tokens
+    assert (own_text(model(), num_tokens, length, SamplingConfig(0.7, top_k), seed) == text).all()
+    for first in range(0, num_tokens, length):  # this model has no end of text, so all texts have this length
+        piece = text[first : first + length]
+        logits = model().forward(torch.from_numpy(piece[None]))[0, :-1]
+        rank = (logits > logits.gather(1, torch.from_numpy(piece[1:, None]))).sum(dim=1)
+        assert top_k == 0 or bool((rank < top_k).all())
+
+
+def test_no_two_batches_of_own_text_read_the_same_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of one seed, nor of neighbouring ones."""
+    uniform_streams: list[int] = []
+
+    def written(*_: Any, seed: int, **__: Any) -> list[Any]:
+        uniform_streams.append(seed)
+        return [SimpleNamespace(prompt=(1,), tokens=(2, 3))]
+
+    monkeypatch.setattr(own_text_module, "generate_batch", written)
+    for seed in range(4):
+        assert own_text(model(), 30, 3, SamplingConfig(), seed).tolist() == [1, 2, 3] * 10
+    assert len(uniform_streams) == len(set(uniform_streams)) == 40
+
+
+def test_between_two_own_texts_is_one_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = Transformer(model().config, model().weights, eos_token_ids=(7,))
+    written = [(7, 1, 2), (7, 3, 7), (7, 4, 7), (7, 7), (7, 5, 6)]
+    results = [SimpleNamespace(prompt=text[:1], tokens=text[1:]) for text in written]
+    monkeypatch.setattr(own_text_module, "generate_batch", lambda *_, **__: results)
+    assert own_text(ending, 12, 3, SamplingConfig(), 0).tolist() == [7, 1, 2, 7, 3, 7, 4, 7, 7, 5, 6, 7]
+
+
+def test_own_text_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, done = tmp_path / "vectors.text.safetensors", list[int]()
+
+    def written(seed: int) -> np.ndarray:
+        return own_text(model(), 500, 8, SamplingConfig(0.5), seed, file, done.append)
+
+    text = written(3)
+    assert done == [256, 500] and os.listdir(tmp_path) == [file.name]
+    with monkeypatch.context() as patch:
+        patch.delattr(own_text_module, "generate_batch")
+        assert (written(3) == text).all()
+    assert not np.array_equal(written(4), text)
+    file.write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"vectors\.text\.safetensors is damaged or half-written"):
+        written(3)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_tokens": 0}, r"^num_tokens: found 0, "),
+        ({"length": 1}, r"^length: found 1, "),
+        ({"length": 65}, r"^length: found 65, expected an integer from 2 to 64$"),
+        ({"seed": -1}, r"^seed: found -1, "),
+        ({"sampling": SamplingConfig(1.0, 24)}, r"^top_k: found 24, "),
+    ],
+)
+def test_own_text_of_impossible_settings_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        own_text(model(), **{"num_tokens": 10, "length": 5, "sampling": SamplingConfig(), "seed": 0} | changes)

@@ -1,4 +1,4 @@
-"""Pretraining: a folder that opens everywhere, figures that can be checked, and a run that survives being killed."""
+"""Base models, and students that learn from one: folders that open everywhere, and figures that can be checked."""
 
 from __future__ import annotations
 
@@ -8,149 +8,105 @@ import math
 import os
 import re
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_float64
+from console import Box, read_strictly, run
 from folders import as_numpy, both_packages, contents, module
-from killed import kill_at_random
-from pass_sampling.gpu.training.pretrain import PretrainConfig, held_out_loss, loss_of, new_model, pretrain, schedule
-from pass_sampling.gpu.training.resume import partial_file
+from pass_sampling.gpu import load_model
+from pass_sampling.gpu.training.distillation import SAMPLINGS, distillation_loss, draft_acceptance, read_teacher
+from pass_sampling.gpu.training.pretrain import held_out_loss, loss_of, new_model, pretrain
 from pass_sampling.gpu.training.text import split_texts
-from shapes import checked, functions_of, signature
+from pass_sampling.gpu.training.tokens import evenly_spaced
+from training import STUDENT, TEXTS, TINY, TRAINERS, interrupt, pretrained, steps_of
 
 home = importlib.import_module("pass_sampling.gpu.training.pretrain")
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
-TINY = PretrainConfig(
-    vocab_size=300,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    context=16,
-    num_steps=60,
-    batch_size=4,
-    learning_rate=0.02,
-)
-SHORT = replace(TINY, num_steps=6)
-SHARDS = "model.safetensors"
+TOKENS = torch.arange(32).reshape(2, 16)
+on_samplings = pytest.mark.parametrize("place", range(len(SAMPLINGS)))
 
 
-def text(number: int) -> str:
-    """Return a small text with structure, which names itself and has nothing in common with others."""
-    words = np.random.default_rng(number).choice(WORDS, size=60)
-    lines = [f"{one} = {other}({number}, 'é')" for one, other in zip(words[::2], words[1::2], strict=True)]
-    return f"# text {number} of many\n" + "\n".join(lines) + "\n"
+def held_out_tokens() -> np.ndarray:  # [N]
+    """Return the held-out text as the base model reads it."""
+    tokenizer, tokens = AutoTokenizer.from_pretrained(pretrained().folder), [0]
+    for name in pretrained().record["held_out_files"]:
+        tokens += [*tokenizer.encode(TEXTS[name], add_special_tokens=False), 0]
+    return np.array(tokens)
 
 
-TEXTS = {f"notes/text_{i:02}.py": text(i) for i in range(40)}
+# --- A base model ---
 
 
-class Prediction(NamedTuple):
-    folder: Path
-    record: dict[str, Any]
-    news: list[dict[str, Any]]
-    training: list[str]
-    held_out: list[str]
-
-
-@pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Prediction:
-    folder, news = tmp_path_factory.mktemp("runs") / "tiny", []
-    record = pretrain(folder, TEXTS, TINY, report=news.append)
-    return Prediction(folder, record, news, *split_texts(TEXTS))
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / SHARDS).read_bytes()
-
-
-# --- What comes out ---
-
-
-def test_the_folder_opens_in_transformers_and_is_left_as_it_is(outcome: Prediction) -> None:
-    before = contents(outcome.folder)
-    model = AutoModelForCausalLM.from_pretrained(outcome.folder)
-    tokenizer = AutoTokenizer.from_pretrained(outcome.folder)
+def test_the_folder_opens_in_transformers_and_is_left_as_it_is() -> None:
+    folder = pretrained().folder
+    before = contents(folder)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.bfloat16 and len(tokenizer) == model.config.vocab_size == 300
     assert tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id
     assert tokenizer.model_max_length == model.config.max_position_embeddings == 16
     for content in TEXTS.values():
         assert tokenizer.decode(tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]) == content
-    assert contents(outcome.folder) == before
-    assert {"config.json", "tokenizer.json", SHARDS, "pretraining.json"} <= set(os.listdir(outcome.folder))
-    assert os.listdir(outcome.folder.parent) == ["tiny"]
+    assert contents(folder) == before
+    assert {"config.json", "tokenizer.json", "model.safetensors", "pretraining.json"} <= set(os.listdir(folder))
+    assert os.listdir(folder.parent) == ["tiny"]
 
 
 @both_packages
-def test_both_packages_read_the_folder_and_compute_what_transformers_does(package: str, outcome: Prediction) -> None:
+def test_both_packages_read_the_folder_and_compute_what_transformers_does(package: str) -> None:
     """Float64 on both sides: logits of order 10 from a few hundred roundings of 2^-53."""
-    tokens = np.random.default_rng(0).integers(300, size=16)
-    expected = hf_float64.logits(hf_float64.load(outcome.folder), tokens)
-    model = module(package, "checkpoint.load").load_model(outcome.folder, "float64")
+    folder, tokens = pretrained().folder, np.random.default_rng(0).integers(300, size=16)
+    expected = hf_float64.logits(hf_float64.load(folder), tokens)
+    model = module(package, "checkpoint.load").load_model(folder, "float64")
     found = model.forward(tokens if package == "reference" else tokens[None].tolist())
     assert np.abs(as_numpy(found).reshape(16, 300) - expected).max() <= 1e-12
     assert model.eos_token_ids == (0,)
 
 
-def test_the_loss_falls(outcome: Prediction) -> None:
-    steps = [news["step"] for news in outcome.news]
-    losses = [news["loss"] for news in outcome.news]
-    assert steps == list(range(1, 61))
+def test_the_loss_falls() -> None:
+    news, losses = pretrained().news, [part["loss"] for part in pretrained().news]
+    assert [part["step"] for part in news] == list(range(1, 61))
     assert abs(losses[0] - math.log(300)) < 0.5, "an untrained model knows nothing"
-    assert max(losses[-5:]) < losses[0] - 1.0
-    assert outcome.record["held_out_loss"] < losses[0] - 1.0
-    assert [sorted(news.keys() & {"first_step", "seconds_per_step", "memory"}) for news in outcome.news[:3]] == [
-        [],
-        ["first_step", "memory", "seconds_per_step"],
-        [],
-    ]
+    assert max(*losses[-5:], pretrained().record["held_out_loss"]) < losses[0] - 1.0
+    extra = [sorted(part.keys() & {"first_step", "seconds_per_step", "memory"}) for part in news[:3]]
+    assert extra == [[], ["first_step", "memory", "seconds_per_step"], []]
 
 
-def test_the_figures_of_the_record_follow_from_the_folder(outcome: Prediction) -> None:
+def test_the_figures_of_the_record_follow_from_the_folder() -> None:
     """The loss once more, by the specification in float64.
 
     The record's was computed with weights in float32 and products in bfloat16, the folder holds weights in bfloat16.
     Either rounding moves a logit, of order 5, by 2^-9 of it, 0.01; a mean over tokens no more than twice that.
     """
-    record = outcome.record
-    tokenizer = AutoTokenizer.from_pretrained(outcome.folder)
-    model = module("reference", "checkpoint.load").load_model(outcome.folder, "float64")
-    tokens = [0]
-    for name in outcome.held_out:
-        tokens += [*tokenizer.encode(TEXTS[name], add_special_tokens=False), 0]
-    starts = np.linspace(0, len(tokens) - 16, len(tokens) // 16).astype(int)
-    total = 0.0
-    for start in starts:
-        window = np.array(tokens[start : start + 16])
+    folder, record, _ = pretrained()
+    model, tokens = module("reference", "checkpoint.load").load_model(folder, "float64"), held_out_tokens()
+    losses = []
+    for window in evenly_spaced(tokens, 16, len(tokens)):
         logits = model.forward(window)[:-1]
         log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        total -= log_probs[np.arange(15), window[1:]].mean() / len(starts)
-    assert abs(total - record["held_out_loss"]) < 0.02
-    num_bytes = sum(len(TEXTS[name].encode()) for name in outcome.held_out)
+        losses.append(-log_probs[np.arange(15), window[1:]].mean())
+    assert abs(np.mean(losses) - record["held_out_loss"]) < 0.02
+    training, held_out = split_texts(TEXTS)
+    num_bytes = sum(len(TEXTS[name].encode()) for name in held_out)
     assert record["held_out_tokens"] == len(tokens)
     assert record["bytes_per_token"] == round(num_bytes / len(tokens), 3)
     # Both figures are rounded to 4 digits, and a nat is 1.44 bits, here spread over more than one byte.
     bits = record["held_out_loss"] / math.log(2) * len(tokens) / num_bytes
     assert len(tokens) < num_bytes and abs(record["bits_per_byte"] - bits) <= (1 + 1 / math.log(2)) * 5e-5
-    assert record["num_parameters"] == sum(value.numel() for value in load_file(outcome.folder / SHARDS).values())
+    assert record["num_parameters"] == sum(value.numel() for value in load_file(folder / "model.safetensors").values())
     assert record["settings"] == asdict(TINY)
-    assert (record["training_files"], record["held_out_files"]) == (len(outcome.training), outcome.held_out)
-    assert json.loads((outcome.folder / "pretraining.json").read_text()) == record
+    assert (record["training_files"], record["held_out_files"]) == (len(training), held_out)
+    assert json.loads((folder / "pretraining.json").read_text()) == record
 
 
 def test_held_out_texts_reach_neither_the_tokenizer_nor_a_batch(
-    tmp_path: Path, outcome: Prediction, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every text names itself; so does all that is trained on."""
     seen: list[str] = []
@@ -180,22 +136,13 @@ def test_held_out_texts_reach_neither_the_tokenizer_nor_a_batch(
     assert len(named) > 30, "most of the others are read"
 
 
-def test_every_array_has_the_shape_that_its_comment_says(tmp_path: Path) -> None:
-    commented = [function for function in functions_of(home) if signature(function).comments]
-    with checked(commented) as calls:
-        pretrain(tmp_path / "tiny", TEXTS, SHORT)
-    never = {f"{function.__module__}.{function.__qualname__}" for function in commented} - calls.keys()
-    assert len(commented) > 1 and never == set()
-
-
 def test_making_a_model_leaves_the_random_numbers_of_others_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     first = new_model(TINY, 0)
     assert torch.equal(torch.rand(3), expected)
-    second = new_model(TINY, 0)
-    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    assert all(map(torch.equal, first.parameters(), new_model(TINY, 0).parameters()))
     assert not torch.equal(new_model(replace(TINY, seed=1), 0).lm_head.weight, first.lm_head.weight)
 
 
@@ -207,183 +154,142 @@ def test_the_held_out_loss_is_the_mean_over_windows_however_many(count: int) -> 
     assert abs(held_out_loss(model, windows) - np.mean(alone)) < 2.0**-9
 
 
-@given(num_steps=st.integers(1, 300), warmup=st.floats(0, 1), cooldown=st.floats(0, 1))
-def test_the_learning_rate_rises_stays_and_falls(num_steps: int, warmup: float, cooldown: float) -> None:
-    config = replace(TINY, num_steps=num_steps, warmup=warmup, cooldown=cooldown)
-    rates = [schedule(step, config) for step in range(num_steps)]
-    assert all(0 < rate <= 1 for rate in rates)
-    top = rates.index(max(rates))
-    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
-
-
-# --- A run that is interrupted ---
-
-
-class Interrupted(BaseException):
-    """Stands for what ends a run between two steps."""
-
-
-@pytest.fixture
-def saving_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save after every step instead of every 20 seconds."""
-    monkeypatch.setattr(home, "Progress", partial(home.Progress, every=0.0))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    pretrain(folder, TEXTS, SHORT)
-    return weights(folder)
-
-
-def interrupted_run(output: Path, step: int) -> None:
-    def report(news: dict[str, Any]) -> None:
-        if news["step"] == step:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        pretrain(output, TEXTS, SHORT, report=report)
-
-
-KILLED = """
-import importlib, sys
-from functools import partial
-home = importlib.import_module("pass_sampling.gpu.training.pretrain")
-home.Progress = partial(home.Progress, every=0.0)
-sys.path.insert(0, sys.argv[1])
-from test_pretrain import SHORT, TEXTS
-home.pretrain(sys.argv[2], TEXTS, SHORT, report=lambda news: print(news, flush=True))
-"""
-
-
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(uninterrupted: bytes, tmp_path: Path) -> None:
-    output = tmp_path / "tiny"
-    kill_at_random(KILLED, Path(__file__).parent, output, most=6)
-    if not output.exists():  # else it was killed just after the end
-        pretrain(output, TEXTS, SHORT)
-        left = [name for name in os.listdir(tmp_path) if not re.fullmatch(r"\.tiny\.[0-9a-f]{16}\.new", name)]
-        assert left == ["tiny"], "something is left of the killed run, but for what saving.py warns of"
-    assert weights(output) == uninterrupted
-
-
-def test_a_run_that_was_interrupted_twice_goes_on_to_the_same_weights(
-    uninterrupted: bytes, saving_often: None, tmp_path: Path
-) -> None:
-    output = tmp_path / "tiny"
-    interrupted_run(output, 3)
-    assert os.listdir(tmp_path) == ["tiny.partial.safetensors"]
-    interrupted_run(output, 6)
-    news: list[dict[str, Any]] = []
-    record = pretrain(output, TEXTS, SHORT, report=news.append)
-    assert [part["step"] for part in news] == [6]
-    assert record["seconds"] >= 0 and weights(output) == uninterrupted
-
-
-def test_what_is_measured_on_the_way_survives_an_interruption(
-    saving_often: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_measured_on_the_way_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home, "EVERY", 2)
-    whole = pretrain(tmp_path / "whole", TEXTS, SHORT)
-    interrupted_run(tmp_path / "tiny", 5)
-    record = pretrain(tmp_path / "tiny", TEXTS, SHORT)
-    assert [step for step, _ in record["curve"]] == [2, 4, 6]
-    assert record["curve"] == whole["curve"]
+    whole = TRAINERS["base model"](tmp_path / "whole")
+    interrupt("base model", tmp_path / "tiny", 3)
+    record = TRAINERS["base model"](tmp_path / "tiny")
+    assert [step for step, _ in record["curve"]] == [2, 4]
+    assert record["curve"] == whole["curve"] and record["seconds"] >= 0
     assert json.loads((tmp_path / "tiny" / "pretraining.json").read_text()) == record
 
 
-@pytest.mark.parametrize("what", ["num_steps", "seed", "weight_decay", "text"])
-def test_a_run_does_not_go_on_as_another_one(what: str, saving_often: None, tmp_path: Path) -> None:
-    interrupted_run(tmp_path / "tiny", 3)
-    before = contents(tmp_path)
-    changes: dict[str, Any] = {"num_steps": 7, "seed": 1, "weight_decay": 0.2}
-    config = replace(SHORT, **{what: changes[what]}) if what in changes else SHORT
-    texts = TEXTS if what != "text" else {name: text.replace("alpha", "omega") for name, text in TEXTS.items()}
-    with pytest.raises(
-        ValueError, match=r"^\S+ is an unfinished run with other settings, another model or .+ expected"
-    ):
-        pretrain(tmp_path / "tiny", texts, config)
-    assert contents(tmp_path) == before
+# --- A student ---
 
 
-@pytest.mark.parametrize("target, first", [("partial.safetensors", None), ("tiny", 6)])
-def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
-    target: str, first: int | None, uninterrupted: bytes, saving_often: None, tmp_path: Path
-) -> None:
-    real, output = os.replace, tmp_path / "tiny"
+class Taught(NamedTuple):
+    """A student that was trained to the end, and what was in its teacher's folder before."""
 
-    def full(source: Any, to: Any) -> None:
-        if str(to).endswith(target):
-            raise OSError(28, "No space left on device")
-        real(source, to)
+    folder: Path
+    record: dict[str, Any]
+    before: dict[str, Any]
 
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
+    teacher, folder = pretrained().folder, tmp_path_factory.mktemp("runs") / "student"
+    before = contents(teacher)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="No space left"):
-            pretrain(output, TEXTS, SHORT)
-    assert os.listdir(tmp_path) == ([] if first is None else [partial_file(output).name])
-    pretrain(output, TEXTS, SHORT)
-    assert weights(output) == uninterrupted
-    assert os.listdir(tmp_path) == ["tiny"]
+        patch.setattr(home, "train_tokenizer", lambda *_: pytest.fail("a tokenizer was trained"))
+        return Taught(folder, pretrain(folder, TEXTS, STUDENT, teacher=teacher), before)
 
 
-def test_the_last_step_is_saved_before_the_result_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the state was not due: what remains is measured and written again, not trained again."""
-    with monkeypatch.context() as patch:
-        patch.setattr(home, "replace_folder", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            pretrain(tmp_path / "tiny", TEXTS, SHORT)
-    news: list[dict[str, Any]] = []
-    pretrain(tmp_path / "tiny", TEXTS, SHORT, report=news.append)
-    assert news == []
+@on_samplings
+def test_a_student_comes_nearer_to_its_teacher_than_an_untrained_model(place: int, taught: Taught) -> None:
+    sampling, windows = SAMPLINGS[place], evenly_spaced(held_out_tokens(), 16, 128)
+    untrained = draft_acceptance(read_teacher(pretrained().folder), new_model(STUDENT, 0), windows, sampling)
+    found = taught.record["acceptance"][place]
+    assert (found["temperature"], found["top_k"]) == (sampling.temperature, sampling.top_k)
+    assert found["expected"] > untrained + 0.2
+    assert taught.record["acceptance_windows"] == len(windows)
 
 
-# --- What is refused ---
+@both_packages
+@on_samplings
+def test_the_acceptance_in_the_record_follows_from_both_folders(package: str, place: int, taught: Taught) -> None:
+    """Once more in float64.
 
-WRONG_SETTINGS = [
-    *[
-        (name, 0, rf"^{name}: found 0, ")
-        for name in ("vocab_size", "hidden_size", "num_steps", "batch_size", "context")
-    ],
-    ("hidden_size", 18, r"^hidden_size: found 18, expected a multiple of twice the 2 heads$"),
-    ("num_key_value_heads", 3, r"^num_key_value_heads: found 3, expected a divisor of the 2 heads$"),
-    ("context", 1, r"^context: found 1, expected at least 2"),
-    ("seed", -1, r"^seed: found -1, "),
-    *[("learning_rate", rate, r"^learning_rate: found ") for rate in (0.0, -1.0, math.nan, math.inf)],
-    *[("weight_decay", rate, r"^weight_decay: found ") for rate in (-1.0, math.nan, math.inf)],
-    *[(name, part, rf"^{name}: found ") for name in ("warmup", "cooldown") for part in (-0.1, 1.1, math.nan)],
-]
-
-
-@pytest.mark.parametrize("name, value, message", WRONG_SETTINGS)
-def test_settings_that_make_no_model_are_refused(name: str, value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(TINY, **{name: value})
+    The record's was computed by products in bfloat16, which moves a logit, of order 5, by 2^-9 of it, 0.01. A
+    distribution whose logits move by d has moved by less than d in total variation, and so has the mass that two
+    distributions share; there are two distributions, and a temperature of 0.8 makes 5/4 of it."""
+    sampling = module(package, "config").SamplingConfig(SAMPLINGS[place].temperature, SAMPLINGS[place].top_k)
+    load = module(package, "checkpoint.load").load_model
+    probs_from_logits = module(package, "sampling").probs_from_logits
+    models, shared = [load(folder, "float64") for folder in (pretrained().folder, taught.folder)], []
+    for window in evenly_spaced(held_out_tokens(), 16, 128):
+        rows = [model.forward(window if package == "reference" else window[None]).reshape(16, 300) for model in models]
+        distributions = [[as_numpy(probs_from_logits(row, sampling)) for row in logits] for logits in rows]
+        shared.append(np.minimum(*distributions).sum(axis=1).mean())
+    assert abs(np.mean(shared) - taught.record["acceptance"][place]["expected"]) < 0.025
 
 
-FEW = dict.fromkeys(sorted(TEXTS)[:2], "the same text twice")
-WRONG_TEXTS = [
-    ({}, TINY, None, r"^found 0 texts, too few to hold any out"),
-    (FEW, TINY, None, r"^found 2 texts, too few to hold any out"),
-    (TEXTS, TINY, ["elsewhere"], r"^held_out names 0 of the 40 texts, expected some of them and not all$"),
-    (TEXTS, TINY, list(TEXTS), r"^held_out names 40 of the 40 texts, expected some of them and not all$"),
-    (TEXTS, replace(TINY, vocab_size=256), None, r"^vocab_size: found 256, expected at least 257"),
-    (TEXTS, replace(TINY, vocab_size=9000), None, r"^the text is too short: it gives a vocabulary of \d+ tokens"),
-    (TEXTS, replace(TINY, batch_size=5000), None, r"^the text has \d+ tokens, expected at least 80016 for batches"),
-    (TEXTS, replace(TINY, context=4096, batch_size=1), ["notes/text_03.py"], r"^the held-out text has \d+ tokens"),
-]
+def test_the_tokenizer_is_the_teachers_byte_for_byte_and_the_record_names_the_teacher(taught: Taught) -> None:
+    teacher, record = pretrained().folder, taught.record
+    assert contents(teacher) == taught.before
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (taught.folder / name).read_bytes() == (teacher / name).read_bytes()
+    assert set(os.listdir(taught.folder)) == set(os.listdir(teacher))
+    assert record["teacher"] == {"name": "tiny", "fingerprint": load_model(teacher).fingerprint}
+    assert json.loads((taught.folder / "pretraining.json").read_text()) == record
+    assert record["held_out_tokens"] == len(held_out_tokens())
+    assert not {"teacher", "acceptance"} & pretrained().record.keys()
 
 
-@pytest.mark.parametrize("texts, config, held_out, message", WRONG_TEXTS)
-def test_text_that_no_model_can_be_made_from_is_refused(
-    texts: Any, config: Any, held_out: Any, message: str, tmp_path: Path
+def test_a_run_goes_on_under_the_same_teacher_in_another_place(tmp_path: Path) -> None:
+    interrupt("student", tmp_path / "student", 3)
+    (tmp_path / "moved").mkdir()
+    for file in pretrained().folder.iterdir():
+        (tmp_path / "moved" / file.name).write_bytes(file.read_bytes())
+    assert steps_of("student", tmp_path / "student", teacher=tmp_path / "moved") == [3, 4]
+
+
+def test_the_loss_is_the_cross_entropy_of_the_distributions() -> None:
+    """Logits of an untrained model are below 1, and products in bfloat16 round them by 2^-9 of that."""
+    student = new_model(STUDENT, 0)
+    target_logits = 3 * torch.randn(2, 16, 300, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        log_probs = student(TOKENS).logits.double().log_softmax(-1)
+    expected = -(target_logits.double().softmax(-1) * log_probs).sum(-1).mean()
+    assert abs(float(distillation_loss(student, TOKENS, target_logits).detach()) - float(expected)) < 2.0**-9
+
+
+def test_the_loss_is_least_and_flat_where_the_distributions_agree() -> None:
+    """It is then the distributions' entropy; the gradient is rounding, beside what it is for the text itself."""
+    student = new_model(STUDENT, 0)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight *= 3.0  # distributions that are far from uniform
+        with torch.autocast("cpu", torch.bfloat16):
+            own = student(TOKENS, use_cache=False).logits
+    log_probs, loss = own.double().log_softmax(-1), distillation_loss(student, TOKENS, own)
+    assert abs(float(loss.detach()) + float((log_probs.exp() * log_probs).sum(-1).mean())) < 1e-5  # float32
+
+    def steepness(value: torch.Tensor) -> float:
+        gradients = torch.autograd.grad(value, list(student.parameters()))
+        return max(float(gradient.abs().max()) for gradient in gradients)
+
+    assert steepness(loss) < 1e-4 * steepness(loss_of(student, TOKENS))
+
+
+def test_a_model_accepts_its_own_drafts_always_and_of_uniform_ones_what_its_distribution_leaves_room_for() -> None:
+    """Sums of 300 numbers in float64; a student is stood for by a multiple of the teacher's logits."""
+    teacher, windows = read_teacher(pretrained().folder), evenly_spaced(held_out_tokens(), 16, 7)
+
+    def scaled(factor: float) -> Any:
+        def student(tokens: torch.Tensor, use_cache: bool) -> Any:
+            return SimpleNamespace(logits=factor * teacher.logits(tokens))
+
+        student.device = "cpu"
+        return student
+
+    for sampling in SAMPLINGS:
+        assert abs(draft_acceptance(teacher, scaled(1.0), windows, sampling) - 1) < 1e-12
+    probs = teacher.logits(torch.from_numpy(windows)).double().softmax(-1)
+    expected = float(probs.clamp(max=1 / 300).sum(-1).mean())
+    assert abs(draft_acceptance(teacher, scaled(0.0), windows, SAMPLINGS[0]) - expected) < 1e-12
+
+
+def test_the_command_takes_the_teachers_vocabulary_and_says_how_often_drafts_are_accepted(
+    box: Box, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        pretrain(tmp_path / "tiny", texts, config, held_out)
-    assert os.listdir(tmp_path) == []
-
-
-def test_an_output_that_is_taken_is_refused_and_not_touched(outcome: Prediction) -> None:
-    before = contents(outcome.folder)
-    with pytest.raises(ValueError, match=r"tiny is there already, expected a new path for the model$"):
-        pretrain(outcome.folder, TEXTS, TINY)
-    assert contents(outcome.folder) == before
+    sizes = "--hidden-size 16 --intermediate-size 8 --layers 1 --heads 2 --context 32 --steps 3 --batch-size 2".split()
+    argv = ["pretrain", "--teacher", box.model, *sizes, "--text", box.text, "--output", tmp_path / "draft"]
+    assert run(*argv) == 0
+    printed = capsys.readouterr().out
+    lines = re.findall(r"^expected acceptance of its drafts at (.+): 0\.\d{3}$", printed, re.MULTILINE)
+    assert lines == ["temperature 1, top-k 0", "temperature 0.8, top-k 10"]
+    argv[-1] = tmp_path / "again"
+    assert run(*argv, "--json") == 0
+    record = read_strictly(capsys.readouterr().out)
+    assert record["teacher"]["name"] == "model" and record["settings"]["vocab_size"] == 300
+    assert run("generate", "--model", tmp_path / "draft", "--prompt", "def", "--max-new-tokens", 3) == 0

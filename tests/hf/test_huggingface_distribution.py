@@ -24,7 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]},
     "mistral": {"sliding_window": 3},
 }
-METHODS = {"two-calls": PaSS, "one-call": FusedPaSS}
+on_methods = pytest.mark.parametrize("method", [PaSS, FusedPaSS], ids=["two-calls", "one-call"])
 
 
 class Windowed(TransformersModel):
@@ -49,11 +49,11 @@ def model_of(kind: str) -> Any:
     return model
 
 
-def distribution(method: Any, ending: Ending) -> OutputDistribution:
-    return output_distribution(method, PROMPT, ending)
+def distribution(method: Any, ending: Ending, **settings: Any) -> OutputDistribution:
+    return output_distribution(method, PROMPT, ending, **settings)
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@on_methods
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_distribution_is_that_of_plain_decoding(kind: str, method: Any) -> None:
     with Float64Mode():
@@ -66,7 +66,7 @@ def test_the_distribution_is_that_of_plain_decoding(kind: str, method: Any) -> N
             assert found.largest_deviation(plain) < 1e-12
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@on_methods
 def test_the_distribution_holds_with_processors_and_a_criterion(method: Any) -> None:
     with Float64Mode():
         model = TransformersModel(model_of("gpt2"))
@@ -121,5 +121,5 @@ def test_a_cache_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch
         model, ending = TransformersModel(model_of("gpt2")), Ending(4)
         plain = distribution(Autoregressive(model), ending)
         monkeypatch.setattr(RowCache, "settle", settle)
-        found = output_distribution(PaSS(model, untrained(model_of("gpt2"), 2)), PROMPT, ending, merge=False)
+        found = distribution(PaSS(model, untrained(model_of("gpt2"), 2)), ending, merge=False)
         assert found.largest_deviation(plain) > 1e-4
