@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from folders import both_packages, module, tiny_config
+from folders import LINEAR, LLAMA3, both_packages, module, tiny_config
+from pass_sampling.reference.exactness.cases import METHODS, Configuration, penalty
 from shapes import Bindings, Comment, ShapeError, checked, fields, functions_of, parse, signature
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,80 +43,42 @@ def tensor(package: str, array: Any) -> Any:
     return torch.as_tensor(np.asarray(array))
 
 
-def models(package: str) -> list[Any]:
-    """A table, and transformers with everything that a transformer can have; no two sizes are equal."""
-    config, weights = module(package, "model.config"), module(package, "model.weights").Weights
-    found = [module(package, "model.table").TableModel(5, num_lookahead=3)]
-    scalings = (config.RopeScaling("linear", 2.0), config.RopeScaling("llama3", 8.0, 1.0, 4.0, 16))
-    for family, scaling in zip(("qwen2", "qwen3"), scalings, strict=True):
-        plain = tiny_config(family, attention_output_bias=True, sliding_window=4, sliding_layers=(True, False))
-        shape = config.ModelConfig(**{**vars(plain), "rope_scaling": scaling})
-        found.append(module(package, "model.transformer").Transformer(shape, weights.random(shape, 0)))
-    return found
+SHAPE = vars(tiny_config("qwen3", attention_output_bias=True, sliding_window=4, sliding_layers=(True, False)))
+OTHER = vars(tiny_config("qwen2", rope_scaling=LINEAR))
+CONFIGURATIONS = [  # with settings of every kind; no two sizes are equal
+    Configuration("table", vocab_size=5, num_draft=3, num_candidates=(3, (2, 0, 1)), refine="ngram", processor=penalty),
+    Configuration("greedy", vocab_size=5, num_draft=3, sampling={"temperature": 0.0}, schedule=("entropy", {})),
+    Configuration("other", OTHER, num_draft=3, sampling={"top_k": 4}, refine="alone", num_candidates=(3, 2)),
+    Configuration(
+        "transformer",
+        SHAPE | {"rope_scaling": LLAMA3},
+        num_draft=3,
+        sampling={"temperature": 0.8, "top_k": 4, "top_p": 0.9},
+        draft_sampling={"top_k": 2},
+        num_candidates=(2, 1),
+        schedule=("heuristic", {}),
+    ),
+]
 
 
-def methods(package: str, model: Any) -> list[Any]:
-    """Every method, with every rule and with settings of every kind."""
-    settings = module(package, "config").SamplingConfig(0.8, top_k=4, top_p=0.9)
-    narrow = replace(settings, top_k=2)
-    vectors = module(package, "lookahead.vectors").LookAhead.random(3, model.hidden_size, 0)
-    adapted, refined = vectors, refinements(package, model)
-    if hasattr(model, "weights"):
-        adapted = replace(vectors, adapter=module(package, "lookahead.adapter").Adapter.random(model.config, 2, 0))
-    plain = module(package, "methods.autoregressive").Autoregressive
-    two_call = module(package, "methods.pass_two_call").PaSS
-    one_call = module(package, "methods.pass_one_call").FusedPaSS
-    speculative = module(package, "methods.speculative").SpeculativeSampling
-    tree, one_call_tree = module(package, "methods.tree").Candidates, module(package, "methods.tree").FusedCandidates
-    schedules, rules = module(package, "drafters.schedule").SCHEDULES, module(package, "methods.tree_rules").RULES
-    drafter = module(package, "drafters.model").ModelDrafter(model)
-
-    def processor(prefix: tuple[int, ...], logits: Any) -> Any:
-        return logits / (1 + len(prefix))
-
-    return [
-        plain(model, settings),
-        two_call(model, vectors, settings),
-        two_call(model, vectors, replace(settings, temperature=0.0), rule="match"),
-        two_call(model, vectors, settings, rule="block"),
-        two_call(model, None, settings, draft_sampling=narrow, num_lookahead=2),
-        two_call(model, vectors, num_lookahead=0),
-        two_call(model, vectors, settings, processor=processor),
-        *(speculative(model, drafter, settings, schedule=schedule()) for schedule in schedules.values()),
-        speculative(model, drafter, settings, narrow, "block", processor),
-        speculative(model, drafter, rule="match", num_draft=0),
-        *(speculative(model, each, settings) for each in free_drafters(package, model.vocab_size)),
-        one_call(model, adapted, settings),
-        *(one_call(model, vectors, settings, refinement=each) for each in refined),
-        *(tree(model, drafter, settings, rule=rule, num_candidates=(3, 2)) for rule in rules),
-        tree(model, drafter, settings, narrow, processor=processor, num_candidates=(2, 1)),
-        *(one_call_tree(model, vectors, settings, rule=rule, num_candidates=(3, (2, 0, 1))) for rule in rules),
-        one_call_tree(model, adapted, processor=processor, num_candidates=(2, 1)),
-        *(one_call_tree(model, vectors, settings, refinement=each) for each in refined),
-    ]
-
-
-def free_drafters(package: str, vocab_size: int) -> list[Any]:
-    """The text itself, and n-grams: two tokens after each, and one of these after the first pair."""
-    home = module(package, "drafters.ngram")
-    pairs = np.tile([0, vocab_size - 1], vocab_size)
+def methods(package: str, configuration: Configuration) -> list[Any]:
+    """Every method with every rule; without vectors, with n-grams of two orders, and refined over some tokens."""
+    home = import_module(f"pass_sampling.{package}")
+    found = [configuration.method(home, name, rule) for name, rule in METHODS]
+    model, one_call = found[0].model, next(each for each in found if isinstance(each, home.FusedPaSS))
+    pairs = np.tile([0, model.vocab_size - 1], model.vocab_size)  # two tokens after each, one after the first pair
     orders = (
-        (np.full(vocab_size, 2), pairs, np.full(2 * vocab_size, 99)),
-        (np.eye(1, 2 * vocab_size, dtype=int)[0], [1], [200]),
+        (np.full(model.vocab_size, 2), pairs, np.full(2 * model.vocab_size, 99)),
+        (np.eye(1, 2 * model.vocab_size, dtype=int)[0], [1], [200]),
     )
-    tables = tuple(home.NgramOrder(*(tensor(package, array) for array in arrays)) for arrays in orders)
-    ngram = home.NgramModel(tensor(package, np.ones(vocab_size, np.float32)), tables)
-    return [module(package, "drafters.prompt_lookup").PromptLookup(vocab_size), ngram]
-
-
-def refinements(package: str, model: Any) -> list[Any]:
-    """By an n-gram model; by a head where there are hidden states."""
-    refine, ngram = module(package, "lookahead.refinement"), module(package, "drafters.ngram").NgramModel
-    found = [refine.NgramRefinement(ngram(tensor(package, np.ones(model.vocab_size, np.float32))))]
-    if hasattr(model, "weights"):
-        head = module(package, "lookahead.head").SamplerHead.random(model.hidden_size, 6, 0)
-        head = head.to(model.weights.embedding.dtype)
-        found += [refine.HeadRefinement(head), refine.HeadRefinement(head, draft_vocab_size=2)]
+    order = module(package, "drafters.ngram").NgramOrder
+    tables = tuple(order(*(tensor(package, array) for array in arrays)) for arrays in orders)
+    ngram = home.NgramModel(tensor(package, np.ones(model.vocab_size, np.float32)), tables)
+    found += [home.PaSS(model, None, num_lookahead=2), home.SpeculativeSampling(model, ngram)]
+    if configuration.shape is not None:
+        head = home.SamplerHead.random(model.hidden_size, 6, 0).to(model.weights.embedding.dtype)
+        refinement = module(package, "lookahead.refinement").HeadRefinement(head, draft_vocab_size=2)
+        found.append(replace(one_call, refinement=refinement))
     return found
 
 
@@ -122,10 +86,11 @@ def exercise(package: str) -> None:
     """Call everything that has a shape comment, most of it by generating texts."""
     generation, ending = module(package, "generation"), module(package, "ending").Ending
     sampling, uniforms = module(package, "sampling"), module(package, "uniforms")
-    for model in models(package):
-        for method in methods(package, model):
+    for configuration in CONFIGURATIONS:
+        for method in methods(package, configuration):
             generation.generate(method, [1, 2, 3], 7, seed=1, trace=True)
             generation.generate_batch(method, [[1], [2, 3, 1], [4, 0]], 5, eos_token_ids=[2])
+        model = method.model
         generation.generate(method, [1], 4, stop_strings=["aa"], decode=lambda tokens: "a" * len(tokens))
         hidden = np.ones((1, model.vocab_size if hasattr(model, "spread") else model.hidden_size))
         model.logits_of(tensor(package, hidden), tensor(package, [[2, 0]]))
