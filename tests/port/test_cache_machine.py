@@ -205,13 +205,14 @@ class CacheMachine(stateful.RuleBasedStateMachine):
     def the_next_row_is_that_of_the_committed_tokens(self) -> None:
         if not self.rows:
             return
-        self._cut([min(len(row), LONGEST - 9) for row in self.rows])  # the next rule commits or tries 9 more at most
+        if max(map(len, self.rows)) > LONGEST - 9:  # the next rule commits or tries 9 more at most
+            self._cut([min(len(row), LONGEST - 9) for row in self.rows])
         self._poison()
-        found = self._pass([[row[-1]] for row in self.rows])
-        self._truncate([len(row) - 1 for row in self.rows])
-        for row, logits in zip(self.rows, found, strict=True):
+        sides = self.sides
+        self.sides = [([cached.copy() for cached in alone], batch.copy()) for alone, batch in sides]
+        for row, logits in zip(self.rows, self._pass([[row[-1]] for row in self.rows]), strict=True):
             self._agree(logits, truth(self.kind, tuple(row))[-1:])
-        self._poison()
+        self.sides = sides
 
     @invariant()
     def the_host_knows_how_long_rows_are(self) -> None:
@@ -254,6 +255,7 @@ class CacheMachine(stateful.RuleBasedStateMachine):
         lengths = self.sides[0][1].lengths.tolist()
         if width > 0:
             self._pass([[*block, *[0] * (width - len(block))] for block in blocks])
+        if width > min(map(len, blocks)):
             self._truncate([length + len(block) for length, block in zip(lengths, blocks, strict=True)])
 
     def _pass(self, blocks: list[Any], positions: Any = None, visible: Any = None) -> np.ndarray:  # [B, 2, T, V]
