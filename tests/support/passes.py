@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,12 @@ class Passes:
     """A model of one package with random weights, the same in both."""
 
     def __init__(
-        self, package: str, config: Any, device: str = "cpu", dtype: str = "float64", seed=0, model: Any = None
+        self, package: str, config: Any, device: str = "cpu", dtype: str = "float64", seed: int = 0, model: Any = None
     ):
         self.port, self.device = package == "gpu", device
         if model is None:
             config = own_config(package, config)
-            options = (getattr(__import__("torch"), dtype), device) if self.port else (np.dtype(dtype),)
+            options = (getattr(import_module("torch"), dtype), device) if self.port else (np.dtype(dtype),)
             weights = module(package, "model.weights").Weights.random(config, seed, *options)
             model = module(package, "model.transformer").Transformer(config, weights)
         self.model = model
