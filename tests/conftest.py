@@ -23,9 +23,9 @@ settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, d
 settings.register_profile("deep", settings.get_profile("dev"), max_examples=5000)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-# Files that `make test` leaves to `make check`; of their laws, the suite and the gallery, which stay, see most.
+# Files that `make test` leaves to `make check`; the suite and the gallery, which stay, find most of their mistakes.
 LONG = """
-    anchors bench_commands cache_batch cache_machine candidates candidates_fused candidates_bundled checkpoint
+    anchors bench_commands cache_machine candidates candidates_fused candidates_bundled checkpoint
     commands_process draft_model draft_tree dtypes huggingface_distribution lattice lookahead_fused bundled_model
     shapes theory tree_size
 """.split()

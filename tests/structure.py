@@ -77,7 +77,7 @@ def _handed_on(package: str, name: str) -> Iterator[str]:
             yield from _named(f"{package}.__init__", node)
 
 
-def closure(*roots: str) -> set[str]:
+def closure(*roots: str, anywhere: bool = False) -> set[str]:
     """Every module that is loaded with some."""
     found: set[str] = set()
     waiting = list(roots)
@@ -85,28 +85,17 @@ def closure(*roots: str) -> set[str]:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            waiting += imports(module)
+            waiting += imports(module, anywhere)
     return found
 
 
 def circles(anywhere: bool = False) -> list[set[str]]:
     """Sets of modules that import each other, however far around."""
-    reached = {module: _reached(module, anywhere) for module in modules()}
+    reached = {module: closure(*imports(module, anywhere), anywhere=anywhere) for module in modules()}
     found: list[set[str]] = []
     for module, others in reached.items():
         if module in others and not any(module in circle for circle in found):
             found.append({other for other in others if module in reached[other]})
-    return found
-
-
-def _reached(module: str, anywhere: bool) -> set[str]:
-    found: set[str] = set()
-    waiting = list(imports(module, anywhere))
-    while waiting:
-        other = waiting.pop()
-        if other not in found:
-            found.add(other)
-            waiting += imports(other, anywhere)
     return found
 
 
@@ -123,14 +112,9 @@ def shared() -> set[str]:
 
 def main() -> None:
     """Print what the house rules bound."""
-    for package in PACKAGES:
-        every = [*(ROOT / package).rglob("*.py")]
-        total = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in every)
-        print(f"{package}: {len(every)} files, {total} lines")
-    tests = [path for path in (ROOT / "tests").rglob("*.py")]
-    print(
-        f"tests: {len(tests)} files, {sum(len(path.read_text(encoding='utf-8').splitlines()) for path in tests)} lines"
-    )
+    for folder in (*PACKAGES, "tests"):
+        texts = [path.read_text(encoding="utf-8") for path in (ROOT / folder).rglob("*.py")]
+        print(f"{folder}: {len(texts)} files, {sum(len(text.splitlines()) for text in texts)} lines")
     print(f"heart: {len(HEART)} files, {sum(map(lines, HEART))} lines")
     found = closure(*DECODING)
     print(f"loaded with it and the transformer: {len(found)} files, {sum(map(lines, found))} lines")
@@ -138,8 +122,8 @@ def main() -> None:
     print(f"import circles: {len(circles())} when loaded, {len(circles(anywhere=True))} with imports in functions")
     for circle in circles(anywhere=True):
         print(f"  {' '.join(sorted(circle))}")
-    short = {module: lines(module) for module in modules() if lines(module) < 40}
-    print(f"files under 40 lines: {len(short)} {' '.join(sorted(short))}")
+    short = sorted(module for module in modules() if lines(module) < 40)
+    print(f"files under 40 lines: {len(short)} {' '.join(short)}")
     long = {module: lines(module) for module in modules() if lines(module) > 400}
     print(f"files above 400 lines: {long}")
     print(f"the port imports of the reference: {' '.join(sorted(shared()))}")

@@ -1,8 +1,8 @@
-"""Both caches driven side by side through anything that decoding does to them; after every step they tell the truth.
+"""Both caches driven side by side through everything that decoding does to them, and checked after every step.
 
-The truth is a fresh pass of the reference over the committed tokens. The reference has a cache per row; the port has
-one of the whole batch, twice. What lies beyond a row's length, dropped or never there, is filled with NaN: in the
-reference, and in the first of the port's. In the second it is a large number, and no bit may depend on which.
+The truth is a fresh pass of the reference over the committed tokens. The reference has a cache per row, the port one of
+the whole batch; of each there are two. Scratch beyond a row's length holds NaN in the first of the two and a large
+number in the second, and no bit of a pass may depend on which.
 """
 
 from __future__ import annotations
@@ -16,16 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import invariant, rule
 
 from folders import as_numpy, module
 from pass_sampling.gpu.model.cache import KVCache
@@ -33,25 +26,19 @@ from passes import KINDS, Passes, difference, same_bits
 
 EXACT = 1e-12  # logits of order 1 to 10 from a few hundred roundings of 2^-53
 VOCABULARY, CAPACITY, MOST_ROWS, LONGEST = 23, 40, 4, 28
-LARGE = torch.finfo(torch.float64).max ** 0.5  # a score made of it is still finite
-POISON = (np.nan, LARGE)
 
-tokens = st.integers(0, VOCABULARY - 1)
 seeds = st.integers(0, 2**16)
-prompts = st.lists(tokens, min_size=1, max_size=6)
-parents = st.lists(st.integers(0, 100), min_size=1, max_size=5).map(
+prompts = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=6)
+number_per_row = st.lists(st.integers(0, 59), min_size=MOST_ROWS, max_size=MOST_ROWS)
+parents = st.lists(st.integers(0, 59), min_size=1, max_size=5).map(
     lambda drawn: [n % (i + 1) for i, n in enumerate(drawn)]
 )
-
-
-@cache
-def model_of(package: str, kind: str) -> Passes:
-    return Passes(package, KINDS[kind])
+model_of = cache(lambda package, kind, *place: Passes(package, KINDS[kind], *place))
 
 
 @cache
 def truth(kind: str, sequence: tuple[int, ...]) -> np.ndarray:  # [T, V]
-    """Return the logits of a fresh pass, from the model before anybody could have changed it."""
+    """Return the logits of a fresh pass, by the model before any mistake was put into it."""
     return model_of("reference", kind).run(sequence)
 
 
@@ -75,72 +62,79 @@ def interrupted(package: str, name: str, layer: int) -> Iterator[None]:
         yield
 
 
-class CacheMachine(RuleBasedStateMachine):
-    """Rows of committed tokens, of which every cache holds all but the last, which the next pass feeds."""
+class CacheMachine(stateful.RuleBasedStateMachine):
+    """Rows of committed tokens; every cache holds all of them but the last, which the next pass feeds."""
+
+    device, dtype = "cpu", "float64"
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[list[int]] = []
+        self.left: list[tuple[Any, list[Any]]] = []  # caches that were copied, and what they held
 
-    @initialize(kind=st.sampled_from(sorted(KINDS)), given=st.lists(prompts, min_size=1, max_size=3))
+    @stateful.initialize(kind=st.sampled_from(sorted(KINDS)), given=st.lists(prompts, min_size=1, max_size=3))
     def prefill(self, kind: str, given: list[list[int]]) -> None:
         """Feed prompts of different lengths; in the port the shorter are padded, and the padding is cut off."""
         self.kind, self.rows = kind, [list(prompt) for prompt in given]
-        self.reference, self.port = model_of("reference", kind), model_of("gpu", kind)
-        self.alone = [self.reference.cache(1) for _ in given]
-        self.batches = [self.port.model.new_cache(CAPACITY, len(given)) for _ in POISON]
+        self.reference, self.port = model_of("reference", kind), model_of("gpu", kind, self.device, self.dtype)
+        self.sides = [  # caches of the reference, which must grow on one side, and one of the port
+            ([self.reference.cache(room) for _ in given], self.port.model.new_cache(CAPACITY, len(given)))
+            for room in (1, 64)
+        ]
+        self.poison = (np.nan, torch.finfo(self.port.model.dtype).max ** 0.5)  # a score of the latter is still finite
+        self._poison()
         self._feed([prompt[:-1] for prompt in given])
 
     # What decoding does.
 
-    @rule(new=st.lists(st.lists(tokens, min_size=1, max_size=6), min_size=MOST_ROWS, max_size=MOST_ROWS))
-    def go_on(self, new: list[list[int]]) -> None:
-        """Commit more tokens, another number in each row."""
-        self._make_room()
-        self._feed([[row[-1], *more[:-1]] for row, more in zip(self.rows, new, strict=False)])
+    @rule(numbers=number_per_row, seed=seeds)
+    def go_on(self, numbers: list[int], seed: int) -> None:
+        """Commit more tokens in one pass, another number in each row."""
+        new = [more[: 1 + number % 6] for more, number in zip(self._tokens(seed, 6), numbers, strict=False)]
+        self._feed([[row[-1], *more[:-1]] for row, more in zip(self.rows, new, strict=True)])
         self._commit(new)
 
-    @rule(count=st.integers(1, 5), seed=seeds, exact=st.lists(tokens, min_size=MOST_ROWS, max_size=MOST_ROWS))
-    def draft(self, count: int, seed: int, exact: list[int]) -> None:
+    @rule(seed=seeds)
+    def wrap(self, seed: int) -> None:
+        """Move on token by token, by more than the longest window of the models."""
+        for each in zip(*self._tokens(seed, 5), strict=True):
+            self._feed([[row[-1]] for row in self.rows])
+            self._commit([[token] for token in each])
+
+    @rule(count=st.integers(1, 5), seed=seeds)
+    def draft(self, count: int, seed: int) -> None:
         """Feed the last token and look-ahead vectors, forget these, and commit the exact token."""
-        self._make_room()
         vectors = np.random.default_rng(seed).standard_normal((count, self.reference.model.hidden_size))
         inputs = [np.concatenate([self.reference.embed([row[-1]]), vectors]) for row in self.rows]
         for row, logits in zip(self.rows, self._pass(inputs), strict=True):
             self._agree(logits[:, :1], truth(self.kind, tuple(row))[-1:])
         self._truncate([len(row) for row in self.rows])
-        self._commit([[token] for token in exact])
+        self._commit(self._tokens(seed, 1))
 
-    @rule(
-        drafts=st.lists(st.lists(tokens, min_size=5, max_size=5), min_size=MOST_ROWS, max_size=MOST_ROWS),
-        count=st.integers(0, 5),
-        accepted=st.lists(st.integers(0, 5), min_size=MOST_ROWS, max_size=MOST_ROWS),
-        final=st.lists(tokens, min_size=MOST_ROWS, max_size=MOST_ROWS),
-    )
-    def verify(self, drafts: list[list[int]], count: int, accepted: list[int], final: list[int]) -> None:
+    @rule(count=st.integers(0, 5), numbers=number_per_row, seed=seeds)
+    def verify(self, count: int, numbers: list[int], seed: int) -> None:
         """Feed the last token and drafts, keep as many of them as each row accepts, and commit a final token."""
-        self._make_room()
-        blocks = [[row[-1], *row_drafts[:count]] for row, row_drafts in zip(self.rows, drafts, strict=False)]
+        new = self._tokens(seed, count + 1)
+        blocks = [[row[-1], *drafts[:-1]] for row, drafts in zip(self.rows, new, strict=True)]
         for row, block, logits in zip(self.rows, blocks, self._pass(blocks), strict=True):
             self._agree(logits, truth(self.kind, (*row, *block[1:]))[-len(block) :])
-        kept = [min(number, count) for number in accepted[: len(self.rows)]]
+        kept = [number % (count + 1) for number in numbers[: len(self.rows)]]
         self._truncate([len(row) + number for row, number in zip(self.rows, kept, strict=True)])
-        self._commit([[*block[1 : 1 + n], token] for block, n, token in zip(blocks, kept, final, strict=False)])
+        self._commit([[*drafts[:number], drafts[-1]] for drafts, number in zip(new, kept, strict=True)])
 
-    @rule(parts=st.lists(st.floats(0, 1), min_size=MOST_ROWS, max_size=MOST_ROWS))
-    def roll_back(self, parts: list[float]) -> None:
+    @rule(numbers=number_per_row)
+    def roll_back(self, numbers: list[int]) -> None:
         """Take back committed tokens, another number in each row."""
-        self._cut([max(1, round(part * len(row))) for part, row in zip(parts, self.rows, strict=False)])
+        self._cut([1 + number % len(row) for number, row in zip(numbers, self.rows, strict=False)])
 
-    @rule(parents=parents, leaf=st.integers(0, 100), seed=seeds)
+    @rule(parents=parents, leaf=st.integers(0, 59), seed=seeds)
     def tree(self, parents: list[int], leaf: int, seed: int) -> None:
-        """Feed a tree after the last token, and keep one path of each row, of any length."""
-        self._make_room()
+        """Feed a tree after the last token, and keep one path of each row, of any length; or nothing, not the root."""
         paths = [[0]]
         for i, parent in enumerate(parents):
             paths.append([*paths[parent], i + 1])
-        new = np.random.default_rng(seed).integers(VOCABULARY, size=(len(self.rows), len(paths) + 1)).tolist()
-        blocks = [[row[-1], *more[1:-1]] for row, more in zip(self.rows, new, strict=True)]
+        new = self._tokens(seed, len(paths))
+        blocks = [[row[-1], *more[:-1]] for row, more in zip(self.rows, new, strict=True)]
         visible = np.array([[i in path for i in range(len(paths))] for path in paths])
         starts = np.array([len(row) - 1 for row in self.rows])
         positions = starts[:, None] + np.array([len(path) - 1 for path in paths])
@@ -148,54 +142,62 @@ class CacheMachine(RuleBasedStateMachine):
         for row, block, found in zip(self.rows, blocks, logits, strict=True):
             for i, path in enumerate(paths):
                 self._agree(found[:, i : i + 1], truth(self.kind, (*row, *(block[step] for step in path[1:])))[-1:])
-        kept = [paths[(leaf + b) % len(paths)] for b in range(len(self.rows))]
-        cache_positions = np.zeros((len(kept), max(map(len, kept))), dtype=np.int64)
-        for cached, row, path, start in zip(self.alone, cache_positions, kept, starts.tolist(), strict=True):
-            row[: len(path)] = [start + i for i in path]
-            cached.keep(row[: len(path)], start)
-        for batch in self.batches:
-            batch.keep(*map(torch.from_numpy, (cache_positions, starts, np.array([len(path) for path in kept]))))
-        self._commit([[*(block[i] for i in path[1:]), m[-1]] for block, path, m in zip(blocks, kept, new, strict=True)])
+        kept = [[*paths, []][(leaf + b) % (len(paths) + 1)] for b in range(len(self.rows))]
+        places = np.random.default_rng(seed).integers(
+            -5, 50, (len(kept), max(map(len, kept)))
+        )  # after a path: anything
+        for place, path, start in zip(places, kept, starts.tolist(), strict=True):
+            place[: len(path)] = [start + i for i in path]
+        for alone, batch in self.sides:
+            for cached, place, path, start in zip(alone, places, kept, starts.tolist(), strict=True):
+                cached.keep(place[: len(path)], start)
+            batch.keep(*map(self.port.tensor, (places, starts, np.array([len(path) for path in kept]))))
+        paths_and_new = zip(kept, new, strict=True)
+        self._commit([[*(more[i - 1] for i in path[1:]), more[-1]] if path else [] for path, more in paths_and_new])
 
-    @rule(more=st.integers(1, 8), call=st.integers(0, 3), name=st.sampled_from(["swiglu", "attention"]))
-    def abort(self, more: int, call: int, name: str) -> None:
+    @rule(count=st.integers(1, 8), call=st.integers(0, 3), name=st.sampled_from(["swiglu", "attention"]), seed=seeds)
+    def abort(self, count: int, call: int, name: str, seed: int) -> None:
         """Interrupt a pass in some layer, and return to the committed tokens."""
-        self._make_room()
-        blocks = [[row[-1], *[(7 * i + len(row)) % VOCABULARY for i in range(more)]] for row in self.rows]
+        blocks = [[row[-1], *more] for row, more in zip(self.rows, self._tokens(seed, count), strict=True)]
         layer = call % KINDS[self.kind].num_hidden_layers
-        for cached, block in zip(self.alone, blocks, strict=True):
-            with interrupted("reference", name, layer):
-                self.reference.run(block, cached)
-        for batch in self.batches:
+        for alone, batch in self.sides:
+            for cached, block in zip(alone, blocks, strict=True):
+                with interrupted("reference", name, layer):
+                    self.reference.run(block, cached)
             with interrupted("gpu", name, layer):
                 self.port.model.forward(blocks, batch)
         self._truncate([len(row) - 1 for row in self.rows])
 
-    @rule(seed=seeds)
-    def wrap(self, seed: int) -> None:
-        """Move on token by token, by more than the longest window of the models."""
-        self._make_room()
-        for token in np.random.default_rng(seed).integers(VOCABULARY, size=(5, MOST_ROWS)).tolist():
-            self._feed([[row[-1]] for row in self.rows])
-            self._commit([[each] for each in token])
-
-    @precondition(lambda self: self.rows and len(self.rows) < MOST_ROWS)
+    @stateful.precondition(lambda self: self.rows and len(self.rows) < MOST_ROWS)
     @rule(prompt=prompts, first=st.booleans())
     def add(self, prompt: list[int], first: bool) -> None:
         """Take another row into the batch, before or after the others."""
-        newcomer = CacheMachine()
+        newcomer = type(self)()
         newcomer.prefill(self.kind, [prompt])
         one, other = (newcomer, self) if first else (self, newcomer)
-        self.rows, self.alone = one.rows + other.rows, one.alone + other.alone
-        self.batches = [KVCache.stack(list(pair)) for pair in zip(one.batches, other.batches, strict=True)]
+        self._leave([batch for machine in (self, newcomer) for _, batch in machine.sides])
+        self.rows = one.rows + other.rows
+        self.sides = [
+            (alone + others, KVCache.stack([batch, another]))
+            for (alone, batch), (others, another) in zip(one.sides, other.sides, strict=True)
+        ]
 
-    @rule(chosen=st.lists(st.integers(0, 100), min_size=1, max_size=MOST_ROWS))
+    @rule(chosen=st.lists(st.integers(0, 59), min_size=1, max_size=MOST_ROWS))
     def select(self, chosen: list[int]) -> None:
         """Choose rows of the batch in some order, some perhaps twice."""
         places = [number % len(self.rows) for number in chosen]
+        self._leave([cached for alone, batch in self.sides for cached in (*alone, batch)])
         self.rows = [list(self.rows[place]) for place in places]
-        self.alone = [self.alone[place].copy() for place in places]
-        self.batches = [batch.select(torch.tensor(places)) for batch in self.batches]
+        rows = torch.tensor(places, device=self.device)
+        self.sides = [([alone[place].copy() for place in places], batch.select(rows)) for alone, batch in self.sides]
+
+    @rule(original=st.booleans())
+    def copy(self, original: bool) -> None:
+        """Go on with a copy, or with the original; the other one keeps what it holds."""
+        twins = [([cached.copy() for cached in alone], batch.copy()) for alone, batch in self.sides]
+        if not original:
+            self.sides, twins = twins, self.sides
+        self._leave([cached for alone, batch in twins for cached in (*alone, batch)])
 
     # What must be true at all times.
 
@@ -203,21 +205,38 @@ class CacheMachine(RuleBasedStateMachine):
     def the_next_row_is_that_of_the_committed_tokens(self) -> None:
         if not self.rows:
             return
+        if max(map(len, self.rows)) > LONGEST - 9:  # the next rule commits or tries 9 more at most
+            self._cut([min(len(row), LONGEST - 9) for row in self.rows])
         self._poison()
-        found = self._pass([[row[-1]] for row in self.rows])
-        self._truncate([len(row) - 1 for row in self.rows])
-        for row, logits in zip(self.rows, found, strict=True):
+        sides = self.sides
+        self.sides = [([cached.copy() for cached in alone], batch.copy()) for alone, batch in sides]
+        for row, logits in zip(self.rows, self._pass([[row[-1]] for row in self.rows]), strict=True):
             self._agree(logits, truth(self.kind, tuple(row))[-1:])
-        self._poison()
+        self.sides = sides
+
+    @invariant()
+    def the_host_knows_how_long_rows_are(self) -> None:
+        """On a CPU exactly; elsewhere it has a bound."""
+        lengths = [len(row) - 1 for row in self.rows]
+        for _, batch in self.sides if self.rows else ():
+            assert batch.lengths.tolist() == lengths and max(lengths) <= batch.max_length <= CAPACITY
+            if batch._is_on_cpu:
+                assert batch.max_length == max(lengths) and batch.equal_lengths == (len(set(lengths)) == 1)
+
+    @invariant()
+    def a_cache_that_was_copied_is_as_it_was(self) -> None:
+        assert all(same_bits(*pair) for cached, before in self.left for pair in zip(held(cached), before, strict=True))
 
     # How it is done.
 
-    def _make_room(self) -> None:
-        """Take back so many tokens that a rule may commit or try 9 more."""
-        self._cut([min(len(row), LONGEST - 9) for row in self.rows])
+    def _leave(self, caches: list[Any]) -> None:
+        self.left = [(cached, held(cached)) for cached in caches]
+
+    def _tokens(self, seed: int, count: int) -> list[list[int]]:
+        return np.random.default_rng(seed).integers(VOCABULARY, size=(len(self.rows), count)).tolist()
 
     def _commit(self, new: list[list[int]]) -> None:
-        for row, more in zip(self.rows, new, strict=False):
+        for row, more in zip(self.rows, new, strict=True):
             row += more
 
     def _cut(self, lengths: list[int]) -> None:
@@ -225,167 +244,176 @@ class CacheMachine(RuleBasedStateMachine):
         self._truncate([length - 1 for length in lengths])
 
     def _truncate(self, lengths: list[int]) -> None:
-        for cached, length in zip(self.alone, lengths, strict=True):
-            cached.truncate(length)
-        for batch in self.batches:
-            batch.truncate(torch.tensor(lengths))
+        for alone, batch in self.sides:
+            for cached, length in zip(alone, lengths, strict=True):
+                cached.truncate(length)
+            batch.truncate(torch.tensor(lengths, device=self.device))
 
     def _feed(self, blocks: list[list[int]]) -> None:
-        """Put tokens of different numbers into the caches; the port's pass is as wide as the longest."""
-        for cached, block in zip(self.alone, blocks, strict=True):
-            if block:
-                self.reference.run(block, cached)
+        """Put tokens of different numbers into the caches: the shorter are padded, and the padding is cut off."""
         width = max(map(len, blocks))
-        if width == 0:
-            return
-        padded = [[*block, *[0] * (width - len(block))] for block in blocks]
-        for batch in self.batches:
-            lengths = batch.lengths + torch.tensor([len(block) for block in blocks])
-            self.port.model.forward(padded, batch)
-            batch.truncate(lengths)
+        lengths = self.sides[0][1].lengths.tolist()
+        if width > 0:
+            self._pass([[*block, *[0] * (width - len(block))] for block in blocks])
+        if width > min(map(len, blocks)):
+            self._truncate([length + len(block) for length, block in zip(lengths, blocks, strict=True)])
 
-    def _pass(
-        self, blocks: list[Any], positions: Any = None, visible: Any = None
-    ) -> list[np.ndarray]:  # B of [2, T, V]
-        """Run a pass in every cache; to the two of the port it makes no difference what masked slots hold."""
+    def _pass(self, blocks: list[Any], positions: Any = None, visible: Any = None) -> np.ndarray:  # [B, 2, T, V]
+        """Run a pass in every cache; it makes no difference to either package what scratch holds."""
         rows = [None] * len(blocks) if positions is None else positions
-        alone = [self.reference.run(*each, visible) for each in zip(blocks, self.alone, rows, strict=True)]
-        inputs = self.port.tensor(np.array(blocks))
-        places = None if positions is None else torch.from_numpy(positions)
-        seen = None if visible is None else torch.from_numpy(visible)
-        one, other = (as_numpy(self.port.model.forward(inputs, batch, places, seen)) for batch in self.batches)
-        assert same_bits(one, other), "what masked slots hold was read"
-        return [np.stack(pair) for pair in zip(alone, one, strict=True)]
+        options = [None if each is None else self.port.tensor(each) for each in (positions, visible)]
+        sides = []
+        for alone, batch in self.sides:
+            found = [self.reference.run(*each, visible) for each in zip(blocks, alone, rows, strict=True)]
+            together = as_numpy(self.port.model.forward(self.port.tensor(np.array(blocks)), batch, *options))
+            sides.append(np.stack([np.stack(found), together], axis=1))
+        assert same_bits(*sides), "what scratch holds was read"
+        return sides[0]
 
     def _agree(self, found: np.ndarray, expected: np.ndarray) -> None:  # [2, T, V], [T, V]
+        found = found if self.dtype == "float64" else found[:1]
         assert difference(found, np.broadcast_to(expected, found.shape)) <= EXACT
 
     def _poison(self) -> None:
-        for cached in self.alone:
-            cached.keys[:, :, cached.length :] = np.nan
-            cached.values[:, :, cached.length :] = np.nan
-        for batch, number in zip(self.batches, POISON, strict=True):
-            masked = (torch.arange(CAPACITY) >= batch.lengths[:, None])[None, :, None, :, None]
-            batch.keys.masked_fill_(masked, number)
-            batch.values.masked_fill_(masked, number)
+        for (alone, batch), number in zip(self.sides, self.poison, strict=True):
+            for cached in alone:
+                cached.keys[:, :, cached.length :] = cached.values[:, :, cached.length :] = number
+            scratch = torch.arange(CAPACITY, device=self.device) >= batch.lengths[:, None]
+            for tensor in (batch.keys, batch.values):
+                tensor.masked_fill_(scratch[None, :, None, :, None], number)
 
 
-def test_after_every_step_the_next_row_is_that_of_the_committed_tokens() -> None:
-    run_state_machine_as_test(CacheMachine, settings=settings(stateful_step_count=12))
+def held(cached: Any) -> list[np.ndarray]:
+    """Return all that a cache holds, scratch included."""
+    lengths = cached.lengths if isinstance(cached, KVCache) else np.array(cached.length)
+    return [as_numpy(part).copy() for part in (cached.keys, cached.values, lengths)]
 
 
-# Mistakes that the machine must find: each is put into a cache, or into what surrounds it, before the machine starts.
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("device", ["cpu", "lengths unknown", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_after_every_step_the_next_row_is_that_of_the_committed_tokens(
+    device: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU; on one that is treated like a device, whose lengths the host does not read; and on a device."""
+    if device == "lengths unknown":
+        monkeypatch.setattr(KVCache, "_is_on_cpu", False)
+        device = "cpu"
+    machine = type("Machine", (CacheMachine,), {"device": device, "dtype": dtype})
+    stateful.run_state_machine_as_test(machine, settings=settings(stateful_step_count=12))
 
 
-def _never_cut_to_nothing(patch: pytest.MonkeyPatch, home: Any) -> None:
-    right = home.KVCache.truncate
-
-    def wrong(self: Any, length: Any) -> None:
-        if isinstance(length, torch.Tensor):
-            right(self, torch.maximum(length, self.lengths.clamp(max=1)))
-        else:
-            right(self, max(length, min(1, self.length)))
-
-    patch.setattr(home.KVCache, "truncate", wrong)
+# Mistakes that the machine must find. Each takes the right function and its package, and returns a wrong one.
 
 
-def _kept_as_a_prefix(patch: pytest.MonkeyPatch, home: Any) -> None:
-    right = home.KVCache.keep
+def _never_cut_to_nothing(truncate: Any, package: str) -> Any:
+    if package == "gpu":
+        return lambda self, length: truncate(self, torch.maximum(length, self.lengths.clamp(max=1)))
+    return lambda self, length: truncate(self, max(length, min(1, self.length)))
 
+
+def _kept_as_a_prefix(keep: Any, package: str) -> Any:
     def wrong(self: Any, rows: Any, length: Any, *count: Any) -> None:
-        in_numpy = isinstance(rows, np.ndarray)
-        order = np.arange(rows.size) + length if in_numpy else torch.arange(rows.shape[1]) + length[:, None]
-        right(self, order, length, *count)
+        order = torch.arange(rows.shape[1]) + length[:, None] if package == "gpu" else np.arange(rows.size) + length
+        keep(self, order, length, *count)
 
-    patch.setattr(home.KVCache, "keep", wrong)
+    return wrong
 
 
-def _copies_share_their_arrays(patch: pytest.MonkeyPatch, home: Any) -> None:
+def _copies_share_their_arrays(copy: Any, _: str) -> Any:
     def wrong(self: Any) -> Any:
-        twin = object.__new__(type(self))
-        twin.__dict__ |= self.__dict__
+        twin = copy(self)
+        twin.keys, twin.values = self.keys, self.values
         return twin
 
-    patch.setattr(home.KVCache, "copy", wrong)
+    return wrong
 
 
-def _chosen_rows_keep_their_places(patch: pytest.MonkeyPatch, home: Any) -> None:
-    right = home.KVCache.select
-    patch.setattr(home.KVCache, "select", lambda self, rows: right(self, rows.sort().values))
+def _chosen_rows_keep_their_places(select: Any, _: str) -> Any:
+    return lambda self, rows: select(self, rows.sort().values)
 
 
-def _stacked_with_one_length(patch: pytest.MonkeyPatch, home: Any) -> None:
-    right = home.KVCache.stack
-
+def _stacked_with_one_length(stack: Any, _: str) -> Any:
     def wrong(caches: Any) -> Any:
-        stacked = right(caches)
+        stacked = stack(caches)
         stacked.lengths = stacked.lengths.clamp(max=int(caches[0].lengths.min()))
         stacked.measure()
         return stacked
 
-    patch.setattr(home.KVCache, "stack", staticmethod(wrong))
+    return staticmethod(wrong)
 
 
-def _a_broken_pass_leaves_a_row(patch: pytest.MonkeyPatch, home: Any) -> None:
-    """Leave a row of a pass that broke after the committed ones; it broke at an odd number of writes."""
-    write = home.KVCache.write
-    truncate = home.KVCache.truncate
+def _a_broken_pass_overwrites_a_row(hidden: Any, package: str) -> Any:
+    def wrong(self: Any, inputs: Any, cache: Any, *rest: Any) -> Any:
+        try:
+            return hidden(self, inputs, cache, *rest)
+        except Interrupted:
+            cache.keys[..., (cache.max_length if package == "gpu" else cache.length) - 1, :] = 0.5
+            raise
 
-    def early(self: Any, layer: int, *rest: Any) -> Any:
-        self.dirty = getattr(self, "dirty", 0) + 1
-        return write(self, layer, *rest)
-
-    def wrong(self: Any, length: Any) -> None:
-        broken, self.dirty = getattr(self, "dirty", 0) % 2 == 1, 0
-        truncate(self, length)
-        if broken:  # a row of the pass that broke stays after the committed ones
-            self.advance(1)
-
-    patch.setattr(home.KVCache, "write", early)
-    patch.setattr(home.KVCache, "truncate", wrong)
+    return wrong
 
 
-def _scratch_is_seen(patch: pytest.MonkeyPatch, home: Any) -> None:
-    """Let the last row of a pass see the last slot in sight, which in a shorter sequence is scratch."""
-    masks = module("gpu", "model.masks").Masks
-    right = masks._in_sight
+def _scratch_is_seen(in_sight: Any, _: str) -> Any:
+    """Let the last row of a pass attend to the last column, which in a shorter sequence is scratch."""
 
     def wrong(self: Any, window: Any) -> Any:
-        seen = right(self, window).clone()
+        seen = in_sight(self, window).clone()
         seen[:, -1:, -1] = True
         return seen
 
-    patch.setattr(masks, "_in_sight", wrong)
+    return wrong
 
 
-MISTAKES: list[tuple[str, Callable[..., None]]] = [
-    ("reference", _never_cut_to_nothing),
-    ("gpu", _never_cut_to_nothing),
-    ("reference", _kept_as_a_prefix),
-    ("gpu", _kept_as_a_prefix),
-    ("reference", _copies_share_their_arrays),
-    ("gpu", _chosen_rows_keep_their_places),
-    ("gpu", _stacked_with_one_length),
-    ("reference", _a_broken_pass_leaves_a_row),
-    ("gpu", _a_broken_pass_leaves_a_row),
-    ("gpu", _scratch_is_seen),
+def _one_position_on(hidden: Any, package: str) -> Any:
+    """Let rotations begin one position late where something is cached."""
+
+    def wrong(self: Any, inputs: Any, cache: Any, positions: Any = None, *rest: Any) -> Any:
+        if positions is None:
+            length = cache.lengths[:, None] if package == "gpu" else cache.length
+            positions = (torch if package == "gpu" else np).arange(inputs.shape[-2]) + length + (length > 0)
+        return hidden(self, inputs, cache, positions, *rest)
+
+    return wrong
+
+
+def _tree_as_chain(hidden: Any, _: str) -> Any:
+    return lambda self, inputs, cache, positions=None, visible=None: hidden(self, inputs, cache, positions)
+
+
+def _window_by_slots(in_sight: Any, _: str) -> Any:
+    """In a tree, slots are not positions."""
+
+    def wrong(self: Any, window: Any) -> Any:
+        self._positions = self._cache_positions
+        return in_sight(self, window)
+
+    return wrong
+
+
+BOTH = ("reference", "gpu")
+MISTAKES: list[tuple[str, Callable[..., Any], tuple[str, ...]]] = [
+    ("cache.KVCache.truncate", _never_cut_to_nothing, BOTH),
+    ("cache.KVCache.keep", _kept_as_a_prefix, BOTH),
+    ("cache.KVCache.copy", _copies_share_their_arrays, BOTH),
+    ("cache.KVCache.select", _chosen_rows_keep_their_places, ("gpu",)),
+    ("cache.KVCache.stack", _stacked_with_one_length, ("gpu",)),
+    ("masks.Masks._in_sight", _scratch_is_seen, ("gpu",)),
+    ("transformer.Transformer.hidden", _a_broken_pass_overwrites_a_row, BOTH),
+    ("transformer.Transformer.hidden", _one_position_on, BOTH),
+    ("transformer.Transformer.hidden", _tree_as_chain, BOTH),
+    ("masks.Masks._in_sight", _window_by_slots, ("gpu",)),
 ]
 
 
-@pytest.mark.parametrize(("package", "mistake"), MISTAKES)
+@pytest.mark.parametrize(
+    "package, where, mistake", [(each, where, mistake) for where, mistake, packages in MISTAKES for each in packages]
+)
 def test_the_machine_finds_a_mistake(
-    package: str, mistake: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    package: str, where: str, mistake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mistake(monkeypatch, module(package, "model.cache"))
-    search = settings(
-        max_examples=200,
-        stateful_step_count=15,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-        print_blob=False,
-    )
-    with pytest.raises((AssertionError, ValueError, IndexError, RuntimeError)):
-        run_state_machine_as_test(CacheMachine, settings=search)
+    home, kind, name = where.split(".")
+    owner = getattr(module(package, f"model.{home}"), kind)
+    monkeypatch.setattr(owner, name, mistake(getattr(owner, name), package))
+    search = settings(settings.get_profile("ci"), max_examples=200, stateful_step_count=15, phases=[Phase.generate])
+    with pytest.raises((AssertionError, ValueError)):
+        stateful.run_state_machine_as_test(CacheMachine, settings=search)

@@ -35,6 +35,12 @@ def with_dtypes(*dtypes: str | None) -> pytest.MarkDecorator:
 PARTS = ("query", "key", "value")
 
 
+def read(package: str, folder: Path, dtype: str | None = None) -> tuple[Any, str]:
+    """Return the weights in a folder, and their fingerprint."""
+    checkpoint = module(package, "checkpoint.load")
+    return checkpoint.read_weights(folder, checkpoint.read_config(folder), dtype)
+
+
 def flat(package: str, weights: Any) -> dict[str, np.ndarray]:
     """Return all weights under the reference's names, the port's fused tensors taken apart."""
     found = {name: as_numpy(getattr(weights, name)) for name in ("embedding", "norm", "output")}
@@ -70,29 +76,17 @@ def _unfused(fields: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def expected_from_transformers(model: Any) -> dict[str, np.ndarray]:
     """Name a transformers model's parameters as the reference does, by hand and not by the table under test."""
-    state = {name: as_numpy(tensor) for name, tensor in model.state_dict().items()}
-    renamed = {
-        "model.embed_tokens.weight": "embedding",
-        "model.norm.weight": "norm",
-        "lm_head.weight": "output",
-    }
-    inner = {
-        "input_layernorm.weight": "attention_norm",
-        "post_attention_layernorm.weight": "mlp_norm",
-        "self_attn.o_proj.weight": "output",
-        "self_attn.o_proj.bias": "output_bias",
-        "self_attn.q_norm.weight": "query_norm",
-        "self_attn.k_norm.weight": "key_norm",
-        "mlp.gate_proj.weight": "gate",
-        "mlp.up_proj.weight": "up",
-        "mlp.down_proj.weight": "down",
-    }
+    renamed = {"model.embed_tokens.weight": "embedding", "model.norm.weight": "norm", "lm_head.weight": "output"}
+    inner = {"input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "mlp_norm"}
+    inner |= {"self_attn.o_proj.weight": "output", "self_attn.o_proj.bias": "output_bias"}
+    inner |= {"self_attn.q_norm.weight": "query_norm", "self_attn.k_norm.weight": "key_norm"}
+    inner |= {f"mlp.{part}_proj.weight": part for part in ("gate", "up", "down")}
     for part in PARTS:
         inner[f"self_attn.{part[0]}_proj.weight"] = part
         inner[f"self_attn.{part[0]}_proj.bias"] = f"{part}_bias"
     for layer in range(model.config.num_hidden_layers):
         renamed |= {f"model.layers.{layer}.{name}": f"{layer}.{field}" for name, field in inner.items()}
-    return {renamed[name]: array for name, array in state.items()}
+    return {renamed[name]: as_numpy(tensor) for name, tensor in model.state_dict().items()}
 
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -127,8 +121,7 @@ def test_weights_are_those_of_transformers(
     expected = expected_from_transformers(model)
     fingerprints = set()
     for package in ("reference", "gpu"):
-        checkpoint = module(package, "checkpoint.load")
-        weights, fingerprint = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path), "float32")
+        weights, fingerprint = read(package, tmp_path, "float32")
         found = flat(package, weights)
         assert found.keys() == expected.keys()
         for name, array in expected.items():
@@ -138,18 +131,14 @@ def test_weights_are_those_of_transformers(
     assert len(fingerprints) == 1
 
 
-STORED = ["float64", "float32", "float16", "bfloat16"]
-
-
 @with_dtypes("float64", "float32", "bfloat16", "float16", None)
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("stored", ["float64", "float32", "float16", "bfloat16"])
 def test_every_stored_dtype_reads_as_every_requested_one(
     package: str, stored: str, dtype: str | None, tmp_path: Path
 ) -> None:
     config = tiny_config("qwen2")
     write_checkpoint(tmp_path, config, model_type="qwen2", dtype=stored, shards=2)
-    checkpoint = module(package, "checkpoint.load")
-    weights, _ = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path), dtype)
+    weights, _ = read(package, tmp_path, dtype)
     given = dtype or (stored if package == "gpu" else "float64")
     assert str(weights.embedding.dtype).removeprefix("torch.") == given
     found = flat(package, weights)
@@ -164,15 +153,13 @@ def test_chunks_of_any_size_fit_together(
     package: str, chunk_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_checkpoint(tmp_path, model_type="qwen3")
-    checkpoint = module(package, "checkpoint.load")
-    config = checkpoint.read_config(tmp_path)
-    monkeypatch.setattr(checkpoint, "CHUNK_BYTES", chunk_bytes)
-    weights, fingerprint = checkpoint.read_weights(tmp_path, config, "float64")
+    monkeypatch.setattr(module(package, "checkpoint.load"), "CHUNK_BYTES", chunk_bytes)
+    weights, fingerprint = read(package, tmp_path, "float64")
     random = flat("reference", Weights.random(tiny_config("qwen3"), 0, np.float32))
     assert all(np.array_equal(array, random[name]) for name, array in flat(package, weights).items())
     monkeypatch.undo()
     if chunk_bytes > 16 * 4:  # the fingerprint takes 16 values of the first chunk
-        assert fingerprint == checkpoint.read_weights(tmp_path, config, "float64")[1]
+        assert fingerprint == read(package, tmp_path, "float64")[1]
 
 
 @pytest.mark.torch
@@ -193,12 +180,8 @@ EVEN_FINGERPRINT = "e8c10f25a4d3979fcf6e2138ab5079f45d84b14cffdab00a56df825d8e1e
 
 @both_packages
 def test_a_fingerprint_depends_on_the_weights_alone(package: str, tmp_path: Path) -> None:
-    checkpoint = module(package, "checkpoint.load")
-
     def fingerprint(name: str, dtype: str = "float32", **arguments: Any) -> str:
-        folder = write_checkpoint(tmp_path / name, **arguments)
-        found: str = checkpoint.read_weights(folder, checkpoint.read_config(folder), dtype)[1]
-        return found
+        return read(package, write_checkpoint(tmp_path / name, **arguments), dtype)[1]
 
     first = fingerprint("single")
     assert first == fingerprint("shards", shards=3) == fingerprint("wide", dtype="float64")
@@ -215,12 +198,11 @@ def test_a_tied_output_may_be_stored_as_well(package: str, tmp_path: Path) -> No
     config = tiny_config(tie_word_embeddings=True)
     write_checkpoint(tmp_path, config)
     tensors = load_file(tmp_path / "model.safetensors")
-    checkpoint = module(package, "checkpoint.load")
-    _, alone = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path))
+    _, alone = read(package, tmp_path)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
     write_tensors(tmp_path, tensors)
-    weights, both = checkpoint.read_weights(tmp_path, checkpoint.read_config(tmp_path))
+    weights, both = read(package, tmp_path)
     assert weights.output is weights.embedding
     assert alone == both
 
@@ -246,8 +228,7 @@ def test_the_hub_cache_is_read_through_its_links(package: str, tmp_path: Path) -
     for i, path in enumerate(sorted(snapshot.iterdir())):
         path.rename(blobs / str(i))
         path.symlink_to(Path("..", "..", "blobs", str(i)))
-    checkpoint = module(package, "checkpoint.load")
-    assert checkpoint.read_weights(snapshot, checkpoint.read_config(snapshot))[1]
+    assert read(package, snapshot)[1]
 
 
 BIG = ModelConfig(16000, 512, 1408, 16, 8, 4, 64, 64)

@@ -12,14 +12,8 @@ import pass_sampling.reference as reference
 from models import TINY, lookahead, package
 from pass_sampling.reference.exactness.distribution import output_distribution
 
-DTYPES = [
-    ("reference", "float64"),
-    ("reference", "float32"),
-    ("gpu", "float64"),
-    ("gpu", "float32"),
-    ("gpu", "bfloat16"),
-    ("gpu", "float16"),
-]
+DTYPES = [("reference", "float64"), ("reference", "float32")]
+DTYPES += [("gpu", dtype) for dtype in ("float64", "float32", "bfloat16", "float16")]
 PROMPT = (1, 0)
 
 

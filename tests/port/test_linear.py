@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-pytestmark = pytest.mark.torch
+import pass_sampling.gpu as port
+from models import TINY
+from pass_sampling.gpu.model import linear
+from pass_sampling.gpu.model.linear import Linear, laid_out
 
-
-@pytest.fixture(scope="module")
-def laid_out():
-    import torch
-
-    from pass_sampling.gpu.model.linear import laid_out
-
-    if laid_out(torch.ones((2, 2), dtype=torch.bfloat16)) is None:
-        pytest.skip("this CPU, or this PyTorch, has no layout of its own for bfloat16 weights")
-    return laid_out
+where_laid_out = pytest.mark.skipif(
+    laid_out(torch.ones((2, 2), dtype=torch.bfloat16)) is None,
+    reason="this CPU, or this PyTorch, has no layout of its own for bfloat16 weights",
+)
 
 
+@where_laid_out
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 9, 49])
 @pytest.mark.parametrize("shape", [(512, 128), (1792, 320), (7, 5), (320, 896)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_the_products_are_the_same_to_the_last_bit(laid_out, shape, num_rows, biased):
-    import torch
-
-    from pass_sampling.gpu.model.linear import Linear
-
+def test_the_products_are_the_same_to_the_last_bit(shape, num_rows, biased):
     generator = torch.Generator().manual_seed(num_rows)
     weight = torch.randn(shape, generator=generator).bfloat16()
     bias = torch.randn(shape[0], generator=generator).bfloat16() if biased else None
@@ -35,53 +30,29 @@ def test_the_products_are_the_same_to_the_last_bit(laid_out, shape, num_rows, bi
     assert torch.equal(found, torch.nn.functional.linear(x, weight, bias))
 
 
-def test_gradients_go_through_the_plain_weight(laid_out):
-    import torch
-
-    from pass_sampling.gpu.model.linear import Linear
-
+@where_laid_out
+def test_gradients_go_through_the_plain_weight():
     weight = torch.randn((6, 4)).bfloat16()
     x = torch.randn((3, 4)).bfloat16().requires_grad_()
     Linear(weight, None, laid_out(weight))(x).sum().backward()
     assert torch.equal(x.grad, weight.sum(dim=0).expand(3, -1))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 def test_what_gains_nothing_and_what_still_learns_stays_as_it_is(dtype):
-    import torch
-
-    from pass_sampling.gpu.model.linear import laid_out
-
-    assert laid_out(torch.ones((4, 4), dtype=getattr(torch, dtype))) is None
+    assert laid_out(torch.ones((4, 4), dtype=dtype)) is None
     assert laid_out(torch.ones((4, 4), dtype=torch.bfloat16, requires_grad=True)) is None
 
 
-def test_large_models_keep_one_copy_of_their_weights(laid_out, monkeypatch):
+@where_laid_out
+def test_large_models_keep_one_copy_of_their_weights_and_compute_the_same(monkeypatch):
     """A layout is a second copy; a model that is tied has its embedding once more as output."""
-    import torch
-
-    import pass_sampling.gpu as port
-    from models import TINY
-    from pass_sampling.gpu.model import linear
-
     config = port.ModelConfig(**TINY)
-    weights = port.Weights.random(config, 0, torch.bfloat16)
-    layers, output = linear.linears_of(weights)
-    assert output.laid_out is not None and all(layer.gate_up.laid_out is not None for layer in layers)
-    monkeypatch.setattr(linear, "LAID_OUT_AT_MOST", 100)
-    layers, output = linear.linears_of(weights)
-    assert output.laid_out is None and all(layer.gate_up.laid_out is None for layer in layers)
-
-
-def test_a_pass_over_a_laid_out_model_is_that_of_the_plain_one(laid_out, monkeypatch):
-    import torch
-
-    import pass_sampling.gpu as port
-    from models import TINY
-    from pass_sampling.gpu.model import linear
-
-    config = port.ModelConfig(**TINY)
-    weights = port.Weights.random(config, 0, torch.bfloat16)
-    found = port.Transformer(config, weights).forward([[1, 2, 0, 1]])
-    monkeypatch.setattr(linear, "LAID_OUT_AT_MOST", 0)
-    assert torch.equal(found, port.Transformer(config, weights).forward([[1, 2, 0, 1]]))
+    weights, logits = port.Weights.random(config, 0, torch.bfloat16), []
+    for most in (linear.LAID_OUT_AT_MOST, 100):
+        monkeypatch.setattr(linear, "LAID_OUT_AT_MOST", most)
+        layers, output = linear.linears_of(weights)
+        found = [output.laid_out, *(layer.gate_up.laid_out for layer in layers)]
+        assert all((each is None) == (most == 100) for each in found)
+        logits.append(port.Transformer(config, weights).forward([[1, 2, 0, 1]]))
+    assert torch.equal(*logits)

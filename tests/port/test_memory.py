@@ -1,4 +1,4 @@
-"""What does not fit into the memory that is free is refused before anything is allocated, with what it was for."""
+"""A model, a cache or a pass that does not fit into the free memory is refused by name before it is allocated."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
+import pass_sampling.gpu as port
 from console import run
-from models import TINY, package, transformer
-
-pytestmark = pytest.mark.torch
+from models import TINY, transformer
+from pass_sampling.gpu.model import memory
 
 
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> Any:
     """So much memory is free, and everything is worth asking for."""
-    import pass_sampling.gpu.model.memory as memory
 
     def leave(free: int) -> None:
         monkeypatch.setattr(memory, "ALWAYS_FREE", 0)
@@ -27,49 +26,43 @@ def little(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_weights_that_do_not_fit_are_not_loaded(little: Any, box: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """And the process can load them when there is room again."""
-    pkg = package("gpu")
-    size = pkg.load_model(box.model).weights.embedding.nbytes
+    size = port.load_model(box.model).weights.embedding.nbytes
     little(size)
     with pytest.raises(ValueError, match=r"^memory: found 0\.0 GB free on cpu, expected 0\.0: 0\.0 of weights$"):
-        pkg.load_model(box.model)
+        port.load_model(box.model)
     assert run("generate", "--model", box.model, "--prompt", "def", "--max-new-tokens", 3) == 2
     assert "memory: found 0.0 GB free on cpu" in capsys.readouterr().err
     little(10**12)
-    assert pkg.load_model(box.model).weights.embedding.nbytes == size
+    assert port.load_model(box.model).weights.embedding.nbytes == size
 
 
 def test_a_cache_that_does_not_fit_is_named(little: Any) -> None:
     """For one text, for many, and for the rows of an engine."""
-    pkg = package("gpu")
-    method = pkg.Autoregressive(transformer(pkg, 4))
+    method = port.Autoregressive(transformer(port, 4))
     cache = method.model.new_cache(40)
     little(cache.keys.nbytes + cache.values.nbytes)
-    assert len(pkg.generate(method, [1, 2], 30, ()).tokens) == 30
+    assert len(port.generate(method, [1, 2], 30, ()).tokens) == 30
     for start in (
-        lambda: pkg.generate(method, [1, 2], 40, ()),
-        lambda: pkg.generate_batch(method, [[1, 2]] * 5, 9, ()),
-        lambda: pkg.Engine(method, pkg.Ending(9), num_rows=5, longest_prompt=4),
+        lambda: port.generate(method, [1, 2], 40, ()),
+        lambda: port.generate_batch(method, [[1, 2]] * 5, 9, ()),
+        lambda: port.Engine(method, port.Ending(9), num_rows=5, longest_prompt=4),
     ):
         with pytest.raises(ValueError, match=r"of cache$"):
             start()
-    assert len(pkg.generate(method, [1, 2], 30, ()).tokens) == 30
+    assert len(port.generate(method, [1, 2], 30, ()).tokens) == 30
 
 
 def test_a_long_prompt_whose_pass_does_not_fit_is_named(little: Any) -> None:
-    pkg = package("gpu")
-    method = pkg.Autoregressive(transformer(pkg, 4, max_position_embeddings=400))
+    method = port.Autoregressive(transformer(port, 4, max_position_embeddings=400))
     little(50_000)
-    assert len(pkg.generate(method, [1] * 20, 3, ()).tokens) == 3
+    assert len(port.generate(method, [1] * 20, 3, ()).tokens) == 3
     with pytest.raises(ValueError, match=r"of workspace$"):
-        pkg.generate(method, [1] * 300, 3, ())
+        port.generate(method, [1] * 300, 3, ())
 
 
 def test_what_is_asked_for_is_what_is_allocated() -> None:
-    from pass_sampling.gpu.model.memory import cache_bytes, tensors_of, weight_bytes
-
-    pkg = package("gpu")
-    config = pkg.ModelConfig(**TINY)
-    model = transformer(pkg, 4)
+    config = port.ModelConfig(**TINY)
+    model = transformer(port, 4)
     cache = model.new_cache(30, 3)
-    assert cache_bytes(config, model.dtype, 30, 3) == cache.keys.nbytes + cache.values.nbytes
-    assert weight_bytes(config, model.dtype) == sum(tensor.nbytes for tensor in tensors_of(model.weights))
+    assert memory.cache_bytes(config, model.dtype, 30, 3) == cache.keys.nbytes + cache.values.nbytes
+    assert memory.weight_bytes(config, model.dtype) == sum(tensor.nbytes for tensor in memory.tensors_of(model.weights))

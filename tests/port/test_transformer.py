@@ -131,17 +131,13 @@ def test_float64_logits_are_those_of_the_library(saved, case, package, device):
         assert difference(model.run(checkpoint.tokens), checkpoint.truth) <= 1e-10
 
 
-@pytest.mark.parametrize(
-    "package, device, dtype",
-    [
-        pytest.param("reference", "cpu", "float32", id="reference-float32"),
-        *(pytest.param("gpu", "cpu", dtype, id=f"gpu-{dtype}") for dtype in ("float32", "bfloat16", "float16")),
-        *(
-            pytest.param("gpu", "cuda", dtype, id=f"gpu-cuda-{dtype}", marks=pytest.mark.gpu)
-            for dtype in ("float32", "bfloat16", "float16")
-        ),
-    ],
-)
+LOWER = [pytest.param("reference", "cpu", "float32", id="reference-float32")]
+for dtype in ("float32", "bfloat16", "float16"):
+    LOWER.append(pytest.param("gpu", "cpu", dtype, id=f"gpu-{dtype}"))
+    LOWER.append(pytest.param("gpu", "cuda", dtype, id=f"gpu-cuda-{dtype}", marks=pytest.mark.gpu))
+
+
+@pytest.mark.parametrize("package, device, dtype", LOWER)
 @on_cases
 def test_the_error_in_lower_precision_is_at_most_twice_the_library_s(saved, case, package, device, dtype):
     """Ours <= 2 library + floor, both against float64; the floor is two units in the last place of the largest logit.
@@ -261,16 +257,10 @@ def _queries_one_position_late(rope: Any) -> Any:
     return mutant
 
 
-def _opposite_turn(rope: Any) -> Any:
-    return lambda x, cos, sin: rope(x, cos, -sin)
-
-
 def _mask_one_too_wide(attention: Any) -> Any:
     def mutant(queries: Any, keys: Any, values: Any, visible: Any, causal: bool = False) -> Any:
         columns = [max(place - 1, 0) for place in range(keys.shape[-2])]
         if causal:  # the port leaves the mask of a prompt to the kernel
-            import torch
-
             visible = torch.full((keys.shape[-2],) * 2, float("-inf"), dtype=keys.dtype).triu(1)[None, None]
         return attention(queries, keys, values, None if visible is None else visible[..., columns])
 
@@ -282,61 +272,38 @@ def _groups_in_turn(attention: Any) -> Any:
         num_heads, num_groups, head_dim = queries.shape[-3], keys.shape[-3], queries.shape[-1]
         order = [head for group in range(num_groups) for head in range(group, num_heads, num_groups)]
         mixed = attention(queries[..., order, :, :], keys, values, *seen)
-        back = [place * head_dim + e for place in np.argsort(order).tolist() for e in range(head_dim)]
-        return mixed[..., back]
+        return mixed[..., [place * head_dim + e for place in np.argsort(order).tolist() for e in range(head_dim)]]
 
     return mutant
-
-
-def _unscaled_scores(attention: Any) -> Any:
-    return lambda queries, *rest: attention(queries * queries.shape[-1] ** 0.5, *rest)
-
-
-def _no_epsilon(rms_norm: Any) -> Any:
-    return lambda x, weight, eps: rms_norm(x, weight, 0.0)
-
-
-def _no_norm_weight(rms_norm: Any) -> Any:
-    return lambda x, weight, eps: rms_norm(x, weight * 0 + 1, eps)
-
-
-def _gate_and_up_swapped(swiglu: Any) -> Any:
-    return lambda gate, up: swiglu(up, gate)
 
 
 def _unscaled_frequencies(rope_frequencies: Any) -> Any:
-    def mutant(config: Any) -> Any:
-        fields = {**vars(config), "rope_scaling": None}
-        return rope_frequencies(type(config)(**fields))
-
-    return mutant
+    return lambda config: rope_frequencies(type(config)(**{**vars(config), "rope_scaling": None}))
 
 
-MUTANTS = [
-    ("rope", _interleaved_pairs, "llama"),
-    ("rope", _queries_one_position_late, "llama"),
-    ("rope", _opposite_turn, "llama"),
-    ("attention", _mask_one_too_wide, "llama"),
-    ("attention", _groups_in_turn, "llama"),
-    ("attention", _unscaled_scores, "llama"),
-    ("rms_norm", _no_epsilon, "llama"),
-    ("rms_norm", _no_norm_weight, "llama"),
-    ("swiglu", _gate_and_up_swapped, "llama"),
-    ("rope_frequencies", _unscaled_frequencies, "llama, llama3 rope"),
-    ("rope_frequencies", _unscaled_frequencies, "llama, linear rope"),
-]
+MUTANTS = {
+    "interleaved pairs": ("rope", _interleaved_pairs, "llama"),
+    "queries one position late": ("rope", _queries_one_position_late, "llama"),
+    "opposite turn": ("rope", lambda rope: lambda x, cos, sin: rope(x, cos, -sin), "llama"),
+    "mask one too wide": ("attention", _mask_one_too_wide, "llama"),
+    "groups in turn": ("attention", _groups_in_turn, "llama"),
+    "unscaled scores": ("attention", lambda attend: lambda q, *rest: attend(q * q.shape[-1] ** 0.5, *rest), "llama"),
+    "no epsilon": ("rms_norm", lambda norm: lambda x, weight, eps: norm(x, weight, 0.0), "llama"),
+    "no norm weight": ("rms_norm", lambda norm: lambda x, weight, eps: norm(x, weight * 0 + 1, eps), "llama"),
+    "gate and up swapped": ("swiglu", lambda swiglu: lambda gate, up: swiglu(up, gate), "llama"),
+    "frequencies without llama3": ("rope_frequencies", _unscaled_frequencies, "llama, llama3 rope"),
+    "frequencies without linear": ("rope_frequencies", _unscaled_frequencies, "llama, linear rope"),
+}
 
 
 @everywhere
-@pytest.mark.parametrize("name, mutate, case", MUTANTS)
-def test_the_comparison_rejects_a_mistake_in_an_equation(saved, monkeypatch, name, mutate, case, package, device):
-    home = module(package, "model.transformer")
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_comparison_rejects_a_mistake_in_an_equation(saved, monkeypatch, mutant, package, device):
+    home, (name, mutate, case) = module(package, "model.transformer"), MUTANTS[mutant]
     name = "rotate" if (package, name) == ("gpu", "rope") else name  # what the port turns heads with
     monkeypatch.setattr(home, name, mutate(getattr(home, name)))
-    checkpoint = saved(case)
-    assert (
-        difference(load(package, checkpoint.single, device, "float64").run(checkpoint.tokens), checkpoint.truth) > 1e-6
-    )
+    found = load(package, saved(case).single, device, "float64").run(saved(case).tokens)
+    assert difference(found, saved(case).truth) > 1e-6
 
 
 CONFIG_MUTANTS = {

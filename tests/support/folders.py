@@ -92,24 +92,15 @@ def write_checkpoint(
     generation_config: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
-    """Write a checkpoint in Hugging Face's format; random weights unless some are given.
+    """Write a checkpoint in Hugging Face's format; random weights unless some of the reference are given.
 
-    Args:
-        folder: made if it is not there.
-        config: the model; default: the family's `tiny_config`.
-        weights: arrays of the reference package.
-        model_type: the family that config.json names.
-        shards: how many safetensors files to spread the tensors over; more than one comes with an index.
-        dtype: the dtype to store, also bfloat16.
-        seed: of the random weights.
-        generation_config: written to generation_config.json if given.
-        settings: further keys of config.json, such as `eos_token_id`.
+    `dtype` is stored, also bfloat16; more than one of `shards` come with an index; `settings` are further keys of
+    config.json, such as `eos_token_id`.
     """
     config = tiny_config(model_type) if config is None else config
     weights = Weights.random(config, seed) if weights is None else weights
-    tensors = {
-        entry.name: np.ascontiguousarray(destination(weights, entry)).astype(dtype) for entry in weight_table(config)
-    }
+    arrays = {entry.name: destination(weights, entry) for entry in weight_table(config)}
+    tensors = {name: np.ascontiguousarray(array).astype(dtype) for name, array in arrays.items()}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config_json(config, model_type) | settings)
     if generation_config is not None:
@@ -130,10 +121,8 @@ def write_tensors(folder: Path, tensors: dict[str, np.ndarray], shards: int = 1)
         weight_map |= dict.fromkeys(part, file)
         save_file(part, folder / file, metadata={"format": "pt"})
     size = sum(tensor.nbytes for tensor in tensors.values())
-    write_json(
-        folder / "model.safetensors.index.json",
-        {"metadata": {"total_size": size}, "weight_map": weight_map},
-    )
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def write_json(path: Path, content: Any) -> None:

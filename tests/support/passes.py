@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -42,21 +43,13 @@ class Passes:
     """A model of one package with random weights, the same in both."""
 
     def __init__(
-        self,
-        package: str,
-        config: ModelConfig,
-        device: str = "cpu",
-        dtype: str = "float64",
-        seed: int = 0,
-        model: Any = None,
+        self, package: str, config: Any, device: str = "cpu", dtype: str = "float64", seed: int = 0, model: Any = None
     ):
-        self.port = package == "gpu"
-        self.device = device
+        self.port, self.device = package == "gpu", device
         if model is None:
             config = own_config(package, config)
-            kind = self._kind(dtype)
-            options = {"device": device} if self.port else {}
-            weights = module(package, "model.weights").Weights.random(config, seed, kind, **options)
+            options = (getattr(import_module("torch"), dtype), device) if self.port else (np.dtype(dtype),)
+            weights = module(package, "model.weights").Weights.random(config, seed, *options)
             model = module(package, "model.transformer").Transformer(config, weights)
         self.model = model
 
@@ -104,13 +97,6 @@ class Passes:
 
         tensor = torch.from_numpy(np.array(array)).to(self.device)
         return tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
-
-    def _kind(self, dtype: str) -> Any:
-        if not self.port:
-            return np.dtype(dtype)
-        import torch
-
-        return getattr(torch, dtype)
 
 
 def difference(found: Array, expected: Array) -> float:

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-import io
 import re
 import sys
 import textwrap
-import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from fractions import Fraction
 from functools import cache
 from types import CodeType, FrameType
@@ -31,19 +29,15 @@ from typing import Any
 import numpy as np
 
 Shape = tuple[str, ...]  # the dimensions, as expressions
-GROUP = re.compile(r"\[([^\]]*)\]")
 
 
 class ShapeError(AssertionError):
     """An array has another shape than the comment says, or the comment cannot be understood."""
 
 
-# --- Comments ---
-
-
 @dataclass(frozen=True)
 class Comment:
-    """What a comment says: the shapes of one array, or of several in a tuple; or alternatives for one array."""
+    """The shapes of one array, or of several in a tuple; or alternatives for one array."""
 
     text: str
     shapes: tuple[Shape, ...]
@@ -52,7 +46,7 @@ class Comment:
     @property
     def symbols(self) -> set[str]:
         """The names that dimensions are made of."""
-        return {name for shape in self.shapes for dim in shape if dim != "..." for name in names(expression(dim))}
+        return {name for shape in self.shapes for dim in shape if dim != "..." for name in names(dim)}
 
 
 def parse(text: str) -> Comment | None:
@@ -60,122 +54,84 @@ def parse(text: str) -> Comment | None:
     text = text.removeprefix("#").strip()
     if not text.startswith("["):
         return None
-    groups: list[re.Match[str]] = []
-    alternatives = False
-    for match in GROUP.finditer(text):
-        between = text[groups[-1].end() : match.start()] if groups else ", "
-        if between != ", " and " or " not in between:
-            break  # prose
-        alternatives |= between != ", "
-        groups.append(match)
-    shapes = tuple(_dimensions(match[1]) for match in groups)
-    return Comment(text, shapes, alternatives)
-
-
-def _dimensions(inside: str) -> Shape:
-    dims = tuple(part.strip() for part in inside.split(",") if part.strip())
-    for dim in dims:
-        if dim != "...":
-            expression(dim)
-    return dims
+    shapes, rest, alternatives = [], text, False
+    while match := re.match(r"(,? or |, |)\[([^]]*)\]", rest):
+        shapes.append(tuple(dim.strip() for dim in match[2].split(",") if dim.strip()))
+        alternatives |= "or" in match[1]
+        rest = rest[match.end() :]
+        if " or [" in rest and not alternatives:  # words before the alternative
+            rest = rest[rest.index(" or [") :]
+    for dim in {dim for shape in shapes for dim in shape} - {"..."}:
+        compiled(dim)
+    return Comment(text, tuple(shapes), alternatives)
 
 
 @cache
-def expression(dim: str) -> ast.expr:
-    """Parse a dimension; `2G` means `2*G`, and a prime is part of a name.
+def compiled(dim: str) -> CodeType:
+    """Compile a dimension; `2G` means `2*G`, a prime is part of a name, and `len(x)` is the name `len_x`.
 
     Raises:
         ShapeError: it is something else than a sum or product of numbers, names and len(name).
     """
-    source = re.sub(r"(?<![\w.])(\d+)(?=[A-Za-z(])", r"\1*", dim).replace("'", "_prime")
+    source = re.sub(r"\blen\((\w+)\)", r"len_\1", dim.replace("'", "_prime"))
+    source = re.sub(r"\b(\d+)(?=[A-Za-z(])", r"\1*", source)
     try:
-        tree = ast.parse(source, mode="eval").body
-        names(tree)
-    except (SyntaxError, TypeError):
+        if not re.fullmatch(r"[\w+*/()-]+", source) or re.search(r"\w\(", source):
+            raise SyntaxError
+        return compile(source, dim, "eval")
+    except SyntaxError:
         raise ShapeError(f"shape comment: found the dimension {dim!r}, expected a sum or product of names") from None
-    return tree
 
 
-def names(tree: ast.expr) -> set[str]:
-    """Return the names in an expression; `len(x)` counts as one."""
-    match tree:
-        case ast.Constant(value=int()):
-            return set()
-        case ast.Name(id=name):
-            return {name}
-        case ast.Call(func=ast.Name(id="len"), args=[ast.Name()]):
-            return {ast.unparse(tree)}
-        case ast.BinOp(left=left, right=right, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div()):
-            return names(left) | names(right)
-    raise TypeError(ast.dump(tree))
+def names(dim: str) -> tuple[str, ...]:
+    """Return the names in a dimension."""
+    return compiled(dim).co_names
 
 
-def evaluate(tree: ast.expr, values: Mapping[str, int | Fraction]) -> Fraction:
-    """Return the value of an expression whose names all have one."""
-    match tree:
-        case ast.Constant(value=int() as number):
-            return Fraction(number)
-        case ast.BinOp(left=left, right=right, op=op):
-            one, two = evaluate(left, values), evaluate(right, values)
-            match op:
-                case ast.Add():
-                    return one + two
-                case ast.Sub():
-                    return one - two
-                case ast.Mult():
-                    return one * two
-            return one / two
-    return Fraction(values[ast.unparse(tree)])
+def evaluate(dim: str, values: Mapping[str, int]) -> Fraction:
+    """Return a dimension whose names all have a value."""
+    return Fraction(eval(compiled(dim), {}, {name: Fraction(values[name]) for name in names(dim)}))
 
 
-# --- Shapes ---
-
-
-@dataclass
 class Bindings:
-    """The letters of one call, and what is still to be solved for them."""
+    """The letters of one call, and the equations that do not yet determine one."""
 
-    values: dict[str, int]
-    rest: tuple[int, ...] | None = None
-    equations: list[tuple[str, int, str]] = field(default_factory=list)  # dimension, length, where
+    def __init__(self, values: Mapping[str, Any]):
+        self.values = dict(values)  # "..." holds a tuple
+        self.equations: list[tuple[str, int, str]] = []  # dimension, length, where
 
     def add(self, comment: Comment, value: Any, where: str) -> None:
         """Compare the shape of an array, or of the arrays in a tuple, with a comment."""
         if comment.alternatives:
-            return self._add_either(comment, shape_of(value, where), where)
-        values = [value]
-        if isinstance(value, tuple):
-            arrays = [part for part in value if hasattr(part, "shape")]
-            values = arrays if len(arrays) == len(comment.shapes) else values
+            self._add_either(comment, shape_of(value, where), where)
+            return
+        arrays = [part for part in value if hasattr(part, "shape")] if isinstance(value, tuple) else []
+        values = arrays if len(arrays) == len(comment.shapes) else [value]
         if len(values) != len(comment.shapes):
             raise ShapeError(f"{where}: found {len(values)} arrays, expected {comment.text}")
         for dims, part in zip(comment.shapes, values, strict=True):
             self._add(dims, shape_of(part, where), where)
-        return None
 
     def _add_either(self, comment: Comment, shape: tuple[int, ...], where: str) -> None:
         """Take the first alternative that agrees with all that is known."""
+        before = dict(self.values), list(self.equations)
         for dims in comment.shapes:
-            trial = Bindings(dict(self.values), self.rest, list(self.equations))
             try:
-                trial._add(dims, shape, where)
+                self._add(dims, shape, where)
+                return
             except ShapeError:
-                continue
-            self.values, self.rest, self.equations = trial.values, trial.rest, trial.equations
-            return
+                self.values, self.equations = dict(before[0]), list(before[1])
         raise ShapeError(f"{where}: found shape {list(shape)}, expected {comment.text}")
 
     def _add(self, dims: Shape, shape: tuple[int, ...], where: str) -> None:
-        if not _fits(dims, shape):
-            raise ShapeError(f"{where}: found shape {list(shape)}, expected [{', '.join(dims)}]")
-        if "..." in dims:
+        if "..." in dims and len(shape) >= len(dims) - 1:
             place, extra = dims.index("..."), len(shape) - len(dims) + 1
             rest = shape[place : place + extra]
-            if self.rest is not None and rest != self.rest:
-                raise ShapeError(f"{where}: found {list(rest)} in the place of ..., expected {list(self.rest)}")
-            self.rest = rest
-            dims = dims[:place] + dims[place + 1 :]
-            shape = shape[:place] + shape[place + extra :]
+            if self.values.setdefault("...", rest) != rest:
+                raise ShapeError(f"{where}: found {list(rest)} for ..., expected {list(self.values['...'])}")
+            dims, shape = dims[:place] + dims[place + 1 :], shape[:place] + shape[place + extra :]
+        if "..." in dims or len(shape) != len(dims):
+            raise ShapeError(f"{where}: found shape {list(shape)}, expected [{', '.join(dims)}]")
         self.equations += [(dim, length, where) for dim, length in zip(dims, shape, strict=True)]
         self.solve()
 
@@ -187,43 +143,33 @@ class Bindings:
             self.equations = [equation for equation in self.equations if not self._settled(*equation)]
 
     def _settled(self, dim: str, length: int, where: str) -> bool:
-        tree = expression(dim)
-        unknown = names(tree) - self.values.keys()
+        unknown = set(names(dim)) - self.values.keys()
         if len(unknown) > 1:
             return False
         for name in unknown:  # linear in one unknown
-            at_0, at_1 = (evaluate(tree, {**self.values, name: value}) for value in (0, 1))
+            at_0, at_1 = (evaluate(dim, {**self.values, name: value}) for value in (0, 1))
             solution = (length - at_0) / (at_1 - at_0) if at_0 != at_1 else Fraction(-1)
             if solution.denominator != 1 or solution < 0:
                 raise ShapeError(f"{where}: found {length} for {dim}, expected a length of that form")
             self.values[name] = int(solution)
-        if evaluate(tree, self.values) != length:
-            known = ", ".join(f"{name}={self.values[name]}" for name in sorted(names(tree)))
-            raise ShapeError(f"{where}: found {length} for {dim}, expected {evaluate(tree, self.values)} ({known})")
+        if evaluate(dim, self.values) != length:
+            known = ", ".join(f"{name}={self.values[name]}" for name in sorted(names(dim)))
+            raise ShapeError(f"{where}: found {length} for {dim}, expected {evaluate(dim, self.values)} ({known})")
         return True
 
     def close(self) -> None:
-        """Raise ShapeError if something was never settled, so that it was not checked."""
+        """Raise ShapeError if an equation was never settled, so that it was not checked."""
         self.solve()
         for dim, length, where in self.equations:
             raise ShapeError(f"{where}: found {length} for {dim}, expected names that the call determines")
 
 
-def _fits(dims: Shape, shape: tuple[int, ...]) -> bool:
-    return len(shape) >= len(dims) - 1 if "..." in dims else len(shape) == len(dims)
-
-
 def shape_of(value: Any, where: str) -> tuple[int, ...]:
     """Return the shape of an array, a tensor, a number or nested sequences."""
-    if hasattr(value, "shape"):
-        return tuple(value.shape)
     try:
-        return np.shape(value)
+        return tuple(value.shape) if hasattr(value, "shape") else np.shape(value)
     except ValueError:
         raise ShapeError(f"{where}: found sequences of different lengths, expected an array") from None
-
-
-# --- Where comments stand ---
 
 
 @dataclass(frozen=True)
@@ -234,7 +180,6 @@ class Signature:
     arguments: Mapping[str, Comment]
     returns: Comment | None
     locals: Mapping[str, Comment]  # "name" or "self.name"
-    may_return_none: bool
 
     @property
     def comments(self) -> list[Comment]:
@@ -243,52 +188,43 @@ class Signature:
         return [*self.arguments.values(), *last, *self.locals.values()]
 
 
-def _source(thing: Any) -> tuple[ast.Module, dict[int, Comment]]:
+def _source(thing: Any) -> tuple[Any, dict[int | None, Comment]]:
     """Return the syntax tree of a function or class, and its shape comments by line."""
     text = textwrap.dedent(inspect.getsource(thing))
-    comments = {}
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        comment = parse(token.string) if token.type == tokenize.COMMENT else None
-        if comment is not None:
-            comments[token.start[0]] = comment
-    return ast.parse(text), comments
+    found = {
+        number: parse(match[1])
+        for number, line in enumerate(text.splitlines(), 1)
+        if (match := re.search(r"\S  # (\[.*)", line))
+    }
+    return ast.parse(text).body[0], {number: comment for number, comment in found.items() if comment is not None}
 
 
 @cache
 def signature(function: Callable[..., Any]) -> Signature:
     """Read the shape comments of a function."""
-    tree, comments = _source(function)
-    node = tree.body[0]
-    assert isinstance(node, ast.FunctionDef)
-    last = node.returns.end_lineno if node.returns is not None else None
+    node, comments = _source(function)
+    last = None if node.returns is None else node.returns.end_lineno
+    returns = comments.pop(last, None)
     parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    arguments = {
-        parameter.arg: comments[parameter.lineno]
-        for parameter in parameters
-        if parameter.lineno in comments and parameter.lineno != last
-    }
-    assigned = {}
-    for statement in ast.walk(node):
-        if isinstance(statement, ast.Assign) and statement.end_lineno in comments:
-            assigned[ast.unparse(statement.targets[0])] = comments[statement.end_lineno]
-    annotation = "" if node.returns is None else ast.unparse(node.returns)
-    returns = None if last is None else comments.get(last)
-    return Signature(function.__qualname__, arguments, returns, assigned, "None" in annotation)
+    assignments = [each for each in ast.walk(node) if isinstance(each, ast.Assign)]
+    return Signature(
+        function.__qualname__,
+        {each.arg: comments[each.lineno] for each in parameters if each.lineno in comments},
+        returns,
+        {
+            ast.unparse(each.targets[0]): comments[each.end_lineno]
+            for each in assignments
+            if each.end_lineno in comments
+        },
+    )
 
 
 @cache
 def fields(cls: type) -> dict[str, Comment]:
     """Read the shape comments on the fields of a dataclass."""
-    tree, comments = _source(cls)
-    node = tree.body[0]
-    assert isinstance(node, ast.ClassDef)
-    return {
-        statement.target.id: comments[statement.end_lineno]
-        for statement in node.body
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and statement.end_lineno in comments
-    }
+    node, comments = _source(cls)
+    declared = [each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)]
+    return {each.target.id: comments[each.end_lineno] for each in declared if each.end_lineno in comments}
 
 
 def functions_of(module: Any) -> Iterator[Callable[..., Any]]:
@@ -308,8 +244,6 @@ def _functions(thing: Any, home: str) -> Iterator[Callable[..., Any]]:
         yield thing
 
 
-# --- Execution ---
-
 CONFIG_LETTERS = {
     "V": "vocab_size",
     "D": "hidden_size",
@@ -321,7 +255,7 @@ CONFIG_LETTERS = {
 
 
 def constants(arguments: Mapping[str, Any]) -> dict[str, int]:
-    """Return the letters that a call knows before it looks at an array.
+    """Return the names that a call knows before it looks at an array.
 
     They come from the model that it is about, from its integer arguments under their own names, and from the lengths
     of its other arguments.
@@ -334,19 +268,8 @@ def constants(arguments: Mapping[str, Any]) -> dict[str, int]:
         if isinstance(value, int) and not isinstance(value, bool):
             known[name] = value
         elif hasattr(value, "__len__") and not isinstance(value, str):
-            known[f"len({name})"] = len(value) if getattr(value, "shape", (0,)) else 0
+            known[f"len_{name}"] = len(value) if getattr(value, "shape", (0,)) else 0
     return known
-
-
-def check_fields(instance: Any, known: Mapping[str, int]) -> None:
-    """Compare the fields of a dataclass with their comments."""
-    comments = fields(type(instance))
-    bindings = Bindings(dict(known))
-    for name, comment in comments.items():
-        value = getattr(instance, name, None)
-        if value is not None:
-            bindings.add(comment, value, f"{type(instance).__name__}.{name}")
-    bindings.close()
 
 
 @contextmanager
@@ -358,37 +281,33 @@ def checked(functions: Iterable[Callable[..., Any]]) -> Iterator[Counter[str]]:
     Raises:
         ShapeError: out of the call that is at fault.
     """
-    specs: dict[CodeType, Signature] = {
-        function.__code__: signature(function) for function in functions if not inspect.isgeneratorfunction(function)
-    }
+    signatures = {each.__code__: signature(each) for each in functions if not inspect.isgeneratorfunction(each)}
     calls: Counter[str] = Counter()
     running: dict[FrameType, Bindings] = {}
 
     def profile(frame: FrameType, event: str, result: Any) -> None:
-        spec = specs.get(frame.f_code)
-        if spec is None or event not in ("call", "return"):
+        read = signatures.get(frame.f_code)
+        if read is None or event not in ("call", "return"):
             return
-        here = frame.f_locals
+        here, code = frame.f_locals, frame.f_code
         if event == "call":
-            arguments = {name: here[name] for name in frame.f_code.co_varnames[: _arity(frame.f_code)]}
+            calls[f"{frame.f_globals['__name__']}.{read.name}"] += 1
+            arguments = {name: here[name] for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}
             bindings = running[frame] = Bindings(constants(arguments))
-            calls[f"{frame.f_globals['__name__']}.{spec.name}"] += 1
-            for name, comment in sorted(spec.arguments.items(), key=lambda item: item[1].alternatives):
+            for name, comment in sorted(read.arguments.items(), key=lambda item: item[1].alternatives):
                 if arguments[name] is not None:
-                    bindings.add(comment, arguments[name], f"{spec.name}, argument {name}")
-            for value in arguments.values():
-                _check_dataclass(value, arguments, specs)
+                    bindings.add(comment, arguments[name], f"{read.name}, argument {name}")
+            _check_dataclasses(arguments.values(), arguments)
             return
         bindings = running.pop(frame)
-        if spec.returns is not None and not (result is None and spec.may_return_none):
-            bindings.add(spec.returns, result, f"{spec.name}, return value")
-        for name, comment in spec.locals.items():
+        if read.returns is not None and result is not None:
+            bindings.add(read.returns, result, f"{read.name}, return value")
+        for name, comment in read.locals.items():
             value = getattr(here["self"], name[5:]) if name.startswith("self.") else here.get(name)
             if value is not None:
-                bindings.add(comment, value, f"{spec.name}, {name}")
+                bindings.add(comment, value, f"{read.name}, {name}")
         bindings.close()
-        for value in result if isinstance(result, tuple) else (result,):
-            _check_dataclass(value, here, specs)
+        _check_dataclasses(result if isinstance(result, tuple) else (result,), here)
 
     before = sys.getprofile()
     sys.setprofile(profile)
@@ -398,10 +317,13 @@ def checked(functions: Iterable[Callable[..., Any]]) -> Iterator[Counter[str]]:
         sys.setprofile(before)
 
 
-def _arity(code: CodeType) -> int:
-    return code.co_argcount + code.co_kwonlyargcount
-
-
-def _check_dataclass(value: Any, arguments: Mapping[str, Any], specs: Mapping[CodeType, Signature]) -> None:
-    if is_dataclass(value) and not isinstance(value, type) and fields(type(value)):
-        check_fields(value, {name: length for name, length in constants(arguments).items() if len(name) == 1})
+def _check_dataclasses(values: Iterable[Any], arguments: Mapping[str, Any]) -> None:
+    """Compare the fields of the dataclasses among some values with their comments."""
+    for value in values:
+        if not is_dataclass(value) or isinstance(value, type) or not fields(type(value)):
+            continue
+        bindings = Bindings({name: number for name, number in constants(arguments).items() if len(name) == 1})
+        for name, comment in fields(type(value)).items():
+            if getattr(value, name, None) is not None:
+                bindings.add(comment, getattr(value, name), f"{type(value).__name__}.{name}")
+        bindings.close()
