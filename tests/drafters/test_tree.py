@@ -32,6 +32,7 @@ from trees import (
     checked_steps,
     definition,
     distribution_of,
+    distributions_after,
     drafter_of,
     home,
     is_port,
@@ -242,12 +243,6 @@ def test_a_mistake_is_seen(pkg: Any, name: str, mistake: Any, monkeypatch: pytes
 
 
 # --- How often candidates are accepted ---
-
-
-def distributions_after(model: Any, drafter: Any, prefix: tuple[int, ...]) -> tuple[Any, Any]:
-    plain = reference.Autoregressive(model)
-    row = model.logits(model.hidden(model.embed(prefix), model.new_cache())[-1])
-    return plain.probs(prefix, row), plain.probs(prefix, drafter.logits(prefix, drafter.new_cache(8)))
 
 
 @each_rule

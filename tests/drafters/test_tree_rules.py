@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
-import inspect
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,21 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapters import PORT, REFERENCE, Port, Reference, each_impl, each_port
-from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 from pass_sampling.reference.methods.tree_rules import RULES, k_seq_division
 from pass_sampling.reference.theory import acceptance_rate, candidate_acceptance
 from pass_sampling.reference.verify import accept_probs, residual_probs
-from strategies import (
-    DENORMAL,
-    LARGEST_UNIFORM,
-    around,
-    distribution_pairs,
-    distributions,
-    integer_distributions,
-    normalised,
-)
+from strategies import DENORMAL, around, distribution_pairs, distributions, integer_distributions, normalised
 
 Array = np.ndarray
+Draw = tuple[float, list[int], list[Array]]  # how probable some candidates are, the candidates, and their distributions
 EXACT = 1e-12  # sums of at most a few thousand products, each wrong by a few times 2^-53
 
 each_rule = pytest.mark.parametrize("rule", RULES)
@@ -41,225 +31,22 @@ def logits_of(probs: Array) -> Array:
         return np.log(probs)
 
 
-# --- One position, as something that can be enumerated ---
-
-
-@dataclass(frozen=True)
-class Emitted:
-    """What has come out: nothing, or one token."""
-
-    new_tokens: tuple[int, ...] = ()
-
-    @property
-    def end(self) -> str | None:
-        return "length" if self.new_tokens else None
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a run says about itself."""
-
-    choices: tuple[Any, ...]
-    draft_tokens: tuple[int, ...]
-    num_accepted: int
-
-
-class OnePosition:
-    """Draw candidates from a draft, verify them against a target, emit a token."""
-
-    def __init__(
-        self,
-        impl: Reference,
-        rule: str,
-        target: Array,
-        logits: Array,
-        num_candidates: int,
-        **settings: Any,
-    ):
-        self.impl, self.target, self.logits, self.num_candidates = impl, target, logits, num_candidates
-        self.home, self.rule = impl.module("methods.tree_rules"), impl.module("methods.tree_rules").RULES[rule]
-        self.sampling = impl.sampling(**settings)
-        self.named_uniforms = {"draft": num_candidates, "accept": num_candidates, "final": 1}
-        self.num_uniforms = 2 * num_candidates + 1
-
-    def start(self, prompt: Any, ending: Any) -> Emitted:
-        return Emitted()
-
-    def run(self, states: Sequence[Any], uniforms: Array, trace: bool = True) -> list[tuple[Emitted, Made]]:
-        return self.port(uniforms) if isinstance(self.impl, Port) else [self.one(row) for row in uniforms]
-
-    def one(self, row: Array) -> tuple[Emitted, Made]:
-        draws = self.impl.module("uniforms").UniformRow(row, self.named_uniforms, trace=True)
-        replacement = self.rule.replacement
-        tokens, probs = self.home.draw_candidates(
-            self.logits, self.sampling, self.num_candidates, draws, 0, replacement
-        )
-        found = self.rule.verify(self.target, probs, tokens, draws, 0)
-        accepted = found.accepted
-        token = draws.token("final", found.final_probs) if accepted is None else int(tokens[accepted])
-        return Emitted((token,)), Made(draws.choices, tuple(tokens.tolist()), int(accepted is not None))
-
-    def port(self, uniforms: Array) -> list[tuple[Emitted, Made]]:
-        draws = self.impl.module("uniforms").UniformRow(self.impl.tensor(uniforms), self.named_uniforms, trace=True)
-        logits, target = (self.impl.tensor(row).expand(len(uniforms), -1) for row in (self.logits, self.target))
-        tokens, probs, used = self.home.draw_candidates(
-            logits.unsqueeze(1), self.sampling, [self.num_candidates], draws, 0, self.rule.replacement
-        )
-        count = used.sum(dim=1)
-        active = (count >= 0) & (count <= self.num_candidates)
-        found = self.rule.verify(target, probs, tokens, draws, 0, count, active)
-        final = draws.token("final", found.final_probs, active=found.accepted < 0)
-        emitted = final.where(found.accepted < 0, tokens.gather(1, found.accepted.clamp(min=0)[:, None])[:, 0])
-        batch = self.impl.module("batch_record")
-        results = []
-        for b, (token, accepted) in enumerate(zip(emitted.tolist(), found.accepted.tolist(), strict=True)):
-            choices = tuple(
-                batch.Choice(choice.column, choice.edges[b].cpu().numpy(), int(choice.outcome[b]))
-                for choice in draws.choices
-                if bool(choice.active[b])
-            )
-            drafts = tuple(tokens[b, : int(count[b])].tolist())
-            results.append((Emitted((token,)), Made(choices, drafts, int(accepted >= 0))))
-        return results
-
-
-def distribution_of(method: OnePosition) -> OutputDistribution:
-    return output_distribution(method, (), None, probe=True)
-
-
-def assert_exact(distribution: OutputDistribution, target: Array) -> None:
-    assert distribution.largest_deviation({(token,): float(prob) for token, prob in enumerate(target)}) <= EXACT
-    assert abs(sum(distribution.values()) - 1.0) <= EXACT
-    assert all(target[token] > 0 for (token,) in distribution), "a token that the target excludes"
-
-
-def generic(seed: int, vocab_size: int, zeros: float = 0.0) -> tuple[Array, Array]:
+def generic(seed: int, vocab_size: int) -> tuple[Array, Array]:
     """Return a target and a draft without any structure."""
     generator = np.random.default_rng(seed)
     sides = []
     for _ in range(2):
-        weights = generator.exponential(size=vocab_size) * (generator.random(vocab_size) >= zeros)
+        weights = generator.exponential(size=vocab_size) * (generator.random(vocab_size) >= 0)
         weights[generator.integers(vocab_size)] += 0.1
         sides.append(normalised(weights))
     return sides[0], sides[1]
 
 
-CASES: dict[str, tuple[Array, Array]] = {
-    "generic": generic(0, 4),
-    "zeros": generic(3, 4, zeros=0.5),
-    "disjoint": (np.array([0.5, 0.5, 0, 0]), np.array([0, 0, 0.25, 0.75])),
-    "equal": (generic(1, 4)[0],) * 2,
-    "nearly equal": (generic(1, 4)[0], np.nextafter(generic(1, 4)[0], [0, 1, 0, 1])),
-    "a draft of almost no probability": (generic(2, 4)[0], np.array([DENORMAL, 0.5, 0.25, 0.25])),
-    "a target of almost no probability": (np.array([DENORMAL, 0.5, 0.25, 0.25]), generic(2, 4)[0]),
-    "one draft": (generic(5, 4)[0], np.eye(4)[2]),
-    "one target": (np.eye(4)[1], generic(5, 4)[0]),
-}
+# --- The token that comes out, by the formulas alone ---
 
 
-@each_impl
-@each_rule
-@pytest.mark.parametrize("num_candidates", [1, 2, 3])
-@pytest.mark.parametrize("name", CASES)
-def test_the_target_comes_out_and_candidates_are_accepted_as_theory_says(
-    impl: Reference, rule: str, num_candidates: int, name: str
-) -> None:
-    target, draft = CASES[name]
-    distribution = distribution_of(OnePosition(impl, rule, target, logits_of(draft), num_candidates))
-    assert_exact(distribution, target)
-    promised = candidate_acceptance(target, draft, num_candidates, rule)
-    assert abs(distribution.expected["num_accepted_tokens"] - promised) <= EXACT
-
-
-@each_impl
-@each_rule
-@pytest.mark.parametrize(
-    "settings",
-    [{"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 0.5, "top_k": 3, "top_p": 0.9}],
-    ids=str,
-)
-def test_the_target_comes_out_whatever_the_settings_of_the_drafts(
-    impl: Reference, rule: str, settings: dict[str, Any]
-) -> None:
-    target, draft = generic(4, 4, zeros=0.2)
-    assert_exact(distribution_of(OnePosition(impl, rule, target, logits_of(draft), 3, **settings)), target)
-
-
-@each_impl
-@pytest.mark.parametrize("rule", ["without-replacement", "match"])
-def test_greedy_drafts_are_the_likeliest_tokens_in_order_each_a_point_mass(impl: Reference, rule: str) -> None:
-    target, draft = generic(6, 5)
-    order = np.argsort(-draft, kind="stable")
-    for num_candidates in range(1, 6):
-        method = OnePosition(impl, rule, target, logits_of(draft), num_candidates, temperature=0.0)
-        ((_, made),) = method.run([None], np.full((1, method.num_uniforms), LARGEST_UNIFORM))
-        assert made.draft_tokens == tuple(order[:num_candidates].tolist())
-        distribution = distribution_of(method)
-        assert_exact(distribution, target)
-        covered = float(target[order[:num_candidates]].sum())
-        assert abs(distribution.expected["num_accepted_tokens"] - covered) <= EXACT
-
-
-class Careless(OnePosition):
-    """Verifies each candidate as if it had been drawn from the first one's distribution."""
-
-    def one(self, row: Array) -> tuple[Emitted, Made]:
-        right = self.rule
-
-        def verify(target: Array, probs: Array, *rest: Any) -> Any:
-            return right.verify(target, np.broadcast_to(probs[:1], probs.shape), *rest)
-
-        self.rule = type(right)(right.replacement, verify)
-        try:
-            return super().one(row)
-        finally:
-            self.rule = right
-
-
-class Hasty(OnePosition):
-    """Draws from the target where it rejects all."""
-
-    def one(self, row: Array) -> tuple[Emitted, Made]:
-        right, target = self.rule, self.target
-
-        def verify(*arguments: Any) -> Any:
-            found = right.verify(*arguments)
-            return type(found)(found.accepted, target, found.accept_probs)
-
-        self.rule = type(right)(right.replacement, verify)
-        try:
-            return super().one(row)
-        finally:
-            self.rule = right
-
-
-class Mixed(OnePosition):
-    """Draws the candidates as the other kind of rule needs them."""
-
-    def one(self, row: Array) -> tuple[Emitted, Made]:
-        right = self.rule
-        self.rule = type(right)(not right.replacement, right.verify)
-        try:
-            return super().one(row)
-        finally:
-            self.rule = right
-
-
-@pytest.mark.parametrize(
-    ("mistake", "rule"),
-    [(Careless, "without-replacement"), (Mixed, "k-seq")] + [(Hasty, rule) for rule in RULES if rule != "match"],
-)
-def test_a_wrong_rule_is_seen(mistake: type[OnePosition], rule: str) -> None:
-    target, draft = CASES["generic"]
-    distribution = distribution_of(mistake(REFERENCE, rule, target, logits_of(draft), 2))
-    assert distribution.largest_deviation({(token,): float(prob) for token, prob in enumerate(target)}) > 1e-3
-
-
-# --- The formulas alone ---
-
-
-def every_draw(draft: Array, num_candidates: int, replacement: bool) -> Iterator[tuple[float, list[int], list[Array]]]:
-    """Yield every sequence of candidates: its probability, the tokens, and the distribution of each."""
+def every_draw(draft: Array, num_candidates: int, replacement: bool) -> Iterator[Draw]:
+    """Yield every sequence of candidates."""
     if num_candidates == 0 or not draft.any():
         yield 1.0, [], []
         return
@@ -272,8 +59,7 @@ def every_draw(draft: Array, num_candidates: int, replacement: bool) -> Iterator
 
 def probs_of(impl: Reference, rule: str, target: Array, rows: Array, tokens: Array) -> tuple[Array, Array]:
     """Return the chance of each candidate and the distribution if none is accepted."""
-    name, home = ("k_seq_probs", "methods.tree_rules") if rule == "k-seq" else ("recursive_probs", "methods.tree_rules")
-    function = getattr(impl.module(home), name)
+    function = getattr(impl.module("methods.tree_rules"), "k_seq_probs" if rule == "k-seq" else "recursive_probs")
     if not isinstance(impl, Port):
         return function(target, rows, tokens)
     count = () if rule == "k-seq" else (impl.tensor(np.array([len(tokens)])),)
@@ -281,18 +67,11 @@ def probs_of(impl: Reference, rule: str, target: Array, rows: Array, tokens: Arr
     return tuple(part[0].cpu().numpy() for part in found)
 
 
-@each_impl
-@in_turn
-@given(pair=distribution_pairs(3), num_candidates=st.integers(1, 3))
-@example(pair=(np.array([0.0, 0.75, 0.25]), np.array([0.75, 0.25, 0.0])), num_candidates=3)
-def test_the_target_comes_out_by_the_formulas_alone(
-    impl: Reference, rule: str, pair: tuple[Array, Array], num_candidates: int
-) -> None:
-    """No uniform is drawn: the probabilities of every draw, acceptance and final token are added up."""
-    target, draft = pair
-    distribution, accepted = np.zeros(3), 0.0
-    for chance, tokens, rows in every_draw(draft, num_candidates, RULES[rule].replacement):
-        accept, final = probs_of(impl, rule, target, np.array(rows), np.array(tokens))
+def added_up(target: Array, draws: Iterable[Draw], probs: Callable[..., tuple[Array, Array]]) -> tuple[Array, float]:
+    """Return the distribution of the token, over every draw, acceptance and final token; and how many are accepted."""
+    distribution, accepted = np.zeros(target.size), 0.0
+    for chance, tokens, rows in draws:
+        accept, final = probs(target, np.array(rows), np.array(tokens))
         assert np.all((accept >= 0) & (accept <= 1)) and np.all(accept[target[tokens] == 0] == 0)
         assert abs(final.sum() - 1) <= EXACT and np.all(final >= 0) and np.all(final[target == 0] == 0)
         rejected = chance
@@ -301,8 +80,49 @@ def test_the_target_comes_out_by_the_formulas_alone(
             accepted += rejected * prob
             rejected *= 1 - prob
         distribution += rejected * final
+    return distribution, accepted
+
+
+@each_impl
+@in_turn
+@given(pair=distribution_pairs(3), num_candidates=st.integers(1, 3))
+@example(pair=(np.array([0.0, 0.75, 0.25]), np.array([0.75, 0.25, 0.0])), num_candidates=3)
+def test_the_target_comes_out_and_candidates_are_accepted_as_theory_says(
+    impl: Reference, rule: str, pair: tuple[Array, Array], num_candidates: int
+) -> None:
+    target, draft = pair
+    draws = every_draw(draft, num_candidates, RULES[rule].replacement)
+    distribution, accepted = added_up(target, draws, partial(probs_of, impl, rule))
     assert np.abs(distribution - target).max() <= EXACT
     assert abs(accepted - candidate_acceptance(target, draft, num_candidates, rule)) <= EXACT
+
+
+@each_impl
+@given(pair=distribution_pairs(5), num_candidates=st.integers(1, 5))
+def test_greedy_candidates_are_accepted_as_often_as_the_target_has_them(
+    impl: Reference, pair: tuple[Array, Array], num_candidates: int
+) -> None:
+    target, draft = pair
+    tokens, rows = draw(impl, logits_of(draft), num_candidates, np.full(num_candidates, 0.5), False, temperature=0.0)
+    distribution, accepted = added_up(target, [(1.0, tokens, rows)], partial(probs_of, impl, "without-replacement"))
+    assert np.abs(distribution - target).max() <= EXACT
+    assert abs(accepted - float(target[tokens].sum())) <= EXACT
+
+
+@pytest.mark.parametrize(
+    ("mistake", "rule"),
+    [("verified by the first distribution", "without-replacement"), ("drawn without replacement", "k-seq")]
+    + [("replaced from the target", rule) for rule in RULES if rule != "match"],
+)
+def test_a_wrong_rule_is_seen(mistake: str, rule: str) -> None:
+    def wrong(target: Array, rows: Array, tokens: Array) -> tuple[Array, Array]:
+        rows = np.broadcast_to(rows[:1], rows.shape) if mistake.startswith("verified") else rows
+        accept, final = probs_of(REFERENCE, rule, target, rows, tokens)
+        return accept, target if mistake.startswith("replaced") else final
+
+    target, draft = generic(0, 4)
+    draws = every_draw(draft, 2, RULES[rule].replacement and not mistake.startswith("drawn"))
+    assert np.abs(added_up(target, draws, wrong)[0] - target).max() > 1e-3
 
 
 @given(pair=distribution_pairs(4), num_candidates=st.integers(1, 4))
@@ -575,44 +395,10 @@ def test_a_row_does_not_depend_on_what_it_should_not_see(port: Port, rule: str, 
         assert asked[:, b].tolist() == [c < tried for c in range(len(asked))]
 
 
-# --- Figures, printed by `python -m pytest -rP tests/drafters/test_candidates.py -k figures` ---
-
-
-def figures(pairs: Sequence[tuple[Array, Array]]) -> dict[str, list[float]]:
-    """Return the mean acceptance by each rule with 1, 2, 3 and 4 candidates, over targets and drafts; print it."""
-    found: dict[str, list[float]] = {}
-    for rule in RULES:
-        found[rule] = [
-            float(np.mean([candidate_acceptance(*pair, count, rule) for pair in pairs])) for count in (1, 2, 3, 4)
-        ]
-        print(f"{rule:20}", *(f"{rate:.3f}" for rate in found[rule]))
-    return found
-
-
 def test_figures_on_a_random_example() -> None:
-    found = figures([generic(0, 6)])
-    assert all(np.all(np.diff(rates) > 0) for rates in found.values())
+    """Print the acceptance with 1 to 4 candidates: `python -m pytest -rP tests/drafters -k figures`."""
+    found = {rule: [candidate_acceptance(*generic(0, 6), count, rule) for count in (1, 2, 3, 4)] for rule in RULES}
+    for rule, rates in found.items():
+        print(f"{rule:20}", *(f"{rate:.3f}" for rate in rates))
+        assert np.all(np.diff(rates) > 0)
     assert found["without-replacement"][1] > found["k-seq"][1] > found["with-replacement"][1] > found["match"][1]
-
-
-@pytest.mark.torch
-def test_figures_on_the_bundled_model() -> None:
-    """Its first look-ahead vector drafts, at 128 places of a held-out file, at temperature 0.8 with top-k 10."""
-    transformers = pytest.importorskip("transformers")
-    checkpoints = REFERENCE.module("checkpoint.load").load_model, REFERENCE.module("lookahead.vectors").LookAhead.load
-    folders = pytest.importorskip("pass_sampling.gpu.checkpoints")
-    model, vectors = checkpoints[0](folders.MODEL), checkpoints[1](folders.LOOKAHEAD).vectors[:1]
-    text = transformers.AutoTokenizer.from_pretrained(str(folders.MODEL))(inspect.getsource(bisect), verbose=False)[
-        "input_ids"
-    ]
-    pairs = []
-    for place in np.linspace(64, len(text) - 2, 128).astype(int).tolist():
-        inputs = model.embed(text[place - 64 : place])
-        probs = []
-        for last in (model.embed([text[place]]), vectors.astype(inputs.dtype)):
-            hidden = model.hidden(np.concatenate([inputs, last]), model.new_cache(65))
-            probs.append(REFERENCE.probs(model.logits(hidden[-1]).astype(np.float64), temperature=0.8, top_k=10))
-        seen = (probs[0] > 0) | (probs[1] > 0)
-        pairs.append((probs[0][seen], probs[1][seen]))
-    found = figures(pairs)
-    assert all(np.all(np.diff(rates) > 0) for rates in found.values())

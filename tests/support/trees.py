@@ -126,14 +126,29 @@ def lookahead_of(pkg: Any, model: Any, parts: str, num_lookahead: int = 2, seed:
 # --- Distributions ---
 
 
-def distribution_of(pkg: Any, method: Any, ending: dict[str, Any], **options: Any) -> OutputDistribution:
-    return output_distribution(method, PROMPT, pkg.Ending(**ending), **options)
+def distribution_of(
+    pkg: Any, method: Any, ending: dict[str, Any], prompt: tuple[int, ...] = PROMPT, **options: Any
+) -> OutputDistribution:
+    return output_distribution(method, prompt, pkg.Ending(**ending), **options)
 
 
-def definition(kind: str, sampling: dict[str, Any], ending: dict[str, Any], processor: Any = None) -> Any:
+def definition(
+    kind: str,
+    sampling: dict[str, Any],
+    ending: dict[str, Any],
+    processor: Any = None,
+    prompt: tuple[int, ...] = PROMPT,
+) -> OutputDistribution:
     """Return the distribution of the texts of `target_of(kind)`."""
     settings, ends = reference.SamplingConfig(**sampling), reference.Ending(**ending)
-    return exact_target(target_of(reference, kind), settings, PROMPT, ends, processor=processor)
+    return exact_target(target_of(reference, kind), settings, prompt, ends, processor=processor)
+
+
+def distributions_after(model: Any, drafter: Any, prefix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distributions of the reference's model and drafter after some tokens."""
+    plain = reference.Autoregressive(model)
+    row = model.logits(model.hidden(model.embed(prefix), model.new_cache())[-1])
+    return plain.probs(prefix, row), plain.probs(prefix, drafter.logits(prefix, drafter.new_cache(len(prefix))))
 
 
 def assert_exact(distribution: OutputDistribution, target: OutputDistribution, verified_steps: int = 2) -> None:
