@@ -254,25 +254,3 @@ def test_one_row_too_many_would_be_seen(package: str, kind: str, settings: dict[
     plain = call.run(model, None)
     adapted = call.run(model, adapter_of(model, 2, seed), call.num_adapted + 1)
     assert not same_bits(adapted[: call.num_tokens], plain[: call.num_tokens])
-
-
-# --- What is refused ---
-
-
-@both_packages
-@pytest.mark.parametrize("name, shape", [("0.down.down", (3, 20)), ("1.output.up", (24, 3)), ("1.gate_up.up", (20, 2))])
-def test_a_term_of_another_shape_is_refused(package: str, name: str, shape: tuple[int, int]) -> None:
-    """Another rank than the others', or as if gate and up had not one term together."""
-    model = model_of(package, "llama, linear rope").model
-    home = module(package, "lookahead.adapter")
-    tensors = home.Adapter.random(model.config, 2, 0).tensors()
-    vectors = module(package, "lookahead.vectors").LookAhead.random(2, 24, 0)
-    dataclasses.replace(vectors, adapter=home.Adapter.of(tensors)).check(model)
-    array = np.ones(shape, np.float32)
-    tensors[name] = array if package == "reference" else __import__("torch").from_numpy(array)
-    other = dataclasses.replace(vectors, adapter=home.Adapter.of(tensors))
-    with pytest.raises(ValueError, match=r"^the look-ahead adapter has the shapes of another model, expected those of"):
-        other.check(model)
-    methods = module(package, "methods.pass_one_call")
-    with pytest.raises(ValueError, match=r"^the look-ahead adapter has the shapes of another model, expected those of"):
-        methods.FusedPaSS(model, other)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pass_sampling.reference as reference
 from models import table
 from pass_sampling.reference.exactness.cases import bigrams
-from pass_sampling.reference.theory import acceptance_rate, lenient_distribution
+from pass_sampling.reference.theory import lenient_distribution
 from trees import (
     BATCHES,
     EXACT,
@@ -95,24 +95,6 @@ def test_nothing_is_drafted_where_no_drafts_are_wanted(pkg: Any) -> None:
     distribution = distribution_of(pkg, method_of(pkg, "draft-model", num_draft=0), ending)
     assert_exact(distribution, definition("table", {}, ending), verified_steps=0)
     assert distribution.expected["num_draft_passes"] == distribution.expected["num_draft_tokens"] == 0
-
-
-@pytest.mark.parametrize("rule", ["token", "match"])
-def test_expected_tokens_are_those_of_the_theory(pkg: Any, rule: str) -> None:
-    """One draft, then one more token: 1 + E[sum min(target, draft)] tokens from one pass."""
-    target, draft = distributions_after(target_of(reference), drafter_of(reference), PROMPT)
-    rate = float(acceptance_rate(target[None], draft[None], rule))
-    found = distribution_of(pkg, method_of(pkg, "draft-model", rule=rule, num_draft=1), {"max_new_tokens": 2}).expected
-    assert found["num_accepted_tokens"] == pytest.approx(rate, abs=EXACT)
-    assert found["num_forward_passes"] == pytest.approx(2 - rate, abs=EXACT)
-
-
-def test_a_drafter_that_is_the_target_is_always_believed(pkg: Any) -> None:
-    model = target_of(pkg, "transformer")
-    method = method_of(pkg, "draft-model", model=model, drafter=pkg.ModelDrafter(model), num_draft=3)
-    result = pkg.generate(method, PROMPT, 40, (), seed=3)
-    assert result.num_accepted_tokens == result.num_draft_tokens and result.num_forward_passes == 10
-    assert result.num_draft_passes == 30
 
 
 # --- The second cache, and batches ---
