@@ -21,8 +21,6 @@ from trees import (
     assert_exact,
     assert_states_may_be_merged,
     checked_steps,
-    definition,
-    distribution_of,
     home,
     is_port,
     lookahead_of,
@@ -47,9 +45,8 @@ def test_the_distribution_is_the_targets_whatever_drafts_are_made_of(
     pkg: Any, name: str, rule: str, parts: str
 ) -> None:
     """It does not depend on the state of the head, rotary positions, or the mask of tree and groups."""
-    ending, options = {"max_new_tokens": 4}, {"shape": (2, 1), "parts": parts, "rule": rule}
-    method = method_of(pkg, name, "transformer", **options, **TOP_2)
-    assert_exact(distribution_of(pkg, method, ending), definition("transformer", {}, ending))
+    method = method_of(pkg, name, "transformer", (2, 1), parts, rule=rule, **TOP_2)
+    assert_exact(pkg, method, {"max_new_tokens": 4}, "transformer")
 
 
 @pytest.mark.parametrize(("name", "rule"), RULES)
@@ -57,10 +54,8 @@ def test_the_distribution_is_the_targets_whatever_drafts_are_made_of(
 def test_the_distribution_is_the_targets_wherever_groups_are(
     pkg: Any, name: str, rule: str, groups: tuple[int, ...]
 ) -> None:
-    ending = {"max_new_tokens": 5}
     method = method_of(pkg, name, shape=(2, 1), rule=rule, groups=groups, **TOP_2)
-    distribution = distribution_of(pkg, method, ending)
-    assert_exact(distribution, definition("table", {}, ending), 0)
+    distribution = assert_exact(pkg, method, {"max_new_tokens": 5}, verified_steps=0)
     assert (distribution.expected["num_draft_tokens"] > 0) == (0 in groups), "the first group follows no draft"
 
 
@@ -70,9 +65,7 @@ def test_an_ngram_model_may_refine_with_any_weight(pkg: Any, weight: float) -> N
     refine = home(pkg, "lookahead.refinement").NgramRefinement(ngrams.NgramModel(unigram), weight)
     with pytest.raises(ValueError, match=r"^the n-gram model has vocab_size 3, expected 4 as in the model"):
         method_of(pkg, "pass-one-call", model=table(pkg, vocab_size=4), refinement=refine)
-    ending = {"max_new_tokens": 5}
-    distribution = distribution_of(pkg, method_of(pkg, "pass-one-call", refinement=refine), ending)
-    assert_exact(distribution, definition("table", {}, ending))
+    assert_exact(pkg, method_of(pkg, "pass-one-call", refinement=refine), {"max_new_tokens": 5})
 
 
 @each_method

@@ -59,28 +59,24 @@ def schedule_of(pkg: Any, name: str) -> Any:
 def test_the_distribution_is_the_targets_for_any_number_of_drafts_and_schedule(
     pkg: Any, kind: str, rule: str, schedule: str, num_draft: int
 ) -> None:
-    ending, sampling = {"max_new_tokens": 5, "eos_token_ids": (2,)}, {"temperature": 0.9}
-    options = {"sampling": sampling, "rule": rule, "num_draft": num_draft, "schedule": schedule_of(pkg, schedule)}
-    distribution = distribution_of(pkg, method_of(pkg, "draft-model", kind, **options), ending)
-    assert_exact(distribution, definition(kind, sampling, ending))
+    options = {"sampling": {"temperature": 0.9}, "num_draft": num_draft, "schedule": schedule_of(pkg, schedule)}
+    method = method_of(pkg, "draft-model", kind, rule=rule, **options)
+    assert_exact(pkg, method, {"max_new_tokens": 5, "eos_token_ids": (2,)}, kind)
 
 
 @pytest.mark.parametrize(
     ("drafter", "rule"), [("prompt lookup", "block"), ("prompt lookup", "match"), ("n-grams", "match")]
 )
 def test_the_distribution_is_the_targets_with_drafters_that_cost_nothing(pkg: Any, drafter: str, rule: str) -> None:
-    ending, prompt = {"max_new_tokens": 4, "eos_token_ids": (2,)}, (0, 1, 0)
     made = bigrams(pkg, 3) if drafter == "n-grams" else pkg.PromptLookup(3)
     method = method_of(pkg, "draft-model", drafter=made, rule=rule, num_draft=2)
-    distribution = distribution_of(pkg, method, ending, prompt=prompt)
-    assert_exact(distribution, definition("table", {}, ending, prompt=prompt))
+    assert_exact(pkg, method, {"max_new_tokens": 4, "eos_token_ids": (2,)}, prompt=(0, 1, 0))
 
 
 @each_schedule
 def test_a_drafter_may_have_no_distribution(pkg: Any, schedule: str) -> None:
-    ending, options = {"max_new_tokens": 5}, {"drafter": RowDrafter(SILENT), "schedule": schedule_of(pkg, schedule)}
-    distribution = distribution_of(pkg, method_of(pkg, "draft-model", **options), ending)
-    assert_exact(distribution, definition("table", {}, ending))
+    method = method_of(pkg, "draft-model", drafter=RowDrafter(SILENT), schedule=schedule_of(pkg, schedule))
+    distribution = assert_exact(pkg, method, {"max_new_tokens": 5})
     assert 0 < distribution.expected["num_draft_tokens"] and distribution.expected["num_draft_passes"] == 0
 
 
@@ -90,10 +86,9 @@ def test_states_are_merged_only_with_the_same_pace(pkg: Any, kind: str, schedule
     assert_states_may_be_merged(pkg, method, {"max_new_tokens": 4})
 
 
-def test_nothing_is_drafted_where_no_drafts_are_wanted(pkg: Any) -> None:
-    ending = {"max_new_tokens": 4}
-    distribution = distribution_of(pkg, method_of(pkg, "draft-model", num_draft=0), ending)
-    assert_exact(distribution, definition("table", {}, ending), verified_steps=0)
+@pytest.mark.parametrize(("name", "options"), [("draft-model", {"num_draft": 0}), ("candidates", {"shape": ()})])
+def test_without_drafts_it_is_plain_decoding(pkg: Any, name: str, options: dict[str, Any]) -> None:
+    distribution = assert_exact(pkg, method_of(pkg, name, **options), {"max_new_tokens": 4}, verified_steps=0)
     assert distribution.expected["num_draft_passes"] == distribution.expected["num_draft_tokens"] == 0
 
 
@@ -188,15 +183,15 @@ def test_the_threshold_follows_the_share_of_accepted_drafts(
 @pytest.mark.parametrize("lenience", [1.0, 0.5, 0.1])
 def test_lenience_changes_the_distribution_as_the_theory_says_and_no_more(pkg: Any, lenience: float) -> None:
     """After the drafted token the text is exact again; its own distribution is `lenient_distribution`."""
-    ending = {"max_new_tokens": 2}
-    found = distribution_of(pkg, method_of(pkg, "draft-model", num_draft=1, lenience=lenience), ending)
+    method, ending = method_of(pkg, "draft-model", num_draft=1, lenience=lenience), {"max_new_tokens": 2}
+    found = distribution_of(pkg, method, ending)
     first = np.zeros(3)
     for tokens, prob in found.items():
         first[tokens[0]] += prob
     target, draft = distributions_after(target_of(reference), drafter_of(reference), PROMPT)
     assert np.allclose(first, lenient_distribution(target, draft, lenience), rtol=0, atol=EXACT)
     assert np.all(first <= target / lenience + EXACT)
-    damage = found.total_variation(definition("table", {}, ending))
+    damage = found.total_variation(definition(method, ending))
     assert damage <= EXACT if lenience == 1 else damage > 0.01
 
 
@@ -214,14 +209,14 @@ def test_what_does_not_fit_is_refused_by_name(pkg: Any) -> None:
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             method_of(pkg, "draft-model", **options)
-    for schedule, options in (
-        (pkg.Heuristic, {"initial": 0}),
-        (pkg.EntropyBound, {"threshold": 1.5}),
-        (pkg.EntropyBound, {"weight": math.nan}),
-        (pkg.EntropyBound, {"step": "much"}),
+    for kind, name, value in (
+        ("heuristic", "initial", 0),
+        ("entropy", "threshold", 1.5),
+        ("entropy", "weight", math.nan),
+        ("entropy", "step", "much"),
     ):
-        with pytest.raises(ValueError, match=rf"^{next(iter(options))}: found .*, expected "):
-            schedule(**options)
+        with pytest.raises(ValueError, match=rf"^{name}: found .*, expected "):
+            home(pkg, "drafters.schedule").SCHEDULES[kind](**{name: value})
 
 
 @pytest.mark.parametrize("name", ["draft-model", "candidates"])

@@ -84,23 +84,20 @@ def decode(tokens: Any) -> str:
     return "".join("abc"[token] for token in tokens)
 
 
-def case_of(pkg: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
-    """Return the method of a case, where its texts end, and their distribution by definition."""
-    ending: dict[str, Any] = {"max_new_tokens": 5 if name.endswith("call") else 4, "eos_token_ids": (2,)}
-    ending |= {"stop_strings": (), "decode": decode}
+def case_of(pkg: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the method of a case, and where its texts end."""
+    ending = {"max_new_tokens": 5 if name.endswith("call") else 4, "eos_token_ids": (2,), "stop_strings": ()}
     ending |= {key: value for key, value in options.items() if key in ending}
     options = {key: value for key, value in options.items() if key not in ending}
-    kind, processor = options.get("kind", "table"), options.get("processor")
-    return method_of(pkg, name, **options), ending, definition(kind, options.get("sampling", {}), ending, processor)
+    return method_of(pkg, name, **options), ending | {"decode": decode}
 
 
 @each_tree
 @each_rule
 @pytest.mark.parametrize("case", CASES)
 def test_the_distribution_is_the_targets(pkg: Any, name: str, rule: str, case: str) -> None:
-    method, ending, target = case_of(pkg, name, {"rule": rule, **CASES[case]})
-    distribution = distribution_of(pkg, method, ending)
-    assert_exact(distribution, target)
+    method, ending = case_of(pkg, name, {"rule": rule, **CASES[case]})
+    distribution = assert_exact(pkg, method, ending, CASES[case].get("kind", "table"))
     if case.startswith("stop"):
         assert any(len(tokens) < ending["max_new_tokens"] for tokens in distribution)
 
@@ -110,17 +107,15 @@ def test_the_distribution_is_the_targets(pkg: Any, name: str, rule: str, case: s
 @pytest.mark.parametrize("shape", [(2, 2), (2, 1, 2)], ids=str)
 def test_the_distribution_is_the_targets_for_drafts_of_all_tokens(rule: str, shape: tuple[int, ...]) -> None:
     """Some ten thousand executions, each run again at both ends of its cells."""
-    gpu, ending = package("gpu"), {"max_new_tokens": 5, "eos_token_ids": (2,)}
-    method = method_of(gpu, "candidates", shape=shape, rule=rule)
-    assert_exact(distribution_of(gpu, method, ending, probe=True), definition("table", {}, ending))
+    method, ending = case_of(package("gpu"), "candidates", {"shape": shape, "rule": rule, "max_new_tokens": 5})
+    assert_exact(package("gpu"), method, ending, probe=True)
 
 
 @each_main_rule
 def test_a_drafter_may_have_no_token_or_only_one(pkg: Any, rule: str) -> None:
     rows = [[0.5, 1.0, -0.5], [-math.inf] * 3, [-math.inf, 0.0, -math.inf]]
     method = method_of(pkg, "candidates", shape=(2, 2), rule=rule, drafter=RowDrafter(rows))
-    ending = {"max_new_tokens": 4}
-    assert_exact(distribution_of(pkg, method, ending), definition("table", {}, ending))
+    assert_exact(pkg, method, {"max_new_tokens": 4})
 
 
 @each_tree
@@ -138,8 +133,7 @@ def test_a_row_without_a_distribution_matters_only_where_the_text_comes(
     method = method_of(pkg, name, shape=(2, 1), rule=rule, processor=dead_end)
     draft = type(method)._draft
     monkeypatch.setattr(type(method), "_draft", lambda self, *rest: draft(replace(self, processor=None), *rest))
-    distribution = distribution_of(pkg, method, {"max_new_tokens": 4})
-    assert_exact(distribution, definition("table", {}, {"max_new_tokens": 4}, dead_end))
+    distribution = assert_exact(pkg, method, {"max_new_tokens": 4})
     assert not any(1 in tokens for tokens in distribution)
 
 
@@ -147,13 +141,6 @@ def test_a_row_without_a_distribution_matters_only_where_the_text_comes(
 def test_the_enumeration_assumes_nothing_about_states(pkg: Any, rule: str) -> None:
     method = method_of(pkg, "candidates", "transformer", rule=rule, **TOP_2)
     assert_states_may_be_merged(pkg, method, {"max_new_tokens": 4})
-
-
-def test_a_tree_without_depth_is_plain_decoding(pkg: Any) -> None:
-    ending = {"max_new_tokens": 4}
-    distribution = distribution_of(pkg, method_of(pkg, "candidates", shape=()), ending)
-    assert_exact(distribution, definition("table", {}, ending), verified_steps=0)
-    assert distribution.expected["num_draft_passes"] == distribution.expected["num_draft_tokens"] == 0
 
 
 # --- Mistakes ---
@@ -230,12 +217,13 @@ MISTAKES += [("candidates", each_place_is_a_position), ("candidates-one-call", a
 
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES)
 def test_a_mistake_is_seen(pkg: Any, name: str, mistake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"shape": (2, 1), **TOP_2}
-    method, ending, target = case_of(pkg, name, options)
-    assert distribution_of(pkg, method, ending).largest_deviation(target) <= EXACT
+    method, ending = case_of(pkg, name, {"shape": (2, 1), **TOP_2})
+    assert_exact(pkg, method, ending)
+    target = definition(method, ending)
     mistake(pkg, monkeypatch)
+    method, _ = case_of(pkg, name, {"shape": (2, 1), **TOP_2})
     try:
-        distribution = distribution_of(pkg, method_of(pkg, name, **options), ending, merge=False)
+        distribution = distribution_of(pkg, method, ending, merge=False)
     except ValueError as error:  # what depends on draws that were not asked for has no distribution
         assert "of the probability" in str(error) or "total probability" in str(error)
     else:

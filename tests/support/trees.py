@@ -133,15 +133,11 @@ def distribution_of(
 
 
 def definition(
-    kind: str,
-    sampling: dict[str, Any],
-    ending: dict[str, Any],
-    processor: Any = None,
-    prompt: tuple[int, ...] = PROMPT,
+    method: Any, ending: dict[str, Any], kind: str = "table", prompt: tuple[int, ...] = PROMPT
 ) -> OutputDistribution:
-    """Return the distribution of the texts of `target_of(kind)`."""
-    settings, ends = reference.SamplingConfig(**sampling), reference.Ending(**ending)
-    return exact_target(target_of(reference, kind), settings, prompt, ends, processor=processor)
+    """Return the distribution that a method's texts should have, from the specification's `target_of(kind)`."""
+    sampling, ends = reference.SamplingConfig(**vars(method.sampling)), reference.Ending(**ending)
+    return exact_target(target_of(reference, kind), sampling, prompt, ends, processor=method.processor)
 
 
 def distributions_after(model: Any, drafter: Any, prefix: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -151,11 +147,23 @@ def distributions_after(model: Any, drafter: Any, prefix: tuple[int, ...]) -> tu
     return plain.probs(prefix, row), plain.probs(prefix, drafter.logits(prefix, drafter.new_cache(len(prefix))))
 
 
-def assert_exact(distribution: OutputDistribution, target: OutputDistribution, verified_steps: int = 2) -> None:
+def assert_exact(
+    pkg: Any,
+    method: Any,
+    ending: dict[str, Any],
+    kind: str = "table",
+    verified_steps: int = 2,
+    prompt: tuple[int, ...] = PROMPT,
+    **options: Any,
+) -> OutputDistribution:
+    """Compare the distribution of a method over `target_of(kind)` with its definition, and return it."""
+    distribution = distribution_of(pkg, method, ending, prompt, **options)
+    target = definition(method, ending, kind, prompt)
     assert distribution.largest_deviation(target) <= EXACT
     assert abs(sum(distribution.values()) - 1.0) <= EXACT
     assert set(distribution) <= set(target), "a sequence came out that the target cannot produce"
     assert sum(count > 0 for count in distribution.verified) >= verified_steps, distribution.verified
+    return distribution
 
 
 def assert_states_may_be_merged(pkg: Any, method: Any, ending: dict[str, Any]) -> None:
