@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from math import nan
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from draft_folders import ARRAYS, CONFIG, counted, plain, random_tables, refused, trained
-from folders import both_packages, contents, module, write_checkpoint, write_json
+from folders import both_packages, contents, module, write_checkpoint
 from lookaheads import PARTS
 
 Make = Callable[..., Any]
@@ -111,14 +112,10 @@ def test_a_save_that_fails_leaves_everything_as_it_was(
     right: Any = open if function == "open" else getattr(os, function)
     home: Any = module(package, "checkpoint.folder") if function == "open" else os
     monkeypatch.setattr(home, function, break_down, raising=False)
-    failed = False
-    try:
+    with suppress(KeyboardInterrupt):
         made.save(folder)
-    except KeyboardInterrupt:
-        failed = True
     monkeypatch.undo()
-    assert failed == (calls >= failing)
-    if failed:
+    if calls >= failing:
         assert contents(tmp_path) == before
     else:
         assert plain(type(made).load(folder)) == plain(made)
@@ -128,25 +125,20 @@ def test_a_save_that_fails_leaves_everything_as_it_was(
 @both_packages
 @each_kind
 def test_a_damaged_folder_is_refused(package: str, make: Make, kind: str, tmp_path: Path) -> None:
-    made, folder = make(package), tmp_path / "saved"
-    load = type(made).load
-    made.save(folder)
-    whole = (folder / ARRAYS).read_bytes()
-    for name, content in [(ARRAYS, whole[:length]) for length in (0, 7, 100, len(whole) - 1)] + [(CONFIG, b"{")]:
-        made.save(folder)
-        said = refused(load, folder, lambda _, name=name, content=content: (folder / name).write_bytes(content))
-        assert said.startswith(f"{name} is damaged or half-written")
-        (folder / CONFIG).unlink()
-        (folder / ARRAYS).unlink()
-    made.save(folder)
-    other = {"model_type": "llama"}
-    assert refused(load, folder, lambda _: write_json(folder / CONFIG, other)) == (
-        f"{CONFIG}: format_version is missing, expected {kind}"
-    )
-    made_again = tmp_path / "again"
-    made.save(made_again)
-    assert refused(load, made_again, lambda _: (made_again / ARRAYS).unlink(), FileNotFoundError) == (
-        f"{ARRAYS} is missing, expected a file"
-    )
+    made = make(package)
+    made.save(tmp_path)
+    whole = {name: (tmp_path / name).read_bytes() for name in (ARRAYS, CONFIG)}
+    damaged = [(ARRAYS, whole[ARRAYS][:length]) for length in (0, 7, 100, len(whole[ARRAYS]) - 1)] + [(CONFIG, b"{")]
+    for name, content in [*damaged, (CONFIG, b'{"model_type": "llama"}')]:
+        said = refused(
+            made.load, tmp_path, lambda _, name=name, content=content: (tmp_path / name).write_bytes(content)
+        )
+        another = f"{CONFIG}: format_version is missing, expected {kind}"
+        assert said.startswith(f"{name} is damaged or half-written" if (name, content) in damaged else another)
+        (tmp_path / name).write_bytes(whole[name])
+    for name in (ARRAYS, CONFIG):
+        said = refused(made.load, tmp_path, lambda _, name=name: (tmp_path / name).unlink(), FileNotFoundError)
+        assert said == f"{name} is missing, expected a file"
+        (tmp_path / name).write_bytes(whole[name])
     with pytest.raises(FileNotFoundError, match="is not a folder"):
-        load(tmp_path / "nowhere")
+        made.load(tmp_path / "nowhere")
