@@ -205,13 +205,8 @@ def rejections_are_forgotten(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(home(pkg, "methods.tree_rules"), "residual_probs", lambda target, draft: target)
 
 
-ANYWHERE = (
-    siblings_attend_to_each_other,
-    the_first_rows_are_kept,
-    distributions_are_those_of_the_first_place,
-    rejections_are_forgotten,
-)
-MISTAKES = [(name, mistake) for name in TREES for mistake in ANYWHERE]
+ANYWHERE = siblings_attend_to_each_other, the_first_rows_are_kept, rejections_are_forgotten
+MISTAKES = [(name, mistake) for name in TREES for mistake in (*ANYWHERE, distributions_are_those_of_the_first_place)]
 MISTAKES += [("candidates", each_place_is_a_position), ("candidates-one-call", all_rows_attend_to_all)]
 
 
@@ -342,8 +337,7 @@ def test_every_record_tells_a_tree_and_the_path_through_it(pkg: Any) -> None:
         text += record.tokens
         assert record.draft_depth <= 3
     assert result.num_accepted_tokens == sum(result.accepted_per_position) and len(result.accepted_per_position) == 3
-    assert result.num_forward_passes < 60
-    assert result.tokens == tuple(text[3:])
+    assert result.num_forward_passes < 60 and result.tokens == tuple(text[3:])
 
 
 def test_drafts_stop_where_the_text_must_end(pkg: Any) -> None:
@@ -369,10 +363,8 @@ def test_what_was_rejected_leaves_no_trace(pkg: Any, rule: str) -> None:
 
 def test_the_shape_of_a_tree(pkg: Any) -> None:
     tree = home(pkg, "methods.tree_shape").DraftTree((2, 1, 2))
-    assert tree.num_drafts == 8
-    assert tree.parents == (-1, 0, 0, 1, 2, 3, 3, 4, 4)
-    children = [range(1, 3), range(3, 4), range(4, 5), range(5, 7), range(7, 9), *[range(0)] * 4]
-    assert [list(each) for each in tree.children] == [list(each) for each in children]
+    assert tree.num_drafts == 8 and tree.parents == (-1, 0, 0, 1, 2, 3, 3, 4, 4)
+    assert [list(each) for each in tree.children] == [[1, 2], [3], [4], [5, 6], [7, 8], [], [], [], []]
     assert tree.path(0) == [] and tree.path(7) == [2, 4, 7]
     assert [tree.first_uniform(depth) for depth in range(4)] == [0, 2, 3, 5]
     assert np.flatnonzero(np.asarray(tree.visible[7])).tolist() == [0, 2, 4, 7]
@@ -405,10 +397,9 @@ def test_what_does_not_fit_is_refused_by_name(pkg: Any, name: str, options: dict
 
 
 def test_more_depths_than_vectors_are_refused(pkg: Any) -> None:
-    model = table(pkg)
-    message = "num_candidates: found (1, 1, 1), expected at most 2 depths, one per look-ahead vector"
     with pytest.raises(ValueError) as error:
-        method_of(pkg, "candidates-one-call", model=model, lookahead=model.lookahead(), shape=(1, 1, 1))
+        method_of(pkg, "candidates-one-call", model=table(pkg), shape=(1, 1, 1))
+    message = "num_candidates: found (1, 1, 1), expected at most 2 depths, one per look-ahead vector"
     assert str(error.value) == message
 
 
