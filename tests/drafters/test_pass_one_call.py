@@ -141,6 +141,14 @@ def test_what_look_ahead_rows_are_fed_changes_no_bit_of_the_text_rows(pkg: Any, 
     assert found[0] == found[1]
 
 
+@each_method
+@each_part
+def test_greedy_text_is_that_of_plain_decoding(pkg: Any, name: str, parts: str) -> None:
+    method = method_of(pkg, name, "transformer", (3, 2), parts, sampling={"temperature": 0.0})
+    plain = pkg.Autoregressive(method.model, method.sampling)
+    assert pkg.generate(method, PROMPT, 40, ()).tokens == pkg.generate(plain, PROMPT, 40, ()).tokens
+
+
 @pytest.mark.torch
 @settings(max_examples=30)
 @given(

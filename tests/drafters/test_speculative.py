@@ -47,15 +47,8 @@ def schedule_of(pkg: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("rule", ["token", "block", "match"])
-@pytest.mark.parametrize(
-    ("kind", "schedule", "num_draft"),
-    [
-        ("table", "fixed", 1),
-        ("transformer", "fixed", 3),
-        ("transformer", "heuristic", 3),
-        ("transformer", "entropy", 3),
-    ],
-)
+@each_schedule
+@pytest.mark.parametrize(("kind", "num_draft"), [("table", 1), ("transformer", 3)])
 def test_the_distribution_is_the_targets_for_any_number_of_drafts_and_schedule(
     pkg: Any, kind: str, rule: str, schedule: str, num_draft: int
 ) -> None:
