@@ -26,9 +26,8 @@ def head_of(package: str, hidden_size: int, width: int, seed: int) -> Any:
 def inputs(hidden_size: int, seed: int, count: int = 4) -> list[np.ndarray]:  # [D], [K, D], [K, D]
     """Return a text row, look-ahead rows, and embeddings of the tokens before, some of them tiny or zero."""
     generator = np.random.default_rng(seed)
-    real, hidden, embeddings = (
-        generator.standard_normal(shape) for shape in ((hidden_size,), *2 * [(count, hidden_size)])
-    )
+    shapes = (hidden_size,), (count, hidden_size), (count, hidden_size)
+    real, hidden, embeddings = (generator.standard_normal(shape) for shape in shapes)
     embeddings *= np.resize([1.0, 1e-3, 0.0, 30.0], count)[:, None]
     return [real, hidden, embeddings]
 
