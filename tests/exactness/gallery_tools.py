@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -116,38 +116,33 @@ class Site:
     def wrong(self, home: Any, name: str, wrong: Callable[..., Any]) -> None:
         """Replace a function by a wrong one that is handed the right one first, while the mistake is made."""
         home = self.module(home) if isinstance(home, str) else home
-        right = getattr(home, name)
+        is_table = isinstance(home, dict)
+        right = home[name] if is_table else getattr(home, name)
 
         def either(*args: Any, **options: Any) -> Any:
             return wrong(right, *args, **options) if self.at_work else right(*args, **options)
 
-        self.monkeypatch.setattr(home, name, either)
+        (self.monkeypatch.setitem if is_table else self.monkeypatch.setattr)(home, name, either)
 
-    def set(self, home: Any, name: str, value: Any) -> None:
-        """Replace an attribute, whatever runs."""
-        self.monkeypatch.setattr(home, name, value)
-
-    def wrong_rule(self, change: Callable[..., tuple[Any, Any]], accept: bool = True) -> None:
+    def wrong_rows(self, change: Callable[..., tuple[Any, Any]], accept: bool = True) -> None:
         """Hand the token rule other distributions; without `accept`, the chances of acceptance stay as they were.
 
         `change(target, draft, tokens, count, last)` is told how many drafts there are and which row of the target is
         the last that means something: rows of a batch are padded.
         """
         verify, kept = self.module("verify"), []
-        right_rule, right_chances = verify.RULES["token"], verify.accept_probs
+        right_chances = verify.accept_probs
 
-        def rule(target: Any, draft: Any, tokens: Any, draws: Any, *rest: Any) -> Any:
-            if not self.at_work:
-                return right_rule(target, draft, tokens, draws, *rest)
+        def rule(right: Any, target: Any, draft: Any, tokens: Any, draws: Any, *rest: Any) -> Any:
             kept[:] = [] if accept else [right_chances(target, draft, tokens)]
             if rest:
                 count, has_bonus_row = rest[0][:, None], rest[1][:, None]
                 last = (count - ~has_bonus_row * 1).clip(min=0)
             else:
                 count, last = len(tokens), len(target) - 1
-            return right_rule(*change(target, draft, tokens, count, last), tokens, draws, *rest)
+            return right(*change(target, draft, tokens, count, last), tokens, draws, *rest)
 
-        self.monkeypatch.setitem(verify.RULES, "token", rule)
+        self.wrong(verify.RULES, "token", rule)
         if not accept:
             self.wrong(verify, "accept_probs", lambda right, *distributions: kept[0])
 
@@ -214,6 +209,21 @@ def _num_written(state: Any) -> Any:
     return len(state.tokens) - state.prompt_length
 
 
+PLACES: dict[str, Callable[[Site], tuple[Any, str]]] = {  # functions of a package that are replaced by wrong ones
+    "residual": lambda site: ("verify", "residual_probs"),
+    "chances": lambda site: ("verify", "accept_probs"),
+    "rule": lambda site: (site.module("verify").RULES, "token"),
+    "acceptance": lambda site: (site.module("uniforms").UniformRow, "accept"),
+    "draws": lambda site: (site.module("uniforms").UniformRow, "token" if site.single else "tokens"),
+    "streams": lambda site: ("generation", "uniform_stream" if site.single else "uniform_streams"),
+    "drafts": lambda site: (site.pkg.PaSS, "_draft"),
+    "target": lambda site: (site.pkg.PaSS, "chain_probs"),
+    "records": lambda site: ("methods.pass_two_call" if site.single else "methods.records", "verified_record"),
+    "rollback": lambda site: (site.module("model.cache").KVCache, "truncate"),
+    "cache": lambda site: (site.module("model.cache").KVCache, "write"),
+}
+
+
 @dataclass(frozen=True)
 class Defect:
     """One real bug as a small mutation of our own code, and what sees it: the exact distribution, or a check."""
@@ -223,9 +233,7 @@ class Defect:
     what: str
     put: Callable[[Site], None]
     setup: Setup = Setup()
-    check: Callable[[Site], None] | None = (
-        None  # passes on the right code, fails on the wrong; None: the distribution sees it
-    )
+    check: Callable[[Site], None] | None = None  # passes on the right code, fails on the wrong
     distribution: str = "wrong"  # or "exact", though it is a bug; or "refused" by the enumeration; or "beside" the step
     at_least: float = 1e-3  # total variation, at work in every step
     at_least_late: float = 1e-3  # at work from the second step on
@@ -238,6 +246,34 @@ class Defect:
         """Name what sees it."""
         distribution = "distribution" if self.setup.case is None else f"distribution of “{self.setup.case}”"
         return distribution if self.check is None else self.check.__name__.replace("_", " ")
+
+
+def defects(entries: list[Defect]) -> Callable[..., Any]:
+    """Return a decorator that adds defects to a list: `@defect(source, place, name, **other fields of the entry)`.
+
+    It decorates a function that puts a defect into a site; or a wrong function, which takes the site first. The latter
+    is put into one of `PLACES`, and takes the right function second; or it is put where `place(site, wrong)` puts it.
+    The name of the entry is that of the function, and what goes wrong is its docstring.
+    """
+
+    def defect(source: str, place: Any = None, name: str | None = None, **fields: Any) -> Any:
+        def decorate(function: Callable[..., Any]) -> Callable[[Site], None]:
+            def put(site: Site) -> None:
+                if place is None:
+                    function(site)
+                elif callable(place):
+                    place(site, partial(function, site))
+                else:
+                    site.wrong(*PLACES[place](site), partial(function, site))
+
+            what = " ".join(str(function.__doc__).split()).removesuffix(".").replace("|", r"\|")
+            what = what[0].lower() + what[1:]
+            entries.append(Defect(name or function.__name__.replace("_", " "), source, what, put, **fields))
+            return put
+
+        return decorate
+
+    return defect
 
 
 @cache

@@ -18,7 +18,7 @@ import torch
 import pass_sampling.gpu as port
 from brute_force import Law, Tokens, filtered
 from chi_square import Cells
-from gallery_acceptance import lenient, resample_from_target
+from gallery_acceptance import lenience, replacement_from_the_target
 from gallery_numbers import noise_reused_in_secret
 from gallery_tools import Site
 from pass_sampling.gpu.checkpoints import LOOKAHEAD, MODEL
@@ -26,7 +26,7 @@ from pass_sampling.gpu.state import State
 from pass_sampling.gpu.uniforms import uniform_stream
 
 SAMPLING = {"temperature": 0.8, "top_k": 10}
-MUTANTS = {"lenience": lenient, "from the target": resample_from_target, "noise reused": noise_reused_in_secret}
+MUTANTS = {"lenience": lenience, "from the target": replacement_from_the_target, "noise reused": noise_reused_in_secret}
 BATCH_SIZE = 256
 
 
