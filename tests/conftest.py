@@ -27,7 +27,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 LONG = """
     anchors bench_commands cache_batch cache_machine candidates candidates_fused candidates_bundled checkpoint
     commands_process draft_model draft_tree dtypes huggingface_law lattice lookahead_fused bundled_model pretrain
-    shapes theory tree_size
+    shapes theory theory_trees tree_size
 """.split()
 
 MISSING = [name for name in ("torch", "transformers", "tokenizers") if find_spec(name) is None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -16,28 +16,27 @@ from hypothesis import strategies as st
 from exactness_tools import distribution_after
 from pass_sampling.reference import Ending, PaSS, TableModel
 from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
-from pass_sampling.reference.methods.tree_shape import DraftTree, NumCandidates
 from pass_sampling.reference.sampling import one_hot
 from pass_sampling.reference.theory import (
     acceptance_rate,
-    best_tree,
     expected_tokens,
     lenient_distribution,
     lookahead_speed_up,
     operation_increase,
     optimal_num_draft,
     speed_up,
-    tree_tokens,
 )
 from pass_sampling.reference.verify import accept_probs
-from strategies import distribution_pairs, integer_distributions
+from strategies import distribution_pairs
 
 Array = np.ndarray
+Pair = tuple[Array, Array]
 EXACT = 1e-12  # sums of at most a few thousand products, each wrong by a few times 2^-53
 
 rates = st.one_of(st.sampled_from([0.0, 0.5, 1.0, 1.0 - 2.0**-53]), st.floats(0, 1))
 costs = st.one_of(st.just(0.0), st.floats(0.001, 2))
 num_drafts = st.integers(0, 60)
+leniences = st.one_of(st.sampled_from([1.0, 0.5, 0.1, 5e-324]), st.floats(0.01, 1))
 pairs = distribution_pairs(5)
 
 
@@ -101,11 +100,11 @@ def reached_rows(model: TableModel, rule: str) -> tuple[Array, Array, Array]:
     return np.array(target_rows), np.array([drafts] * len(target_rows)), np.array(weights)
 
 
-# --- Acceptance ---
+# --- Acceptance and tokens per call ---
 
 
 @given(pair=pairs)
-def test_acceptance_adds_up_over_every_draft(pair: tuple[Array, Array]) -> None:
+def test_acceptance_adds_up_over_every_draft(pair: Pair) -> None:
     target, draft = pair
     by_token = by_match = 0.0
     for token in np.flatnonzero(draft).tolist():
@@ -116,6 +115,8 @@ def test_acceptance_adds_up_over_every_draft(pair: tuple[Array, Array]) -> None:
     assert by_match <= by_token + EXACT
     distance = np.abs(target - (target + draft) / 2).sum()  # Leviathan's D_LK, Theorem 3.5
     assert close(rate_of(target, draft), 1.0 - distance)
+    assert close(rate_of(target, target), 1.0)
+    assert rate_of(target * (1 + 1e-10), target * (1 + 1e-10)) <= 1
 
 
 @given(places=st.lists(distribution_pairs(3), min_size=6, max_size=6), seed=st.integers(0, 2**32))
@@ -130,17 +131,6 @@ def test_acceptance_is_averaged_over_places_each_as_often_as_it_was_reached(plac
             assert close(float(found[i]), float(acceptance_rate(target[written, i], draft[written, i], rule)))
         alike = acceptance_rate(target, draft, rule, counts * 0 + 7)
         assert np.abs(acceptance_rate(target, draft, rule) - alike).max() < EXACT
-
-
-@given(distribution=integer_distributions(4))
-def test_equal_distributions_are_always_accepted_and_disjoint_ones_never(distribution: Array) -> None:
-    assert close(rate_of(distribution, distribution), 1.0)
-    above_1 = distribution * (1 + 1e-10)
-    assert expected_tokens(rate_of(above_1, above_1), 3) <= 4
-    assert rate_of(one_hot(0, 4), one_hot(1, 4)) == 0
-
-
-# --- Tokens per call ---
 
 
 @given(rate=rates, num_draft=st.integers(0, 8))
@@ -166,25 +156,22 @@ def test_equation_1_and_theorems_3_8_and_3_11_as_they_are_printed(rate: float, n
     assert close(operation_increase(rate, num_draft, cost, one_call=True), once)
 
 
-@given(one=rates, other=rates, num_draft=num_drafts, cost=costs, dearer=costs)
-def test_more_drafts_better_ones_and_cheaper_ones_yield_more(
-    one: float, other: float, num_draft: int, cost: float, dearer: float
-) -> None:
-    low, high = sorted([one, other])
+@given(two_rates=st.tuples(rates, rates), num_draft=num_drafts, two_costs=st.tuples(costs, costs))
+def test_more_drafts_better_ones_and_cheaper_ones_yield_more(two_rates: Any, num_draft: int, two_costs: Any) -> None:
+    (low, high), (cost, dearer) = sorted(two_rates), sorted(two_costs)
     assert expected_tokens(low, num_draft) <= expected_tokens(high, num_draft) * (1 + EXACT)
     assert expected_tokens(low, num_draft) <= expected_tokens(low, num_draft + 1)
-    cost, dearer = sorted([cost, dearer])
-    assert speed_up(one, num_draft, cost) >= speed_up(one, num_draft, dearer)
-    assert speed_up(one, num_draft, dearer, one_call=True) >= speed_up(one, num_draft, dearer) * (1 - EXACT)
+    assert operation_increase(two_rates[0], num_draft, two_costs[0]) >= 1 - EXACT  # operations never become fewer
+    assert speed_up(two_rates[0], num_draft, cost) >= speed_up(two_rates[0], num_draft, dearer)
+    once = speed_up(two_rates[0], num_draft, dearer, one_call=True)
+    assert once >= speed_up(two_rates[0], num_draft, dearer) * (1 - EXACT)
 
 
 # --- Against the enumerated distribution ---
 
 
 @given(pair=distribution_pairs(3), num_lookahead=st.integers(1, 2), rule=st.sampled_from(["token", "match"]))
-def test_the_published_formula_is_exact_where_acceptance_is_iid(
-    pair: tuple[Array, Array], num_lookahead: int, rule: str
-) -> None:
+def test_the_published_formula_is_exact_where_acceptance_is_iid(pair: Pair, num_lookahead: int, rule: str) -> None:
     tokens = expected_tokens(rate_of(*pair, rule), num_lookahead)
     counts = one_step(Memoryless(*pair, num_lookahead), rule).expected
     assert close(counts["num_tokens"], 1 + tokens)
@@ -207,11 +194,10 @@ def test_rates_by_position_are_exact_on_a_table(seed: int, rule: str) -> None:
 
 @pytest.mark.parametrize("num_lookahead", [0, 1, 2, 3])
 def test_pass_gains_what_its_enumerated_step_gains(num_lookahead: int) -> None:
-    """Where all passes cost the same, and where every row has its price."""
     model = TableModel(vocab_size=3, num_lookahead=num_lookahead, seed=1)
     counts = one_step(model, "token").expected
     assert counts["num_forward_passes"] == pytest.approx(2, abs=EXACT)
-    for cost, spent in ((None, "num_forward_passes"), (float, "num_positions")):
+    for cost, spent in ((None, "num_forward_passes"), (float, "num_positions")):  # a pass costs 1, or each row does
         gain = lookahead_speed_up(counts["num_accepted_tokens"], num_lookahead, num_lookahead, cost)
         assert close(gain, counts["num_tokens"] / counts[spent])
 
@@ -275,12 +261,6 @@ def test_the_speed_up_is_tokens_over_the_cost_of_every_call(
     assert close(speed_up(*arguments), summed_speed_up(*arguments))
 
 
-@given(rate=rates, num_draft=num_drafts, cost=costs)
-def test_operations_never_become_fewer(rate: float, num_draft: int, cost: float) -> None:
-    assert operation_increase(rate, num_draft, cost) >= 1 - EXACT
-    assert operation_increase(1.0, num_draft, 0.0) == 1.0
-
-
 @given(rate=rates, cost=costs)
 def test_one_draft_gains_if_and_only_if_it_is_accepted_more_often_than_it_costs(rate: float, cost: float) -> None:
     """Leviathan's Corollary 3.9: the gain is then at least (1 + a) / (1 + c). Rounding decides what is nearly equal."""
@@ -326,21 +306,9 @@ def test_better_drafts_make_the_best_number_larger_and_dearer_ones_smaller(
 
 # --- Lenience ---
 
-leniences = st.one_of(st.sampled_from([1.0, 0.5, 0.1, 5e-324]), st.floats(0.01, 1))
-
 
 @given(pair=pairs, lenience=leniences)
-def test_lenience_makes_no_token_likelier_than_its_share_allows(pair: tuple[Array, Array], lenience: float) -> None:
-    target, draft = pair
-    distribution = lenient_distribution(target, draft, lenience)
-    assert abs(distribution.sum() - 1) < EXACT and distribution.min() >= 0
-    with np.errstate(over="ignore"):
-        assert np.all(distribution <= target / lenience + EXACT)
-        assert np.all(distribution[target == 0] == 0)
-
-
-@given(pair=pairs, lenience=leniences)
-def test_lenience_accepts_as_its_rule_says(pair: tuple[Array, Array], lenience: float) -> None:
+def test_lenience_accepts_as_its_rule_says(pair: Pair, lenience: float) -> None:
     """Draft by draft, accepted with min(1, target / (lenience draft)), the rest from what is left; in fractions."""
     target, draft, share = [Fraction(x) for x in pair[0]], [Fraction(x) for x in pair[1]], Fraction(lenience)
     accepted = [x * min(Fraction(1), y / (share * x)) if x else Fraction(0) for x, y in zip(draft, target, strict=True)]
@@ -352,15 +320,17 @@ def test_lenience_accepts_as_its_rule_says(pair: tuple[Array, Array], lenience: 
 
 
 @given(pair=pairs, one=leniences, other=leniences)
-def test_less_strictness_accepts_more_and_full_strictness_keeps_the_distribution(
-    pair: tuple[Array, Array], one: float, other: float
-) -> None:
-    chances = [rate_of(*pair, lenience=lenience) for lenience in (*sorted([one, other]), 1.0)]
+def test_lenience_makes_no_token_likelier_than_its_share_allows(pair: Pair, one: float, other: float) -> None:
+    """The less strict, the more is accepted; with a lenience of 1 the distribution is the target's."""
+    target, draft = pair
+    chances = [rate_of(target, draft, lenience=lenience) for lenience in (*sorted([one, other]), 1.0)]
     assert chances[0] >= chances[1] >= chances[2]
-    assert np.abs(lenient_distribution(*pair, 1.0) - pair[0]).max() < EXACT
-
-
-# --- Figures ---
+    assert np.abs(lenient_distribution(target, draft, 1.0) - target).max() < EXACT
+    distribution = lenient_distribution(target, draft, one)
+    assert abs(distribution.sum() - 1) < EXACT and distribution.min() >= 0
+    with np.errstate(over="ignore"):
+        assert np.all(distribution <= target / one + EXACT)
+        assert np.all(distribution[target == 0] == 0)
 
 
 def test_published_figures_that_follow_from_the_formulas() -> None:
@@ -378,6 +348,8 @@ def test_published_figures_that_follow_from_the_formulas() -> None:
 
 
 def test_the_formulas_at_their_limits() -> None:
+    assert rate_of(one_hot(0, 4), one_hot(1, 4)) == 0
+    assert operation_increase(1.0, 60, 0.0) == 1.0
     assert expected_tokens(0.0, 7) == 1.0
     assert expected_tokens(1.0, 7) == 8.0
     assert expected_tokens(0.5, 0) == expected_tokens(np.zeros(0), 0) == 1.0
@@ -392,8 +364,6 @@ def test_the_formulas_at_their_limits() -> None:
     assert optimal_num_draft(1.0, 0.0, step_cost(5, 9.0), max_num_draft=60) == 4  # as many rows as are free
     assert np.allclose(lenient_distribution(np.array([0.9, 0.1]), np.array([0.5, 0.5]), 0.5), [0.8, 0.2], atol=EXACT)
 
-
-# --- Errors ---
 
 HALF = np.full((2, 4), 0.25)
 SPOILT = np.array([[0.25] * 4, [0.25, 0.25, 0.25, 0.15]])
@@ -438,9 +408,6 @@ UNFIT: list[tuple[str, str, Callable[[], Any]]] = [
     ("weights: found [0. 0.]", WEIGHTS, lambda: acceptance_rate(HALF, HALF, weights=np.zeros(2))),
     ("weights: found [1.]", WEIGHTS, lambda: acceptance_rate(HALF, HALF, weights=np.ones(1))),
     ("weights: found [ 1. nan]", WEIGHTS, lambda: acceptance_rate(HALF, HALF, weights=np.array([1.0, math.nan]))),
-    ("accept_rates: found 1.5", "numbers from 0 to 1", lambda: best_tree([[1.5]], 3)),
-    ("num_rows: found -1", COUNT, lambda: best_tree([[0.5]], -1)),
-    ("rows_behind: found -1", COUNT, lambda: best_tree([[0.5]], 3, (-1,))),
 ]
 
 
@@ -451,48 +418,3 @@ def test_what_makes_no_sense_is_refused_with_what_was_found_and_expected(
     with pytest.raises(ValueError) as error:
         call()
     assert str(error.value) == f"{found}, expected {expected}"
-
-
-# --- Trees ---
-
-
-def every_tree(depth: int, ranks: int, level: int = 1) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Yield the shape of every tree of at most so many depths and candidates after a place."""
-    yield ()
-    if depth:
-        for counts in product(range(ranks + 1), repeat=level):
-            if any(counts):
-                yield from ((counts, *rest) for rest in every_tree(depth - 1, ranks, sum(counts)))
-
-
-def rows_of(shape: NumCandidates, rows_behind: Sequence[int]) -> int:
-    """Return how many rows the drafts of a tree take, with what hangs after them."""
-    depths = DraftTree(shape).depths[1:].tolist()
-    return len(depths) + sum(rows_behind[depth] for depth in depths if depth < len(rows_behind))
-
-
-@given(
-    rates=st.lists(st.lists(st.floats(0, 1), min_size=0, max_size=2), min_size=0, max_size=3),
-    num_rows=st.integers(0, 12),
-    rows_behind=st.sampled_from([(), (9,), (0, 1, 0, 2), (4, 2, 2, 2)]),
-)
-def test_the_best_tree_is_the_best_of_all(rates: list[list[float]], num_rows: int, rows_behind: Any) -> None:
-    """Within 1e-12: sums of at most 14 products of three numbers in [0, 1]."""
-    found = best_tree(rates, num_rows, rows_behind)
-    assert rows_of(found, rows_behind) <= num_rows
-    yields = [
-        tree_tokens(rates, shape)
-        for shape in every_tree(len(rates), 2)
-        if all(max(counts) <= len(rates[depth]) for depth, counts in enumerate(shape))
-        and rows_of(shape, rows_behind) <= num_rows
-    ]
-    assert tree_tokens(rates, found) == pytest.approx(max(yields), abs=1e-12)
-
-
-def test_a_tree_yields_what_a_chain_does_and_its_siblings_more() -> None:
-    rates = [[0.7, 0.1], [0.6, 0.2], [0.5]]
-    assert tree_tokens(rates, (1, 1, 1)) == pytest.approx(expected_tokens(np.array([0.7, 0.6, 0.5]), 3))
-    assert tree_tokens(rates, (2, (1, 0))) == pytest.approx(1 + 0.8 + 0.7 * 0.6)
-    assert best_tree(rates, 0) == () and best_tree(rates, 1) == (1,)
-    assert best_tree(rates, 4) == (1, 2, (1, 0)) and best_tree(rates, 100) == (2, 2, 1)
-    assert best_tree(rates, 12, (3, 3, 3, 3)) == (1, 1, 1)
