@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from brute_force import filtered
+from brute_force import SETTINGS, filtered
 from chi_square import Cells, distance_seen
-from end_to_end import SETTINGS
 from models import package
 from pass_sampling.reference.exactness.cases import METHODS
 
