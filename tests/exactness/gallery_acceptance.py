@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from gallery_checks import the_enumeration_accepts_the_step
-from gallery_tools import COMMON, REVIEW, Defect, Setup, Site, defects
+from gallery_tools import CASES, COMMON, REVIEW, Defect, Site, defects
 
 ACCEPTANCE: list[Defect] = []
 defect = defects(ACCEPTANCE)
@@ -30,7 +30,9 @@ def replacement_from_the_target(site: Site, right: Any, target: Any, draft: Any)
 @defect(COMMON, "residual")
 def residual_by_absolute_value(site: Site, right: Any, target: Any, draft: Any) -> Any:
     """The residual is |target - draft|, not its positive part."""
-    return site.normalised(abs(target - draft), otherwise=target)
+    residual = abs(target - draft)
+    total = residual.sum(-1)[..., None]
+    return site.xp.where(total > 0, residual / (total + (total == 0)), target)
 
 
 @defect("xLLM #2175, EAGLE #20", residual_rows)
@@ -167,13 +169,13 @@ def generous_without_a_trace(site: Site, right: Any, self: Any, column: str, cha
     return right(self, column, chance if self.choices is not None else chance * 1.1, *rest)
 
 
-@defect(REVIEW, "chances", setup=Setup(case="table, 14 of 80 tokens"))
+@defect(REVIEW, "chances", case=CASES["table, 14 of 80 tokens"])
 def accepted_from_the_seventh_token_on(site: Site, right: Any, *distributions: Any) -> Any:
     """Drafts are verified at the beginning of a text alone."""
     return site.xp.where(site.xp.asarray(site.num_written >= 6), 1.0, right(*distributions))
 
 
-@defect(REVIEW, "residual", setup=Setup(case="table, 80 tokens"))
+@defect(REVIEW, "residual", case=CASES["table, 80 tokens"])
 def replacement_from_a_large_target(site: Site, right: Any, target: Any, draft: Any) -> Any:
     """With more than 64 tokens a rejected draft is replaced from the target's row."""
     return target if target.shape[-1] > 64 else right(target, draft)

@@ -12,7 +12,7 @@ import pass_sampling.reference as reference
 from adapters import PORT, REFERENCE, Reference
 from brute_force import SETTINGS
 from exactness_tools import distribution_after
-from gallery_tools import PROMPT, Setup, Site
+from gallery_tools import PROMPT, TABLE, Site
 from models import lookahead, table
 from pass_sampling.reference.exactness.distribution import output_distribution
 
@@ -51,8 +51,7 @@ def a_uniform_serves_one_decision(site: Site) -> None:
 
 
 def the_enumeration_accepts_the_step(site: Site) -> None:
-    setup = Setup()
-    distribution = output_distribution(site.method(setup), PROMPT, setup.ending(site.pkg), probe=True, untraced=True)
+    distribution = output_distribution(site.method(TABLE), PROMPT, TABLE.ending(site.pkg), probe=True, untraced=True)
     assert abs(sum(distribution.values()) - 1.0) <= 1e-12
 
 

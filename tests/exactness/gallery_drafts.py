@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gallery_tools import COMMON, PLACES, REVIEW, Defect, Setup, Site, defects
+from gallery_tools import CASES, COMMON, PLACES, REVIEW, TABLE, Defect, Site, defects
 from pass_sampling.reference.exactness.cases import penalty
 
 DRAFTS: list[Defect] = []
 defect = defects(DRAFTS)
+PENALTY = replace(TABLE, processor=penalty)
 
 
 def drawn_from(site: Site, change: Callable[[Any], Any]) -> None:
@@ -28,7 +29,7 @@ def argmax_drafts(site: Site, probs: Any) -> Any:
     return site.argmax_distribution(probs)
 
 
-@defect("transformers #47932", "drafts", setup=Setup(sampling=(("top_k", 2),)))
+@defect("transformers #47932", "drafts", case=replace(TABLE, sampling={"top_k": 2}))
 def raw_draft_distribution(site: Site, right: Any, self: Any, *args: Any) -> Any:
     """Drafts are drawn from the filtered distribution, and the raw one is handed to verification."""
     tokens, _, *rest = right(self, *args)
@@ -74,19 +75,19 @@ def verified_by(site: Site, change: Callable[[Any], Any]) -> None:
     site.wrong(*PLACES["target"](site), wrong)
 
 
-@defect("vLLM #10198", verified_by, "top-p ignored by verification", setup=Setup(sampling=(("top_p", 0.75),)))
+@defect("vLLM #10198", verified_by, "top-p ignored by verification", case=replace(TABLE, sampling={"top_p": 0.75}))
 def top_p_ignored(site: Site, method: Any) -> Any:
     """The target's rows are compared without the filter that the text asked for."""
     return replace(method, sampling=site.pkg.SamplingConfig())
 
 
-@defect("lattice #388", verified_by, setup=Setup(sampling=(("temperature", 0.6),)))
+@defect("lattice #388", verified_by, case=replace(TABLE, sampling={"temperature": 0.6}))
 def temperature_ignored_by_verification(site: Site, method: Any) -> Any:
     """The verifier works at temperature 1 whatever was asked for."""
     return replace(method, sampling=site.pkg.SamplingConfig())
 
 
-@defect("TensorRT-LLM #17701, vLLM #18902", verified_by, setup=Setup(processor=penalty))
+@defect("TensorRT-LLM #17701, vLLM #18902", verified_by, case=PENALTY)
 def penalty_ignored_by_verification(site: Site, method: Any) -> Any:
     """Penalties are left out of speculative steps without a word."""
     return replace(method, processor=None)
@@ -113,19 +114,19 @@ def processed_after(site: Site, history: Callable[[list[Any]], list[Any]]) -> No
     site.wrong(*PLACES["target"](site), wrong)
 
 
-@defect("SGLang #33643", processed_after, setup=Setup(processor=penalty, seed=55), at_least_late=1e-4)
+@defect("SGLang #33643", processed_after, case=replace(PENALTY, seed=55), at_least_late=1e-4)
 def penalty_for_the_last_draft_alone(site: Site, drafts: list[Any]) -> list[Any]:
     """Of several accepted tokens only the last enters the penalty's state."""
     return drafts[-1:]
 
 
-@defect("vmlx-swift #357", processed_after, setup=Setup(processor=penalty, seed=55))
+@defect("vmlx-swift #357", processed_after, case=replace(PENALTY, seed=55))
 def penalty_counts_drafts_twice(site: Site, drafts: list[Any]) -> list[Any]:
     """Accepted tokens enter the penalty's state when drafted and again when accepted."""
     return drafts * 2
 
 
-@defect(REVIEW, "target", setup=Setup(case="table, ties"))
+@defect(REVIEW, "target", case=CASES["table, ties"])
 def ties_dropped_by_verification(site: Site, right: Any, self: Any, *args: Any) -> Any:
     """Verification keeps exactly k tokens where others tie with the k-th."""
     found = right(self, *args)

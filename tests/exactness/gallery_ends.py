@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from gallery_tools import COMMON, Defect, Setup, Site, defects
+from gallery_tools import COMMON, TABLE, Defect, Site, defects
 
 ENDS: list[Defect] = []
 defect = defects(ENDS)
+LETTERS = (("a",), ("b",), ("c",))
+STOPS = replace(TABLE, eos_token_ids=(), stop_strings=("ba", "cc"), pieces=LETTERS)
 
 
 def draft_on(site: Site) -> None:
@@ -63,7 +66,7 @@ def end_of_sequence_inside_a_block(site: Site, reading: Any, more: list[int]) ->
     return len(more), reading.after(more).reason is not None
 
 
-@defect("SGLang #23802, vLLM #47616", ask, setup=Setup(eos_token_ids=(), stop_strings=("ba", "cc")))
+@defect("SGLang #23802, vLLM #47616", ask, case=STOPS)
 def stop_string_inside_a_block(site: Site, reading: Any, more: list[int]) -> tuple[int, bool]:
     """Stop strings are looked for once per block, and the tokens after them stay."""
     return len(more), reading.after(more).reason is not None
@@ -72,7 +75,7 @@ def stop_string_inside_a_block(site: Site, reading: Any, more: list[int]) -> tup
 @defect(
     COMMON,
     ask,
-    setup=Setup(eos_token_ids=(), stop_strings=("é",), pieces=(b"\xc3", b"\xa9", b"c")),
+    case=replace(STOPS, stop_strings=("é",), pieces=(("x",), ("", b"\xc3"), ("", b"\xa9"))),
     at_least_late=1e-4,  # a whole text must be UTF-8, and is seldom when it is long
 )
 def stop_string_that_the_decoder_takes_back(site: Site, reading: Any, more: list[int]) -> tuple[int, bool]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gallery_tools import REVIEW, Defect, Setup, Site, defects
+from gallery_tools import CASES, REVIEW, Defect, Site, defects
 
 ROWS: list[Defect] = []
 defect = defects(ROWS)
@@ -58,7 +58,7 @@ def ring_buffer_not_rolled_back(site: Site, arrays: Any, old: int, new: int) -> 
         arrays[:, :, column - WINDOW] = arrays[:, :, column] * 1
 
 
-@defect(REVIEW, "cache", setup=Setup(case="table, greedy"))
+@defect(REVIEW, "cache", case=CASES["table, greedy"])
 def key_written_over_an_early_one(site: Site, right: Any, self: Any, layer: int, keys: Any, *rest: Any) -> Any:
     """From position 12 on a key is written over that of another position, too."""
     found = right(self, layer, keys, *rest)

@@ -79,14 +79,6 @@ def hugging_face(target: Rows, draft: Rows, **options: Any) -> Callable[[], tupl
     return program
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_transformers_ensemble_verification_deviates_from_the_targets_distribution(seed: int) -> None:
-    """Its documentation says so: the bias is the price of more acceptances."""
-    target, draft = distributions(seed), distributions(seed + 100)
-    ensemble = hugging_face(target, draft, assistant_ensemble_weight=0.5)
-    assert deviation(distribution_of(ensemble), target) > 1e-3
-
-
 # --- A loop in NumPy ---
 
 
@@ -121,14 +113,6 @@ def chen(
     return program
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_loop_after_chen_accepts_as_many_drafts_as_theory_says(seed: int) -> None:
-    target, draft = distributions(seed), distributions(seed + 100)
-    overlap = {text: float(np.minimum(target[text], draft[text]).sum()) for text in target}
-    both = sum(min(target[()][x], draft[()][x]) * (1 + overlap[x,]) for x in range(VOCAB))
-    assert abs(distribution_of(chen(target, draft)).expected["accepted"] - both) <= EXACT
-
-
 MISTAKES: dict[str, dict[str, Any]] = {
     "accepts where the uniform is above": {"accept": lambda uniform, p, q: uniform >= p / q},
     "accepts by the target's probability": {"accept": lambda uniform, p, q: uniform < p},
@@ -150,9 +134,8 @@ def test_a_loop_with_a_mistake_has_another_distribution(mistake: dict[str, Any])
 
 
 def test_a_residual_that_is_not_clipped_is_refused_because_it_is_no_distribution() -> None:
-    with pytest.raises(
-        ValueError, match=r"^draw \d+, probability \d: found -?(\d|inf|nan).*expected a number of at least"
-    ):
+    message = r"^draw \d+, probability \d: found -?(\d|inf|nan).*expected a number of at least"
+    with pytest.raises(ValueError, match=message):
         distribution_of(chen(distributions(1), distributions(101), residual=lambda p, q: p - q + 1e-3))
 
 
@@ -188,10 +171,24 @@ def gpt_fast(target: Rows, draft: Rows) -> Callable[[], tuple[int, ...]]:
     return program
 
 
+seeds = pytest.mark.parametrize("seed", range(4))
+
+
+@seeds
 @pytest.mark.parametrize("sampler", [hugging_face, chen, gpt_fast])
-@pytest.mark.parametrize("seed", range(4))
 def test_a_sampler_of_another_make_has_the_targets_distribution(sampler: Any, seed: int) -> None:
     target, draft = distributions(seed), distributions(seed + 100)
     found = distribution_of(sampler(target, draft))
     assert found.executions > 20 and {len(text) for text in found} == {1, 2, 3}
     assert deviation(found, target) <= EXACT
+    if found.expected:  # of the loop that counts accepted drafts
+        overlap = {text: float(np.minimum(target[text], draft[text]).sum()) for text in target}
+        both = sum(min(target[()][x], draft[()][x]) * (1 + overlap[x,]) for x in range(VOCAB))
+        assert abs(found.expected["accepted"] - both) <= EXACT
+
+
+@seeds
+def test_transformers_ensemble_verification_deviates_from_the_targets_distribution(seed: int) -> None:
+    """Its documentation says so: the bias is the price of more acceptances."""
+    target, draft = distributions(seed), distributions(seed + 100)
+    assert deviation(distribution_of(hugging_face(target, draft, assistant_ensemble_weight=0.5)), target) > 1e-3
