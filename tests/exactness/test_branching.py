@@ -126,6 +126,12 @@ def a_number_compared_with_itself() -> tuple[bool, ...]:
     return u < u, u <= u * 1, bool(u < 1 - 3 * u)
 
 
+@has({(True, 0): 0.25, (True, 1): 0.25, (False, 2): 0.25, (False, 3): 0.25})
+def a_number_cut_after_it_was_compared() -> tuple[bool, int]:
+    u = random.random()
+    return u < 0.5, int(u * 4)
+
+
 @has({(False, True, False, False, False, True, False, False): 1.0})
 def equality_and_what_is_no_number() -> tuple[bool, ...]:
     u = random.random

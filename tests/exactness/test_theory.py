@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from exactness_tools import distribution_after
@@ -304,9 +304,7 @@ def test_better_drafts_make_the_best_number_larger_and_dearer_ones_smaller(
     assert best >= optimal_num_draft(one, (cheap + extra) / 64, cost, max_num_draft=60)
 
 
-# --- Lenience ---
-
-
+@example(pair=(np.array([0.5, 0.4, 0.1]), np.array([0.1, 0.1, 0.8])), lenience=0.5)  # two tokens share what is left
 @given(pair=pairs, lenience=leniences)
 def test_lenience_accepts_as_its_rule_says(pair: Pair, lenience: float) -> None:
     """Draft by draft, accepted with min(1, target / (lenience draft)), the rest from what is left; in fractions."""
