@@ -14,9 +14,9 @@ import pass_sampling.gpu as port
 from pass_sampling.gpu.bench.expectation import expected_tokens, reach_of, steps_after
 from pass_sampling.gpu.bench.prompts import pieces, read_library
 from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, LOOKAHEAD, MODEL, NGRAM
-from pass_sampling.gpu.decode_options import written_candidates
-from pass_sampling.gpu.cli.options import read_names
 from pass_sampling.gpu.cli.console import encode_prompt
+from pass_sampling.gpu.cli.options import read_names
+from pass_sampling.gpu.decode_options import written_candidates
 from pass_sampling.gpu.training.text import standard_library
 from pass_sampling.gpu.training.tokens import encode_texts, evenly_spaced, load_tokenizer
 from pass_sampling.reference.methods.tree_rules import RULES
@@ -117,4 +117,5 @@ def test_the_best_trees_of_candidates_from_look_ahead_rows() -> None:
     assert tree_tokens(rates, shape) == pytest.approx(mean, rel=0.1), "as if depths were independent"
     for num_drafts in (6, 10, 16, 24, 40):
         best = best_tree(rates, 7 * num_drafts, (6,) * 7)
-        print(f"{num_drafts} drafts, {7 * (num_drafts + 1)} rows: {written_candidates(best)}, {tree_tokens(rates, best):.2f}")
+        shape, rows = written_candidates(best), 7 * (num_drafts + 1)
+        print(f"{num_drafts} drafts, {rows} rows: {shape}, {tree_tokens(rates, best):.2f}")

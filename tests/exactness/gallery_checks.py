@@ -10,8 +10,9 @@ import numpy as np
 
 import pass_sampling.reference as reference
 from adapters import PORT, REFERENCE, Reference
-from end_to_end import SETTINGS
-from gallery_tools import PROMPT, Setup, Site
+from brute_force import SETTINGS
+from exactness_tools import distribution_after
+from gallery_tools import PROMPT, TABLE, Site
 from models import lookahead, table
 from pass_sampling.reference.exactness.distribution import output_distribution
 
@@ -29,9 +30,12 @@ def refused(call: Callable[..., Any], *args: Any, **options: Any) -> bool:
     return False
 
 
+SIX = {"vocab_size": 6, "num_lookahead": 3, "seed": 4, "spread": 1.0}  # a table whose drafts are accepted often enough
+
+
 def method(site: Site, **options: Any) -> Any:
-    """Return PaSS over a table of 6 tokens whose drafts are accepted often enough."""
-    model = table(site.pkg, vocab_size=6, num_lookahead=3, seed=4, spread=1.0)
+    """Return PaSS over the table of 6 tokens."""
+    model = table(site.pkg, **SIX)
     return site.pass_type()(model, model.lookahead(), **options)
 
 
@@ -47,8 +51,7 @@ def a_uniform_serves_one_decision(site: Site) -> None:
 
 
 def the_enumeration_accepts_the_step(site: Site) -> None:
-    setup = Setup()
-    distribution = output_distribution(site.method(setup), PROMPT, setup.ending(site.pkg), probe=True, untraced=True)
+    distribution = output_distribution(site.method(TABLE), PROMPT, TABLE.ending(site.pkg), probe=True, untraced=True)
     assert abs(sum(distribution.values()) - 1.0) <= 1e-12
 
 
@@ -66,10 +69,8 @@ def a_residual_of_one_ulp_is_a_distribution(site: Site) -> None:
 
 def uniforms_have_53_bits(site: Site) -> None:
     home = site.module("generation")
-    numbers = (
-        np.asarray(home.uniform_stream(1, 0, 0, 64) if site.single else home.uniform_streams(1, [0], 0, 1, 64))
-        * 2.0**24
-    )
+    row = home.uniform_stream(1, 0, 0, 64) if site.single else home.uniform_streams(1, [0], 0, 1, 64)
+    numbers = np.asarray(row) * 2.0**24
     assert np.any(numbers != np.floor(numbers)), "64 numbers of 53 bits, all with 29 zeros at the end, is no chance"
 
 
@@ -78,36 +79,35 @@ def _pass(site: Site, model: Any, cache: Any, tokens: list[int]) -> np.ndarray:
     return np.asarray(model.hidden(inputs, cache)).reshape(len(tokens), -1)
 
 
-def a_cache_cut_to_nothing_is_new(site: Site) -> None:
+def _cached(site: Site) -> tuple[Any, Any]:
+    """Return a model and a cache of three tokens."""
     model = table(site.pkg, seed=3)
     cache = model.new_cache()
     _pass(site, model, cache, [0, 1, 2])
+    return model, cache
+
+
+def a_cache_cut_to_nothing_is_new(site: Site) -> None:
+    model, cache = _cached(site)
     cache.truncate(0 if site.single else site.xp.tensor([0]))
     assert np.array_equal(_pass(site, model, cache, [2, 1]), _pass(site, model, model.new_cache(), [2, 1]))
 
 
 def a_cut_to_what_is_not_cached_is_refused(site: Site) -> None:
-    model = table(site.pkg, seed=3)
-    cache = model.new_cache()
-    _pass(site, model, cache, [0, 1, 2])
+    _, cache = _cached(site)
     for length in (-1, 4):
         assert refused(cache.truncate, length if site.single else site.xp.tensor([length]))
 
 
 def drafts_come_from_the_distribution_after_prefix_and_vectors(site: Site) -> None:
     """The draft distributions are those of one fresh pass of the specification, without a cache."""
-    model = table(reference, vocab_size=6, num_lookahead=3, seed=4, spread=1.0)
-    vectors = model.lookahead().vectors
-    plain = reference.Autoregressive(model)
-    site.passes = 99  # passes from here on belong to no step
+    model = table(reference, **SIX)
     for result in generations(site, count=3, eos_token_ids=()):
         prefix = PROMPT
         for record in result.records:
-            site.passes = 99
-            inputs = np.concatenate([model.embed(prefix), vectors[: len(record.draft_tokens)]])
-            rows = model.hidden(inputs, model.new_cache())[len(prefix) :]
-            for row, token, prob in zip(rows, record.draft_tokens, record.draft_token_probs, strict=True):
-                assert math.isclose(plain.probs(prefix, row)[token], prob, abs_tol=1e-12)
+            for i, (token, prob) in enumerate(zip(record.draft_tokens, record.draft_token_probs, strict=True)):
+                site.passes = 99  # passes here belong to no step
+                assert math.isclose(distribution_after(model, prefix, i + 1)[token], prob, abs_tol=1e-12)
             prefix += record.tokens
 
 
@@ -124,12 +124,10 @@ def a_row_without_a_distribution_is_refused(site: Site) -> None:
 
 
 def log_probabilities_are_the_targets(site: Site) -> None:
-    model = table(reference, vocab_size=6, num_lookahead=3, seed=4, spread=1.0)
-    plain = reference.Autoregressive(model)
+    model = table(reference, **SIX)
     for result in generations(site, count=3):
         for i, (token, value) in enumerate(zip(result.tokens, result.log_probs, strict=True)):
-            prefix = (*PROMPT, *result.tokens[:i])
-            probs = plain.probs(prefix, model.hidden(model.embed(prefix), model.new_cache())[-1])
+            probs = distribution_after(model, (*PROMPT, *result.tokens[:i]))
             assert math.isclose(value, math.log(probs[token]), abs_tol=1e-12)
 
 

@@ -6,80 +6,95 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gallery_tools import COMMON, REVIEW, Defect, Setup, Site
+from gallery_tools import CASES, COMMON, PLACES, REVIEW, TABLE, Defect, Site, defects
 from pass_sampling.reference.exactness.cases import penalty
 
+DRAFTS: list[Defect] = []
+defect = defects(DRAFTS)
+PENALTY = replace(TABLE, processor=penalty)
 
-def _draw_drafts_from(site: Site, change: Callable[[Any], Any]) -> None:
+
+def drawn_from(site: Site, change: Callable[[Any], Any]) -> None:
     """Draw drafts from a changed distribution, while the distribution that is reported stays."""
 
     def wrong(right: Any, self: Any, column: str, probs: Any, *rest: Any) -> Any:
         return right(self, column, change(probs) if column == "draft" else probs, *rest)
 
-    site.wrong(site.module("uniforms").UniformRow, "token" if site.single else "tokens", wrong)
+    site.wrong(*PLACES["draws"](site), wrong)
 
 
-def argmax_drafts(site: Site) -> None:
-    _draw_drafts_from(site, site.argmax_distribution)
+@defect("jaymody/speculative-sampling #3, transformers #30778", drawn_from, "argmax drafts, soft distribution")
+def argmax_drafts(site: Site, probs: Any) -> Any:
+    """Drafts are the likeliest tokens, and the ratio uses the soft distribution that they were not drawn from."""
+    return site.argmax_distribution(probs)
 
 
-def bfloat16_drafts(site: Site) -> None:
-    _draw_drafts_from(site, site.bfloat16)
+@defect("transformers #47932", "drafts", case=replace(TABLE, sampling={"top_k": 2}))
+def raw_draft_distribution(site: Site, right: Any, self: Any, *args: Any) -> Any:
+    """Drafts are drawn from the filtered distribution, and the raw one is handed to verification."""
+    tokens, _, *rest = right(self, *args)
+    raw = site.xp.exp(args[2][..., : tokens.shape[-1], :])
+    return tokens, raw / raw.sum(-1)[..., None], *rest
 
 
-def raw_draft_distribution(site: Site) -> None:
+@defect(COMMON, Site.wrong_rows)
+def draft_distribution_at_another_temperature(site: Site, target: Any, draft: Any, *_: Any) -> Any:
+    """The distribution reported for a draft is sharper than the one it was drawn from."""
+    return target, draft**2 / (draft**2).sum(-1)[..., None]
+
+
+@defect("llama.cpp #27694 (with p_min)", "drafts")
+def unlikely_drafts_dropped(site: Site, right: Any, self: Any, *args: Any) -> Any:
+    """A draft its own distribution finds unlikely is dropped, the others are verified as if nothing had been chosen."""
+    tokens, probs, *rest = right(self, *args)
+    likely = (probs * site.one_hot(tokens, probs)).sum(-1) >= 0.4
+    kept = likely.cumprod(-1).sum(-1)
+    if site.single:
+        return tokens[:kept], probs[:kept], rest[0] or kept < len(tokens)
+    num_draft, has_bonus_row = rest
+    return tokens, probs, num_draft.minimum(kept), has_bonus_row | (kept < num_draft)
+
+
+@defect("DeepSpec #31", drawn_from, at_least_late=1e-5)
+def drafts_drawn_in_bfloat16(site: Site, probs: Any) -> Any:
+    """Drafts are drawn from a distribution rounded to bfloat16, the ratio uses the unrounded one."""
+    return site.bfloat16(probs)
+
+
+def _verifies(site: Site, args: tuple[Any, ...]) -> bool:
+    """Tell verification from the exact token and the drafts, for which the port has other arguments."""
+    return site.single or len(args) == 5
+
+
+def verified_by(site: Site, change: Callable[[Any], Any]) -> None:
+    """Let verification work with a changed method; the exact token and the drafts keep the right one."""
+
     def wrong(right: Any, self: Any, *args: Any) -> Any:
-        tokens, _, *rest = right(self, *args)
-        logits = args[2][..., : tokens.shape[-1], :]
-        raw = site.xp.exp(logits)
-        return tokens, raw / raw.sum(-1)[..., None], *rest
+        return right(change(self) if _verifies(site, args) else self, *args)
 
-    site.wrong(site.pkg.PaSS, "_draft", wrong)
+    site.wrong(*PLACES["target"](site), wrong)
 
 
-def sharper_draft_distribution(site: Site) -> None:
-    site.wrong_rule(lambda target, draft, *_: (target, draft**2 / (draft**2).sum(-1)[..., None]))
+@defect("vLLM #10198", verified_by, "top-p ignored by verification", case=replace(TABLE, sampling={"top_p": 0.75}))
+def top_p_ignored(site: Site, method: Any) -> Any:
+    """The target's rows are compared without the filter that the text asked for."""
+    return replace(method, sampling=site.pkg.SamplingConfig())
 
 
-def unlikely_drafts_dropped(site: Site) -> None:
-    def wrong(right: Any, self: Any, *args: Any) -> Any:
-        tokens, probs, *rest = right(self, *args)
-        likely = (probs * site.one_hot(tokens, probs)).sum(-1) >= 0.4
-        kept = likely.cumprod(-1).sum(-1)
-        if site.single:
-            return tokens[:kept], probs[:kept], rest[0] or kept < len(tokens)
-        num_draft, has_bonus_row = rest
-        return tokens, probs, num_draft.minimum(kept), has_bonus_row | (kept < num_draft)
-
-    site.wrong(site.pkg.PaSS, "_draft", wrong)
+@defect("lattice #388", verified_by, case=replace(TABLE, sampling={"temperature": 0.6}))
+def temperature_ignored_by_verification(site: Site, method: Any) -> Any:
+    """The verifier works at temperature 1 whatever was asked for."""
+    return replace(method, sampling=site.pkg.SamplingConfig())
 
 
-def _verify_as(site: Site, **changes: Any) -> None:
-    """Let verification work with other settings than the text's; the exact token and the drafts keep theirs."""
-
-    def wrong(right: Any, self: Any, *args: Any) -> Any:
-        verifies = (
-            site.single or len(args) == 5
-        )  # the port asks for the exact token and the drafts with other arguments
-        return right(replace(self, **changes) if verifies else self, *args)
-
-    site.wrong(site.pkg.PaSS, "chain_probs", wrong)
+@defect("TensorRT-LLM #17701, vLLM #18902", verified_by, case=PENALTY)
+def penalty_ignored_by_verification(site: Site, method: Any) -> Any:
+    """Penalties are left out of speculative steps without a word."""
+    return replace(method, processor=None)
 
 
-def top_p_ignored(site: Site) -> None:
-    _verify_as(site, sampling=site.pkg.SamplingConfig())
-
-
-def temperature_ignored(site: Site) -> None:
-    _verify_as(site, sampling=site.pkg.SamplingConfig())
-
-
-def penalty_ignored(site: Site) -> None:
-    _verify_as(site, processor=None)
-
-
-def _penalise(site: Site, history: Callable[[list[Any]], list[Any]]) -> None:
-    """Let the processor see another history of a block's drafts than the one after which a row stands."""
+def processed_after(site: Site, history: Callable[[list[Any]], list[Any]]) -> None:
+    """Hand the processor another history of a block's drafts than those before the row."""
 
     def wrong(right: Any, self: Any, *args: Any) -> Any:
         if site.single:
@@ -87,139 +102,46 @@ def _penalise(site: Site, history: Callable[[list[Any]], list[Any]]) -> None:
             before = [history(drafts[:i].tolist()) for i in range(len(logits))]
             rows = [right(self, (*prefix, *seen), drafts[:0], logits[i : i + 1]) for i, seen in enumerate(before)]
             return site.xp.concatenate(rows)
-        if len(args) != 5:
+        if not _verifies(site, args):
             return right(self, *args)
         state, logits, used, block, _ = args
-        columns = list(range(1, block.shape[1]))
-        distributions, largest = [], []
+        found = []
         for i in range(logits.shape[1]):
-            seen = [0, *history(columns[:i])]
-            found = right(self, state, logits[:, i : i + 1], used[:, i : i + 1], block[:, seen], len(seen))
-            distributions.append(found[0])
-            largest.append(found[1])
-        return site.xp.cat(distributions, 1), site.xp.cat(largest, 1)
+            seen = [0, *history(list(range(1, block.shape[1]))[:i])]
+            found.append(right(self, state, logits[:, i : i + 1], used[:, i : i + 1], block[:, seen], len(seen)))
+        return tuple(site.xp.cat(parts, 1) for parts in zip(*found, strict=True))
 
-    site.wrong(site.pkg.PaSS, "chain_probs", wrong)
+    site.wrong(*PLACES["target"](site), wrong)
 
 
-def penalty_for_the_last_alone(site: Site) -> None:
-    _penalise(site, lambda drafts: drafts[-1:])
+@defect("SGLang #33643", processed_after, case=replace(PENALTY, seed=55), at_least_late=1e-4)
+def penalty_for_the_last_draft_alone(site: Site, drafts: list[Any]) -> list[Any]:
+    """Of several accepted tokens only the last enters the penalty's state."""
+    return drafts[-1:]
 
 
-def penalty_twice(site: Site) -> None:
-    _penalise(site, lambda drafts: drafts * 2)
+@defect("vmlx-swift #357", processed_after, case=replace(PENALTY, seed=55))
+def penalty_counts_drafts_twice(site: Site, drafts: list[Any]) -> list[Any]:
+    """Accepted tokens enter the penalty's state when drafted and again when accepted."""
+    return drafts * 2
 
 
-def ties_dropped(site: Site) -> None:
-    """Let verification keep exactly two tokens, the lower ids of those that tie."""
-
-    def two_likeliest(probs: Any) -> Any:
-        mine, other = probs[..., None], probs[..., None, :]
-        lower = site.xp.tril(site.xp.ones((probs.shape[-1], probs.shape[-1])), -1) > 0
-        kept = probs * (((other > mine) | ((other == mine) & lower)).sum(-1) < 2)
-        return kept / kept.sum(-1)[..., None]
-
-    def wrong(right: Any, self: Any, *args: Any) -> Any:
-        found = right(self, *args)
-        if site.single:
-            return two_likeliest(found)
-        return (two_likeliest(found[0]), found[1]) if len(args) == 5 else found
-
-    site.wrong(site.pkg.PaSS, "chain_probs", wrong)
+@defect(REVIEW, "target", case=CASES["table, ties"])
+def ties_dropped_by_verification(site: Site, right: Any, self: Any, *args: Any) -> Any:
+    """Verification keeps exactly k tokens where others tie with the k-th."""
+    found = right(self, *args)
+    if not _verifies(site, args):
+        return found
+    probs = found if site.single else found[0]
+    mine, other = probs[..., None], probs[..., None, :]
+    lower = site.xp.tril(site.xp.ones((probs.shape[-1], probs.shape[-1])), -1) > 0
+    kept = probs * (((other > mine) | ((other == mine) & lower)).sum(-1) < 2)
+    kept = kept / kept.sum(-1)[..., None]
+    return kept if site.single else (kept, found[1])
 
 
-def bfloat16_softmax(site: Site) -> None:
-    def wrong(right: Any, *args: Any) -> Any:
-        return site.bfloat16(right(*args))
-
+@defect("gpt-fast", at_least_late=1e-4)
+def softmax_in_bfloat16(site: Site) -> None:
+    """Distributions are made in the model's precision."""
     for home in ("methods.base", "methods.pass_two_call" if site.single else "methods.speculative"):
-        site.wrong(home, "probs_from_logits", wrong)
-
-
-DRAFTS = (
-    Defect(
-        "argmax drafts, soft distribution",
-        "jaymody/speculative-sampling #3, transformers #30778",
-        "drafts are the likeliest tokens, and the ratio uses the soft distribution that they were not drawn from",
-        argmax_drafts,
-    ),
-    Defect(
-        "raw draft distribution",
-        "transformers #47932",
-        "drafts are drawn from the filtered distribution, and the raw one is handed to verification",
-        raw_draft_distribution,
-        Setup(sampling=(("top_k", 2),)),
-    ),
-    Defect(
-        "draft distribution at another temperature",
-        COMMON,
-        "the distribution reported for a draft is sharper than the one it was drawn from",
-        sharper_draft_distribution,
-    ),
-    Defect(
-        "unlikely drafts dropped",
-        "llama.cpp #27694 (with p_min)",
-        "a draft its own distribution finds unlikely is dropped, the others are verified as if nothing had been chosen",
-        unlikely_drafts_dropped,
-    ),
-    Defect(
-        "drafts drawn in bfloat16",
-        "DeepSpec #31",
-        "drafts are drawn from a distribution rounded to bfloat16, the ratio uses the unrounded one",
-        bfloat16_drafts,
-        at_least_late=1e-5,
-    ),
-)
-
-TARGETS = (
-    Defect(
-        "top-p ignored by verification",
-        "vLLM #10198",
-        "the target's rows are compared without the filter that the text asked for",
-        top_p_ignored,
-        Setup(sampling=(("top_p", 0.75),)),
-    ),
-    Defect(
-        "temperature ignored by verification",
-        "lattice #388",
-        "the verifier works at temperature 1 whatever was asked for",
-        temperature_ignored,
-        Setup(sampling=(("temperature", 0.6),)),
-    ),
-    Defect(
-        "penalty ignored by verification",
-        "TensorRT-LLM #17701, vLLM #18902",
-        "penalties are left out of speculative steps without a word",
-        penalty_ignored,
-        Setup(processor=penalty),
-    ),
-    Defect(
-        "penalty for the last draft alone",
-        "SGLang #33643",
-        "of several accepted tokens only the last enters the penalty's state",
-        penalty_for_the_last_alone,
-        Setup(processor=penalty, seed=55),
-        at_least_late=1e-4,
-    ),
-    Defect(
-        "penalty counts drafts twice",
-        "vmlx-swift #357",
-        "accepted tokens enter the penalty's state when drafted and again when accepted",
-        penalty_twice,
-        Setup(processor=penalty, seed=55),
-    ),
-    Defect(
-        "ties dropped by verification",
-        REVIEW,
-        "verification keeps exactly k tokens where others tie with the k-th",
-        ties_dropped,
-        Setup(case="table, ties"),
-    ),
-    Defect(
-        "softmax in bfloat16",
-        "gpt-fast",
-        "distributions are made in the model's precision",
-        bfloat16_softmax,
-        at_least_late=1e-4,
-    ),
-)
+        site.wrong(home, "probs_from_logits", lambda right, *args: site.bfloat16(right(*args)))

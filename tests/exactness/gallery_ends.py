@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from gallery_tools import COMMON, Defect, Setup, Site
+from gallery_tools import COMMON, TABLE, Defect, Site, defects
 
-First = Callable[[Any, list[int]], tuple[int, bool]]
+ENDS: list[Defect] = []
+defect = defects(ENDS)
+LETTERS = (("a",), ("b",), ("c",))
+STOPS = replace(TABLE, eos_token_ids=(), stop_strings=("ba", "cc"), pieces=LETTERS)
 
 
-def ask(site: Site, first: First) -> None:
+def draft_on(site: Site) -> None:
+    """Go on drafting after a drafted end of text; what is committed is cut all the same."""
+
+    def ends_with(right: Any, self: Any, tokens: Any) -> Any:
+        return False if site.drafting else right(self, tokens)
+
+    def num_kept(right: Any, self: Any, tokens: Any, count: Any) -> Any:
+        return (count, count < 0) if site.drafting else right(self, tokens, count)
+
+    wrong = ends_with if site.single else num_kept
+    site.wrong(site.state, wrong.__name__, wrong)
+
+
+def ask(site: Site, first: Callable[[Any, list[int]], tuple[int, bool]]) -> None:
     """Let `first(reading, more)` say how much of a block is kept and whether the text ends with it.
 
     Drafting, which would stop at a drafted end of text, is not told of any.
     """
-
-    def ends_with(right: Any, self: Any, tokens: Any) -> Any:
-        return False if site.drafting else right(self, tokens)
 
     def of_one(right: Any, self: Any, more: Any) -> Any:
         count, ended = first(self, list(more))
@@ -25,7 +39,7 @@ def ask(site: Site, first: First) -> None:
 
     def of_a_batch(right: Any, self: Any, tokens: Any, count: Any) -> Any:
         if site.drafting:
-            return count, count < 0
+            return right(self, tokens, count)
         rows = (each.tolist() for each in (self.tokens, self.prompt_lengths, self.lengths))
         readings = [self.ending.reading().after(row[start:end]) for row, start, end in zip(*rows, strict=True)]
         blocks = [row[:some] for row, some in zip(tokens.tolist(), count.tolist(), strict=True)]
@@ -33,90 +47,63 @@ def ask(site: Site, first: First) -> None:
         counts, ended = zip(*found, strict=True)
         return site.xp.tensor(counts), site.xp.tensor(ended)
 
-    state = site.state
+    draft_on(site)
     if site.single:
-        site.wrong(state, "ends_with", ends_with)
         site.wrong(site.module("ending").Reading, "first", of_one)
     else:
-        site.wrong(state, "num_kept", of_a_batch)
+        site.wrong(site.state, "num_kept", of_a_batch)
 
 
-def asked_at_the_end_of_a_block(site: Site) -> None:
-    def first(reading: Any, more: list[int]) -> tuple[int, bool]:
-        return len(more), reading.after(more).reason is not None
-
-    ask(site, first)
-
-
-def sought_in_the_text_of_the_block(site: Site) -> None:
-    def first(reading: Any, more: list[int]) -> tuple[int, bool]:
-        has_stop = reading.after(more).text.has_stop
-        for count in range(1, len(more) + 1):
-            reason = reading.after(more[:count]).reason
-            if reason is not None and (has_stop or reason != "stop_string"):
-                return count, True
-        return len(more), False
-
-    ask(site, first)
+def _first_end(reading: Any, more: list[int], ignored: tuple[str, ...] = ()) -> int | None:
+    """Return how many tokens of a block there are up to the first end of the text, if it has one."""
+    counts = range(1, len(more) + 1)
+    return next((count for count in counts if reading.after(more[:count]).reason not in (None, *ignored)), None)
 
 
-def length_masks_the_end(site: Site) -> None:
-    def first(reading: Any, more: list[int]) -> tuple[int, bool]:
-        if reading.count + len(more) >= reading.ending.max_new_tokens:
-            return reading.ending.max_new_tokens - reading.count, True
-        for count in range(1, len(more) + 1):
-            if reading.after(more[:count]).reason is not None:
-                return count, True
-        return len(more), False
-
-    ask(site, first)
+@defect("transformers #47912", ask)
+def end_of_sequence_inside_a_block(site: Site, reading: Any, more: list[int]) -> tuple[int, bool]:
+    """Only a block's last token is compared with the end-of-sequence ids."""
+    return len(more), reading.after(more).reason is not None
 
 
-def longer_than_asked(site: Site) -> None:
-    def first(reading: Any, more: list[int]) -> tuple[int, bool]:
-        for count in range(1, len(more) + 1):
-            if reading.after(more[:count]).reason not in (None, "length"):
-                return count, True
-        return len(more), reading.count + len(more) >= reading.ending.max_new_tokens
-
-    ask(site, first)
-    state = site.state
-    right = state.remaining.fget
-    site.set(state, "remaining", property(lambda self: right(self) + (2 if site.at_work else 0)))
+@defect("SGLang #23802, vLLM #47616", ask, case=STOPS)
+def stop_string_inside_a_block(site: Site, reading: Any, more: list[int]) -> tuple[int, bool]:
+    """Stop strings are looked for once per block, and the tokens after them stay."""
+    return len(more), reading.after(more).reason is not None
 
 
-ENDS = (
-    Defect(
-        "end of sequence inside a block",
-        "transformers #47912",
-        "only a block's last token is compared with the end-of-sequence ids",
-        asked_at_the_end_of_a_block,
-    ),
-    Defect(
-        "stop string inside a block",
-        "SGLang #23802, vLLM #47616",
-        "stop strings are looked for once per block, and the tokens after them stay",
-        asked_at_the_end_of_a_block,
-        Setup(eos_token_ids=(), stop_strings=("ba", "cc")),
-    ),
-    Defect(
-        "stop string that the decoder takes back",
-        COMMON,
-        "a stop string is looked for in the text of a block, of which the last byte turns it into U+FFFD",
-        sought_in_the_text_of_the_block,
-        Setup(eos_token_ids=(), stop_strings=("é",), pieces=(b"\xc3", b"\xa9", b"c")),
-        at_least_late=1e-4,  # a whole text must be UTF-8, and is seldom when it is long
-    ),
-    Defect(
-        "length masks the end",
-        "SGLang #31599",
-        "a block that reaches the length limit is not searched for an earlier end of text",
-        length_masks_the_end,
-    ),
-    Defect(
-        "longer than asked",
-        "ferrox #311, lattice #242",
-        "the last block is neither shortened nor cut at the length limit",
-        longer_than_asked,
-    ),
+@defect(
+    COMMON,
+    ask,
+    case=replace(STOPS, stop_strings=("é",), pieces=(("x",), ("", b"\xc3"), ("", b"\xa9"))),
+    at_least_late=1e-4,  # a whole text must be UTF-8, and is seldom when it is long
 )
+def stop_string_that_the_decoder_takes_back(site: Site, reading: Any, more: list[int]) -> tuple[int, bool]:
+    """A stop string is looked for in the text of a block, of which the last byte turns it into U+FFFD."""
+    has_stop = reading.after(more).text.has_stop
+    count = _first_end(reading, more, () if has_stop else ("stop_string",))
+    return (len(more), False) if count is None else (count, True)
+
+
+@defect("SGLang #31599", ask)
+def length_masks_the_end(site: Site, reading: Any, more: list[int]) -> tuple[int, bool]:
+    """A block that reaches the length limit is not searched for an earlier end of text."""
+    if reading.count + len(more) >= reading.ending.max_new_tokens:
+        return reading.ending.max_new_tokens - reading.count, True
+    count = _first_end(reading, more)
+    return (len(more), False) if count is None else (count, True)
+
+
+@defect("ferrox #311, lattice #242")
+def longer_than_asked(site: Site) -> None:
+    """The last block is neither shortened nor cut at the length limit."""
+
+    def first(reading: Any, more: list[int]) -> tuple[int, bool]:
+        count = _first_end(reading, more, ("length",))
+        is_full = reading.count + len(more) >= reading.ending.max_new_tokens
+        return (len(more), is_full) if count is None else (count, True)
+
+    ask(site, first)
+    right = site.state.remaining.fget
+    remaining = property(lambda self: right(self) + (2 if site.at_work else 0))
+    site.monkeypatch.setattr(site.state, "remaining", remaining)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from gallery_tools import REVIEW, Defect, Setup, Site
+from gallery_tools import CASES, REVIEW, Defect, Site, defects
 
+ROWS: list[Defect] = []
+defect = defects(ROWS)
 WINDOW = 3
 
 
-def _after_cut(site: Site, number: int, damage: Callable[[Any, int, int], None]) -> None:
+def after_cut(number: int, site: Site, damage: Callable[[Any, int, int], None]) -> None:
     """Damage the cache after a step's first rollback (of look-ahead rows) or its second (of rejected drafts).
 
     `damage(arrays, old, new)` is called for keys and values of one sequence with its length before and after.
@@ -30,46 +33,41 @@ def _after_cut(site: Site, number: int, damage: Callable[[Any, int, int], None])
                 if old > new > 0:
                     damage(arrays if site.single else arrays[:, row], old, new)
 
-    site.set(cache, "truncate", wrong)
+    site.monkeypatch.setattr(cache, "truncate", wrong)
 
 
-def _keep_one_too_many(arrays: Any, old: int, new: int) -> None:
-    """Let the first dropped row overwrite the last kept one, which is what an offset of 1 leads to."""
+after_first_cut, after_second_cut = partial(after_cut, 1), partial(after_cut, 2)
+
+
+@defect("mlx-examples #149", after_second_cut, merge=False)
+def rejected_draft_in_the_cache(site: Site, arrays: Any, old: int, new: int) -> None:
+    """The rollback is off by one: a rejected draft's row stands where an accepted token's should."""
     arrays[:, :, new - 1] = arrays[:, :, new] * 1
 
 
-def _overwrite_the_window(arrays: Any, old: int, new: int) -> None:
-    """Lose what dropped rows have overwritten in a ring of as many slots as the window has."""
-    for column in range(new, old):
-        if column >= WINDOW:
-            arrays[:, :, column - WINDOW] = arrays[:, :, column] * 1
+@defect("the danger of vLLM #45007", after_first_cut, "look-ahead row in the cache", merge=False, alike=False)
+def lookahead_row_in_the_cache(site: Site, arrays: Any, old: int, new: int) -> None:
+    """A look-ahead row stays after the drafting call, where later tokens see it."""
+    arrays[:, :, new - 1] = arrays[:, :, new] * 1
 
 
-def rejected_draft_in_the_cache(site: Site) -> None:
-    _after_cut(site, 2, _keep_one_too_many)
+@defect("mlx-lm #1423, transformers #48280", after_second_cut, merge=False, alike=False)
+def ring_buffer_not_rolled_back(site: Site, arrays: Any, old: int, new: int) -> None:
+    """A window's ring has lost the rows that rejected drafts were written over."""
+    for column in range(max(new, WINDOW), old):
+        arrays[:, :, column - WINDOW] = arrays[:, :, column] * 1
 
 
-def lookahead_row_in_the_cache(site: Site) -> None:
-    _after_cut(site, 1, _keep_one_too_many)
-
-
-def ring_not_rolled_back(site: Site) -> None:
-    _after_cut(site, 2, _overwrite_the_window)
-
-
-def key_written_twice(site: Site) -> None:
-    """Let the key of a position from 12 on land 12 positions before it, too: a table of pages that is too short."""
-
-    def wrong(right: Any, self: Any, layer: int, keys: Any, *rest: Any) -> Any:
-        found = right(self, layer, keys, *rest)
-        ends = [self.length] if site.single else self.lengths.tolist()
-        for row, start in enumerate(ends):
-            whole, new = (self.keys[layer], keys) if site.single else (self.keys[layer, row], keys[row])
-            for place in range(max(start, 12), start + keys.shape[-2]):
-                whole[:, place - 12] = new[:, place - start]
-        return found
-
-    site.wrong(site.module("model.cache").KVCache, "write", wrong)
+@defect(REVIEW, "cache", case=CASES["table, greedy"])
+def key_written_over_an_early_one(site: Site, right: Any, self: Any, layer: int, keys: Any, *rest: Any) -> Any:
+    """From position 12 on a key is written over that of another position, too."""
+    found = right(self, layer, keys, *rest)
+    ends = [self.length] if site.single else self.lengths.tolist()
+    for row, start in enumerate(ends):
+        whole, new = (self.keys[layer], keys) if site.single else (self.keys[layer, row], keys[row])
+        for place in range(max(start, 12), start + keys.shape[-2]):
+            whole[:, place - 12] = new[:, place - start]
+    return found
 
 
 def models(site: Site) -> tuple[type, ...]:
@@ -77,61 +75,22 @@ def models(site: Site) -> tuple[type, ...]:
     return site.pkg.TableModel, site.pkg.Transformer
 
 
-def moved_positions(site: Site, number: int, move: Callable[[Any, Any, Any], Any]) -> None:
+def moved_positions(number: int, site: Site, move: Callable[[Any, Any, Any], Any]) -> None:
     """Run a step's first pass (which drafts) or its second (which verifies) with other positions."""
+
+    def wrong(right: Any, self: Any, inputs: Any, cache: Any, *rest: Any) -> Any:
+        site.passes += 1
+        if site.passes != number:
+            return right(self, inputs, cache, *rest)
+        count = inputs.shape[-2]
+        positions = cache.length + site.xp.arange(count) if site.single else cache.next_positions(count)
+        return right(self, inputs, cache, move(self, inputs, positions))
+
     for model in models(site):
-
-        def wrong(right: Any, self: Any, inputs: Any, cache: Any, *rest: Any) -> Any:
-            site.passes += 1
-            if site.passes != number:
-                return right(self, inputs, cache, *rest)
-            count = inputs.shape[-2]
-            positions = cache.length + site.xp.arange(count) if site.single else cache.next_positions(count)
-            return right(self, inputs, cache, move(self, inputs, positions))
-
         site.wrong(model, "hidden", wrong)
 
 
-def verification_one_position_late(site: Site) -> None:
-    moved_positions(site, 2, lambda model, inputs, positions: positions + 1)
-
-
-ROWS = (
-    Defect(
-        "rejected draft in the cache",
-        "mlx-examples #149",
-        "the rollback is off by one: a rejected draft's row stands where an accepted token's should",
-        rejected_draft_in_the_cache,
-        merge=False,
-    ),
-    Defect(
-        "look-ahead row in the cache",
-        "the danger of vLLM #45007",
-        "a look-ahead row stays after the drafting call, where later tokens see it",
-        lookahead_row_in_the_cache,
-        merge=False,
-        alike=False,
-    ),
-    Defect(
-        "ring buffer not rolled back",
-        "mlx-lm #1423, transformers #48280",
-        "a window's ring has lost the rows that rejected drafts were written over",
-        ring_not_rolled_back,
-        merge=False,
-        alike=False,
-    ),
-    Defect(
-        "key written over an early one",
-        REVIEW,
-        "from position 12 on a key is written over that of another position, too",
-        key_written_twice,
-        Setup(case="table, greedy"),
-    ),
-    Defect(
-        "verification one position late",
-        "transformers #30042, #30413",
-        "the verifying pass counts positions from the wrong start",
-        verification_one_position_late,
-        merge=False,
-    ),
-)
+@defect("transformers #30042, #30413", partial(moved_positions, 2), merge=False)
+def verification_one_position_late(site: Site, model: Any, inputs: Any, positions: Any) -> Any:
+    """The verifying pass counts positions from the wrong start."""
+    return positions + 1

@@ -3,86 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 
-import pass_sampling.reference as reference
 from folders import module
-from models import exact_target, lookahead, package, transformer
-from pass_sampling.reference.exactness.cases import configurations
+from models import package
+from pass_sampling.reference.exactness.cases import PROMPT, Configuration, configurations
 from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 from pass_sampling.reference.exactness.suite import definition
 
-PROMPT = (1, 0)
 CASES = {case.name: case for case in configurations(every=False)}  # what `pass-sampling verify` runs by default
+TABLE = Configuration("a table", seed=44, zeros=0.0, spread=2.0, max_new_tokens=6)  # a second drafted step is verified
 COMMON = "a common mistake"
 REVIEW = "a review of this project"
 REFUSAL = re.compile(  # by our own code, of a defect that it notices; any other error would be the gallery's
     "serves? two decisions|the outcome whose cell holds it|the edges that the step decides by|before its text had ended"
     "|a step that tracing does not change|rows that do not depend on one another"
 )
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A model of 3 tokens and 2 drafts with a row of its own after every prefix, and the settings of a text."""
-
-    kind: str = "table"  # or "transformer", or "identical": a table whose rows are all the same
-    seed: int = 44
-    sampling: tuple[tuple[str, Any], ...] = ()  # pairs, so that what was found for a setup can be kept
-    processor: Callable[..., Any] | None = None
-    max_new_tokens: int = 6  # enough for a second drafted step to be verified
-    eos_token_ids: tuple[int, ...] = (2,)
-    stop_strings: tuple[str, ...] = ()
-    case: str | None = None  # a configuration of the exact suite, in place of all that
-    pieces: tuple[bytes, ...] = (b"a", b"b", b"c")  # decoded as a whole, to U+FFFD unless all are UTF-8
-
-    def model(self, pkg: Any) -> Any:
-        if self.case is not None:
-            return CASES[self.case].model(pkg)
-        if self.kind == "transformer":
-            return transformer(pkg, seed=self.seed)
-        kind = identical_rows(pkg) if self.kind == "identical" else pkg.TableModel
-        return kind(3, 2, self.seed)
-
-    def ending(self, pkg: Any) -> Any:
-        if self.case is not None:
-            return CASES[self.case].ending(pkg)
-        return pkg.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, self.decode)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        data = b"".join(self.pieces[token] for token in tokens)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return "\ufffd" * len(data)
-
-    @cache  # noqa: B019  (setups are few, and live as long as the tests)
-    def target(self) -> OutputDistribution:
-        """Return the distribution that should come out, by its definition."""
-        if self.case is not None:
-            return definition(CASES[self.case])
-        sampling = reference.SamplingConfig(**dict(self.sampling))
-        ending = self.ending(reference)
-        return exact_target(self.model(reference), sampling, PROMPT, ending, processor=self.processor)
-
-
-def identical_rows(pkg: Any) -> type:
-    """Return a table with one row for the text and another for the look-ahead vectors, wherever they stand."""
-
-    class Identical(pkg.TableModel):
-        def hidden(self, inputs: Any, *rest: Any) -> Any:
-            super().hidden(inputs, *rest)  # what stands in the cache is as before, only nothing depends on it
-            is_lookahead = inputs[..., self.vocab_size :].sum(-1)
-            return self.row(is_lookahead.astype(np.uint64) if pkg is reference else is_lookahead.long())
-
-    return Identical
 
 
 class Site:
@@ -116,38 +59,33 @@ class Site:
     def wrong(self, home: Any, name: str, wrong: Callable[..., Any]) -> None:
         """Replace a function by a wrong one that is handed the right one first, while the mistake is made."""
         home = self.module(home) if isinstance(home, str) else home
-        right = getattr(home, name)
+        is_table = isinstance(home, dict)
+        right = home[name] if is_table else getattr(home, name)
 
         def either(*args: Any, **options: Any) -> Any:
             return wrong(right, *args, **options) if self.at_work else right(*args, **options)
 
-        self.monkeypatch.setattr(home, name, either)
+        (self.monkeypatch.setitem if is_table else self.monkeypatch.setattr)(home, name, either)
 
-    def set(self, home: Any, name: str, value: Any) -> None:
-        """Replace an attribute, whatever runs."""
-        self.monkeypatch.setattr(home, name, value)
-
-    def wrong_rule(self, change: Callable[..., tuple[Any, Any]], accept: bool = True) -> None:
+    def wrong_rows(self, change: Callable[..., tuple[Any, Any]], accept: bool = True) -> None:
         """Hand the token rule other distributions; without `accept`, the chances of acceptance stay as they were.
 
         `change(target, draft, tokens, count, last)` is told how many drafts there are and which row of the target is
         the last that means something: rows of a batch are padded.
         """
         verify, kept = self.module("verify"), []
-        right_rule, right_chances = verify.RULES["token"], verify.accept_probs
+        right_chances = verify.accept_probs
 
-        def rule(target: Any, draft: Any, tokens: Any, draws: Any, *rest: Any) -> Any:
-            if not self.at_work:
-                return right_rule(target, draft, tokens, draws, *rest)
+        def rule(right: Any, target: Any, draft: Any, tokens: Any, draws: Any, *rest: Any) -> Any:
             kept[:] = [] if accept else [right_chances(target, draft, tokens)]
             if rest:
                 count, has_bonus_row = rest[0][:, None], rest[1][:, None]
                 last = (count - ~has_bonus_row * 1).clip(min=0)
             else:
                 count, last = len(tokens), len(target) - 1
-            return right_rule(*change(target, draft, tokens, count, last), tokens, draws, *rest)
+            return right(*change(target, draft, tokens, count, last), tokens, draws, *rest)
 
-        self.monkeypatch.setitem(verify.RULES, "token", rule)
+        self.wrong(verify.RULES, "token", rule)
         if not accept:
             self.wrong(verify, "accept_probs", lambda right, *distributions: kept[0])
 
@@ -177,20 +115,11 @@ class Site:
 
         return Mutant
 
-    def method(self, setup: Setup) -> Any:
-        """Return PaSS over a setup's model."""
-        if setup.case is not None:
-            right = CASES[setup.case].method(self.pkg, "pass", "token")
-            settings = right.sampling, right.draft_sampling, right.rule, right.processor
-            return self.pass_type()(right.model, right.lookahead, *settings)
-        model = setup.model(self.pkg)
-        sampling = self.pkg.SamplingConfig(**dict(setup.sampling))
-        return self.pass_type()(model, lookahead(self.pkg, model), sampling, processor=setup.processor)
-
-    def normalised(self, residual: Any, otherwise: Any) -> Any:
-        """Scale to a distribution what has any mass at all."""
-        total = residual.sum(-1)[..., None]
-        return self.xp.where(total > 0, residual / (total + (total == 0)), otherwise)
+    def method(self, case: Configuration) -> Any:
+        """Return PaSS over a configuration's model."""
+        right = case.method(self.pkg, "pass", "token")
+        settings = right.sampling, right.draft_sampling, right.rule, right.processor
+        return self.pass_type()(right.model, right.lookahead, *settings)
 
     def one_hot(self, tokens: Any, like: Any) -> Any:
         """Return the distributions, of the size of others, that give one token each probability 1."""
@@ -214,6 +143,21 @@ def _num_written(state: Any) -> Any:
     return len(state.tokens) - state.prompt_length
 
 
+PLACES: dict[str, Callable[[Site], tuple[Any, str]]] = {  # functions of a package that are replaced by wrong ones
+    "residual": lambda site: ("verify", "residual_probs"),
+    "chances": lambda site: ("verify", "accept_probs"),
+    "rule": lambda site: (site.module("verify").RULES, "token"),
+    "acceptance": lambda site: (site.module("uniforms").UniformRow, "accept"),
+    "draws": lambda site: (site.module("uniforms").UniformRow, "token" if site.single else "tokens"),
+    "streams": lambda site: ("generation", "uniform_stream" if site.single else "uniform_streams"),
+    "drafts": lambda site: (site.pkg.PaSS, "_draft"),
+    "target": lambda site: (site.pkg.PaSS, "chain_probs"),
+    "records": lambda site: ("methods.base" if site.single else "methods.records", "verified_record"),
+    "rollback": lambda site: (site.module("model.cache").KVCache, "truncate"),
+    "cache": lambda site: (site.module("model.cache").KVCache, "write"),
+}
+
+
 @dataclass(frozen=True)
 class Defect:
     """One real bug as a small mutation of our own code, and what sees it: the exact distribution, or a check."""
@@ -222,10 +166,8 @@ class Defect:
     source: str
     what: str
     put: Callable[[Site], None]
-    setup: Setup = Setup()
-    check: Callable[[Site], None] | None = (
-        None  # passes on the right code, fails on the wrong; None: the distribution sees it
-    )
+    case: Configuration = TABLE
+    check: Callable[[Site], None] | None = None  # passes on the right code, fails on the wrong
     distribution: str = "wrong"  # or "exact", though it is a bug; or "refused" by the enumeration; or "beside" the step
     at_least: float = 1e-3  # total variation, at work in every step
     at_least_late: float = 1e-3  # at work from the second step on
@@ -236,29 +178,56 @@ class Defect:
     @property
     def seen_by(self) -> str:
         """Name what sees it."""
-        distribution = "distribution" if self.setup.case is None else f"distribution of “{self.setup.case}”"
+        distribution = f"distribution of “{self.case.name}”" if self.case.name in CASES else "distribution"
         return distribution if self.check is None else self.check.__name__.replace("_", " ")
+
+
+def defects(entries: list[Defect]) -> Callable[..., Any]:
+    """Return a decorator that adds defects to a list: `@defect(source, place, name, **other fields of the entry)`.
+
+    It decorates a function that puts a defect into a site; or a wrong function, which takes the site first. The latter
+    is put into one of `PLACES`, and takes the right function second; or it is put where `place(site, wrong)` puts it.
+    The name of the entry is that of the function, and what goes wrong is its docstring.
+    """
+
+    def defect(source: str, place: Any = None, name: str | None = None, **fields: Any) -> Any:
+        def decorate(function: Callable[..., Any]) -> Callable[[Site], None]:
+            def put(site: Site) -> None:
+                if place is None:
+                    function(site)
+                elif callable(place):
+                    place(site, partial(function, site))
+                else:
+                    site.wrong(*PLACES[place](site), partial(function, site))
+
+            what = " ".join(str(function.__doc__).split()).removesuffix(".").replace("|", r"\|")
+            what = what[0].lower() + what[1:]
+            entries.append(Defect(name or function.__name__.replace("_", " "), source, what, put, **fields))
+            return put
+
+        return decorate
+
+    return defect
 
 
 @cache
 def distribution_of(
-    defect: Defect | None, name: str, setup: Setup, late: bool = False, merge: bool = True
+    defect: Defect | None, name: str, case: Configuration, late: bool = False, merge: bool = True
 ) -> OutputDistribution:
     """Return what comes out of PaSS with a defect put in, or with none."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         site = Site(name, monkeypatch, late)
-        method = site.method(setup)
+        method = site.method(case)
         if defect is not None:
             defect.put(site)
         with np.errstate(all="ignore"):  # what should have probability 0 has a logarithm in some of the records
-            return output_distribution(method, PROMPT, setup.ending(site.pkg), merge=merge)
+            return output_distribution(method, PROMPT, case.ending(site.pkg), merge=merge)
 
 
-def damage(defect: Defect, name: str = "reference", late: bool = False, setup: Setup | None = None) -> float:
+def damage(defect: Defect, name: str = "reference", late: bool = False, case: Configuration | None = None) -> float:
     """Return the total variation between the target's distribution and what comes out with a defect at work."""
-    setup = defect.setup if setup is None else setup
-    distribution = distribution_of(defect, name, setup, late, defect.merge)
-    return distribution.total_variation(setup.target())
+    case = defect.case if case is None else case
+    return distribution_of(defect, name, case, late, defect.merge).total_variation(definition(case))
 
 
 def passes_check(defect: Defect, name: str, at_work: bool) -> bool:

@@ -8,29 +8,28 @@ probability 1e-9; a mistake of the total variation that `SEES` states, over at m
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from brute_force import filtered
+import pass_sampling.reference as reference
+from brute_force import SETTINGS, filtered
 from chi_square import Cells, distance_seen
-from end_to_end import SETTINGS
 from models import package
-from pass_sampling.reference.exactness.cases import METHODS
+from pass_sampling.reference.exactness.cases import methods_of
 
-FIRST_RULES = [(method, rule) for i, (method, rule) in enumerate(METHODS) if method not in dict(METHODS[:i])]
-FEW = ("pass", "token")  # in make test; make check draws from all
+FIRST_RULES = list({method: (method, rule) for method, rule in reversed(methods_of(reference))}.values())
 NUM_TEXTS = {"reference": 4_000, "gpu": 12_000, "engine": 3_000}
 SEES = {"reference": 0.10, "gpu": 0.062, "engine": 0.11}
-STOPS = "stop strings in a transformer"
 
 
 def cases() -> list[Any]:
     """The port's loop with every method and rule, the reference's and the engine with every method."""
-    found = [("gpu", *pair, setting) for setting in SETTINGS for pair in METHODS]
+    found = [("gpu", *pair, setting) for setting in SETTINGS for pair in methods_of(reference)]
     found += [("reference", *pair, setting) for setting in SETTINGS for pair in FIRST_RULES]
-    found += [("engine", *pair, STOPS) for pair in FIRST_RULES]
-    return [pytest.param(*case, marks=() if case[1:3] == FEW else pytest.mark.check) for case in found]
+    found += [("engine", *pair, "stop strings in a transformer") for pair in FIRST_RULES]
+    return [pytest.param(*case, marks=() if case[1:3] == ("pass", "token") else pytest.mark.check) for case in found]
 
 
 @pytest.mark.parametrize(("way", "method", "rule", "name"), cases())
@@ -55,8 +54,7 @@ def test_filters_by_brute_force_on_a_row_worked_out_by_hand() -> None:
     logits = [0.0, 2.0, 1.0, 1.0, -9.0]
     assert filtered(logits, temperature=0.0) == {1: 1.0}
     assert list(filtered(logits, top_k=2)) == [1, 2, 3]  # the third ties with the second
-    likeliest, second = 2.718281828459045**2, 2.718281828459045
-    total = likeliest + 2 * second + 1 + 2.718281828459045**-9
+    likeliest, second, total = math.exp(2), math.exp(1), sum(map(math.exp, logits))
     kept = filtered(logits, top_p=(likeliest + second / 2) / total)
     assert kept == pytest.approx({1: likeliest / (likeliest + second), 2: second / (likeliest + second)})
     assert filtered(logits, temperature=0.5, top_k=1) == {1: 1.0}

@@ -12,11 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gallery import BEGIN, END, GALLERY, PAGE, page_with_table
-from gallery_tools import COMMON, REFUSAL, REVIEW, Defect, Setup, damage, distribution_of, passes_check
-from models import PACKAGES
+from gallery_tools import CASES, COMMON, REFUSAL, REVIEW, TABLE, Defect, damage, distribution_of, passes_check
+from models import PACKAGES, TINY
+from pass_sampling.reference import TableModel
+from pass_sampling.reference.exactness.cases import Configuration
+from pass_sampling.reference.exactness.suite import definition
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
 SEEN_BY_DISTRIBUTION = [defect for defect in GALLERY if defect.check is None]
@@ -57,8 +61,8 @@ def pairs(defects: list[Defect]) -> Any:
 def test_the_distribution_sees_it_and_is_exact_without_it(defect: Defect, name: str) -> None:
     found = {late: damage(defect, name, late) for late in (False, True)}
     assert found[False] > defect.at_least and found[True] > defect.at_least_late, found
-    right = distribution_of(None, name, defect.setup)
-    assert right.largest_deviation(defect.setup.target()) <= EXACT
+    right = distribution_of(None, name, defect.case)
+    assert right.largest_deviation(definition(defect.case)) <= EXACT
     assert sum(count > 0 for count in right.verified) >= 2, "drafts are verified in a second step, too"
 
 
@@ -76,16 +80,15 @@ def test_it_does_the_same_damage_in_both_packages(defect: Defect) -> None:
 @pytest.mark.parametrize("key", FUNDAMENTAL)
 def test_it_is_seen_late_in_a_transformer_too(name: str, key: str) -> None:
     defect = entry(key)
-    assert damage(defect, name, late=True, setup=Setup("transformer", seed=21)) > 1e-4
+    assert damage(defect, name, late=True, case=replace(TABLE, shape=TINY, seed=21)) > 1e-4
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_states_that_differ_after_the_same_tokens_are_not_merged(name: str) -> None:
+@pytest.mark.parametrize("key", ["rejected draft in the cache", "look-ahead row in the cache"])
+def test_states_that_differ_after_the_same_tokens_are_not_merged(name: str, key: str) -> None:
     """What a rejected draft left in the cache depends on the way, so it may not be continued as one state."""
-    for key in ("rejected draft in the cache", "look-ahead row in the cache"):
-        defect = replace(entry(key), merge=True)
-        with pytest.raises(ValueError, match="expected merge=False or keys for them"):
-            damage(defect, name)
+    with pytest.raises(ValueError, match="expected merge=False or keys for them"):
+        damage(replace(entry(key), merge=True), name)
 
 
 @pairs(SEEN_BY_CHECK)
@@ -106,14 +109,22 @@ def test_the_enumeration_refuses_what_it_cannot_tell(defect: Defect, name: str) 
 
 
 @pytest.mark.check
-def test_identical_rows_hide_mistakes_of_place() -> None:
+def test_identical_rows_hide_mistakes_of_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test with one distribution for all positions, as most published ones have, is blind to these real bugs."""
-    same = Setup("identical", max_new_tokens=5)
-    changes = {"kind": same.kind, "max_new_tokens": same.max_new_tokens}
-    ours = [
-        each for each in SEEN_BY_DISTRIBUTION if each.setup.case is None
-    ]  # others need what their configuration has
-    invisible = [each.name for each in ours if damage(each, setup=replace(each.setup, **changes)) < EXACT]
+    right = TableModel.hidden
+
+    def hidden(self: Any, inputs: Any, *rest: Any) -> Any:
+        """Return one row for the tokens and another for the look-ahead vectors; fill the cache as before."""
+        right(self, inputs, *rest)
+        return self.row(inputs[..., self.vocab_size :].sum(-1).astype(np.uint64))
+
+    def alike(case: Configuration) -> Configuration:
+        return replace(case, name="identical rows", max_new_tokens=5)
+
+    monkeypatch.setattr(TableModel, "hidden", hidden)
+    # others need what the configuration of their own has
+    ours = [each for each in SEEN_BY_DISTRIBUTION if each.case.name not in CASES]
+    invisible = [each.name for each in ours if damage(each, case=alike(each.case)) < EXACT]
     assert invisible == [
         "residual of the next row",
         "bonus from the row before",
@@ -123,7 +134,8 @@ def test_identical_rows_hide_mistakes_of_place() -> None:
         "ring buffer not rolled back",
         "verification one position late",
     ]
-    assert distribution_of(None, "reference", same).largest_deviation(same.target()) <= EXACT
+    found = distribution_of(None, "reference", alike(TABLE))
+    assert found.largest_deviation(definition(alike(TABLE))) <= EXACT
 
 
 def test_every_entry_has_a_name_of_its_own_and_most_were_seen_elsewhere() -> None:
@@ -143,10 +155,6 @@ def test_the_table_in_the_documentation_is_what_the_gallery_gives() -> None:
 def test_every_test_that_the_documentation_names_exists() -> None:
     named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", PAGE.read_text(encoding="utf-8"))
     assert len(named) >= 20
-    folder = Path(__file__).resolve().parents[1]
-    missing = [
-        f"{file}.py::{name}"
-        for file, name in named
-        if not re.search(rf"^def {name}\(", next(folder.rglob(f"{file}.py")).read_text(encoding="utf-8"), re.MULTILINE)
-    ]
+    files = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].rglob("test_*.py")}
+    missing = [f"{file}.py::{name}" for file, name in named if f"\ndef {name}(" not in files.get(file, "")]
     assert missing == []

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import pass_sampling.reference as reference
+from gallery_acceptance import replacement_from_the_target
+from gallery_tools import Site
 from models import PACKAGES, package
 from pass_sampling.reference.exactness import cases, suite
 from pass_sampling.reference.exactness.distribution import output_distribution
@@ -25,20 +27,15 @@ def test_there_are_different_configurations_of_the_promised_size() -> None:
     assert len({case.name for case in CASES}) == len(CASES) > 30
     assert CASES[: len(BRIEF)] == BRIEF and len(BRIEF) < len(CASES)
     for case in CASES:
-        model = case.model(reference)
-        assert model.vocab_size >= 3 and case.num_draft >= 2
+        assert case.model(reference).vocab_size >= 3 and case.num_draft >= 2
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_configuration_has_a_different_row_after_every_prefix(case: cases.Configuration) -> None:
     model = case.model(reference)
     prefixes = [(1, 0), (1, 0, 0), (1, 0, 1), (1, 0, 0, 1), (1, 0, 1, 0)]
-    rows = [np.round(model.forward(prefix)[-1], 9) if case.shape else table_row(model, prefix) for prefix in prefixes]
-    assert len({row.tobytes() for row in rows}) == len(prefixes)
-
-
-def table_row(model: Any, prefix: tuple[int, ...]) -> np.ndarray:
-    return model.hidden(model.embed(prefix), model.new_cache())[-1]
+    rows = [model.logits(model.hidden(model.embed(prefix), model.new_cache()))[-1] for prefix in prefixes]
+    assert len({np.round(row, 9).tobytes() for row in rows}) == len(prefixes)
 
 
 @pytest.mark.parametrize("some", [SOME, pytest.param(REST, marks=pytest.mark.check)], ids=["some", "rest"])
@@ -52,9 +49,7 @@ def test_every_method_and_rule_is_exact(name: str, method: str, rule: str | None
 
 
 def test_a_wrong_sampler_is_named_with_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pass_sampling.reference.verify as verify
-
-    monkeypatch.setattr(verify, "residual_probs", lambda target, draft: target)
+    replacement_from_the_target(Site("reference", monkeypatch))
     (row,) = suite.exact_suite([reference], [("pass", "token")], CASES[:3])
     assert row.largest_deviation > 1e-3 and row.worst in {case.name for case in CASES[:3]}
 
@@ -86,24 +81,24 @@ def test_a_method_with_randomness_of_its_own_is_found_and_named(name: str) -> No
         output_distribution(Moody(model, model.lookahead()), [0], pkg.Ending(max_new_tokens=4))
 
 
-FEW = 1  # configuration: above, every method meets all of them
+# --- The command ---
 
 
-def verify(*arguments: str, first: str = "pass", num_cases: int = FEW) -> subprocess.CompletedProcess[str]:
-    """The command, on the first few configurations."""
+def verify(*arguments: str, first: str = "pass", num_cases: int = 1) -> str:
+    """Return what the command prints, on the first few configurations: above, every method meets all of them."""
     script = (
         f"{first}; import sys; from pass_sampling.reference.exactness import cases, suite; "
         f"few = cases.configurations()[:{num_cases}]; cases.configurations = lambda every=True: few; "
         f"from pass_sampling.gpu.__main__ import main; sys.exit(main(['verify', *{arguments}]))"
     )
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=1200)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_verify_needs_no_torch_for_the_specification() -> None:
-    done = verify("--package", "reference", "--json", first="import sys; sys.modules['torch'] = None")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["configurations"] == FEW * len(cases.METHODS)
+    found = json.loads(verify("--package", "reference", "--json", first="import sys; sys.modules['torch'] = None"))
+    assert found["configurations"] == len(cases.METHODS)
     assert found["largest_deviation"] <= 1e-12 and found["executions"] > 1000
     assert {row["package"] for row in found["rows"]} == {"reference"}
     assert any("CUDA" in sentence for sentence in found["not_covered"])
@@ -111,13 +106,10 @@ def test_verify_needs_no_torch_for_the_specification() -> None:
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    "num_cases", [pytest.param(FEW, marks=pytest.mark.check), pytest.param(len(CASES), marks=pytest.mark.slow)]
+    "num_cases", [pytest.param(1, marks=pytest.mark.check), pytest.param(len(CASES), marks=pytest.mark.slow)]
 )
 def test_verify_prints_a_row_per_package_method_and_rule_of_both(num_cases: int) -> None:
-    pytest.importorskip("torch")
-    done = verify(num_cases=num_cases)
-    assert done.returncode == 0, done.stderr
-    table, _, covers = done.stdout.partition("Covered:\n")
+    table, _, covers = verify(num_cases=num_cases).partition("Covered:\n")
     lines = table.splitlines()
     assert [line.split()[:3] for line in lines[1:-1]] == [
         [name, method, rule or "-"] for name in PACKAGES for method, rule in cases.METHODS
@@ -126,23 +118,25 @@ def test_verify_prints_a_row_per_package_method_and_rule_of_both(num_cases: int)
     assert f"{num_cases} configurations: " in covers and "Not covered:\n" in covers
 
 
+WITHOUT_MODEL = "found it without --model, expected both or neither\n"
+
+
 @pytest.mark.parametrize(
-    "arguments", [("--device", "cuda"), ("--temperature", "0"), ("--lookahead", "none"), ("--seconds", "9")]
+    ("option", "arguments", "message"),
+    [
+        ("--device", ["cuda"], WITHOUT_MODEL),  # a proof of the small models must not look like one of something else
+        ("--temperature", ["0"], WITHOUT_MODEL),
+        ("--lookahead", ["none"], WITHOUT_MODEL),
+        ("--seconds", ["9"], WITHOUT_MODEL),
+        ("--package", ["reference", "--model", "somewhere"], "found it with --model"),
+    ],
 )
-def test_what_belongs_to_a_checkpoint_is_refused_without_one(
-    arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]
+def test_options_of_a_checkpoint_and_of_the_suite_are_not_mixed(
+    option: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A proof of the small models must not look like one of something else."""
     from pass_sampling.gpu.__main__ import main
 
-    assert main(["verify", *arguments]) == 2
+    assert main(["verify", option, *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == f"pass-sampling verify: {arguments[0]}: found it without --model, expected both or neither\n"
-
-
-def test_a_checkpoint_is_not_checked_in_the_specification(capsys: pytest.CaptureFixture[str]) -> None:
-    from pass_sampling.gpu.__main__ import main
-
-    assert main(["verify", "--model", "somewhere", "--package", "reference"]) == 2
-    assert capsys.readouterr().err.startswith("pass-sampling verify: --package: found it with --model")
+    assert printed.err.startswith(f"pass-sampling verify: {option}: {message}")

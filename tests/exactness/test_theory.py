@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pass_sampling.reference import Autoregressive, Ending, PaSS, TableModel
+from exactness_tools import distribution_after
+from pass_sampling.reference import Ending, PaSS, TableModel
 from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
-from pass_sampling.reference.methods.tree_shape import DraftTree, NumCandidates
-from pass_sampling.reference.sampling import one_hot, probs_from_logits
+from pass_sampling.reference.sampling import one_hot
 from pass_sampling.reference.theory import (
     acceptance_rate,
-    best_tree,
     expected_tokens,
     lenient_distribution,
     lookahead_speed_up,
     operation_increase,
     optimal_num_draft,
     speed_up,
-    tree_tokens,
 )
 from pass_sampling.reference.verify import accept_probs
-from strategies import distribution_pairs, integer_distributions
+from strategies import distribution_pairs
 
 Array = np.ndarray
+Pair = tuple[Array, Array]
 EXACT = 1e-12  # sums of at most a few thousand products, each wrong by a few times 2^-53
 
 rates = st.one_of(st.sampled_from([0.0, 0.5, 1.0, 1.0 - 2.0**-53]), st.floats(0, 1))
 costs = st.one_of(st.just(0.0), st.floats(0.001, 2))
 num_drafts = st.integers(0, 60)
+leniences = st.one_of(st.sampled_from([1.0, 0.5, 0.1, 5e-324]), st.floats(0.01, 1))
+pairs = distribution_pairs(5)
 
 
 def step_cost(width: int, slope: float) -> Callable[[int], float]:
@@ -49,6 +50,11 @@ pass_costs = st.one_of(st.none(), st.builds(step_cost, st.integers(1, 20), st.fl
 
 def close(one: float, other: float) -> bool:
     return abs(one - other) <= EXACT * max(1.0, abs(other))
+
+
+def rate_of(target: Array, draft: Array, rule: str = "token", lenience: float = 1.0) -> float:
+    """Return the acceptance rate of one place."""
+    return float(acceptance_rate(target[None], draft[None], rule, lenience=lenience))
 
 
 # --- Models whose acceptance is known ---
@@ -73,13 +79,6 @@ def one_step(model: TableModel, rule: str) -> OutputDistribution:
     return output_distribution(PaSS(model, model.lookahead(), rule=rule), [1], Ending(50), num_tokens=2)
 
 
-def distribution_behind(model: TableModel, tokens: tuple[int, ...], num_lookahead: int = 0) -> Array:
-    """Return the distribution of one fresh pass after some tokens, and after look-ahead vectors after them."""
-    vectors = model.lookahead().vectors[:num_lookahead]
-    rows = model.hidden(np.concatenate([model.embed(tokens), vectors]), model.new_cache())
-    return probs_from_logits(rows[-1], Autoregressive(model).sampling)
-
-
 def reached_rows(model: TableModel, rule: str) -> tuple[Array, Array, Array]:
     """Return both sides' distributions after every exact token and every run of drafts, and the chance to reach each.
 
@@ -87,42 +86,42 @@ def reached_rows(model: TableModel, rule: str) -> tuple[Array, Array, Array]:
     place, and share its chance.
     """
     vocab_size, num_draft = model.vocab_size, model.num_lookahead
-    exact, drafts = (
-        distribution_behind(model, (1,)),
-        [distribution_behind(model, (1,), i + 1) for i in range(num_draft)],
-    )
+    drafts = [distribution_after(model, (1,), i + 1) for i in range(num_draft)]
+    exact = distribution_after(model, (1,))
     target_rows, weights = [], []
     for first, *run in product(range(vocab_size), repeat=num_draft):
-        behind = [distribution_behind(model, (1, first, *run[:i])) for i in range(num_draft)]
+        targets = [distribution_after(model, (1, first, *run[:i])) for i in range(num_draft)]
         chance = [float(exact[first])]
-        for i, token in enumerate(run):
-            target, draft = float(behind[i][token]), float(drafts[i][token])
-            chance.append(chance[-1] * (min(target, draft) if rule == "token" else target * draft))
-        target_rows.append(behind)
+        for target, draft, token in zip(targets, drafts, run, strict=False):
+            both = min(target[token], draft[token]) if rule == "token" else target[token] * draft[token]
+            chance.append(chance[-1] * float(both))
+        target_rows.append(targets)
         weights.append([chance[i] / vocab_size ** (num_draft - 1 - i) for i in range(num_draft)])
     return np.array(target_rows), np.array([drafts] * len(target_rows)), np.array(weights)
 
 
-# --- Acceptance ---
+# --- Acceptance and tokens per call ---
 
 
-@given(pair=distribution_pairs(5))
-def test_acceptance_adds_up_over_every_draft(pair: tuple[Array, Array]) -> None:
+@given(pair=pairs)
+def test_acceptance_adds_up_over_every_draft(pair: Pair) -> None:
     target, draft = pair
     by_token = by_match = 0.0
     for token in np.flatnonzero(draft).tolist():
         by_token += float(draft[token] * accept_probs(target[None], draft[None], np.array([token]))[0])
         by_match += float(draft[token] * target[token])
-    assert close(float(acceptance_rate(target[None], draft[None])), by_token)
-    assert close(float(acceptance_rate(target[None], draft[None], "match")), by_match)
+    assert close(rate_of(target, draft), by_token)
+    assert close(rate_of(target, draft, "match"), by_match)
     assert by_match <= by_token + EXACT
     distance = np.abs(target - (target + draft) / 2).sum()  # Leviathan's D_LK, Theorem 3.5
-    assert close(float(acceptance_rate(target[None], draft[None])), 1.0 - distance)
+    assert close(rate_of(target, draft), 1.0 - distance)
+    assert close(rate_of(target, target), 1.0)
+    assert rate_of(target * (1 + 1e-10), target * (1 + 1e-10)) <= 1
 
 
-@given(pairs=st.lists(distribution_pairs(3), min_size=6, max_size=6), seed=st.integers(0, 2**32))
-def test_acceptance_is_averaged_over_places_each_as_often_as_it_was_reached(pairs: Any, seed: int) -> None:
-    target, draft = (np.array(side).reshape(3, 2, 3) for side in zip(*pairs, strict=True))
+@given(places=st.lists(distribution_pairs(3), min_size=6, max_size=6), seed=st.integers(0, 2**32))
+def test_acceptance_is_averaged_over_places_each_as_often_as_it_was_reached(places: Any, seed: int) -> None:
+    target, draft = (np.array(side).reshape(3, 2, 3) for side in zip(*places, strict=True))
     counts = np.random.default_rng(seed).integers(0, 3, (3, 2))
     counts[0] += 1
     for rule in ("token", "match"):
@@ -130,22 +129,8 @@ def test_acceptance_is_averaged_over_places_each_as_often_as_it_was_reached(pair
         for i in range(2):  # as if each place had been written down as often as it was reached
             written = np.repeat(np.arange(3), counts[:, i])
             assert close(float(found[i]), float(acceptance_rate(target[written, i], draft[written, i], rule)))
-        assert (
-            np.abs(acceptance_rate(target, draft, rule) - acceptance_rate(target, draft, rule, counts * 0 + 7)).max()
-            < EXACT
-        )
-
-
-@given(distribution=integer_distributions(4))
-def test_equal_distributions_are_always_accepted_and_disjoint_ones_never(distribution: Array) -> None:
-    assert close(float(acceptance_rate(distribution[None], distribution[None])), 1.0)
-    assert (
-        expected_tokens(acceptance_rate(distribution[None] * (1 + 1e-10), distribution[None] * (1 + 1e-10)), 3) <= 4
-    )  # never above 1
-    assert acceptance_rate(one_hot(0, 4)[None], one_hot(1, 4)[None]) == 0
-
-
-# --- Tokens per call ---
+        alike = acceptance_rate(target, draft, rule, counts * 0 + 7)
+        assert np.abs(acceptance_rate(target, draft, rule) - alike).max() < EXACT
 
 
 @given(rate=rates, num_draft=st.integers(0, 8))
@@ -158,38 +143,39 @@ def test_tokens_per_call_add_up_over_every_way_in_which_drafts_are_accepted(rate
     assert expected_tokens(np.full(num_draft, rate), num_draft) == expected_tokens(rate, num_draft)
 
 
-@given(rate=rates, num_draft=num_drafts)
-def test_equation_1_as_it_is_printed(rate: float, num_draft: int) -> None:
+@given(rate=rates, num_draft=num_drafts, cost=costs)
+def test_equation_1_and_theorems_3_8_and_3_11_as_they_are_printed(rate: float, num_draft: int, cost: float) -> None:
     assume(rate < 0.999)  # 1 - a then has lost at most three of sixteen digits
-    assert abs(expected_tokens(rate, num_draft) - (1 - rate ** (num_draft + 1)) / (1 - rate)) < 1e-11
+    tokens = (1 - rate ** (num_draft + 1)) / (1 - rate)
+    assert abs(expected_tokens(rate, num_draft) - tokens) < 1e-11
     assert expected_tokens(rate, num_draft) <= 1 / (1 - rate) * (1 + EXACT)
+    assert abs(speed_up(rate, num_draft, cost) - tokens / (num_draft * cost + 1)) < 1e-11
+    printed = (num_draft * cost + num_draft + 1) / tokens
+    assert abs(operation_increase(rate, num_draft, cost) - printed) < 1e-11 * printed
+    once = (min(num_draft, 1) * cost + num_draft + 1) / expected_tokens(rate, num_draft)
+    assert close(operation_increase(rate, num_draft, cost, one_call=True), once)
 
 
-def test_tokens_per_call_at_the_limits() -> None:
-    assert expected_tokens(0.0, 7) == 1.0
-    assert expected_tokens(1.0, 7) == 8.0
-    assert expected_tokens(0.5, 0) == expected_tokens(np.zeros(0), 0) == 1.0
-    assert expected_tokens(np.array([0.5, 0.0, 1.0]), 3) == 1.5
-
-
-@given(one=rates, other=rates, num_draft=num_drafts)
-def test_more_drafts_and_better_ones_yield_more(one: float, other: float, num_draft: int) -> None:
-    low, high = sorted([one, other])
+@given(two_rates=st.tuples(rates, rates), num_draft=num_drafts, two_costs=st.tuples(costs, costs))
+def test_more_drafts_better_ones_and_cheaper_ones_yield_more(two_rates: Any, num_draft: int, two_costs: Any) -> None:
+    (low, high), (cost, dearer) = sorted(two_rates), sorted(two_costs)
     assert expected_tokens(low, num_draft) <= expected_tokens(high, num_draft) * (1 + EXACT)
     assert expected_tokens(low, num_draft) <= expected_tokens(low, num_draft + 1)
+    assert operation_increase(two_rates[0], num_draft, two_costs[0]) >= 1 - EXACT  # operations never become fewer
+    assert speed_up(two_rates[0], num_draft, cost) >= speed_up(two_rates[0], num_draft, dearer)
+    once = speed_up(two_rates[0], num_draft, dearer, one_call=True)
+    assert once >= speed_up(two_rates[0], num_draft, dearer) * (1 - EXACT)
 
 
 # --- Against the enumerated distribution ---
 
 
 @given(pair=distribution_pairs(3), num_lookahead=st.integers(1, 2), rule=st.sampled_from(["token", "match"]))
-def test_the_published_formula_is_exact_where_acceptance_is_iid(
-    pair: tuple[Array, Array], num_lookahead: int, rule: str
-) -> None:
-    rate = acceptance_rate(pair[0][None], pair[1][None], rule)
+def test_the_published_formula_is_exact_where_acceptance_is_iid(pair: Pair, num_lookahead: int, rule: str) -> None:
+    tokens = expected_tokens(rate_of(*pair, rule), num_lookahead)
     counts = one_step(Memoryless(*pair, num_lookahead), rule).expected
-    assert close(counts["num_tokens"], 1 + expected_tokens(rate, num_lookahead))
-    assert close(counts["num_accepted_tokens"], expected_tokens(rate, num_lookahead) - 1)
+    assert close(counts["num_tokens"], 1 + tokens)
+    assert close(counts["num_accepted_tokens"], tokens - 1)
 
 
 @pytest.mark.parametrize("rule", ["token", "match"])
@@ -208,24 +194,21 @@ def test_rates_by_position_are_exact_on_a_table(seed: int, rule: str) -> None:
 
 @pytest.mark.parametrize("num_lookahead", [0, 1, 2, 3])
 def test_pass_gains_what_its_enumerated_step_gains(num_lookahead: int) -> None:
-    """Where all passes cost the same, and where every row has its price."""
     model = TableModel(vocab_size=3, num_lookahead=num_lookahead, seed=1)
     counts = one_step(model, "token").expected
-    accepted = counts["num_accepted_tokens"]
-    tokens_per_forward = counts["num_tokens"] / counts["num_forward_passes"]
     assert counts["num_forward_passes"] == pytest.approx(2, abs=EXACT)
-    assert close(lookahead_speed_up(accepted, num_lookahead, num_lookahead), tokens_per_forward)
-    per_position = counts["num_tokens"] / counts["num_positions"]
-    assert close(lookahead_speed_up(accepted, num_lookahead, num_lookahead, float), per_position)
+    for cost, spent in ((None, "num_forward_passes"), (float, "num_positions")):  # a pass costs 1, or each row does
+        gain = lookahead_speed_up(counts["num_accepted_tokens"], num_lookahead, num_lookahead, cost)
+        assert close(gain, counts["num_tokens"] / counts[spent])
 
 
 def test_pass_gains_as_much_over_many_steps() -> None:
     """Steps repeat themselves on a memoryless model; those that the end of a text cuts are left out."""
-    model = Memoryless(np.array([0.7, 0.3]), np.array([0.2, 0.8]), 2)
-    method = PaSS(model, model.lookahead())
-    rate = float(acceptance_rate(np.exp(model.target_row)[None], np.exp(model.draft_row)[None]))
-    tokens_per_step = 1 + expected_tokens(rate, 2)
+    target, draft = np.array([0.7, 0.3]), np.array([0.2, 0.8])
+    model = Memoryless(target, draft, 2)
+    tokens_per_step = 1 + expected_tokens(rate_of(target, draft), 2)
     for num_tokens in (3, 6):  # Wald: the mean number of steps times the mean tokens of one
+        method = PaSS(model, model.lookahead())
         counts = output_distribution(method, [1], Ending(50), num_tokens=num_tokens).expected
         assert close(counts["num_tokens"], counts["num_forward_passes"] / 2 * tokens_per_step)
     assert close(lookahead_speed_up(tokens_per_step - 2, 2, 2), tokens_per_step / 2)
@@ -245,79 +228,52 @@ def test_pass_in_one_call_feeds_every_verified_row_with_its_own_lookahead_rows(
     assert close(found, (1 + accepted) / relative)
 
 
-@given(rate=rates, num_lookahead=st.integers(0, 12))
-def test_where_rows_are_free_pass_is_never_slower_and_one_call_never_worse(rate: float, num_lookahead: int) -> None:
-    accepted = expected_tokens(rate, num_lookahead) - 1
-    two, one = (
-        lookahead_speed_up(accepted, num_lookahead, num_lookahead, None, one_call) for one_call in (False, True)
-    )
-    assert 1 <= two <= (num_lookahead + 2) / 2 + EXACT
-    assert two <= one <= num_lookahead + 1 + EXACT
-
-
-@given(rate=rates, num_draft=st.integers(0, 9), spare=st.integers(0, 9), slope=st.floats(0, 1))
-def test_rows_that_cost_make_pass_slower(rate: float, num_draft: int, spare: int, slope: float) -> None:
+@given(rate=rates, num_draft=st.integers(0, 12), spare=st.integers(0, 9), slope=st.floats(0, 1))
+def test_where_rows_are_free_pass_is_never_slower_and_where_they_cost_it_gains_less(
+    rate: float, num_draft: int, spare: int, slope: float
+) -> None:
     accepted = expected_tokens(rate, num_draft) - 1
-    for one_call in (False, True):
-        free = lookahead_speed_up(accepted, num_draft + spare, num_draft, None, one_call)
-        paid = lookahead_speed_up(accepted, num_draft + spare, num_draft, step_cost(1, slope), one_call)
-        tight = lookahead_speed_up(accepted, num_draft, num_draft, step_cost(1, slope), one_call)
+    gains = [lookahead_speed_up(accepted, num_draft + spare, num_draft, None, one_call) for one_call in (False, True)]
+    assert 1 <= gains[0] <= (num_draft + 2) / 2 + EXACT
+    assert gains[0] <= gains[1] <= num_draft + 1 + EXACT
+    for one_call, free in enumerate(gains):
+        cost = step_cost(1, slope), bool(one_call)
+        paid = lookahead_speed_up(accepted, num_draft + spare, num_draft, *cost)
+        tight = lookahead_speed_up(accepted, num_draft, num_draft, *cost)
         assert paid <= free * (1 + EXACT) and paid <= tight * (1 + EXACT)
 
 
 # --- Speed-up, operations, and the best number of drafts ---
 
 
-def cycle_cost(num_draft: int, draft_cost: float, pass_cost: Any, one_call: bool) -> float:
-    """Add up what a step costs, call by call, in passes over one row."""
-    calls = 0.0
-    for i in range(num_draft):
-        calls += draft_cost if i == 0 or not one_call else 0.0
-    return calls + (1.0 if pass_cost is None else pass_cost(num_draft + 1) / pass_cost(1))
+def summed_speed_up(rate: float, num_draft: int, draft_cost: float, pass_cost: Any, one_call: bool) -> float:
+    """Return tokens over the cost of a step, both added up, call by call, in passes over one row."""
+    tokens = sum(rate**i for i in range(num_draft + 1))
+    calls = sum(draft_cost for i in range(num_draft) if i == 0 or not one_call)
+    return tokens / (calls + (1.0 if pass_cost is None else pass_cost(num_draft + 1) / pass_cost(1)))
 
 
 @given(rate=rates, num_draft=num_drafts, cost=costs, pass_cost=pass_costs, one_call=st.booleans())
 def test_the_speed_up_is_tokens_over_the_cost_of_every_call(
     rate: float, num_draft: int, cost: float, pass_cost: Any, one_call: bool
 ) -> None:
-    wanted = sum(rate**i for i in range(num_draft + 1)) / cycle_cost(num_draft, cost, pass_cost, one_call)
-    assert close(speed_up(rate, num_draft, cost, pass_cost, one_call), wanted)
-
-
-@given(rate=rates, num_draft=num_drafts, cost=costs)
-def test_theorems_3_8_and_3_11_as_they_are_printed(rate: float, num_draft: int, cost: float) -> None:
-    assume(rate < 0.999)
-    printed = (1 - rate ** (num_draft + 1)) / ((1 - rate) * (num_draft * cost + 1))
-    assert abs(speed_up(rate, num_draft, cost) - printed) < 1e-11
-    printed = (1 - rate) * (num_draft * cost + num_draft + 1) / (1 - rate ** (num_draft + 1))
-    assert abs(operation_increase(rate, num_draft, cost) - printed) < 1e-11 * printed
-    once = (min(num_draft, 1) * cost + num_draft + 1) / expected_tokens(rate, num_draft)
-    assert close(operation_increase(rate, num_draft, cost, one_call=True), once)
-
-
-@given(rate=rates, num_draft=num_drafts, cost=costs)
-def test_operations_never_become_fewer(rate: float, num_draft: int, cost: float) -> None:
-    assert operation_increase(rate, num_draft, cost) >= 1 - EXACT
-    assert operation_increase(1.0, num_draft, 0.0) == 1.0
+    arguments = rate, num_draft, cost, pass_cost, one_call
+    assert close(speed_up(*arguments), summed_speed_up(*arguments))
 
 
 @given(rate=rates, cost=costs)
 def test_one_draft_gains_if_and_only_if_it_is_accepted_more_often_than_it_costs(rate: float, cost: float) -> None:
     """Leviathan's Corollary 3.9: the gain is then at least (1 + a) / (1 + c). Rounding decides what is nearly equal."""
     assert close(speed_up(rate, 1, cost), (1 + rate) / (1 + cost))
-    if rate < cost - EXACT:
-        assert optimal_num_draft(rate, cost, max_num_draft=60) == 0
-    if rate > cost + EXACT:
-        assert optimal_num_draft(rate, cost, max_num_draft=60) > 0
+    if abs(rate - cost) > EXACT:
+        assert (optimal_num_draft(rate, cost, max_num_draft=60) > 0) == (rate > cost)
 
 
 @given(rate=rates, cost=costs, pass_cost=pass_costs, one_call=st.booleans())
 def test_the_best_number_of_drafts_is_the_best_of_all_up_to_a_limit(
     rate: float, cost: float, pass_cost: Any, one_call: bool
 ) -> None:
-    speeds = np.array(
-        [sum(rate**i for i in range(n + 1)) / cycle_cost(n, cost, pass_cost, one_call) for n in range(61)]
-    )
+    speeds = np.array([summed_speed_up(rate, n, cost, pass_cost, one_call) for n in range(61)])
     found = optimal_num_draft(rate, cost, pass_cost, one_call, max_num_draft=60)
     assert speeds[found] >= speeds.max() * (1 - EXACT)
     if np.sum(speeds >= speeds.max() * (1 - EXACT)) == 1:  # no other is as good, up to rounding
@@ -329,15 +285,15 @@ def test_without_a_limit_nothing_beyond_the_bound_is_better(rate: float, cost: f
     """The bound is at most 0.95 / (0.05 0.02) = 950; tried is as far again as the best, and to 100 at least."""
     found = optimal_num_draft(rate, cost, pass_cost)
     best = speed_up(rate, found, cost, pass_cost)
-    assert all(
-        speed_up(rate, num_draft, cost, pass_cost) <= best * (1 + EXACT) for num_draft in range(max(100, 2 * found))
-    )
+    tried = range(max(100, 2 * found))
+    assert all(speed_up(rate, num_draft, cost, pass_cost) <= best * (1 + EXACT) for num_draft in tried)
     assert speed_up(rate, 951, cost, pass_cost) < 1
 
 
-@given(
-    low=st.integers(0, 63), more=st.integers(0, 63), cheap=st.integers(1, 64), extra=st.integers(0, 64), cost=pass_costs
-)
+sixty_fourths = st.integers(0, 63)
+
+
+@given(low=sixty_fourths, more=sixty_fourths, cheap=st.integers(1, 64), extra=st.integers(0, 64), cost=pass_costs)
 def test_better_drafts_make_the_best_number_larger_and_dearer_ones_smaller(
     low: int, more: int, cheap: int, extra: int, cost: Any
 ) -> None:
@@ -348,67 +304,31 @@ def test_better_drafts_make_the_best_number_larger_and_dearer_ones_smaller(
     assert best >= optimal_num_draft(one, (cheap + extra) / 64, cost, max_num_draft=60)
 
 
-@given(rate=rates, num_draft=num_drafts, one=costs, other=costs)
-def test_dearer_drafts_make_it_slower(rate: float, num_draft: int, one: float, other: float) -> None:
-    low, high = sorted([one, other])
-    assert speed_up(rate, num_draft, low) >= speed_up(rate, num_draft, high)
-    assert speed_up(rate, num_draft, high, one_call=True) >= speed_up(rate, num_draft, high) * (1 - EXACT)
-
-
-def test_the_speed_up_at_the_limits() -> None:
-    assert speed_up(0.7, 0, 0.3) == speed_up(0.7, 0, 0.3, one_call=True) == 1.0
-    assert speed_up(0.0, 3, 0.5) == 1 / 2.5
-    assert speed_up(1.0, 3, 0.0) == 4.0
-    assert speed_up(0.7, 5, 0.0) == expected_tokens(0.7, 5)
-    assert optimal_num_draft(0.0, 0.0) == optimal_num_draft(0.0, 0.5) == 0
-    assert optimal_num_draft(1.0, 0.5, max_num_draft=9) == optimal_num_draft(0.5, 0.0, max_num_draft=9) == 9
-    assert optimal_num_draft(0.5, 0.0, float, max_num_draft=9) == 0  # as many operations as rows
-    assert optimal_num_draft(1.0, 0.0, step_cost(5, 9.0), max_num_draft=60) == 4  # as many rows as are free
-
-
-# --- Lenience ---
-
-leniences = st.one_of(st.sampled_from([1.0, 0.5, 0.1, 5e-324]), st.floats(0.01, 1))
-
-
-@given(pair=distribution_pairs(5), lenience=leniences)
-def test_lenience_makes_no_token_likelier_than_its_share_allows(pair: tuple[Array, Array], lenience: float) -> None:
-    target, draft = pair
-    distribution = lenient_distribution(target, draft, lenience)
-    assert abs(distribution.sum() - 1) < EXACT and distribution.min() >= 0
-    with np.errstate(over="ignore"):
-        assert np.all(distribution <= target / lenience + EXACT)
-        assert np.all(distribution[target == 0] == 0)
-
-
-@given(pair=distribution_pairs(5), lenience=leniences)
-def test_lenience_accepts_as_its_rule_says(pair: tuple[Array, Array], lenience: float) -> None:
+@example(pair=(np.array([0.5, 0.4, 0.1]), np.array([0.1, 0.1, 0.8])), lenience=0.5)  # two tokens share what is left
+@given(pair=pairs, lenience=leniences)
+def test_lenience_accepts_as_its_rule_says(pair: Pair, lenience: float) -> None:
     """Draft by draft, accepted with min(1, target / (lenience draft)), the rest from what is left; in fractions."""
     target, draft, share = [Fraction(x) for x in pair[0]], [Fraction(x) for x in pair[1]], Fraction(lenience)
     accepted = [x * min(Fraction(1), y / (share * x)) if x else Fraction(0) for x, y in zip(draft, target, strict=True)]
     left = [max(Fraction(0), y - share * x) for x, y in zip(draft, target, strict=True)]
     rejected = max(Fraction(0), 1 - sum(accepted)) / (sum(left) or 1)
     distribution = np.array([float(one + rejected * other) for one, other in zip(accepted, left, strict=True)])
-    assert close(float(acceptance_rate(pair[0][None], pair[1][None], lenience=lenience)), float(sum(accepted)))
+    assert close(rate_of(*pair, lenience=lenience), float(sum(accepted)))
     assert np.abs(distribution - lenient_distribution(*pair, lenience)).max() < EXACT
 
 
-@given(pair=distribution_pairs(5), one=leniences, other=leniences)
-def test_less_strictness_accepts_more_and_full_strictness_keeps_the_distribution(
-    pair: tuple[Array, Array], one: float, other: float
-) -> None:
+@given(pair=pairs, one=leniences, other=leniences)
+def test_lenience_makes_no_token_likelier_than_its_share_allows(pair: Pair, one: float, other: float) -> None:
+    """The less strict, the more is accepted; with a lenience of 1 the distribution is the target's."""
     target, draft = pair
-    low, high = sorted([one, other])
-    chances = [float(acceptance_rate(target[None], draft[None], lenience=lenience)) for lenience in (low, high, 1.0)]
+    chances = [rate_of(target, draft, lenience=lenience) for lenience in (*sorted([one, other]), 1.0)]
     assert chances[0] >= chances[1] >= chances[2]
     assert np.abs(lenient_distribution(target, draft, 1.0) - target).max() < EXACT
-
-
-def test_lenience_changes_the_distribution() -> None:
-    assert np.allclose(lenient_distribution(np.array([0.9, 0.1]), np.array([0.5, 0.5]), 0.5), [0.8, 0.2], atol=EXACT)
-
-
-# --- Published figures ---
+    distribution = lenient_distribution(target, draft, one)
+    assert abs(distribution.sum() - 1) < EXACT and distribution.min() >= 0
+    with np.errstate(over="ignore"):
+        assert np.all(distribution <= target / one + EXACT)
+        assert np.all(distribution[target == 0] == 0)
 
 
 def test_published_figures_that_follow_from_the_formulas() -> None:
@@ -425,142 +345,74 @@ def test_published_figures_that_follow_from_the_formulas() -> None:
     assert round(lookahead_speed_up(accepted, 3, 3, one_call=True), 2) == 1.63
 
 
-# --- Errors ---
+def test_the_formulas_at_their_limits() -> None:
+    assert rate_of(one_hot(0, 4), one_hot(1, 4)) == 0
+    assert operation_increase(1.0, 60, 0.0) == 1.0
+    assert expected_tokens(0.0, 7) == 1.0
+    assert expected_tokens(1.0, 7) == 8.0
+    assert expected_tokens(0.5, 0) == expected_tokens(np.zeros(0), 0) == 1.0
+    assert expected_tokens(np.array([0.5, 0.0, 1.0]), 3) == 1.5
+    assert speed_up(0.7, 0, 0.3) == speed_up(0.7, 0, 0.3, one_call=True) == 1.0
+    assert speed_up(0.0, 3, 0.5) == 1 / 2.5
+    assert speed_up(1.0, 3, 0.0) == 4.0
+    assert speed_up(0.7, 5, 0.0) == expected_tokens(0.7, 5)
+    assert optimal_num_draft(0.0, 0.0) == optimal_num_draft(0.0, 0.5) == 0
+    assert optimal_num_draft(1.0, 0.5, max_num_draft=9) == optimal_num_draft(0.5, 0.0, max_num_draft=9) == 9
+    assert optimal_num_draft(0.5, 0.0, float, max_num_draft=9) == 0  # as many operations as rows
+    assert optimal_num_draft(1.0, 0.0, step_cost(5, 9.0), max_num_draft=60) == 4  # as many rows as are free
+    assert np.allclose(lenient_distribution(np.array([0.9, 0.1]), np.array([0.5, 0.5]), 0.5), [0.8, 0.2], atol=EXACT)
+
 
 HALF = np.full((2, 4), 0.25)
 SPOILT = np.array([[0.25] * 4, [0.25, 0.25, 0.25, 0.15]])
 NEGATIVE = np.array([[[0.5, 0.5]], [[1.5, -0.5]]])
 
-BAD: list[tuple[Callable[[], Any], str]] = [
-    (lambda: expected_tokens(1.1, 2), "accept_rate: found 1.1, expected a finite number from 0 to 1"),
-    (lambda: expected_tokens(-0.1, 2), "accept_rate: found -0.1, expected a finite number from 0 to 1"),
-    (lambda: expected_tokens(math.nan, 2), "accept_rate: found nan, expected a finite number from 0 to 1"),
-    (lambda: expected_tokens(np.array([0.5, 2.0]), 2), "accept_rate: found 2.0, expected a finite number from 0 to 1"),
-    (lambda: expected_tokens(np.array([0.5]), 2), "accept_rate: found shape (1,), expected one rate, or 2"),
-    (lambda: expected_tokens(0.5, -1), "num_draft: found -1, expected an integer from 0 to 16384"),
-    (lambda: speed_up(0.5, 2, -1.0), "draft_cost: found -1.0, expected a finite number from 0 to inf"),
-    (lambda: speed_up(0.5, 2, math.inf), "draft_cost: found inf, expected a finite number from 0 to inf"),
-    (lambda: speed_up("high", 2, 1.0), "accept_rate: found 'high', expected a finite number from 0 to 1"),  # type: ignore[arg-type]
-    (
-        lambda: speed_up(0.5, 2, 0.0, lambda rows: 2.0 - rows),
-        "pass_cost: found [1.0, -1.0] for 1 and 3 rows, expected finite numbers above 0",
-    ),
-    (lambda: operation_increase(0.5, 2, -1.0), "draft_operations: found -1.0, expected a finite number from 0 to inf"),
-    (lambda: optimal_num_draft(2.0, 0.1), "accept_rate: found 2.0, expected a finite number from 0 to 1"),
-    (lambda: optimal_num_draft(0.5, -0.1), "draft_cost: found -0.1, expected a finite number from 0 to inf"),
-    (lambda: optimal_num_draft(0.5, 0.0), "max_num_draft: found None, expected an integer from 0 to 16384"),
-    (lambda: optimal_num_draft(1.0, 0.1), "max_num_draft: found None, expected an integer from 0 to 16384"),
-    (
-        lambda: optimal_num_draft(0.5, 0.1, one_call=True),
-        "max_num_draft: found None, expected an integer from 0 to 16384",
-    ),
-    (lambda: optimal_num_draft(0.5, 2**-20), "max_num_draft: found 1048576, expected an integer from 0 to 16384"),
-    (lambda: lookahead_speed_up(2.5, 4, 2), "num_accepted: found 2.5, expected a finite number from 0 to 2"),
-    (lambda: lookahead_speed_up(0.5, 2, 3), "num_draft: found 3, expected an integer from 0 to 2"),
-    (
-        lambda: lookahead_speed_up(0.5, 2, 2, lambda rows: 0.0),
-        "pass_cost: found [0.0, 0.0] for 1 and 3 rows, expected finite numbers above 0",
-    ),
-    (
-        lambda: acceptance_rate(HALF, SPOILT),
-        "draft_probs[1]: found numbers from 0.15 with sum 0.9, expected probabilities with sum 1",
-    ),
-    (
-        lambda: acceptance_rate(NEGATIVE, NEGATIVE),
-        "target_probs[1, 0]: found numbers from -0.5 with sum 1.0, expected probabilities with sum 1",
-    ),
-    (
-        lambda: lenient_distribution(SPOILT[1], HALF[0], 0.5),
-        "target_probs: found numbers from 0.15 with sum 0.9, expected probabilities with sum 1",
-    ),
-    (
-        lambda: acceptance_rate(HALF * math.nan, HALF),
-        "target_probs[0]: found numbers from nan with sum nan, expected probabilities with sum 1",
-    ),
-    (lambda: acceptance_rate(HALF, HALF[:1]), "draft_probs: found shape (1, 4), expected (2, 4), and some rows"),
-    (lambda: acceptance_rate(HALF[:0], HALF[:0]), "draft_probs: found shape (0, 4), expected (0, 4), and some rows"),
-    (
-        lambda: acceptance_rate(HALF, HALF, "block"),
-        "rule: found 'block' with lenience 1.0, expected token, or match with 1",
-    ),
-    (
-        lambda: acceptance_rate(HALF, HALF, "match", lenience=0.5),
-        "rule: found 'match' with lenience 0.5, expected token, or match with 1",
-    ),
-    (
-        lambda: acceptance_rate(HALF, HALF, lenience=0.0),
-        "lenience: found 0.0, expected a number above 0 and at most 1",
-    ),
-    (
-        lambda: lenient_distribution(HALF[0], HALF[0], 1.5),
-        "lenience: found 1.5, expected a number above 0 and at most 1",
-    ),
-    *[
-        (
-            lambda weights=weights: acceptance_rate(HALF, HALF, weights=np.array(weights)),
-            f"weights: found {np.array(weights)}, expected numbers from 0, one per row, some above per draft",
-        )
-        for weights in ([1.0, -1.0], [0.0, 0.0], [1.0], [1.0, math.nan])
-    ],
+
+RATE, COST, COUNT = "a finite number from 0 to 1", "a finite number from 0 to inf", "an integer from 0 to 16384"
+PRICE, SHARE, RULE = "finite numbers above 0", "a number above 0 and at most 1", "token, or match with 1"
+PROBS, WEIGHTS = "probabilities with sum 1", "numbers from 0, one per row, some above per draft"
+UNFIT: list[tuple[str, str, Callable[[], Any]]] = [
+    ("accept_rate: found 1.1", RATE, lambda: expected_tokens(1.1, 2)),
+    ("accept_rate: found -0.1", RATE, lambda: expected_tokens(-0.1, 2)),
+    ("accept_rate: found nan", RATE, lambda: expected_tokens(math.nan, 2)),
+    ("accept_rate: found 2.0", RATE, lambda: expected_tokens(np.array([0.5, 2.0]), 2)),
+    ("accept_rate: found 'high'", RATE, lambda: speed_up("high", 2, 1.0)),  # type: ignore[arg-type]
+    ("accept_rate: found 2.0", RATE, lambda: optimal_num_draft(2.0, 0.1)),
+    ("accept_rate: found shape (1,)", "one rate, or 2", lambda: expected_tokens(np.array([0.5]), 2)),
+    ("draft_cost: found -1.0", COST, lambda: speed_up(0.5, 2, -1.0)),
+    ("draft_cost: found inf", COST, lambda: speed_up(0.5, 2, math.inf)),
+    ("draft_cost: found -0.1", COST, lambda: optimal_num_draft(0.5, -0.1)),
+    ("draft_operations: found -1.0", COST, lambda: operation_increase(0.5, 2, -1.0)),
+    ("num_accepted: found 2.5", "a finite number from 0 to 2", lambda: lookahead_speed_up(2.5, 4, 2)),
+    ("num_draft: found 3", "an integer from 0 to 2", lambda: lookahead_speed_up(0.5, 2, 3)),
+    ("num_draft: found -1", COUNT, lambda: expected_tokens(0.5, -1)),
+    ("max_num_draft: found None", COUNT, lambda: optimal_num_draft(0.5, 0.0)),  # more drafts may always be better
+    ("max_num_draft: found None", COUNT, lambda: optimal_num_draft(1.0, 0.1)),
+    ("max_num_draft: found None", COUNT, lambda: optimal_num_draft(0.5, 0.1, one_call=True)),
+    ("max_num_draft: found 1048576", COUNT, lambda: optimal_num_draft(0.5, 2**-20)),
+    ("pass_cost: found [1.0, -1.0] for 1 and 3 rows", PRICE, lambda: speed_up(0.5, 2, 0.0, lambda rows: 2.0 - rows)),
+    ("pass_cost: found [0.0, 0.0] for 1 and 3 rows", PRICE, lambda: lookahead_speed_up(0.5, 2, 2, lambda rows: 0.0)),
+    ("draft_probs[1]: found numbers from 0.15 with sum 0.9", PROBS, lambda: acceptance_rate(HALF, SPOILT)),
+    ("target_probs[1, 0]: found numbers from -0.5 with sum 1.0", PROBS, lambda: acceptance_rate(NEGATIVE, NEGATIVE)),
+    ("target_probs: found numbers from 0.15 with sum 0.9", PROBS, lambda: lenient_distribution(SPOILT[1], HALF[0], 1)),
+    ("target_probs[0]: found numbers from nan with sum nan", PROBS, lambda: acceptance_rate(HALF * math.nan, HALF)),
+    ("draft_probs: found shape (1, 4)", "(2, 4), and some rows", lambda: acceptance_rate(HALF, HALF[:1])),
+    ("draft_probs: found shape (0, 4)", "(0, 4), and some rows", lambda: acceptance_rate(HALF[:0], HALF[:0])),
+    ("rule: found 'block' with lenience 1.0", RULE, lambda: acceptance_rate(HALF, HALF, "block")),
+    ("rule: found 'match' with lenience 0.5", RULE, lambda: acceptance_rate(HALF, HALF, "match", lenience=0.5)),
+    ("lenience: found 0.0", SHARE, lambda: acceptance_rate(HALF, HALF, lenience=0.0)),
+    ("lenience: found 1.5", SHARE, lambda: lenient_distribution(HALF[0], HALF[0], 1.5)),
+    ("weights: found [ 1. -1.]", WEIGHTS, lambda: acceptance_rate(HALF, HALF, weights=np.array([1.0, -1.0]))),
+    ("weights: found [0. 0.]", WEIGHTS, lambda: acceptance_rate(HALF, HALF, weights=np.zeros(2))),
+    ("weights: found [1.]", WEIGHTS, lambda: acceptance_rate(HALF, HALF, weights=np.ones(1))),
+    ("weights: found [ 1. nan]", WEIGHTS, lambda: acceptance_rate(HALF, HALF, weights=np.array([1.0, math.nan]))),
 ]
 
 
-@pytest.mark.parametrize("call, message", BAD, ids=[message for _, message in BAD])
-def test_what_makes_no_sense_is_refused_with_what_was_found_and_expected(call: Callable[[], Any], message: str) -> None:
+@pytest.mark.parametrize(("found", "expected", "call"), UNFIT)
+def test_what_makes_no_sense_is_refused_with_what_was_found_and_expected(
+    found: str, expected: str, call: Callable[[], Any]
+) -> None:
     with pytest.raises(ValueError) as error:
         call()
-    assert str(error.value) == message
-
-
-# --- Trees ---
-
-
-def every_tree(depth: int, ranks: int, level: int = 1) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Yield the shape of every tree of at most so many depths and candidates after a place."""
-    yield ()
-    if depth:
-        for counts in product(range(ranks + 1), repeat=level):
-            if any(counts):
-                yield from ((counts, *rest) for rest in every_tree(depth - 1, ranks, sum(counts)))
-
-
-def rows_of(shape: NumCandidates, rows_behind: Sequence[int]) -> int:
-    """Return how many rows the drafts of a tree take, with what hangs after them."""
-    depths = DraftTree(shape).depths[1:].tolist()
-    return len(depths) + sum(rows_behind[depth] for depth in depths if depth < len(rows_behind))
-
-
-@given(
-    rates=st.lists(st.lists(st.floats(0, 1), min_size=0, max_size=2), min_size=0, max_size=3),
-    num_rows=st.integers(0, 12),
-    rows_behind=st.sampled_from([(), (9,), (0, 1, 0, 2), (4, 2, 2, 2)]),
-)
-def test_the_best_tree_is_the_best_of_all(rates: list[list[float]], num_rows: int, rows_behind: Any) -> None:
-    """Within 1e-12: sums of at most 14 products of three numbers in [0, 1]."""
-    found = best_tree(rates, num_rows, rows_behind)
-    assert rows_of(found, rows_behind) <= num_rows
-    possible = [
-        shape
-        for shape in every_tree(len(rates), 2)
-        if all(max(counts) <= len(rates[depth]) for depth, counts in enumerate(shape))
-        and rows_of(shape, rows_behind) <= num_rows
-    ]
-    assert tree_tokens(rates, found) == pytest.approx(max(tree_tokens(rates, shape) for shape in possible), abs=1e-12)
-
-
-def test_a_tree_yields_what_a_chain_does_and_its_siblings_more() -> None:
-    rates = [[0.7, 0.1], [0.6, 0.2], [0.5]]
-    assert tree_tokens(rates, (1, 1, 1)) == pytest.approx(expected_tokens(np.array([0.7, 0.6, 0.5]), 3))
-    assert tree_tokens(rates, (2, (1, 0))) == pytest.approx(1 + 0.8 + 0.7 * 0.6)
-    assert best_tree(rates, 0) == () and best_tree(rates, 1) == (1,)
-    assert best_tree(rates, 4) == (1, 2, (1, 0)) and best_tree(rates, 100) == (2, 2, 1)
-    assert best_tree(rates, 12, (3, 3, 3, 3)) == (1, 1, 1)
-
-
-def test_what_makes_no_tree_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^accept_rates: found 1.5, expected numbers from 0 to 1$"):
-        best_tree([[1.5]], 3)
-    with pytest.raises(ValueError, match=r"^num_rows: found -1, expected an integer from 0 to "):
-        best_tree([[0.5]], -1)
-    with pytest.raises(ValueError, match=r"^rows_behind: found -1, expected an integer from 0 to "):
-        best_tree([[0.5]], 3, (-1,))
+    assert str(error.value) == f"{found}, expected {expected}"

@@ -1,8 +1,4 @@
-"""Programs that draw with PyTorch, run once for every way their draws can fall; samplers of other libraries among them.
-
-A probability is a product of a few quotients and differences of float64 numbers: within 1e-15 where the thresholds are
-float64 numbers, too.
-"""
+"""Programs that draw with PyTorch, run once for every way their draws can fall: as in `test_branching`."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,28 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributions, tensor
 
+import exactness_tools
+from exactness_tools import DISTRIBUTION, EXACT, TENTHS, assert_draws, assert_refused, close
 from pass_sampling.gpu.exactness.symbolic_tensor import SymbolicTensor
 from pass_sampling.gpu.exactness.torch_draws import torch_random
-from pass_sampling.reference.exactness.distribution import OutputDistribution
 from pass_sampling.reference.exactness.program import HiddenRandomness, numpy_random, program_distribution
 
-EXACT = 1e-15
-PROBS = tensor([0.2, 0.0, 0.5, 0.3], dtype=torch.float64)
+PROBS = tensor(DISTRIBUTION, dtype=torch.float64)
 CDF = PROBS.cumsum(-1)
-TENTHS = (0, 0, 2, 2, 2, 2, 2, 3, 3, 3)
-
-
-def branch(program: Callable[[], Any], **options: Any) -> OutputDistribution:
-    return program_distribution(program, **({"replace": [torch_random]} | options))
-
-
-def distribution_of(program: Callable[[], Any], **options: Any) -> dict[Any, float]:
-    return dict(branch(program, **options).probs)
-
-
-def close(distribution: dict[Any, float], expected: dict[Any, float], tolerance: float = EXACT) -> bool:
-    keys = {*distribution, *expected}
-    return all(abs(distribution.get(key, 0.0) - expected.get(key, 0.0)) <= tolerance for key in keys)
+distribution_of = partial(exactness_tools.distribution_of, replace=[torch_random])
 
 
 def noise_of(weights: torch.Tensor) -> torch.Tensor:
@@ -107,22 +91,19 @@ def _walk(uniform: Any) -> int:
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_every_way_of_drawing_from_a_distribution_has_that_distribution(draw: Callable[[], Any]) -> None:
-    assert close(
-        distribution_of(lambda: int(draw())), {0: 0.2, 2: 0.5, 3: 0.3}, 5 * EXACT
-    )  # up to 10 cells are added up
+    assert_draws(draw, replace=[torch_random])
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_broadcast_comparisons_share_their_numbers(limits: list[float]) -> None:
     """Two numbers against two rows of limits each: what is compared twice narrows once."""
-    edges = tensor(limits, dtype=torch.float64).reshape(2, 2)
+    rows = np.reshape(limits, (2, 2))
+    edges = tensor(rows)
     distribution = distribution_of(lambda: tuple((torch.rand(2) < edges).flatten().tolist()))
     expected: dict[Any, float] = {}
-    columns = [sorted({0.0, *edges[:, column].tolist(), 1.0}) for column in (0, 1)]
-    for (low, high), (left, right) in itertools.product(*(itertools.pairwise(column) for column in columns)):
-        outcome = tuple(
-            bool(end <= edge) for row in edges.tolist() for end, edge in zip((high, right), row, strict=True)
-        )
+    cells = [itertools.pairwise(sorted({0.0, *column, 1.0})) for column in rows.T.tolist()]
+    for (low, high), (left, right) in itertools.product(*cells):
+        outcome = tuple((np.array([high, right]) <= rows).flatten().tolist())
         expected[outcome] = expected.get(outcome, 0.0) + (high - low) * (right - left)
     assert close(distribution, expected, 4 * EXACT)
 
@@ -180,10 +161,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize(("message", "program"), REFUSED.items(), ids=REFUSED)
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 def test_what_cannot_be_enumerated_is_refused_by_name(message: str, program: Callable[[], Any]) -> None:
-    with pytest.raises(ValueError) as refusal:
-        branch(program)
-    assert str(refusal.value).startswith(message)
-    assert "expected" in str(refusal.value) and "\n" not in str(refusal.value)
+    assert_refused(program, message, replace=[torch_random])
 
 
 def test_the_same_race_has_one_winner() -> None:
@@ -194,39 +172,40 @@ def test_the_same_race_has_one_winner() -> None:
     assert close(distribution_of(program), {(0, 0): 0.2, (2, 2): 0.5, (3, 3): 0.3})
 
 
-def test_randomness_that_is_not_replaced_is_found_and_named() -> None:
-    generator = torch.Generator()
-    drawn_by_name = torch.rand
-    for program, options, source in (
-        (lambda: torch.rand(1).item() < 0.5, {"replace": []}, r"\(torch changed; replace=\[torch_random\]"),
-        (lambda: drawn_by_name(1).item() < 0.5, {}, r"\(torch changed\)$"),
-        (lambda: torch.nn.functional.dropout(torch.ones(64)).sum().item(), {}, r"\(torch changed\)$"),
-        (lambda: drawn_by_name(1, generator=generator).item(), {}, r"\(the variable generator changed\)$"),
-    ):
-        with pytest.raises(HiddenRandomness, match=source):
-            branch(program, **options)  # type: ignore[arg-type]
+generator = torch.Generator()
+drawn_by_name = torch.rand
 
 
-def test_a_seed_does_not_hide_randomness_of_another_kind() -> None:
-    def program() -> float:
-        torch.manual_seed(0)
-        return torch.nn.functional.dropout(torch.ones(64)).sum().item()
-
-    with pytest.raises(HiddenRandomness):
-        branch(program)
+def seeded_dropout() -> float:
+    torch.manual_seed(0)
+    return torch.nn.functional.dropout(torch.ones(64)).sum().item()
 
 
-def test_the_functions_come_back_after_an_exception() -> None:
+@pytest.mark.parametrize(
+    ("program", "replace", "source"),
+    [
+        (lambda: torch.rand(1).item() < 0.5, [], r"\(torch changed; replace=\[torch_random\]"),
+        (lambda: drawn_by_name(1).item() < 0.5, [torch_random], r"\(torch changed\)$"),
+        (lambda: torch.nn.functional.dropout(torch.ones(64)).sum().item(), [torch_random], r"\(torch changed\)$"),
+        (lambda: drawn_by_name(1, generator=generator).item(), [torch_random], r"\(the variable generator changed\)$"),
+        (seeded_dropout, [torch_random], "no randomness but that of the replaced calls"),
+    ],
+)
+def test_randomness_that_is_not_replaced_is_found_and_named(program: Any, replace: Any, source: str) -> None:
+    with pytest.raises(HiddenRandomness, match=source):
+        program_distribution(program, replace=replace)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_the_functions_come_back_after_an_exception(error: type[BaseException]) -> None:
+    def program() -> None:
+        assert isinstance(torch.rand(1), SymbolicTensor)
+        raise error("on purpose")
+
     names = ("rand", "rand_like", "multinomial", "bernoulli", "randint", "randn", "tensor", "manual_seed")
     before = [getattr(torch, name) for name in names], dict(vars(torch.Tensor))
-    for error in (ValueError, KeyboardInterrupt):
-
-        def program(error: type[BaseException] = error) -> None:
-            assert isinstance(torch.rand(1), SymbolicTensor)
-            raise error("on purpose")
-
-        with pytest.raises(error, match="on purpose"):
-            branch(program)
+    with pytest.raises(error, match="on purpose"):
+        distribution_of(program)
     assert ([getattr(torch, name) for name in names], dict(vars(torch.Tensor))) == before
 
 

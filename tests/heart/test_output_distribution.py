@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import pass_sampling.reference as reference
 from models import PACKAGES, exact_target, lookahead, package, table, transformer
-from pass_sampling.reference.exactness.cases import METHODS, PROMPT, TINY, WINDOWED, Configuration, penalty
+from pass_sampling.reference.exactness.cases import PROMPT, TINY, WINDOWED, Configuration, methods_of, penalty
 from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 from pass_sampling.reference.exactness.suite import EXACT, definition
 
@@ -220,7 +220,12 @@ def configurations(draw: Any) -> Configuration:
 
 @each_package
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-@given(case=configurations(), method=st.sampled_from(METHODS), batch=st.sampled_from([1, 7, 4096]), merge=st.booleans())
+@given(
+    case=configurations(),
+    method=st.sampled_from(methods_of(reference)),
+    batch=st.sampled_from([1, 7, 4096]),
+    merge=st.booleans(),
+)
 def test_the_distribution_is_the_targets_whatever_is_drawn(
     name: str, case: Configuration, method: tuple[str, str | None], batch: int, merge: bool
 ) -> None:

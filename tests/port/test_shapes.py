@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pass_sampling.reference as reference
 from folders import LINEAR, LLAMA3, both_packages, module, tiny_config
-from pass_sampling.reference.exactness.cases import METHODS, Configuration, penalty
+from pass_sampling.reference.exactness.cases import Configuration, methods_of, penalty
 from shapes import Bindings, Comment, ShapeError, checked, fields, functions_of, parse, signature
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,7 @@ CONFIGURATIONS = [  # with settings of every kind; no two sizes are equal
 def methods(package: str, configuration: Configuration) -> list[Any]:
     """Every method with every rule; without vectors, with n-grams of two orders, and refined over some tokens."""
     home = import_module(f"pass_sampling.{package}")
-    found = [configuration.method(home, name, rule) for name, rule in METHODS]
+    found = [configuration.method(home, name, rule) for name, rule in methods_of(reference)]
     model, one_call = found[0].model, next(each for each in found if isinstance(each, home.FusedPaSS))
     pairs = np.tile([0, model.vocab_size - 1], model.vocab_size)  # two tokens after each, one after the first pair
     orders = (

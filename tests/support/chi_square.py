@@ -16,15 +16,13 @@ from functools import cache
 
 import numpy as np
 
-from brute_force import Law, Tokens
-
+Tokens = tuple[int, ...]
+Distribution = dict[Tokens, float]
 FALSE_ALARM, MISS = 1e-9, 1e-6
 NUM_CELLS = 63  # the likeliest outcomes, at most; what is left is one more
 DEGREES = NUM_CELLS
 LEAST = 100  # draws that a cell should get, for the statistic to have its distribution far out in the tail
 LEAST_EXPECTED = 5.0  # draws in a cell, below which Pearson's statistic has another distribution
-
-# Chi-square distributions from sums of positive terms, which lose no digits.
 
 
 def _term(shape: float, x: float) -> float:
@@ -94,9 +92,6 @@ def distance_seen(num_draws: int, degrees: int = DEGREES) -> float:
     return math.sqrt(centre_needed(degrees) / (4 * num_draws))
 
 
-# Cells.
-
-
 @dataclass(frozen=True)
 class Cells:
     """The likeliest outcomes of a distribution, and the rest as the last cell."""
@@ -105,7 +100,7 @@ class Cells:
     probs: np.ndarray  # [cells]
 
     @staticmethod
-    def of(distribution: Law, num_draws: float = math.inf) -> Cells:
+    def of(distribution: Distribution, num_draws: float = math.inf) -> Cells:
         """Bin so that, of so many draws, every cell should get `LEAST`."""
         outcomes: list[Tokens] = []
         probs = [1.0]  # the last is that of all others
@@ -121,7 +116,7 @@ class Cells:
     def degrees(self) -> int:
         return len(self.outcomes)
 
-    def binned(self, distribution: Law) -> np.ndarray:  # [cells]
+    def binned(self, distribution: Distribution) -> np.ndarray:  # [cells]
         """Return the probability of each cell under another distribution."""
         probs = [distribution.get(tokens, 0.0) for tokens in self.outcomes]
         return np.array([*probs, 1.0 - sum(probs)])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
@@ -16,9 +15,9 @@ import pytest
 import torch
 
 import pass_sampling.gpu as port
-from brute_force import Law, Tokens, filtered
-from chi_square import Cells
-from gallery_acceptance import lenient, resample_from_target
+from brute_force import filtered
+from chi_square import Cells, Distribution, Tokens
+from gallery_acceptance import lenience, replacement_from_the_target
 from gallery_numbers import noise_reused_in_secret
 from gallery_tools import Site
 from pass_sampling.gpu.checkpoints import LOOKAHEAD, MODEL
@@ -26,7 +25,7 @@ from pass_sampling.gpu.state import State
 from pass_sampling.gpu.uniforms import uniform_stream
 
 SAMPLING = {"temperature": 0.8, "top_k": 10}
-MUTANTS = {"lenience": lenient, "from the target": resample_from_target, "noise reused": noise_reused_in_secret}
+MUTANTS = {"lenience": lenience, "from the target": replacement_from_the_target, "noise reused": noise_reused_in_secret}
 BATCH_SIZE = 256
 
 
@@ -74,27 +73,21 @@ class Rows:
         hidden = model.hidden(inputs, model.new_cache(inputs.shape[1]))[0, len(self.case.prompt) :]
         return np.array([_distribution_of(row) for row in model.logits(hidden)])
 
-    def probs(self) -> Law:
-        """Return the joint distribution of the first tokens, drawn one by one from the target."""
-        distribution: Law = {(): 1.0}
-        for _ in range(self.case.length):
-            distribution = {
-                (*tokens, i): p * q for tokens, p in distribution.items() for i, q in _positive(self.target(tokens))
-            }
-        return distribution
+    def drawn(self, tokens: Tokens = ()) -> Distribution:
+        """Return the joint distribution of the first tokens, of which some are given, drawn from the target."""
+        if len(tokens) == self.case.length:
+            return {tokens: 1.0}
+        return _mixture((p, self.drawn((*tokens, token))) for token, p in _positive(self.target(tokens)))
 
-    def mutant_distribution(self) -> Law:
+    def mutant_distribution(self) -> Distribution:
         """Return the joint distribution of the first tokens if the token rule makes the case's mistake.
 
         At most three tokens: an exact one, and drafts, corrections or the exact token of the next step after it.
         """
-        distribution: Law = {}
-        for first, weight in _positive(self.target(())):
-            for tokens, p in self._behind((first,), 0, self.drafts()).items():
-                distribution[tokens] = distribution.get(tokens, 0.0) + weight * p
-        return distribution
+        drafts = self.drafts()
+        return _mixture((p, self._drafted((first,), 0, drafts)) for first, p in _positive(self.target(())))
 
-    def _behind(self, tokens: Tokens, i: int, drafts: np.ndarray) -> Law:
+    def _drafted(self, tokens: Tokens, i: int, drafts: np.ndarray) -> Distribution:
         """Return the distribution of texts that go on with draft i after some tokens."""
         if len(tokens) == self.case.length:
             return {tokens: 1.0}
@@ -107,21 +100,20 @@ class Rows:
             correction = residual * (draft * (1 - chance)).sum()
         elif i == 0:  # the uniform that drew the draft draws the correction
             correction = (1 - chance) @ _overlaps(draft, residual)
-        else:  # it drew the first draft, which was accepted: it lies in that one's cell
+        else:  # it drew the first draft, which was accepted, and lies in the cell of that draft
             cell = _overlaps(drafts[0], residual)[tokens[1]] / drafts[0][tokens[1]]
             correction = cell * (draft * (1 - chance)).sum()
-        distribution: Law = {}
-        for token, p in _positive(draft * chance):
-            for text, q in self._behind((*tokens, token), i + 1, drafts).items():
-                distribution[text] = distribution.get(text, 0.0) + p * q
-        for token, p in _positive(correction):
-            text = (*tokens, token)
-            rest = [(text, 1.0)]
-            if len(text) < self.case.length:
-                rest = [((*text, last), q) for last, q in _positive(self.target(text))]
-            for whole, q in rest:
-                distribution[whole] = distribution.get(whole, 0.0) + p * q
-        return distribution
+        accepted = [(p, self._drafted((*tokens, token), i + 1, drafts)) for token, p in _positive(draft * chance)]
+        corrected = [(p, self.drawn((*tokens, token))) for token, p in _positive(correction)]
+        return _mixture([*accepted, *corrected])
+
+
+def _mixture(parts: Iterable[tuple[float, Distribution]]) -> Distribution:
+    mixture: Distribution = {}
+    for weight, part in parts:
+        for tokens, p in part.items():
+            mixture[tokens] = mixture.get(tokens, 0.0) + weight * p
+    return mixture
 
 
 def _distribution_of(logits: torch.Tensor) -> np.ndarray:  # [V]
@@ -142,23 +134,6 @@ def _overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:  # [V, V]
     return np.maximum(np.minimum(ends[:, None], others[None]) - lower, 0.0)
 
 
-@contextmanager
-def mistake(name: str | None) -> Any:
-    """Put one of the gallery's mistakes into the port for a while."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        if name is not None:
-            MUTANTS[name](Site("gpu", monkeypatch))
-        yield
-
-
-def draw_texts(case: Case, num_draws: int, seed: int) -> list[Tokens]:
-    """Draw the first tokens of texts by the package's own loop, which lets rows leave the batch when they end."""
-    prompts = [case.prompt] * num_draws
-    with mistake(case.mutant):
-        results = port.generate_batch(case.running(), prompts, case.max_new_tokens, eos_token_ids=(), seed=seed)
-    return [result.tokens[: case.length] for result in results]
-
-
 @torch.inference_mode()
 def draw_batch(case: Case, num_draws: int, seed: int) -> list[Tokens]:
     """Draw the first tokens of texts by stepping copies of one state, whose prompt was read once for all of them."""
@@ -177,8 +152,11 @@ def draw_batch(case: Case, num_draws: int, seed: int) -> list[Tokens]:
 
 
 def _count_seeds(case: Case, cells: Cells, seeds: Sequence[int]) -> np.ndarray:  # [cells]
+    """Count texts that are drawn, in a process of its own, with the case's mistake put into the port."""
     torch.set_num_threads(1)
-    with mistake(case.mutant):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if case.mutant is not None:
+            MUTANTS[case.mutant](Site("gpu", monkeypatch))
         return sum(cells.count(draw_batch(case, BATCH_SIZE, seed)) for seed in seeds)
 
 
