@@ -167,7 +167,7 @@ def described(method: Method) -> Mapping[str, Any]:
     if "num_draft" in settings:
         found["num_draft"] = settings["num_draft"]
     if "lookahead" in settings:
-        found["num_lookahead"] = len(settings["vectors"])
+        found["num_lookahead"] = len(method.vectors)  # type: ignore[attr-defined]
     if "refinement" in settings:
         refinement, lookahead = settings["refinement"], settings["lookahead"]
         found["parts"] = [part for part in ("adapter", "head") if getattr(lookahead, part) is not None]

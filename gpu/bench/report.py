@@ -8,11 +8,11 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..model.precision import processor_name
 from ..model.transformer import Transformer
 from .expectation import Expectation
 from .figures import MOST_REPEATED, rows_of
@@ -29,14 +29,8 @@ NO_END = "no token ends a text early, so that all have the same length"
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return what machine the figures were measured on."""
-    processor = platform.processor() or platform.machine()
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    elif (info := Path("/proc/cpuinfo")).is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        processor = names[0] if names else processor
+    on_gpu = device.type == "cuda"
+    processor = torch.cuda.get_device_name(device) if on_gpu else processor_name()
     return {
         "system": platform.system(),
         "architecture": platform.machine(),

@@ -26,7 +26,7 @@ from pass_sampling.reference.checkpoint.tensors import (
 from pass_sampling.reference.model.config import ModelConfig
 
 from ..model.memory import Memory, check_memory, weight_bytes
-from ..model.precision import check_device, check_dtype
+from ..model.precision import asked_dtype, automatic_dtype, check_device, check_dtype
 from ..model.weights import Weights, allocate, destination, weight_table
 from .hub import local_folder
 
@@ -49,8 +49,8 @@ def load_model(
     Args:
         folder: config.json, model.safetensors or its shards, and perhaps generation_config.json; or as a string
             `org/name`, which is fetched if there is no folder of that name.
-        dtype: float64, float32, bfloat16 or float16, as a torch dtype or by name; None means the dtype in
-            which the embedding is stored.
+        dtype: float64, float32, bfloat16 or float16, as a torch dtype or by name; default: the dtype in which the
+            embedding is stored, but float32 on a CPU that has no units for 16 bits, see `automatic_dtype`.
         device: cpu, or cuda with or without a number.
         revision: branch, tag or commit of a name on the Hub; default: main.
 
@@ -61,7 +61,7 @@ def load_model(
     """
     from ..model.transformer import Transformer
 
-    device, dtype = check_device(device), None if dtype is None else check_dtype(dtype)
+    device, dtype = check_device(device), asked_dtype(dtype)
     folder = local_folder(folder, revision)
     config = read_config(folder)
     settings = read_generation_config(folder)
@@ -83,12 +83,12 @@ def read_weights(
         ValueError: the files do not hold exactly the finite tensors that `config` calls for, or these do not fit into
             the memory that is free.
     """
-    device, dtype = check_device(device), None if dtype is None else check_dtype(dtype)
+    device, dtype = check_device(device), asked_dtype(dtype)
     root = open_folder(folder)
     stored = stored_tensors(root)
     shapes = {entry.name: entry.shape for entry in weight_table(config)}
     check_tensors(root, stored, shapes, config)
-    dtype = check_dtype(DTYPES[stored[EMBEDDING].dtype]) if dtype is None else dtype
+    dtype = automatic_dtype(check_dtype(DTYPES[stored[EMBEDDING].dtype]), device) if dtype is None else dtype
     check_memory(Memory(weights=weight_bytes(config, dtype)), device)
     weights = allocate(config, dtype, device)
     for entry in weight_table(config):

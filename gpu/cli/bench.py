@@ -369,10 +369,10 @@ def _run_shape(options: Options) -> None:
 
     from ..bench.report import machine, shape_lines, versions
     from ..bench.roofline import SHAPES, measure_shape
-    from ..model.precision import check_device, check_dtype
+    from ..model.precision import asked_dtype, check_device
 
     device = torch.device(check_device(options.target.device))
-    dtype = check_dtype(options.target.dtype or "bfloat16")
+    dtype = asked_dtype(options.target.dtype) or torch.bfloat16
     with Bar("measuring", unit="part") as bar:
         found = measure_shape(SHAPES[str(options.shape)], dtype, device, options.size("repeats"), bar.show)
     result = {

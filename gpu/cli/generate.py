@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -37,6 +38,7 @@ __all__ = ["HELP", "Conversation", "Options", "prompts", "run"]
 
 HELP = "continue a text"
 QUIT = "/quit"
+ENOUGH_TOKENS = 200  # for which the seconds that a plan takes pay
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ def run(options: Options) -> None:
         plan = read_plan(options.plan, model, sampling, decode)
     elif decode.is_open:
         plain = Autoregressive(model, sampling.config)
-        plan = find_plan(target, model, sampling, decode, quiet=options.json, check=lambda: plain.start(prompt, ending))
+        pays = options.interactive or options.max_new_tokens >= ENOUGH_TOKENS
+        check = partial(plain.start, prompt, ending)
+        plan = find_plan(target, model, sampling, decode, make=pays, quiet=options.json, check=check)
+        if plan is None and not decode.given:
+            decode = DecodeOptions("autoregressive")
     decode = decode.checked(target.model) if plan is None else plan.options
     try:
         method = make_method(decode, model, sampling.config, target.model)
@@ -142,9 +148,13 @@ def run(options: Options) -> None:
         return
     print(
         f"{len(result.tokens)} tokens in {result.num_forward_passes} passes, {result.tokens_per_forward:.2f} per pass, "
-        f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), method {how}",
+        f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), {_dtype(method)}, method {how}",
         file=sys.stderr,
     )
+
+
+def _dtype(method: Method) -> str:
+    return str(method.model.dtype).removeprefix("torch.")
 
 
 def _summary(method: str, result: Generation, seconds: float) -> dict[str, Any]:
@@ -185,7 +195,7 @@ def _setting(options: Options, method: Method, prompt: str, plan: Plan | None) -
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
         "seed": sampling.seed,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": _dtype(method),
         "device": str(model.device),
         "plan": plan and plan.to_json(),
     }

@@ -129,8 +129,10 @@ class ModelOptions:
         type=place,
     )
     revision: str | None = option(help="branch, tag or commit of --model org/name; default: main", metavar="NAME")
-    dtype: str | None = option(
-        help="dtype to compute in: float64, float32, bfloat16 or float16; default: that of the checkpoint"
+    dtype: str = option(
+        "auto",
+        "dtype to compute in: float64, float32, bfloat16 or float16; default: auto, that of the checkpoint, but "
+        "float32 on a CPU without bfloat16 units",
     )
     device: str = option("cpu", "device to compute on: cpu, cuda or cuda:N")
 

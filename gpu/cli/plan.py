@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,61 +114,71 @@ def find_plan(
 ) -> Plan | None:
     """Return the plan that was kept for the same, else make one and keep it, or None if none is to be made.
 
-    Before anything is measured, `check` may refuse what would not be decoded then.
+    Before that, `check` may refuse what would not be decoded.
     """
     from ..bench.plan import Plan
     from ..checkpoint.cache_folder import cache_folder
 
-    candidates = _candidates(target, model, sampling, sources)
     check()
-    each = [_made_for(model, sampling, candidate.options) for candidate in candidates]
-    wanted = [repr(model.config), _made_for(model, sampling, DecodeOptions()), *each]
-    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-    path = cache_folder("plans") / f"{digest[:32]}.json"
+    ways = _ways(target, sources)
+    wanted = [
+        repr(model.config),
+        *(_made_for(model, sampling, options) | {"method": options.method} for options in ways),
+    ]
+    digest = hashlib.sha256(json.dumps([_made_for(model, sampling, DecodeOptions()), *wanted], sort_keys=True).encode())
+    path = cache_folder("plans") / f"{digest.hexdigest()[:32]}.json"
     if not again:
         with contextlib.suppress(OSError, ValueError):
             return Plan.load(path)
     if not make:
         return None
-    plan = _measured(target, model, sampling, candidates, quiet)
+    plan = _measured(target, model, sampling, ways, quiet)
     with contextlib.suppress(OSError):  # a plan that cannot be kept is made again
         path.parent.mkdir(parents=True, exist_ok=True)
         plan.save(path)
     return plan
 
 
-def _candidates(
-    target: ModelOptions, model: Transformer, sampling: SamplingOptions, sources: DecodeOptions
-) -> list[Candidate]:
-    """Return every way of drafting that the sources allow; without sources, what there is for the model."""
-    from ..bench.plan import Candidate, most_drafts
-    from ..make_method import folders_of, make_method
+def _ways(target: ModelOptions, sources: DecodeOptions) -> list[DecodeOptions]:
+    """Return every way of drafting that the sources allow, with its folders; without sources, all for the model."""
+    from ..make_method import folders_of
 
     found = []
     for name in method_names():
         taken = options_taken(name)
         if "num_draft" not in taken or (sources.given and not sources.given.keys() & taken):
             continue
-        num_draft = MOST_DRAFTS if registered(name) == "speculative" else None
         given: dict[str, Any] = {source: path for source, path in sources.given.items() if source in taken}
-        options = DecodeOptions(name, num_draft=num_draft, **given)
-        try:
-            method = make_method(options, model, sampling.config, target.model)
-        except Unavailable:
-            continue
-        given = {each: folder.resolve() for each, folder in folders_of(options, target.model).items()}
-        options = DecodeOptions(name, **given)
-        context = getattr(getattr(method, "drafter", None), "max_position_embeddings", None)
-        context = min(context or model.max_position_embeddings, model.max_position_embeddings)
-        fitting = ((context - _prefix_length(model) - 2) // 3 - 2) // 2  # drafts for which there are three steps
-        most = min(most_drafts(method), fitting)
-        if most > 0:
-            found.append(Candidate(options, Candidate(options, method).with_settings(most, "token")))
+        with contextlib.suppress(Unavailable):
+            folders: Any = folders_of(DecodeOptions(name, **given), target.model)
+            found.append(DecodeOptions(name, **{each: folder.resolve() for each, folder in folders.items()}))
+    return found
+
+
+def _candidates(
+    target: ModelOptions, model: Transformer, sampling: SamplingOptions, ways: Sequence[DecodeOptions]
+) -> list[Candidate]:
+    """Return the ways of drafting with their methods, as many drafts as each can make; leave out what does not suit."""
+    from ..bench.plan import Candidate, most_drafts
+    from ..bench.prompts import context_of
+    from ..make_method import make_method
+
+    found = []
+    for options in ways:
+        num_draft = MOST_DRAFTS if registered(str(options.method)) == "speculative" else None
+        with contextlib.suppress(Unavailable):
+            method = make_method(replace(options, num_draft=num_draft), model, sampling.config, target.model)
+            fitting = (
+                (context_of(method) - _prefix_length(model) - 2) // 3 - 2
+            ) // 2  # for which there are three steps
+            most = min(most_drafts(method), fitting)
+            if most > 0:
+                found.append(Candidate(options, Candidate(options, method).with_settings(most, "token")))
     return found
 
 
 def _measured(
-    target: ModelOptions, model: Transformer, sampling: SamplingOptions, candidates: list[Candidate], quiet: bool
+    target: ModelOptions, model: Transformer, sampling: SamplingOptions, ways: Sequence[DecodeOptions], quiet: bool
 ) -> Plan:
     """Measure every candidate on this machine, and plan the fastest."""
     from ..bench.plan import Plan, predict
@@ -178,6 +188,7 @@ def _measured(
         print("measuring which way of drafting pays here, once for this model and machine", file=sys.stderr)
     with Bar("measuring", unit="part", quiet=quiet) as bar:
         plain, places = Autoregressive(model, sampling.config), _places(target, model)
+        candidates = _candidates(target, model, sampling, ways)
         found, passes = predict(plain, candidates, places, report=bar.show)
     rate = next(each.tokens_per_second for each in found if each.options.method == "autoregressive")
     return Plan(

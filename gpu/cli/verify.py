@@ -50,7 +50,7 @@ class Options:
     top_k: int | None = option(help="of the tested distribution; default: 0, all tokens", metavar="K")
     top_p: float | None = option(help="of the tested distribution; default: 1, all tokens", metavar="P")
     seed: int | None = option(help="of the test of drawn tokens; default: 0")
-    dtype: str | None = option(help="dtype to compute in; default: that of the checkpoint")
+    dtype: str | None = option(help="dtype to compute in; default: auto")
     device: str | None = option(help="device to compute on; default: cpu", metavar="NAME")
     json: bool = json_option()
 
@@ -81,7 +81,9 @@ def run(options: Options) -> None:
         ValueError: a distribution is not the target's, or a model's draws are not distributed as they should be.
     """
     if options.model is not None:
-        _check_model(options, ModelOptions(options.model, None, options.dtype, options.device or "cpu").fetched())
+        _check_model(
+            options, ModelOptions(options.model, None, options.dtype or "auto", options.device or "cpu").fetched()
+        )
     else:
         _run_suite(options)
 

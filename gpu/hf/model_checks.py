@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from pass_sampling.reference.checkpoint.folder import CONFIG, check_weights, file_in, open_folder
 
-from ..model.precision import check_device, check_dtype
+from ..model.precision import asked_dtype, automatic_dtype, check_device
 
 ATTENTION = ("eager", "sdpa")  # those that take a mask of numbers
 KINDS = {"full_attention", "sliding_attention"}
@@ -23,13 +23,13 @@ NO_LIMIT = 2**31
 def load_with_transformers(
     folder: str | os.PathLike[str], dtype: Any = None, device: torch.device | str = "cpu"
 ) -> Any:
-    """Return the model in a folder as transformers has it, in eval mode; default dtype: the checkpoint's.
+    """Return the model in a folder as transformers has it, in eval mode; default dtype: see `automatic_dtype`.
 
     Raises:
         FileNotFoundError: there is no such folder, or no config.json or no weights in it.
         ValueError: transformers cannot read it, the weights are no safetensors, or the device is not there.
     """
-    device, dtype = check_device(device), "auto" if dtype is None else check_dtype(dtype)
+    device, asked = check_device(device), asked_dtype(dtype)
     root = open_folder(folder)
     file_in(root, CONFIG)
     check_weights(root)
@@ -37,14 +37,14 @@ def load_with_transformers(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            str(folder), dtype=asked or "auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:  # transformers raises anything here
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{folder} holds nothing for transformers ({reason}), expected a model that it reads"
         ) from None
-    return model.eval().to(device)
+    return model.eval().to(device, asked or automatic_dtype(model.dtype, device))
 
 
 def check_model(model: Any) -> None:

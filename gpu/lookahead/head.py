@@ -17,7 +17,7 @@ from torch.nn import functional
 from pass_sampling.reference.lookahead.adapter import random_tensors
 from pass_sampling.reference.lookahead.head import HeadWeights, tensor_shapes
 
-from ..model.linear import Linear, laid_out
+from ..model.linear import Linear, choices, linear
 
 __all__ = ["HeadWeights", "SamplerHead", "tensor_shapes"]
 
@@ -63,4 +63,5 @@ class SamplerHead(HeadWeights):
 
     @cached_property
     def _linears(self) -> dict[str, Linear]:
-        return {name: Linear(tensor, None, laid_out(tensor)) for name, tensor in self.tensors().items()}
+        (layouts,) = choices([list(self.tensors().values())])
+        return {name: linear(tensor, None, layouts) for name, tensor in self.tensors().items()}

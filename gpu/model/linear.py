@@ -1,23 +1,61 @@
-"""Linear layers of a frozen model: a CPU lays out bfloat16 weights for its matrix units once, not in every pass.
+"""Linear layers of a frozen model, in the layout of their weights that is fastest on this CPU.
 
-In bfloat16 the layout takes a third of a pass over few rows. For contiguous rows, as here, the numbers are the same to
-the last bit. A weight that is changed afterwards has no effect: the model is frozen.
+A CPU has several ways to multiply a few rows by a weight, and which is fastest depends on the CPU, the dtype, the
+threads and the number of rows. When a model is loaded, PyTorch's own ways are timed on some of its weights; the choice
+is kept on disk, so that later runs round as this one does. A weight that is changed afterwards has no effect: the model
+is frozen. Gradients, CUDA and passes over many rows go through the plain weight.
 
 Glossary of shapes: I inputs and O outputs of a layer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pass_sampling.reference.checkpoint.folder import replace_file
+
+from ..checkpoint.cache_folder import cache_folder
+from .memory import free_memory
+from .precision import processor_name
 from .weights import LayerWeights, Weights
 
-LAID_OUT_AT_MOST = 2**31  # bytes: the layout is a second copy, so large models do without
+BANDS = {1: 1, 8: 5, 64: 33}  # the most rows of a band, and the rows that it is timed with
+SMALL = 2**20  # bytes of weights below which nothing is chosen: the plain way costs next to nothing
+SAMPLE = 2**26  # bytes of weights that are timed: more than caches hold, as in a whole pass
+SHARE = 0.5  # of the free memory, which copies of the weights may take
+
+
+def plain(weight: Tensor) -> None:
+    """Keep no copy."""
+
+
+def packed(weight: Tensor) -> Any:
+    """Return a weight in the layout of oneDNN, or raise RuntimeError where it has none."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
+def _times_packed(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return found
+
+
+LAYOUTS: dict[str, tuple[Callable[[Tensor], Any], Callable[..., Tensor]]] = {
+    "plain": (plain, functional.linear),
+    "packed": (packed, _times_packed),
+}
+"""How a copy of a weight is made, and how rows are multiplied by it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,20 +64,22 @@ class Linear:
 
     weight: Tensor  # [O, I]
     bias: Tensor | None = None  # [O]
-    laid_out: Any = None  # the weight in a form that only `mkldnn` reads, or None
+    layouts: tuple[tuple[int, str, Any], ...] = ()  # most rows, layout, copy; the fewest rows first
 
     def __call__(
         self,
         x: Tensor,  # [..., I]
     ) -> Tensor:  # [..., O]
         """Apply the layer; gradients go through the plain weight."""
-        if self.laid_out is None or x.requires_grad:
-            return functional.linear(x, self.weight, self.bias)
-        found: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.laid_out, self.bias, "none", [], "")
-        return found
+        if self.layouts and not x.requires_grad:
+            num_rows = x.numel() // x.shape[-1]
+            for most, layout, copy in self.layouts:
+                if num_rows <= most:
+                    return LAYOUTS[layout][1](x, self.weight if copy is None else copy, self.bias)
+        return functional.linear(x, self.weight, self.bias)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LayerLinears:
     """The linear layers of one layer of a model."""
 
@@ -49,39 +89,91 @@ class LayerLinears:
     down: Linear
 
 
+def linear(weight: Tensor, bias: Tensor | None, layouts: Sequence[str]) -> Linear:
+    """Return a linear layer with a layout for each band, or with none."""
+    with torch.no_grad():
+        copies = {name: LAYOUTS[name][0](weight) for name in dict.fromkeys(layouts)}
+    return Linear(weight, bias, tuple((most, name, copies[name]) for most, name in zip(BANDS, layouts, strict=False)))
+
+
 def linears_of(weights: Weights) -> tuple[tuple[LayerLinears, ...], Linear]:
     """Return the linear layers of every layer, and the output projection."""
-    matrices = [weights.output]
-    for layer in weights.layers:
-        matrices += [layer.query_key_value, layer.output, layer.gate_up, layer.down]
-    lays_out = sum(matrix.nbytes for matrix in matrices) <= LAID_OUT_AT_MOST
-
-    def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-        return Linear(weight, bias, laid_out(weight) if lays_out else None)
+    inside, projection = choices([[each for layer in weights.layers for each in matrices(layer)], [weights.output]])
 
     def layer_of(layer: LayerWeights) -> LayerLinears:
-        return LayerLinears(
-            linear(layer.query_key_value, layer.query_key_value_bias),
-            linear(layer.output, layer.output_bias),
-            linear(layer.gate_up),
-            linear(layer.down),
-        )
+        biases = layer.query_key_value_bias, layer.output_bias, None, None
+        return LayerLinears(*(linear(*each, inside) for each in zip(matrices(layer), biases, strict=True)))
 
-    return tuple(map(layer_of, weights.layers)), linear(weights.output)
+    return tuple(map(layer_of, weights.layers)), linear(weights.output, None, projection)
 
 
-def laid_out(
-    weight: Tensor,  # [O, I]
-) -> Any:
-    """Return a weight in the layout of the CPU's own kernels, or None if that gains nothing or it is trained."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or weight.requires_grad:
-        return None
-    if not torch.backends.mkldnn.is_available():
-        return None
+def matrices(layer: LayerWeights) -> tuple[Tensor, ...]:
+    """Return the weights of the linear layers of a layer."""
+    return layer.query_key_value, layer.output, layer.gate_up, layer.down
+
+
+def choices(groups: Sequence[Sequence[Tensor]]) -> list[tuple[str, ...]]:
+    """Return a layout by band for each group of weights, or none: measured once for this machine, then kept."""
+    every = [matrix for group in groups for matrix in group]
+    can_gain = every[0].device.type == "cpu" and every[0].dtype in (torch.float32, torch.bfloat16)
+    if not can_gain or any(matrix.requires_grad for matrix in every) or sum(each.nbytes for each in every) < SMALL:
+        return [()] * len(groups)
+    shapes = [sorted({tuple(matrix.shape) for matrix in group}) for group in groups]
+    path = cache_folder("layouts") / f"{_machine(str(every[0].dtype), shapes)}.json"
+    found = _kept(path, len(groups))
+    if found is None:
+        found = [measured(group) for group in groups]
+        with contextlib.suppress(OSError):  # a choice that cannot be kept is made again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json.dumps(found))
+    free = free_memory(every[0].device)
+    copies = sum(
+        len({*names} - {"plain"}) * matrix.nbytes
+        for group, names in zip(groups, found, strict=True)
+        for matrix in group
+    )
+    return found if free is None or copies <= SHARE * free else [()] * len(groups)
+
+
+def _machine(*what: Any) -> str:
+    """Return a digest of all that the fastest layout depends on."""
+    settings = [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")]
+    cpu = torch.backends.cpu.get_cpu_capability(), processor_name(), torch.get_num_threads()
+    return hashlib.sha256(json.dumps([torch.__version__, *cpu, *settings, *what]).encode()).hexdigest()[:32]
+
+
+def _kept(path: Path, num_groups: int) -> list[tuple[str, ...]] | None:
+    """Return the choice that was kept in a file, or None if there is none."""
     try:
-        with torch.no_grad():
-            found = torch.ops.mkldnn._reorder_linear_weight(weight)
-            torch.ops.mkldnn._linear_pointwise.default(weight[:1], found, None, "none", [], "")
-    except (AttributeError, RuntimeError):  # another version of PyTorch, or a CPU without such units
+        found = [tuple(names) for names in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
         return None
-    return found
+    whole = len(found) == num_groups and all(len(names) == len(BANDS) for names in found)
+    return found if whole and all(name in LAYOUTS for names in found for name in names) else None
+
+
+@torch.no_grad()
+def measured(weights: Sequence[Tensor]) -> tuple[str, ...]:
+    """Return the fastest layout of each band, timed on as many of the weights as caches do not hold."""
+    sample: list[Tensor] = []
+    for weight in weights:
+        if sum(each.nbytes for each in sample) < SAMPLE:
+            sample.append(weight)
+    copies: dict[str, list[Any]] = {}
+    for name, (make, apply) in LAYOUTS.items():
+        with contextlib.suppress(AttributeError, RuntimeError):  # another PyTorch, or a CPU without such units
+            copies[name] = [make(weight) for weight in sample]
+            apply(sample[0][:1], sample[0] if name == "plain" else copies[name][0], None)
+    found = []
+    for num_rows in BANDS.values():
+        inputs = [torch.ones((1, num_rows, weight.shape[1]), dtype=weight.dtype) for weight in sample]
+        times: dict[str, list[float]] = {name: [] for name in copies}
+        for _ in range(3):
+            for name, made in copies.items():
+                apply, started = LAYOUTS[name][1], time.perf_counter()
+                for x, weight, copy in zip(inputs, sample, made, strict=True):
+                    apply(x, weight if copy is None else copy, None)
+                times[name].append(time.perf_counter() - started)
+        best = min(times, key=lambda name: min(times[name]))
+        found.append(best if min(times[best]) < 0.95 * min(times["plain"]) else "plain")  # less is noise, and a copy
+    return tuple(found)

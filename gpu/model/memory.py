@@ -53,7 +53,7 @@ def pass_bytes(config: ModelConfig, dtype: torch.dtype, num_rows: int) -> int:
 
 def check_memory(needed: Memory, device: torch.device) -> None:
     """Raise ValueError if less is free."""
-    free = None if needed.total < ALWAYS_FREE else _free(device)
+    free = None if needed.total < ALWAYS_FREE else free_memory(device)
     if free is not None and needed.total > free:
         gigabytes = {each.name: getattr(needed, each.name) / 1e9 for each in fields(Memory)}
         parts = ", ".join(f"{amount:.1f} of {name}" for name, amount in gigabytes.items() if amount)
@@ -69,7 +69,7 @@ def tensors_of(weights: Weights) -> list[torch.Tensor]:
     return [weights.embedding, weights.norm, *output, *layers]
 
 
-def _free(device: torch.device) -> int | None:
+def free_memory(device: torch.device) -> int | None:
     """Return the free bytes, if the system reports them; on a GPU with what PyTorch has reserved and does not use."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
+PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
@@ -60,18 +61,33 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreT
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer in a model's folder.
 
+    Where the folder names the library's plain class, which is all in tokenizer.json, `AutoTokenizer` is not asked: it
+    imports the code of models, a second of CPU time.
+
     Raises:
         ValueError: there is none that transformers can read.
     """
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if _is_plain(folder):
+            from transformers import PreTrainedTokenizerFast as Kind
+        else:
+            from transformers import AutoTokenizer as Kind  # type: ignore[assignment]
+        return Kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises anything here
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
+
+
+def _is_plain(folder: Path) -> bool:
+    """Say whether a folder's tokenizer is of the class that reads tokenizer.json and nothing else."""
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return (folder / "tokenizer.json").is_file() and settings.get("tokenizer_class") in PLAIN_CLASSES
+    except (OSError, ValueError, AttributeError):
+        return False  # AutoTokenizer has the better sentence
 
 
 def encode_texts(

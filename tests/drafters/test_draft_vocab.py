@@ -39,7 +39,7 @@ def refined(
     pkg: Any, draft_vocab_size: int | None, parts: str = "head", shape: Any = None, vocab_size: int = 11, **options: Any
 ) -> Any:
     """Return the chain, or the tree of a shape, over a transformer with untrained parts."""
-    name, shape = ("pass-one-call", (1, 1)) if shape is None else ("candidates-one-call", shape)
+    name, shape = ("pass-one-call", (1, 1)) if shape is None else ("pass-one-call-tree", shape)
     model = target_of(pkg, "transformer", vocab_size=vocab_size)
     method = method_of(pkg, name, shape=shape, parts=parts, model=model, **options)
     return replace(method, refinement=replace(method.refinement, draft_vocab_size=draft_vocab_size))

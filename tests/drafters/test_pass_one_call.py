@@ -28,7 +28,7 @@ from trees import (
     step,
 )
 
-METHODS = ("pass-one-call", "candidates-one-call")
+METHODS = ("pass-one-call", "pass-one-call-tree")
 RULES = [(METHODS[0], rule) for rule in ("token", "block", "match")]
 RULES += [(METHODS[1], rule) for rule in ("without-replacement", "k-seq", "match")]
 each_method = pytest.mark.parametrize("name", METHODS)

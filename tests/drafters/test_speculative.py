@@ -79,7 +79,7 @@ def test_states_are_merged_only_with_the_same_pace(pkg: Any, kind: str, schedule
     assert_states_may_be_merged(pkg, method, {"max_new_tokens": 4})
 
 
-@pytest.mark.parametrize(("name", "options"), [("draft-model", {"num_draft": 0}), ("candidates", {"shape": ()})])
+@pytest.mark.parametrize(("name", "options"), [("draft-model", {"num_draft": 0}), ("draft-model-tree", {"shape": ()})])
 def test_without_drafts_it_is_plain_decoding(pkg: Any, name: str, options: dict[str, Any]) -> None:
     distribution = assert_exact(pkg, method_of(pkg, name, **options), {"max_new_tokens": 4}, verified_steps=0)
     assert distribution.expected["num_draft_passes"] == distribution.expected["num_draft_tokens"] == 0
@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused_by_name(pkg: Any) -> None:
             home(pkg, "drafters.schedule").SCHEDULES[kind](**{name: value})
 
 
-@pytest.mark.parametrize("name", ["draft-model", "candidates"])
+@pytest.mark.parametrize("name", ["draft-model", "draft-model-tree"])
 def test_a_drafter_that_does_not_fit_is_refused_by_name(pkg: Any, name: str) -> None:
     other = pkg.ModelDrafter(table(pkg, vocab_size=4, num_lookahead=0))
     with pytest.raises(ValueError) as error:

@@ -107,14 +107,14 @@ def test_the_distribution_is_the_targets(pkg: Any, name: str, rule: str, case: s
 @pytest.mark.parametrize("shape", [(2, 2), (2, 1, 2)], ids=str)
 def test_the_distribution_is_the_targets_for_drafts_of_all_tokens(rule: str, shape: tuple[int, ...]) -> None:
     """Some ten thousand executions, each run again at both ends of its cells."""
-    method, ending = case_of(package("gpu"), "candidates", {"shape": shape, "rule": rule, "max_new_tokens": 5})
+    method, ending = case_of(package("gpu"), "draft-model-tree", {"shape": shape, "rule": rule, "max_new_tokens": 5})
     assert_exact(package("gpu"), method, ending, probe=True)
 
 
 @each_main_rule
 def test_a_drafter_may_have_no_token_or_only_one(pkg: Any, rule: str) -> None:
     rows = [[0.5, 1.0, -0.5], [-math.inf] * 3, [-math.inf, 0.0, -math.inf]]
-    method = method_of(pkg, "candidates", shape=(2, 2), rule=rule, drafter=RowDrafter(rows))
+    method = method_of(pkg, "draft-model-tree", shape=(2, 2), rule=rule, drafter=RowDrafter(rows))
     assert_exact(pkg, method, {"max_new_tokens": 4})
 
 
@@ -131,15 +131,18 @@ def test_a_row_without_a_distribution_matters_only_where_the_text_comes(
         return processed * (math.nan if 1 in prefix[len(PROMPT) :] else 1.0)
 
     method = method_of(pkg, name, shape=(2, 1), rule=rule, processor=dead_end)
-    draft = type(method)._draft
-    monkeypatch.setattr(type(method), "_draft", lambda self, *rest: draft(replace(self, processor=None), *rest))
+    trees = home(pkg, "methods.tree")
+    draw = trees.draw_tree  # without the processor: drafts may be what the target never draws
+    monkeypatch.setattr(
+        trees, "draw_tree", lambda method, *rest, **how: draw(replace(method, processor=None), *rest, **how)
+    )
     distribution = assert_exact(pkg, method, {"max_new_tokens": 4})
     assert not any(1 in tokens for tokens in distribution)
 
 
 @each_main_rule
 def test_the_enumeration_assumes_nothing_about_states(pkg: Any, rule: str) -> None:
-    method = method_of(pkg, "candidates", "transformer", rule=rule, **TOP_2)
+    method = method_of(pkg, "draft-model-tree", "transformer", rule=rule, **TOP_2)
     assert_states_may_be_merged(pkg, method, {"max_new_tokens": 4})
 
 
@@ -207,7 +210,7 @@ def rejections_are_forgotten(pkg: Any, patch: pytest.MonkeyPatch) -> None:
 
 ANYWHERE = siblings_attend_to_each_other, the_first_rows_are_kept, rejections_are_forgotten
 MISTAKES = [(name, mistake) for name in TREES for mistake in (*ANYWHERE, distributions_are_those_of_the_first_place)]
-MISTAKES += [("candidates", each_place_is_a_position), ("candidates-one-call", all_rows_attend_to_all)]
+MISTAKES += [("draft-model-tree", each_place_is_a_position), ("pass-one-call-tree", all_rows_attend_to_all)]
 
 
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES)
@@ -233,7 +236,7 @@ def test_a_mistake_is_seen(pkg: Any, name: str, mistake: Any, monkeypatch: pytes
 def test_candidates_are_accepted_as_often_as_theory_says(pkg: Any, rule: str, count: int) -> None:
     """One position of candidates, then one more token: 1 + the chance that one is accepted, from one pass."""
     rate = candidate_acceptance(*distributions_after(target_of(reference), drafter_of(reference), PROMPT), count, rule)
-    method = method_of(pkg, "candidates", shape=(count,), rule=rule)
+    method = method_of(pkg, "draft-model-tree", shape=(count,), rule=rule)
     found = distribution_of(pkg, method, {"max_new_tokens": 2}).expected
     assert found["num_accepted_tokens"] == pytest.approx(rate, abs=EXACT)
     assert found["num_forward_passes"] == pytest.approx(2 - rate, abs=EXACT)
@@ -249,7 +252,7 @@ def test_depths_multiply_where_all_positions_are_alike(rule: str) -> None:
             return np.broadcast_to(self.row(np.zeros(1, dtype=np.uint64)), rows.shape)
 
     model, drafter = Flat(3, seed=1), RowDrafter([[0.3, -0.8, 1.1]] * 3)
-    method = method_of(reference, "candidates", model=model, drafter=drafter, rule=rule, shape=(2, 1))
+    method = method_of(reference, "draft-model-tree", model=model, drafter=drafter, rule=rule, shape=(2, 1))
     distributions = distributions_after(model, drafter, PROMPT)
     rates = np.array([candidate_acceptance(*distributions, count, rule) for count in (2, 1)])
     found = output_distribution(method, PROMPT, reference.Ending(3), num_tokens=1).expected
@@ -281,7 +284,7 @@ def test_a_batch_of_the_port_is_the_reference_row_by_row(
         options["groups"] = data.draw(st.sampled_from([None, None, (0, 1), (0,)]))
         options["parts"] = data.draw(st.sampled_from([*PARTS, "n-grams"]))
     options |= {"kind": data.draw(st.sampled_from(kinds)), "shape": data.draw(shapes)}
-    assert_batches_agree(lambda pkg: method_of(pkg, name, **options), **batch, in_order=name == "candidates")
+    assert_batches_agree(lambda pkg: method_of(pkg, name, **options), **batch, in_order=name == "draft-model-tree")
 
 
 @each_tree
@@ -290,13 +293,13 @@ def test_a_batch_of_the_port_is_the_reference_row_by_row(
 @pytest.mark.parametrize("depth", [1, 3])
 def test_one_candidate_at_each_depth_is_a_chain(pkg: Any, name: str, kind: str, parts: str, depth: int) -> None:
     """The same uniforms give the same tokens as in speculative sampling, and as in PaSS in one call."""
-    if name == "candidates":
+    if name == "draft-model-tree":
         chain = method_of(pkg, "draft-model", kind, num_draft=depth)
     else:
         lookahead = lookahead_of(pkg, target_of(pkg, kind), parts, depth)
         chain = method_of(pkg, "pass-one-call", kind, parts=parts, lookahead=lookahead, num_lookahead=depth)
     for rule in ("without-replacement", "with-replacement", "k-seq"):
-        options = {"rule": rule} if name == "candidates" else {"rule": rule, "lookahead": chain.lookahead}
+        options = {"rule": rule} if name == "draft-model-tree" else {"rule": rule, "lookahead": chain.lookahead}
         tree = method_of(pkg, name, kind, shape=(1,) * depth, parts=parts, **options)
         assert tree.named_uniforms == chain.named_uniforms
         one, other = (pkg.generate(each, PROMPT, 30, (2,), seed=3) for each in (tree, chain))
@@ -308,7 +311,7 @@ def test_one_candidate_at_each_depth_is_a_chain(pkg: Any, name: str, kind: str, 
 
 
 def test_every_record_tells_a_tree_and_the_path_through_it(pkg: Any) -> None:
-    method = method_of(pkg, "candidates", "transformer", shape=(3, 2, 1))
+    method = method_of(pkg, "draft-model-tree", "transformer", shape=(3, 2, 1))
     result = pkg.generate(method, [1, 2, 0], 60, (), seed=1)
     plain = reference.Autoregressive(target_of(reference, "transformer"))
     text = [1, 2, 0]
@@ -344,7 +347,7 @@ def test_drafts_stop_where_the_text_must_end(pkg: Any) -> None:
     """Neither the target nor the drafter is asked about a position that it does not have."""
     model = transformer(pkg, seed=1, max_position_embeddings=12)
     drafter = pkg.ModelDrafter(transformer(pkg, seed=2, max_position_embeddings=12))
-    method = method_of(pkg, "candidates", model=model, drafter=drafter, shape=(2, 1, 1, 1))
+    method = method_of(pkg, "draft-model-tree", model=model, drafter=drafter, shape=(2, 1, 1, 1))
     for max_new_tokens in range(1, 10):
         result = pkg.generate(method, [1, 2, 1], max_new_tokens, ())
         assert len(result.tokens) == max_new_tokens >= result.num_forward_passes
@@ -354,7 +357,7 @@ def test_drafts_stop_where_the_text_must_end(pkg: Any) -> None:
 
 @each_rule
 def test_what_was_rejected_leaves_no_trace(pkg: Any, rule: str) -> None:
-    for _ in checked_steps(pkg, method_of(pkg, "candidates", "windowed", shape=(3, 2), rule=rule)):
+    for _ in checked_steps(pkg, method_of(pkg, "draft-model-tree", "windowed", shape=(3, 2), rule=rule)):
         pass
 
 
@@ -398,7 +401,7 @@ def test_what_does_not_fit_is_refused_by_name(pkg: Any, name: str, options: dict
 
 def test_more_depths_than_vectors_are_refused(pkg: Any) -> None:
     with pytest.raises(ValueError) as error:
-        method_of(pkg, "candidates-one-call", model=table(pkg), shape=(1, 1, 1))
+        method_of(pkg, "pass-one-call-tree", model=table(pkg), shape=(1, 1, 1))
     message = "num_candidates: found (1, 1, 1), expected at most 2 depths, one per look-ahead vector"
     assert str(error.value) == message
 

@@ -40,7 +40,7 @@ def test_a_configuration_has_a_different_row_after_every_prefix(case: cases.Conf
 
 @pytest.mark.parametrize("some", [SOME, pytest.param(REST, marks=pytest.mark.check)], ids=["some", "rest"])
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize(("method", "rule"), cases.METHODS)
+@pytest.mark.parametrize(("method", "rule"), cases.methods_of(reference))
 def test_every_method_and_rule_is_exact(name: str, method: str, rule: str | None, some: list[Any]) -> None:
     (row,) = suite.exact_suite([package(name)], [(method, rule)], some)
     assert row.configurations == len(some) and row.package == name
@@ -98,7 +98,7 @@ def verify(*arguments: str, first: str = "pass", num_cases: int = 1) -> str:
 
 def test_verify_needs_no_torch_for_the_specification() -> None:
     found = json.loads(verify("--package", "reference", "--json", first="import sys; sys.modules['torch'] = None"))
-    assert found["configurations"] == len(cases.METHODS)
+    assert found["configurations"] == len(cases.methods_of(reference))
     assert found["largest_deviation"] <= 1e-12 and found["executions"] > 1000
     assert {row["package"] for row in found["rows"]} == {"reference"}
     assert any("CUDA" in sentence for sentence in found["not_covered"])
@@ -112,9 +112,9 @@ def test_verify_prints_a_row_per_package_method_and_rule_of_both(num_cases: int)
     table, _, covers = verify(num_cases=num_cases).partition("Covered:\n")
     lines = table.splitlines()
     assert [line.split()[:3] for line in lines[1:-1]] == [
-        [name, method, rule or "-"] for name in PACKAGES for method, rule in cases.METHODS
+        [name, method, rule or "-"] for name in PACKAGES for method, rule in cases.methods_of(reference)
     ]
-    assert f"{2 * len(cases.METHODS) * num_cases} exact distributions" in lines[-1]
+    assert f"{2 * len(cases.methods_of(reference)) * num_cases} exact distributions" in lines[-1]
     assert f"{num_cases} configurations: " in covers and "Not covered:\n" in covers
 
 

@@ -17,7 +17,7 @@ from pass_sampling.reference.exactness.enumeration import estimated_executions
 
 # The estimate is the mean of 16 paths and is seeded: that it is right within these factors, on trees of at least 50
 # executions, is a fact about these configurations, not a bound for all. Where a step has more choices it is rougher.
-FACTORS = {"autoregressive": 4.0, "pass": 4.0, "candidates": 10.0, "candidates-one-call": 10.0}
+FACTORS = {"autoregressive": 4.0, "pass": 4.0, "draft-model-tree": 10.0, "pass-one-call-tree": 10.0}
 FACTOR_ELSEWHERE = 5.0
 ONE_RULE_EACH = {method: (method, rule) for method, rule in reversed(methods_of(reference)) if rule != "block"}
 COMPARED = [*((method, rule) for method, rule in methods_of(reference) if method == "pass"), *ONE_RULE_EACH.values()]

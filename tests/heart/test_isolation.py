@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -143,7 +144,7 @@ def in_float64(model: Passes) -> Passes:
     """Return the model that computes in float64 with the same, already rounded weights."""
     package, config = "gpu" if model.port else "reference", model.model.config
     home, options = module(package, "model.weights"), {"device": model.device} if model.port else {}
-    weights = home.Weights.random(config, 0, model._kind("float64"), **options)
+    weights = home.Weights.random(config, 0, import_module("torch" if model.port else "numpy").float64, **options)
     for entry in home.weight_table(config):
         home.destination(weights, entry)[:] = home.destination(model.model.weights, entry)
     return Passes(package, config, model.device, "float64", model=type(model.model)(config, weights))

@@ -230,7 +230,7 @@ def test_the_distribution_is_the_targets_whatever_is_drawn(
     name: str, case: Configuration, method: tuple[str, str | None], batch: int, merge: bool
 ) -> None:
     pkg = package(name)
-    assume(method[0] != "candidates-one-call" or case.num_draft > 0)  # a tree needs vectors
+    assume(method[0] != "pass-one-call-tree" or case.num_draft > 0)  # a tree needs vectors
     if not merge:
         case = Configuration(**{**vars(case), "max_new_tokens": min(case.max_new_tokens, 4), "num_draft": 2})
     distribution = output_distribution(case.method(pkg, *method), PROMPT, case.ending(pkg), merge=merge, batch=batch)

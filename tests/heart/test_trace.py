@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pass_sampling.reference as reference
 from models import PACKAGES, package
 from pass_sampling.reference.exactness import cases
 from pass_sampling.reference.uniforms import uniform_stream
@@ -75,7 +76,7 @@ def bits(thing: Any, name: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "size"), [("reference", 1), ("gpu", 1), ("gpu", 3)])
-@pytest.mark.parametrize(("method", "rule"), cases.METHODS)
+@pytest.mark.parametrize(("method", "rule"), cases.methods_of(reference))
 def test_a_step_does_the_same_without_a_trace_to_the_last_bit(
     name: str, size: int, method: str, rule: str | None
 ) -> None:

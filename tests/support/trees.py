@@ -20,7 +20,7 @@ from pass_sampling.reference.exactness.distribution import OutputDistribution, o
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
 PROMPT = (1, 0)
-TREES = ("candidates", "candidates-one-call")
+TREES = ("draft-model-tree", "pass-one-call-tree")
 BATCHES: dict[str, Any] = {
     "seed": st.integers(0, 2**32),
     "prompts": st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=4),
@@ -94,7 +94,7 @@ def method_of(
 
     Args:
         pkg: the package.
-        name: "draft-model", "candidates", "pass-one-call" or "candidates-one-call".
+        name: "draft-model", "draft-model-tree", "pass-one-call" or "pass-one-call-tree".
         kind: of the model and the drafter, see `target_of`.
         shape: of the tree; its depth is the number of look-ahead vectors of a transformer, at least two.
         parts: what comes with the vectors of a transformer, see `lookaheads.PARTS`, or "n-grams".
@@ -106,9 +106,9 @@ def method_of(
     options.setdefault("model", target_of(pkg, kind))
     if name in TREES:
         options["num_candidates"] = shape
-    if name in ("draft-model", "candidates"):
+    if name in ("draft-model", "draft-model-tree"):
         options.setdefault("drafter", drafter_of(pkg, kind))
-        return (pkg.Candidates if name == "candidates" else pkg.SpeculativeSampling)(**options)
+        return (pkg.Candidates if name == "draft-model-tree" else pkg.SpeculativeSampling)(**options)
     if parts == "n-grams":
         options["refinement"] = home(pkg, "lookahead.refinement").NgramRefinement(bigrams(pkg, 3))
     if "lookahead" not in options:
