@@ -22,10 +22,12 @@ from pass_sampling.gpu.bench.expectation import Expectation, expected_tokens, ex
 from pass_sampling.gpu.bench.figures import Run, repeated_ngrams, rows_of
 from pass_sampling.gpu.bench.peers import load_peer, peer_writer
 from pass_sampling.gpu.bench.prompts import pieces, prefixes_of, read_library, read_prompts
+from pass_sampling.gpu.bench.roofline import SHAPES, random_model
 from pass_sampling.gpu.bench.runs import Entry, in_turn, method_writer, run_all
 from pass_sampling.gpu.drafters import PromptLookup
 from pass_sampling.gpu.methods import FusedPaSS
 from pass_sampling.gpu.methods.pass_one_call import Fused
+from pass_sampling.gpu.model.memory import Memory, check_memory, memory_of
 from pass_sampling.reference.exactness.enumeration import every_outcome
 
 PROMPT = (1, 0)
@@ -380,3 +382,49 @@ def test_prompts_are_json_lines(tmp_path):
         b'\xef\xbb\xbf{"prompt": "a\xe2\x80\xa8b", "more": 1}\r\n\n' + json.dumps({"prompt": "é"}).encode()
     )
     assert read_prompts(path) == ["a\u2028b", "é"]
+
+
+BAD_PROMPTS = {
+    "\n \n": "holds no prompt",
+    "def main():": "line 1 of",
+    '{"prompt": "a"}\n{"prompt": "b"': "line 2 of",
+    '{"prompt": "a"}\n{"text": "b"}': "line 2 of",
+    '["a"]': "has no prompt",
+    '{"prompt": ""}': "has no prompt",
+    '{"prompt": 7}': "has no prompt",
+    "[" * 100_000: "is no JSON",
+}
+
+
+@pytest.mark.parametrize(("content", "said"), BAD_PROMPTS.items(), ids=range(len(BAD_PROMPTS)))
+def test_a_bad_file_of_prompts_is_refused(content, said, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^--prompts: .*, expected") as error:
+        read_prompts(path)
+    assert said in str(error.value)
+
+
+# --- The shapes of `bench --shape` ---
+
+
+@pytest.mark.parametrize("shape", ["1b", "7b"])
+def test_the_shapes_are_those_of_known_models(shape):
+    """In bfloat16: 1.24 and 6.74 billion parameters."""
+    needed = memory_of(SHAPES[shape], torch.bfloat16, 1024, 512)
+    assert needed.weights / 2e9 == pytest.approx({"1b": 1.236, "7b": 6.738}[shape], abs=0.001)
+    assert needed.cache == {"1b": 2 * 16 * 8 * 64 * 1024 * 2, "7b": 2 * 32 * 32 * 128 * 1024 * 2}[shape]
+
+
+def test_memory_is_asked_for_as_much_as_is_allocated():
+    model = random_model(SHAPES["tiny"], torch.float32, torch.device("cpu"))
+    cache, needed = model.new_cache(100), memory_of(SHAPES["tiny"], torch.float32, 100, 1)
+    assert needed.cache == cache.keys.nbytes + cache.values.nbytes
+    tensors = [model.weights.embedding, model.weights.norm]
+    tensors += [each for layer in model.weights.layers for each in vars(layer).values() if each is not None]
+    assert needed.weights == sum(tensor.nbytes for tensor in tensors)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_allocated():
+    with pytest.raises(ValueError, match=r"^memory: found .* GB free on cpu, expected 1003000.0: 1000000.0 of"):
+        check_memory(Memory(10**15, 2 * 10**12, 10**12), torch.device("cpu"))
