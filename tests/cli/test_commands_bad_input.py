@@ -95,20 +95,11 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--dtype int8": ("--dtype: found int8", "bfloat16"),
         "--device tpu": ("--device: found tpu", "cpu or cuda"),
         "--device ''": "--device",
-        "--device meta": "--device: found meta",
         "--device cuda:99999999999999999999": "--device",
-        "--temperature -1": "--temperature: found -1.0",
-        "--temperature nan": "--temperature: found nan",
-        "--temperature inf": "--temperature: found inf",
         "--temperature hot": ("--temperature", "'hot'"),
         "--top-k 301": ("--top-k: found 301", "300"),
-        "--top-k -1": "--top-k: found -1",
         f"--top-k 1{'0' * 30}": "--top-k: found 1000",
-        "--top-p 0": "--top-p: found 0.0",
-        "--top-p nan": "--top-p: found nan",
-        "--seed -1": "--seed: found -1",
         f"--seed {2**64}": f"--seed: found {2**64}",
-        "--max-new-tokens 0": "--max-new-tokens: found 0",
         "--max-new-tokens 96": ("--max-new-tokens: found", "96 together"),
         f"--max-new-tokens 1{'0' * 30}": "--max-new-tokens: found 1000",
         "--stop ''": ("--stop: found", "non-empty"),
@@ -131,12 +122,8 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--prompt-file {text}": "text cannot be read",
     },
     DEMO: {
-        "--repeats 0": "--repeats: found 0",
-        "--max-new-tokens 0": "--max-new-tokens: found 0",
         "--max-new-tokens 96": "--max-new-tokens: found",
-        "--seed -1": "--seed: found -1",
         "--prompt \udcff": "--prompt is not UTF-8",
-        "--top-k 301": "--top-k: found 301",
     },
     TRAIN: {
         "--output {vectors}": "vectors is there already",
@@ -153,19 +140,8 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--self": ("--text", "--self"),
         "--self-tokens 7": ("--self-tokens", "without --self"),
         "--context 97": ("--context: found 97", "96"),
-        "--context 5": "--context: found 5",
-        "--steps 0": "--steps: found 0",
-        "--num-lookahead 0": "--num-lookahead: found 0",
-        "--batch-size 0": "--batch-size: found 0",
-        "--anchors 0": "--anchors: found 0",
-        "--learning-rate nan": "--learning-rate: found nan",
-        "--learning-rate 0": "--learning-rate: found 0",
         "--loss hinge": ("--loss", "'hinge'"),
-        "--loss-temperature 0": "--loss-temperature: found 0.0",
         "--loss-temperature 1 --loss cross-entropy": "--loss-temperature: found 1.0 with",
-        "--depth-decay 1.1": "--depth-decay: found 1.1",
-        "--adapter-rank -1": "--adapter-rank: found -1",
-        "--head-width -1": "--head-width: found -1",
         "--head-alone": "--head-alone: found it without a head",
         f"{ALONE} --adapter-rank 2": "--head-alone: found it with an adapter",
         f"{ALONE} --learning-rate 1": "--learning-rate: found it with --head-alone",
@@ -174,7 +150,6 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         f"--seed {2**63}": f"--seed: found {2**63}",
     },
     SELF: {
-        "--self-tokens 0": "--self-tokens: found 0",
         "--self-tokens 63": ("--self-tokens: found 63", "expected at least 64"),
         "--context 97": ("--context: found 97", "96"),
     },
@@ -190,31 +165,16 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--held-out-list {root}/latin-1": "latin-1 is not UTF-8",
         "--order 5": ("--order: found 5", "1 to 4"),
         "--order two": ("--order", "'two'"),
-        "--min-count 0": "--min-count: found 0",
         "--min-count 2 2": ("--min-count: found 2 numbers", "or 3"),
-        "--max-successors 0": "--max-successors: found 0",
-        "--max-megabytes nan": "--max-megabytes: found nan",
         "--max-megabytes 0.001": ("--max-megabytes: found 0.001", "0.001238 for 300 tokens"),
-        "--held-out-sequences 0": "--held-out-sequences: found 0",
-        "--device tpu": "--device: found tpu",
     },
     PRETRAIN: {
         "--output {vectors}": "vectors is there already",
         "--output {root}/short.txt/new": ("--output", "short.txt takes no new folder"),
         "--hidden-size nan": ("--hidden-size", "'nan'"),
-        "--hidden-size 18": "--hidden-size: found 18",
-        "--layers 0": "--layers: found 0",
-        "--heads 0": "--heads: found 0",
-        "--kv-heads 3": "--kv-heads: found 3",
-        "--steps 0": "--steps: found 0",
-        "--context 1": "--context: found 1",
-        "--learning-rate nan": "--learning-rate: found nan",
-        "--seed -1": "--seed: found -1",
-        "--device tpu": "--device: found tpu",
         "--held-out-list {root}/none": ("none cannot be used", "No such file"),
         "--held-out-list {root}/latin-1": "latin-1 is not UTF-8",
         "--held-out-list {root}/nothing": "nothing names 0 of the 12 texts",
-        "--vocab-size 9": "--vocab-size: found 9",
         "--text {root}/short.txt": "list.txt names 0 of the 1 texts",
         "--teacher {root}/none": ("--teacher: ", "none is not a folder"),
         "--teacher {root}/short.txt": ("--teacher: ", "short.txt is not a folder"),
@@ -241,17 +201,9 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--lookahead {root}/none": "none is not a folder",
         "--draft-model {root}/empty": "config.json is missing",
         "--ngram {root}/empty": "config.json is missing",
-        "--repeats 0": "--repeats: found 0",
-        "--num-draft 0": "--num-draft: found 0",
         "--num-draft 90": ("--num-draft: found 90", "expected fewer drafts"),
-        "--max-new-tokens 0": "--max-new-tokens: found 0",
         "--max-new-tokens 96": ("--max-new-tokens: found", "96 together"),
         "--verify guess": ("--verify", "'guess'"),
-        "--temperature -1": "--temperature: found -1.0",
-        "--top-k 301": "--top-k: found 301",
-        "--seed -1": "--seed: found -1",
-        "--dtype int8": "--dtype: found int8",
-        "--device tpu": "--device: found tpu",
         "--model {root}/none": "none is not a folder",
         "--model {root}/bare": "bare holds no tokenizer",
         "--output {root}": ("--output: ", "cannot be written", "a file in a folder that is there"),
@@ -262,7 +214,30 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--lookahead {root}/none": "none is not a folder",
     },
 }
+# Commands, and values that are refused as `--flag: found value`.
+VALUES = {
+    GENERATE: (
+        "--device meta, --temperature -1.0, --temperature nan, --temperature inf, --top-k -1, --top-p 0.0, "
+        "--top-p nan, --seed -1, --max-new-tokens 0"
+    ),
+    DEMO: "--repeats 0, --max-new-tokens 0, --seed -1, --top-k 301",
+    TRAIN: (
+        "--context 5, --steps 0, --num-lookahead 0, --batch-size 0, --anchors 0, --learning-rate nan, --learning- "
+        "rate 0, --loss-temperature 0.0, --depth-decay 1.1, --adapter-rank -1, --head-width -1"
+    ),
+    SELF: "--self-tokens 0",
+    NGRAM: "--min-count 0, --max-successors 0, --max-megabytes nan, --held-out-sequences 0, --device tpu",
+    PRETRAIN: (
+        "--hidden-size 18, --layers 0, --heads 0, --kv-heads 3, --steps 0, --context 1, --learning-rate nan, "
+        "--seed -1, --device tpu, --vocab-size 9"
+    ),
+    BENCH: (
+        "--repeats 0, --num-draft 0, --max-new-tokens 0, --temperature -1.0, --top-k 301, --seed -1, --dtype "
+        "int8, --device tpu"
+    ),
+}
 CASES = [(command, flags, said) for command, rows in REFUSED.items() for flags, said in rows.items()]
+CASES += [(command, each, each.replace(" ", ": found ")) for command, row in VALUES.items() for each in row.split(", ")]
 
 
 def arguments(line: str, box: Box) -> list[str]:
