@@ -222,8 +222,8 @@ VALUES = {
     ),
     DEMO: "--repeats 0, --max-new-tokens 0, --seed -1, --top-k 301",
     TRAIN: (
-        "--context 5, --steps 0, --num-lookahead 0, --batch-size 0, --anchors 0, --learning-rate nan, --learning- "
-        "rate 0, --loss-temperature 0.0, --depth-decay 1.1, --adapter-rank -1, --head-width -1"
+        "--context 5, --steps 0, --num-lookahead 0, --batch-size 0, --anchors 0, --learning-rate nan, "
+        "--learning-rate 0, --loss-temperature 0.0, --depth-decay 1.1, --adapter-rank -1, --head-width -1"
     ),
     SELF: "--self-tokens 0",
     NGRAM: "--min-count 0, --max-successors 0, --max-megabytes nan, --held-out-sequences 0, --device tpu",
