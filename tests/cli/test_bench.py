@@ -22,10 +22,12 @@ from pass_sampling.gpu.bench.expectation import Expectation, expected_tokens, ex
 from pass_sampling.gpu.bench.figures import Run, repeated_ngrams, rows_of
 from pass_sampling.gpu.bench.peers import load_peer, peer_writer
 from pass_sampling.gpu.bench.prompts import pieces, prefixes_of, read_library, read_prompts
+from pass_sampling.gpu.bench.roofline import SHAPES
 from pass_sampling.gpu.bench.runs import Entry, in_turn, method_writer, run_all
 from pass_sampling.gpu.drafters import PromptLookup
 from pass_sampling.gpu.methods import FusedPaSS
 from pass_sampling.gpu.methods.pass_one_call import Fused
+from pass_sampling.gpu.model.memory import memory_of
 from pass_sampling.reference.exactness.enumeration import every_outcome
 
 PROMPT = (1, 0)
@@ -153,15 +155,13 @@ def test_a_speed_is_the_median_of_paired_ratios_and_looping_texts_do_not_count()
     assert (second["expected_tokens_per_forward"], second["expected_standard_error"]) == (1.5, 0.1)
 
 
-def test_a_looping_text_may_not_make_a_method_look_fast():
+def test_looping_texts_do_not_make_a_method_look_fast():
     plain = [Run(tuple(range(20)), 20, 30, seconds=seconds) for seconds in (1.0, 3.0)]
     fast_where_it_loops = [Run(tuple(range(20)), 18, 40, seconds=2.0), Run((3,) * 20, 5, 30, seconds=0.5)]
     rows = rows_of({"autoregressive": {}, "other": {}}, {"autoregressive": [plain], "other": [fast_where_it_loops]}, {})
     assert rows[1]["ratio_to_plain"] == 4 / 2.5 and rows[1]["ratio_of_counting_texts"] == 1 / 2
 
-
-def test_where_no_text_counts_there_is_no_figure():
-    runs = {"autoregressive": [[Run((3,) * 20, 20, 30, seconds=1.0)]]}
+    runs = {"autoregressive": [[Run((3,) * 20, 20, 30, seconds=1.0)]]}  # and where none counts, there is no figure
     (row,) = rows_of({"autoregressive": {}}, runs, {})
     assert row["tokens_per_forward"] is row["positions_per_forward"] is row["ratio_of_counting_texts"] is None
     assert row["tokens"] == row["texts_that_count"] == 0 and row["tokens_per_second"] == 20
@@ -380,3 +380,35 @@ def test_prompts_are_json_lines(tmp_path):
         b'\xef\xbb\xbf{"prompt": "a\xe2\x80\xa8b", "more": 1}\r\n\n' + json.dumps({"prompt": "é"}).encode()
     )
     assert read_prompts(path) == ["a\u2028b", "é"]
+
+
+BAD_PROMPTS = {
+    "\n \n": "holds no prompt",
+    "def main():": "line 1 of",
+    '{"prompt": "a"}\n{"prompt": "b"': "line 2 of",
+    '{"prompt": "a"}\n{"text": "b"}': "line 2 of",
+    '["a"]': "has no prompt",
+    '{"prompt": ""}': "has no prompt",
+    '{"prompt": 7}': "has no prompt",
+    "[" * 100_000: "is no JSON",
+}
+
+
+@pytest.mark.parametrize(("content", "said"), BAD_PROMPTS.items(), ids=range(len(BAD_PROMPTS)))
+def test_a_bad_file_of_prompts_is_refused(content, said, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^--prompts: .*, expected") as error:
+        read_prompts(path)
+    assert said in str(error.value)
+
+
+# --- The shapes of `bench --shape` ---
+
+
+@pytest.mark.parametrize("shape", ["1b", "7b"])
+def test_the_shapes_are_those_of_known_models(shape):
+    """In bfloat16: 1.24 and 6.74 billion parameters."""
+    needed = memory_of(SHAPES[shape], torch.bfloat16, 1024, 512)
+    assert needed.weights / 2e9 == pytest.approx({"1b": 1.236, "7b": 6.738}[shape], abs=0.001)
+    assert needed.cache == {"1b": 2 * 16 * 8 * 64 * 1024 * 2, "7b": 2 * 32 * 32 * 128 * 1024 * 2}[shape]

@@ -1,9 +1,14 @@
-"""What a command refuses: exit status 2, one sentence on standard error, nothing on standard output or on disk."""
+"""What commands refuse: exit status 2, one sentence on standard error, nothing on standard output or on disk.
+
+The options of a method are refused by `DecodeOptions`, see test_decode_options.py.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,185 +18,280 @@ import torch
 
 from console import Box, buffered, run
 from folders import contents
+from pass_sampling.gpu.bench.plan import Plan
+from pass_sampling.gpu.decode_options import DecodeOptions
 
-GENERATE = ["generate", "--model", "{model}", "--prompt", "def"]
-DEMO = "demo --model {model} --lookahead {vectors} --prompt def --max-new-tokens 8".split()
-TRAIN = "train --model {model} --context 16 --batch-size 2 --steps 2 --output {root}/new --text {text}".split()
-SELF = [*TRAIN[:-2], "--self"]
-ALONE = ["--head-alone", "--head-width", "4"]
-PRETRAIN = "pretrain --vocab-size 300 --hidden-size 16 --intermediate-size 8 --layers 1 --heads 2 --context 16".split()
-PRETRAIN += "--steps 2 --batch-size 2 --held-out-list {root}/list.txt --output {root}/new --text {text}".split()
-NGRAM = "ngram --model {model} --output {root}/new --text {text}".split()
+GENERATE = "generate --model {model} --prompt def"
+DEMO = "demo --model {model} --lookahead {vectors} --prompt def --max-new-tokens 8"
+LEARN = "--batch-size 2 --steps 2 --output {root}/new"
+TRAIN = f"train --model {{model}} --context 16 {LEARN} --text {{text}}"
+SELF = f"train --model {{model}} --context 16 {LEARN} --self"
+ALONE = "--head-alone --head-width 4"
+PRETRAIN = f"pretrain --vocab-size 300 --hidden-size 16 --intermediate-size 8 --layers 1 --heads 2 --context 16 {LEARN}"
+PRETRAIN += " --held-out-list {root}/list.txt --text {text}"
+NGRAM = "ngram --model {model} --output {root}/new --text {text}"
+BENCH = "bench --model {model} --prompts {prompts} --max-new-tokens 10 --quick"
+TREE = "--method prompt-lookup --candidates 2,2"
 
-# A command, and what its sentence must name and say.
-REFUSED: list[tuple[list[str], list[str]]] = [
-    ([], ["pass-sampling: ", "COMMAND"]),
-    (["dance"], ["pass-sampling: ", "'dance'", "'generate'"]),
-    (["demo", "--fast"], ["pass-sampling demo: ", "--fast"]),
-    (["generate", "--prom", "a"], ["unrecognized arguments: --prom a"]),
-    (["generate"], ["found 0 of --prompt, --prompt-file and --interactive, expected one"]),
-    ([*GENERATE, "--temp", "1"], ["--temp"]),
-    ([*GENERATE, "--unknown\nflag"], ["--unknown flag"]),
-    (["generate", "--model", "{model}"], ["--prompt", "--prompt-file"]),
-    ([*GENERATE, "--prompt-file", "x"], ["--prompt-file", "--prompt"]),
-    (["generate", "--model", "{root}/none", "--prompt", "a"], ["none is not a folder"]),
-    (["generate", "--model", "{root}/empty", "--prompt", "a"], ["config.json is missing"]),
-    (["generate", "--model", "{root}/short.txt", "--prompt", "a"], ["short.txt is not a folder"]),
-    (["generate", "--model", "{root}/bare", "--prompt", "a"], ["bare holds no tokenizer", "expected"]),
-    (["generate", "--model", "{root}/bad-tokenizer", "--prompt", "a"], ["bad-tokenizer holds no tokenizer"]),
-    (["generate", "--model", "{root}/damaged", "--prompt", "a"], ["model.safetensors is damaged"]),
-    ([*GENERATE, "--lookahead", "{model}"], ["expected a look-ahead folder"]),
-    ([*GENERATE, "--lookahead", "{root}/none"], ["none is not a folder"]),
-    ([*GENERATE, "--lookahead", "{root}/others"], ["trained for the model 'another'"]),
-    ([*GENERATE, "--method", "beam"], ["--method", "'beam'", "pass-one-call"]),
-    ([*GENERATE, "--method", "lookahead"], ["--method", "'lookahead'", "'pass'"]),
-    ([*GENERATE, "--method", "pass"], ["--method pass", "--lookahead FOLDER"]),
-    ([*GENERATE, "--method", "autoregressive", "--lookahead", "{vectors}"], ["--lookahead", "--method autoregressive"]),
-    ([*GENERATE, "--verify", "guess"], ["--verify", "'guess'", "'block'"]),
-    ([*GENERATE, "--method", "autoregressive", "--verify", "block"], ["--verify: found block with plain decoding"]),
-    ([*GENERATE, "--dtype", "int8"], ["--dtype: found int8", "bfloat16"]),
-    ([*GENERATE, "--device", "tpu"], ["--device: found tpu", "cpu or cuda"]),
-    ([*GENERATE, "--device", ""], ["--device"]),
-    ([*GENERATE, "--device", "meta"], ["--device: found meta"]),
-    ([*GENERATE, "--device", "cuda:99999999999999999999"], ["--device"]),
-    ([*GENERATE, "--temperature", "-1"], ["--temperature: found -1.0"]),
-    ([*GENERATE, "--temperature", "nan"], ["--temperature: found nan"]),
-    ([*GENERATE, "--temperature", "inf"], ["--temperature: found inf"]),
-    ([*GENERATE, "--temperature", "hot"], ["--temperature", "'hot'"]),
-    ([*GENERATE, "--top-k", "301"], ["--top-k: found 301", "300"]),
-    ([*GENERATE, "--top-k", "-1"], ["--top-k: found -1"]),
-    ([*GENERATE, "--top-k", "1" + "0" * 30], ["--top-k: found 1000"]),
-    ([*GENERATE, "--top-p", "0"], ["--top-p: found 0.0"]),
-    ([*GENERATE, "--top-p", "nan"], ["--top-p: found nan"]),
-    ([*GENERATE, "--max-new-tokens", "0"], ["--max-new-tokens: found 0"]),
-    ([*GENERATE, "--max-new-tokens", "96"], ["--max-new-tokens: found", "96 together"]),
-    ([*GENERATE, "--max-new-tokens", "1" + "0" * 30], ["--max-new-tokens: found 1000"]),
-    ([*GENERATE, "--seed", "-1"], ["--seed: found -1"]),
-    ([*GENERATE, "--seed", str(2**64)], [f"--seed: found {2**64}"]),
-    ([*GENERATE, "--stop", ""], ["--stop: found", "non-empty"]),
-    ([*GENERATE, "--stop", "\ufffd"], ["--stop: found", "U+FFFD"]),
-    ([*GENERATE, "--stop", "\udcff"], ["--stop is not UTF-8"]),
-    ([*GENERATE[:-1], "\udcff"], ["--prompt is not UTF-8"]),
-    (["generate", "--model", "{root}/no-bos", "--prompt", ""], ["--prompt is empty"]),
-    (["generate", "--model", "{root}/no-bos", "--prompt-file", "{root}/nothing"], ["nothing is empty"]),
-    (["generate", "--model", "{model}", "--prompt-file", "{root}/none"], ["none cannot be read"]),
-    (["generate", "--model", "{model}", "--prompt-file", "{root}/latin-1"], ["latin-1 is not UTF-8"]),
-    (["generate", "--model", "{model}", "--prompt-file", "{text}"], ["text cannot be read"]),
-    (["demo", "--model", "{model}"], ["--lookahead FOLDER"]),
-    ([*DEMO, "--repeats", "0"], ["--repeats: found 0"]),
-    ([*DEMO, "--max-new-tokens", "0"], ["--max-new-tokens: found 0"]),
-    ([*DEMO, "--max-new-tokens", "96"], ["--max-new-tokens: found"]),
-    ([*DEMO, "--seed", "-1"], ["--seed: found -1"]),
-    ([*DEMO, "--prompt", "\udcff"], ["--prompt is not UTF-8"]),
-    ([*DEMO, "--top-k", "301"], ["--top-k: found 301"]),
-    (TRAIN[:-4], ["--output"]),
-    (TRAIN[:-2], ["--text", "--standard-library", "--self"]),
-    ([*TRAIN, "--output", "{vectors}"], ["vectors is there already"]),
-    ([*TRAIN, "--output", "{root}/short.txt"], ["short.txt is there already"]),
-    ([*TRAIN, "--output", "{root}/short.txt/new"], ["--output", "short.txt takes no new folder"]),
-    ([*TRAIN, "--output", "{root}/" + "x" * 250], ["xxx"]),
-    ([*TRAIN, "--model", "{root}/bare"], ["bare holds no tokenizer"]),
-    ([*TRAIN, "--text", "{root}/none"], ["none is not there"]),
-    ([*TRAIN, "--text", "{root}/empty"], ["empty holds no text"]),
-    ([*TRAIN, "--text", "{root}/latin-1"], ["latin-1 holds no text"]),
-    ([*TRAIN, "--text", "{text}", "{text}"], ["found before"]),
-    ([*TRAIN, "--text", "{root}/short.txt"], ["--text: found", "expected at least 64 tokens"]),
-    ([*TRAIN, "--standard-library"], ["--text", "--standard-library"]),
-    ([*TRAIN, "--self"], ["--text", "--self"]),
-    ([*TRAIN, "--self-tokens", "7"], ["--self-tokens", "without --self"]),
-    ([*SELF, "--self-tokens", "0"], ["--self-tokens: found 0"]),
-    ([*SELF, "--self-tokens", "63"], ["--self-tokens: found 63", "expected at least 64"]),
-    ([*SELF, "--context", "97"], ["--context: found 97", "96"]),
-    ([*TRAIN, "--context", "97"], ["--context: found 97", "96"]),
-    ([*TRAIN, "--context", "5"], ["--context: found 5"]),
-    ([*TRAIN, "--steps", "0"], ["--steps: found 0"]),
-    ([*TRAIN, "--num-lookahead", "0"], ["--num-lookahead: found 0"]),
-    ([*TRAIN, "--batch-size", "0"], ["--batch-size: found 0"]),
-    ([*TRAIN, "--anchors", "0"], ["--anchors: found 0"]),
-    ([*TRAIN, "--learning-rate", "nan"], ["--learning-rate: found nan"]),
-    ([*TRAIN, "--learning-rate", "0"], ["--learning-rate: found 0"]),
-    ([*TRAIN, "--loss", "hinge"], ["--loss", "'hinge'"]),
-    ([*TRAIN, "--loss-temperature", "0"], ["--loss-temperature: found 0.0"]),
-    ([*TRAIN, "--loss-temperature", "1", "--loss", "cross-entropy"], ["--loss-temperature: found 1.0 with"]),
-    ([*TRAIN, "--depth-decay", "1.1"], ["--depth-decay: found 1.1"]),
-    ([*TRAIN, "--adapter-rank", "-1"], ["--adapter-rank: found -1"]),
-    ([*TRAIN, "--head-width", "-1"], ["--head-width: found -1"]),
-    ([*TRAIN, "--head-alone"], ["--head-alone: found it without a head"]),
-    ([*TRAIN, *ALONE, "--adapter-rank", "2"], ["--head-alone: found it with an adapter"]),
-    ([*TRAIN, *ALONE, "--learning-rate", "1"], ["--learning-rate: found it with --head-alone"]),
-    ([*TRAIN, *ALONE, "--matrix-learning-rate", "0"], ["--matrix-learning-rate: found 0.0"]),
-    ([*TRAIN, "--matrix-learning-rate", "1"], ["--matrix-learning-rate: found it alone", "--adapter-rank"]),
-    ([*TRAIN, "--seed", str(2**63)], [f"--seed: found {2**63}"]),
-    (NGRAM[:-2], ["--text", "--standard-library"]),
-    ([*NGRAM, "--output", "{vectors}"], ["vectors is there already"]),
-    ([*NGRAM, "--output", "{root}/short.txt/new"], ["--output", "short.txt takes no new folder"]),
-    ([*NGRAM, "--model", "{root}/bare"], ["bare holds no tokenizer"]),
-    ([*NGRAM, "--model", "{root}/none"], ["none is not a folder"]),
-    ([*NGRAM, "--text", "{root}/none"], ["none is not there"]),
-    ([*NGRAM, "--text", "{root}/short.txt"], ["--text: found", "to hold out", "a longer text"]),
-    ([*NGRAM, "--standard-library"], ["--text", "--standard-library"]),
-    ([*NGRAM, "--held-out-list", "{root}/nothing"], ["nothing names 0 of the 12 texts"]),
-    ([*NGRAM, "--held-out-list", "{root}/latin-1"], ["latin-1 is not UTF-8"]),
-    ([*NGRAM, "--order", "5"], ["--order: found 5", "1 to 4"]),
-    ([*NGRAM, "--order", "two"], ["--order", "'two'"]),
-    ([*NGRAM, "--min-count", "0"], ["--min-count: found 0"]),
-    ([*NGRAM, "--min-count", "2", "2"], ["--min-count: found 2 numbers", "or 3"]),
-    ([*NGRAM, "--max-successors", "0"], ["--max-successors: found 0"]),
-    ([*NGRAM, "--max-megabytes", "nan"], ["--max-megabytes: found nan"]),
-    ([*NGRAM, "--max-megabytes", "0.001"], ["--max-megabytes: found 0.001", "0.001238 for 300 tokens"]),
-    ([*NGRAM, "--held-out-sequences", "0"], ["--held-out-sequences: found 0"]),
-    ([*NGRAM, "--device", "tpu"], ["--device: found tpu"]),
-    (PRETRAIN[:-2], ["--text", "--standard-library"]),
-    ([*PRETRAIN, "--output", "{vectors}"], ["vectors is there already"]),
-    ([*PRETRAIN, "--output", "{root}/short.txt/new"], ["--output", "short.txt takes no new folder"]),
-    ([*PRETRAIN, "--hidden-size", "nan"], ["--hidden-size", "'nan'"]),
-    ([*PRETRAIN, "--hidden-size", "18"], ["--hidden-size: found 18"]),
-    ([*PRETRAIN, "--layers", "0"], ["--layers: found 0"]),
-    ([*PRETRAIN, "--heads", "0"], ["--heads: found 0"]),
-    ([*PRETRAIN, "--kv-heads", "3"], ["--kv-heads: found 3"]),
-    ([*PRETRAIN, "--steps", "0"], ["--steps: found 0"]),
-    ([*PRETRAIN, "--context", "1"], ["--context: found 1"]),
-    ([*PRETRAIN, "--learning-rate", "nan"], ["--learning-rate: found nan"]),
-    ([*PRETRAIN, "--seed", "-1"], ["--seed: found -1"]),
-    ([*PRETRAIN, "--device", "tpu"], ["--device: found tpu"]),
-    ([*PRETRAIN, "--held-out-list", "{root}/none"], ["none cannot be used", "No such file"]),
-    ([*PRETRAIN, "--held-out-list", "{root}/latin-1"], ["latin-1 is not UTF-8"]),
-    ([*PRETRAIN, "--held-out-list", "{root}/nothing"], ["nothing names 0 of the 12 texts"]),
-    ([*PRETRAIN, "--vocab-size", "9"], ["--vocab-size: found 9"]),
-    ([*PRETRAIN, "--text", "{root}/short.txt"], ["list.txt names 0 of the 1 texts"]),
-    ([*PRETRAIN, "--teacher", "{root}/none"], ["--teacher: ", "none is not a folder"]),
-    ([*PRETRAIN, "--teacher", "{root}/short.txt"], ["--teacher: ", "short.txt is not a folder"]),
-    ([*PRETRAIN, "--teacher", "{root}/bare"], ["bare holds no tokenizer"]),
-    ([*PRETRAIN, "--teacher", "{root}/damaged"], ["model.safetensors is damaged"]),
-    ([*PRETRAIN, "--teacher", "{vectors}"], ["vectors"]),
-    ([*PRETRAIN, "--teacher", "{model}", "--vocab-size", "301"], ["--vocab-size: found 301", "300, the teacher's"]),
-    ([*PRETRAIN, "--teacher", "{model}", "--context", "97"], ["--context: found 97", "at most 96, the teacher's"]),
-]
+# Commands, and by the flags after them what their sentence must contain.
+REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
+    "": {
+        "": ("pass-sampling: ", "COMMAND"),
+        "dance": ("pass-sampling: ", "'dance'", "'generate'"),
+        "demo --fast": ("pass-sampling demo: ", "--fast"),
+        "generate": "found 0 of --prompt, --prompt-file and --interactive, expected one",
+        "generate --prom a": "unrecognized arguments: --prom a",
+        "demo --model {model}": "--lookahead FOLDER",
+        "train --model {model} --text {text}": "--output",
+        f"train --model {{model}} {LEARN}": ("--text", "--standard-library", "--self"),
+        "ngram --model {model} --output {root}/new": ("--text", "--standard-library"),
+        "pretrain --output {root}/new": ("--text", "--standard-library"),
+    },
+    GENERATE: {
+        "--temp 1": "--temp",
+        "'--unknown\nflag'": "--unknown flag",
+        "--prompt-file x": "found 2 of --prompt, --prompt-file and --interactive, expected one",
+        "--interactive": "found 2 of",
+        "--model {root}/none": "none is not a folder",
+        "--model {root}/empty": "config.json is missing",
+        "--model {root}/short.txt": "short.txt is not a folder",
+        "--model {root}/bare": ("bare holds no tokenizer", "expected"),
+        "--model {root}/bad-tokenizer": "bad-tokenizer holds no tokenizer",
+        "--model {root}/damaged": "model.safetensors is damaged",
+        "--model {root}/no-bos --prompt ''": "--prompt is empty",
+        "--lookahead {model}": "expected a look-ahead folder",
+        "--lookahead {root}/none": "none is not a folder",
+        "--lookahead {root}/others": "trained for the model 'another'",
+        "--draft-model nowhere": "nowhere",
+        "--draft-model {root}/other": "other has another tokenizer than {model}, expected the same",
+        "--method beam": "--method: found 'beam', expected one of autoregressive, pass, pass-one-call",
+        "--method lookahead": "--method: found 'lookahead', which is called 'pass' now",
+        "--method pass": ("--method pass: found no look-ahead vectors", "--lookahead FOLDER", "pass-sampling train"),
+        "--method draft-model": "--method draft-model: found no draft model",
+        "--method autoregressive --lookahead {vectors}": "--lookahead: found it with plain decoding",
+        "--lookahead x --draft-model x --verify token": "found --lookahead and --draft-model, expected one of them",
+        "--lookahead {vectors} --num-draft 4": "--num-draft: found 4, expected at most 3",
+        "--verify guess": ("--verify", "'guess'", "'block'"),
+        "--schedule guess": ("--schedule", "'guess'", "'heuristic'"),
+        "--candidates 2,x": "--candidates: found '2,x', expected numbers, such as 3,2,1 or 3,2+1+0,1",
+        "--candidates 2,0": "--candidates: found 0, expected an integer from 1 to 65536",
+        "--candidates 2,1+1+1": "--candidates: found (1, 1, 1) after 2 places, expected a number for each",
+        "--groups 0,x": "--groups: found '0,x', expected numbers with commas between",
+        f"{TREE} --verify block": "--verify: found block for a tree of candidates, expected one of without-re",
+        f"{TREE} --num-draft 3": "--num-draft: found 3 with --candidates, a tree, expected it without",
+        f"{TREE} --schedule entropy": "--schedule: found entropy with --candidates, a tree",
+        f"{TREE} --lenience 0.5": "--lenience: found 0.5 with --candidates, a tree, expected it without",
+        "--method prompt-lookup --verify k-seq": "--verify: found k-seq for drafts without --candidates, expected one",
+        "--method prompt-lookup --lenience 0": "lenience: found 0.0, expected a number above 0",
+        "--method prompt-lookup --lenience 0.5 --verify block": "lenience: found 0.5 with the rule 'block', expected",
+        "--lookahead {vectors} --refine head": "--refine: found head, and vectors without one, expected none, ngram or",
+        "--lookahead {vectors} --refine ngram": "found no n-gram model for",
+        "--lookahead {vectors} --refine none --draft-vocab-size 8": "--draft-vocab-size: found 8 with --refine none",
+        "--lookahead {vectors} --draft-vocab-size 8": "--draft-vocab-size: found 8, and vectors without a head",
+        "--lookahead {root}/headed --draft-vocab-size 500": "--draft-vocab-size: found 500, expected at most",
+        "--lookahead {root}/headed --method pass": "expected --method pass-one-call for them",
+        "--plan {root}/none.json": "none.json is not a file, expected a plan",
+        "--plan {root}/none.json --verify block": "--plan: found it with --verify, expected one of them",
+        "--dtype int8": ("--dtype: found int8", "bfloat16"),
+        "--device tpu": ("--device: found tpu", "cpu or cuda"),
+        "--device ''": "--device",
+        "--device cuda:99999999999999999999": "--device",
+        "--temperature hot": ("--temperature", "'hot'"),
+        "--top-k 301": ("--top-k: found 301", "300"),
+        f"--top-k 1{'0' * 30}": "--top-k: found 1000",
+        f"--seed {2**64}": f"--seed: found {2**64}",
+        "--max-new-tokens 96": ("--max-new-tokens: found", "96 together"),
+        f"--max-new-tokens 1{'0' * 30}": "--max-new-tokens: found 1000",
+        "--stop ''": ("--stop: found", "non-empty"),
+        "--stop \ufffd": ("--stop: found", "U+FFFD"),
+        "--stop a\udcff": "--stop is not UTF-8",
+        "--prompt \udcff": "--prompt is not UTF-8",
+        "--chat --system \udcff": "--system is not UTF-8",
+        "--system b": "--system: found it without --chat",
+        "--chat": "--chat: found no chat template in the tokenizer of",
+        "--model {chat} --chat --prompt never": "does not take (first of all, no), expected",
+    },
+    "generate --model {model}": {
+        "": ("--prompt", "--prompt-file"),
+        "--interactive --json": "--json: found it with --interactive",
+        "--interactive --max-new-tokens 96": "--max-new-tokens: found a prompt of 1 tokens and 96 new ones",
+        "--interactive --chat": "--chat: found no chat template in the tokenizer of",
+        "--model {root}/no-bos --prompt-file {root}/nothing": "nothing is empty",
+        "--prompt-file {root}/none": "none cannot be read",
+        "--prompt-file {root}/latin-1": "latin-1 is not UTF-8",
+        "--prompt-file {text}": "text cannot be read",
+    },
+    DEMO: {
+        "--max-new-tokens 96": "--max-new-tokens: found",
+        "--prompt \udcff": "--prompt is not UTF-8",
+    },
+    TRAIN: {
+        "--output {vectors}": "vectors is there already",
+        "--output {root}/short.txt": "short.txt is there already",
+        "--output {root}/short.txt/new": ("--output", "short.txt takes no new folder"),
+        f"--output {{root}}/{'x' * 250}": "xxx",
+        "--model {root}/bare": "bare holds no tokenizer",
+        "--text {root}/none": "none is not there",
+        "--text {root}/empty": "empty holds no text",
+        "--text {root}/latin-1": "latin-1 holds no text",
+        "--text {text} {text}": "found before",
+        "--text {root}/short.txt": ("--text: found", "expected at least 64 tokens"),
+        "--standard-library": ("--text", "--standard-library"),
+        "--self": ("--text", "--self"),
+        "--self-tokens 7": ("--self-tokens", "without --self"),
+        "--context 97": ("--context: found 97", "96"),
+        "--loss hinge": ("--loss", "'hinge'"),
+        "--loss-temperature 1 --loss cross-entropy": "--loss-temperature: found 1.0 with",
+        "--head-alone": "--head-alone: found it without a head",
+        f"{ALONE} --adapter-rank 2": "--head-alone: found it with an adapter",
+        f"{ALONE} --learning-rate 1": "--learning-rate: found it with --head-alone",
+        f"{ALONE} --matrix-learning-rate 0": "--matrix-learning-rate: found 0.0",
+        "--matrix-learning-rate 1": ("--matrix-learning-rate: found it alone", "--adapter-rank"),
+        f"--seed {2**63}": f"--seed: found {2**63}",
+    },
+    SELF: {
+        "--self-tokens 63": ("--self-tokens: found 63", "expected at least 64"),
+        "--context 97": ("--context: found 97", "96"),
+    },
+    NGRAM: {
+        "--output {vectors}": "vectors is there already",
+        "--output {root}/short.txt/new": ("--output", "short.txt takes no new folder"),
+        "--model {root}/bare": "bare holds no tokenizer",
+        "--model {root}/none": "none is not a folder",
+        "--text {root}/none": "none is not there",
+        "--text {root}/short.txt": ("--text: found", "to hold out", "a longer text"),
+        "--standard-library": ("--text", "--standard-library"),
+        "--held-out-list {root}/nothing": "nothing names 0 of the 12 texts",
+        "--held-out-list {root}/latin-1": "latin-1 is not UTF-8",
+        "--order 5": ("--order: found 5", "1 to 4"),
+        "--order two": ("--order", "'two'"),
+        "--min-count 2 2": ("--min-count: found 2 numbers", "or 3"),
+        "--max-megabytes 0.001": ("--max-megabytes: found 0.001", "0.001238 for 300 tokens"),
+    },
+    PRETRAIN: {
+        "--output {vectors}": "vectors is there already",
+        "--output {root}/short.txt/new": ("--output", "short.txt takes no new folder"),
+        "--hidden-size nan": ("--hidden-size", "'nan'"),
+        "--held-out-list {root}/none": ("none cannot be used", "No such file"),
+        "--held-out-list {root}/latin-1": "latin-1 is not UTF-8",
+        "--held-out-list {root}/nothing": "nothing names 0 of the 12 texts",
+        "--text {root}/short.txt": "list.txt names 0 of the 1 texts",
+        "--teacher {root}/none": ("--teacher: ", "none is not a folder"),
+        "--teacher {root}/short.txt": ("--teacher: ", "short.txt is not a folder"),
+        "--teacher {root}/bare": "bare holds no tokenizer",
+        "--teacher {root}/damaged": "model.safetensors is damaged",
+        "--teacher {vectors}": "vectors",
+        "--teacher {model} --vocab-size 301": ("--vocab-size: found 301", "300, the teacher's"),
+        "--teacher {model} --context 97": ("--context: found 97", "at most 96, the teacher's"),
+    },
+    BENCH: {
+        "--prompts {root}/none": ("--prompts: ", "none cannot be read", "expected JSON lines"),
+        "--prompts {text}": ("--prompts: ", "cannot be read"),
+        "--prompts {root}/latin-1": ("--prompts: ", "latin-1 is not UTF-8"),
+        "--prompts {root}/nothing": ("--prompts: ", "nothing holds no prompt, expected"),
+        "--prompts {root}/surrogate": "--prompts is not UTF-8",
+        "--methods beam": ("--methods: found 'beam'", "expected some of autoregressive, pass"),
+        "--methods ''": "--methods: found ''",
+        "--methods pass,pass": "--methods: found pass twice",
+        "--methods pass": ("--methods pass: found no look-ahead vectors", "--lookahead FOLDER"),
+        "--methods draft-model": ("--methods draft-model: found no draft model", "--draft-model FOLDER"),
+        "--methods ngram": ("--methods ngram: found no n-gram model", "--ngram FOLDER"),
+        "--methods transformers --lookahead {vectors}": "--lookahead: found it without a method",
+        "--methods autoregressive --num-draft 2": "--num-draft: found it without a method",
+        "--lookahead {root}/none": "none is not a folder",
+        "--draft-model {root}/empty": "config.json is missing",
+        "--ngram {root}/empty": "config.json is missing",
+        "--num-draft 90": ("--num-draft: found 90", "expected fewer drafts"),
+        "--max-new-tokens 96": ("--max-new-tokens: found", "96 together"),
+        "--verify guess": ("--verify", "'guess'"),
+        "--model {root}/none": "none is not a folder",
+        "--model {root}/bare": "bare holds no tokenizer",
+        "--output {root}": ("--output: ", "cannot be written", "a file in a folder that is there"),
+        "--shape tiny": "found it with --shape, which has no use for it, expected neither",
+    },
+    "plan --model {model}": {
+        "--output {root}": ("--output: ", "cannot be written"),
+        "--lookahead {root}/none": "none is not a folder",
+    },
+}
+# Commands, and values that are refused as `--flag: found value`.
+VALUES = {
+    GENERATE: (
+        "--device meta, --temperature -1.0, --temperature nan, --temperature inf, --top-k -1, --top-p 0.0, "
+        "--top-p nan, --seed -1, --max-new-tokens 0"
+    ),
+    DEMO: "--repeats 0, --max-new-tokens 0, --seed -1, --top-k 301",
+    TRAIN: (
+        "--context 5, --steps 0, --num-lookahead 0, --batch-size 0, --anchors 0, --learning-rate nan, "
+        "--learning-rate 0, --loss-temperature 0.0, --depth-decay 1.1, --adapter-rank -1, --head-width -1"
+    ),
+    SELF: "--self-tokens 0",
+    NGRAM: "--min-count 0, --max-successors 0, --max-megabytes nan, --held-out-sequences 0, --device tpu",
+    PRETRAIN: (
+        "--hidden-size 18, --layers 0, --heads 0, --kv-heads 3, --steps 0, --context 1, --learning-rate nan, "
+        "--seed -1, --device tpu, --vocab-size 9"
+    ),
+    BENCH: (
+        "--repeats 0, --num-draft 0, --max-new-tokens 0, --temperature -1.0, --top-k 301, --seed -1, --dtype "
+        "int8, --device tpu"
+    ),
+}
+CASES = [(command, flags, said) for command, rows in REFUSED.items() for flags, said in rows.items()]
+CASES += [(command, each, each.replace(" ", ": found ")) for command, row in VALUES.items() for each in row.split(", ")]
 
 
-def refused(argv: list[str], box: Box, capsys: pytest.CaptureFixture[str]) -> str:
+def arguments(line: str, box: Box) -> list[str]:
+    """Return a command as a list, with the paths of the box in it."""
+    return [argument.format(**box._asdict()) for argument in shlex.split(line)]
+
+
+def refused(line: str, box: Box, capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must be refused and change nothing; return its sentence."""
     before = contents(box.root)
-    assert run(*(argument.format(**box._asdict()) for argument in argv)) == 2
+    assert run(*arguments(line, box)) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("pass-sampling") and printed.err.endswith("\n") and printed.err.count("\n") == 1
-    assert contents(box.root) == before
+    name = line.split()[0] if line.split()[:1] in ([each.split()[0]] for each in REFUSED if each) else ""
+    assert printed.err.startswith(f"pass-sampling {name}".rstrip()) and printed.err.endswith("\n")
+    assert printed.err.count("\n") == 1 and contents(box.root) == before
     return printed.err
 
 
-@pytest.mark.parametrize("argv, said", REFUSED, ids=[" ".join(argv)[-60:] for argv, _ in REFUSED])
-def test_bad_input_is_refused_in_one_sentence_and_changes_nothing(argv, said, box, capsys):
-    sentence = refused(argv, box, capsys)
-    if argv and argv[0] in ("demo", "generate", "train", "pretrain", "ngram"):
-        assert sentence.startswith(f"pass-sampling {argv[0]}: ")
-    assert [part for part in said if part not in sentence] == []
+@pytest.mark.parametrize(("command", "flags", "said"), CASES, ids=[f"{each[0][:9]} {each[1]}"[-60:] for each in CASES])
+def test_bad_input_is_refused_in_one_sentence_and_changes_nothing(command, flags, said, box, capsys, monkeypatch):
+    for place in ("runs.run_all", "plan.predict"):
+        monkeypatch.setattr(f"pass_sampling.gpu.bench.{place}", lambda *some, **named: pytest.fail("something ran"))
+    sentence = refused(f"{command} {flags}", box, capsys)
+    parts = [part.format(**box._asdict()) for part in ((said,) if isinstance(said, str) else said)]
+    assert [part for part in parts if part not in sentence] == []
+
+
+OTHER = {"name": "another", "fingerprint": "f" * 64}
+
+
+@pytest.mark.parametrize(
+    ("options", "made_for", "said"),
+    [
+        ({}, {}, "found a plan without a method, expected one of autoregressive"),
+        ({"method": "autoregressive"}, {"model": OTHER}, "found it made for 'another' (ffffffffffff), expected the"),
+        ({"method": "pass", "lookahead": "vectors"}, {"lookahead": OTHER}, "expected the look-ahead vectors 'vectors'"),
+        ({"method": "pass", "lookahead": "gone"}, {}, "expected the look-ahead vectors it was made with"),
+        ({"method": "guess"}, {}, "plan.json: method: found 'guess', expected one of autoregressive"),
+    ],
+)
+def test_a_plan_for_something_else_is_refused(options, made_for, said, box, capsys, tmp_path):
+    figures = dict.fromkeys(("tokens_per_step", "milliseconds_per_step", "tokens_per_second", "ratio_to_plain"), 1.5)
+    plan, file = Plan(DecodeOptions("autoregressive"), made_for, figures), tmp_path / "plan.json"
+    plan.save(file)
+    paths = {name: str(box.root / value) for name, value in options.items() if name == "lookahead"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"options": options | paths}))
+    assert said in refused(f"{GENERATE} --plan {file}", box, capsys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("argv", [GENERATE, DEMO, TRAIN, PRETRAIN], ids=lambda argv: argv[0])
-def test_a_device_that_is_not_there_is_named(argv, box, capsys):
-    assert "--device: found cuda" in refused([*argv, "--device", "cuda"], box, capsys)
+@pytest.mark.parametrize("command", [GENERATE, DEMO, TRAIN, PRETRAIN], ids=lambda line: line.split()[0])
+def test_a_device_that_is_not_there_is_named(command, box, capsys):
+    assert "--device: found cuda" in refused(f"{command} --device cuda", box, capsys)
 
 
 def test_a_text_that_the_model_has_no_tokens_for_is_refused(box, capsys, monkeypatch):
@@ -204,8 +304,13 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_training(box, cap
         raise PermissionError(errno.EACCES, "Permission denied", str(box.root))
 
     monkeypatch.setattr("tempfile.mkdtemp", mkdtemp)
-    for argv in (TRAIN, PRETRAIN):
-        assert "takes no new folder (Permission denied)" in refused(argv, box, capsys)
+    for command in (TRAIN, PRETRAIN):
+        assert "takes no new folder (Permission denied)" in refused(command, box, capsys)
+
+
+def test_pretrain_with_compile_needs_a_compiler(box, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "pretrain: --compile: found no C++ compiler" in refused(f"{PRETRAIN} --compile", box, capsys)
 
 
 def test_a_full_disk_ends_training_in_one_sentence_and_leaves_nothing_half_written(box, capsys, monkeypatch):
@@ -214,11 +319,10 @@ def test_a_full_disk_ends_training_in_one_sentence_and_leaves_nothing_half_writt
 
     monkeypatch.setattr(os, "fsync", fsync)
     before = contents(box.root)
-    assert run(*(argument.format(**box._asdict()) for argument in TRAIN)) == 2
+    assert run(*arguments(TRAIN, box)) == 2
     printed = capsys.readouterr()
-    assert printed.out == ""
+    assert printed.out == "" and contents(box.root) == before
     assert "new cannot be used (No space left on device)" in printed.err.splitlines()[-1]
-    assert contents(box.root) == before
 
 
 def test_too_little_memory_is_one_sentence_and_any_other_runtime_error_is_a_bug(box, capsys, monkeypatch):
@@ -227,11 +331,11 @@ def test_too_little_memory_is_one_sentence_and_any_other_runtime_error_is_a_bug(
 
     place = "pass_sampling.gpu.cli.options.ModelOptions.load"
     for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory:\nmore"), MemoryError()):
-        monkeypatch.setattr(place, lambda arguments, error=error: load(error))
+        monkeypatch.setattr(place, lambda options, error=error: load(error))
         assert "found too little memory" in refused(GENERATE, box, capsys)
-    monkeypatch.setattr(place, lambda arguments: load(RuntimeError("a row left the batch")))
-    with pytest.raises(RuntimeError):
-        run(*GENERATE)
+    monkeypatch.setattr(place, lambda options: load(RuntimeError("a row left the batch")))
+    with pytest.raises(RuntimeError, match="a row left"):
+        run(*arguments(GENERATE, box))
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])

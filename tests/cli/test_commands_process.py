@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from console import buffered, run
 from folders import edit_json
 from pass_sampling.gpu.__main__ import COMMANDS
 from pass_sampling.gpu.cli.options import add_arguments
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs signals, pipes and descriptors as on POSIX")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -43,7 +47,7 @@ print(statuses)
 
 
 def test_an_interruption_is_status_130_and_nothing_else(box, capsys, monkeypatch):
-    def interrupted(arguments: argparse.Namespace) -> None:
+    def interrupted(options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pass_sampling.gpu.cli.options.ModelOptions.load", interrupted)
@@ -51,24 +55,27 @@ def test_an_interruption_is_status_130_and_nothing_else(box, capsys, monkeypatch
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs signals and pipes as on POSIX")
-@pytest.mark.parametrize("end", ["interrupt", "close"])
-def test_a_long_text_can_be_interrupted_and_its_reader_may_leave(end, box, tmp_path):
-    endless = tmp_path / "model"
-    endless.mkdir()
-    for path in box.model.iterdir():
-        (endless / path.name).write_bytes(path.read_bytes())
-    edit_json(endless / "config.json", eos_token_id=..., bos_token_id=..., max_position_embeddings=2**20)
-    command = [sys.executable, "-m", "pass_sampling.gpu", "generate", "--model", str(endless), "--prompt", "def"]
-    command += ["--method", "autoregressive"]
+@contextmanager
+def endless(box, tmp_path, *more):
+    """Run a process that writes a text without an end."""
+    model = shutil.copytree(box.model, tmp_path / "model")
+    edit_json(model / "config.json", eos_token_id=..., bos_token_id=..., max_position_embeddings=2**20)
+    command = [sys.executable, "-m", "pass_sampling.gpu", "generate", "--model", str(model), "--max-new-tokens"]
     with subprocess.Popen(
-        [*command, "--max-new-tokens", "100000"],
+        [*command, "100000", "--method", "autoregressive", *more],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=buffered(),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     ) as process:
-        assert process.stdout is not None and process.stderr is not None
+        yield process
+
+
+@posix
+@pytest.mark.parametrize("end", ["interrupt", "close"])
+def test_a_long_text_can_be_interrupted_and_its_reader_may_leave(end, box, tmp_path):
+    with endless(box, tmp_path, "--prompt", "def") as process:
         assert process.stdout.read(1)
         if end == "interrupt":
             process.send_signal(signal.SIGINT)
@@ -78,7 +85,20 @@ def test_a_long_text_can_be_interrupted_and_its_reader_may_leave(end, box, tmp_p
         assert process.wait(timeout=60) == (130 if end == "interrupt" else 0)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs descriptors as on POSIX")
+@posix
+def test_ctrl_c_ends_an_interactive_text_and_then_the_program(box, tmp_path):
+    with endless(box, tmp_path, "--interactive") as process:
+        process.stdin.write(b"def\n")
+        process.stdin.flush()
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == b"stopped; Ctrl-C once more leaves\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stderr.read() == b""
+
+
+@posix
 def test_a_standard_output_that_was_closed_from_the_start_is_no_crash():
     command = f"{sys.executable} -m pass_sampling.gpu --help >&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=buffered())

@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from console import Box, Terminal, buffered, read_strictly, run
-from folders import edit_json
+from console import Terminal, read_strictly, run
 from pass_sampling.gpu.cli.generate import Conversation, prompts
 from pass_sampling.gpu.cli.options import ModelOptions
 from pass_sampling.gpu.training.tokens import load_tokenizer
 
-TEMPLATE = (
-    "{%- for turn in messages %}{{ '<' + turn.role[0] + '>' + turn.content + '\n' }}{% endfor %}"
-    "{%- if messages[0].content == 'never' %}{{ raise_exception('first of all,\n no') }}{% endif %}"
-    "{%- if add_generation_prompt %}<a>{% endif %}"
-)
 BOUNDS = ["--max-new-tokens", "8", "--method", "autoregressive"]
 
 
-@pytest.fixture(scope="module")
-def chat(box: Box, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model with a chat template."""
-    folder = tmp_path_factory.mktemp("chat") / "model"
-    shutil.copytree(box.model, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    return folder
-
-
-def feed(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+def feed(monkeypatch, text):
     content = text.encode() if isinstance(text, str) else text
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
-def generate(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[str, str]:
+def generate(capsys, *argv):
     assert run("generate", *argv, *BOUNDS) == 0
     printed = capsys.readouterr()
     return printed.out, printed.err
@@ -63,20 +40,18 @@ def generate(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[str, st
         ("a\\\n/quit\n /quit \nb\n", ["a\n/quit"]),
     ],
 )
-def test_a_prompt_is_a_line_or_several_with_backslashes(typed: str, read: list[str]) -> None:
+def test_a_prompt_is_a_line_or_several_with_backslashes(typed, read):
     assert list(prompts(io.StringIO(typed))) == read
 
 
-def test_a_standard_input_that_was_closed_holds_nothing() -> None:
+def test_a_standard_input_that_was_closed_holds_nothing():
     assert list(prompts(None)) == []
 
 
-def test_on_a_terminal_a_mark_asks_for_a_line_and_another_for_more(
-    monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_on_a_terminal_a_mark_asks_for_a_line_and_another_for_more(monkeypatch, capsys):
     lines, marks = iter(["a\\", "b"]), []
 
-    def typed(mark: str) -> str:
+    def typed(mark):
         marks.append(mark)
         for line in lines:
             return line
@@ -93,11 +68,9 @@ def test_on_a_terminal_a_mark_asks_for_a_line_and_another_for_more(
 # --- One prompt after another ---
 
 
-def test_every_line_is_continued_and_the_model_is_loaded_once(
-    box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_line_is_continued_and_the_model_is_loaded_once(box, capsys, monkeypatch):
     alone, _ = generate(capsys, "--model", box.model, "--prompt", "def")
-    loads: list[Any] = []
+    loads = []
     load = ModelOptions.load
     monkeypatch.setattr(ModelOptions, "load", lambda target: loads.append(target) or load(target))
     feed(monkeypatch, "def\nfor value\ndef\n/quit\nnever\n")
@@ -113,9 +86,7 @@ def test_every_line_is_continued_and_the_model_is_loaded_once(
     )
 
 
-def test_drafts_and_stop_strings_work_as_with_one_prompt(
-    box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drafts_and_stop_strings_work_as_with_one_prompt(box, capsys, monkeypatch):
     more = ["--model", box.model, "--max-new-tokens", "8", "--temperature", "0", "--stop", "e"]
     texts = []
     for method in (
@@ -131,9 +102,7 @@ def test_drafts_and_stop_strings_work_as_with_one_prompt(
     assert texts[0] == texts[1]
 
 
-def test_what_cannot_be_continued_is_refused_and_the_next_prompt_read(
-    box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_continued_is_refused_and_the_next_prompt_read(box, capsys, monkeypatch):
     feed(monkeypatch, b"caf\xe9\n" + b"return " * 90 + b"\ndef\n")
     out, err = generate(capsys, "--model", box.model, "--interactive")
     lines = err.splitlines()
@@ -143,40 +112,22 @@ def test_what_cannot_be_continued_is_refused_and_the_next_prompt_read(
     assert lines[1].endswith("expected at most 88: the model's context, less --max-new-tokens")
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        ("--interactive --json", "--json: found it with --interactive"),
-        ("--interactive --prompt a", "--prompt"),
-        ("--interactive --max-new-tokens 96", "--max-new-tokens: found a prompt of 1 tokens and 96 new ones"),
-        ("--prompt a --system b", "--system: found it without --chat"),
-        ("--prompt a --chat", "--chat: found no chat template in the tokenizer of"),
-        ("--interactive --chat", "--chat: found no chat template in the tokenizer of"),
-        ("--model {chat} --prompt never --chat", "does not take (first of all, no), expected"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_refused(argv: str, said: str, box: Box, chat: Path, capsys: Any) -> None:
-    assert run("generate", "--model", box.model, *argv.format(chat=chat).split()) == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and said in printed.err
-
-
 # --- Conversations ---
 
 
-def test_a_prompt_is_put_as_a_message(chat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_is_put_as_a_message(box, capsys):
     found = []
     for text, more in (("not in", ["--chat", "--system", "the value"]), ("<s>the value\n<u>not in\n<a>", [])):
-        out, _ = generate(capsys, "--model", chat, "--prompt", text, "--json", *more)
+        out, _ = generate(capsys, "--model", box.chat, "--prompt", text, "--json", *more)
         found.append(read_strictly(out))
     assert found[0]["tokens"] == found[1]["tokens"]
     assert (found[0]["prompt"], found[0]["chat"], found[0]["system"]) == ("not in", True, "the value")
     assert (found[1]["chat"], found[1]["system"]) == (False, None)
 
 
-def test_a_conversation_is_kept_and_its_oldest_exchanges_make_room(chat: Path) -> None:
-    tokenizer = load_tokenizer(chat)
-    talk = Conversation(tokenizer, chat, "s")
+def test_a_conversation_is_kept_and_its_oldest_exchanges_make_room(box):
+    tokenizer = load_tokenizer(box.chat)
+    talk = Conversation(tokenizer, box.chat, "s")
     for number in range(3):
         tokens, left_out = talk.tokens(f"m{number}", 10**6)
         talk.add(f"m{number}", f"r{number}", left_out)
@@ -197,21 +148,19 @@ def test_a_conversation_is_kept_and_its_oldest_exchanges_make_room(chat: Path) -
     assert tokenizer.decode(talk.tokens("m4")[0]) == "<s>s\n<u>m3\n<a>r3\n<u>m4\n<a>"
 
 
-def test_every_turn_reads_those_before(
-    chat: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_turn_reads_those_before(box, capsys, monkeypatch):
     import pass_sampling.gpu.generation as generation
 
-    read: list[str] = []
-    tokenizer, write = load_tokenizer(chat), generation.generate
+    read = []
+    tokenizer, write = load_tokenizer(box.chat), generation.generate
 
-    def watched(method: Any, prompt: Any, *more: Any, **named: Any) -> Any:
+    def watched(method, prompt, *more, **named):
         read.append(tokenizer.decode(prompt))
         return write(method, prompt, *more, **named)
 
     monkeypatch.setattr(generation, "generate", watched)
     feed(monkeypatch, "a\nno\nb\n" + "c\n" * 4)
-    out, err = generate(capsys, "--model", chat, "--interactive", "--chat")
+    out, err = generate(capsys, "--model", box.chat, "--interactive", "--chat")
     answers = out.split("\n")
     assert read[:2] == ["<u>a\n<a>", f"<u>a\n<a>{answers[0]}\n<u>no\n<a>"]
     assert len(read) == 7 and "the context is full: forgot the 1 oldest exchanges\n" in err
@@ -221,17 +170,15 @@ def test_every_turn_reads_those_before(
 # --- Ctrl-C ---
 
 
-def test_an_interruption_ends_the_text_and_not_the_program(
-    chat: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interruption_ends_the_text_and_not_the_program(box, capsys, monkeypatch):
     import pass_sampling.gpu.generation as generation
 
     write, calls = generation.generate, iter(range(100))
 
-    def interrupted(*some: Any, callback: Any, **named: Any) -> Any:
+    def interrupted(*some, callback, **named):
         number, steps = next(calls), iter(range(100))
 
-        def watched(request: int, record: Any) -> None:
+        def watched(request, record):
             callback(request, record)
             if number == 0 and next(steps) == 2:
                 raise KeyboardInterrupt
@@ -240,7 +187,7 @@ def test_an_interruption_ends_the_text_and_not_the_program(
 
     monkeypatch.setattr(generation, "generate", interrupted)
     feed(monkeypatch, "a\nb\n")
-    argv = ["--model", chat, "--interactive", "--temperature", "0"]
+    argv = ["--model", box.chat, "--interactive", "--temperature", "0"]
     out, err = generate(capsys, *argv)
     monkeypatch.setattr(generation, "generate", write)
     feed(monkeypatch, "a\nb\n")
@@ -249,38 +196,11 @@ def test_an_interruption_ends_the_text_and_not_the_program(
     assert len(out) < len(whole) and out != whole
 
 
-def test_an_interruption_where_nothing_is_written_ends_the_program(
-    box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(stream: Any) -> Iterator[str]:
+def test_an_interruption_where_nothing_is_written_ends_the_program(box, capsys, monkeypatch):
+    def stop(stream):
         yield "def"
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pass_sampling.gpu.cli.generate.prompts", stop)
     assert run("generate", "--model", box.model, "--interactive", *BOUNDS) == 130
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs signals and pipes as on POSIX")
-def test_ctrl_c_on_a_pipe_ends_the_text_then_the_program(box: Box, tmp_path: Path) -> None:
-    endless = tmp_path / "model"
-    shutil.copytree(box.model, endless)
-    edit_json(endless / "config.json", eos_token_id=..., bos_token_id=..., max_position_embeddings=2**20)
-    command = [sys.executable, "-m", "pass_sampling.gpu", "generate", "--model", str(endless), "--interactive"]
-    with subprocess.Popen(
-        [*command, "--max-new-tokens", "100000", "--method", "autoregressive"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=buffered(),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-        process.stdin.write(b"def\n")
-        process.stdin.flush()
-        assert process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        assert process.stderr.readline() == b"stopped; Ctrl-C once more leaves\n"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
-        assert process.stderr.read() == b""

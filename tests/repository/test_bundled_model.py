@@ -62,18 +62,11 @@ def test_everything_bundled_goes_into_the_wheel() -> None:
     assert [file for file in shipped if not any(fnmatch.fnmatch(file, pattern) for pattern in patterns)] == []
 
 
-def test_the_model_is_a_small_llama_in_bfloat16() -> None:
-    config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
-    assert config["architectures"] == ["LlamaForCausalLM"]
-    assert config["vocab_size"] == 4096
-    model = port.load_model(MODEL)
-    assert model.dtype is torch.bfloat16
-    assert 7.5e6 < RECORD["num_parameters"] < 8.5e6
-
-
 @pytest.mark.parametrize("folder", [MODEL, DRAFT_MODEL], ids=["model", "draft model"])
 def test_transformers_opens_it_and_computes_the_same_logits(folder: Path) -> None:
-    assert AutoModelForCausalLM.from_pretrained(str(folder)).config.vocab_size == 4096
+    opened = AutoModelForCausalLM.from_pretrained(str(folder))
+    assert opened.config.vocab_size == 4096 and type(opened).__name__ == "LlamaForCausalLM"
+    assert port.load_model(folder).dtype is torch.bfloat16
     peer = hf_float64.load(folder)
     ours = reference.load_model(folder, dtype="float64")
     port_model = port.load_model(folder, dtype="float64")
@@ -98,8 +91,17 @@ def test_no_held_out_file_has_a_near_duplicate_among_the_others() -> None:
         assert held_out.issuperset(group) or held_out.isdisjoint(group)
 
 
+def loss_on(sequences: Any) -> float:
+    """Mean loss of the model on sequences, nats per token."""
+    model = port.load_model(MODEL, dtype="float32")
+    tokens = torch.from_numpy(sequences)
+    with torch.inference_mode():
+        logits = model.forward(tokens)[:, :-1].flatten(0, 1)
+    return float(torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()))
+
+
 def test_the_held_out_loss_is_what_the_card_says(texts: dict[str, str], windows: Any) -> None:
-    assert RECORD["held_out_loss"] <= 3.2
+    assert RECORD["held_out_loss"] <= 3.2 and 7.5e6 < RECORD["num_parameters"] < 8.5e6
     assert f"{RECORD['held_out_loss']:.2f} nats per token" in CARD
     assert f"{RECORD['bits_per_byte']:.2f} bits per byte" in CARD
     found = {"all": loss_on(windows)}
@@ -109,15 +111,6 @@ def test_the_held_out_loss_is_what_the_card_says(texts: dict[str, str], windows:
     assert max(found.values()) <= 3.2
     if any("test" in name for name in texts):  # which are easier
         assert abs(found["all"] - RECORD["held_out_loss"]) < 0.35  # another sample, and windows of half the length
-
-
-def loss_on(sequences: Any) -> float:
-    """Mean loss of the model on sequences, nats per token."""
-    model = port.load_model(MODEL, dtype="float32")
-    tokens = torch.from_numpy(sequences)
-    with torch.inference_mode():
-        logits = model.forward(tokens)[:, :-1].flatten(0, 1)
-    return float(torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten()))
 
 
 def test_the_vectors_belong_to_the_model_and_beat_a_fixed_token(windows: Any) -> None:
@@ -165,32 +158,26 @@ def test_the_draft_model_is_accepted_as_often_as_the_card_says(windows: Any) -> 
     assert f"{DRAFT_RECORD['held_out_loss']:.2f} nats per token" in CARD
 
 
-@pytest.mark.parametrize("name", ["reference", "gpu"])
-def test_greedy_pass_writes_what_greedy_plain_decoding_writes_in_float32(name: str) -> None:
-    package: Any = {"reference": reference, "gpu": port}[name]
-    model = package.load_model(MODEL, dtype="float32")
-    greedy = package.SamplingConfig(temperature=0)
-    lookahead = package.LookAhead.load(LOOKAHEAD)
-    for tokens in TOKENS:
-        plain = package.generate(package.Autoregressive(model, greedy), tokens, 100)
-        drafted = package.generate(package.PaSS(model, lookahead, greedy), tokens, 100)
-        assert drafted.tokens == plain.tokens
-        assert drafted.num_forward_passes < plain.num_forward_passes
+def written(package: Any, kind: str, dtype: str, sampling: Any, count: int) -> list[Any]:
+    """Continue every prompt with a method of a package."""
+    model = package.load_model(MODEL, dtype=dtype)
+    method = package.Autoregressive(model, sampling)
+    if kind == "pass":
+        method = package.PaSS(model, package.LookAhead.load(LOOKAHEAD), sampling)
+    return [package.generate(method, tokens, count, seed=5) for tokens in TOKENS]
+
+
+@pytest.mark.parametrize("package", [reference, port], ids=["reference", "gpu"])
+def test_greedy_pass_writes_what_greedy_plain_decoding_writes_in_float32(package: Any) -> None:
+    plain, drafted = (written(package, kind, "float32", package.SamplingConfig(0), 100) for kind in ("plain", "pass"))
+    for one, other in zip(plain, drafted, strict=True):
+        assert other.tokens == one.tokens and other.num_forward_passes < one.num_forward_passes
 
 
 def test_both_packages_write_the_same_text_with_pass_in_float64() -> None:
-    results = []
-    for package in (reference, port):
-        kind: Any = package
-        method = kind.PaSS(
-            kind.load_model(MODEL, dtype="float64"),
-            kind.LookAhead.load(LOOKAHEAD),
-            kind.SamplingConfig(temperature=0.8, top_k=10),
-        )
-        results.append([kind.generate(method, tokens, 60, seed=5) for tokens in TOKENS])
-    for ours, theirs in zip(*results, strict=True):
-        assert ours.tokens == theirs.tokens
-        assert ours.sources == theirs.sources
+    packages: tuple[Any, Any] = (reference, port)
+    ours, theirs = (written(each, "pass", "float64", each.SamplingConfig(0.8, 10), 60) for each in packages)
+    assert [(each.tokens, each.sources) for each in ours] == [(each.tokens, each.sources) for each in theirs]
 
 
 def test_the_list_of_held_out_files_is_plain() -> None:

@@ -16,7 +16,10 @@ pytest.importorskip("nbclient", reason="needs the notebooks extra")
 pytest.importorskip("torch", reason="the notebooks compare with the port, which needs torch")
 
 SERIES = sorted(notebooks.FOLDER.glob("*.ipynb"))
+assert SERIES
 MOST_KILOBYTES = 900
+INSTALLED = {"numpy", "torch", "transformers", "matplotlib", "pass_sampling"}
+INSTALLED |= {"math", "time", "collections", "itertools", "dataclasses", "statistics", "tempfile", "pathlib", "html"}
 
 
 @pytest.mark.parametrize("path", SERIES, ids=lambda path: path.stem)
@@ -29,25 +32,19 @@ def test_a_notebook_prints_what_is_stored_in_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SERIES, ids=lambda path: path.stem)
-def test_a_notebook_is_stored_whole_and_small(path: Path) -> None:
-    cells = nbformat.read(path, as_version=4).cells
-    code = [cell for cell in cells if cell.cell_type == "code"]
+def test_a_notebook_is_stored_whole_and_small_and_imports_what_is_installed(path: Path) -> None:
+    """Only cells that hold times are not compared."""
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "run from beginning to end"
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
-    assert any(cell.cell_type == "markdown" and cell.source.startswith("# ") for cell in cells[:1])
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("# ")
     assert path.stat().st_size < 1000 * MOST_KILOBYTES
-
-
-@pytest.mark.parametrize("path", SERIES, ids=lambda path: path.stem)
-def test_a_notebook_imports_only_what_is_installed_with_the_package(path: Path) -> None:
-    allowed = {"numpy", "torch", "transformers", "matplotlib", "pass_sampling"}
-    allowed |= {"math", "time", "collections", "itertools", "dataclasses", "statistics", "tempfile", "pathlib", "html"}
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            for node in ast.walk(ast.parse(cell.source)):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                assert {name.partition(".")[0] for name in names} <= allowed
+    assert notebooks.cells_without_times(notebook) == []
+    for node in (node for cell in code for node in ast.walk(ast.parse(cell.source))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert {name.partition(".")[0] for name in names} <= INSTALLED
 
 
 def test_a_stale_output_is_noticed_and_a_measured_one_is_not_compared() -> None:
@@ -61,11 +58,6 @@ def test_a_stale_output_is_noticed_and_a_measured_one_is_not_compared() -> None:
     assert notebooks.stale_cells(notebook("1\n", ["measured"]), notebook("2\n", ["measured"])) == []
 
 
-@pytest.mark.parametrize("path", SERIES, ids=lambda path: path.stem)
-def test_only_cells_that_hold_times_are_not_compared(path: Path) -> None:
-    assert notebooks.cells_without_times(nbformat.read(path, as_version=4)) == []
-
-
 def test_a_cell_that_holds_no_times_and_is_not_compared_is_noticed() -> None:
     def found(*sources: str) -> list[int]:
         cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["measured"]}) for source in sources]
@@ -74,7 +66,3 @@ def test_a_cell_that_holds_no_times_and_is_not_compared_is_noticed() -> None:
     assert found("print(1)") == [0]
     assert found("import time\nstarted = time.perf_counter()", "print(started)", "print(2)") == [2]
     assert found("def timed():\n    other = time.thread_time()", "found['a'] = timed()", "found", "other") == [3]
-
-
-def test_there_is_a_notebook() -> None:
-    assert SERIES

@@ -17,16 +17,11 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```\n\n```\n(.*?)^```", METHODS, flags
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-def test_there_is_an_example_of_use_and_one_of_the_proof() -> None:
-    assert len(BLOCKS) == 2
-    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
-    assert len(lines) <= 10
-
-
 @pytest.mark.torch  # the tokenizer is transformers'
 @pytest.mark.parametrize("name", PACKAGES)
 def test_the_ten_lines_run_on_the_bundled_model(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     scope: dict[str, Any] = {}
+    assert len(BLOCKS) == 2 and len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 10
     exec(BLOCKS[0].replace("pass_sampling.reference", f"pass_sampling.{name}"), scope)
     assert 0 < len(scope["result"].tokens) <= 64
     assert "tokens per pass" in capsys.readouterr().out
@@ -53,30 +48,24 @@ def test_the_example_of_the_page_on_verification_prints_what_it_says(capsys: pyt
 
 
 @pytest.mark.torch
-def test_every_method_that_a_page_names_is_one_of_the_command() -> None:
+def test_pages_name_methods_of_the_command_and_the_table_of_methods_names_all() -> None:
     from pass_sampling.gpu.decode_options import method_names
 
-    pages = [
-        README,
-        ROOT / "CONTRIBUTING.md",
-        *sorted((ROOT / "docs").glob("*.md")),
-        *(ROOT / "notebooks").glob("*.ipynb"),
-    ]
+    pages = [README, ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     named = re.findall(r"--method ([a-z-]+)", text)
     (listed,) = re.findall(r"`generate --method` takes(.*?);", text, flags=re.DOTALL)
     named += re.findall(r"`([a-z-]+)`", listed)
     assert len(named) > 10 and set(named) <= set(method_names()), set(named) - set(method_names())
-
-
-def test_every_program_of_the_page_on_methods_has_its_output_below_it() -> None:
-    assert METHODS.count("```python") == len(PROGRAMS) == 3
+    table = re.search(r"\| system \|.+?\n\n", METHODS, re.DOTALL)
+    assert table is not None and set(re.findall(r"--method ([a-z-]+)", table[0])) == set(method_names())
 
 
 @pytest.mark.parametrize(("program", "printed"), PROGRAMS, ids=["verification", "lenience", "candidates"])
-def test_the_programs_of_the_page_on_methods_print_what_stands_there(
+def test_the_programs_of_the_page_on_methods_print_the_output_below_them(
     program: str, printed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert METHODS.count("```python") == len(PROGRAMS)
     exec(program, {})
     assert capsys.readouterr().out == printed
 
