@@ -114,12 +114,11 @@ def find_plan(
 ) -> Plan | None:
     """Return the plan that was kept for the same, else make one and keep it, or None if none is to be made.
 
-    Before that, `check` may refuse what would not be decoded.
+    Before anything is measured, `check` may refuse what would not be decoded.
     """
     from ..bench.plan import Plan
     from ..checkpoint.cache_folder import cache_folder
 
-    check()
     ways = _ways(target, sources)
     wanted = [
         repr(model.config),
@@ -132,7 +131,7 @@ def find_plan(
             return Plan.load(path)
     if not make:
         return None
-    plan = _measured(target, model, sampling, ways, quiet)
+    plan = _measured(target, model, sampling, ways, check, quiet)
     with contextlib.suppress(OSError):  # a plan that cannot be kept is made again
         path.parent.mkdir(parents=True, exist_ok=True)
         plan.save(path)
@@ -178,17 +177,23 @@ def _candidates(
 
 
 def _measured(
-    target: ModelOptions, model: Transformer, sampling: SamplingOptions, ways: Sequence[DecodeOptions], quiet: bool
+    target: ModelOptions,
+    model: Transformer,
+    sampling: SamplingOptions,
+    ways: Sequence[DecodeOptions],
+    check: Callable[[], Any],
+    quiet: bool,
 ) -> Plan:
     """Measure every candidate on this machine, and plan the fastest."""
     from ..bench.plan import Plan, predict
     from ..methods import Autoregressive
 
+    plain, places = Autoregressive(model, sampling.config), _places(target, model)
+    candidates = _candidates(target, model, sampling, ways)
+    check()
     if not quiet:
         print("measuring which way of drafting pays here, once for this model and machine", file=sys.stderr)
     with Bar("measuring", unit="part", quiet=quiet) as bar:
-        plain, places = Autoregressive(model, sampling.config), _places(target, model)
-        candidates = _candidates(target, model, sampling, ways)
         found, passes = predict(plain, candidates, places, report=bar.show)
     rate = next(each.tokens_per_second for each in found if each.options.method == "autoregressive")
     return Plan(

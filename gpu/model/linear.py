@@ -37,11 +37,15 @@ SAMPLE = 2**26  # bytes of weights that are timed: more than caches hold, as in 
 SHARE = 0.5  # of the free memory, which copies of the weights may take
 
 
-def plain(weight: Tensor) -> None:
+def plain(
+    weight: Tensor,  # [O, I]
+) -> None:
     """Keep no copy."""
 
 
-def packed(weight: Tensor) -> Any:
+def packed(
+    weight: Tensor,  # [O, I]
+) -> Any:
     """Return a weight in the layout of oneDNN, or raise RuntimeError where it has none."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
@@ -89,7 +93,11 @@ class LayerLinears:
     down: Linear
 
 
-def linear(weight: Tensor, bias: Tensor | None, layouts: Sequence[str]) -> Linear:
+def linear(
+    weight: Tensor,  # [O, I]
+    bias: Tensor | None,  # [O]
+    layouts: Sequence[str],
+) -> Linear:
     """Return a linear layer with a layout for each band, or with none."""
     with torch.no_grad():
         copies = {name: LAYOUTS[name][0](weight) for name in dict.fromkeys(layouts)}
@@ -107,7 +115,7 @@ def linears_of(weights: Weights) -> tuple[tuple[LayerLinears, ...], Linear]:
     return tuple(map(layer_of, weights.layers)), linear(weights.output, None, projection)
 
 
-def matrices(layer: LayerWeights) -> tuple[Tensor, ...]:
+def matrices(layer: LayerWeights) -> tuple[Tensor, ...]:  # [O, I], each with sizes of its own
     """Return the weights of the linear layers of a layer."""
     return layer.query_key_value, layer.output, layer.gate_up, layer.down
 

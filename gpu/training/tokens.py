@@ -70,11 +70,11 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if _is_plain(folder):
+        from transformers import PreTrainedTokenizerFast as Kind
+    else:
+        from transformers import AutoTokenizer as Kind  # type: ignore[assignment]
     try:
-        if _is_plain(folder):
-            from transformers import PreTrainedTokenizerFast as Kind
-        else:
-            from transformers import AutoTokenizer as Kind  # type: ignore[assignment]
         return Kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises anything here
         reason = " ".join(str(error).split())[:200]

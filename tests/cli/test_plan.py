@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,8 +116,15 @@ def test_a_plan_is_done_again_to_the_token(box, plan_file, capsys):
     assert {"format_version": 2} | one["plan"] == json.loads(plan_file.read_text())
 
 
-def test_without_options_a_plan_is_made_kept_and_followed(box, capsys):
-    one, again = (generate(box, capsys) for _ in range(2))
+def test_without_options_long_texts_are_planned_and_short_ones_follow_a_plan_that_is_kept(box, capsys, monkeypatch):
+    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(box.root / "no plans"))
+    short = generate(box, capsys)
+    assert short["plan"] is None and short["method"] == "autoregressive"
+    monkeypatch.setattr("pass_sampling.gpu.cli.generate.ENOUGH_TOKENS", 1)
+    one = generate(box, capsys)
+    monkeypatch.undo()
+    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(box.root / "no plans"))
+    again = generate(box, capsys)
     assert one["tokens"] == again["tokens"] and one["plan"] == again["plan"]
     assert one["plan"]["options"]["method"] == one["method"]
     methods = {each["options"]["method"] for each in one["plan"]["considered"]}

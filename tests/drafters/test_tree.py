@@ -86,7 +86,7 @@ def decode(tokens: Any) -> str:
 
 def case_of(pkg: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the method of a case, and where its texts end."""
-    ending = {"max_new_tokens": 5 if name.endswith("call") else 4, "eos_token_ids": (2,), "stop_strings": ()}
+    ending = {"max_new_tokens": 5 if "one-call" in name else 4, "eos_token_ids": (2,), "stop_strings": ()}
     ending |= {key: value for key, value in options.items() if key in ending}
     options = {key: value for key, value in options.items() if key not in ending}
     return method_of(pkg, name, **options), ending | {"decode": decode}
@@ -279,7 +279,7 @@ def test_a_batch_of_the_port_is_the_reference_row_by_row(
     options = {"rule": rule, "sampling": sampling, "draft_sampling": own, "processor": processor}
     kinds = ["table", "transformer", "windowed"]
     shapes = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
-    if name.endswith("call"):
+    if "one-call" in name:
         shapes = st.sampled_from([(2,), (1, 1), (3, 2), (2, (2, 0), (0, 1)), (3, (0, 1, 3)), (2, 1, 2)])
         options["groups"] = data.draw(st.sampled_from([None, None, (0, 1), (0,)]))
         options["parts"] = data.draw(st.sampled_from([*PARTS, "n-grams"]))

@@ -1,58 +1,134 @@
-"""Linear layers whose weights are laid out for a CPU: the same numbers, and gradients where they are due."""
+"""Linear layers whose weights are laid out for a CPU: the same numbers but for rounding, and gradients where due."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
 
 import pass_sampling.gpu as port
 from models import TINY
-from pass_sampling.gpu.model import linear
-from pass_sampling.gpu.model.linear import Linear, laid_out
+from pass_sampling.gpu.checkpoint.cache_folder import cache_folder
+from pass_sampling.gpu.model import linear as module
+from pass_sampling.gpu.model import precision
+from pass_sampling.gpu.model.linear import BANDS, LAYOUTS, Linear, choices, linear, linears_of
 
-where_laid_out = pytest.mark.skipif(
-    laid_out(torch.ones((2, 2), dtype=torch.bfloat16)) is None,
-    reason="this CPU, or this PyTorch, has no layout of its own for bfloat16 weights",
-)
+EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
 
-@where_laid_out
-@pytest.mark.parametrize("num_rows", [1, 2, 5, 9, 49])
-@pytest.mark.parametrize("shape", [(512, 128), (1792, 320), (7, 5), (320, 896)])
+def can(layout: str, dtype: torch.dtype) -> bool:
+    """Whether this CPU, and this PyTorch, has a layout for a dtype."""
+    weight = torch.ones((2, 2), dtype=dtype)
+    try:
+        linear(weight, None, [layout] * len(BANDS))(weight)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+POSSIBLE = [(layout, dtype) for layout in LAYOUTS for dtype in EPS if can(layout, dtype)]
+each_layout = pytest.mark.parametrize(("layout", "dtype"), POSSIBLE, ids=str)
+
+
+@each_layout
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 9, 49, 65])
+@pytest.mark.parametrize("shape", [(512, 128), (7, 5), (320, 896)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_the_products_are_the_same_to_the_last_bit(shape, num_rows, biased):
+def test_the_products_differ_by_rounding_only(layout, dtype, num_rows, shape, biased):
+    """A sum of I products, in whatever order, is off by I u sum |x w| at most; rounded to the dtype once more."""
     generator = torch.Generator().manual_seed(num_rows)
-    weight = torch.randn(shape, generator=generator).bfloat16()
-    bias = torch.randn(shape[0], generator=generator).bfloat16() if biased else None
-    x = torch.randn((2, num_rows, shape[1]), generator=generator).bfloat16()
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    bias = torch.randn(shape[0], generator=generator).to(dtype) if biased else None
+    x = torch.randn((2, num_rows, shape[1]), generator=generator).to(dtype)
     with torch.inference_mode():
-        found = Linear(weight, bias, laid_out(weight))(x)
-    assert torch.equal(found, torch.nn.functional.linear(x, weight, bias))
+        found = linear(weight, bias, [layout] * len(BANDS))(x).double()
+        exact = torch.nn.functional.linear(x.double(), weight.double(), bias if bias is None else bias.double())
+        size = torch.nn.functional.linear(
+            x.double().abs(), weight.double().abs(), bias if bias is None else bias.double().abs()
+        )
+    assert bool(
+        ((found - exact).abs() <= (shape[1] + 2) * 2.0**-24 * size + EPS[dtype] * (exact.abs() + size * 2.0**-8)).all()
+    )
 
 
-@where_laid_out
-def test_gradients_go_through_the_plain_weight():
-    weight = torch.randn((6, 4)).bfloat16()
-    x = torch.randn((3, 4)).bfloat16().requires_grad_()
-    Linear(weight, None, laid_out(weight))(x).sum().backward()
+@each_layout
+@pytest.mark.parametrize("num_rows", [2, 5, 9])
+def test_a_row_keeps_every_bit_whatever_the_other_rows_hold(layout, dtype, num_rows):
+    weight, x = torch.randn((24, 40)).to(dtype), torch.randn((1, num_rows, 40)).to(dtype)
+    others = torch.cat([x[:, :1], torch.full((1, num_rows - 1, 40), torch.nan, dtype=dtype)], dim=1)
+    apply = linear(weight, None, [layout] * len(BANDS))
+    with torch.inference_mode():
+        assert torch.equal(apply(x)[:, 0], apply(others)[:, 0])
+
+
+@each_layout
+def test_gradients_go_through_the_plain_weight(layout, dtype):
+    weight = torch.randn((6, 4)).to(dtype)
+    x = torch.randn((3, 4)).to(dtype).requires_grad_()
+    linear(weight, None, [layout] * len(BANDS))(x).sum().backward()
     assert torch.equal(x.grad, weight.sum(dim=0).expand(3, -1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_what_gains_nothing_and_what_still_learns_stays_as_it_is(dtype):
-    assert laid_out(torch.ones((4, 4), dtype=dtype)) is None
-    assert laid_out(torch.ones((4, 4), dtype=torch.bfloat16, requires_grad=True)) is None
+def test_each_band_has_its_own_layout_and_more_rows_go_the_plain_way(monkeypatch):
+    used = []
+    for name in LAYOUTS:
+        make, apply = LAYOUTS[name]
+        record = lambda x, weight, bias, name=name, apply=apply: used.append(name) or apply(x, weight, bias)  # noqa: E731
+        monkeypatch.setitem(LAYOUTS, name, (make, record))
+    layer = linear(torch.ones((4, 4)), None, ["packed", "plain", "packed"])
+    for num_rows in (1, 2, 8, 9, 64, 65):
+        layer(torch.ones((1, num_rows, 4)))
+    assert used == ["packed", "plain", "plain", "packed", "packed"]
 
 
-@where_laid_out
-def test_large_models_keep_one_copy_of_their_weights_and_compute_the_same(monkeypatch):
-    """A layout is a second copy; a model that is tied has its embedding once more as output."""
+def test_a_choice_is_measured_once_and_kept_for_the_machine(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "measured", lambda weights: asked.append(len(weights)) or ("packed", "plain", "packed"))
+    groups = [[torch.ones((640, 577))], [torch.ones((641, 577))]]
+    first = choices(groups)
+    assert asked == [1, 1] and first == [("packed", "plain", "packed")] * 2
+    assert choices(groups) == first and asked == [1, 1]
+    (kept,) = [path for path in cache_folder("layouts").glob("*.json") if len(json.loads(path.read_text())) == 2]
+    for damaged in ("{", "[]", '[["packed"], ["packed"]]', '[["a", "b", "c"], ["a", "b", "c"]]', "[1, 2]"):
+        kept.write_text(damaged)
+        assert choices(groups) == first
+    assert len(asked) == 12
+    kept.unlink()
+
+
+def test_nothing_is_chosen_where_it_gains_nothing(monkeypatch):
+    large = torch.ones((600, 600))
+    for group in ([torch.ones((4, 4))], [large.double()], [large.half()], [large.clone().requires_grad_()]):
+        assert choices([group]) == [()]
+    monkeypatch.setattr(module, "measured", lambda weights: ("packed",) * 3)
+    monkeypatch.setattr(module, "free_memory", lambda device: 2 * large.nbytes - 1)  # a copy would take more than half
+    assert choices([[large]]) == [()]
+
+
+def test_a_model_computes_the_same_but_for_rounding(monkeypatch):
     config = port.ModelConfig(**TINY)
-    weights, logits = port.Weights.random(config, 0, torch.bfloat16), []
-    for most in (linear.LAID_OUT_AT_MOST, 100):
-        monkeypatch.setattr(linear, "LAID_OUT_AT_MOST", most)
-        layers, output = linear.linears_of(weights)
-        found = [output.laid_out, *(layer.gate_up.laid_out for layer in layers)]
-        assert all((each is None) == (most == 100) for each in found)
+    weights, logits = port.Weights.random(config, 0, torch.float32), []
+    for layouts in ((), ("packed",) * 3):
+        monkeypatch.setattr(module, "choices", lambda groups, layouts=layouts: [layouts] * len(groups))
+        layers, output = linears_of(weights)
+        assert len(layers[0].gate_up.layouts) == len(output.layouts) == len(layouts)
         logits.append(port.Transformer(config, weights).forward([[1, 2, 0, 1]]))
-    assert torch.equal(*logits)
+    assert torch.allclose(*logits, rtol=1e-5, atol=1e-5)
+
+
+# --- The dtype ---
+
+
+@pytest.mark.parametrize("units", [False, True])
+@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_16_bits_are_computed_where_there_are_units_for_them(units, stored, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda: units)
+    wide = {torch.float64: torch.float64, torch.bfloat16: torch.bfloat16 if units else torch.float32}
+    assert precision.automatic_dtype(stored, torch.device("cpu")) == wide.get(stored, torch.float32)
+    assert precision.automatic_dtype(stored, torch.device("cuda")) == stored
+
+
+def test_a_layer_without_layouts_is_the_plain_product():
+    weight, x = torch.randn((3, 4)), torch.randn((2, 4))
+    assert torch.equal(Linear(weight)(x), torch.nn.functional.linear(x, weight))
