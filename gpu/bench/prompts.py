@@ -7,12 +7,13 @@ import sysconfig
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..methods import Method
 from ..training.text import read_texts
 from .expectation import expected_tokens_per_forward, most_new_tokens
 
-__all__ = ["affordable", "context_of", "pieces", "prefixes_of", "read_library", "read_prompts", "room_of"]
+__all__ = ["Question", "affordable", "context_of", "pieces", "prefixes_of", "read_library", "read_prompts", "room_of"]
 
 Texts = Sequence[Sequence[int]]
 
@@ -20,8 +21,19 @@ CHARACTERS_PER_TOKEN = 12  # more than a token has, so that a piece is long enou
 GOLDEN_RATIO = 0.6180339887498949  # its multiples without their whole parts are spread evenly
 
 
-def read_prompts(path: Path) -> list[str]:
-    """Read prompts, a JSON object with a `prompt` on each line; empty lines are passed over.
+class Question(NamedTuple):
+    """What a line of a prompts file holds."""
+
+    turns: tuple[str, ...]  # of the user, one after another; a `prompt` is one
+    category: str = ""
+
+
+def read_prompts(path: Path) -> list[Question]:
+    """Read a JSON object on each line, with a `prompt`, or with `turns` and a `category` as in Spec-Bench.
+
+    Empty lines are passed over. Questions of two turns are one category, as in Spec-Bench's own table.
+
+    Source: Xia et al. 2024, "Unlocking Efficiency in LLM Inference" (arXiv 2401.07851), for Spec-Bench.
 
     Raises:
         OSError: the file cannot be read.
@@ -39,12 +51,14 @@ def read_prompts(path: Path) -> list[str]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             raise ValueError(f"--prompts: line {number} of {path} is no JSON, expected an object per line") from None
-        prompt = entry.get("prompt") if isinstance(entry, dict) else None
-        if not isinstance(prompt, str) or not prompt:
+        entry = entry if isinstance(entry, dict) else {}
+        turns = entry.get("turns", [entry.get("prompt")])
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
             raise ValueError(
-                f"--prompts: line {number} of {path} has no prompt, expected an object with a text `prompt`"
+                f"--prompts: line {number} of {path} has no prompt, expected an object with a text `prompt`, or `turns`"
             )
-        prompts.append(prompt)
+        category = "multi-turn" if len(turns) > 1 else str(entry.get("category", ""))
+        prompts.append(Question(tuple(turns), category))
     if not prompts:
         raise ValueError(f"--prompts: {path} holds no prompt, expected an object with a text `prompt` per line")
     return prompts

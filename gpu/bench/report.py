@@ -15,7 +15,7 @@ import torch
 from ..model.precision import processor_name
 from ..model.transformer import Transformer
 from .expectation import Expectation
-from .figures import MOST_REPEATED, rows_of
+from .figures import MOST_REPEATED, by_category, rows_of
 from .plan import Plan
 from .runs import ENOUGH_REPEATS, Entry, Runs
 
@@ -24,6 +24,7 @@ __all__ = ["Comparison", "machine", "notes_of", "outcome_of", "shape_lines", "ta
 Row = Mapping[str, Any]
 Texts = Sequence[Sequence[int]]
 STEADY = 1.5  # how far apart the speeds of plain decoding may be
+ENDS = "or until the model ends it"
 NO_END = "no token ends a text early, so that all have the same length"
 
 
@@ -59,6 +60,7 @@ class Comparison:
     entries: Sequence[Entry]
     left_out: Mapping[str, str]
     plan: Plan | None
+    categories: Sequence[str] = ()  # of the prompts, if they have some
     runs: Runs = field(default_factory=dict)
     chosen: Texts | None = None  # those of the places that there was time for
     expectations: dict[str, Expectation] = field(default_factory=dict)
@@ -74,6 +76,8 @@ class Comparison:
         settings = self._settings()
         settings["notes"] = notes_of(rows, settings, self.where)
         result = {"machine": self.where, "versions": versions(), "settings": settings, "rows": rows}
+        if any(self.categories):
+            result["categories"] = by_category(self.runs, self.categories)
         if self.plan is not None:
             settings["notes"].append(outcome_of(self.plan, rows))
             result["plan"] = self.plan.to_json()
@@ -95,7 +99,7 @@ class Comparison:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             **{name: asked[name] for name in ("temperature", "top_k", "top_p", "seed", "quick", "decode")},
             "max_new_tokens": len(runs[0][0].tokens),
-            "end": NO_END,
+            "end": ENDS if asked["chat"] else NO_END,
             "repeats": len(runs),
             "least_repeats": ENOUGH_REPEATS,
             "enough_repeats": len(runs) >= ENOUGH_REPEATS,
@@ -174,8 +178,8 @@ def table_lines(result: Mapping[str, Any]) -> list[str]:
         f"{settings['model']}, {settings['dtype']} on {where['device']}: {where['processor']}, {where['cores']} cores, "
         f"threads {where['threads']}{load}",
         f"prompts: {len(prompts['lengths'])} ({prompts['source']}); new tokens: {settings['max_new_tokens']} each, "
-        f"{NO_END}; temperature {settings['temperature']:g}, top-k {settings['top_k']}, top-p {settings['top_p']:g}; "
-        f"seed {settings['seed']}",
+        f"{settings['end']}; temperature {settings['temperature']:g}, top-k {settings['top_k']}, top-p "
+        f"{settings['top_p']:g}; seed {settings['seed']}",
         f"paired runs that take turns: {settings['repeats']}, of which the medians; held out: expected at "
         f"{places['count']} places, {places['uniform_streams']} uniform streams each; repeated: 8-grams of a text "
         "that came in it before; accepted: by depth",
@@ -194,7 +198,25 @@ def table_lines(result: Mapping[str, Any]) -> list[str]:
             f"{_figure(row['positions_per_forward']):>10}{_draft_passes(row):>9}{row['repeated_8grams']:7.0%}"
             f"{_accepted(row)}"
         )
-    return lines + [f"* {note}" for note in settings["notes"]]
+    return lines + category_lines(result.get("categories", {})) + [f"* {note}" for note in settings["notes"]]
+
+
+def category_lines(categories: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Return a table of methods by categories: times plain decoding, and tokens per pass."""
+    if not categories:
+        return []
+    lines = [
+        "",
+        "times plain decoding, and tokens per pass:",
+        f"{'':28}" + "".join(f"{name[:15]:>17}" for name in categories),
+    ]
+    for method in next(iter(categories.values())):
+        cells = (found.get(method) for found in categories.values())
+        texts = (
+            "-" if each is None else f"{each['ratio_to_plain']:.2f}  {each['tokens_per_forward']:.2f}" for each in cells
+        )
+        lines.append(f"{method:28}" + "".join(f"{text:>17}" for text in texts))
+    return lines
 
 
 def shape_lines(result: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ tokens per pass, and what methods yield is measured at places in text that no mo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from ..generation import generate
 from ..methods import Method
 from .figures import PLAIN, Run, clock, rows_of
 
-__all__ = ["PLAIN", "Entry", "Run", "Runner", "method_writer", "rows_of", "run_all"]
+__all__ = ["PLAIN", "Entry", "Run", "Runner", "method_writer", "rows_of", "run_all", "spare_threads"]
 
 ENOUGH_REPEATS = 5  # paired runs after a claim
 WARMING_TOKENS = 8  # of the texts that warm up under a budget
@@ -46,11 +47,13 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def method_writer(method: Method) -> Runner:
-    """Return what writes with a method of this package; no token ends a text early."""
+def method_writer(method: Method, eos_token_ids: Sequence[int] = ()) -> Runner:
+    """Return what writes with a method of this package; by default no token ends a text early."""
 
     def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
-        result = generate(method, prompt, max_new_tokens, eos_token_ids=(), stop_strings=(), seed=seed, request=request)
+        result = generate(
+            method, prompt, max_new_tokens, eos_token_ids=eos_token_ids, stop_strings=(), seed=seed, request=request
+        )
         return Run(
             result.tokens,
             result.num_forward_passes,
@@ -72,6 +75,7 @@ def run_all(
     device: torch.device | str = "cpu",
     report: Callable[[int, int, Runs], None] | None = None,
     budget: float | None = None,
+    may_end: bool = False,
 ) -> Runs:
     """Let all write after all prompts, several times; return the runs by name, repeat and prompt.
 
@@ -91,6 +95,7 @@ def run_all(
         report: called as `report(done, total, runs)` after every text, with the runs of all prompts that all have
             continued so far.
         budget: seconds to spend, about.
+        may_end: whether a text may be shorter, because a token has ended it.
 
     Raises:
         ValueError: fewer than one repeat.
@@ -107,7 +112,7 @@ def run_all(
             started = clock(device)
             run = entry.write(prompts[number], length, seed, repeat * len(prompts) + number)
             written[entry.name] = replace(run, seconds=clock(device) - started)
-            if len(run.tokens) != length:
+            if len(run.tokens) > length or (len(run.tokens) < length and not may_end):
                 raise RuntimeError(f"{entry.name} wrote {len(run.tokens)} tokens, expected {length}")
             done += 1
             if report is not None:
@@ -149,3 +154,10 @@ def in_turn(contenders: Sequence[Entry], turn: int) -> list[Entry]:
     """Return all in a circle's order; with every turn another one begins."""
     first = turn % len(contenders)
     return [*contenders[first:], *contenders[:first]]
+
+
+def spare_threads(device: str) -> None:
+    """Compute on the cores that are free, unless OMP_NUM_THREADS is set: on busy cores threads wait for one another."""
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
+        free = (os.cpu_count() or 1) - round(os.getloadavg()[0])
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), free)))

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .gguf import FETCHED, converted, fetched_folder, is_gguf_folder
+
 __all__ = ["is_repository", "local_folder", "upload_folder"]
 
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)  # org/name@revision
@@ -45,6 +47,12 @@ def local_folder(
         ValueError: the repository is gated, a revision is given with a folder, or huggingface_hub is not installed.
     """
     path, named = Path(place), REPOSITORY.fullmatch(place) if isinstance(place, str) else None
+    if isinstance(place, str) and place in FETCHED and not os.path.lexists(path):
+        path = fetched_folder(place)
+        if not path.is_dir():
+            raise FileNotFoundError(f"{place} is not on this machine, expected `pass-sampling fetch {place}` before")
+    if is_gguf_folder(path):
+        return converted(path)
     if named is None or os.path.lexists(path):
         if revision is not None:
             raise ValueError(f"revision: found {revision!r:.80} with the folder {path}, expected a name on the Hub")

@@ -37,6 +37,7 @@ from .plan import find_plan, plan_option, read_plan
 if TYPE_CHECKING:
     from ..bench.peers import Baseline
     from ..bench.plan import Plan
+    from ..bench.prompts import Question
     from ..bench.report import Comparison
     from ..bench.runs import Entry, Runs
     from ..methods import Method
@@ -88,10 +89,13 @@ class Options:
     )
     plan: Path | None = plan_option()
     prompts: Path | None = option(
-        help="a JSON object with a `prompt` on each line; default: pieces of those files of Python's standard library "
+        help="a JSON object on each line, with a `prompt`, or with `turns` and a `category` as in Spec-Bench's "
+        "question.jsonl; default: pieces of those files of Python's standard library "
         "that the bundled model has not seen",
         metavar="FILE.jsonl",
     )
+    chat: bool = option(False, "put prompts into the model's chat template, and let the model end its answers")
+    limit: int | None = option(help="questions of each category; default: all")
     max_new_tokens: int | None = option(help=f"length of each text; {_sizes('max_new_tokens')}")
     repeats: int | None = option(help=f"paired runs behind each figure; {_sizes('repeats')}")
     quick: bool = option(
@@ -115,6 +119,11 @@ class Options:
 
         check_integer("repeats", self.size("repeats"), 1, 10**6)
         check_integer("max_new_tokens", self.size("max_new_tokens"), 1, 2**30)
+        if self.limit is not None:
+            check_integer("limit", self.limit, 1, 10**6)
+        for name in ("chat", "limit"):
+            if getattr(self, name) and self.prompts is None:
+                raise ValueError(f"--{name}: found it without --prompts, expected both or neither")
         for name in ("methods", "prompts", "output", "plan", "max_new_tokens"):
             if self.shape is not None and getattr(self, name) is not None:
                 raise ValueError(f"{flag_of(name)}: found it with --shape, which has no use for it, expected neither")
@@ -156,7 +165,7 @@ def run(options: Options) -> None:
     from ..bench.expectation import expected_tokens_per_forward
     from ..bench.prompts import affordable, room_of
     from ..bench.report import Comparison
-    from ..bench.runs import run_all
+    from ..bench.runs import run_all, spare_threads
     from ..training.tokens import load_tokenizer
 
     if options.shape is not None:
@@ -164,13 +173,18 @@ def run(options: Options) -> None:
         return
     began = time.perf_counter()
     check_file("--output", options.output)
-    source, texts = _texts(options)
+    source, questions = _questions(options)
+    texts = [question.turns[0] for question in questions]
     target = options.target.fetched()
     options = replace(options, target=target, decode=options.decode.fetched())
     model, tokenizer = target.load(), load_tokenizer(target.model)
-    prompts = _prompts(options, tokenizer, texts, model.max_position_embeddings)
+    if options.chat:
+        prompts, categories = _conversations(options, model, tokenizer, questions)
+    else:
+        prompts = _prompts(options, tokenizer, texts, model.max_position_embeddings)
+        categories = [question.category for question in questions] if options.prompts else []
     if options.quick:
-        _spare_threads(model.device.type)  # before anything is timed
+        spare_threads(model.device.type)  # before anything is timed
     plan, left_out = _plan(options, model)
     entries, methods, reasons = _entries(options, model, plan, left_out)
     length = options.size("max_new_tokens")
@@ -183,8 +197,8 @@ def run(options: Options) -> None:
         return max(0.0, share * (QUICK_SECONDS - (time.perf_counter() - began))) if options.quick else None
 
     asked = {name: options.size(name) for name in FULL} | asdict(options.sampling)
-    asked |= {"quick": options.quick, "decode": options.decode.to_json(), "source": source}
-    found = Comparison(asked, model, prompts, places, entries, left_out | reasons, plan)
+    asked |= {"quick": options.quick, "chat": options.chat, "decode": options.decode.to_json(), "source": source}
+    found = Comparison(asked, model, prompts, places, entries, left_out | reasons, plan, categories)
 
     def save() -> None:
         if options.output is not None and any(found.runs.values()):
@@ -201,7 +215,7 @@ def run(options: Options) -> None:
                     save()
 
             repeats, seconds = options.size("repeats"), seconds_left(RUNS_SHARE)
-            found.runs = run_all(entries, prompts, length, repeats, seed, model.device, written, seconds)
+            found.runs = run_all(entries, prompts, length, repeats, seed, model.device, written, seconds, options.chat)
         with Bar("expecting", unit="method") as bar:
             found.chosen = affordable(methods, places, num_streams, seconds_left())
             for name, method in methods.items():
@@ -271,7 +285,8 @@ def _entries(
             decode = DecodeOptions(name, **own) if plan is None or name != PLANNED else plan.options
             methods[name] = make_method(decode, model, options.sampling.config, options.target.model)
             settings = {"method": decode.method} if name == PLANNED else {}
-            made.append(Entry(name, method_writer(methods[name]), settings | dict(described(methods[name]))))
+            ends = model.eos_token_ids if options.chat else ()
+            made.append(Entry(name, method_writer(methods[name], ends), settings | dict(described(methods[name]))))
         except Unavailable as error:
             if options.methods is not None:
                 raise ValueError(f"--methods {name}: {error}") from None
@@ -294,6 +309,7 @@ def _peer(name: str, options: Options, model: Transformer, library: dict[Path, B
         return library[folder]
 
     depth = (options.decode.num_draft or NUM_DRAFT) if PEERS[name] else 0
+    ends = model.eos_token_ids if options.chat else ()
     settings: dict[str, Any] = {"num_draft": depth} if depth else {}
     assistant = None
     if name == "transformers-assisted":
@@ -305,13 +321,13 @@ def _peer(name: str, options: Options, model: Transformer, library: dict[Path, B
                 f"{folder} has {assistant.model.config.vocab_size} tokens, expected {model.vocab_size}, the model's"
             )
         settings = {"assistant": folder.name, **settings}
-    writer = peer_writer(load(options.target.model), options.sampling.config, assistant, depth)
+    writer = peer_writer(load(options.target.model), options.sampling.config, assistant, depth, ends)
     return Entry(name, writer, settings)
 
 
-def _texts(options: Options) -> tuple[str, list[str]]:
-    """Return where the prompts come from, and the texts: the prompts themselves, or files that they begin."""
-    from ..bench.prompts import read_library, read_prompts
+def _questions(options: Options) -> tuple[str, list[Question]]:
+    """Return where the prompts come from, and the prompts themselves, or files that they begin."""
+    from ..bench.prompts import Question, read_library, read_prompts
     from .demo import PROMPTS
 
     if options.prompts is not None:
@@ -321,11 +337,39 @@ def _texts(options: Options) -> tuple[str, list[str]]:
             raise ValueError(
                 f"--prompts: {options.prompts} cannot be read ({error.strerror}), expected JSON lines"
             ) from None
-        return os.fspath(options.prompts), [check_unicode("--prompts", prompt) for prompt in prompts]
+        chosen: dict[str, list[Question]] = {}
+        for prompt in prompts:
+            for turn in prompt.turns:
+                check_unicode("--prompts", turn)
+            chosen.setdefault(prompt.category, []).append(prompt)
+        return os.fspath(options.prompts), [each for found in chosen.values() for each in found[: options.limit]]
     library = read_library(read_names(HELD_OUT))
     if library:
-        return "held-out files of the standard library", list(library.values())
-    return "beginnings that come with the package", list(PROMPTS)  # this Python has its library in an archive
+        return "held-out files of the standard library", [Question((text,)) for text in library.values()]
+    return "beginnings that come with the package", [Question((text,)) for text in PROMPTS]  # the library is an archive
+
+
+def _conversations(
+    options: Options, model: Transformer, tokenizer: Any, questions: Sequence[Question]
+) -> tuple[list[list[int]], list[str]]:
+    """Return a prompt for every turn of every question, and its category; plain decoding answers turns in between."""
+    from ..generation import generate
+    from ..hf.text_decoder import decoder_of
+    from ..methods import Autoregressive
+    from .generate import Conversation
+
+    plain, decode = Autoregressive(model, options.sampling.config), decoder_of(tokenizer)
+    prompts, categories, length = [], [], options.size("max_new_tokens")
+    for question in questions:
+        conversation = Conversation(tokenizer, options.target.model)
+        for number, turn in enumerate(question.turns, 1):
+            tokens, _ = conversation.tokens(turn)
+            prompts.append(tokens)
+            categories.append(question.category)
+            if number < len(question.turns):
+                answer = generate(plain, tokens, length, decode=decode, seed=options.sampling.seed)
+                conversation.add(turn, answer.text or "")
+    return prompts, categories
 
 
 def _prompts(options: Options, tokenizer: Any, texts: list[str], room: int) -> list[list[int]]:
@@ -352,15 +396,6 @@ def _places(options: Options, tokenizer: Any, texts: list[str], prompts: Texts, 
         return [prefix[:room] for prefix in prefixes_of(prompts, count)]
     length = min(PREFIX_LENGTH, room)
     return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, count, length)]
-
-
-def _spare_threads(device: str) -> None:
-    """Compute on the cores that are free, unless OMP_NUM_THREADS is set: on busy cores threads wait for one another."""
-    import torch
-
-    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
-        free = (os.cpu_count() or 1) - round(os.getloadavg()[0])
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), free)))
 
 
 def _run_shape(options: Options) -> None:

@@ -60,7 +60,7 @@ def add_arguments(
         flag = settings.pop("flag", flag_of(each.name))
         if hint is bool:
             settings["action"] = "store_true"
-        elif "default:" not in settings["help"] and not settings.get("required"):
+        elif "default:" not in settings["help"] and not settings.get("required") and flag.startswith("-"):
             settings["help"] += f"; default: {'none' if default in (None, ()) else default}"
         if is_tuple and "action" not in settings:
             settings |= {"nargs": "+", "type": get_args(hint)[0]}
@@ -71,6 +71,9 @@ def add_arguments(
         if "type" in settings:
             settings["type"] = _reader(settings["type"])
         settings["help"] = settings["help"].replace("%", "%%")
+        if not flag.startswith("-"):
+            parser.add_argument(flag, **settings)
+            continue
         parser.add_argument(flag, dest=each.name, default=None if is_tuple else default, **settings)
 
 

@@ -19,9 +19,9 @@ import pass_sampling.gpu as port
 from folders import tiny_config, write_checkpoint, write_json
 from models import lookahead, table, transformer
 from pass_sampling.gpu.bench.expectation import Expectation, expected_tokens, expected_tokens_per_forward, steps_after
-from pass_sampling.gpu.bench.figures import Run, repeated_ngrams, rows_of
+from pass_sampling.gpu.bench.figures import Run, by_category, repeated_ngrams, rows_of
 from pass_sampling.gpu.bench.peers import load_peer, peer_writer
-from pass_sampling.gpu.bench.prompts import pieces, prefixes_of, read_library, read_prompts
+from pass_sampling.gpu.bench.prompts import Question, pieces, prefixes_of, read_library, read_prompts
 from pass_sampling.gpu.bench.roofline import SHAPES
 from pass_sampling.gpu.bench.runs import Entry, in_turn, method_writer, run_all
 from pass_sampling.gpu.drafters import PromptLookup
@@ -379,7 +379,26 @@ def test_prompts_are_json_lines(tmp_path):
     path.write_bytes(
         b'\xef\xbb\xbf{"prompt": "a\xe2\x80\xa8b", "more": 1}\r\n\n' + json.dumps({"prompt": "é"}).encode()
     )
-    assert read_prompts(path) == ["a\u2028b", "é"]
+    assert read_prompts(path) == [Question(("a\u2028b",)), Question(("é",))]
+
+
+def test_questions_of_spec_bench_are_read_as_they_are(tmp_path):
+    lines = [{"question_id": 1, "category": "qa", "turns": ["a"]}, {"category": "coding", "turns": ["b", "c"]}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert read_prompts(tmp_path / "q.jsonl") == [Question(("a",), "qa"), Question(("b", "c"), "multi-turn")]
+
+
+def test_figures_by_category_are_those_of_its_prompts():
+    """Of two prompts and three repeats; a text that ends early counts by its tokens."""
+    runs = {
+        "autoregressive": [[Run((1, 2), 2, 3, seconds=2.0), Run((1,), 1, 2, seconds=1.0)]] * 3,
+        "other": [[Run((1, 2), 1, 3, seconds=s), Run((1, 2, 3, 4), 2, 2, seconds=1.0)] for s in (0.5, 1.0, 4.0)],
+    }
+    found = by_category(runs, ["qa", "rag"])
+    assert list(found) == ["qa", "rag", "overall"]
+    assert found["qa"]["other"] == {"ratio_to_plain": 2.0, "tokens_per_forward": 2.0}
+    assert found["rag"]["other"] == {"ratio_to_plain": 4.0, "tokens_per_forward": 2.0}
+    assert found["overall"]["other"]["ratio_to_plain"] == 6 / 2.0
 
 
 BAD_PROMPTS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from console import read_strictly, run
 from pass_sampling.gpu.bench.report import notes_of
-from pass_sampling.gpu.cli.bench import _spare_threads
+from pass_sampling.gpu.bench.runs import spare_threads
 from pass_sampling.gpu.cli.console import Bar
 
 FIELDS = """method options tokens_per_second spread ratio_to_plain tokens_per_forward positions_per_forward
@@ -203,10 +204,10 @@ def test_quick_leaves_busy_cores_alone_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for load in (0.1, 2.6, 11.0):
         monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
-        _spare_threads("cpu")
-    _spare_threads("cuda")
+        spare_threads("cpu")
+    spare_threads("cuda")
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    _spare_threads("cpu")
+    spare_threads("cpu")
     assert chosen == [8, 5, 1]
 
 
@@ -219,3 +220,25 @@ def test_the_shape_of_a_model_is_measured_with_every_figure(capsys):
     assert found["overhead"] < 1 and 0 < found["of_the_limit"] and found["transformers"].keys() == {"eager"}
     assert run("bench", "--shape", "tiny", "--repeats", 1) == 0
     assert "of the memory's speed" in capsys.readouterr().out
+
+
+def test_chat_answers_are_compared_by_category(box, capsys, tmp_path):
+    """A question of two turns is two prompts, the second with plain decoding's answer to the first."""
+    questions = [{"category": "qa", "turns": [word]} for word in ("def", "for", "while")]
+    questions.append({"category": "coding", "turns": ["index", "value"]})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    argv = ["bench", "--model", box.chat, "--prompts", tmp_path / "q.jsonl", "--chat", "--limit", 2, "--repeats", 1]
+    argv += ["--methods", "prompt-lookup,transformers", "--max-new-tokens", 8]
+    assert run(*argv, "--json") == 0
+    found = read_strictly(capsys.readouterr().out)
+    assert (
+        set(found["categories"]) == {"qa", "multi-turn", "overall"}
+        and len(found["settings"]["prompts"]["lengths"]) == 4
+    )
+    for methods in found["categories"].values():
+        assert list(methods) == ["autoregressive", "prompt-lookup", "transformers"]
+        assert methods["autoregressive"]["ratio_to_plain"] == 1
+    assert run(*argv) == 0
+    out = capsys.readouterr().out
+    assert "times plain decoding, and tokens per pass:" in out and "or until the model ends it" in out
+    assert run("bench", "--chat") == 2 and "--chat: found it without --prompts" in capsys.readouterr().err
