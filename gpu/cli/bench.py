@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import HELD_OUT
+from ..checkpoints import HELD_OUT, PROMPTS
 from ..decode_options import (
     NUM_DRAFT,
     DecodeOptions,
@@ -328,7 +328,6 @@ def _peer(name: str, options: Options, model: Transformer, library: dict[Path, B
 def _questions(options: Options) -> tuple[str, list[Question]]:
     """Return where the prompts come from, and the prompts themselves, or files that they begin."""
     from ..bench.prompts import Question, read_library, read_prompts
-    from .demo import PROMPTS
 
     if options.prompts is not None:
         try:

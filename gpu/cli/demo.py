@@ -1,6 +1,6 @@
 """Watch a model write with PaSS, every token in the colour of how it came; then see what that cost.
 
-Three ways take turns: plain decoding, PaSS as published, and PaSS in one call per step with what was trained for it.
+Plain decoding, PaSS as published, PaSS in one call per step, and the way that the plan chose take turns.
 
   pass-sampling demo
   pass-sampling demo --temperature 0 --prompt 'class Stack:'
@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import PROMPTS
 from ..decode_options import DecodeOptions, Unavailable, is_bundled, option
 from .console import DIM, RESET, SourceStream, check_unicode, encode_prompt, is_colourful, legend
 from .options import ModelOptions, SamplingOptions, group, json_option
+from .plan import find_plan
 
 if TYPE_CHECKING:
     from pass_sampling.reference.record import Generation
@@ -31,13 +33,8 @@ if TYPE_CHECKING:
     from ..model.transformer import Transformer
 
 HELP = "watch the bundled model write Python, drafted and verified by itself"
-# None ends with a line break: the next line's indentation is part of that token.
-PROMPTS = (
-    'def read_lines(path):\n    """Return the lines of a text file, without their ends."""',
-    'class Queue:\n    """First in, first out."""\n\n    def __init__(self, maxsize=0):',
-    "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:",
-)
 PLAIN = "plain decoding"
+REAL, QUESTION = "smollm2-135m", "Explain in three sentences why the sky is blue."
 DRAFTING = {"PaSS": "pass", "PaSS, one call": "pass-one-call"}  # as published, and ours
 
 
@@ -69,24 +66,43 @@ def run(options: Options) -> None:
     """Show the texts, then the figures."""
     from pass_sampling.reference.config import check_context, check_prompt
 
+    from ..make_method import make_method
     from ..training.tokens import load_tokenizer
 
     target, texts = options.target.fetched(), options.prompt or PROMPTS
     model = target.load()
     methods = _methods(options, model, target.model)
+    drafted = list(methods.values())[-1]
     tokenizer = load_tokenizer(target.model)
     prompts = [encode_prompt(tokenizer, text) for text in texts]
     for prompt in prompts:  # before anything is shown
         check_prompt(prompt, model.vocab_size)
         check_context(len(prompt), options.max_new_tokens, model.max_position_embeddings)
     if not options.json:
-        _show(list(methods.values())[-1], texts, prompts, tokenizer, options)
+        _show(drafted, texts, prompts, tokenizer, options)
+    plan = find_plan(target, model, options.sampling, options.decode.fetched(), quiet=options.json)
+    assert plan is not None
+    methods[f"plan: {plan.options.method}"] = make_method(plan.options, model, options.sampling.config, target.model)
     rows = _measure(methods, prompts, options)
     machine = _machine(model, options)
     if options.json:
         print(json.dumps({"rows": rows, **machine}, indent=2, allow_nan=False))
         return
     _print_table(rows, machine)
+    if is_bundled(target.model):
+        _real_model()
+
+
+def _real_model() -> None:
+    """Let a real model answer, if it has been fetched; else say how to see it."""
+    from ..checkpoint.gguf import fetched_folder
+    from . import generate
+
+    if not fetched_folder(REAL).is_dir():
+        print("\nA real model, SmolLM2-135M-Instruct: make demo-chat, or pass-sampling fetch smollm2-135m")
+        return
+    print(f"\n----- {REAL}: {QUESTION} -----", flush=True)
+    generate.run(generate.Options(ModelOptions(Path(REAL)), prompt=QUESTION, chat=True, max_new_tokens=100))
 
 
 def _methods(options: Options, model: Transformer, folder: Path) -> dict[str, Method]:
@@ -192,12 +208,12 @@ def _print_table(rows: dict[str, Any], machine: dict[str, Any]) -> None:
         "paired runs."
     )
     print(
-        f"{'':16}{'tokens':>8}{'passes':>8}{'tokens per pass':>17}{'ms per pass':>13}{'seconds':>9}{'tokens per s':>14}"
+        f"{'':22}{'tokens':>8}{'passes':>8}{'tokens per pass':>17}{'ms per pass':>13}{'seconds':>9}{'tokens per s':>14}"
         f"{'ratio':>7}"
     )
     for name, row in rows.items():
         print(
-            f"{name:16}{row['tokens']:8}{row['num_forward_passes']:8}{row['tokens_per_forward']:17.2f}"
+            f"{name:22}{row['tokens']:8}{row['num_forward_passes']:8}{row['tokens_per_forward']:17.2f}"
             f"{row['milliseconds_per_pass']:13.2f}{row['seconds']:9.2f}{row['tokens_per_second']:14.0f}"
             f"{row['ratio_to_plain']:7.2f}"
         )

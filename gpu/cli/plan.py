@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import HELD_OUT
+from ..checkpoints import HELD_OUT, PROMPTS
 from ..decode_options import (
     SOURCES,
     DecodeOptions,
@@ -218,7 +218,6 @@ def _places(target: ModelOptions, model: Transformer) -> Sequence[Sequence[int]]
     """Return the beginnings of pieces of Python's standard library, which every machine has."""
     from ..bench.prompts import pieces, read_library
     from ..training.tokens import load_tokenizer
-    from .demo import PROMPTS
 
     tokenizer, length = load_tokenizer(target.model), _prefix_length(model)
     texts = list(read_library(read_names(HELD_OUT)).values()) or list(PROMPTS)
