@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from .lookahead.vectors import LookAhead
     from .methods import (
         Autoregressive,
-        Candidates,
-        FusedCandidates,
-        FusedPaSS,
         LanguageModel,
         Method,
         PaSS,
+        PaSSOneCall,
+        PaSSOneCallTree,
         SpeculativeSampling,
+        SpeculativeTree,
     )
     from .model.table import TableModel
     from .model.transformer import Transformer
@@ -54,7 +54,8 @@ _HOMES = {  # the public names by the modules that define them
     "gpu.lookahead.adapter": "Adapter",
     "gpu.lookahead.head": "SamplerHead",
     "gpu.lookahead.vectors": "LookAhead",
-    "gpu.methods": "Autoregressive Candidates FusedCandidates FusedPaSS LanguageModel Method PaSS SpeculativeSampling",
+    "gpu.methods": "Autoregressive LanguageModel Method PaSS PaSSOneCall PaSSOneCallTree SpeculativeSampling "
+    "SpeculativeTree",
     "gpu.model.table": "TableModel",
     "gpu.model.transformer": "Transformer",
     "gpu.model.weights": "Weights",
@@ -68,14 +69,11 @@ _HOMES = {  # the public names by the modules that define them
 __all__ = [
     "Adapter",
     "Autoregressive",
-    "Candidates",
     "Choice",
     "Drafter",
     "Ending",
     "Engine",
     "EntropyBound",
-    "FusedCandidates",
-    "FusedPaSS",
     "Generation",
     "Heuristic",
     "LanguageModel",
@@ -86,6 +84,8 @@ __all__ = [
     "NgramModel",
     "NotFiniteError",
     "PaSS",
+    "PaSSOneCall",
+    "PaSSOneCallTree",
     "PromptLookup",
     "Record",
     "Request",
@@ -94,6 +94,7 @@ __all__ = [
     "SamplingConfig",
     "Schedule",
     "SpeculativeSampling",
+    "SpeculativeTree",
     "TableModel",
     "Transformer",
     "TransformersModel",

@@ -17,13 +17,13 @@ from .lookahead.head import SamplerHead
 from .lookahead.vectors import LookAhead
 from .methods import (
     Autoregressive,
-    Candidates,
-    FusedCandidates,
-    FusedPaSS,
     LanguageModel,
     Method,
     PaSS,
+    PaSSOneCall,
+    PaSSOneCallTree,
     SpeculativeSampling,
+    SpeculativeTree,
 )
 from .model.config import ModelConfig, RopeScaling
 from .model.table import TableModel
@@ -35,13 +35,10 @@ from .sampling import probs_from_logits
 __all__ = [
     "Adapter",
     "Autoregressive",
-    "Candidates",
     "Choice",
     "Drafter",
     "Ending",
     "EntropyBound",
-    "FusedCandidates",
-    "FusedPaSS",
     "Generation",
     "Heuristic",
     "LanguageModel",
@@ -52,6 +49,8 @@ __all__ = [
     "NgramModel",
     "NotFiniteError",
     "PaSS",
+    "PaSSOneCall",
+    "PaSSOneCallTree",
     "PromptLookup",
     "Record",
     "RopeScaling",
@@ -59,6 +58,7 @@ __all__ = [
     "SamplingConfig",
     "Schedule",
     "SpeculativeSampling",
+    "SpeculativeTree",
     "TableModel",
     "Transformer",
     "Weights",

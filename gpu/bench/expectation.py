@@ -17,8 +17,8 @@ import torch
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Record
 
-from ..methods import Candidates, FusedCandidates, Method
-from ..methods.pass_one_call import Fused
+from ..methods import Method, PaSSOneCallTree, SpeculativeTree
+from ..methods.pass_one_call import OneCall
 from ..methods.tree_rules import RULES
 from ..state import State
 from ..uniforms import UniformRow, uniform_stream
@@ -33,7 +33,7 @@ __all__ = [
     "steps_before",
 ]
 
-TREES = (Candidates, FusedCandidates)
+TREES = (SpeculativeTree, PaSSOneCallTree)
 MOST_LOGITS = 2**21  # rows times vocabulary that are stepped side by side, for the sake of memory
 
 
@@ -155,7 +155,7 @@ def steps_after(
 
 def steps_before(method: Method) -> int:
     """Return how many steps a method takes after a prompt before the first that has drafts to verify."""
-    return int(isinstance(method, Fused))
+    return int(isinstance(method, OneCall))
 
 
 def most_new_tokens(method: Method) -> int:
@@ -165,7 +165,7 @@ def most_new_tokens(method: Method) -> int:
     return 2 * method.num_uniforms + 1  # a token needs a uniform
 
 
-def _chances(method: Candidates | FusedCandidates, state: State, draws: UniformRow) -> list[tuple[float, ...]]:
+def _chances(method: SpeculativeTree | PaSSOneCallTree, state: State, draws: UniformRow) -> list[tuple[float, ...]]:
     """Return the chance of every draft that a step would verify, once reached, in the order of its record."""
     _, drafts, real, *_ = method.propose(state, draws)
     logits, tree = method.model.logits(real), drafts.tree

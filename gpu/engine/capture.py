@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..batch_record import Packed
-from ..methods import Candidates, FusedCandidates, FusedPaSS
+from ..methods import PaSSOneCall, PaSSOneCallTree, SpeculativeTree
 from ..methods.base import Method
 from ..state import PER_ROW, State
 
@@ -151,9 +151,9 @@ def why_not(method: Method, state: State) -> str | None:
     """Return why a step cannot be captured, if it cannot."""
     if state.cache.lengths.device.type != "cuda":
         return f"it runs on {state.cache.lengths.device}, not on a GPU"
-    if isinstance(method, FusedPaSS) and state.lookahead_hidden.shape[1] == 1:
+    if isinstance(method, PaSSOneCall) and state.lookahead_hidden.shape[1] == 1:
         return "texts are too short to look ahead"
-    if isinstance(method, Candidates | FusedCandidates):
+    if isinstance(method, SpeculativeTree | PaSSOneCallTree):
         return "a tree of drafts is as large as its rows need"
     if method.processor is not None:
         return "a logits processor runs on the host after every forward pass"

@@ -17,7 +17,7 @@ from pass_sampling.reference.record import Record
 
 from ..batch_record import BatchRecord, Packed
 from ..methods.base import Method
-from ..methods.pass_one_call import Fused
+from ..methods.pass_one_call import OneCall
 from ..model.transformer import Transformer
 from ..state import PER_ROW, State
 
@@ -84,7 +84,7 @@ def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: in
     state = method.start_batch([[0] * longest_prompt] * num_rows, ending)
     one = torch.ones_like(state.lengths)  # every row needs a last token
     lookahead_hidden = state.lookahead_hidden
-    if isinstance(method, Fused) and isinstance(method.model, Transformer):
+    if isinstance(method, OneCall) and isinstance(method.model, Transformer):
         lookahead_hidden = method.vectors.new_zeros((num_rows, len(method.vectors) + 1, method.model.hidden_size))
     return replace(
         state,

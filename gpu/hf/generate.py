@@ -29,7 +29,7 @@ from pass_sampling.reference.record import Generation, Record
 
 from ..lookahead.card import model_card
 from ..lookahead.vectors import LookAhead
-from ..methods import FusedPaSS, Method, PaSS
+from ..methods import Method, PaSS, PaSSOneCall
 from ..training.train import first_vectors
 from .arguments import (
     check_arguments,
@@ -129,7 +129,7 @@ def pass_generate(
         stopping_criteria: asked of every prefix.
         generation_config: as `generate` has completed it.
         lookahead: vectors, or the folder that keeps them, or as a string its name on the Hub.
-        fused: one call per step (`FusedPaSS`) instead of two (`PaSS`); default: as the vectors were trained.
+        fused: one call per step (`PaSSOneCall`) instead of two (`PaSS`); default: as the vectors were trained.
         num_lookahead: how many of the vectors to use; default: all.
         streamer: given the new tokens; `generate` itself does not pass it on, see `generate_with_pass`.
         model_kwargs: what else `generate` has prepared.
@@ -162,7 +162,7 @@ def pass_generate(
     prompts = [row[padding:].tolist() for row, padding in zip(input_ids, num_padding, strict=True)]
     for prompt, ending in zip(prompts, endings, strict=True):
         check_context(len(prompt), ending.max_new_tokens, adapted.max_position_embeddings)
-        beyond = len(method.vectors) if isinstance(method, FusedPaSS) else 0
+        beyond = len(method.vectors) if isinstance(method, PaSSOneCall) else 0
         check_rope(adapted.text_config, len(prompt), ending.max_new_tokens, beyond)
 
     def show(record: Record) -> None:
@@ -247,12 +247,12 @@ def _vectors(model: TransformersModel, lookahead: LookAhead | str | os.PathLike[
 
 def _method(
     model: TransformersModel, lookahead: LookAhead, fused: bool | None, num_lookahead: int | None, do_sample: bool
-) -> PaSS | FusedPaSS:
+) -> PaSS | PaSSOneCall:
     """Return the method. Temperature and the like are among the processors, so its sampling is a plain draw."""
     sampling = SamplingConfig() if do_sample else SamplingConfig(temperature=0.0)
     if fused or (fused is None and lookahead.head is not None):
         model.require_masks()
-        return FusedPaSS(model, lookahead, sampling, num_lookahead=num_lookahead)
+        return PaSSOneCall(model, lookahead, sampling, num_lookahead=num_lookahead)
     return PaSS(model, lookahead, sampling, num_lookahead=num_lookahead)
 
 

@@ -40,11 +40,11 @@ import: it runs `custom_generate/generate.py` of this repository, ten lines.
 """
 IN_PACKAGE = """
 ```python
-from pass_sampling.gpu import FusedPaSS, LookAhead, SamplingConfig, generate, load_model
+from pass_sampling.gpu import PaSSOneCall, LookAhead, SamplingConfig, generate, load_model
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({model!r})
-method = FusedPaSS(load_model({model!r}), LookAhead.from_pretrained({place!r}), SamplingConfig(temperature=0.8))
+method = PaSSOneCall(load_model({model!r}), LookAhead.from_pretrained({place!r}), SamplingConfig(temperature=0.8))
 print(generate(method, tokenizer("def main():").input_ids, 64, decode=tokenizer.decode).text)
 ```
 """

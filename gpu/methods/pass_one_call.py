@@ -1,6 +1,6 @@
 """PaSS in one call per step: the pass that verifies the drafts also looks ahead, after every prefix that may survive.
 
-`Fused` is this call, for drafts of any shape; `FusedPaSS` drafts a chain, `tree.FusedCandidates` a tree. See
+`OneCall` is this call, for drafts of any shape; `PaSSOneCall` drafts a chain, `tree.PaSSOneCallTree` a tree. See
 `reference.methods.pass_one_call` for the method and its sources.
 
 Glossary of shapes: B batch, L look-ahead vectors, D' hidden state, R places of the tree, N groups of G rows.
@@ -59,7 +59,7 @@ def _places(anchors: tuple[int, ...], device: torch.device) -> Tensor:  # [N]
 
 
 @dataclass(frozen=True, eq=False)
-class Fused(Method):
+class OneCall(Method):
     """A method whose one call per step verifies drafts and looks ahead for the next ones.
 
     `refinement` makes the drafts' logits from look-ahead rows and the tokens between (default: the head that was
@@ -178,7 +178,7 @@ class Fused(Method):
 
 
 @dataclass(frozen=True, eq=False)
-class FusedPaSS(Fused):
+class PaSSOneCall(OneCall):
     """Verify the drafts of the step before and draft the next ones in the same pass; 1 + accepted tokens per call."""
 
     num_lookahead: int | None = None  # L; default: all vectors

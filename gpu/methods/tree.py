@@ -1,6 +1,6 @@
 """Speculative sampling with several candidates per position: a tree of drafts, verified in one pass.
 
-The drafts come from a drafter (`Candidates`), or from look-ahead rows of the pass before (`FusedCandidates`). See
+The drafts come from a drafter (`SpeculativeTree`), or from look-ahead rows of the pass before (`PaSSOneCallTree`). See
 `reference.methods.tree` for the sources.
 
 Glossary of shapes: B batch, L look-ahead vectors, N drafts of the tree, D' hidden state.
@@ -23,7 +23,7 @@ from ..batch_record import BatchRecord
 from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import Tokens
-from .pass_one_call import Ahead, Fused
+from .pass_one_call import Ahead, OneCall
 from .records import drafting_record
 from .speculative import DrafterMethod
 from .tree_rules import RULES
@@ -31,7 +31,7 @@ from .tree_shape import DraftTree, TreeDrafts, draw_tree, rows_of_pass, tree_rec
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates(DrafterMethod):
+class SpeculativeTree(DrafterMethod):
     """Draft a tree with a drafter, `num_candidates[d]` tokens after each place of depth d, then verify it.
 
     The tree is cut where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft
@@ -111,7 +111,7 @@ class Candidates(DrafterMethod):
 
 
 @dataclass(frozen=True, eq=False)
-class FusedCandidates(Fused):
+class PaSSOneCallTree(OneCall):
     """Draft a tree from the rows of the step before, then verify it and look ahead in one pass; 1 + accepted tokens.
 
     `num_candidates[d]` tokens follow each place of depth d, see `DraftTree`. The tree has at most as many depths as

@@ -11,31 +11,31 @@ from ..model.language_model import LanguageModel
 from . import tree_rules
 from .autoregressive import Autoregressive
 from .base import Method
-from .pass_one_call import FusedPaSS
+from .pass_one_call import PaSSOneCall
 from .pass_two_call import PaSS
 from .speculative import SpeculativeSampling
-from .tree import Candidates, FusedCandidates
+from .tree import PaSSOneCallTree, SpeculativeTree
 
 __all__ = [
     "METHODS",
     "Autoregressive",
-    "Candidates",
-    "FusedCandidates",
-    "FusedPaSS",
     "LanguageModel",
     "Method",
     "PaSS",
+    "PaSSOneCall",
+    "PaSSOneCallTree",
     "SpeculativeSampling",
+    "SpeculativeTree",
     "rules_of",
 ]
 
 METHODS: dict[str, type[Method]] = {
     "autoregressive": Autoregressive,
     "pass": PaSS,
-    "pass-one-call": FusedPaSS,
-    "pass-one-call-tree": FusedCandidates,
+    "pass-one-call": PaSSOneCall,
+    "pass-one-call-tree": PaSSOneCallTree,
     "speculative": SpeculativeSampling,  # with any drafter
-    "speculative-tree": Candidates,
+    "speculative-tree": SpeculativeTree,
 }
 
 

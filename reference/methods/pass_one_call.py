@@ -2,7 +2,7 @@
 
 A group of look-ahead rows follows the last token and every draft. It attends to the text up to there, and no row
 attends to it. The next drafts come from the group after the last accepted draft, so no call is spent on drafting.
-`Fused` is this call, for drafts of any shape; `FusedPaSS` drafts a chain, `tree.FusedCandidates` a tree.
+`OneCall` is this call, for drafts of any shape; `PaSSOneCall` drafts a chain, `tree.PaSSOneCallTree` a tree.
 
 Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
 the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
@@ -38,7 +38,7 @@ from .tree_shape import DraftTree, layout
 
 
 @dataclass(frozen=True, eq=False)
-class Fused(Method):
+class OneCall(Method):
     """A method whose one call per step verifies drafts and looks ahead for the next ones.
 
     `refinement` makes the drafts' logits from look-ahead rows and the tokens between (default: the head that was
@@ -142,7 +142,7 @@ class Fused(Method):
 
 
 @dataclass(frozen=True, eq=False)
-class FusedPaSS(Fused):
+class PaSSOneCall(OneCall):
     """Verify the drafts of the step before and draft the next ones in the same pass; 1 + accepted tokens per call."""
 
     num_lookahead: int | None = None  # L; default: all vectors

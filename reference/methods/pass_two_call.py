@@ -122,6 +122,6 @@ class PaSS(Method):
         if self.lookahead.adapter is not None or self.lookahead.head is not None:
             raise ValueError(
                 "lookahead: found vectors trained with an adapter or a head, which are of no use here, expected "
-                "FusedPaSS (pass-one-call), or dataclasses.replace(lookahead, adapter=None, head=None)"
+                "PaSSOneCall (pass-one-call), or dataclasses.replace(lookahead, adapter=None, head=None)"
             )
         return self.lookahead.inputs(self.model, self.num_lookahead)

@@ -2,7 +2,7 @@
 
 A chain of drafts ends at its first rejection. In a tree every draft has siblings, and where one is rejected another may
 be accepted. The target verifies the whole tree in one pass, in which each draft attends to the drafts on its path only.
-The drafts come from a drafter (`Candidates`), or from look-ahead rows of the pass before (`FusedCandidates`).
+The drafts come from a drafter (`SpeculativeTree`), or from look-ahead rows of the pass before (`PaSSOneCallTree`).
 
 Source: Yang et al. 2024, "Multi-Candidate Speculative Decoding" (arXiv 2401.06706); Jeon et al. 2024, "Recursive
 Speculative Decoding" (arXiv 2402.14160); Sun et al. 2023, "SpecTr" (arXiv 2310.15141); Miao et al. 2024, "SpecInfer"
@@ -26,7 +26,7 @@ from ..record import Record
 from ..uniforms import NamedUniforms, UniformRow
 from .base import State, drafting_record
 from .checks import check_drafter
-from .pass_one_call import Fused
+from .pass_one_call import OneCall
 from .speculative import DrafterMethod
 from .tree_rules import RULES
 from .tree_shape import (
@@ -43,7 +43,7 @@ from .tree_shape import (
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates(DrafterMethod):
+class SpeculativeTree(DrafterMethod):
     """Draft a tree with a drafter, `num_candidates[d]` tokens after each place of depth d, then verify it.
 
     The tree is cut where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft
@@ -102,7 +102,7 @@ class Candidates(DrafterMethod):
 
 
 @dataclass(frozen=True, eq=False)
-class FusedCandidates(Fused):
+class PaSSOneCallTree(OneCall):
     """Draft a tree from the rows of the step before, then verify it and look ahead in one pass; 1 + accepted tokens.
 
     `num_candidates[d]` tokens follow each place of depth d, see `DraftTree`. The tree has at most as many depths as
@@ -146,7 +146,7 @@ class FusedCandidates(Fused):
 
 
 def _verify(
-    method: Candidates | FusedCandidates,
+    method: SpeculativeTree | PaSSOneCallTree,
     state: State,
     record: Record,
     drafts: TreeDrafts,

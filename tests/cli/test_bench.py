@@ -25,8 +25,8 @@ from pass_sampling.gpu.bench.prompts import Question, pieces, prefixes_of, read_
 from pass_sampling.gpu.bench.roofline import SHAPES
 from pass_sampling.gpu.bench.runs import Entry, in_turn, method_writer, run_all
 from pass_sampling.gpu.drafters import PromptLookup
-from pass_sampling.gpu.methods import FusedPaSS
-from pass_sampling.gpu.methods.pass_one_call import Fused
+from pass_sampling.gpu.methods import PaSSOneCall
+from pass_sampling.gpu.methods.pass_one_call import OneCall
 from pass_sampling.gpu.model.memory import memory_of
 from pass_sampling.reference.exactness.enumeration import every_outcome
 
@@ -196,14 +196,14 @@ def methods(model: Any, rule: str) -> list[Any]:
         port.PaSS(model, lookahead(port, model), settings, draft, rule),
         port.SpeculativeSampling(model, port.ModelDrafter(drafter), settings, draft, rule, num_draft=3),
         port.SpeculativeSampling(model, PromptLookup(model.vocab_size), settings, None, rule, num_draft=3),
-        FusedPaSS(model, lookahead(port, model), settings, draft, rule),
+        PaSSOneCall(model, lookahead(port, model), settings, draft, rule),
     ]
 
 
 def outcomes(method: Any, prompt: Sequence[int]) -> list[tuple[Any, float, Any]]:
     """Every record of the first step that drafts, its probability, and what had been drawn when it verified."""
     found = [(method.start(prompt, port.Ending(2 * method.num_uniforms + 1)), None, 1.0)]
-    for _ in range(1 + isinstance(method, Fused)):
+    for _ in range(1 + isinstance(method, OneCall)):
         found = list(every_outcome(method, [(state, weight) for state, _, weight in found], 256, False))
     return [
         (record, weight, state.new_tokens[: -len(record.tokens) or None] + record.draft_tokens)
@@ -257,8 +257,8 @@ def trees(model: Any, rule: str) -> list[Any]:
     settings, draft = port.SamplingConfig(temperature=1.3), port.SamplingConfig(temperature=0.6, top_k=2)
     drafter, shape = port.ModelDrafter(table(port, num_lookahead=0, seed=50)), (2, (1, 0))
     return [
-        port.Candidates(model, drafter, settings, draft, rule, num_candidates=shape),
-        port.FusedCandidates(model, lookahead(port, model), settings, draft, rule, num_candidates=shape),
+        port.SpeculativeTree(model, drafter, settings, draft, rule, num_candidates=shape),
+        port.PaSSOneCallTree(model, lookahead(port, model), settings, draft, rule, num_candidates=shape),
     ]
 
 
@@ -272,7 +272,7 @@ def test_the_expectation_of_a_tree_is_exact_given_its_drafts(rule):
             by_drafts.setdefault(key, []).append((weight, len(record.tokens)))
         seen = set()
         for request, record in enumerate(steps_after(method, [PROMPT], 40)):
-            before = port.generate(method, PROMPT, 1, (), request=request).tokens if isinstance(method, Fused) else ()
+            before = port.generate(method, PROMPT, 1, (), request=request).tokens if isinstance(method, OneCall) else ()
             some = by_drafts[before + record.draft_tokens, record.draft_parents]
             exact = sum(weight * count for weight, count in some) / sum(weight for weight, _ in some)
             assert expected_tokens(record, rule) == pytest.approx(exact, abs=1e-12)

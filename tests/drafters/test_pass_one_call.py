@@ -188,7 +188,7 @@ def test_parts_of_another_model_are_refused(pkg: Any) -> None:
         (vectors, {"rule": "guess"}, r"rule: found 'guess', expected one of block, match, token"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
-            pkg.FusedPaSS(model, lookahead, **options)
+            pkg.PaSSOneCall(model, lookahead, **options)
 
 
 @pytest.mark.parametrize("parts", ["adapter", "head", "head alone"])
@@ -196,6 +196,8 @@ def test_pass_as_published_refuses_parts_that_it_would_ignore(pkg: Any, parts: s
     """Vectors that were trained with other parts are poor drafts without them."""
     model = transformer(pkg, 4)
     lookahead = lookahead_of(pkg, model, parts)
-    with pytest.raises(ValueError, match=r"^lookahead: found vectors trained with an adapter or a head, .* FusedPaSS"):
+    with pytest.raises(
+        ValueError, match=r"^lookahead: found vectors trained with an adapter or a head, .* PaSSOneCall"
+    ):
         pkg.PaSS(model, lookahead)
     pkg.PaSS(model, replace(lookahead, adapter=None, head=None))

@@ -107,7 +107,7 @@ def test_the_best_trees_of_candidates_from_look_ahead_rows() -> None:
     tokenizer = load_tokenizer(MODEL)
     prefixes = [encode_prompt(tokenizer, text)[:128] for text in pieces(texts, 200, 128)]
     model, vectors, shape = port.load_model(MODEL), port.LookAhead.load(FUSED), (6, 3, 2, 1, 1, 1)
-    method = port.FusedCandidates(model, vectors, SAMPLING, num_candidates=shape, groups=(0,))
+    method = port.PaSSOneCallTree(model, vectors, SAMPLING, num_candidates=shape, groups=(0,))
     records = steps_after(method, prefixes, 2)
     rates = rates_of(records, len(shape))
     for depth, found in enumerate(rates):

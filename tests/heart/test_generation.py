@@ -31,7 +31,7 @@ def methods(pkg: Any, model: Any, sampling: Any) -> list[Any]:
         pkg.PaSS(model, vectors, sampling),
         pkg.PaSS(model, vectors, sampling, rule="match"),
         pkg.PaSS(model, None, sampling, num_lookahead=2),
-        pkg.FusedPaSS(model, vectors, sampling),
+        pkg.PaSSOneCall(model, vectors, sampling),
         pkg.SpeculativeSampling(model, drafter, sampling, num_draft=3),
         pkg.SpeculativeSampling(model, pkg.ModelDrafter(model), sampling, rule="block", schedule=pkg.Heuristic(1)),
     ]
@@ -320,7 +320,7 @@ def test_a_text_with_ties_is_the_same_alone_and_in_company_and_greedily_that_of_
         model = pkg.Transformer(config, weights)
         vectors = replace(lookahead(pkg, model, 4), head=pkg.SamplerHead.random(model.hidden_size, 5, seed))
         refined = import_module(f"{pkg.__name__}.lookahead.refinement").refinement_of(vectors, weights.embedding.dtype)
-        in_lattice = pkg.FusedPaSS(model, vectors, sampling, refinement=replace(refined, draft_vocab_size=3))
+        in_lattice = pkg.PaSSOneCall(model, vectors, sampling, refinement=replace(refined, draft_vocab_size=3))
         plain, *others = methods(pkg, model, sampling)
         plain_texts = [pkg.generate(plain, prompt, 14, ()).tokens for prompt in prompts]
         for method in (plain, *others, in_lattice):

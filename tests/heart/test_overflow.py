@@ -103,13 +103,13 @@ def method_of(
     if kind == "two calls":
         return pkg.PaSS(model, vectors_of(pkg, model, feed=feed), **settings)
     if kind in ("one call", "adapter"):
-        return pkg.FusedPaSS(model, vectors_of(pkg, model, kind, feed), **settings)
+        return pkg.PaSSOneCall(model, vectors_of(pkg, model, kind, feed), **settings)
     if kind == "tree in one call":
-        return pkg.FusedCandidates(model, vectors_of(pkg, model, feed=feed), **settings, num_candidates=(2, 2))
+        return pkg.PaSSOneCallTree(model, vectors_of(pkg, model, feed=feed), **settings, num_candidates=(2, 2))
     drafter = pkg.ModelDrafter(overflowing(pkg, 2, where, ban=0.0))
     if kind == "draft model":
         return pkg.SpeculativeSampling(model, drafter, **settings, num_draft=3)
-    return pkg.Candidates(model, drafter, **settings, num_candidates=(2, 2))
+    return pkg.SpeculativeTree(model, drafter, **settings, num_candidates=(2, 2))
 
 
 def course(text: Any) -> list[Any]:

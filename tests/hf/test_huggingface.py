@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, GenerationConfig, LogitsProcessor, Stopp
 from hf_models import ARCHITECTURES, NO_MASKS, VOCAB, greedy, padded, prompts, shared, tiny, with_pass
 from pass_sampling.gpu import (
     Ending,
-    FusedPaSS,
     PaSS,
+    PaSSOneCall,
     SamplingConfig,
     TransformersModel,
     generate_with_pass,
@@ -124,7 +124,7 @@ def test_what_is_drawn_is_what_a_step_draws_from_pytorchs_uniforms(fused: bool) 
     assert texts[0] != texts[1]
     set_seed(3)
     vectors = untrained_lookahead(model, 3)
-    method = (FusedPaSS if fused else PaSS)(TransformersModel(model), vectors, SamplingConfig(**settings))
+    method = (PaSSOneCall if fused else PaSS)(TransformersModel(model), vectors, SamplingConfig(**settings))
     state = method.start(prompts(1)[0].tolist(), Ending(26))
     while not bool(state.ended):
         state, _ = method.step(state, torch.rand(1, method.num_uniforms, dtype=torch.float64))

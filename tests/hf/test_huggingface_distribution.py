@@ -11,7 +11,7 @@ from transformers import DynamicCache, LogitsProcessorList, RepetitionPenaltyLog
 
 from hf_float64 import Float64Mode, build
 from hf_models import config_of
-from pass_sampling.gpu import Autoregressive, Ending, FusedPaSS, PaSS, SamplingConfig, TransformersModel
+from pass_sampling.gpu import Autoregressive, Ending, PaSS, PaSSOneCall, SamplingConfig, TransformersModel
 from pass_sampling.gpu import untrained_lookahead as untrained
 from pass_sampling.gpu.hf.arguments import processor_hook
 from pass_sampling.gpu.hf.rows import RowCache, RowCaches
@@ -24,7 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]},
     "mistral": {"sliding_window": 3},
 }
-on_methods = pytest.mark.parametrize("method", [PaSS, FusedPaSS], ids=["two-calls", "one-call"])
+on_methods = pytest.mark.parametrize("method", [PaSS, PaSSOneCall], ids=["two-calls", "one-call"])
 
 
 class Windowed(TransformersModel):

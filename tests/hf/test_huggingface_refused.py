@@ -25,9 +25,9 @@ from transformers import (
 from hf_models import VOCAB, config_of, greedy, padded, prompts, shared, tiny, with_pass
 from pass_sampling.gpu import (
     Adapter,
-    FusedPaSS,
     LookAhead,
     ModelConfig,
+    PaSSOneCall,
     TransformersModel,
     generate_with_pass,
     untrained_lookahead,
@@ -235,7 +235,7 @@ CALLS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [  # values that a
     ("the look-ahead vectors have hidden_size 8, expected 16", write, {"lookahead": NARROW}),
     (f"lookahead: found vectors for 31 tokens, expected {VOCAB}", write, {"lookahead": OTHER}),
     ("adapter", write, {"lookahead": with_adapter}),
-    ("adapter", lambda: FusedPaSS(TransformersModel(shared("llama")), with_adapter), {}),
+    ("adapter", lambda: PaSSOneCall(TransformersModel(shared("llama")), with_adapter), {}),
     ("assistant_model: found one, expected none", adapted, {"assistant_model": partial(shared, "llama")}),
     ("tokenizer: found None with stop_strings", adapted, {"stop_strings": ["x"]}),
     (r"^stop_strings: found '\\ud800', expected text that the tokenizer can decode to$", adapted, UNWRITABLE),

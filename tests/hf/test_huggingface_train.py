@@ -84,7 +84,7 @@ def test_a_head_drafts_in_one_call_by_default() -> None:
     found = with_pass(model, {"input_ids": prompts(1)}, lookahead=lookahead, return_dict_in_generate=True)
     assert torch.equal(found.sequences, greedy(model, {"input_ids": prompts(1)}))
     assert {"exact"}.isdisjoint(found.generations[0].sources)  # PaSS in two calls begins with one
-    with pytest.raises(ValueError, match="expected FusedPaSS"):
+    with pytest.raises(ValueError, match="expected PaSSOneCall"):
         with_pass(model, {"input_ids": prompts(1)}, lookahead=lookahead, fused=False)
 
 

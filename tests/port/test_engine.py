@@ -50,7 +50,7 @@ def method_of(kind: str, device: str = "cpu", **changes: Any) -> Any:
         return port.PaSS(model, vectors, sampling)
     if "fused" in kind or kind == "head alone":
         parts = {} if kind == "fused" else {"head": replace(head, uses_lookahead=kind != "head alone")}
-        return port.FusedPaSS(model, replace(vectors, **parts), sampling)
+        return port.PaSSOneCall(model, replace(vectors, **parts), sampling)
     if kind == "ngram":
         return port.SpeculativeSampling(model, port.PromptLookup(model.vocab_size), sampling, num_draft=2)
     settings = {"block": {"rule": "block"}, "heuristic": {"schedule": port.Heuristic(2)}}

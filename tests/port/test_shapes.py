@@ -66,7 +66,7 @@ def methods(package: str, configuration: Configuration) -> list[Any]:
     """Every method with every rule; without vectors, with n-grams of two orders, and refined over some tokens."""
     home = import_module(f"pass_sampling.{package}")
     found = [configuration.method(home, name, rule) for name, rule in methods_of(reference)]
-    model, one_call = found[0].model, next(each for each in found if isinstance(each, home.FusedPaSS))
+    model, one_call = found[0].model, next(each for each in found if isinstance(each, home.PaSSOneCall))
     pairs = np.tile([0, model.vocab_size - 1], model.vocab_size)  # two tokens after each, one after the first pair
     orders = (
         (np.full(model.vocab_size, 2), pairs, np.full(2 * model.vocab_size, 99)),

@@ -108,12 +108,12 @@ def method_of(
         options["num_candidates"] = shape
     if name in ("draft-model", "draft-model-tree"):
         options.setdefault("drafter", drafter_of(pkg, kind))
-        return (pkg.Candidates if name == "draft-model-tree" else pkg.SpeculativeSampling)(**options)
+        return (pkg.SpeculativeTree if name == "draft-model-tree" else pkg.SpeculativeSampling)(**options)
     if parts == "n-grams":
         options["refinement"] = home(pkg, "lookahead.refinement").NgramRefinement(bigrams(pkg, 3))
     if "lookahead" not in options:
         options["lookahead"] = lookahead_of(pkg, options["model"], parts, max(2, len(shape)))
-    return (pkg.FusedCandidates if name in TREES else pkg.FusedPaSS)(**options)
+    return (pkg.PaSSOneCallTree if name in TREES else pkg.PaSSOneCall)(**options)
 
 
 def lookahead_of(pkg: Any, model: Any, parts: str, num_lookahead: int = 2, seed: int = 7) -> Any:

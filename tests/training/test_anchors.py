@@ -15,8 +15,8 @@ from folders import LINEAR, LLAMA3, both_packages, tiny_config
 from lookaheads import in_float64, on_parts, with_parts
 from pass_sampling.gpu import (
     Adapter,
-    FusedPaSS,
     PaSS,
+    PaSSOneCall,
     SamplerHead,
     SamplingConfig,
     Transformer,
@@ -78,7 +78,9 @@ def test_every_anchored_row_is_what_a_pass_of_its_own_computes(kind: str, case: 
     check(passes("gpu", kind).model, *case)
 
 
-def check_drafts(model: Transformer, lookahead: Any, kind: type[PaSS | FusedPaSS], prompt: list[int], seed: int) -> int:
+def check_drafts(
+    model: Transformer, lookahead: Any, kind: type[PaSS | PaSSOneCall], prompt: list[int], seed: int
+) -> int:
     """Compare the distributions of every draft of a running text with those that training computes at that place.
 
     A step drafts after a text of which the last token was fed nowhere yet, or is drawn first: the anchor is the one
@@ -111,7 +113,7 @@ def test_training_sees_the_distributions_that_the_running_step_drafts_from(
 ) -> None:
     model = passes("gpu", kind).model
     lookahead = with_parts("gpu", model, parts, 3, seed)
-    for method in (FusedPaSS, PaSS) if parts == "vectors" else (FusedPaSS,):
+    for method in (PaSSOneCall, PaSS) if parts == "vectors" else (PaSSOneCall,):
         assert check_drafts(model, lookahead, method, prompt, seed) > 6
 
 
@@ -282,7 +284,7 @@ def test_the_comparison_rejects_a_mistake(
             vectors = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 24)))
             check(model, vectors, torch.arange(10, 20)[None], torch.tensor([2, 3, 6]))
         else:
-            check_drafts(model, with_parts("gpu", model, parts), FusedPaSS, [3, 1, 4], 1)
+            check_drafts(model, with_parts("gpu", model, parts), PaSSOneCall, [3, 1, 4], 1)
 
     compare()
     real = getattr(place, name)

@@ -241,7 +241,7 @@ def test_the_folder_opens_in_both_packages_and_fits_the_model(parts: str, packag
     assert record["settings"] == {name: value for name, value in asdict(config).items() if name != "sampling"}
     assert (record["training_tokens"], record["held_out_tokens"]) == (200, len(TOKENS) - 200)
     assert record["parameters"] == sum(each.numel() for each in first_parts(model(), config).parameters().values())
-    method = module(package, "methods.pass_one_call").FusedPaSS(other, loaded)
+    method = module(package, "methods.pass_one_call").PaSSOneCall(other, loaded)
     text = module(package, "generation").generate(method, [1, 2], 9, (), seed=0)
     assert len(text.tokens) == 9 and text.num_draft_tokens > 0
 
