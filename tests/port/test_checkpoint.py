@@ -139,7 +139,10 @@ def test_every_stored_dtype_reads_as_every_requested_one(
     config = tiny_config("qwen2")
     write_checkpoint(tmp_path, config, model_type="qwen2", dtype=stored, shards=2)
     weights, _ = read(package, tmp_path, dtype)
-    given = dtype or (stored if package == "gpu" else "float64")
+    given = dtype or "float64"
+    if dtype is None and package == "gpu":  # float32 in place of 16 bits that this CPU has no units for
+        home = module(package, "model.precision")
+        given = str(home.automatic_dtype(home.check_dtype(stored), weights.embedding.device)).removeprefix("torch.")
     assert str(weights.embedding.dtype).removeprefix("torch.") == given
     found = flat(package, weights)
     for name, array in flat("reference", Weights.random(config, 0)).items():

@@ -18,7 +18,7 @@ def little(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def leave(free: int) -> None:
         monkeypatch.setattr(memory, "ALWAYS_FREE", 0)
-        monkeypatch.setattr(memory, "_free", lambda device: free)
+        monkeypatch.setattr(memory, "free_memory", lambda device: free)
         monkeypatch.setattr("pass_sampling.gpu.model.transformer.LONG", 8)
 
     return leave
