@@ -37,12 +37,13 @@ from .options import ModelOptions, SamplingOptions, check_file, group, json_opti
 
 if TYPE_CHECKING:
     from ..bench.plan import Candidate, Plan, Prediction
+    from ..methods import LanguageModel, Method
     from ..model.transformer import Transformer
 
 __all__ = ["Options", "as_flags", "find_plan", "plan_option", "read_plan", "run"]
 
 HELP = "measure which way of decoding is the fastest here"
-NUM_PREFIXES, PREFIX_LENGTH = 64, 96  # places in text that acceptance is measured at, and their tokens
+NUM_PREFIXES, PREFIX_LENGTH = 48, 96  # places in text that acceptance is measured at, and their tokens
 MOST_DRAFTS = 6  # of drafters that could go on
 
 
@@ -188,7 +189,8 @@ def _measured(
     from ..bench.plan import Plan, predict
     from ..methods import Autoregressive
 
-    plain, places = Autoregressive(model, sampling.config), _places(target, model)
+    plain = Autoregressive(model, sampling.config)
+    places = _places(target, plain)
     candidates = _candidates(target, model, sampling, ways)
     check()
     if not quiet:
@@ -214,17 +216,25 @@ def _figures(prediction: Prediction, plain: float) -> dict[str, float]:
     }
 
 
-def _places(target: ModelOptions, model: Transformer) -> Sequence[Sequence[int]]:
-    """Return the beginnings of pieces of Python's standard library, which every machine has."""
+def _places(target: ModelOptions, plain: Method) -> Sequence[Sequence[int]]:
+    """Return pieces of Python's standard library, which every machine has, each continued by the model itself.
+
+    Drafts are verified in text of the model's own. Texts that repeat themselves are left out: look-ups seem fast there.
+    """
+    from ..bench.figures import MOST_REPEATED, repeated_ngrams
     from ..bench.prompts import pieces, read_library
+    from ..generation import generate_batch
     from ..training.tokens import load_tokenizer
 
-    tokenizer, length = load_tokenizer(target.model), _prefix_length(model)
+    tokenizer, length = load_tokenizer(target.model), _prefix_length(plain.model)
     texts = list(read_library(read_names(HELD_OUT)).values()) or list(PROMPTS)
-    return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, NUM_PREFIXES, length)]
+    begun = [encode_prompt(tokenizer, text)[: (length + 1) // 2] for text in pieces(texts, NUM_PREFIXES, length)]
+    written = generate_batch(plain, begun, max(1, length // 2), eos_token_ids=(), stop_strings=())
+    fresh = [each for each in written if repeated_ngrams(each.tokens, 4) <= MOST_REPEATED]
+    return [[*each.prompt, *each.tokens] for each in fresh or written]
 
 
-def _prefix_length(model: Transformer) -> int:
+def _prefix_length(model: LanguageModel) -> int:
     return max(1, min(PREFIX_LENGTH, model.max_position_embeddings // 4))
 
 
