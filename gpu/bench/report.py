@@ -91,7 +91,7 @@ class Comparison:
             "max_new_tokens": (len(runs[0][0].tokens), asked["max_new_tokens"]),
             "prompts": (len(prompts), len(self.prompts)),
             "repeats": (len(runs), asked["repeats"]),
-            "places": (len(places), len(self.places)),
+            "places": (len(places), 0 if asked["chat"] else len(self.places)),
         }
         return {
             "model": self.model.name,

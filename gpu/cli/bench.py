@@ -217,8 +217,8 @@ def run(options: Options) -> None:
             repeats, seconds = options.size("repeats"), seconds_left(RUNS_SHARE)
             found.runs = run_all(entries, prompts, length, repeats, seed, model.device, written, seconds, options.chat)
         with Bar("expecting", unit="method") as bar:
-            found.chosen = affordable(methods, places, num_streams, seconds_left())
-            for name, method in methods.items():
+            found.chosen = [] if options.chat else affordable(methods, places, num_streams, seconds_left())
+            for name, method in methods.items() if found.chosen else ():
                 found.expectations[name] = expected_tokens_per_forward(method, found.chosen, num_streams, seed)
                 bar.show(len(found.expectations), len(methods))
                 save()
