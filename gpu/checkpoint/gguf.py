@@ -118,8 +118,8 @@ def _check_room(folder: Path, num_bytes: int) -> None:
 
 
 def is_gguf_folder(folder: Path) -> bool:
-    """Say whether a folder holds GGUF files and no config.json."""
-    return folder.is_dir() and not (folder / "config.json").exists() and any(folder.glob("*.gguf"))
+    """Say whether a folder's model is in GGUF files, and in no other."""
+    return folder.is_dir() and any(folder.glob("*.gguf")) and not any(folder.glob("model*.safetensors"))
 
 
 def converted(folder: Path) -> Path:
