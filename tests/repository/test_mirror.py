@@ -13,38 +13,30 @@ import numpy as np
 import pytest
 
 from folders import module
+from pass_sampling.reference.config import SamplingConfig
+from pass_sampling.reference.ending import Ending
 
 pytestmark = pytest.mark.torch
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("reference", "gpu")
 
 # What is computed twice, independently, so that agreement is evidence.
-CORE = (
-    "sampling",
-    "verify",
-    "uniforms",
-    "generation",
-    *(f"model.{name}" for name in ("layers", "cache", "transformer", "weights", "table")),
-    *(
-        f"methods.{name}"
-        for name in ("base", "autoregressive", "pass_two_call", "pass_one_call", "speculative", "tree")
-    ),
-    *(f"methods.{name}" for name in ("tree_rules", "tree_shape")),
-    *(f"lookahead.{name}" for name in ("vectors", "adapter", "head", "refinement")),
-    *(f"drafters.{name}" for name in ("base", "model", "ngram", "prompt_lookup", "schedule")),
-)
+CORE = """
+    sampling verify uniforms generation model.layers model.cache model.transformer model.weights model.table
+    methods.base methods.autoregressive methods.pass_two_call methods.pass_one_call methods.speculative methods.tree
+    methods.tree_rules methods.tree_shape lookahead.vectors lookahead.adapter lookahead.head lookahead.refinement
+    drafters.base drafters.model drafters.ngram drafters.prompt_lookup drafters.schedule
+""".split()
 
 # Names of the reference that the port has elsewhere, or does not need, and why.
 ELSEWHERE = {
     "sampling.has_distribution": "the port asks `largest_logits`: a device cannot raise in the middle of a step",
     "methods.base.State": "state.State, a batch in tensors",
+    **{f"methods.base.{name}_record": "methods.records" for name in ("exact", "drafting", "verified")},
     "methods.base.verify_drafts": "methods.records",
-    "methods.base.exact_record": "methods.records",
-    "methods.base.drafting_record": "methods.records",
-    "methods.base.verified_record": "methods.records",
     "methods.base.Method.probs": "one prefix after another",
     "methods.base.Method.check_reached": "one prefix after another",
-    "drafters.ngram.NgramOrder": "drafters.ngram_order",
+    "drafters.ngram.NgramOrder": "the reference's",
     "methods.tree_shape.NumCandidates": "the reference's",
     "methods.tree_shape.check_tree": "the reference's",
     "model.weights.check_dtype": "model.precision",
@@ -85,9 +77,15 @@ def resolve(package: str, name: str) -> Any:
 
 
 def is_value(thing: Any) -> bool:
-    return isinstance(thing, property | cached_property) or (
-        inspect.isclass(thing) and bool(thing.__dict__.get("_is_protocol"))
-    )
+    return isinstance(thing, property | cached_property) or "_is_protocol" in getattr(thing, "__dict__", {})
+
+
+def default_of(parameter: inspect.Parameter) -> str:
+    return str(parameter.default).replace("<class 'numpy.float64'>", "torch.float64")
+
+
+def is_elsewhere(name: str) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in ELSEWHERE)
 
 
 @pytest.mark.parametrize("home", CORE)
@@ -99,7 +97,7 @@ def test_the_port_has_what_the_reference_has(home: str) -> None:
         for part in name.removeprefix(f"{home}.").split("."):
             fields = getattr(thing, "__dataclass_fields__", {})
             thing = getattr(thing, part, fields.get(part))
-        if thing is None and not any(name == each or name.startswith(f"{each}.") for each in ELSEWHERE):
+        if thing is None and not is_elsewhere(name):
             missing.append(name)
     assert missing == []
 
@@ -108,21 +106,14 @@ def test_the_port_has_what_the_reference_has(home: str) -> None:
 def test_parameters_begin_with_the_references_and_have_its_defaults(home: str) -> None:
     wrong = []
     for name in public("reference", home):
-        if name in OTHER_PARAMETERS or any(name == each or name.startswith(f"{each}.") for each in ELSEWHERE):
+        if name in OTHER_PARAMETERS or is_elsewhere(name):
             continue
         things = [resolve(package, name) for package in PACKAGES]
         if any(map(is_value, things)) or not all(map(callable, things)):
             continue
         ours, theirs = (inspect.signature(thing).parameters for thing in things)
         same = list(theirs)[: len(ours)] == list(ours)
-        defaults = [
-            [
-                str(some[each].default).replace("<class 'numpy.float64'>", "torch.float64")
-                for each in ours
-                if each in some
-            ]
-            for some in (ours, theirs)
-        ]
+        defaults = [[default_of(some[each]) for each in ours if each in some] for some in (ours, theirs)]
         if not same or defaults[0] != defaults[1]:
             wrong.append((name, list(ours), list(theirs)))
     assert wrong == []
@@ -152,10 +143,6 @@ def pass_(package: str, model: Any = None, vectors: Any = ..., **settings: Any) 
     return module(package, "methods.pass_two_call").PaSS(model, vectors, **settings)
 
 
-def sampling(top_k: int) -> Any:
-    return module("reference", "config").SamplingConfig(1.0, top_k)
-
-
 def generate(package: str, prompt: Any = (1, 2), limit: Any = 3, **settings: Any) -> Any:
     return module(package, "generation").generate(pass_(package, **settings), prompt, limit)
 
@@ -166,7 +153,8 @@ def vectors(package: str, *shape: int, fill: float = 0.0) -> Any:
     return module(package, "lookahead.vectors").LookAhead(rows, base_model="other", fingerprint="f" * 64)
 
 
-def named(model: Any) -> Any:
+def another_model(package: str) -> Any:
+    model = table(package)
     model.fingerprint, model.name = "e" * 64, "this"
     return model
 
@@ -177,26 +165,21 @@ def logits_of(value: float, after: int = 0) -> Callable[..., Any]:
 
 def step(package: str, num_uniforms: int) -> Any:
     method = pass_(package)
-    state = method.start([1, 2], module("reference", "ending").Ending(4))
-    return method.run([state], np.full((1, num_uniforms), 0.5))
+    return method.run([method.start([1, 2], Ending(4))], np.full((1, num_uniforms), 0.5))
 
 
 BAD_CALLS: dict[str, Callable[[str], Any]] = {
-    "top-k above the vocabulary": lambda p: pass_(p, sampling=sampling(5)),
-    "top-k above the vocabulary, draft": lambda p: pass_(p, draft_sampling=sampling(5)),
+    "top-k above the vocabulary": lambda p: pass_(p, sampling=SamplingConfig(1.0, 5)),
+    "top-k above the vocabulary, draft": lambda p: pass_(p, draft_sampling=SamplingConfig(1.0, 5)),
     "rule": lambda p: pass_(p, rule="typical"),
     "look-ahead below 0": lambda p: pass_(p, num_lookahead=-1),
     "look-ahead beyond the vectors": lambda p: pass_(p, num_lookahead=3),
     "fixed token": lambda p: pass_(p, vectors=None, fixed_token=4),
     "vectors of another width": lambda p: pass_(p, vectors=vectors(p, 2, 9)),
-    "vectors of another model": lambda p: pass_(p, model=named(table(p)), vectors=vectors(p, 2, 6)),
+    "vectors of another model": lambda p: pass_(p, model=another_model(p), vectors=vectors(p, 2, 6)),
     "vectors with one axis": lambda p: vectors(p, 4),
     "vectors that are not finite": lambda p: vectors(p, 2, 3, fill=float("inf")),
     "random vectors without width": lambda p: module(p, "lookahead.vectors").LookAhead.random(1, 0, 0),
-    "n-grams without a vocabulary": lambda p: module(p, "drafters.ngram").NgramModel([]),
-    "prompt lookup without tokens": lambda p: module(p, "drafters.prompt_lookup").PromptLookup(4, 0),
-    "no look-ahead folder": lambda p: module(p, "lookahead.vectors").LookAhead.load("no such folder"),
-    "no model folder": lambda p: module(p, "checkpoint.load").load_model("no such folder"),
     "token above the vocabulary": lambda p: generate(p, (1, 4)),
     "prompt and tokens over the context": lambda p: generate(p, (1, 2), 63),
     "one prompt of many": lambda p: module(p, "generation").generate_batch(pass_(p), [[1], []], 3),
