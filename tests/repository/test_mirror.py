@@ -130,9 +130,6 @@ def test_dataclasses_have_the_same_fields_and_defaults(home: str) -> None:
             assert described[0] == described[1][: len(described[0])], name
 
 
-# --- Errors ---
-
-
 def table(package: str) -> Any:
     return module(package, "model.table").TableModel(vocab_size=4, num_lookahead=2)
 
