@@ -187,7 +187,7 @@ class Method(ABC):
         """Return the target's distributions after a prefix and after the first N-1 of the drafts that follow it.
 
         A row without a distribution is NaN. That is no error before verification has reached it, since plain decoding
-        might never have come there; `check_reached` decides.
+        might never have come there; `verify_drafts` decides.
         """
         probs = np.full(logits.shape, np.nan)
         for i, row in enumerate(logits):
@@ -195,17 +195,6 @@ class Method(ABC):
             if has_distribution(processed):
                 probs[i] = probs_from_logits(processed, self.sampling)
         return probs
-
-    def check_reached(
-        self,
-        prefix: Sequence[int],
-        draft_tokens: Tokens,  # [K]
-        logits: Array,  # [N, V]
-        reached: Probs,  # [R, V]
-    ) -> None:
-        """Raise ValueError if one of the R rows that verification reached has no distribution."""
-        for i in np.flatnonzero(np.isnan(reached[:, 0])):
-            self.probs((*prefix, *draft_tokens[:i].tolist()), logits[i])
 
 
 def verify_drafts(
@@ -229,7 +218,8 @@ def verify_drafts(
     """
     target_probs = method.chain_probs(prefix, draft_tokens, logits)
     verification = RULES[rule](target_probs, lenience * draft_probs, draft_tokens, draws)
-    method.check_reached(prefix, draft_tokens, logits, target_probs[: verification.num_accepted + 1])
+    for i in np.flatnonzero(np.isnan(target_probs[: verification.num_accepted + 1, 0])):
+        method.probs((*prefix, *draft_tokens[:i].tolist()), logits[i])  # raises
     record = verified_record(record, target_probs, draft_probs, draft_tokens, verification, draws)
     return record, len(prefix) + verification.num_accepted
 

@@ -31,7 +31,7 @@ from ..record import Record
 from ..sampling import Processor
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, State, drafting_record, verified_record
+from .base import Method, State, drafting_record, verify_drafts
 from .checks import check_groups
 from .speculative import draft_left_to_right
 from .tree_shape import DraftTree, layout
@@ -179,11 +179,8 @@ class PaSSOneCall(OneCall):
 
         # Row i holds the target's distribution after i drafts.
         logits = self.model.logits(real[: num_draft + has_bonus_row])
-        target_probs = self.chain_probs(prefix, draft_tokens, logits)
-        verification = RULES[self.rule](target_probs, draft_probs, draft_tokens, draws)
-        self.check_reached(prefix, draft_tokens, logits, target_probs[: verification.num_accepted + 1])
         record = drafting_record(num_pending - 1 + sum(map(len, ahead.values())), 0)
-        record = verified_record(record, target_probs, draft_probs, draft_tokens, verification, draws)
-        last = verification.num_accepted
-        state, record = state.commit(record, len(prefix) + last)  # rejected drafts and look-ahead rows leave no trace
+        verified = verify_drafts(self, self.rule, prefix, record, draws, logits, draft_tokens, draft_probs)
+        last = verified[0].num_accepted
+        state, record = state.commit(*verified)  # rejected drafts and look-ahead rows leave no trace
         return self._carry(state, real[last], ahead.get(last)), record

@@ -29,7 +29,7 @@ from ..record import Record
 from ..sampling import Probs, Processor, has_distribution, probs_from_logits
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, State, drafting_record, verified_record
+from .base import Method, State, drafting_record, verify_drafts
 from .checks import check_drafter, check_drafter_context, check_lenience
 
 
@@ -144,12 +144,11 @@ class SpeculativeSampling(DrafterMethod):
         # Row i holds the target's distribution after i drafts.
         hidden = self.model.hidden(self.model.embed([*pending, *draft_tokens]), state.cache)
         logits = self.model.logits(hidden[len(pending) - 1 :][: len(draft_tokens) + has_bonus_row])
-        target_probs = self.chain_probs(prefix, draft_tokens, logits)
-        verification = RULES[self.rule](target_probs, self.lenience * draft_probs, draft_tokens, draws)
-        self.check_reached(prefix, draft_tokens, logits, target_probs[: verification.num_accepted + 1])
-        record = verified_record(record, target_probs, draft_probs, draft_tokens, verification, draws)
-        pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), verification.num_accepted)
-        return replace(state, pace=pace).commit(record, len(prefix) + verification.num_accepted)
+        record, valid_length = verify_drafts(
+            self, self.rule, prefix, record, draws, logits, draft_tokens, draft_probs, self.lenience
+        )
+        pace = self.schedule.follow(state.pace, self.num_draft, len(draft_tokens), record.num_accepted)
+        return replace(state, pace=pace).commit(record, valid_length)
 
     def _draft(self, state: State, draws: UniformRow) -> Drafts:
         """Draft as many tokens as the schedule wants; a final token comes as well."""

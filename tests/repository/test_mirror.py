@@ -35,7 +35,6 @@ ELSEWHERE = {
     **{f"methods.base.{name}_record": "methods.records" for name in ("exact", "drafting", "verified")},
     "methods.base.verify_drafts": "methods.records",
     "methods.base.Method.probs": "one prefix after another",
-    "methods.base.Method.check_reached": "one prefix after another",
     "drafters.ngram.NgramOrder": "the reference's",
     "methods.tree_shape.NumCandidates": "the reference's",
     "methods.tree_shape.check_tree": "the reference's",
