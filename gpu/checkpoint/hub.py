@@ -51,8 +51,6 @@ def local_folder(
         path = fetched_folder(place)
         if not path.is_dir():
             raise FileNotFoundError(f"{place} is not on this machine, expected `pass-sampling fetch {place}` before")
-    if is_gguf_folder(path):
-        return converted(path)
     if named is None or os.path.lexists(path):
         if revision is not None:
             raise ValueError(f"revision: found {revision!r:.80} with the folder {path}, expected a name on the Hub")
@@ -60,6 +58,8 @@ def local_folder(
         if revision is not None and named[2] is not None:
             raise ValueError(f"revision: found {revision!r:.80} beside {named[0]}, expected one revision")
         path = _snapshot(named[1], revision or named[2], vectors, instead)
+    if not vectors and is_gguf_folder(path):
+        return converted(path)
     inside = path / SHARED
     return inside if vectors and inside.is_dir() and not (path / "config.json").exists() else path
 

