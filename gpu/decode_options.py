@@ -39,13 +39,14 @@ __all__ = [
     "place",
     "registered",
     "shown",
+    "text_of",
     "written_candidates",
 ]
 
 RENAMED = {"lookahead": "pass", "lookahead-fused": "pass-one-call"}
 NUM_DRAFT = 4
-
-
+SCHEDULES = ("fixed", "heuristic", "entropy")
+REFINEMENTS = ("none", "ngram", "head")
 SOURCES = {"lookahead": "look-ahead vectors", "draft_model": "draft model", "ngram": "n-gram model"}
 """The options that name what drafts come from."""
 FOLDERS = {"draft-model": "draft_model", "ngram": "ngram"}  # drafters that are read from a folder, and its option
@@ -113,8 +114,7 @@ class DecodeOptions:
     """The method, what it drafts from, how many drafts there are and how they are verified."""
 
     method: str | None = option(
-        help=f"how to decode, each way exact: {', '.join(method_names())}; default: the fastest on this "
-        "machine, see pass-sampling plan",
+        help=f"how to decode, each way exact: {', '.join(method_names())}; default: by a plan, see pass-sampling plan",
         metavar="NAME",
     )
     lookahead: Path | None = option(
@@ -146,12 +146,12 @@ class DecodeOptions:
     schedule: str | None = option(
         help="how many tokens a drafter drafts: always K; two more after a step that accepted all and one fewer after "
         "any other; or until its distribution is too flat; default: fixed",
-        choices=("fixed", "heuristic", "entropy"),
+        choices=SCHEDULES,
     )
     refine: str | None = option(
         help="what makes a draft from look-ahead rows depend on the drafts before it: nothing, an n-gram model, or "
         "the trained head; default: the head, if there is one",
-        choices=("none", "ngram", "head"),
+        choices=REFINEMENTS,
     )
     draft_vocab_size: int | None = option(
         help="with a head: draft only among the N tokens that are likeliest by the look-ahead row alone; default: all",
@@ -176,8 +176,7 @@ class DecodeOptions:
         """
         if self.method in RENAMED:
             raise ValueError(f"method: found {self.method!r}, which is called {RENAMED[self.method]!r} now")
-        allowed = {"method": method_names(), "verify": ALL_RULES}
-        allowed |= {"schedule": ("fixed", "heuristic", "entropy"), "refine": ("none", "ngram", "head")}
+        allowed = {"method": method_names(), "verify": ALL_RULES, "schedule": SCHEDULES, "refine": REFINEMENTS}
         for name, values in allowed.items():
             if (found := getattr(self, name)) is not None and found not in values:
                 raise ValueError(f"{name}: found {found!r:.80}, expected one of {', '.join(values)}")
@@ -218,7 +217,7 @@ class DecodeOptions:
                 if name == "autoregressive":
                     who = "plain decoding (--method autoregressive), which drafts nothing"
                 takers = [f"--method {other}" for other in method_names() if each in options_taken(other)]
-                what = "it" if isinstance(value, Path) else _text(value)
+                what = "it" if isinstance(value, Path) else text_of(value)
                 raise ValueError(f"{flag_of(each)}: found {what} with {who}, expected {' or '.join(takers)}")
         return replace(self, method=name)
 
@@ -303,5 +302,6 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _text(value: Any) -> Any:
+def text_of(value: Any) -> Any:
+    """Return the value of an option as it is written on the command line."""
     return written_candidates(value) if isinstance(value, tuple) else value

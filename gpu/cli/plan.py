@@ -5,8 +5,8 @@
   pass-sampling generate --model FOLDER --plan plan.json --prompt 'def main():'
 
 Every available way of drafting is timed with different numbers of drafts, and its acceptance is measured at places in
-text. If no way is faster, the plan is plain decoding. Commands that are not told how to decode make a plan once and
-keep it. A plan never changes the distribution of a text.
+text. If no way is faster, the plan is plain decoding. `generate` without a method makes a plan once, for 200 tokens or
+more, and keeps it. A plan never changes the distribution of a text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..decode_options import (
     option,
     options_taken,
     registered,
-    written_candidates,
+    text_of,
 )
 from .console import Bar, encode_prompt
 from .options import ModelOptions, SamplingOptions, check_file, group, json_option, read_names
@@ -121,11 +121,9 @@ def find_plan(
     from ..checkpoint.cache_folder import cache_folder
 
     ways = _ways(target, sources)
-    wanted = [
-        repr(model.config),
-        *(_made_for(model, sampling, options) | {"method": options.method} for options in ways),
-    ]
-    digest = hashlib.sha256(json.dumps([_made_for(model, sampling, DecodeOptions()), *wanted], sort_keys=True).encode())
+    each = [[options.method, _identities(options)] for options in ways]
+    wanted = [repr(model.config), _made_for(model, sampling, DecodeOptions()), each]
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode())
     path = cache_folder("plans") / f"{digest.hexdigest()[:32]}.json"
     if not again:
         with contextlib.suppress(OSError, ValueError):
@@ -242,15 +240,20 @@ def _made_for(model: Transformer, sampling: SamplingOptions, options: DecodeOpti
     """Return what a plan depends on."""
     from ..bench.report import machine, versions
 
-    folders = {name: folder for name, folder in options.given.items() if name in SOURCES and folder.is_dir()}
     return {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
-        **{name: _identity(folder) for name, folder in folders.items()},
+        **_identities(options),
         "dtype": str(model.dtype).removeprefix("torch."),
         "sampling": asdict(sampling.config),
         "machine": {name: value for name, value in machine(model.device).items() if name != "load"},
         "versions": versions(),
     }
+
+
+def _identities(options: DecodeOptions) -> dict[str, dict[str, str]]:
+    """Return the identity of every folder that is there, by option."""
+    folders = {name: folder for name, folder in options.given.items() if name in SOURCES and folder.is_dir()}
+    return {name: _identity(folder) for name, folder in folders.items()}
 
 
 def _identity(folder: Path) -> dict[str, str]:
@@ -283,7 +286,5 @@ def _print(plan: Plan) -> None:
 
 def as_flags(options: DecodeOptions) -> str:
     """Return settings of drafts as flags."""
-    shown = {name: value for name, value in options.given.items() if name not in ("method", *SOURCES)}
-    shown |= {"candidates": written_candidates(options.candidates)} if options.candidates else {}
-    shown |= {"groups": ",".join(map(str, options.groups))} if options.groups is not None else {}
-    return " ".join(f"{flag_of(name)} {value}" for name, value in shown.items())
+    shown = {name: text_of(value) for name, value in options.given.items() if name not in ("method", *SOURCES)}
+    return " ".join(f"{flag_of(name)} {text}" for name, text in shown.items())
