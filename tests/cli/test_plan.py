@@ -96,6 +96,12 @@ def generate(box, capsys, *more):
     return read_strictly(printed.out)
 
 
+def test_the_notice_that_a_plan_is_measured_is_no_output(box, capsys):
+    assert run("plan", "--model", box.model, "--again") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("rows of a pass") and printed.err.startswith("measuring which way of drafting pays")
+
+
 def test_a_plan_is_measured_once_and_told_as_a_table(box, plan_file, capsys, monkeypatch):
     monkeypatch.setattr(home, "predict", lambda *some, **named: pytest.fail("measured again"))
     assert run("plan", "--model", box.model, "--lookahead", box.vectors) == 0
