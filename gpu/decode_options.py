@@ -57,7 +57,6 @@ FIELDS = {  # the fields of methods that an option sets
     "verify": {"rule"},
     "schedule": {"schedule"},
     "refine": {"refinement"},
-    "draft_vocab_size": {"refinement"},
     "groups": {"groups"},
     "lenience": {"lenience"},
 }
@@ -153,10 +152,6 @@ class DecodeOptions:
         "the trained head; default: the head, if there is one",
         choices=REFINEMENTS,
     )
-    draft_vocab_size: int | None = option(
-        help="with a head: draft only among the N tokens that are likeliest by the look-ahead row alone; default: all",
-        metavar="N",
-    )
     groups: tuple[int, ...] | None = option(
         help="numbers of accepted drafts after which the pass has look-ahead rows; default: after any number",
         metavar="A,B,...",
@@ -182,8 +177,6 @@ class DecodeOptions:
                 raise ValueError(f"{name}: found {found!r:.80}, expected one of {', '.join(values)}")
         if self.num_draft is not None:
             check_integer("num_draft", self.num_draft, 1, 2**16)
-        if self.draft_vocab_size is not None:
-            check_integer("draft_vocab_size", self.draft_vocab_size, 1, 2**31 - 1)
         for number in self.groups or ():
             check_integer("groups", number, 0, 2**16)
         if self.candidates is not None:
@@ -223,7 +216,7 @@ class DecodeOptions:
 
     def _wanted(self, folder: Path) -> str:
         """Return the method that the other options ask for; without any, PaSS with the bundled vectors."""
-        if self.refine is not None or self.draft_vocab_size is not None:
+        if self.refine is not None:
             return "pass-one-call"
         named = {"lookahead": "pass", "draft_model": "draft-model", "ngram": "ngram"}
         given = [name for name in named if getattr(self, name) is not None]

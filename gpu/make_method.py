@@ -26,7 +26,7 @@ from .decode_options import (
 )
 from .drafters import DRAFTERS, ModelDrafter, NgramModel
 from .drafters.schedule import SCHEDULES, Schedule
-from .lookahead.refinement import NgramRefinement, Refinement, Unrefined, refinement_of
+from .lookahead.refinement import NgramRefinement, Refinement, refinement_of
 from .lookahead.vectors import LookAhead
 from .methods import METHODS, Method, rules_of
 from .model.transformer import Transformer
@@ -118,19 +118,12 @@ def _lookahead(options: DecodeOptions, model: Transformer, folder: Path, setting
 
 def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, folder: Path) -> Refinement | None:
     """Return the refinement that is asked for, or None for the one that was trained with the vectors."""
-    size, refine = options.draft_vocab_size, options.refine
-    if size is not None and refine not in (None, "head"):
-        raise ValueError(f"--draft-vocab-size: found {size} with --refine {refine}, expected --refine head")
-    if size is not None and vectors.head is None:
-        raise ValueError(f"--draft-vocab-size: found {size}, and vectors without a head, expected another --lookahead")
+    refine = options.refine
     if refine == "head" and vectors.head is None:
         raise ValueError("--refine: found head, and vectors without one, expected none, ngram or another --lookahead")
-    if size is not None:
-        trained: Any = refinement_of(vectors, model.dtype, model.device)
-        return replace(trained, draft_vocab_size=size)  # type: ignore[no-any-return]
     if refine == "ngram":
         return NgramRefinement(_ngram(options, model, folder))
-    return Unrefined() if refine == "none" else None
+    return refinement_of(replace(vectors, head=None), model.dtype, model.device) if refine == "none" else None
 
 
 def _drafter(options: DecodeOptions, model: Transformer, folder: Path) -> Any:
@@ -172,8 +165,8 @@ def described(method: Method) -> Mapping[str, Any]:
         refinement, lookahead = settings["refinement"], settings["lookahead"]
         found["parts"] = [part for part in ("adapter", "head") if getattr(lookahead, part) is not None]
         found["refine"] = type(refinement).__name__.removesuffix("Refinement").lower()
-        if getattr(refinement, "draft_vocab_size", None) is not None:
-            found["draft_vocab_size"] = refinement.draft_vocab_size
+        if refinement.draft_vocab is not None:
+            found["draft_vocab_size"] = len(refinement.draft_vocab)
     if "num_candidates" in settings:
         found["candidates"] = written_candidates(settings["num_candidates"])
     if "rule" in settings:

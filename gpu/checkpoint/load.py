@@ -50,7 +50,7 @@ def load_model(
         folder: config.json, model.safetensors or its shards, and perhaps generation_config.json; or as a string
             `org/name`, which is fetched if there is no folder of that name.
         dtype: float64, float32, bfloat16 or float16, as a torch dtype or by name; default: the dtype in which the
-            embedding is stored, but float32 on a CPU that has no units for 16 bits, see `automatic_dtype`.
+            embedding is stored, but float32 on a CPU that is slow in 16 bits, see `automatic_dtype`.
         device: cpu, or cuda with or without a number.
         revision: branch, tag or commit of a name on the Hub; default: main.
 
@@ -88,7 +88,9 @@ def read_weights(
     stored = stored_tensors(root)
     shapes = {entry.name: entry.shape for entry in weight_table(config)}
     check_tensors(root, stored, shapes, config)
-    dtype = automatic_dtype(check_dtype(DTYPES[stored[EMBEDDING].dtype]), device) if dtype is None else dtype
+    dtype = (
+        automatic_dtype(check_dtype(DTYPES[stored[EMBEDDING].dtype]), device, layouts=True) if dtype is None else dtype
+    )
     check_memory(Memory(weights=weight_bytes(config, dtype)), device)
     weights = allocate(config, dtype, device)
     for entry in weight_table(config):

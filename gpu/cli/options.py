@@ -135,7 +135,7 @@ class ModelOptions:
     dtype: str = option(
         "auto",
         "dtype to compute in: float64, float32, bfloat16 or float16; default: auto, that of the checkpoint, but "
-        "float32 on a CPU without bfloat16 units",
+        "float32 on a CPU that is slow in it",
     )
     device: str = option("cpu", "device to compute on: cpu, cuda or cuda:N")
 

@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..decode_options import option
-from .console import Bar, forecast
+from ..decode_options import flag_of, option
+from .console import Bar, encode_prompt, forecast
 from .options import (
     ModelOptions,
     SamplingOptions,
@@ -66,6 +66,12 @@ class Options:
     texts: TextOptions = TextOptions()
     own: bool = option(False, "learn from text that the model writes itself instead", flag="--self")
     self_tokens: int | None = option(help=f"how many tokens the model writes for --self; default: {OWN_TOKENS}")
+    prompts: Path | None = option(
+        help="what the model answers for --self, as `pass-sampling bench` reads it: a JSON object per line, with a "
+        "prompt, or with turns of which the first is taken; default: nothing, it begins texts by itself",
+        metavar="FILE",
+    )
+    chat: bool = option(False, "put prompts into the model's chat template")
     begin: Path | None = option(
         help="start from these vectors and what was trained with them, of the same sizes; default: from nothing",
         metavar="FOLDER",
@@ -74,6 +80,11 @@ class Options:
     adapter_rank: int = option(0, "rank of an adapter at look-ahead rows; default: none", metavar="R")
     head_width: int = option(0, "width of a sampler head; default: none", metavar="F")
     head_alone: bool = option(False, "train a head that drafts without look-ahead rows")
+    draft_vocab_size: int = option(
+        0,
+        "draft among the N most frequent tokens of the text, which makes a draft cheap; default: among all",
+        metavar="N",
+    )
     loss: str = option(
         "kl",
         "kl, total-variation: towards the model's own distributions; cross-entropy: on the text, as in the paper",
@@ -119,9 +130,12 @@ class Options:
             raise ValueError("--matrix-learning-rate: found it alone, expected --adapter-rank or --head-width with it")
         settings = {"sampling": self.sampling.config, "seed": self.sampling.seed}
         config = TrainConfig(**same_fields(TrainConfig, self) | settings)
+        if self.chat and self.prompts is None:
+            raise ValueError("--chat: found it without --prompts, expected both or neither")
         if not self.own:
-            if self.self_tokens is not None:
-                raise ValueError("--self-tokens: found it without --self, expected both or neither")
+            for name in ("self_tokens", "prompts"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{flag_of(name)}: found it without --self, expected both or neither")
             return config
         if self.texts.text or self.texts.standard_library:
             raise ValueError("found --self and other text, expected one of --self, --text and --standard-library")
@@ -179,6 +193,10 @@ def _open(target: ModelOptions) -> Trainable:
     from pass_sampling.reference.checkpoint.folder import file_in, open_folder, read_json
     from pass_sampling.reference.checkpoint.model_settings import FAMILIES
 
+    from ..model.precision import has_bfloat16_units
+
+    if target.dtype == "auto" and target.device == "cpu" and not has_bfloat16_units():
+        target = replace(target, dtype="float32")  # passes over many rows, and gradients, have no layout of their own
     if read_json(file_in(open_folder(target.model), "config.json")).get("model_type") in tuple(FAMILIES):
         return target.load()
     from ..hf.model import TransformersModel
@@ -207,9 +225,10 @@ def _read(
 
 
 def _written(model: Trainable, config: TrainConfig, options: Options) -> tuple[Tokens, Tokens]:
-    """Let the model write the text."""
+    """Let the model write the text, or answer prompts."""
     from ..training.text import own_text
 
+    prompts = () if options.prompts is None else _prompts(options, model.max_position_embeddings - config.context)
     count, room = options.num_own_tokens, model.max_position_embeddings
     if config.context > room:
         raise ValueError(f"context: found {config.context}, expected at most {room}, the model's")
@@ -222,8 +241,32 @@ def _written(model: Trainable, config: TrainConfig, options: Options) -> tuple[T
             config.seed,
             options.own_text_file,
             lambda done: bar.show(done, count),
+            prompts,
         )
     return _split(tokens, config.context)
+
+
+def _prompts(options: Options, room: int) -> list[list[int]]:
+    """Return the prompts that the model answers; those that leave no room for an answer are passed over.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from ..bench.prompts import read_prompts
+    from ..training.tokens import load_tokenizer
+    from .generate import Conversation
+
+    assert options.prompts is not None
+    folder = options.target.fetched().model
+    tokenizer, texts = load_tokenizer(folder), [question.turns[0] for question in read_prompts(options.prompts)]
+    if options.chat:
+        found = [Conversation(tokenizer, folder).tokens(text)[0] for text in texts]
+    else:
+        found = [encode_prompt(tokenizer, text, "--prompts") for text in texts]
+    found = [tokens for tokens in found if len(tokens) <= room]
+    if not found:
+        raise ValueError(f"--prompts: found none of at most {room} tokens, expected some that leave room for an answer")
+    return found
 
 
 def _report(news: dict[str, Any], bar: Bar) -> None:

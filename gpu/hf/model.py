@@ -230,10 +230,10 @@ class TransformersModel:
     def logits_of(
         self,
         hidden: Tensor,  # [..., D']
-        tokens: Tensor,  # [..., N]
+        tokens: Tensor,  # [N]
     ) -> Tensor:  # [..., N]
-        """Return the logits of some tokens each: taken from those of all, with whatever the model does to them."""
-        return self.logits(hidden).gather(-1, tokens)
+        """Return the logits of some tokens: taken from those of all, with whatever the model does to them."""
+        return self.logits(hidden)[..., tokens]
 
     def _pass(
         self,

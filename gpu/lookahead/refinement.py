@@ -18,7 +18,6 @@ from pass_sampling.reference.lookahead.refinement import HeadSettings, NgramSett
 
 from ..drafters.ngram import NgramModel
 from ..model.language_model import LanguageModel
-from ..sampling import compared_logits
 from .head import SamplerHead
 from .vectors import LookAhead
 
@@ -29,8 +28,13 @@ Memory = tuple[Tensor, ...]
 class Refinement:
     """Makes the logits of drafts, one after another; the base takes the look-ahead rows as they are.
 
-    `memory` is what a refinement carries from one draft to the next.
+    `memory` is what a refinement carries from one draft to the next. A small `draft_vocab` makes a draft cheap: its
+    logits are those of N rows of the output projection, and no other token is drafted.
+
+    Source: Zhao et al. 2025 (arXiv 2502.14856), for drafts among the most frequent tokens of the vocabulary.
     """
+
+    draft_vocab: Tensor | None = None  # [N], in the order of their ids; None: all tokens
 
     @property
     def uses_lookahead(self) -> bool:
@@ -57,21 +61,27 @@ class Refinement:
         lengths: Tensor,  # [B]
     ) -> tuple[Tensor, Memory]:  # [B, V]
         """Return the logits of drafts from their look-ahead rows, after the first `lengths` tokens, and the memory."""
-        return model.logits(hidden), ()
+        return self.projected(model, hidden), ()
+
+    def projected(
+        self,
+        model: LanguageModel,
+        hidden: Tensor,  # [..., D']
+    ) -> Tensor:  # [..., V]
+        """Project drafts' hidden states to their logits."""
+        return draft_logits(model, hidden, self.draft_vocab)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unrefined(Refinement):
     """Take the look-ahead rows as they are: PaSS."""
+
+    draft_vocab: Tensor | None = None  # [N]
 
 
 @dataclass(frozen=True, eq=False)
 class HeadRefinement(HeadSettings, Refinement):
-    """Refine by a trained sampler head.
-
-    A draft is scored over all tokens, or over the `draft_vocab_size` likeliest by the look-ahead row itself. The others
-    then have the logit -inf, and the cost of a draft's logits does not grow with the vocabulary.
-    """
+    """Refine by a trained sampler head."""
 
     head: SamplerHead
 
@@ -80,13 +90,8 @@ class HeadRefinement(HeadSettings, Refinement):
         model: LanguageModel,
         lookahead_hidden: Tensor,  # [B, L+1, D']
     ) -> Memory:
-        """Begin the head's state, and choose the tokens of every draft; one projection serves all drafts."""
-        state = self.head.start(lookahead_hidden[:, 0])
-        if self.draft_vocab_size is None:
-            return (state,)
-        rows = lookahead_hidden[:, 1:] if self.uses_lookahead else lookahead_hidden[:, :1]
-        tokens = _likeliest(model.logits(rows), self.draft_vocab_size)
-        return state, tokens.expand(-1, lookahead_hidden.shape[1] - 1, -1)
+        """Begin the head's state."""
+        return (self.head.start(lookahead_hidden[:, 0]),)
 
     def logits(
         self,
@@ -99,12 +104,7 @@ class HeadRefinement(HeadSettings, Refinement):
         """Refine the row's hidden state by the last token and the head's state."""
         last = tokens.gather(1, lengths.unsqueeze(1) - 1)
         refined, state = self.head.step(hidden, model.embed(last)[:, 0], memory[0])
-        if self.draft_vocab_size is None:
-            return model.logits(refined), (state,)
-        here, ahead = memory[1][:, 0], memory[1][:, 1:]
-        found = model.logits_of(refined, here)
-        logits = found.new_full((len(found), model.vocab_size), float("-inf")).scatter(1, here, found)
-        return logits, (state, ahead)
+        return self.projected(model, refined), (state,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,18 +136,22 @@ class NgramRefinement(NgramSettings, Refinement):
         return self.ngram.unigram.double().log()
 
 
+def draft_logits(
+    model: LanguageModel,
+    hidden: Tensor,  # [..., D']
+    draft_vocab: Tensor | None,  # [N]
+) -> Tensor:  # [..., V]
+    """Project drafts' hidden states to their logits: -inf outside the draft vocabulary."""
+    if draft_vocab is None:
+        return model.logits(hidden)
+    some = model.logits_of(hidden, draft_vocab)
+    logits = some.new_full((*some.shape[:-1], model.vocab_size), float("-inf"))
+    return logits.index_copy_(-1, draft_vocab, some)
+
+
 def refinement_of(lookahead: LookAhead, dtype: torch.dtype, device: torch.device | str = "cpu") -> Refinement:
     """Return the refinement that was trained with look-ahead vectors, if any, in a model's dtype, on its device."""
-    return Unrefined() if lookahead.head is None else HeadRefinement(lookahead.head.to(dtype, device))
-
-
-def _likeliest(
-    logits: Tensor,  # [..., V]
-    number: int,
-) -> Tensor:  # [..., N]
-    """Return the tokens of largest logit in each row, the lowest ids among equals, in the order of their ids."""
-    logits = compared_logits(logits)
-    size, last = logits.shape[-1], logits.topk(number, dim=-1).values[..., -1:]
-    lowest_first = torch.arange(size, 0, -1, device=logits.device)
-    order = torch.where(logits > last, size + lowest_first, torch.where(logits == last, lowest_first, 0))
-    return order.topk(number, dim=-1).indices.sort(dim=-1).values
+    draft_vocab = None if lookahead.draft_vocab is None else lookahead.draft_vocab.to(device)
+    if lookahead.head is None:
+        return Unrefined(draft_vocab)
+    return HeadRefinement(lookahead.head.to(dtype, device), draft_vocab)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pass_sampling.reference.checkpoint.folder import open_folder
-from pass_sampling.reference.checkpoint.lookahead_folder import CARD, TENSOR, read_tensors
+from pass_sampling.reference.checkpoint.lookahead_folder import CARD, DRAFT_VOCAB, TENSOR, read_tensors
 from pass_sampling.reference.config import check_integer
-from pass_sampling.reference.lookahead.vectors import TrainedVectors
+from pass_sampling.reference.lookahead.vectors import TrainedVectors, check_draft_vocab
 
 from ..checkpoint.hub import local_folder, upload_folder
 from ..model.language_model import LanguageModel
@@ -45,6 +45,9 @@ class LookAhead(TrainedVectors):
         if not bool(vectors.isfinite().all()):
             raise ValueError("vectors holds NaN or infinity, expected finite numbers")
         object.__setattr__(self, "vectors", vectors)
+        if self.draft_vocab is not None:
+            tokens = check_draft_vocab(torch.as_tensor(self.draft_vocab).cpu().numpy())
+            object.__setattr__(self, "draft_vocab", torch.from_numpy(tokens).to(vectors.device))
         for name in ("adapter", "head"):
             part = getattr(self, name)
             stored = part and part.to(torch.bfloat16, vectors.device).to(torch.float32, vectors.device)
@@ -87,6 +90,8 @@ class LookAhead(TrainedVectors):
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().cpu().bfloat16() for name, tensor in self._parts().items()}
+        if self.draft_vocab is not None:
+            tensors[DRAFT_VOCAB] = self.draft_vocab.cpu().int()
         return save({**tensors, TENSOR: self.vectors.detach().cpu().contiguous()})
 
     @classmethod

@@ -55,6 +55,6 @@ class LanguageModel(ModelFacts, Protocol):
     def logits_of(
         self,
         hidden: Tensor,  # [..., D']
-        tokens: Tensor,  # [..., N]
+        tokens: Tensor,  # [N]
     ) -> Tensor:  # [..., N]
-        """Project hidden states to the logits of some tokens each."""
+        """Project hidden states to the logits of some tokens."""

@@ -3,7 +3,7 @@
 A CPU has several ways to multiply a few rows by a weight, and which is fastest depends on the CPU, the dtype, the
 threads and the number of rows. When a model is loaded, PyTorch's own ways are timed on some of its weights; the choice
 is kept on disk, so that later runs round as this one does. A weight that is changed afterwards has no effect: the model
-is frozen. Gradients, CUDA and passes over many rows go through the plain weight.
+is frozen. Gradients and CUDA go through the plain weight.
 
 Glossary of shapes: I inputs and O outputs of a layer.
 """
@@ -14,11 +14,12 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,21 +32,25 @@ from .memory import free_memory
 from .precision import processor_name
 from .weights import LayerWeights, Weights
 
-BANDS = {1: 1, 8: 5, 64: 33}  # the most rows of a band, and the rows that it is timed with
+BANDS = {1: 1, 8: 5, sys.maxsize: 33}  # the most rows of a band, and the rows that it is timed with
 SMALL = 2**20  # bytes of weights below which nothing is chosen: the plain way costs next to nothing
 SAMPLE = 2**26  # bytes of weights that are timed: more than caches hold, as in a whole pass
 SHARE = 0.5  # of the free memory, which copies of the weights may take
 
 
-def plain(
-    weight: Tensor,  # [O, I]
-) -> None:
+class Layout(NamedTuple):
+    """How a weight is copied, how rows are multiplied by it, and how large the copy is beside the weight."""
+
+    make: Callable[[Tensor], Any]  # None: no copy
+    apply: Callable[[Tensor, Any, Tensor | None], Tensor]
+    size: int
+
+
+def _no_copy(weight: Tensor) -> None:
     """Keep no copy."""
 
 
-def packed(
-    weight: Tensor,  # [O, I]
-) -> Any:
+def _packed(weight: Tensor) -> Any:
     """Return a weight in the layout of oneDNN, or raise RuntimeError where it has none."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
@@ -55,11 +60,30 @@ def _times_packed(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     return found
 
 
-LAYOUTS: dict[str, tuple[Callable[[Tensor], Any], Callable[..., Tensor]]] = {
-    "plain": (plain, functional.linear),
-    "packed": (packed, _times_packed),
+def _times_without_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        return functional.linear(x, weight, bias)
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
+def _packed_in_float32(weight: Tensor) -> Any:
+    if weight.dtype != torch.bfloat16:
+        raise RuntimeError("this layout is that of weights in bfloat16")
+    return _packed(weight.float())
+
+
+def _times_float32(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    return _times_packed(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+
+
+LAYOUTS = {
+    "plain": Layout(_no_copy, functional.linear, 0),
+    "packed": Layout(_packed, _times_packed, 1),
+    "without-onednn": Layout(_no_copy, _times_without_onednn, 0),  # one row of bfloat16: it asks least of the memory
+    "float32": Layout(_packed_in_float32, _times_float32, 2),  # rows of bfloat16 on a CPU without units for it
 }
-"""How a copy of a weight is made, and how rows are multiplied by it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +103,7 @@ class Linear:
             num_rows = x.numel() // x.shape[-1]
             for most, layout, copy in self.layouts:
                 if num_rows <= most:
-                    return LAYOUTS[layout][1](x, self.weight if copy is None else copy, self.bias)
+                    return LAYOUTS[layout].apply(x, self.weight if copy is None else copy, self.bias)
         return functional.linear(x, self.weight, self.bias)
 
 
@@ -100,7 +124,7 @@ def linear(
 ) -> Linear:
     """Return a linear layer with a layout for each band, or with none."""
     with torch.no_grad():
-        copies = {name: LAYOUTS[name][0](weight) for name in dict.fromkeys(layouts)}
+        copies = {name: LAYOUTS[name].make(weight) for name in dict.fromkeys(layouts)}
     return Linear(weight, bias, tuple((most, name, copies[name]) for most, name in zip(BANDS, layouts, strict=False)))
 
 
@@ -113,6 +137,15 @@ def linears_of(weights: Weights) -> tuple[tuple[LayerLinears, ...], Linear]:
         return LayerLinears(*(linear(*each, inside) for each in zip(matrices(layer), biases, strict=True)))
 
     return tuple(map(layer_of, weights.layers)), linear(weights.output, None, projection)
+
+
+def rows_of(
+    weight: Tensor,  # [O, I]
+    places: Tensor,  # [N]
+) -> Linear:
+    """Return a linear layer to some of the outputs of a weight, which are copied."""
+    some = weight[places].detach()
+    return linear(some, None, *choices([[some]]))
 
 
 def matrices(layer: LayerWeights) -> tuple[Tensor, ...]:  # [O, I], each with sizes of its own
@@ -136,7 +169,7 @@ def choices(groups: Sequence[Sequence[Tensor]]) -> list[tuple[str, ...]]:
             replace_file(path, json.dumps(found))
     free = free_memory(every[0].device)
     copies = sum(
-        len({*names} - {"plain"}) * matrix.nbytes
+        sum(LAYOUTS[name].size for name in {*names}) * matrix.nbytes
         for group, names in zip(groups, found, strict=True)
         for matrix in group
     )
@@ -168,17 +201,18 @@ def measured(weights: Sequence[Tensor]) -> tuple[str, ...]:
         if sum(each.nbytes for each in sample) < SAMPLE:
             sample.append(weight)
     copies: dict[str, list[Any]] = {}
-    for name, (make, apply) in LAYOUTS.items():
+    for name, layout in LAYOUTS.items():
         with contextlib.suppress(AttributeError, RuntimeError):  # another PyTorch, or a CPU without such units
-            copies[name] = [make(weight) for weight in sample]
-            apply(sample[0][:1], sample[0] if name == "plain" else copies[name][0], None)
+            made = [layout.make(weight) for weight in sample]
+            layout.apply(sample[0][:1], sample[0] if made[0] is None else made[0], None)
+            copies[name] = made
     found = []
     for num_rows in BANDS.values():
         inputs = [torch.ones((1, num_rows, weight.shape[1]), dtype=weight.dtype) for weight in sample]
         times: dict[str, list[float]] = {name: [] for name in copies}
         for _ in range(3):
             for name, made in copies.items():
-                apply, started = LAYOUTS[name][1], time.perf_counter()
+                apply, started = LAYOUTS[name].apply, time.perf_counter()
                 for x, weight, copy in zip(inputs, sample, made, strict=True):
                     apply(x, weight if copy is None else copy, None)
                 times[name].append(time.perf_counter() - started)

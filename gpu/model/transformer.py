@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pass_sampling.reference.model.config import ModelConfig
 
 from ..host import is_on_cpu
 from .cache import KVCache
 from .layers import attention, attention_apart, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
-from .linear import linears_of
+from .linear import linears_of, rows_of
 from .masks import Masks
 from .memory import Memory, cache_bytes, check_memory, pass_bytes
 from .weights import LayerWeights, Weights
@@ -45,6 +46,7 @@ class Transformer:
         self._frequencies = rope_frequencies(config).to(self.device)
         self._tables = self._rotation(torch.arange(0, device=self.device))
         self._linears, self._output = linears_of(weights)
+        self._some = WeakTensorKeyDictionary()  # linear layers to the logits of some tokens, by their tensor
 
     @property
     def device(self) -> torch.device:
@@ -132,10 +134,16 @@ class Transformer:
     def logits_of(
         self,
         hidden: Tensor,  # [..., D]
-        tokens: Tensor,  # [..., N]
+        tokens: Tensor,  # [N]
     ) -> Tensor:  # [..., N]
-        """Project hidden states to the logits of some tokens each, reading no other rows of the projection."""
-        return (functional.embedding(tokens, self.weights.output) @ hidden.unsqueeze(-1)).squeeze(-1)
+        """Project hidden states to the logits of some tokens, reading no other rows of the projection.
+
+        Those rows are copied once, and kept for as long as the tensor of tokens is.
+        """
+        if tokens not in self._some:
+            self._some[tokens] = rows_of(self.weights.output, tokens)
+        found: Tensor = self._some[tokens](hidden)
+        return found
 
     def forward(
         self,

@@ -7,13 +7,14 @@ the frozen model, computed once, without gradients. A sampler head refines the r
 given the text's token before its own, as drafting does.
 
 Glossary of shapes: B sequences, T tokens of a sequence, N anchors, L look-ahead vectors, D model, V vocabulary,
-R rows of a pass, S cache positions that are read, G kv-heads, E head size.
+N' draft vocabulary, R rows of a pass, S cache positions that are read, G kv-heads, E head size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from pass_sampling.reference.config import SamplingConfig
 from ..drafters.base import Drafter
 from ..lookahead.adapter import Adapter
 from ..lookahead.head import SamplerHead
+from ..lookahead.refinement import draft_logits
 from ..lookahead.vectors import LookAhead
 from ..model.cache import KVCache
 from ..model.transformer import Transformer
@@ -46,7 +48,7 @@ ROWS = 64  # distributions after one sequence, side by side
 class AnchoredRows(NamedTuple):
     """The logits that training compares: draft row i of an anchor drafts the token that target row i predicts."""
 
-    draft_logits: Tensor  # [B, N, L, V]
+    draft_logits: Tensor  # [B, N, L, V], or of the draft vocabulary
     target_logits: Tensor  # [B, N, L, V], the frozen model's own
     next_tokens: Tensor  # [B, N, L], the text's token that both predict
 
@@ -84,8 +86,32 @@ def anchored_rows(
     anchors: Tensor,  # [N]
     adapter: Adapter | None = None,
     head: SamplerHead | None = None,
+    draft_vocab: Tensor | None = None,  # [N']
+    text: Tensor | None = None,  # [B, T, D]
 ) -> AnchoredRows:
     """Run the frozen model over sequences, and the look-ahead vectors after each anchor.
+
+    With a draft vocabulary both logits are those of its tokens alone, so a draft is compared with the target's
+    distribution among them: the best that it can be. `text` are the hidden states of the sequences where they are known
+    already, for a head that drafts without look-ahead rows.
+    """
+    hidden, target_hidden, next_tokens = anchored_hidden(model, vectors, tokens, anchors, adapter, head, text)
+    project = model.logits if draft_vocab is None else partial(model.logits_of, tokens=draft_vocab)
+    with torch.no_grad():
+        target_logits = project(target_hidden)
+    return AnchoredRows(project(hidden), target_logits, next_tokens)
+
+
+def anchored_hidden(
+    model: Trainable,
+    vectors: Tensor,  # [L, D]
+    tokens: Tensor,  # [B, T]
+    anchors: Tensor,  # [N]
+    adapter: Adapter | None = None,
+    head: SamplerHead | None = None,
+    text: Tensor | None = None,  # [B, T, D]
+) -> tuple[Tensor, Tensor, Tensor]:  # [B, N, L, D], [B, N, L, D], [B, N, L]
+    """Return the hidden states of the drafts after each anchor, of the text's rows beside them, and the tokens there.
 
     At an anchor a, tokens 0 to a have been fed. Look-ahead vector i (from 1 to L) is at position a + i and drafts the
     token at a + i + 1. So a + L + 1 must be less than T.
@@ -94,10 +120,10 @@ def anchored_rows(
     """
     depth = torch.arange(1, len(vectors) + 1, device=model.device)  # [L]
     places = anchors.unsqueeze(1) + depth  # [N, L]
-    with torch.no_grad():
-        cache = model.new_cache(tokens.shape[1], len(tokens))
-        text = model.hidden(model.embed(tokens), cache)
-        target_logits = model.logits(text[:, places])
+    if text is None:
+        with torch.no_grad():
+            cache = model.new_cache(tokens.shape[1], len(tokens))
+            text = model.hidden(model.embed(tokens), cache)
     if head is not None and not head.uses_lookahead:
         hidden = text[:, anchors].unsqueeze(2).expand(-1, -1, len(vectors), -1)
     else:
@@ -110,7 +136,7 @@ def anchored_rows(
         hidden = model.hidden(groups, cache, positions, visible, adapter, groups.shape[1]).unflatten(1, places.shape)
     if head is not None:
         hidden = _refined(model, head.to(model.dtype, model.device), hidden, text[:, anchors], tokens[:, places])
-    return AnchoredRows(model.logits(hidden), target_logits, tokens[:, places + 1])
+    return hidden, text[:, places], tokens[:, places + 1]
 
 
 def _refined(
@@ -204,6 +230,7 @@ def expected_acceptance(
     sampling: SamplingConfig,
     adapter: Adapter | None = None,
     head: SamplerHead | None = None,
+    draft_vocab: Tensor | None = None,  # [N']
 ) -> Tensor:  # [L]
     """Return the chance that verification accepts the draft at each depth, once it is reached, on average.
 
@@ -217,7 +244,7 @@ def expected_acceptance(
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6.
     """
-    return acceptance_of(model, vectors, sequences, [sampling], adapter, head)[0]
+    return acceptance_of(model, vectors, sequences, [sampling], adapter, head, draft_vocab)[0]
 
 
 @torch.inference_mode()
@@ -228,14 +255,16 @@ def acceptance_of(
     samplings: Sequence[SamplingConfig],
     adapter: Adapter | None = None,
     head: SamplerHead | None = None,
+    draft_vocab: Tensor | None = None,  # [N']
 ) -> Tensor:  # [len(samplings), L]
     """Return the expected acceptance for several samplings, from the same passes; see `expected_acceptance`."""
     anchors = _places(sequences, len(vectors), model.device)
     total = torch.zeros((len(samplings), len(vectors)), dtype=torch.float64, device=model.device)
     for tokens in batches(sequences, model.device):
-        rows = anchored_rows(model, vectors, tokens, anchors, adapter, head)
+        hidden, target_hidden, _ = anchored_hidden(model, vectors, tokens, anchors, adapter, head)
+        drafts, targets = draft_logits(model, hidden, draft_vocab), model.logits(target_hidden)
         for i, sampling in enumerate(samplings):
-            total[i] += shared_mass(rows.target_logits, rows.draft_logits, sampling).mean(dim=1).sum(dim=0)
+            total[i] += shared_mass(targets, drafts, sampling).mean(dim=1).sum(dim=0)
     return (total / len(sequences)).cpu()
 
 
@@ -327,7 +356,9 @@ def compared(
     samplings, vectors = list(named.values()), lookahead.vectors.to(model.device)
     small = LookAhead.random(depth, model.hidden_size, seed, model.device).vectors
     found = {
-        "": acceptance_of(model, vectors, sequences, samplings, lookahead.adapter, lookahead.head),
+        "": acceptance_of(
+            model, vectors, sequences, samplings, lookahead.adapter, lookahead.head, lookahead.draft_vocab
+        ),
         "random_": acceptance_of(model, small, sequences, samplings),
         "fixed_token_": acceptance_of(model, fixed_token_vectors(model, depth), sequences, samplings),
     }

@@ -13,7 +13,7 @@ import json
 import os
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -162,50 +162,64 @@ def own_text(
     seed: int,
     file: Path | None = None,
     watch: Callable[[int], None] = lambda done: None,
+    prompts: Sequence[Sequence[int]] = (),
 ) -> npt.NDArray[np.int64]:  # [N]
     """Let the model write texts by plain decoding, and return the tokens of one after the other.
 
-    A text begins with the end of text if the model has one, as in the text that it was trained on, else with a random
-    token.
+    A text is a prompt and the model's answer. Without prompts it begins with the end of text if the model has one, as
+    in the text that it was trained on, else with a random token.
 
     Args:
         model: the writer.
         num_tokens: of all texts together.
-        length: tokens of a text at most; it may end sooner.
+        length: tokens that are written of a text at most, its first one included; it may end sooner.
         sampling: the distribution of the texts.
-        seed: of the uniform streams, and of random first tokens.
-        file: keeps the tokens, so that a run that was killed finds them again; None: not kept.
+        seed: of the uniform streams, of random first tokens and of the order of the prompts.
+        file: keeps the tokens of every batch, so that a run that was killed goes on after them; None: not kept.
         watch: called with the number of tokens written so far.
+        prompts: taken in turn, from the first again after the last.
 
     Raises:
-        ValueError: a length or a setting is out of range, or the file is damaged.
+        ValueError: a length, a setting or a prompt is out of range, or the file is damaged.
     """
-    from safetensors import safe_open
     from safetensors.torch import save
 
     check_integer("num_tokens", num_tokens, 1, 2**40)
     check_integer("length", length, 2, model.max_position_embeddings)
     check_integer("seed", seed, 0, 2**63 - 1)
-    described = json.dumps([model.fingerprint, num_tokens, length, vars(sampling), seed])
-    if file is not None and file.exists():
+    every = hashlib.sha256(json.dumps([[int(token) for token in each] for each in prompts]).encode()).hexdigest()
+    described = json.dumps([model.fingerprint, num_tokens, length, vars(sampling), seed, every])
+    written, number = ([], 0) if file is None else _kept_text(file, described)
+    method, ends = Autoregressive(model, sampling), model.eos_token_ids
+    order = np.random.default_rng(seed).permutation(len(prompts)).tolist()
+    while len(written) < num_tokens:
+        generator = np.random.default_rng([seed, number])
+        if prompts:
+            first = number * SIDE_BY_SIDE
+            begun = [prompts[order[i % len(order)]] for i in range(first, first + SIDE_BY_SIDE)]
+        else:
+            firsts = list(ends[:1]) * SIDE_BY_SIDE or generator.integers(model.vocab_size, size=SIDE_BY_SIDE).tolist()
+            begun = [[first] for first in firsts]
+        uniform_stream = int(generator.integers(2**63))  # not seed + 1, + 2 …: those are other seeds' texts
+        for result in generate_batch(method, begun, length - 1, stop_strings=(), seed=uniform_stream):
+            ended = bool(ends) and not prompts and written[-1:] == [result.prompt[0]]  # one end between two texts
+            written += [*result.prompt[ended:], *result.tokens]
+        number += 1
+        if file is not None:
+            state = {"text": described, "batches": str(number)}
+            write_file(file, save({"tokens": torch.tensor(written)}, metadata=state))
+        watch(min(len(written), num_tokens))
+    return np.array(written[:num_tokens], np.int64)
+
+
+def _kept_text(file: Path, described: str) -> tuple[list[int], int]:
+    """Return the tokens that an earlier run of the same text has written, and how many batches that were."""
+    from safetensors import safe_open
+
+    if file.exists():
         read_header(file)
         with safe_open(file, framework="numpy") as stream:
-            if (stream.metadata() or {}).get("text") == described:
-                kept: npt.NDArray[np.int64] = stream.get_tensor("tokens")
-                return kept
-    method = Autoregressive(model, sampling)
-    generator = np.random.default_rng(seed)
-    written: list[int] = []
-    while len(written) < num_tokens:
-        firsts = list(model.eos_token_ids[:1]) * SIDE_BY_SIDE
-        firsts = firsts or generator.integers(model.vocab_size, size=SIDE_BY_SIDE).tolist()
-        uniform_stream = int(generator.integers(2**63))  # not seed + 1, + 2 …: those are other seeds' texts
-        prompts = [[first] for first in firsts]
-        for result in generate_batch(method, prompts, length - 1, stop_strings=(), seed=uniform_stream):
-            ended = bool(model.eos_token_ids) and written[-1:] == [result.prompt[0]]  # one end between two texts
-            written += [*result.prompt[ended:], *result.tokens]
-        watch(min(len(written), num_tokens))
-    tokens = np.array(written[:num_tokens], np.int64)
-    if file is not None:
-        write_file(file, save({"tokens": torch.from_numpy(tokens)}, metadata={"text": described}))
-    return tokens
+            state = stream.metadata() or {}
+            if state.get("text") == described:
+                return stream.get_tensor("tokens").tolist(), int(state["batches"])
+    return [], 0

@@ -11,7 +11,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,17 @@ from ..lookahead.head import SamplerHead
 from ..lookahead.vectors import LookAhead
 from ..model.transformer import Transformer
 from .acceptance import LOSSES, anchored_rows, compared, mean_loss
-from .resume import Progress, Report, check_output, check_rates, partial_file, peak_memory, settings_digest, step_all
+from .resume import (
+    KeptStates,
+    Progress,
+    Report,
+    check_output,
+    check_rates,
+    partial_file,
+    peak_memory,
+    settings_digest,
+    step_all,
+)
 from .tokens import Windows, check_tokens, evenly_spaced
 
 if TYPE_CHECKING:
@@ -55,6 +65,7 @@ class TrainConfig:
     adapter_rank: int = 0  # R; 0: no adapter
     head_width: int = 0  # F; 0: no head
     head_alone: bool = False  # the head drafts without look-ahead rows, and the vectors learn nothing
+    draft_vocab_size: int = 0  # drafts are among so many tokens, the most frequent of the text; 0: among all
     matrix_learning_rate: float = 0.003  # of adapter and head
     depth_decay: float = 1.0  # what a draft weighs in the loss, over the one before it
     loss_temperature: float | None = None  # default: that of `sampling`, with an adapter or a head 1
@@ -67,6 +78,7 @@ class TrainConfig:
             check_integer(name, getattr(self, name), 1, 2**31)
         for name in ("adapter_rank", "head_width"):
             check_integer(name, getattr(self, name), 0, 2**16)
+        check_integer("draft_vocab_size", self.draft_vocab_size, 0, 2**31 - 1)
         check_integer("context", self.context, self.num_lookahead + 2, 2**31)
         check_integer("seed", self.seed, 0, 2**63 - 1)
         positive = ("learning_rate", "matrix_learning_rate", "depth_decay", "loss_temperature")
@@ -76,6 +88,11 @@ class TrainConfig:
         if self.loss_temperature is not None and self.loss == "cross-entropy":
             raise ValueError(
                 f"loss_temperature: found {self.loss_temperature} with cross-entropy, expected it with a loss on "
+                "distributions"
+            )
+        if self.draft_vocab_size and self.loss == "cross-entropy":
+            raise ValueError(
+                f"draft_vocab_size: found {self.draft_vocab_size} with cross-entropy, expected it with a loss on "
                 "distributions"
             )
         if self.head_alone and (self.adapter_rank or not self.head_width):
@@ -236,7 +253,11 @@ def train(
         raise ValueError(
             f"context: found {config.context}, expected at most {model.max_position_embeddings}, the model's"
         )
-    windows = Windows(training, config.context, config.batch_size, config.seed)
+    if config.draft_vocab_size > model.vocab_size:
+        raise ValueError(
+            f"draft_vocab_size: found {config.draft_vocab_size}, expected at most {model.vocab_size}, the vocabulary"
+        )
+    windows = Windows(training, config.context, config.batch_size, config.seed, moved=not config.head_alone)
     sequences = evenly_spaced(held_out, config.context, EVALUATED)
     check_tokens("training", training, model.vocab_size)
     check_tokens("held_out", held_out, model.vocab_size)
@@ -248,15 +269,24 @@ def train(
     digest = settings_digest(run, training.tobytes(), held_out.tobytes(), *known)
     progress = Progress(partial_file(path), digest, parts.parameters(), optimizers)
     first, notes = progress.restore()
-    report({"first_step": first, "num_steps": config.num_steps} | _estimate(model, parts, windows, config))
+    size = config.draft_vocab_size
+    draft_vocab = torch.from_numpy(most_frequent(training, model.vocab_size, size)).to(model.device) if size else None
+    states = None
+    if config.head_alone:  # the text's hidden states are all that it needs of the model
+        file, number = path.resolve().with_name(f"{path.name}.{digest[:12]}.states"), len(training) // config.context
+        states = KeptStates(file, number, config.context, model.hidden_size, model.dtype)
+    text = Text(model, windows, draft_vocab, states)
+    report({"first_step": first, "num_steps": config.num_steps} | _estimate(text, parts, config))
 
     def learn(step: int) -> dict[str, Any]:
-        return {"loss": _learn(model, parts, optimizers, windows, step, config)}
+        return {"loss": _learn(text, parts, optimizers, step, config)}
 
     progress.run(range(first, config.num_steps), notes, learn, report)
     with torch.no_grad():  # rounded as it will be stored, before it is measured
         names = (model.name, base_shapes(model), model.fingerprint, config.sampling)
-        lookahead = LookAhead(parts.vectors.cpu(), *names, adapter=parts.adapter, head=parts.head)
+        lookahead = LookAhead(
+            parts.vectors.cpu(), *names, adapter=parts.adapter, head=parts.head, draft_vocab=draft_vocab
+        )
     outcome = compared(model, lookahead, sequences, config.sampling, config.seed)
     report(outcome)
     record = {
@@ -275,6 +305,8 @@ def train(
     lookahead = replace(lookahead, training=record)
     lookahead.save_pretrained(path)
     progress.finish()
+    if states is not None:
+        states.remove()
     return lookahead
 
 
@@ -290,11 +322,44 @@ def _fingerprint(model: Trainable) -> str:
     return model.fingerprint or hashlib.sha256(_embedding(model).cpu().numpy().tobytes()).hexdigest()
 
 
+class Text(NamedTuple):
+    """What is learned from: a text under a frozen model."""
+
+    model: Trainable
+    windows: Windows
+    draft_vocab: Tensor | None = None  # [N]
+    states: KeptStates | None = None  # hidden states of the windows, where they are all that is needed
+
+    def hidden(
+        self,
+        step: int,
+        tokens: Tensor,  # [B, T]
+    ) -> Tensor | None:  # [B, T, D]
+        """Return the hidden states of a step's windows, if they are kept."""
+        if self.states is None:
+            return None
+        model, numbers = self.model, (self.windows.starts(step) // self.windows.length).tolist()
+
+        @torch.no_grad()
+        def compute(missing: list[int]) -> Tensor:
+            return model.hidden(model.embed(tokens[missing]), model.new_cache(tokens.shape[1], len(missing)))
+
+        return self.states.of(numbers, compute).to(model.device)
+
+
+def most_frequent(
+    tokens: Tokens,  # [M]
+    vocab_size: int,
+    number: int,  # N
+) -> Tokens:  # [N]
+    """Return the most frequent tokens of a text, the lowest ids among equals, in the order of their ids."""
+    return np.sort(np.argsort(-np.bincount(tokens, minlength=vocab_size), kind="stable")[:number])
+
+
 def _learn(
-    model: Trainable,
+    text: Text,
     parts: Parts,
     optimizers: list[torch.optim.Optimizer],
-    windows: Windows,
     step: int,
     config: TrainConfig,
 ) -> float:
@@ -302,19 +367,21 @@ def _learn(
     generator = np.random.Generator(np.random.Philox(key=config.seed + 1, counter=step << 64))  # low word: the draws
     places = config.context - config.num_lookahead - 1
     anchors = np.sort(generator.choice(places, min(config.num_anchors, places), replace=False))
-    tokens, places_after = (torch.from_numpy(each).to(model.device) for each in (windows.batch(step), anchors))
-    rows = anchored_rows(model, parts.vectors, tokens, places_after, parts.adapter, parts.head)
+    model = text.model
+    tokens, places_after = (torch.from_numpy(each).to(model.device) for each in (text.windows.batch(step), anchors))
+    known = text.hidden(step, tokens)
+    rows = anchored_rows(model, parts.vectors, tokens, places_after, parts.adapter, parts.head, text.draft_vocab, known)
     loss = mean_loss(LOSSES[config.loss](rows, config.temperature), config.depth_decay)
     loss.backward()
     step_all(optimizers, schedule(step, config))
     return loss.item()
 
 
-def _estimate(model: Trainable, parts: Parts, windows: Windows, config: TrainConfig) -> dict[str, Any]:
+def _estimate(text: Text, parts: Parts, config: TrainConfig) -> dict[str, Any]:
     """Take the first step twice on a copy, and say what the second took; the first one warms up."""
     copy = parts.copy()
     optimizers = optimizers_for(copy, config)
     for _ in range(2):
         started = time.monotonic()
-        _learn(model, copy, optimizers, windows, 0, config)
-    return {"seconds_per_step": time.monotonic() - started, "memory": peak_memory(model.device)}
+        _learn(text, copy, optimizers, 0, config)
+    return {"seconds_per_step": time.monotonic() - started, "memory": peak_memory(text.model.device)}

@@ -17,6 +17,7 @@ from .fields import DIGEST, FLAG, OBJECT, TEXT, Field, check_fields, check_forma
 from .folder import has_only, read_header
 
 CONFIG, VECTORS, TENSOR = "config.json", "model.safetensors", "lookahead_embeddings"
+DRAFT_VOCAB = "draft_vocab"  # a tensor that need not be there
 CARD = "README.md"  # the user's, kept beside the others
 ADAPTER, HEAD = "adapter.", "head."  # the beginnings of the names of their tensors
 # The format that this version reads; other values were written by a version with more features.
@@ -57,8 +58,8 @@ BASE_FIELDS = {
 SIZE_FIELDS = {name: integer(1, 2**12 if name == "num_hidden_layers" else 2**20) for name in SIZES}
 
 
-def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the vectors, and the tensors of the adapter and the head, which must be all that the file holds.
+def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """Return the vectors, the tensors of the adapter and the head, and the draft vocabulary: all that a file may hold.
 
     Other tensors, shapes and dtypes raise ValueError before anything is read.
     """
@@ -67,7 +68,8 @@ def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArr
 
     check_header(path, read_header(path), settings)
     with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
+        found = {name: file.get_tensor(name) for name in file.keys()}
+    return {name: array.astype(np.int64 if name == DRAFT_VOCAB else np.float32) for name, array in found.items()}
 
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
@@ -97,6 +99,8 @@ def check_header(path: Path, header: Mapping[str, Any], settings: Mapping[str, A
     if refine:
         expected |= {HEAD + name: ("BF16", shape) for name, shape in head_shapes(width, refine["width"]).items()}
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in header.items()}
+    if DRAFT_VOCAB in found:  # as many tokens as it has
+        expected[DRAFT_VOCAB] = ("I32", (*found[DRAFT_VOCAB][1][:1],) or (1,))
     for name in sorted({*expected, *found}, key=lambda name: (name != TENSOR, name)):
         if found.get(name) != expected.get(name):
             raise ValueError(

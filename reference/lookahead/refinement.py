@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import check_integer
 from ..drafters.ngram import NgramModel
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
-from ..sampling import compared_logits
 from .head import SamplerHead
 from .vectors import LookAhead
 
@@ -31,8 +29,13 @@ Memory = tuple[npt.NDArray[Any], ...]
 class Refinement:
     """Makes the logits of drafts, one after another; the base takes the look-ahead rows as they are.
 
-    `memory` is what a refinement carries from one draft to the next.
+    `memory` is what a refinement carries from one draft to the next. A small `draft_vocab` makes a draft cheap: its
+    logits are those of N rows of the output projection, and no other token is drafted.
+
+    Source: Zhao et al. 2025 (arXiv 2502.14856), for drafts among the most frequent tokens of the vocabulary.
     """
+
+    draft_vocab: Any | None = None  # [N], in the order of their ids; None: all tokens
 
     @property
     def uses_lookahead(self) -> bool:
@@ -58,12 +61,26 @@ class Refinement:
         memory: Memory,
     ) -> tuple[Array, Memory]:  # [V]
         """Return the logits of a draft from its look-ahead row, after all tokens before it, and the next memory."""
-        return model.logits(hidden), ()
+        return self.projected(model, hidden), ()
+
+    def projected(
+        self,
+        model: LanguageModel,
+        hidden: Array,  # [D']
+    ) -> Array:  # [V]
+        """Project a draft's hidden state to its logits: -inf outside the draft vocabulary."""
+        if self.draft_vocab is None:
+            return model.logits(hidden)
+        logits = np.full(model.vocab_size, -np.inf, dtype=hidden.dtype)
+        logits[self.draft_vocab] = model.logits_of(hidden, self.draft_vocab)
+        return logits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unrefined(Refinement):
     """Take the look-ahead rows as they are: PaSS."""
+
+    draft_vocab: Any = None  # [N]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +88,7 @@ class HeadSettings:
     """The settings of `HeadRefinement`, of either package."""
 
     head: Any
-    draft_vocab_size: int | None = None  # N
-
-    def __post_init__(self) -> None:
-        """Check the size of the draft vocabulary."""
-        if self.draft_vocab_size is not None:
-            check_integer("draft_vocab_size", self.draft_vocab_size, 1, 2**31 - 1)
+    draft_vocab: Any = None
 
     @property
     def uses_lookahead(self) -> bool:
@@ -84,23 +96,15 @@ class HeadSettings:
         return bool(self.head.uses_lookahead)
 
     def check(self, model: Any) -> None:
-        """Raise ValueError if a model's hidden states have another width, or its vocabulary is too small."""
+        """Raise ValueError if a model's hidden states have another width."""
         found, config = self.head.first.shape[1], getattr(model, "config", None)
         if config is not None and found != config.hidden_size:
             raise ValueError(f"the sampler head reads hidden states of width {found}, expected {config.hidden_size}")
-        if self.draft_vocab_size is not None and self.draft_vocab_size > model.vocab_size:
-            raise ValueError(
-                f"draft_vocab_size: found {self.draft_vocab_size}, expected at most {model.vocab_size}, the vocabulary"
-            )
 
 
 @dataclass(frozen=True, eq=False)
 class HeadRefinement(HeadSettings, Refinement):
-    """Refine by a trained sampler head.
-
-    A draft is scored over all tokens, or over the `draft_vocab_size` likeliest by the look-ahead row itself. The others
-    then have the logit -inf, and the cost of a draft's logits does not grow with the vocabulary.
-    """
+    """Refine by a trained sampler head."""
 
     head: SamplerHead
 
@@ -109,13 +113,8 @@ class HeadRefinement(HeadSettings, Refinement):
         model: LanguageModel,
         lookahead_hidden: Array,  # [L+1, D']
     ) -> Memory:
-        """Begin the head's state, and choose the tokens of every draft; one projection serves all drafts."""
-        state = self.head.start(lookahead_hidden[0])
-        if self.draft_vocab_size is None:
-            return (state,)
-        rows = lookahead_hidden[1:] if self.uses_lookahead else lookahead_hidden[:1]
-        tokens = _likeliest(model.logits(rows), self.draft_vocab_size)
-        return state, np.broadcast_to(tokens, (len(lookahead_hidden) - 1, self.draft_vocab_size))
+        """Begin the head's state."""
+        return (self.head.start(lookahead_hidden[0]),)
 
     def logits(
         self,
@@ -126,12 +125,7 @@ class HeadRefinement(HeadSettings, Refinement):
     ) -> tuple[Array, Memory]:  # [V]
         """Refine the row's hidden state by the last token and the head's state."""
         refined, state = self.head.step(hidden, model.embed(tokens[-1:])[0], memory[0])
-        if self.draft_vocab_size is None:
-            return model.logits(refined), (state,)
-        here, ahead = memory[1][0], memory[1][1:]
-        logits = np.full(model.vocab_size, -np.inf, dtype=refined.dtype)
-        logits[here] = model.logits_of(refined, here)
-        return logits, (state, ahead)
+        return self.projected(model, refined), (state,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,12 +176,6 @@ class NgramRefinement(NgramSettings, Refinement):
 
 def refinement_of(lookahead: LookAhead, dtype: npt.DTypeLike) -> Refinement:
     """Return the refinement that was trained with look-ahead vectors, if any, in a model's dtype."""
-    return Unrefined() if lookahead.head is None else HeadRefinement(lookahead.head.to(dtype))
-
-
-def _likeliest(
-    logits: Array,  # [..., V]
-    number: int,
-) -> npt.NDArray[np.int64]:  # [..., N]
-    """Return the tokens of largest logit in each row, the lowest ids among equals, in the order of their ids."""
-    return np.sort(np.argsort(-compared_logits(logits), axis=-1, kind="stable")[..., :number], axis=-1)
+    if lookahead.head is None:
+        return Unrefined(lookahead.draft_vocab)
+    return HeadRefinement(lookahead.head.to(dtype), lookahead.draft_vocab)

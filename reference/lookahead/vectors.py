@@ -33,6 +33,7 @@ class TrainedVectors:
     training: Mapping[str, Any] = field(default_factory=dict)  # how they were trained, free of form
     adapter: Any = None  # the terms that look-ahead rows add to the model's linear layers
     head: Any = None  # the network that conditions drafts on one another
+    draft_vocab: Any = None  # [N], the tokens that drafts are among, in the order of their ids; None: all
     kinds: ClassVar[tuple[Any, Any]]  # the package's classes of adapters and heads
 
     @property
@@ -57,6 +58,11 @@ class TrainedVectors:
             raise ValueError(
                 f"the look-ahead vectors have hidden_size {self.hidden_size}, "
                 f"expected {model.hidden_size} as in the model {model.name!r}"
+            )
+        if self.draft_vocab is not None and int(self.draft_vocab[-1]) >= model.vocab_size:
+            raise ValueError(
+                f"draft_vocab: found the token {int(self.draft_vocab[-1])}, expected 0 to {model.vocab_size - 1}, the "
+                "model's"
             )
         if self.adapter is not None:
             config = getattr(model, "config", None)
@@ -128,10 +134,20 @@ class TrainedVectors:
         )
         details["adapter"] = cls.kinds[0].of(adapter) if adapter else None
         details["head"] = cls.kinds[1].of(head, not settings["refine"]["alone"]) if head else None
+        details["draft_vocab"] = tensors.get(disk.DRAFT_VOCAB)
         try:
             return cls(tensors[disk.TENSOR], **details)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def check_draft_vocab(tokens: Any) -> npt.NDArray[np.int64]:  # [N]
+    """Return the tokens of a draft vocabulary; raise ValueError unless they are token ids in ascending order."""
+    found = np.asarray(tokens)
+    integers = np.issubdtype(found.dtype, np.integer) and found.ndim == 1 and found.size > 0
+    if not integers or found[0] < 0 or (np.diff(found) <= 0).any():
+        raise ValueError("draft_vocab: found something else, expected token ids in ascending order, each once")
+    return found.astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +169,8 @@ class LookAhead(TrainedVectors):
             raise ValueError("vectors holds NaN or infinity, expected finite numbers")
         vectors.flags.writeable = False
         object.__setattr__(self, "vectors", vectors)
+        if self.draft_vocab is not None:
+            object.__setattr__(self, "draft_vocab", np.array(check_draft_vocab(self.draft_vocab)))
         for name in ("adapter", "head"):
             part = getattr(self, name)
             object.__setattr__(self, name, part and part.to(disk.bfloat16()).to(np.float32))
@@ -188,6 +206,8 @@ class LookAhead(TrainedVectors):
         from safetensors.numpy import save
 
         tensors = {name: array.astype(disk.bfloat16()) for name, array in self._parts().items()}
+        if self.draft_vocab is not None:
+            tensors[disk.DRAFT_VOCAB] = self.draft_vocab.astype(np.int32)
         return save({**tensors, disk.TENSOR: np.ascontiguousarray(self.vectors)})
 
     @classmethod

@@ -78,6 +78,6 @@ class LanguageModel(ModelFacts, Protocol):
     def logits_of(
         self,
         hidden: Array,  # [..., D']
-        tokens: npt.NDArray[np.integer],  # [..., N]
+        tokens: npt.NDArray[np.integer],  # [N]
     ) -> Array:  # [..., N]
-        """Project hidden states to the logits of some tokens each."""
+        """Project hidden states to the logits of some tokens."""

@@ -115,10 +115,10 @@ class Transformer:
     def logits_of(
         self,
         hidden: Array,  # [..., D]
-        tokens: npt.NDArray[np.integer],  # [..., N]
+        tokens: npt.NDArray[np.integer],  # [N]
     ) -> Array:  # [..., N]
-        """Project hidden states to the logits of some tokens each, reading no other rows of the projection."""
-        found: Array = (self.weights.output[tokens] @ hidden[..., None])[..., 0]
+        """Project hidden states to the logits of some tokens."""
+        found: Array = hidden @ self.weights.output[tokens].T
         return found
 
     def forward(

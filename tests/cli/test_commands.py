@@ -43,8 +43,6 @@ WAYS = {
     "--lookahead {vectors} --method pass-one-call --groups 0,2": ONE_CALL | {"groups": [0, 2]},
     "--lookahead {root}/headed --refine head": HEADED,
     "--lookahead {root}/headed --refine none": HEADED | {"refine": "unrefined"},
-    "--lookahead {root}/headed --draft-vocab-size 1": HEADED | {"draft_vocab_size": 1},
-    "--lookahead {root}/headed --refine head --draft-vocab-size 8": HEADED | {"draft_vocab_size": 8},
     "--lookahead {vectors} --candidates 3,2+0+1": TREE,
     **{f"--lookahead {{vectors}} --candidates 3,2+0+1 --verify {each}": TREE | {"verify": each} for each in TREES},
     "--draft-model {draft} --num-draft 3": DRAFTED | {"num_draft": 3},

@@ -16,15 +16,14 @@ FIGURES = ("tokens_per_step", "milliseconds_per_step", "tokens_per_second", "rat
 PREDICTED = dict.fromkeys(FIGURES, 1.5)
 VALUES = {  # a value of every option
     **{"lookahead": VECTORS, "draft_model": FOLDER, "ngram": FOLDER, "num_draft": 3, "candidates": (3, (2, 1, 0))},
-    **{"verify": "block", "schedule": "entropy", "refine": "head", "draft_vocab_size": 8, "groups": (0, 3)},
+    **{"verify": "block", "schedule": "entropy", "refine": "head", "groups": (0, 3)},
     "lenience": 0.5,
 }
 DRAFTER = {"candidates", "lenience", "num_draft", "schedule", "verify"}
 TAKEN = {
     "autoregressive": set(),
     "pass": {"lookahead", "num_draft", "verify"},
-    "pass-one-call": {"lookahead", "num_draft", "verify"}
-    | {"candidates", "draft_vocab_size", "groups", "ngram", "refine"},
+    "pass-one-call": {"lookahead", "num_draft", "verify"} | {"candidates", "groups", "ngram", "refine"},
     "draft-model": DRAFTER | {"draft_model"},
     "prompt-lookup": DRAFTER,
     "ngram": DRAFTER | {"ngram"},
@@ -55,7 +54,7 @@ def test_an_option_is_taken_or_refused_by_its_flag_with_the_methods_that_take_it
         ({"ngram": FOLDER, "candidates": (2,)}, "ngram"),
         ({"candidates": (2,)}, "pass-one-call"),
         ({"lookahead": VECTORS, "candidates": (2,)}, "pass-one-call"),
-        ({"lookahead": VECTORS, "draft_vocab_size": 8}, "pass-one-call"),
+        ({"lookahead": VECTORS, "refine": "head"}, "pass-one-call"),
         ({"ngram": FOLDER, "refine": "ngram"}, "pass-one-call"),
     ],
 )
@@ -103,7 +102,6 @@ def test_a_tree_is_written_as_it_is_read():
         ({"options": {"num_draft": True}}, "num_draft: found True, expected a value of another kind"),
         ({"options": {"lenience": True}}, "lenience: found True, expected a value of another kind"),
         ({"options": {"num_draft": 0}}, "num_draft: found 0, expected an integer from 1"),
-        ({"options": {"draft_vocab_size": 0}}, "draft_vocab_size: found 0, expected an integer from 1"),
         ({"options": {"groups": [0, -1]}}, "groups: found -1, expected an integer from 0"),
         ({"options": {"candidates": [2, [1]]}}, "found (1,) after 2 places, expected a number for each"),
         ({"prediction": PREDICTED | {"tokens_per_second": "fast"}}, "found the prediction {"),

@@ -136,5 +136,4 @@ def test_a_head_works_apart_from_its_body() -> None:
     hidden = model.base_model(prompts(1)).last_hidden_state
     assert not torch.allclose(model.get_output_embeddings()(hidden), logits)  # it scales
     assert torch.equal(TransformersModel(model).logits(hidden), logits)
-    some = torch.arange(3).expand(*hidden.shape[:-1], -1)
-    assert torch.equal(TransformersModel(model).logits_of(hidden, some), logits[..., :3])
+    assert torch.equal(TransformersModel(model).logits_of(hidden, torch.arange(3)), logits[..., :3])

@@ -68,16 +68,15 @@ def test_gradients_go_through_the_plain_weight(layout, dtype):
     assert torch.equal(x.grad, weight.sum(dim=0).expand(3, -1))
 
 
-def test_each_band_has_its_own_layout_and_more_rows_go_the_plain_way(monkeypatch):
+def test_each_band_has_its_own_layout(monkeypatch):
     used = []
-    for name in LAYOUTS:
-        make, apply = LAYOUTS[name]
-        record = lambda x, weight, bias, name=name, apply=apply: used.append(name) or apply(x, weight, bias)  # noqa: E731
-        monkeypatch.setitem(LAYOUTS, name, (make, record))
+    for name, layout in LAYOUTS.items():
+        record = lambda *given, name=name, apply=layout.apply: used.append(name) or apply(*given)  # noqa: E731
+        monkeypatch.setitem(LAYOUTS, name, layout._replace(apply=record))
     layer = linear(torch.ones((4, 4)), None, ["packed", "plain", "packed"])
-    for num_rows in (1, 2, 8, 9, 64, 65):
+    for num_rows in (1, 2, 8, 9, 64, 500):
         layer(torch.ones((1, num_rows, 4)))
-    assert used == ["packed", "plain", "plain", "packed", "packed"]
+    assert used == ["packed", "plain", "plain", "packed", "packed", "packed"]
 
 
 def test_a_choice_is_measured_once_and_kept_for_the_machine(monkeypatch):
@@ -105,6 +104,13 @@ def test_nothing_is_chosen_where_it_gains_nothing(monkeypatch):
     assert choices([[large]]) == [()]
 
 
+def test_without_onednn_is_for_one_product_only():
+    assert torch.backends.mkldnn.enabled
+    with pytest.raises(RuntimeError):
+        LAYOUTS["without-onednn"].apply(torch.ones(1, 3), torch.ones(2, 4), None)
+    assert torch.backends.mkldnn.enabled
+
+
 def test_a_model_computes_the_same_but_for_rounding(monkeypatch):
     config = port.ModelConfig(**TINY)
     weights, logits = port.Weights.random(config, 0, torch.float32), []
@@ -126,6 +132,16 @@ def test_16_bits_are_computed_where_there_are_units_for_them(units, stored, monk
     wide = {torch.float64: torch.float64, torch.bfloat16: torch.bfloat16 if units else torch.float32}
     assert precision.automatic_dtype(stored, torch.device("cpu")) == wide.get(stored, torch.float32)
     assert precision.automatic_dtype(stored, torch.device("cuda")) == stored
+
+
+@pytest.mark.parametrize("stored", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_cpu_with_layouts_for_several_rows_takes_bfloat16_without_units(stored, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda: False)
+    for capability in ("AVX2", "AVX512", "DEFAULT"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        stays = stored in (torch.float64, torch.float32) or (stored == torch.bfloat16 and capability != "DEFAULT")
+        found = precision.automatic_dtype(stored, torch.device("cpu"), layouts=True)
+        assert found == (stored if stays else torch.float32)
 
 
 def test_a_layer_without_layouts_is_the_plain_product():

@@ -78,7 +78,7 @@ def methods(package: str, configuration: Configuration) -> list[Any]:
     found += [home.PaSS(model, None, num_lookahead=2), home.SpeculativeSampling(model, ngram)]
     if configuration.shape is not None:
         head = home.SamplerHead.random(model.hidden_size, 6, 0).to(model.weights.embedding.dtype)
-        refinement = module(package, "lookahead.refinement").HeadRefinement(head, draft_vocab_size=2)
+        refinement = module(package, "lookahead.refinement").HeadRefinement(head, tensor(package, np.array([0, 2])))
         found.append(replace(one_call, refinement=refinement))
     return found
 
@@ -94,7 +94,7 @@ def exercise(package: str) -> None:
         model = method.model
         generation.generate(method, [1], 4, stop_strings=["aa"], decode=lambda tokens: "a" * len(tokens))
         hidden = np.ones((1, model.vocab_size if hasattr(model, "spread") else model.hidden_size))
-        model.logits_of(tensor(package, hidden), tensor(package, [[2, 0]]))
+        model.logits_of(tensor(package, hidden), tensor(package, np.array([2, 0])))
         state = method.start([1, 2], ending(4))
         method.run([state, state], np.full((2, method.num_uniforms), 0.5))
         assert state.agrees(state.copy())

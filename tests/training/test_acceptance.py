@@ -113,6 +113,24 @@ def test_several_samplings_are_measured_as_each_alone(seed: int, parts: str) -> 
         assert torch.equal(row, expected_acceptance(model, lookahead.vectors, texts, sampling, *rest))
 
 
+@on_parts
+def test_drafts_among_few_tokens_share_what_mass_those_have(parts: str) -> None:
+    """Each draft distribution is the one among all tokens, restricted to the draft vocabulary and made to sum to 1."""
+    model, few = model_of("gpu", "norms"), torch.tensor([1, 4, 5, 11])
+    lookahead = with_parts("gpu", model, parts, 2)
+    rest, texts = (lookahead.adapter, lookahead.head), np.random.default_rng(0).integers(VOCAB, size=(1, 12))
+    tokens, anchors = torch.from_numpy(texts), torch.arange(9)
+    every = home.anchored_rows(model, lookahead.vectors, tokens, anchors, *rest)
+    some = home.anchored_rows(model, lookahead.vectors, tokens, anchors, *rest, draft_vocab=few)
+    for logits, among_all in zip(some, every, strict=True):
+        expected = among_all if logits.dtype == torch.int64 else among_all[..., few]
+        assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
+    draft = some.draft_logits.double().softmax(dim=-1)
+    expected = torch.minimum(draft, every.target_logits.double().softmax(dim=-1)[..., few]).sum(dim=-1).mean(dim=(0, 1))
+    found = expected_acceptance(model, lookahead.vectors, texts, gpu.SamplingConfig(), *rest, few)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
 @given(rates=st.lists(st.floats(0, 1), max_size=8))
 def test_expected_tokens_are_those_of_the_theory(rates: list[float]) -> None:
     """The same formula as for drafts whose acceptances, once reached, are known: there it is exact."""
@@ -163,7 +181,7 @@ def test_the_places_are_distinct_and_spread_from_the_first_to_the_last(depth: in
 
     length = depth + 2 + extra
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(home, "anchored_rows", watched)
+        patch.setattr(home, "anchored_hidden", watched)
         with pytest.raises(InterruptedError):
             model = model_of("gpu", "norms")
             expected_acceptance(model, torch.zeros(depth, 24), np.zeros((1, length), np.int64), gpu.SamplingConfig())

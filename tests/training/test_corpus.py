@@ -339,6 +339,33 @@ def test_own_text_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.Mo
         written(3)
 
 
+def test_own_answers_follow_every_prompt_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_text_module, "SIDE_BY_SIDE", 2)
+    prompts, length, texts = [[1, 2], [3, 4, 5], [6]], 4, list[tuple[int, ...]]()
+    tokens = own_text(model(), 40, length, SamplingConfig(0.7), 5, prompts=prompts).tolist()
+    while tokens:
+        (prompt,) = [tuple(each) for each in prompts if tokens[: len(each)] == each][:1]
+        texts.append(prompt)
+        tokens = tokens[len(prompt) + length - 1 :]  # this model has no end of text
+    assert sorted(texts[:3]) == sorted(map(tuple, prompts)) and texts[3:6] == texts[:3]
+
+
+def test_own_text_goes_on_after_the_batches_that_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "text.safetensors"
+
+    def interrupt(done: int) -> None:
+        if done > 300:
+            raise KeyboardInterrupt
+
+    def written(file: Path | None, watch: Any = lambda done: None) -> np.ndarray:
+        return own_text(model(), 900, 8, SamplingConfig(0.5), 3, file, watch, [[1, 2], [3]])
+
+    with pytest.raises(KeyboardInterrupt):
+        written(file, interrupt)
+    done: list[int] = []
+    assert np.array_equal(written(file, done.append), written(None)) and min(done) > 600
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -33,8 +33,9 @@ from pass_sampling.gpu.training.acceptance import (
     perplexity,
 )
 from pass_sampling.gpu.training.ngram_counts import NgramConfig, count_ngrams
+from pass_sampling.gpu.training.resume import KeptStates
 from pass_sampling.gpu.training.text import own_text
-from pass_sampling.gpu.training.train import first_parts, optimizers_for, train
+from pass_sampling.gpu.training.train import Text, first_parts, most_frequent, optimizers_for, train
 from shapes import checked, functions_of, signature
 from training import (
     LOOK_AHEAD,
@@ -259,6 +260,45 @@ def test_a_run_goes_on_from_what_another_has_trained(parts: str, tmp_path: Path)
     assert sorted(os.listdir(tmp_path)) == ["first", "second"]
 
 
+@on_parts
+def test_drafts_are_learnt_and_stored_among_the_most_frequent_tokens(parts: str, tmp_path: Path) -> None:
+    training = np.concatenate([np.repeat([3, 3, 7, 9, 9, 9], 30), np.arange(VOCAB)])
+    found = TRAINERS[parts](tmp_path / "few", training=training, draft_vocab_size=3)
+    assert found.draft_vocab.tolist() == [3, 7, 9]
+    assert LookAhead.load(tmp_path / "few").draft_vocab.tolist() == [3, 7, 9]
+    assert most_frequent(np.array([5, 5, 2, 8]), VOCAB, 3).tolist() == [2, 5, 8]
+    assert most_frequent(np.array([5, 5, 2, 8]), VOCAB, 2).tolist() == [2, 5]  # the lower id of two as frequent
+
+
+def test_hidden_states_on_disk_are_those_of_the_model(tmp_path: Path) -> None:
+    """So a head alone learns the same with them as without, but for rounding: batches have other heights."""
+    learnt = []
+    for name, hidden in ("kept", Text.hidden), ("computed", lambda *_: None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Text, "hidden", hidden)
+            learnt.append(TRAINERS["head alone"](tmp_path / name, num_steps=30))
+    kept, computed = (each.head.tensors() for each in learnt)
+    for name, tensor in kept.items():
+        assert torch.allclose(tensor, computed[name], rtol=2**-7, atol=1e-4) and bool(tensor.any())
+    assert sorted(os.listdir(tmp_path)) == ["computed", "kept"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_states_are_computed_once_and_found_after_a_kill(dtype: torch.dtype, tmp_path: Path) -> None:
+    every, asked = torch.randn((5, 3, 4)).to(dtype), list[int]()
+
+    def states_of(numbers: list[int]) -> torch.Tensor:
+        def compute(missing: list[int]) -> torch.Tensor:
+            asked.extend(numbers[i] for i in missing)
+            return every[[numbers[i] for i in missing]]
+
+        return KeptStates(tmp_path / "states", 5, 3, 4, dtype).of(numbers, compute)
+
+    for numbers in ([3, 1], [1, 4, 3], [0, 1, 2, 3, 4]):
+        assert torch.equal(states_of(numbers), every[numbers])
+    assert asked == [3, 1, 4, 0, 2]
+
+
 def test_every_array_has_the_shape_that_its_comment_says(tmp_path: Path) -> None:
     modules = [importlib.import_module(f"{home.__name__}.{each.name}") for each in pkgutil.iter_modules(home.__path__)]
     functions = [function for each in modules for function in functions_of(each)]
@@ -271,6 +311,7 @@ def test_every_array_has_the_shape_that_its_comment_says(tmp_path: Path) -> None
         expected_acceptance(model(), torch.zeros(2, 24), HELD_OUT[None], SamplingConfig(0.5))
         drafter_acceptance(model(), PromptLookup(VOCAB), HELD_OUT[None], [SamplingConfig(0.5)])
         perplexity(NgramModel(torch.ones(VOCAB)), HELD_OUT[None], torch.device("cpu"))
+        TRAINERS["head alone"](tmp_path / "few", draft_vocab_size=5, num_steps=2)
         own_text(model(), 5, 3, SamplingConfig(0.5), 0)
         count_ngrams([HELD_OUT], VOCAB, NgramConfig(2, (1,)))
     never = {f"{function.__module__}.{function.__qualname__}" for function in commented} - calls.keys()
