@@ -9,11 +9,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pass_sampling.reference.config import SamplingConfig
 
+from .host import is_on_cpu
+
 Probs = Tensor
 TOP_P_TOLERANCE = 2.0**-24
+PART = 512  # numbers that are summed one after the other
 Processor = Callable[[tuple[int, ...], Tensor], Tensor]
 """A pure hook `(prefix, logits [V]) -> logits [V]`; see `reference.sampling.Processor`."""
 
@@ -21,6 +25,7 @@ Processor = Callable[[tuple[int, ...], Tensor], Tensor]
 def probs_from_logits(
     logits: Tensor,  # [..., V]
     sampling: SamplingConfig,
+    largest: Tensor | None = None,  # [...], `largest_logits` where they are known
 ) -> Probs:  # [..., V]
     """Return the distributions that the settings make of rows of logits, in the order temperature, top-k, top-p.
 
@@ -31,7 +36,8 @@ def probs_from_logits(
         return one_hot(compared.argmax(dim=-1), logits.shape[-1])
     scaled = logits.double()
     if sampling.temperature != 1:
-        scaled = (scaled - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
+        largest = largest_logits(logits) if largest is None else largest
+        scaled = (scaled - largest.unsqueeze(-1)) / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         kth_largest = compared.topk(sampling.top_k, dim=-1).values[..., -1:]
         scaled = torch.where(compared < kth_largest, float("-inf"), scaled)
@@ -59,7 +65,7 @@ def _restrict_to_top_p(probs: Probs, compared: Tensor, top_p: float) -> Probs:  
     """Keep the smallest set, likeliest first and lower ids first among equals, whose mass reaches top_p."""
     order = compared.sort(dim=-1, descending=True, stable=True).indices
     ordered = probs.gather(-1, order)
-    mass_before = torch.nn.functional.pad(ordered.cumsum(dim=-1)[..., :-1], (1, 0))
+    mass_before = pad(ordered.cumsum(dim=-1)[..., :-1], (1, 0))
     dropped = mass_before >= max(top_p - TOP_P_TOLERANCE, 2.0**-53)
     restricted = torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(dropped, 0.0))
     return restricted / restricted.sum(dim=-1, keepdim=True)
@@ -81,11 +87,23 @@ def cell_edges(
 
     edge[i] = probs[0] + ... + probs[i], and exactly 1 from the last token on whose cell is not empty
     """
-    edges = probs.cumsum(dim=-1)
-    if edges.device.type != "cpu":  # parallel sums may decrease by an ulp, which would make cells overlap
-        edges = edges.cummax(dim=-1).values
-    inside = edges < edges[..., -1:]  # nothing is, in a row without a distribution: then token 0 is drawn, and ignored
-    return edges.masked_fill_(~inside, 1.0).clamp_(max=1.0)
+    edges = probs.cumsum(dim=-1) if is_on_cpu(probs) else _sum_in_parts(probs)
+    # None is below the last in a row without a distribution: then token 0 is drawn, and ignored.
+    return torch.where(edges < edges[..., -1:], edges, 1.0).clamp_(max=1.0)
+
+
+def _sum_in_parts(
+    probs: Probs,  # [..., V]
+) -> Probs:  # [..., V]
+    """Return running sums, added up in parts side by side: a GPU's own scan of one row uses one of its processors.
+
+    Sums never decrease, which would make cells overlap: within a part they rise, and none is above the sum that the
+    next part begins with.
+    """
+    inner = pad(probs, (0, -probs.shape[-1] % PART)).unflatten(-1, (-1, PART)).cumsum(dim=-1).cummax(dim=-1).values
+    ends = inner[..., -1].cumsum(dim=-1).cummax(dim=-1).values  # [..., parts]
+    before = pad(ends[..., :-1], (1, 0)).unsqueeze(-1)
+    return torch.minimum(inner + before, ends.unsqueeze(-1)).flatten(-2)[..., : probs.shape[-1]]
 
 
 def draw(

@@ -155,13 +155,15 @@ class State:
         if largest.numel() == 0 or (is_on_cpu(largest) and all(map(math.isfinite, largest.flatten().tolist()))):
             return self  # a list is quicker than a comparison of tensors
         faulty = used & ~largest.isfinite()
-        first = faulty.long().argmax(dim=1, keepdim=True)
-        new = faulty.any(dim=1) & (self.fault == 0)
-        return replace(
-            self,
-            fault=torch.where(new, largest.gather(1, first).squeeze(1).double(), self.fault),
-            fault_position=torch.where(new, self.lengths + num_more + first.squeeze(1) - 1, self.fault_position),
-        )
+        if largest.shape[1] == 1:
+            new, value, position = faulty[:, 0], largest[:, 0], self.lengths + (num_more - 1)
+        else:
+            first = faulty.long().argmax(dim=1, keepdim=True)
+            new, value = faulty.any(dim=1), largest.gather(1, first).squeeze(1)
+            position = self.lengths + (num_more - 1) + first.squeeze(1)
+        new = new & (self.fault == 0)
+        fault = torch.where(new, value.double(), self.fault)
+        return replace(self, fault=fault, fault_position=torch.where(new, position, self.fault_position))
 
     def complaints(self) -> dict[int, str]:
         """Return the faults of the logits by the places of their rows; the host asks once per step."""
@@ -217,8 +219,10 @@ class State:
             kept = [reading.first(block) for reading, block in blocks]
             counts = torch.tensor([number for number, _ in kept], device=count.device)
             return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
-        order = torch.arange(tokens.shape[1], device=tokens.device)
         is_eos = tokens == self.eos if len(self.eos) == 1 else (tokens.unsqueeze(2) == self.eos).any(dim=2)
+        if tokens.shape[1] == 1:
+            return count, (is_eos[:, 0] | (self.remaining <= 1)) & (count > 0)
+        order = torch.arange(tokens.shape[1], device=tokens.device)
         is_end = is_eos | (order + 1 >= self.remaining.unsqueeze(1))
         first = count_leading_true(~is_end)
         return torch.minimum(count, first + 1), first < count

@@ -13,7 +13,7 @@ from torch import Tensor
 from pass_sampling.reference.config import check_integer
 
 from .batch_record import Choices
-from .host import is_on_cpu
+from .host import constant, is_on_cpu
 from .sampling import Probs, cell_edges, draw
 
 STEPS_AHEAD = 32  # whose uniforms are made together: after a pass the generator's code has left the caches
@@ -118,7 +118,10 @@ class UniformRow:
 
     def _draw(self, columns: slice | Sequence[int], probs: Probs, active: Tensor | None) -> Tensor:  # [B, K]
         edges = cell_edges(probs)
-        outcomes = draw(edges, self._uniforms[:, columns])
+        if not isinstance(columns, slice):
+            columns = tuple(columns)
+        here = columns if isinstance(columns, slice) else constant(columns, edges.device)
+        outcomes = draw(edges, self._uniforms[:, here])
         self._record(lambda made: (*made, *_split(columns, edges, outcomes, active)))
         return outcomes
 

@@ -26,7 +26,7 @@ from pass_sampling.reference.checkpoint.tensors import (
 from pass_sampling.reference.model.config import ModelConfig
 
 from ..model.memory import Memory, check_memory, weight_bytes
-from ..model.precision import asked_dtype, automatic_dtype, check_device, check_dtype
+from ..model.precision import asked_dtype, automatic_dtype, check_device, check_dtype, is_int8
 from ..model.weights import Weights, allocate, destination, weight_table
 from .hub import local_folder
 
@@ -43,6 +43,7 @@ def load_model(
     dtype: Any = None,
     device: torch.device | str = "cpu",
     revision: str | None = None,
+    weights: str = "stored",
 ) -> Transformer:
     """Read a model from a folder in Hugging Face's format, or from the Hub.
 
@@ -53,6 +54,8 @@ def load_model(
             embedding is stored, but float32 on a CPU that is slow in 16 bits, see `automatic_dtype`.
         device: cpu, or cuda with or without a number.
         revision: branch, tag or commit of a name on the Hub; default: main.
+        weights: `stored`, or `int8`: the matrices are rounded to 8 bits with a scale per output. That is another model,
+            of another distribution, and faster where a CPU's memory is what a pass waits for; default dtype: bfloat16.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing, or cannot be fetched.
@@ -61,13 +64,15 @@ def load_model(
     """
     from ..model.transformer import Transformer
 
-    device, dtype = check_device(device), asked_dtype(dtype)
+    device, dtype, int8 = check_device(device), asked_dtype(dtype), is_int8(weights)
+    if int8 and dtype is None:
+        dtype = torch.bfloat16
     folder = local_folder(folder, revision)
     config = read_config(folder)
     settings = read_generation_config(folder)
-    weights, fingerprint = read_weights(folder, config, dtype, device)
-    name = name_of(open_folder(folder))
-    return Transformer(config, weights, settings.eos_token_ids, fingerprint, name, settings.stop_strings)
+    tensors, fingerprint = read_weights(folder, config, dtype, device)
+    name = name_of(open_folder(folder)) + (" in int8" if int8 else "")
+    return Transformer(config, tensors, settings.eos_token_ids, fingerprint, name, settings.stop_strings, int8)
 
 
 def read_weights(

@@ -154,7 +154,8 @@ def run(options: Options) -> None:
 
 
 def _dtype(method: Method) -> str:
-    return str(method.model.dtype).removeprefix("torch.")
+    weights = ", weights in int8" if getattr(method.model, "int8", False) else ""
+    return str(method.model.dtype).removeprefix("torch.") + weights
 
 
 def _summary(method: str, result: Generation, seconds: float) -> dict[str, Any]:

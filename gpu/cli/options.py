@@ -137,6 +137,12 @@ class ModelOptions:
         "dtype to compute in: float64, float32, bfloat16 or float16; default: auto, that of the checkpoint, but "
         "float32 on a CPU that is slow in it",
     )
+    weights: str = option(
+        "stored",
+        "int8: round the weights to 8 bits, for a CPU whose memory is slow; that is another model, and texts have its "
+        "distribution",
+        choices=("stored", "int8"),
+    )
     device: str = option("cpu", "device to compute on: cpu, cuda or cuda:N")
 
     def fetched(self) -> ModelOptions:
@@ -147,7 +153,7 @@ class ModelOptions:
         """Load the model, from a folder."""
         from ..checkpoint.load import load_model
 
-        return load_model(self.model, self.dtype, self.device)
+        return load_model(self.model, self.dtype, self.device, weights=self.weights)
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,8 @@ def _open(target: ModelOptions) -> Trainable:
     from ..hf.model import TransformersModel
     from ..hf.model_checks import load_with_transformers
 
+    if target.weights != "stored":
+        raise ValueError(f"--weights: found {target.weights} with a model that transformers runs, expected stored")
     return TransformersModel(load_with_transformers(target.model, target.dtype, target.device))
 
 

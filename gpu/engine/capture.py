@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..batch_record import Packed
-from ..methods import PaSSOneCall, PaSSOneCallTree, SpeculativeTree
 from ..methods.base import Method
+from ..methods.pass_one_call import OneCall
 from ..state import PER_ROW, State
 
 log = logging.getLogger(__name__)
@@ -53,13 +53,16 @@ class Frozen:
         for cache in caches:
             cache.fix(self.kv_length)
         after, record = self.method.step(self.state, uniforms)
-        held = torch.stack([after.fault != 0, *(cache.spoilt for cache in caches)]).any(dim=0)
+        held = after.fault != 0
+        for cache in caches:
+            held = held | cache.spoilt
         for name in PER_ROW:
-            place = getattr(self.state, name)
-            place.copy_(torch.where(held.view(-1, *[1] * (place.ndim - 1)), place, getattr(after, name)))
+            place, new = getattr(self.state, name), getattr(after, name)
+            if new is not place:
+                torch.where(held.view(-1, *[1] * (place.ndim - 1)), place, new, out=place)
         self.state.fault.masked_fill_(held, float("nan"))
         for cache, length in zip(caches, lengths, strict=True):
-            length.copy_(torch.where(held, length, cache.lengths))
+            torch.where(held, length, cache.lengths, out=length)
             cache.lengths = length
         return record.pack()
 
@@ -151,10 +154,8 @@ def why_not(method: Method, state: State) -> str | None:
     """Return why a step cannot be captured, if it cannot."""
     if state.cache.lengths.device.type != "cuda":
         return f"it runs on {state.cache.lengths.device}, not on a GPU"
-    if isinstance(method, PaSSOneCall) and state.lookahead_hidden.shape[1] == 1:
+    if isinstance(method, OneCall) and state.lookahead_hidden.shape[1] == 1:
         return "texts are too short to look ahead"
-    if isinstance(method, SpeculativeTree | PaSSOneCallTree):
-        return "a tree of drafts is as large as its rows need"
     if method.processor is not None:
         return "a logits processor runs on the host after every forward pass"
     if state.ending.asks_host:

@@ -94,7 +94,7 @@ def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: in
         limits=one + ending.max_new_tokens,
         ended=torch.ones_like(state.ended),
         max_pending=1,
-        draft_pending=2,  # as after every step but the first
+        draft_pending=method.draft_pending,  # as after every step but the first
     )
 
 

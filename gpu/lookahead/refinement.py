@@ -37,6 +37,11 @@ class Refinement:
     draft_vocab: Tensor | None = None  # [N], in the order of their ids; None: all tokens
 
     @property
+    def reads_drafts(self) -> bool:
+        """Whether a draft's logits depend on the drafts before it; if not, all are projected at once."""
+        return False
+
+    @property
     def uses_lookahead(self) -> bool:
         """Whether it needs look-ahead rows; if not, it takes the last text row's hidden state in place of each."""
         return True
@@ -84,6 +89,7 @@ class HeadRefinement(HeadSettings, Refinement):
     """Refine by a trained sampler head."""
 
     head: SamplerHead
+    reads_drafts = True
 
     def start(
         self,
@@ -118,6 +124,7 @@ class NgramRefinement(NgramSettings, Refinement):
     """
 
     ngram: NgramModel
+    reads_drafts = True
 
     def logits(
         self,

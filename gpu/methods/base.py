@@ -56,6 +56,11 @@ class Method(ABC):
         """Cache positions that a pass may need beyond the longest text."""
         return 1
 
+    @property
+    def draft_pending(self) -> int:
+        """Tokens that a drafter has not read after a step, at most: the last draft and the final token."""
+        return 2
+
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
         """Return the state of one row before the first step; see `start_batch`."""
         return self.start_batch([prompt], ending)
@@ -97,7 +102,8 @@ class Method(ABC):
         target's by default.
         """
         logits = self.process(state, logits, used, more, num_more)
-        return probs_from_logits(logits, sampling or self.sampling), largest_logits(logits)
+        largest = largest_logits(logits)
+        return probs_from_logits(logits, sampling or self.sampling, largest), largest
 
     def process(
         self,
@@ -150,11 +156,13 @@ class Method(ABC):
         Returned are the hidden states of each row's last token and of the drafts. All rows stay in the cache. Shorter
         rows are padded at the end, to which no row attends.
         """
-        cache, pending = state.cache, state.pending.unsqueeze(1)
-        inputs = self.model.embed(tokens.gather(1, cache.next_positions(state.max_pending + num_draft)))
+        inputs = self.model.embed(tokens.gather(1, state.cache.next_positions(state.max_pending + num_draft)))
+        if state.max_pending == 1:
+            if vectors is not None:
+                inputs[:, 1:] = vectors
+            return self.model.hidden(inputs, state.cache)
         rows = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
-        order = torch.arange(num_draft + 1, device=tokens.device)
+        last = state.pending.unsqueeze(1) - 1 + torch.arange(num_draft + 1, device=tokens.device)
         if vectors is not None:
-            inputs[rows, pending + order[:num_draft]] = vectors
-        hidden = self.model.hidden(inputs, cache)
-        return hidden if state.max_pending == 1 else hidden[rows, pending - 1 + order]
+            inputs[rows, last[:, 1:]] = vectors
+        return self.model.hidden(inputs, state.cache)[rows, last]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from pass_sampling.reference.config import SamplingConfig, check_settings
 from pass_sampling.reference.methods.checks import check_groups
 
 from ..batch_record import BatchRecord
+from ..host import constant
 from ..lookahead.adapter import Adapter
 from ..lookahead.refinement import Memory, Refinement, refinement_of
 from ..lookahead.vectors import LookAhead
@@ -49,13 +50,6 @@ class Ahead(NamedTuple):
     ) -> Tensor:  # [B]
         """Return how many rows of groups follow places in use."""
         return used[:, self.anchors].sum(dim=1) * self.depths
-
-
-@lru_cache(maxsize=256)
-def _places(anchors: tuple[int, ...], device: torch.device) -> Tensor:  # [N]
-    """Return places as a tensor, made once: a captured step must not copy anything to its device."""
-    with torch.inference_mode(False):
-        return torch.tensor(anchors, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +127,7 @@ class OneCall(Method):
         num_tokens = state.max_pending + tree.num_drafts
         levels = [level for number, level in enumerate(tree.levels) if depth and self._has_group(number)]
         anchors = tuple(place for level in levels for place in level)
-        places = _places(anchors, pending.device)
+        places = constant(anchors, pending.device)
         if not anchors and tree.num_drafts < len(tree.levels):  # a chain of drafts, and nothing else
             real = self.feed_drafts(state, state.followed_by(draft_tokens), tree.num_drafts)
             return real, Ahead(real[:, :0, None], places, depths)
@@ -211,13 +205,17 @@ class PaSSOneCall(OneCall):
             logits, memory = self.refinement.logits(self.model, rows[:, 1 + depth], tokens, memory, lengths)
             return logits
 
+        def all_logits(most: int) -> Tensor:
+            return self.refinement.projected(self.model, rows[:, 1 : 1 + most])
+
         settings, bound = self.draft_sampling or self.sampling, rows.shape[1] - 1  # no rows before the first pass
+        apart = None if self.refinement.reads_drafts else all_logits
         draft_tokens, draft_probs, has_bonus_row, _, num_draft = draft_left_to_right(
-            self, state, state.num_lookahead_hidden, draws, next_logits, settings, bound=bound
+            self, state, state.num_lookahead_hidden, draws, next_logits, settings, bound=bound, all_logits=apart
         )
         real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
         num_ahead = ahead.num_rows(torch.arange(real.shape[1], device=real.device) <= num_draft.unsqueeze(1))
-        record = drafting_record(pending - 1 + num_ahead, torch.zeros_like(pending), active)
+        record = drafting_record(pending - 1 + num_ahead, None, active)
         drafts = draft_tokens, draft_probs, num_draft, has_bonus_row
         state, record, verification = verify_drafts(
             self, self.rule, state, record, draws, self.model.logits(real), *drafts, active

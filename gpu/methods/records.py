@@ -27,19 +27,19 @@ def exact_record(
 ) -> BatchRecord:
     """Record one token drawn from a row of the target, before any verification; inactive rows commit nothing."""
     return replace(
-        drafting_record(num_positions, torch.zeros_like(token), active),
+        drafting_record(num_positions, None, active),
         tokens=token.unsqueeze(1),
         sources=torch.full_like(token, EXACT).unsqueeze(1),
         log_probs=probs.gather(1, token.unsqueeze(1)).log(),
-        count=active.long(),
-        num_forward_passes=active.long(),
+        count=(once := active.long()),
+        num_forward_passes=once,
         choices=draws.choices,
     )
 
 
 def drafting_record(
     num_positions: Tensor,  # [B]
-    num_draft_passes: Tensor,  # [B]
+    num_draft_passes: Tensor | None,  # [B], or none
     active: Tensor,  # [B]
 ) -> BatchRecord:
     """Begin the record of a step that drafts before any pass of the target."""
@@ -59,7 +59,7 @@ def drafting_record(
         final_token=none - 1,
         num_forward_passes=none,
         num_positions=num_positions * active,
-        num_draft_passes=num_draft_passes * active,
+        num_draft_passes=none if num_draft_passes is None else num_draft_passes * active,
     )
 
 

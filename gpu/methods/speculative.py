@@ -50,6 +50,7 @@ def draft_left_to_right(
     sampling: SamplingConfig,
     wanted: Callable[[int, Tensor], Tensor] | None = None,
     bound: int | None = None,
+    all_logits: Callable[[int], Tensor] | None = None,
 ) -> Drafts:
     """Draw drafts one by one: `next_logits(tokens, lengths, i)` gives the logits of draft i after the text so far.
 
@@ -58,7 +59,8 @@ def draft_left_to_right(
 
     All rows run along until the last one has stopped, and the draws of the others are ignored. On a CPU, and where a
     schedule or a processor asks the host anyway, every draft first checks whether any row goes on. No limit is above
-    `bound`, by default the number of uniforms.
+    `bound`, by default the number of uniforms. Drafts whose logits do not depend on one another, `all_logits(K)` of
+    shape `[B, K, V]`, are drawn side by side.
     """
     limit = limit.clamp(min=0) * ~state.ended
     most = bound_or_max(state, limit, draws.room("draft") if bound is None else bound)
@@ -67,6 +69,12 @@ def draft_left_to_right(
     going, text = limit > 0, state.tokens.clone()
     nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
     tokens, distributions, valid = [text[:, :0]], [nothing], []
+    if all_logits is not None and most and not step_by_step:
+        logits = all_logits(most)
+        valid.append(largest_logits(logits).isfinite())
+        distributions.append(probs_from_logits(logits, sampling))
+        tokens.append(draws.tokens("draft", distributions[-1]))
+        most = 0
     while len(distributions) <= most and (not looks or may_any(state, going)):
         depth, lengths = len(distributions) - 1, state.lengths + (len(distributions) - 1)
         logits = next_logits(text, lengths, depth).unsqueeze(1)

@@ -20,6 +20,7 @@ from pass_sampling.reference.methods.checks import check_drafter
 from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
 
 from ..batch_record import BatchRecord
+from ..host import constant
 from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import Tokens
@@ -66,6 +67,11 @@ class SpeculativeTree(DrafterMethod):
     def scratch(self) -> int:
         """Cache positions that may be written after the longest text: drafts, a final token, and a row of padding."""
         return self.tree.num_drafts + 2
+
+    @property
+    def draft_pending(self) -> int:
+        """The drafter has read one path of the tree, and none of it may be the accepted one."""
+        return len(self.tree.num_candidates) + 1
 
     def step(
         self,
@@ -157,10 +163,11 @@ class PaSSOneCallTree(OneCall):
         pending, active = state.pending, ~state.ended
         limit, settings = state.num_lookahead_hidden, self.draft_sampling or self.sampling
         next_logits = self._next_logits(state)
-        drafts, _ = draw_tree(self, state, self.tree, limit, draws, next_logits, settings, self.rule, side_by_side=True)
+        tree = self.tree if state.lookahead_hidden.shape[1] > 1 else self.tree.cut(0)  # no rows before the first pass
+        drafts, _ = draw_tree(self, state, tree, limit, draws, next_logits, settings, self.rule, side_by_side=True)
         real, ahead = self._one_call(state, drafts.tree, drafts.tokens[:, 1:])
         num_positions = pending - 1 + ahead.num_rows(drafts.used)
-        return drafting_record(num_positions, torch.zeros_like(pending), active), drafts, real, ahead
+        return drafting_record(num_positions, None, active), drafts, real, ahead
 
     def _next_logits(self, state: State) -> Callable[[Tokens, range], Tensor]:
         """Return the function that gives the logits after paths; what a refinement remembers follows each path."""
@@ -172,7 +179,8 @@ class PaSSOneCallTree(OneCall):
             batch_size, num_places, depth = paths.shape
             if depth:
                 before = self.tree.levels[depth - 1].start
-                memory = tuple(each[:, [parents[place] - before for place in places]] for each in memory)
+                chosen = constant(tuple(parents[place] - before for place in places), paths.device)
+                memory = tuple(each[:, chosen] for each in memory)
             row = state.lookahead_hidden[:, 1 + depth].unsqueeze(1).expand(-1, num_places, -1).flatten(0, 1)
             lengths = (state.lengths + depth).repeat_interleave(num_places)
             text = state.tokens.repeat_interleave(num_places, dim=0)

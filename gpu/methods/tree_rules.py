@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pass_sampling.reference.config import SamplingConfig
 
+from ..host import constant
 from ..sampling import Probs, largest_logits, one_hot, probs_from_logits
 from ..uniforms import UniformRow
 from ..verify import Tokens, accept_probs, residual_probs
@@ -59,7 +60,8 @@ def draw_candidates(
     for c in range(max(num_candidates)):
         still = [place for place, each in enumerate(places) if num_candidates[each] > c]
         if len(still) < len(places):
-            places, left, going = [places[place] for place in still], left[:, still], going[:, still]
+            those = constant(tuple(still), left.device)
+            places, left, going = [places[place] for place in still], left[:, those], going[:, those]
         going = going & largest_logits(left).isfinite()
         distributions.append(probs_from_logits(left, SamplingConfig(sampling.temperature)))
         columns += [first[place] + c for place in places]
@@ -67,7 +69,7 @@ def draw_candidates(
         used.append(going)
         if not replacement:
             left = left.scatter(2, tokens[-1].unsqueeze(2), float("-inf"))
-    order = sorted(range(len(columns)), key=columns.__getitem__)
+    order = constant(tuple(sorted(range(len(columns)), key=columns.__getitem__)), logits.device)
     ordered_tokens, probs, there = (torch.cat(found, dim=1)[:, order] for found in (tokens, distributions, used))
     return ordered_tokens, probs, there
 

@@ -21,6 +21,7 @@ from pass_sampling.reference.config import SamplingConfig
 from pass_sampling.reference.methods.tree_shape import NumCandidates, TreeShape
 
 from ..batch_record import BatchRecord
+from ..host import constant
 from ..sampling import Probs
 from ..state import State, may_any
 from ..uniforms import UniformRow
@@ -142,8 +143,8 @@ def draw_tree(
         for places in (level,) if side_by_side else (level[place : place + 1] for place in range(len(level))):
             counts, those = [len(tree.children[place]) for place in places], slice(places.start, places.stop)
             asked = used[:, those] & ~ends[:, those] & (depth < limit).unsqueeze(1)
-            asked = asked & torch.tensor(counts, device=active.device).bool()
-            if not may_any(state, asked):
+            asked = asked & constant(tuple(counts), active.device).bool()
+            if not any(counts) or not may_any(state, asked):
                 continue
             paths = tokens[:, tree.paths[depth][places.start - level.start : places.stop - level.start]]
             logits = next_logits(paths, places)
@@ -223,7 +224,7 @@ def layout(
     text = up_to_path & (order <= order.unsqueeze(1))
     if num_ahead == 0:
         return offsets, text
-    before = pending - 1 + torch.tensor(anchors, device=pending.device)  # the row before each group
+    before = pending - 1 + constant(anchors, pending.device)  # the row before each group
     ahead = offsets.gather(1, before).unsqueeze(2) + torch.arange(1, depth + 1, device=pending.device)
     context = text.gather(1, before.unsqueeze(2).expand(-1, -1, num_text)).repeat_interleave(depth, dim=1)
     causal = torch.ones((depth, depth), dtype=torch.bool, device=pending.device).tril()
@@ -298,7 +299,7 @@ def tree_record(
     order = used.long().argsort(dim=1, descending=True, stable=True)  # the places in use come first
     draft_probs = drafts.probs[:, 1:].gather(2, tokens.unsqueeze(2)).squeeze(2)
     numbers = pad(used.cumsum(dim=1) - 1, (1, 0), value=-1)
-    parents = torch.tensor(drafts.tree.parents[1:], dtype=torch.int64, device=used.device).expand_as(order)
+    parents = constant(tuple(drafts.tree.parents[1:]), used.device).expand_as(order)
     block = with_final(drafts.tokens.gather(1, walk.path), walk.final_token, walk.num_accepted)
     counts = walk.num_accepted, walk.has_final, walk.is_bonus, used.sum(dim=1) * active
     return replace(

@@ -43,7 +43,7 @@ class Layout(NamedTuple):
 
     make: Callable[[Tensor], Any]  # None: no copy
     apply: Callable[[Tensor, Any, Tensor | None], Tensor]
-    size: int
+    size: float
 
 
 def _no_copy(weight: Tensor) -> None:
@@ -78,11 +78,27 @@ def _times_float32(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     return _times_packed(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
 
 
+def quantised(
+    weight: Tensor,  # [O, I]
+) -> tuple[Tensor, Tensor]:  # [O, I], [O]
+    """Round a weight to int8: one scale per output, the largest of its weights over 127, in the weight's dtype."""
+    if weight.dtype != torch.bfloat16:
+        raise RuntimeError("this layout is that of weights in bfloat16")
+    scales = weight.abs().amax(dim=1) / 127
+    return (weight.float() / scales.float().clamp(min=1e-30).unsqueeze(1)).round().clamp(-127, 127).char(), scales
+
+
+def _times_int8(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    found: Tensor = torch._weight_int8pack_mm(x.flatten(0, -2), *weight).unflatten(0, x.shape[:-1])
+    return found if bias is None else found + bias
+
+
 LAYOUTS = {
     "plain": Layout(_no_copy, functional.linear, 0),
     "packed": Layout(_packed, _times_packed, 1),
     "without-onednn": Layout(_no_copy, _times_without_onednn, 0),  # one row of bfloat16: it asks least of the memory
     "float32": Layout(_packed_in_float32, _times_float32, 2),  # rows of bfloat16 on a CPU without units for it
+    "int8": Layout(quantised, _times_int8, 0.5),  # of a model whose weights are rounded to int8, see `linears_of`
 }
 
 
@@ -121,22 +137,32 @@ def linear(
     weight: Tensor,  # [O, I]
     bias: Tensor | None,  # [O]
     layouts: Sequence[str],
+    int8: bool = False,
 ) -> Linear:
-    """Return a linear layer with a layout for each band, or with none."""
+    """Return a linear layer with a layout for each band, or with none; with `int8`, the weight is rounded in place."""
     with torch.no_grad():
-        copies = {name: LAYOUTS[name].make(weight) for name in dict.fromkeys(layouts)}
+        rounded = None
+        if int8:
+            rounded = quantised(weight.bfloat16())
+            weight.copy_(rounded[0] * rounded[1].unsqueeze(1))
+        copies = {name: rounded if name == "int8" else LAYOUTS[name].make(weight) for name in dict.fromkeys(layouts)}
     return Linear(weight, bias, tuple((most, name, copies[name]) for most, name in zip(BANDS, layouts, strict=False)))
 
 
-def linears_of(weights: Weights) -> tuple[tuple[LayerLinears, ...], Linear]:
-    """Return the linear layers of every layer, and the output projection."""
-    inside, projection = choices([[each for layer in weights.layers for each in matrices(layer)], [weights.output]])
+def linears_of(weights: Weights, int8: bool = False) -> tuple[tuple[LayerLinears, ...], Linear]:
+    """Return the linear layers of every layer, and the output projection.
+
+    With `int8`, all of them are rounded in place to 8 bits and a scale per output: another model, of which a CPU reads
+    half as much. Its embedding is rounded, too, where the output projection is the same matrix.
+    """
+    groups = [[each for layer in weights.layers for each in matrices(layer)], [weights.output]]
+    inside, projection = choices(groups, int8)
 
     def layer_of(layer: LayerWeights) -> LayerLinears:
         biases = layer.query_key_value_bias, layer.output_bias, None, None
-        return LayerLinears(*(linear(*each, inside) for each in zip(matrices(layer), biases, strict=True)))
+        return LayerLinears(*(linear(*each, inside, int8) for each in zip(matrices(layer), biases, strict=True)))
 
-    return tuple(map(layer_of, weights.layers)), linear(weights.output, None, projection)
+    return tuple(map(layer_of, weights.layers)), linear(weights.output, None, projection, int8)
 
 
 def rows_of(
@@ -145,7 +171,8 @@ def rows_of(
 ) -> Linear:
     """Return a linear layer to some of the outputs of a weight, which are copied."""
     some = weight[places].detach()
-    return linear(some, None, *choices([[some]]))
+    (layouts,) = choices([[some]])
+    return linear(some, None, layouts)
 
 
 def matrices(layer: LayerWeights) -> tuple[Tensor, ...]:  # [O, I], each with sizes of its own
@@ -153,17 +180,18 @@ def matrices(layer: LayerWeights) -> tuple[Tensor, ...]:  # [O, I], each with si
     return layer.query_key_value, layer.output, layer.gate_up, layer.down
 
 
-def choices(groups: Sequence[Sequence[Tensor]]) -> list[tuple[str, ...]]:
+def choices(groups: Sequence[Sequence[Tensor]], int8: bool = False) -> list[tuple[str, ...]]:
     """Return a layout by band for each group of weights, or none: measured once for this machine, then kept."""
     every = [matrix for group in groups for matrix in group]
     can_gain = every[0].device.type == "cpu" and every[0].dtype in (torch.float32, torch.bfloat16)
     if not can_gain or any(matrix.requires_grad for matrix in every) or sum(each.nbytes for each in every) < SMALL:
         return [()] * len(groups)
     shapes = [sorted({tuple(matrix.shape) for matrix in group}) for group in groups]
-    path = cache_folder("layouts") / f"{_machine(str(every[0].dtype), shapes)}.json"
+    path = cache_folder("layouts") / f"{_machine(str(every[0].dtype), shapes, int8)}.json"
     found = _kept(path, len(groups))
     if found is None:
-        found = [measured(group) for group in groups]
+        names = [name for name in LAYOUTS if int8 or name != "int8"]
+        found = [measured(group, names) for group in groups]
         with contextlib.suppress(OSError):  # a choice that cannot be kept is made again
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps(found))
@@ -194,14 +222,15 @@ def _kept(path: Path, num_groups: int) -> list[tuple[str, ...]] | None:
 
 
 @torch.no_grad()
-def measured(weights: Sequence[Tensor]) -> tuple[str, ...]:
-    """Return the fastest layout of each band, timed on as many of the weights as caches do not hold."""
+def measured(weights: Sequence[Tensor], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the fastest of some layouts for each band, timed on as many of the weights as caches do not hold."""
     sample: list[Tensor] = []
     for weight in weights:
         if sum(each.nbytes for each in sample) < SAMPLE:
             sample.append(weight)
     copies: dict[str, list[Any]] = {}
-    for name, layout in LAYOUTS.items():
+    for name in names:
+        layout = LAYOUTS[name]
         with contextlib.suppress(AttributeError, RuntimeError):  # another PyTorch, or a CPU without such units
             made = [layout.make(weight) for weight in sample]
             layout.apply(sample[0][:1], sample[0] if made[0] is None else made[0], None)

@@ -86,8 +86,7 @@ class Masks:
 
     def _additive(self, in_sight: Tensor) -> Tensor:  # [B, 1, T, S]
         """Return 0 where a row attends to a position, and -inf elsewhere."""
-        mask = torch.zeros(in_sight.shape, dtype=self._dtype, device=in_sight.device)
-        return mask.masked_fill_(~in_sight, float("-inf")).unsqueeze(1)
+        return torch.where(in_sight, 0.0, float("-inf")).to(self._dtype).unsqueeze(1)
 
     def _in_sight(self, window: int | None) -> Tensor:  # [B, T, S]
         """Return which positions each row attends to."""

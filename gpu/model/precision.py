@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+WEIGHTS = ("stored", "int8")
+
 
 def check_dtype(dtype: Any) -> torch.dtype:
     """Return the torch dtype, given as one or by name; raise ValueError if no model can be loaded in it."""
@@ -21,6 +23,13 @@ def check_dtype(dtype: Any) -> torch.dtype:
 def asked_dtype(dtype: Any) -> torch.dtype | None:
     """Return the dtype that is asked for by name; None for `auto`, or where nothing is asked for."""
     return None if dtype is None or str(dtype) == "auto" else check_dtype(dtype)
+
+
+def is_int8(weights: str) -> bool:
+    """Say whether weights are to be rounded to 8 bits; raise ValueError for anything but `stored` and `int8`."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights: found {weights!r:.80}, expected {' or '.join(WEIGHTS)}")
+    return weights == "int8"
 
 
 def automatic_dtype(stored: torch.dtype, device: torch.device, layouts: bool = False) -> torch.dtype:

@@ -24,7 +24,7 @@ from traced_step import inputs_of, trace_step
 
 KINDS = (
     *("plain", "lookahead", "fused", "fused head", "head alone"),
-    *("draft model", "block", "heuristic", "entropy", "ngram"),
+    *("draft model", "block", "heuristic", "entropy", "ngram", "tree", "k-seq", "one-call tree", "head tree"),
 )
 on_kinds = pytest.mark.parametrize("kind", KINDS)
 ENDING = port.Ending(9, (2,))
@@ -51,6 +51,13 @@ def method_of(kind: str, device: str = "cpu", **changes: Any) -> Any:
     if "fused" in kind or kind == "head alone":
         parts = {} if kind == "fused" else {"head": replace(head, uses_lookahead=kind != "head alone")}
         return port.PaSSOneCall(model, replace(vectors, **parts), sampling)
+    if kind in ("one-call tree", "head tree"):
+        parts = {} if kind == "one-call tree" else {"head": head, "draft_vocab": [0, 2]}
+        return port.PaSSOneCallTree(model, replace(vectors, **parts), sampling, num_candidates=(2, (1, 0)))
+    if kind in ("tree", "k-seq"):
+        rule = "k-seq" if kind == "k-seq" else "without-replacement"
+        drafter = port.ModelDrafter(model_of(5, device)) if kind == "tree" else port.PromptLookup(model.vocab_size)
+        return port.SpeculativeTree(model, drafter, sampling, rule=rule, num_candidates=(2, 1))
     if kind == "ngram":
         return port.SpeculativeSampling(model, port.PromptLookup(model.vocab_size), sampling, num_draft=2)
     settings = {"block": {"rule": "block"}, "heuristic": {"schedule": port.Heuristic(2)}}

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import pass_sampling.gpu as port
+from folders import tiny_config, write_checkpoint
 from models import TINY
+from pass_sampling.gpu import load_model
 from pass_sampling.gpu.checkpoint.cache_folder import cache_folder
 from pass_sampling.gpu.model import linear as module
 from pass_sampling.gpu.model import precision
@@ -29,7 +31,10 @@ POSSIBLE = [(layout, dtype) for layout in LAYOUTS for dtype in EPS if can(layout
 each_layout = pytest.mark.parametrize(("layout", "dtype"), POSSIBLE, ids=str)
 
 
-@each_layout
+EXACT = [each for each in POSSIBLE if each[0] != "int8"]
+
+
+@pytest.mark.parametrize(("layout", "dtype"), EXACT, ids=str)
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 9, 49, 65])
 @pytest.mark.parametrize("shape", [(512, 128), (7, 5), (320, 896)])
 @pytest.mark.parametrize("biased", [False, True])
@@ -68,6 +73,46 @@ def test_gradients_go_through_the_plain_weight(layout, dtype):
     assert torch.equal(x.grad, weight.sum(dim=0).expand(3, -1))
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 9, 70])
+@pytest.mark.parametrize("biased", [False, True])
+def test_int8_is_a_plain_layer_of_rounded_weights(num_rows, biased):
+    generator = torch.Generator().manual_seed(num_rows)
+    weight = torch.randn((96, 64), generator=generator).bfloat16()
+    weight[5] = 0.0
+    before, bias = weight.clone(), torch.randn(96, generator=generator).bfloat16() if biased else None
+    x = torch.randn((2, num_rows, 64), generator=generator).bfloat16()
+    with torch.inference_mode():
+        found = linear(weight, bias, ["int8"] * len(BANDS), int8=True)(x).double()
+        size = x.double().abs() @ weight.double().abs().T + (0 if bias is None else bias.double().abs())
+        exact = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    step = before.double().abs().amax(dim=1, keepdim=True) / 127
+    assert bool(((weight.double() - before.double()).abs() <= 0.51 * step + 2**-8 * before.double().abs()).all())
+    assert bool((weight[5] == 0).all()) and bool(((found - exact).abs() <= 2.0**-7 * size).all())
+    assert not torch.equal(weight, before)
+
+
+def test_int8_is_offered_to_models_that_are_rounded_only(monkeypatch):
+    monkeypatch.setattr(module, "SMALL", 0)
+    offered = []
+    monkeypatch.setattr(module, "measured", lambda weights, names: offered.append(names) or ("plain",) * 3)
+    for int8 in (False, True):
+        choices([[torch.ones((8, 8 + int8))]], int8)
+    assert [("int8" in names) for names in offered] == [False, True]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_in_int8_is_the_plain_model_of_its_rounded_weights(tied, tmp_path):
+    folder = write_checkpoint(tmp_path, tiny_config(tie_word_embeddings=tied), dtype="bfloat16")
+    stored, rounded = load_model(folder, "bfloat16"), load_model(folder, weights="int8")
+    assert (rounded.name, rounded.dtype) == (f"{stored.name} in int8", torch.bfloat16)
+    plain = port.Transformer(rounded.config, rounded.weights)
+    tokens = [[1, 2, 0, 1, 7]]
+    assert torch.allclose(rounded.forward(tokens), plain.forward(tokens), rtol=0.05, atol=0.05)
+    assert not torch.equal(plain.forward(tokens), stored.forward(tokens))
+    with pytest.raises(ValueError, match=r"^weights: found 'int4', expected stored or int8$"):
+        load_model(folder, weights="int4")
+
+
 def test_each_band_has_its_own_layout(monkeypatch):
     used = []
     for name, layout in LAYOUTS.items():
@@ -81,7 +126,9 @@ def test_each_band_has_its_own_layout(monkeypatch):
 
 def test_a_choice_is_measured_once_and_kept_for_the_machine(monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "measured", lambda weights: asked.append(len(weights)) or ("packed", "plain", "packed"))
+    monkeypatch.setattr(
+        module, "measured", lambda weights, _: asked.append(len(weights)) or ("packed", "plain", "packed")
+    )
     groups = [[torch.ones((640, 577))], [torch.ones((641, 577))]]
     before = {*cache_folder("layouts").glob("*.json")}
     first = choices(groups)
@@ -99,7 +146,7 @@ def test_nothing_is_chosen_where_it_gains_nothing(monkeypatch):
     large = torch.ones((600, 600))
     for group in ([torch.ones((4, 4))], [large.double()], [large.half()], [large.clone().requires_grad_()]):
         assert choices([group]) == [()]
-    monkeypatch.setattr(module, "measured", lambda weights: ("packed",) * 3)
+    monkeypatch.setattr(module, "measured", lambda weights, names: ("packed",) * 3)
     monkeypatch.setattr(module, "free_memory", lambda device: 2 * large.nbytes - 1)  # a copy would take more than half
     assert choices([[large]]) == [()]
 
@@ -115,7 +162,7 @@ def test_a_model_computes_the_same_but_for_rounding(monkeypatch):
     config = port.ModelConfig(**TINY)
     weights, logits = port.Weights.random(config, 0, torch.float32), []
     for layouts in ((), ("packed",) * 3):
-        monkeypatch.setattr(module, "choices", lambda groups, layouts=layouts: [layouts] * len(groups))
+        monkeypatch.setattr(module, "choices", lambda groups, int8, layouts=layouts: [layouts] * len(groups))
         layers, output = linears_of(weights)
         assert len(layers[0].gate_up.layouts) == len(output.layouts) == len(layouts)
         logits.append(port.Transformer(config, weights).forward([[1, 2, 0, 1]]))
