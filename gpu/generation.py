@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -11,11 +11,10 @@ from pass_sampling.reference.record import Generation, NotFiniteError, Record
 from pass_sampling.reference.text.decoder import Decode
 
 from .batch_record import Packed
+from .engine.cached import decode_through_engine, takes
+from .engine.rows import Callback, generation_of
 from .methods.base import Method
 from .uniforms import STEPS_AHEAD, uniform_streams
-
-Callback = Callable[[int, Record], None]
-"""Called as `callback(request, record)` after every step of a request: `record.tokens` are new in its text."""
 
 
 def generate(
@@ -83,11 +82,13 @@ def _generate(
     trace: bool,
     callback: Callback | None,
 ) -> tuple[list[Generation | None], dict[int, str]]:
-    """Return the texts, and the faults of those that are None.
+    """Return the texts, and the faults of those that are None: by an engine where it can capture the steps.
 
-    All rows step together. Rows that have ended leave the batch once they are half of it, rows at fault at once.
+    Else all rows step together. Rows that have ended leave the batch once they are half of it, rows at fault at once.
     Without a callback, records are read at the end, all together: between passes Python is slow.
     """
+    if not trace and takes(method, ending):
+        return decode_through_engine(method, prompts, requests, ending, seed, callback)
     state = method.start_batch(prompts, ending)
     records: list[list[Record]] = [[] for _ in prompts]
     unread: list[tuple[list[int], set[int], Packed]] = []
@@ -104,7 +105,8 @@ def _generate(
         step, ahead = step + 1, ahead[1:]
         failed = {rows[place]: said for place, said in state.complaints().items()}
         faults, going = faults | failed, going - failed.keys()
-        state.cache.measure()  # the host waits for the newest tokens anyway
+        for cache in state.caches:
+            cache.measure()  # the host waits for the newest tokens anyway
         unread.append((rows, going, batch.pack()))
         if callback is not None:
             _read(unread, records, requests, callback)
@@ -135,12 +137,3 @@ def _read(
                 if callback is not None:
                     callback(requests[row], record)
     unread.clear()
-
-
-def generation_of(prompt: Sequence[int], records: Sequence[Record], ending: Ending) -> Generation:
-    """Return the generation that the records of an ended text make."""
-    tokens = tuple(token for record in records for token in record.tokens)
-    end = ending.reason(tokens, prompt)
-    if end is None:
-        raise RuntimeError(f"a row left the batch after {len(tokens)} tokens, before its text had ended")
-    return Generation(tuple(map(int, prompt)), tokens, end, tuple(records), ending.text(tokens, prompt))

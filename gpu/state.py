@@ -168,9 +168,7 @@ class State:
     def complaints(self) -> dict[int, str]:
         """Return the faults of the logits by the places of their rows; the host asks once per step."""
         faults = self.fault.tolist()
-        positions = self.fault_position.tolist() if any(faults) else []
-        said = "logits after position {}: the largest logit is {}, expected a finite number".format
-        return {place: said(position, faults[place]) for place, position in enumerate(positions) if faults[place]}
+        return complaints_of(faults, self.fault_position.tolist() if any(faults) else [])
 
     def raise_fault(self) -> None:
         """Raise NotFiniteError if some row's logits had no distribution."""
@@ -230,6 +228,12 @@ class State:
 
 _COUNTS = ("lengths", "prompt_lengths", "limits", "num_lookahead_hidden", "fault_position")
 PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "pace", "lookahead_hidden")
+
+
+def complaints_of(faults: Sequence[float], positions: Sequence[int]) -> dict[int, str]:
+    """Return what to say of logits that are not finite, by the places of their rows."""
+    said = "logits after position {}: the largest logit is {}, expected a finite number".format
+    return {place: said(position, faults[place]) for place, position in enumerate(positions) if faults[place]}
 
 
 def count_leading_true(

@@ -9,12 +9,14 @@ Glossary of shapes: K drafts, R numbers of accepted drafts, from none to all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,11 @@ import numpy.typing as npt
 import torch
 
 from pass_sampling.reference.checkpoint.folder import read_json, replace_file
-from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Record
 
 from ..decode_options import SOURCES, DecodeOptions
+from ..generation import generate
 from ..methods import Method
-from ..uniforms import uniform_streams
 from .expectation import steps_after, steps_before
 from .figures import clock
 
@@ -234,21 +235,25 @@ def most_drafts(method: Any) -> int:
     return int(method.num_draft) if hasattr(method, "num_draft") else len(method.vectors)
 
 
+class _EnoughError(Exception):
+    """Ends a text whose steps have been timed."""
+
+
 def step_milliseconds(method: Method, prefix: Sequence[int]) -> list[float]:
     """Time whole steps after a prefix, with the loop's work between them; those that warm up do not count."""
-    device, room = method.model.device, method.model.max_position_embeddings - len(prefix) - 1
+    room = method.model.max_position_embeddings - len(prefix) - 1
     warm, most = 1 + steps_before(method), max(1, method.num_uniforms)  # a token needs a uniform
     steps = warm + max(1, min(STEPS, room // most - warm))
-    state = method.start(prefix, Ending(steps * most + 1))
-    times: list[float] = []
-    for uniforms in uniform_streams(0, [0], 0, steps, method.num_uniforms, device=device):
-        started = clock(device)
-        state, batch = method.step(state, uniforms)
-        state.raise_fault()
-        state.cache.measure()
-        batch.rows()
-        times.append(1000 * (clock(device) - started))
-    return times[warm:]
+    times = [time.perf_counter()]
+
+    def note(number: int, record: Record) -> None:
+        times.append(time.perf_counter())
+        if len(times) > steps:
+            raise _EnoughError
+
+    with contextlib.suppress(_EnoughError):
+        generate(method, prefix, steps * most + 1, (), (), callback=note)
+    return [1000 * (after - before) for before, after in pairwise(times)][warm:]
 
 
 def pass_milliseconds(model: Any, prefix: Sequence[int]) -> dict[int, float]:

@@ -9,6 +9,7 @@ Glossary of shapes: B rows.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from pass_sampling.reference.ending import Ending
 
 from ..batch_record import Packed
 from ..methods.base import Method
@@ -49,28 +52,34 @@ class Frozen:
         a masked draft: an eager step of that row alone decides.
         """
         caches = self.state.caches
-        lengths = [cache.lengths for cache in caches]
-        for cache in caches:
-            cache.fix(self.kv_length)
+        lengths = [each.lengths for each in caches]
+        for each in caches:
+            each.fix(self.kv_length)
         after, record = self.method.step(self.state, uniforms)
         held = after.fault != 0
-        for cache in caches:
-            held = held | cache.spoilt
+        for each in caches:
+            held = held | each.spoilt
         for name in PER_ROW:
             place, new = getattr(self.state, name), getattr(after, name)
             if new is not place:
                 torch.where(held.view(-1, *[1] * (place.ndim - 1)), place, new, out=place)
         self.state.fault.masked_fill_(held, float("nan"))
-        for cache, length in zip(caches, lengths, strict=True):
-            torch.where(held, length, cache.lengths, out=length)
-            cache.lengths = length
+        for each, length in zip(caches, lengths, strict=True):
+            torch.where(held, length, each.lengths, out=length)
+            each.lengths = length
         return record.pack()
 
 
+@functools.cache
+def _pool(device: int) -> Any:
+    """Return the memory that all graphs of a device share: no two of them run at a time."""
+    return torch.cuda.graph_pool_handle()
+
+
 def graph_of(run: Callable[[], Packed]) -> tuple[Launch, Packed]:
-    """Capture `run` on a GPU; return the replay, and the place of its record."""
+    """Capture `run` on the current GPU; return the replay, and the place of its record."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=_pool(torch.cuda.current_device())):
         record = run()
     return graph.replay, record
 
@@ -91,7 +100,7 @@ class Captured:
         uniforms: Tensor,  # [B, num_uniforms]
         longest: int,
     ) -> Packed:
-        """Run one step of texts of at most `longest` tokens, and return a copy of its record.
+        """Run one step of texts of at most `longest` tokens, and return its record, which the next one overwrites.
 
         Raises:
             CaptureError: the step cannot be captured with this number of cache positions.
@@ -102,7 +111,7 @@ class Captured:
         launch, buffer, record = self.graphs[kv_length]
         buffer.copy_(uniforms)
         launch()
-        return replace(record, integers=record.integers.clone(), floats=record.floats.clone())
+        return record
 
     def kv_length(self, longest: int) -> int:
         """Return how many cache positions to read: enough for this step, and one of few different numbers."""
@@ -143,23 +152,23 @@ class Captured:
 
 def capture(method: Method, state: State) -> Captured | None:
     """Prepare a method's step on a state for capture; return None, with one warning, if it cannot be captured."""
-    reason = why_not(method, state)
+    reason = why_not(method, state.ending, state)
     if reason is None:
         return Captured(method, standing(state))
     log.warning("the step runs eagerly, as it cannot be captured: %s", reason)
     return None
 
 
-def why_not(method: Method, state: State) -> str | None:
-    """Return why a step cannot be captured, if it cannot."""
-    if state.cache.lengths.device.type != "cuda":
-        return f"it runs on {state.cache.lengths.device}, not on a GPU"
-    if isinstance(method, OneCall) and state.lookahead_hidden.shape[1] == 1:
-        return "texts are too short to look ahead"
+def why_not(method: Method, ending: Ending, state: State | None = None) -> str | None:
+    """Return why a step cannot be captured, if it cannot; what a state adds is considered if it is given."""
     if method.processor is not None:
         return "a logits processor runs on the host after every forward pass"
-    if state.ending.asks_host:
+    if ending.asks_host:
         return "the ends of texts are checked on the host"
+    if state is not None and isinstance(method, OneCall) and state.lookahead_hidden.shape[1] == 1:
+        return "texts are too short to look ahead"
+    if method.model.device.type != "cuda":
+        return f"it runs on {method.model.device}, not on a GPU"
     return None
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +22,12 @@ from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Generation, NotFiniteError, Record
 
-from ..generation import Callback, generation_of
 from ..methods.base import Method
 from ..model.cache import KVCache
 from ..state import State
 from ..uniforms import STEPS_AHEAD, uniform_streams
 from .capture import Captured, CaptureError, capture
-from .rows import InFlightStep, Request, Row, empty_rows, free_row, put_row
+from .rows import Callback, InFlightStep, Request, Row, empty_rows, free_row, generation_of, put_row
 
 __all__ = ["Engine", "Request"]
 
@@ -73,6 +74,21 @@ class Engine:
         self._captured: Captured | None = None
         self._late: deque[InFlightStep] = deque()
         self._outbox: deque[tuple[int, Record | Generation | ValueError]] = deque()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Give the memory of rows and graphs back; the engine can decode nothing more."""
+        self._captured, self._is_closed = None, True
+        self._rows = [None] * len(self._rows)
+        del self._state
+
+    def clear(self) -> None:
+        """Give up all requests: after an error or an interruption, the next run begins with empty rows."""
+        self._late.clear()
+        self._outbox.clear()
+        for place, row in enumerate(self._rows):
+            if row is not None:
+                self._free(place)
 
     @torch.inference_mode()
     def run(self, requests: Iterable[Request], callback: Callback | None = None) -> Iterator[tuple[int, Generation]]:
@@ -83,22 +99,31 @@ class Engine:
         iteration stops or an error is raised.
 
         Raises:
-            ValueError: a prompt is empty, too long or holds no tokens.
+            ValueError: a prompt is empty, too long or holds no tokens; or the engine is closed.
             NotFiniteError: the logits of a request, which is named and given up, are not finite.
         """
         waiting = iter(requests)
         while True:
+            if self._is_closed:
+                raise ValueError("the engine is closed, expected a new one")
             for place in range(len(self._rows)):
                 while self._rows[place] is None and (request := next(waiting, None)) is not None:
                     self._admit(place, request)
             if any(row is not None for row in self._rows):
-                self._late += self._step()
+                with self._on_device():
+                    self._late += self._step()
             done = all(row is None for row in self._rows)
             if self._late and (done or len(self._late) > int(self._captured is not None)):
-                self._read(self._late.popleft())
+                with self._on_device():
+                    self._read(self._late.popleft())
             yield from self._told(callback)
             if not self._late and done:
                 return
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Make the model's device the current one, to which streams, events and graphs belong."""
+        device = self.method.model.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _told(self, callback: Callback | None) -> Iterator[tuple[int, Generation]]:
         """Yield the finished texts in order, and call back; nothing is lost or repeated after an error."""
@@ -117,7 +142,8 @@ class Engine:
             raise ValueError(
                 f"prompt: found {len(request.prompt)} tokens, expected at most {self._longest}, longest_prompt"
             )
-        self._run_alone(place, Row(request), self.method.start(request.prompt, self.ending))
+        with self._on_device():
+            self._run_alone(place, Row(request), self.method.start(request.prompt, request.ending or self.ending))
 
     def _run_alone(self, place: int, row: Row, state: State) -> None:
         """Run one step of a request alone; put it into the row unless its text ends there."""
@@ -147,7 +173,8 @@ class Engine:
                 self._captured, self._captures = None, False
                 return []
         self._state, batch = self.method.step(self._state, uniforms)
-        self._state.cache.measure()
+        for cache in self._state.caches:
+            cache.measure()
         return [InFlightStep.of(list(self._rows), batch, self._state)]
 
     def _read(self, underway: InFlightStep) -> None:
@@ -181,13 +208,15 @@ class Engine:
         row.records.append(record)
         self._outbox.append((number, record))
         if ended:
-            self._outbox.append((number, generation_of(row.request.prompt, row.records, self.ending)))
+            ending = row.request.ending or self.ending
+            self._outbox.append((number, generation_of(row.request.prompt, row.records, ending)))
         return ended
 
     def _uniforms(self, row: Row) -> Tensor:  # [num_uniforms]
         """Return the uniforms of a request's next step, after the steps that were read or are in flight."""
         step = len(row.records) + sum(row in underway.rows for underway in self._late)
         if not row.first <= step < row.first + len(row.uniforms):
-            found = uniform_streams(self.seed, [row.request.number], step, STEPS_AHEAD, self.method.num_uniforms)
+            seed = self.seed if row.request.seed is None else row.request.seed
+            found = uniform_streams(seed, [row.request.number], step, STEPS_AHEAD, self.method.num_uniforms)
             row.first, row.uniforms = step, found.squeeze(1)
         return row.uniforms[step - row.first]

@@ -5,7 +5,7 @@ Glossary of shapes: B rows, C steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.record import Record
+from pass_sampling.reference.record import Generation, Record
 
 from ..batch_record import BatchRecord, Packed
 from ..methods.base import Method
 from ..methods.pass_one_call import OneCall
 from ..model.transformer import Transformer
-from ..state import PER_ROW, State
+from ..state import PER_ROW, State, complaints_of
+
+Callback = Callable[[int, Record], None]
+"""Called as `callback(request, record)` after every step of a request: `record.tokens` are new in its text."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Request:
 
     number: int
     prompt: Sequence[int]
+    ending: Ending | None = None  # default: the engine's
+    seed: int | None = None  # default: the engine's
 
 
 @dataclass(eq=False)
@@ -43,40 +48,50 @@ class Row:
 
 @dataclass(frozen=True)
 class InFlightStep:
-    """The records of a step, their rows, and the flags of the state after it."""
+    """The records of a step, their rows, and the flags of the state after it: two tensors, on their way to the host."""
 
     rows: list[Row | None]
-    packed: Packed
-    state: State  # only its flags are read
+    packed: Packed  # its tensors have more columns: ended, length and position of the fault; and the fault
     arrived: Any  # a CUDA event, or None on the CPU
     replayed: bool  # by a step in fixed shapes, after which a row with a fault is run again
 
     @staticmethod
     def of(rows: list[Row | None], batch: BatchRecord | Packed, state: State) -> InFlightStep:
-        """Begin to copy the results of a step, without waiting for later work of the device."""
-        packed, names = batch.pack(), ("ended", "lengths", "fault", "fault_position")
-        replayed = isinstance(batch, Packed)
-        if state.lengths.device.type == "cpu":  # the next step may write to the same places
-            copies: dict[str, Any] = {name: getattr(state, name).clone() for name in names}
-            return InFlightStep(rows, packed, replace(state, **copies), None, replayed)
-        flags: dict[str, Any] = {name: _sent(getattr(state, name)) for name in names}
-        here: dict[str, Any] = {name: _sent(getattr(packed, name)) for name in ("integers", "floats")}
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return InFlightStep(rows, replace(packed, **here), replace(state, **flags), arrived, replayed)
+        """Begin to copy the results of a step, which the next one may overwrite, without waiting for the device."""
+        packed, arrived = batch.pack(), None
+        flags = torch.stack([state.ended.long(), state.lengths, state.fault_position], dim=1)
+        integers = torch.cat([packed.integers, flags], dim=1)
+        floats = torch.cat([packed.floats, state.fault.unsqueeze(1)], dim=1)
+        if integers.device.type == "cuda":
+            integers, floats = _sent(integers), _sent(floats)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return InFlightStep(rows, replace(packed, integers=integers, floats=floats), arrived, isinstance(batch, Packed))
 
     def read(self) -> list[tuple[Record, int, bool, str | None]]:
         """Wait for the copies; return the record, the length, the end and the fault of every row."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        lengths, ended = self.state.lengths.tolist(), self.state.ended.tolist()
-        faults = self.state.complaints()
-        return list(zip(self.packed.rows(), lengths, ended, map(faults.get, range(len(ended))), strict=True))
+        integers, floats = self.packed.integers, self.packed.floats
+        records = replace(self.packed, integers=integers[:, :-3], floats=floats[:, :-1]).rows()
+        ended, lengths, positions = integers[:, -3:].unbind(1)
+        faults = complaints_of(floats[:, -1].tolist(), positions.tolist())
+        said = map(faults.get, range(len(records)))
+        return list(zip(records, lengths.tolist(), ended.bool().tolist(), said, strict=True))
 
 
 def _sent(tensor: Tensor) -> Tensor:  # [B, ...]
     """Return host memory that a device tensor is being copied to."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def generation_of(prompt: Sequence[int], records: Sequence[Record], ending: Ending) -> Generation:
+    """Return the generation that the records of an ended text make."""
+    tokens = tuple(token for record in records for token in record.tokens)
+    end = ending.reason(tokens, prompt)
+    if end is None:
+        raise RuntimeError(f"a row left the batch after {len(tokens)} tokens, before its text had ended")
+    return Generation(tuple(map(int, prompt)), tokens, end, tuple(records), ending.text(tokens, prompt))
 
 
 def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: int) -> State:

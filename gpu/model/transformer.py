@@ -44,6 +44,8 @@ class Transformer:
         self.fingerprint, self.name = fingerprint, name
         self.vocab_size, self.hidden_size = config.vocab_size, config.hidden_size
         self.max_position_embeddings = config.max_position_embeddings
+        if self.device.type == "cuda":  # it plans anew for every shape, and steps change theirs
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self._frequencies = rope_frequencies(config).to(self.device)
         self._tables = self._rotation(torch.arange(0, device=self.device))
         self._linears, self._output = linears_of(weights, int8)
@@ -62,6 +64,8 @@ class Transformer:
     def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
         """Return an empty cache of this model's shape; raise ValueError if it does not fit into the free memory."""
         check_memory(Memory(cache=cache_bytes(self.config, self.dtype, capacity, batch_size)), self.device)
+        if self.device.type == "cuda":
+            capacity = -(-capacity // 16) * 16  # else every layer pads its mask
         if capacity > len(self._tables[0]):
             self._tables = self._rotation(torch.arange(capacity, device=self.device))
         shape = self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim
@@ -92,7 +96,7 @@ class Transformer:
             needed = pass_bytes(self.config, self.dtype, inputs.shape[0] * inputs.shape[1])
             check_memory(Memory(workspace=needed), self.device)
         cache_positions = cache.next_positions(inputs.shape[1])
-        rotations = self._rotations(cache_positions, positions)
+        rotations = self._rotations(cache_positions, positions, cache.kv_length is not None)
         rotary = cache_positions if positions is None else positions
         share = self.config.num_attention_heads // self.config.num_key_value_heads
         masks = Masks(cache, cache_positions, rotary, visible, inputs.dtype, share)
@@ -179,10 +183,15 @@ class Transformer:
         queries, keys = rotate(rotated, kept, exchanged).split([num_heads, num_groups], dim=1)
         return queries, keys, values
 
-    def _rotations(self, cache_positions: Tensor, positions: Tensor | None) -> list[Tensor]:
-        """Return the rotations of the heads of every row: looked up if the host knows the positions, else computed."""
+    def _rotations(self, cache_positions: Tensor, positions: Tensor | None, fixed: bool) -> list[Tensor]:
+        """Return the rotations of the heads of every row: looked up if the host knows the positions, else computed.
+
+        In a step of fixed shapes they are looked up, too: rows beyond the capacity of the cache mean nothing.
+        """
         places = cache_positions if positions is None else positions
-        if positions is None or (is_on_cpu(places) and int(places.max()) < len(self._tables[0])):
+        if fixed and positions is not None:
+            places = places.clamp(max=len(self._tables[0]) - 1)
+        if positions is None or fixed or (is_on_cpu(places) and int(places.max()) < len(self._tables[0])):
             return [table[places].unsqueeze(1) for table in self._tables]
         return [each.unsqueeze(1) for each in self._rotation(places)]
 
