@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from console import COLOUR, MARK, Terminal, read_strictly, run
 from folders import tiny_config, write_checkpoint, write_json
 from pass_sampling.gpu import LookAhead, load_model
 from pass_sampling.gpu.decode_options import method_names
+from pass_sampling.gpu.training import text as own_text
 from tokenizer_kinds import tokenizer_of
 
 PLAIN = ["--method", "autoregressive"]
@@ -321,6 +323,37 @@ def test_train_makes_an_adapter_and_a_head_that_decoding_uses(flags, box, capsys
     assert lookahead.head.width == 6 and lookahead.head.uses_lookahead == (lookahead.adapter is not None)
     found = generate(box, capsys, "--lookahead", tmp_path / "parts", "--method", "pass-one-call")
     assert found["num_draft_tokens"] > 0
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_train_learns_from_the_models_own_answers_to_prompts(chat, box, monkeypatch, tmp_path):
+    asked, written = [], own_text.generate_batch
+    monkeypatch.setattr(
+        own_text,
+        "generate_batch",
+        lambda method, prompts, *rest, **named: asked.extend(prompts) or written(method, prompts, *rest, **named),
+    )
+    folder = box.chat if chat else box.model
+    flags = ["--self", "--self-tokens", 90, "--prompts", box.prompts, *["--chat"] * chat]
+    assert run("train", "--model", folder, *TRAIN, *flags, "--output", tmp_path / "vectors") == 0
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    texts = [json.loads(line)["prompt"] for line in box.prompts.read_text(encoding="utf-8").splitlines()]
+    if chat:
+        texts = [[{"role": "user", "content": text}] for text in texts]
+        expected = [tokenizer.apply_chat_template(each, add_generation_prompt=True).input_ids for each in texts]
+    else:
+        expected = [tokenizer(text).input_ids for text in texts]
+    assert {tuple(prompt) for prompt in asked} == {tuple(prompt) for prompt in expected}
+
+
+def test_train_keeps_a_draft_vocabulary_that_decoding_uses(box, capsys, tmp_path):
+    argv = ["train", "--model", box.model, *TRAIN, "--head-width", 6, "--head-alone", "--draft-vocab-size", 12]
+    assert run(*argv, "--text", box.text, "--output", tmp_path / "parts") == 0
+    capsys.readouterr()
+    drafts = set(LookAhead.load(tmp_path / "parts").draft_vocab.tolist())
+    assert len(drafts) == 12
+    found = generate(box, capsys, "--lookahead", tmp_path / "parts", "--method", "pass-one-call")
+    assert found["num_draft_tokens"] > 0 and found["options"]["draft_vocab_size"] == 12
 
 
 def test_train_prints_one_json_object_and_nothing_else(box, capsys, tmp_path):

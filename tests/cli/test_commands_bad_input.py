@@ -136,6 +136,10 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--standard-library": ("--text", "--standard-library"),
         "--self": ("--text", "--self"),
         "--self-tokens 7": ("--self-tokens", "without --self"),
+        "--prompts {root}/two.jsonl": "--prompts: found it without --self, expected both or neither",
+        "--chat": "--chat: found it without --prompts, expected both or neither",
+        "--draft-vocab-size 301": "--draft-vocab-size: found 301, expected at most 300, the vocabulary",
+        "--draft-vocab-size 5 --loss cross-entropy": "--draft-vocab-size: found 5 with cross-entropy",
         "--context 97": ("--context: found 97", "96"),
         "--loss hinge": ("--loss", "'hinge'"),
         "--loss-temperature 1 --loss cross-entropy": "--loss-temperature: found 1.0 with",
@@ -148,6 +152,8 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
     },
     SELF: {
         "--self-tokens 63": ("--self-tokens: found 63", "expected at least 64"),
+        "--prompts {root}/none": "none",
+        "--prompts {root}/two.jsonl --chat": "--chat: found no chat template",
         "--context 97": ("--context: found 97", "96"),
     },
     NGRAM: {

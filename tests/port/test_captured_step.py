@@ -50,7 +50,7 @@ def test_a_step_in_free_shapes_asks(kind: str) -> None:
 
 
 LIMITS = {"plain": 89, "fused": 269, "lookahead": 298}
-"""Operations of a step in float64 outside its layers, with two look-ahead vectors, at most; `-rP` prints what they are."""
+"""Operations of a step in float64 outside its layers, with two look-ahead vectors, at most; `-rP` prints them."""
 
 
 @pytest.mark.parametrize("kind", LIMITS)
