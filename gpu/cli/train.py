@@ -80,6 +80,7 @@ class Options:
     adapter_rank: int = option(0, "rank of an adapter at look-ahead rows; default: none", metavar="R")
     head_width: int = option(0, "width of a sampler head; default: none", metavar="F")
     head_alone: bool = option(False, "train a head that drafts without look-ahead rows")
+    block_heads: bool = option(False, "with --head-alone, a head for each draft: blockwise parallel decoding")
     draft_vocab_size: int = option(
         0,
         "draft among the N most frequent tokens of the text, which makes a draft cheap; default: among all",

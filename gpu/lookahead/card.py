@@ -95,7 +95,8 @@ def _parts(lookahead: Any) -> str:
     if lookahead.adapter is not None:
         parts.append(f"an adapter of rank {lookahead.adapter.rank}")
     if lookahead.head is not None:
-        parts.append(f"a head of width {lookahead.head.width}")
+        kind = "block heads" if lookahead.head.kind == "block" else "a head"
+        parts.append(f"{kind} of width {lookahead.head.width}")
     return ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
 
 

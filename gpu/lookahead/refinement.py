@@ -18,6 +18,7 @@ from pass_sampling.reference.lookahead.refinement import HeadSettings, NgramSett
 
 from ..drafters.ngram import NgramModel
 from ..model.language_model import LanguageModel
+from .block_heads import BlockHeads
 from .head import SamplerHead
 from .vectors import LookAhead
 
@@ -40,6 +41,13 @@ class Refinement:
     def reads_drafts(self) -> bool:
         """Whether a draft's logits depend on the drafts before it; if not, all are projected at once."""
         return False
+
+    def apart(
+        self,
+        lookahead_hidden: Tensor,  # [B, L+1, D']
+    ) -> Tensor:  # [B, L, D']
+        """Return the hidden states of all drafts, where none reads those before it."""
+        return lookahead_hidden[:, 1:]
 
     @property
     def uses_lookahead(self) -> bool:
@@ -86,10 +94,17 @@ class Unrefined(Refinement):
 
 @dataclass(frozen=True, eq=False)
 class HeadRefinement(HeadSettings, Refinement):
-    """Refine by a trained sampler head."""
+    """Refine by a trained sampler head, or by block heads."""
 
-    head: SamplerHead
-    reads_drafts = True
+    head: SamplerHead | BlockHeads
+
+    def apart(
+        self,
+        lookahead_hidden: Tensor,  # [B, L+1, D']
+    ) -> Tensor:  # [B, L, D']
+        """Run block heads on the last text row."""
+        found: Tensor = self.head.start(lookahead_hidden[:, 0])
+        return found
 
     def start(
         self,

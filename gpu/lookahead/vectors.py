@@ -22,6 +22,7 @@ from ..checkpoint.hub import local_folder, upload_folder
 from ..model.language_model import LanguageModel
 from ..model.precision import check_device
 from .adapter import Adapter
+from .block_heads import BlockHeads
 from .card import model_card
 from .head import SamplerHead
 
@@ -34,8 +35,8 @@ class LookAhead(TrainedVectors):
 
     vectors: torch.Tensor  # [L, D]
     adapter: Adapter | None = None
-    head: SamplerHead | None = None
-    kinds = Adapter, SamplerHead
+    head: SamplerHead | BlockHeads | None = None
+    kinds = Adapter, {"head": SamplerHead, "block": BlockHeads}
 
     def __post_init__(self) -> None:
         """Hold the vectors in float32, and the other parts as they are stored."""

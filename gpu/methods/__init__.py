@@ -11,6 +11,7 @@ from ..model.language_model import LanguageModel
 from . import tree_rules
 from .autoregressive import Autoregressive
 from .base import Method
+from .blockwise import Blockwise
 from .pass_one_call import PaSSOneCall
 from .pass_two_call import PaSS
 from .speculative import SpeculativeSampling
@@ -19,6 +20,7 @@ from .tree import PaSSOneCallTree, SpeculativeTree
 __all__ = [
     "METHODS",
     "Autoregressive",
+    "Blockwise",
     "LanguageModel",
     "Method",
     "PaSS",
@@ -34,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "pass": PaSS,
     "pass-one-call": PaSSOneCall,
     "pass-one-call-tree": PaSSOneCallTree,
+    "blockwise": Blockwise,
     "speculative": SpeculativeSampling,  # with any drafter
     "speculative-tree": SpeculativeTree,
 }

@@ -206,7 +206,7 @@ class PaSSOneCall(OneCall):
             return logits
 
         def all_logits(most: int) -> Tensor:
-            return self.refinement.projected(self.model, rows[:, 1 : 1 + most])
+            return self.refinement.projected(self.model, self.refinement.apart(rows)[:, :most])
 
         settings, bound = self.draft_sampling or self.sampling, rows.shape[1] - 1  # no rows before the first pass
         apart = None if self.refinement.reads_drafts else all_logits

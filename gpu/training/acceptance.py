@@ -27,6 +27,7 @@ from pass_sampling.reference.config import SamplingConfig
 
 from ..drafters.base import Drafter
 from ..lookahead.adapter import Adapter
+from ..lookahead.block_heads import BlockHeads
 from ..lookahead.head import SamplerHead
 from ..lookahead.refinement import draft_logits
 from ..lookahead.vectors import LookAhead
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     Trainable = Transformer | TransformersModel
 
+Head = SamplerHead | BlockHeads
 ANCHORS = 32  # places per sequence at which acceptance is measured
 SAMPLINGS = {"greedy": SamplingConfig(temperature=0.0), "temperature_1": SamplingConfig()}  # and that of training
 SEQUENCES = 4  # side by side: a batch needs memory for the distributions of its rows, in float64
@@ -85,7 +87,7 @@ def anchored_rows(
     tokens: Tensor,  # [B, T]
     anchors: Tensor,  # [N]
     adapter: Adapter | None = None,
-    head: SamplerHead | None = None,
+    head: Head | None = None,
     draft_vocab: Tensor | None = None,  # [N']
     text: Tensor | None = None,  # [B, T, D]
 ) -> AnchoredRows:
@@ -108,7 +110,7 @@ def anchored_hidden(
     tokens: Tensor,  # [B, T]
     anchors: Tensor,  # [N]
     adapter: Adapter | None = None,
-    head: SamplerHead | None = None,
+    head: Head | None = None,
     text: Tensor | None = None,  # [B, T, D]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [B, N, L, D], [B, N, L, D], [B, N, L]
     """Return the hidden states of the drafts after each anchor, of the text's rows beside them, and the tokens there.
@@ -141,7 +143,7 @@ def anchored_hidden(
 
 def _refined(
     model: Trainable,
-    head: SamplerHead,
+    head: Head,
     hidden: Tensor,  # [B, N, L, D]
     real_hidden: Tensor,  # [B, N, D]
     tokens: Tensor,  # [B, N, L]
@@ -229,7 +231,7 @@ def expected_acceptance(
     sequences: npt.NDArray[np.int64],  # [B, T]
     sampling: SamplingConfig,
     adapter: Adapter | None = None,
-    head: SamplerHead | None = None,
+    head: Head | None = None,
     draft_vocab: Tensor | None = None,  # [N']
 ) -> Tensor:  # [L]
     """Return the chance that verification accepts the draft at each depth, once it is reached, on average.
@@ -254,7 +256,7 @@ def acceptance_of(
     sequences: npt.NDArray[np.int64],  # [B, T]
     samplings: Sequence[SamplingConfig],
     adapter: Adapter | None = None,
-    head: SamplerHead | None = None,
+    head: Head | None = None,
     draft_vocab: Tensor | None = None,  # [N']
 ) -> Tensor:  # [len(samplings), L]
     """Return the expected acceptance for several samplings, from the same passes; see `expected_acceptance`."""

@@ -22,6 +22,7 @@ from pass_sampling.reference.checkpoint.lookahead_folder import ADAPTER, HEAD
 from pass_sampling.reference.config import SamplingConfig, check_integer
 
 from ..lookahead.adapter import SIZES, Adapter
+from ..lookahead.block_heads import BlockHeads
 from ..lookahead.head import SamplerHead
 from ..lookahead.vectors import LookAhead
 from ..model.transformer import Transformer
@@ -65,6 +66,7 @@ class TrainConfig:
     adapter_rank: int = 0  # R; 0: no adapter
     head_width: int = 0  # F; 0: no head
     head_alone: bool = False  # the head drafts without look-ahead rows, and the vectors learn nothing
+    block_heads: bool = False  # the head is a block of heads, one for each draft, which draft alone
     draft_vocab_size: int = 0  # drafts are among so many tokens, the most frequent of the text; 0: among all
     matrix_learning_rate: float = 0.003  # of adapter and head
     depth_decay: float = 1.0  # what a draft weighs in the loss, over the one before it
@@ -95,6 +97,8 @@ class TrainConfig:
                 f"draft_vocab_size: found {self.draft_vocab_size} with cross-entropy, expected it with a loss on "
                 "distributions"
             )
+        if self.block_heads and not self.head_alone:
+            raise ValueError("block_heads: found them with look-ahead rows, expected head_alone with them")
         if self.head_alone and (self.adapter_rank or not self.head_width):
             found = "with an adapter" if self.adapter_rank else "without a head"
             raise ValueError(
@@ -115,7 +119,7 @@ class Parts:
 
     vectors: Tensor  # [L, D]
     adapter: Adapter | None = None
-    head: SamplerHead | None = None
+    head: SamplerHead | BlockHeads | None = None
 
     def matrices(self) -> dict[str, Tensor]:
         """Return the parameters of adapter and head by name."""
@@ -130,7 +134,7 @@ class Parts:
     def copy(self) -> Parts:
         """Return other parameters with the same values."""
         adapter = self.adapter and Adapter.of(_leaves(self.adapter.tensors()))
-        head = self.head and SamplerHead.of(_leaves(self.head.tensors()), self.head.uses_lookahead)
+        head = self.head and type(self.head).of(_leaves(self.head.tensors()), self.head.uses_lookahead)
         return Parts(_leaves({"": self.vectors})[""], adapter, head)
 
 
@@ -152,8 +156,13 @@ def first_parts(model: Trainable, config: TrainConfig) -> Parts:
         tensors = Adapter.random(sizes, config.adapter_rank, config.seed).to(torch.float32, model.device).tensors()
         adapter = Adapter.of({name: 0 * each if name.endswith(".up") else each for name, each in tensors.items()})
     if config.head_width:
-        drawn = SamplerHead.random(model.hidden_size, config.head_width, config.seed).to(torch.float32, model.device)
-        head = SamplerHead.of(drawn.tensors() | {"out": 0 * drawn.out}, not config.head_alone)
+        sizes = model.hidden_size, config.head_width
+        drawn: SamplerHead | BlockHeads = SamplerHead.random(*sizes, config.seed)
+        if config.block_heads:
+            drawn = BlockHeads.random(*sizes, config.num_lookahead, config.seed)
+        drawn = drawn.to(torch.float32, model.device)
+        first = {name: 0 * each if name.endswith("out") else each for name, each in drawn.tensors().items()}
+        head = type(drawn).of(first, not config.head_alone)
     return Parts(first_vectors(model, config.num_lookahead, config.seed), adapter, head).copy()
 
 
@@ -170,6 +179,7 @@ def parts_of(begin: LookAhead, model: Trainable, config: TrainConfig) -> Parts:
         "adapter_rank": adapter.rank if adapter else 0,
         "head_width": head.width if head else 0,
         "head_alone": bool(head and not head.uses_lookahead),
+        "block_heads": head is not None and head.kind == "block",
     }
     for name, value in found.items():
         if value != getattr(config, name):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ..config import SamplingConfig
 from ..lookahead.adapter import SIZES
 from ..lookahead.adapter import tensor_shapes as adapter_shapes
+from ..lookahead.block_heads import block_shapes
 from ..lookahead.head import tensor_shapes as head_shapes
 from .fields import DIGEST, FLAG, OBJECT, TEXT, Field, check_fields, check_format, integer
 from .folder import has_only, read_header
@@ -28,10 +29,14 @@ def _has_keys(value: Any, *keys: str) -> bool:
     return isinstance(value, dict) and set(value) == set(keys)
 
 
+def _is_head(refine: Any) -> bool:
+    return refine["kind"] == "head" or (refine["kind"] == "block" and refine["alone"] is True)
+
+
 FIELDS = {
     "adapter_rank": integer(0, 2**16),
     "refine": Field(
-        lambda value: value is None or (_has_keys(value, "kind", "width", "alone") and value["kind"] == "head"),
+        lambda value: value is None or (_has_keys(value, "kind", "width", "alone") and _is_head(value)),
         "null, or a head with its width and whether alone",
     ),
     "num_lookahead": integer(0, 2**16),
@@ -97,7 +102,10 @@ def check_header(path: Path, header: Mapping[str, Any], settings: Mapping[str, A
         named = adapter_shapes(settings["base_model"]["shapes"], rank).items()
         expected |= {ADAPTER + name: ("BF16", shape) for name, shape in named}
     if refine:
-        expected |= {HEAD + name: ("BF16", shape) for name, shape in head_shapes(width, refine["width"]).items()}
+        shapes = head_shapes(width, refine["width"])
+        if refine["kind"] == "block":
+            shapes = block_shapes(width, refine["width"], settings["num_lookahead"])
+        expected |= {HEAD + name: ("BF16", shape) for name, shape in shapes.items()}
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in header.items()}
     if DRAFT_VOCAB in found:  # as many tokens as it has
         expected[DRAFT_VOCAB] = ("I32", (*found[DRAFT_VOCAB][1][:1],) or (1,))

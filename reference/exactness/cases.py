@@ -152,6 +152,8 @@ class Configuration:
             vectors = self._lookahead(package, model)
             settings["lookahead"] = vectors if "refinement" in taken else replace(vectors, adapter=None, head=None)
             settings["refinement"] = self._refinement(package)
+            if issubclass(kind, methods.Blockwise):
+                settings |= self._block(package, model, vectors)
         if "schedule" in taken:
             schedules = import_module(f"{package.__name__}.drafters.schedule").SCHEDULES
             settings["schedule"] = schedules[self.schedule[0]](**self.schedule[1])
@@ -171,6 +173,16 @@ class Configuration:
             return None
         ngram = bigrams(package, self.vocab_size)
         return import_module(f"{package.__name__}.lookahead.refinement").NgramRefinement(ngram)
+
+    def _block(self, package: Any, model: Any, vectors: Any) -> dict[str, Any]:
+        """Return what blockwise decoding drafts from: untrained heads, or in a table its last row as it is."""
+        if self.shape is None:
+            refinements = import_module(f"{package.__name__}.lookahead.refinement")
+            last_row = type("LastRow", (refinements.Unrefined,), {"uses_lookahead": False})
+            return {"lookahead": vectors, "refinement": last_row()}
+        heads = import_module(f"{package.__name__}.lookahead.block_heads").BlockHeads
+        drawn = heads.random(model.hidden_size, 5, self.num_draft, seed=10)
+        return {"lookahead": replace(vectors, adapter=None, head=drawn), "refinement": None}
 
     def ending(self, package: Any) -> Any:
         """Return where texts end; stop strings are looked for in a text that is decoded token by token."""

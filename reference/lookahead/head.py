@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,18 @@ class HeadWeights:
     inner: Any  # [F, 2D+F]
     out: Any  # [D, F]
     uses_lookahead: bool = True  # if not, every draft starts from the last text row's hidden state
+    kind: ClassVar[str] = "head"
+    reads_drafts: ClassVar[bool] = True
 
     @property
     def width(self) -> int:
         """F."""
         return int(self.first.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return int(self.first.shape[1])
 
     @classmethod
     def of(cls, tensors: Mapping[str, Any], uses_lookahead: bool = True) -> Self:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ..drafters.ngram import NgramModel
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
+from .block_heads import BlockHeads
 from .head import SamplerHead
 from .vectors import LookAhead
 
@@ -36,6 +37,11 @@ class Refinement:
     """
 
     draft_vocab: Any | None = None  # [N], in the order of their ids; None: all tokens
+
+    @property
+    def reads_drafts(self) -> bool:
+        """Whether a draft's logits depend on the drafts before it."""
+        return False
 
     @property
     def uses_lookahead(self) -> bool:
@@ -91,22 +97,27 @@ class HeadSettings:
     draft_vocab: Any = None
 
     @property
+    def reads_drafts(self) -> bool:
+        """Whether the head reads them."""
+        return bool(self.head.reads_drafts)
+
+    @property
     def uses_lookahead(self) -> bool:
         """Whether the head was trained with look-ahead rows."""
         return bool(self.head.uses_lookahead)
 
     def check(self, model: Any) -> None:
         """Raise ValueError if a model's hidden states have another width."""
-        found, config = self.head.first.shape[1], getattr(model, "config", None)
+        found, config = self.head.hidden_size, getattr(model, "config", None)
         if config is not None and found != config.hidden_size:
             raise ValueError(f"the sampler head reads hidden states of width {found}, expected {config.hidden_size}")
 
 
 @dataclass(frozen=True, eq=False)
 class HeadRefinement(HeadSettings, Refinement):
-    """Refine by a trained sampler head."""
+    """Refine by a trained sampler head, or by block heads."""
 
-    head: SamplerHead
+    head: SamplerHead | BlockHeads
 
     def start(
         self,
@@ -156,6 +167,7 @@ class NgramRefinement(NgramSettings, Refinement):
     """
 
     ngram: NgramModel
+    reads_drafts = True
 
     def logits(
         self,

@@ -18,6 +18,7 @@ from ..config import SamplingConfig, check_integer
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from .adapter import Adapter, sizes_of, tensor_shapes
+from .block_heads import BlockHeads
 from .head import SamplerHead
 
 
@@ -34,7 +35,7 @@ class TrainedVectors:
     adapter: Any = None  # the terms that look-ahead rows add to the model's linear layers
     head: Any = None  # the network that conditions drafts on one another
     draft_vocab: Any = None  # [N], the tokens that drafts are among, in the order of their ids; None: all
-    kinds: ClassVar[tuple[Any, Any]]  # the package's classes of adapters and heads
+    kinds: ClassVar[tuple[Any, Mapping[str, Any]]]  # the package's class of adapters, and those of heads by kind
 
     @property
     def num_lookahead(self) -> int:
@@ -92,7 +93,8 @@ class TrainedVectors:
             raise ValueError(f"{path} holds something else, expected a new path or a look-ahead folder")
         settings = disk.FIXED | {
             "adapter_rank": 0 if self.adapter is None else self.adapter.rank,
-            "refine": self.head and {"kind": "head", "width": self.head.width, "alone": not self.head.uses_lookahead},
+            "refine": self.head
+            and {"kind": self.head.kind, "width": self.head.width, "alone": not self.head.uses_lookahead},
             "num_lookahead": self.num_lookahead,
             "hidden_size": self.hidden_size,
             "sampling": None if self.sampling is None else asdict(self.sampling),
@@ -133,7 +135,8 @@ class TrainedVectors:
             for begin in (disk.ADAPTER, disk.HEAD)
         )
         details["adapter"] = cls.kinds[0].of(adapter) if adapter else None
-        details["head"] = cls.kinds[1].of(head, not settings["refine"]["alone"]) if head else None
+        refine = settings["refine"]
+        details["head"] = cls.kinds[1][refine["kind"]].of(head, not refine["alone"]) if head else None
         details["draft_vocab"] = tensors.get(disk.DRAFT_VOCAB)
         try:
             return cls(tensors[disk.TENSOR], **details)
@@ -156,8 +159,8 @@ class LookAhead(TrainedVectors):
 
     vectors: npt.NDArray[np.float32]  # [L, D]
     adapter: Adapter | None = None
-    head: SamplerHead | None = None
-    kinds = Adapter, SamplerHead
+    head: SamplerHead | BlockHeads | None = None
+    kinds = Adapter, {"head": SamplerHead, "block": BlockHeads}
 
     def __post_init__(self) -> None:
         """Hold the vectors in float32, and the other parts as they are stored."""

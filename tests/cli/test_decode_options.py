@@ -24,6 +24,7 @@ TAKEN = {
     "autoregressive": set(),
     "pass": {"lookahead", "num_draft", "verify"},
     "pass-one-call": {"lookahead", "num_draft", "verify"} | {"candidates", "groups", "ngram", "refine"},
+    "blockwise": {"lookahead", "num_draft", "verify", "groups", "ngram", "refine"},
     "draft-model": DRAFTER | {"draft_model"},
     "prompt-lookup": DRAFTER,
     "ngram": DRAFTER | {"ngram"},

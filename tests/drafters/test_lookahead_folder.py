@@ -19,6 +19,7 @@ from folders import as_numpy, both_packages, module, tiny_config, write_checkpoi
 from lookaheads import PARTS
 
 TENSOR, DOWN = "lookahead_embeddings", "adapter.0.down.down"  # [L, D], [R, intermediate_size]
+KINDS = {"block heads": "block"}
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -46,7 +47,7 @@ def test_the_format(package: str, parts: str, tmp_path: Path) -> None:
         "format_version": 1,
         "embedding_space": "inputs_embeds",
         "adapter_rank": rank,
-        "refine": {"kind": "head", "width": width, "alone": alone} if width else None,
+        "refine": {"kind": KINDS.get(parts, "head"), "width": width, "alone": alone} if width else None,
         "num_lookahead": 3,
         "hidden_size": 24,
         "sampling": {"temperature": 0.8, "top_k": 10, "top_p": 0.95},
@@ -57,7 +58,8 @@ def test_the_format(package: str, parts: str, tmp_path: Path) -> None:
     assert {name: array.dtype for name, array in stored.items()} == {
         name: np.float32 if name == TENSOR else BF16 for name in stored
     }
-    assert stored[TENSOR].shape == (3, 24) and len(stored) == 1 + 16 * bool(rank) + 3 * bool(width)
+    of_head = 6 if parts == "block heads" else 3 * bool(width)
+    assert stored[TENSOR].shape == (3, 24) and len(stored) == 1 + 16 * bool(rank) + of_head
     loaded = class_of(package).load(tmp_path / "parts")
     assert (loaded.num_lookahead, loaded.hidden_size) == (3, 24)
     assert (0 if loaded.adapter is None else loaded.adapter.rank) == rank

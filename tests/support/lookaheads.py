@@ -17,6 +17,7 @@ PARTS = {
     "head": (0, 5, False),
     "adapter and head": (3, 4, False),
     "head alone": (0, 5, True),
+    "block heads": (0, 5, True),
 }
 on_parts = pytest.mark.parametrize("parts", PARTS)
 
@@ -28,6 +29,9 @@ def with_parts(package: str, model: Any, parts: str, num_lookahead: int = 3, see
     adapter = module(package, "lookahead.adapter").Adapter.random(model.config, rank, seed) if rank else None
     head = module(package, "lookahead.head").SamplerHead.random(model.hidden_size, width, seed) if width else None
     head = head and replace(head, uses_lookahead=not alone)
+    if parts == "block heads":
+        heads = module(package, "lookahead.block_heads").BlockHeads
+        head = heads.random(model.hidden_size, width, num_lookahead, seed)
     return replace(vectors, vectors=50 * vectors.vectors, adapter=adapter, head=head)
 
 

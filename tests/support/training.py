@@ -93,7 +93,8 @@ def tensors(model: Transformer) -> list[torch.Tensor]:
 def settings_for(parts: str, config: TrainConfig = LOOK_AHEAD, **changes: Any) -> TrainConfig:
     """Return settings that train one of `PARTS`."""
     rank, width, alone = PARTS[parts]
-    return replace(config, adapter_rank=rank, head_width=width, head_alone=alone, **changes)
+    block = parts == "block heads"
+    return replace(config, adapter_rank=rank, head_width=width, head_alone=alone, block_heads=block, **changes)
 
 
 def _call(trainer: Callable[..., Any], config: Any, arguments: dict[str, Any], changes: dict[str, Any]) -> Any:

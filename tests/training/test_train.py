@@ -120,9 +120,9 @@ def test_every_part_has_the_sizes_asked_for_and_one_optimizer(parts: str) -> Non
 
 def test_the_temperature_of_the_loss() -> None:
     """That of sampling for vectors alone; 1 with parts that could learn more than the few likeliest tokens."""
-    assert [settings_for(parts).temperature for parts in PARTS] == [0.5, 1.0, 1.0, 1.0, 1.0]
+    assert [settings_for(parts).temperature for parts in PARTS] == [0.5, *5 * [1.0]]
     assert replace(LOOK_AHEAD, sampling=SamplingConfig(0.0)).temperature == 1.0
-    assert [settings_for(parts, loss_temperature=0.3).temperature for parts in PARTS] == 5 * [0.3]
+    assert [settings_for(parts, loss_temperature=0.3).temperature for parts in PARTS] == 6 * [0.3]
 
 
 @given(num_steps=st.integers(1, 300), warmup=st.sampled_from([0.0, 1.0]) | st.floats(0, 1), cooldown=st.floats(0, 1))
@@ -193,12 +193,13 @@ def test_the_loss_falls_and_drafts_are_accepted_more_often_than_untrained_ones(p
             for each in (lookahead, first_parts(model(), settings_for(parts)))
         ]
     assert values[0] < values[1]
-    for place in (outcome, outcome["temperature_1"]) if loss != "cross-entropy" else ():
+    reads_on = loss != "cross-entropy" and parts != "block heads"  # these see neither the drafts between nor the text
+    for place in (outcome, outcome["temperature_1"]) if reads_on else ():
         assert place["expected_tokens"] > place["random_expected_tokens"] + 0.02
         assert place["expected_tokens"] > place["fixed_token_expected_tokens"] + 0.02
 
 
-@on_parts
+@pytest.mark.parametrize("parts", [parts for parts in PARTS if parts != "block heads"])
 def test_trained_drafts_are_accepted_more_often_than_the_fixed_token(parts: str) -> None:
     outcome = learnt(parts, "kl")[0].training["held_out"]
     pairs = list(zip(outcome["acceptance"], outcome["fixed_token_acceptance"], strict=True))
