@@ -87,7 +87,8 @@ def _folder(name: str, options: DecodeOptions, model: Path) -> Path:
     folder: Path | None = getattr(options, name)
     if folder is None:
         bundled = drafts_for(model)
-        folder = bundled.get(str(options.method) if name == "lookahead" else name, bundled.get(name))
+        own = str(options.method) if name == "lookahead" else name
+        folder = bundled.get(own, None if own == "blockwise" else bundled.get(name))
         folder = folder if folder is not None and folder.is_dir() else None
     if folder is None:
         train = f"pass-sampling train --model {shown(model)} --self --output FOLDER"
@@ -100,6 +101,8 @@ def _lookahead(options: DecodeOptions, model: Transformer, folder: Path, setting
     """Return the vectors, and what a method makes of what was trained with them."""
     vectors = LookAhead.load(_folder("lookahead", options, folder), model.device)
     found: dict[str, Any] = {"lookahead": vectors}
+    if options.method == "blockwise" and getattr(vectors.head, "kind", "") != "block":
+        raise Unavailable("found vectors without block heads, expected a folder that `train --block-heads` made")
     if "refinement" in settings:
         found["refinement"] = _refinement(options, vectors, model, folder)
     elif vectors.adapter is not None or vectors.head is not None:

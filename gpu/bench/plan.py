@@ -32,6 +32,7 @@ from ..generation import generate
 from ..methods import Method
 from .expectation import steps_after, steps_before
 from .figures import clock
+from .prompts import context_of
 
 __all__ = ["Candidate", "Plan", "Prediction", "group_share", "most_drafts", "predict", "step_milliseconds"]
 
@@ -41,6 +42,8 @@ FIGURES = {"tokens_per_step", "milliseconds_per_step", "tokens_per_second", "rat
 ROWS = (1, 2, 3, 5, 9, 17, 33, 65)  # rows of a pass that are timed
 STEPS = 6  # timed in each run
 FEW_PLACES = 4  # at which acceptance is always taken
+FINALISTS = 2  # ways of drafting that write texts beside plain decoding
+WRITTEN = 32  # tokens of such a text
 LEAST_GAIN = 1.02  # over plain decoding: less is within the noise of the timings
 
 
@@ -56,6 +59,13 @@ class Candidate:
         name = "num_draft" if hasattr(self.method, "num_draft") else "num_lookahead"
         changes: Any = {name: num_draft, "rule": rule}
         return replace(self.method, **changes)  # type: ignore[type-var]  # every method is a dataclass
+
+    def planned(self, options: DecodeOptions) -> Method:
+        """Return the method as chosen options have it."""
+        assert options.num_draft is not None and options.verify is not None
+        method = self.with_settings(options.num_draft, options.verify)
+        groups: Any = {} if options.groups is None else {"groups": options.groups}
+        return replace(method, **groups)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,8 @@ def predict(
 ) -> tuple[list[Prediction], dict[int, float]]:
     """Return what is expected of plain decoding and of every candidate, the fastest first; and milliseconds by rows.
 
-    Half of the seconds go to timings, half to acceptance, about; a slow model is measured at fewer places.
+    Two fifths of the seconds go to timings, two fifths to acceptance, about; a slow model is measured at fewer places.
+    In the rest the likeliest ways write texts in turn, and what they took is what is expected of them.
 
     Raises:
         ValueError: there is no prefix, or one leaves no room for a step in the model's context.
@@ -90,19 +101,46 @@ def predict(
     report = report or (lambda done, total: None)
     passes = pass_milliseconds(plain.model, prefixes[0])
     report(1, len(candidates) + 2)
-    costs = _step_costs(plain, candidates, prefixes, seconds / 2)
+    costs = _step_costs(plain, candidates, prefixes, 0.4 * seconds)
     report(2, len(candidates) + 2)
     plain_cost = costs[-1, 0, ""]
     found = [Prediction(DecodeOptions("autoregressive"), 1.0, plain_cost)]
     for place, candidate in enumerate(candidates):
         own = {(depth, rule): cost for (other, depth, rule), cost in costs.items() if other == place}
         rules = ("token", "block")
-        survival, num_exact = _survivals(candidate, rules, prefixes, seconds / 2 / len(candidates))
+        survival, num_exact = _survivals(candidate, rules, prefixes, 0.4 * seconds / len(candidates))
         choices = _predictions(candidate, own, survival, num_exact, plain_cost, passes)
         found.append(max(choices, key=lambda each: each.tokens_per_second))
         report(place + 3, len(candidates) + 2)
+    methods = [plain, *(each.planned(one.options) for each, one in zip(candidates, found[1:], strict=True))]
+    best = sorted(range(1, len(found)), key=lambda place: -found[place].tokens_per_second)[:FINALISTS]
+    if best:
+        finalists = [0, *best]
+        rates = _rates([methods[place] for place in finalists], prefixes, 0.2 * seconds)
+        for place, rate in zip(finalists, rates, strict=True):
+            found[place] = replace(found[place], milliseconds_per_step=1000 * found[place].tokens_per_step / rate)
     gain = {True: LEAST_GAIN, False: 1.0}  # by which plain decoding is preferred
-    return sorted(found, key=lambda each: -each.tokens_per_second * gain[each is found[0]]), passes
+    others = [each for place, each in enumerate(found) if place not in (0, *best)]
+    ranked = sorted(
+        (found[place] for place in (0, *best)), key=lambda each: -each.tokens_per_second * gain[each is found[0]]
+    )
+    return [*ranked, *sorted(others, key=lambda each: -each.tokens_per_second)], passes
+
+
+def _rates(methods: Sequence[Method], prefixes: Sequence[Sequence[int]], seconds: float) -> list[float]:
+    """Return the tokens per second of texts that the methods write in turn after the same prefixes."""
+    room = min(context_of(method) for method in methods) - max(map(len, prefixes))
+    times, tokens = np.zeros(len(methods)), np.zeros(len(methods))
+    began, number = time.perf_counter(), 0
+    while number < 2 or (number < len(prefixes) and time.perf_counter() - began < seconds):
+        for place, method in enumerate(methods):
+            started = time.perf_counter()
+            text = generate(method, prefixes[number % len(prefixes)], max(1, min(WRITTEN, room)), (), (), seed=number)
+            times[place] += time.perf_counter() - started
+            tokens[place] += len(text.tokens)
+        number += 1
+    rates: list[float] = (tokens / times).tolist()
+    return rates
 
 
 def _step_costs(

@@ -30,7 +30,7 @@ from ..decode_options import (
     option,
     options_taken,
 )
-from .console import Bar, check_unicode, encode_prompt
+from .console import Bar, Conversation, check_unicode, encode_prompt
 from .options import ModelOptions, SamplingOptions, check_file, group, json_option, read_names
 from .plan import find_plan, plan_option, read_plan
 
@@ -355,7 +355,6 @@ def _conversations(
     from ..generation import generate
     from ..hf.text_decoder import decoder_of
     from ..methods import Autoregressive
-    from .generate import Conversation
 
     plain, decode = Autoregressive(model, options.sampling.config), decoder_of(tokenizer)
     prompts, categories, length = [], [], options.size("max_new_tokens")

@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
+
+from ..decode_options import shown
 
 if TYPE_CHECKING:
     from pass_sampling.reference.ending import Ending
     from pass_sampling.reference.record import Record
 
-__all__ = ["LEGEND", "MARKS", "Bar", "SourceStream", "check_room", "check_unicode", "encode_prompt", "is_colourful"]
+__all__ = [
+    "LEGEND",
+    "MARKS",
+    "Bar",
+    "Conversation",
+    "SourceStream",
+    "check_room",
+    "check_unicode",
+    "encode_prompt",
+    "is_colourful",
+]
 
 COLOURS = {"exact": "", "accepted": "\033[32m", "correction": "\033[31m", "bonus": "\033[36m"}
 MARKS = {"exact": ("", ""), "accepted": ("[+", "+]"), "correction": ("[~", "~]"), "bonus": ("[*", "*]")}
@@ -201,3 +214,53 @@ def check_unicode(flag: str, text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{flag} is not UTF-8: found {text!a:.80}, expected text") from None
     return text
+
+
+class Conversation:
+    """The messages so far, in the chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: Any, folder: Path, system: str | None = None):
+        """Begin a conversation.
+
+        Raises:
+            ValueError: the tokenizer has no chat template.
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            raise ValueError(
+                f"--chat: found no chat template in the tokenizer of {shown(folder)}, expected that of a model that "
+                "was trained for conversations"
+            )
+        self._tokenizer = tokenizer
+        self._folder = folder
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._exchanges: list[list[dict[str, str]]] = []
+
+    def tokens(self, message: str, room: int | None = None) -> tuple[list[int], int]:
+        """Return the tokens of the conversation with one more message, and how many old exchanges are left out.
+
+        Raises:
+            ValueError: the message alone has no room, or the template does not take it.
+        """
+        for left_out in range(len(self._exchanges) + 1):
+            turns = [turn for exchange in self._exchanges[left_out:] for turn in exchange]
+            tokens = self._written([*self._system, *turns, {"role": "user", "content": message}])
+            if room is None or len(tokens) <= room:
+                break
+        check_room(len(tokens), room)
+        return tokens, left_out
+
+    def add(self, message: str, answer: str, left_out: int = 0) -> None:
+        """Keep an exchange, and forget the oldest ones."""
+        turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
+        self._exchanges = [*self._exchanges[left_out:], turns]
+
+    def _written(self, turns: list[dict[str, str]]) -> list[int]:
+        try:
+            found = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+        except Exception as error:  # templates raise errors of their own
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"--chat: found a conversation that the template of {shown(self._folder)} does not take ({reason}), "
+                "expected one that it does"
+            ) from None
+        return list(map(int, found["input_ids"]))

@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..decode_options import DecodeOptions, Unavailable, option, shown
-from .console import SourceStream, check_room, check_unicode, encode_prompt
+from ..decode_options import DecodeOptions, Unavailable, option
+from .console import Conversation, SourceStream, check_room, check_unicode, encode_prompt
 from .options import ModelOptions, SamplingOptions, json_option
 from .plan import find_plan, plan_option, read_plan
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..bench.plan import Plan
     from ..methods import Method
 
-__all__ = ["HELP", "Conversation", "Options", "prompts", "run"]
+__all__ = ["HELP", "Options", "prompts", "run"]
 
 HELP = "continue a text"
 QUIT = "/quit"
@@ -316,53 +316,3 @@ def _written(
     if result.end == "interrupted":
         print("stopped; Ctrl-C once more leaves", file=sys.stderr, flush=True)
     return result
-
-
-class Conversation:
-    """The messages so far, in the chat template of a tokenizer."""
-
-    def __init__(self, tokenizer: Any, folder: Path, system: str | None = None):
-        """Begin a conversation.
-
-        Raises:
-            ValueError: the tokenizer has no chat template.
-        """
-        if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(
-                f"--chat: found no chat template in the tokenizer of {shown(folder)}, expected that of a model that "
-                "was trained for conversations"
-            )
-        self._tokenizer = tokenizer
-        self._folder = folder
-        self._system = [] if system is None else [{"role": "system", "content": system}]
-        self._exchanges: list[list[dict[str, str]]] = []
-
-    def tokens(self, message: str, room: int | None = None) -> tuple[list[int], int]:
-        """Return the tokens of the conversation with one more message, and how many old exchanges are left out.
-
-        Raises:
-            ValueError: the message alone has no room, or the template does not take it.
-        """
-        for left_out in range(len(self._exchanges) + 1):
-            turns = [turn for exchange in self._exchanges[left_out:] for turn in exchange]
-            tokens = self._written([*self._system, *turns, {"role": "user", "content": message}])
-            if room is None or len(tokens) <= room:
-                break
-        check_room(len(tokens), room)
-        return tokens, left_out
-
-    def add(self, message: str, answer: str, left_out: int = 0) -> None:
-        """Keep an exchange, and forget the oldest ones."""
-        turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
-        self._exchanges = [*self._exchanges[left_out:], turns]
-
-    def _written(self, turns: list[dict[str, str]]) -> list[int]:
-        try:
-            found = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-        except Exception as error:  # templates raise errors of their own
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"--chat: found a conversation that the template of {shown(self._folder)} does not take ({reason}), "
-                "expected one that it does"
-            ) from None
-        return list(map(int, found["input_ids"]))

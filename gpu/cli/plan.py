@@ -32,7 +32,7 @@ from ..decode_options import (
     registered,
     text_of,
 )
-from .console import Bar, encode_prompt
+from .console import Bar, Conversation, encode_prompt
 from .options import ModelOptions, SamplingOptions, check_file, group, json_option, read_names
 
 if TYPE_CHECKING:
@@ -215,18 +215,24 @@ def _figures(prediction: Prediction, plain: float) -> dict[str, float]:
 
 
 def _places(target: ModelOptions, plain: Method) -> Sequence[Sequence[int]]:
-    """Return pieces of Python's standard library, which every machine has, each continued by the model itself.
+    """Return prompts that every machine has, each continued by the model itself.
 
-    Drafts are verified in text of the model's own. Texts that repeat themselves are left out: look-ups seem fast there.
+    They are pieces of Python's standard library or, for a model with a chat template, questions. Drafts are verified in
+    text of the model's own. Texts that repeat themselves are left out: look-ups seem fast there.
     """
     from ..bench.figures import MOST_REPEATED, repeated_ngrams
     from ..bench.prompts import pieces, read_library
+    from ..checkpoints.prompts import prompts
     from ..generation import generate_batch
     from ..training.tokens import load_tokenizer
 
     tokenizer, length = load_tokenizer(target.model), _prefix_length(plain.model)
     texts = list(read_library(read_names(HELD_OUT)).values()) or list(PROMPTS)
     begun = [encode_prompt(tokenizer, text)[: (length + 1) // 2] for text in pieces(texts, NUM_PREFIXES, length)]
+    if getattr(tokenizer, "chat_template", None):
+        questions = prompts(NUM_PREFIXES, 0)
+        talks = [Conversation(tokenizer, target.model).tokens(each["prompt"])[0] for each in questions]
+        begun = [talk for talk in talks if len(talk) <= length] or begun
     written = generate_batch(plain, begun, max(1, length // 2), eos_token_ids=(), stop_strings=())
     fresh = [each for each in written if repeated_ngrams(each.tokens, 4) <= MOST_REPEATED]
     return [[*each.prompt, *each.tokens] for each in fresh or written]

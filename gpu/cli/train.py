@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..decode_options import flag_of, option
-from .console import Bar, encode_prompt, forecast
+from .console import Bar, Conversation, encode_prompt, forecast
 from .options import (
     ModelOptions,
     SamplingOptions,
@@ -257,7 +257,6 @@ def _prompts(options: Options, room: int) -> list[list[int]]:
     """
     from ..bench.prompts import read_prompts
     from ..training.tokens import load_tokenizer
-    from .generate import Conversation
 
     assert options.prompts is not None
     folder = options.target.fetched().model

@@ -7,7 +7,8 @@ import io
 import pytest
 
 from console import Terminal, read_strictly, run
-from pass_sampling.gpu.cli.generate import Conversation, prompts
+from pass_sampling.gpu.cli.console import Conversation
+from pass_sampling.gpu.cli.generate import prompts
 from pass_sampling.gpu.cli.options import ModelOptions
 from pass_sampling.gpu.training.tokens import load_tokenizer
 

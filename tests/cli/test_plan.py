@@ -44,24 +44,30 @@ def test_the_share_of_steps_with_drafts_is_the_stationary_one(survival, groups):
     assert home.group_share(survival, (0, 1, 2, 3, 4)) == pytest.approx(1.0)
 
 
-@given(survival=survivals(3), cost=st.floats(0.01, 2.0), plain=st.floats(0.5, 2.0))
-def test_the_fastest_is_chosen_and_plain_decoding_if_nothing_pays(survival, cost, plain):
-    """From figures that are given instead of measured."""
+@given(survival=survivals(3), cost=st.floats(0.01, 2.0), plain=st.floats(0.5, 2.0), off=st.floats(0.5, 2.0))
+def test_the_fastest_is_chosen_and_plain_decoding_if_nothing_pays(survival, cost, plain, off):
+    """From figures that are given instead of measured; texts were written `off` times as fast as was expected."""
     milliseconds = {depth: 1.0 + cost * depth for depth in (1, 2, 3)}
     costs = {(0, depth, "token"): each for depth, each in milliseconds.items()}
     costs |= {(0, 3, "block"): milliseconds[3], (-1, 0, ""): plain}
-    candidate = home.Candidate(DecodeOptions("ngram"), SimpleNamespace(num_draft=3))
+    candidate, chosen = home.Candidate(DecodeOptions("ngram"), SimpleNamespace(num_draft=3)), []
+
+    def expected(depth):
+        return 1000 * (1 + survival[:depth].sum()) / milliseconds[depth]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(home, "pass_milliseconds", lambda *given: PASSES)
         patch.setattr(home, "_step_costs", lambda *given: costs)
         patch.setattr(home, "_survivals", lambda *given: ({"token": survival, "block": survival}, 0.0))
+        patch.setattr(home.Candidate, "planned", lambda candidate, options: chosen.append(options) or options)
+        patch.setattr(home, "_rates", lambda methods, *given: [1000 / plain, off * expected(methods[1].num_draft)])
         (best, *_), _ = home.predict(SimpleNamespace(model=None), [candidate], [[0]])
-    speeds = {depth: 1000 * (1 + survival[:depth].sum()) / ms for depth, ms in milliseconds.items()}
-    threshold = 1.02 * 1000 / plain
-    assume(max(speeds.values()) != pytest.approx(threshold, rel=1e-12))  # where rounding decides
-    pays = max(speeds.values()) >= threshold
+    speed, threshold = max(map(expected, milliseconds)), 1.02 * 1000 / plain
+    assert expected(chosen[0].num_draft) == pytest.approx(speed)
+    assume(off * speed != pytest.approx(threshold, rel=1e-12))  # where rounding decides
+    pays = off * speed >= threshold
     assert best.options.method == ("ngram" if pays else "autoregressive")
-    assert best.tokens_per_second == pytest.approx(max(speeds.values()) if pays else 1000 / plain)
+    assert best.tokens_per_second == pytest.approx(off * speed if pays else 1000 / plain)
 
 
 def test_many_vectors_take_no_longer_to_choose_from():
