@@ -1,4 +1,4 @@
-"""The checkpoint bundled, a small model of Python code; what drafts for it, and for SmolLM2, was trained for them.
+"""The checkpoint bundled, a small model of Python code, and what drafts for it, trained for it.
 
 README.md beside this file says what they were made from, under which licence, and how good they are.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-
-from ..checkpoint.cache_folder import cache_folder
 
 __all__ = ["DRAFT_MODEL", "FUSED", "HELD_OUT", "LOOKAHEAD", "MODEL", "NGRAM", "PROMPTS", "SMOLLM2", "drafts_for"]
 
@@ -34,9 +32,4 @@ def drafts_for(model: Path) -> dict[str, Path]:
     """Return what is bundled for a model to draft from, by option; and by method, where one has vectors of its own."""
     if os.path.realpath(model) == os.path.realpath(MODEL):
         return {"lookahead": LOOKAHEAD, "pass-one-call": FUSED, "draft_model": DRAFT_MODEL, "ngram": NGRAM}
-    if os.path.realpath(model) == os.path.realpath(cache_folder("models") / SMOLLM2):
-        return {
-            "lookahead": Path(__file__).with_name(f"{SMOLLM2}-lookahead"),
-            "pass-one-call": Path(__file__).with_name(f"{SMOLLM2}-head"),
-        }
     return {}

@@ -1,6 +1,7 @@
-"""Prompts whose answers by SmolLM2 its look-ahead parts learn from: of many kinds, put together from lists of words.
+"""Prompts for chat models, of many kinds, put together from lists of words: to plan with, and to learn answers to.
 
   python -m pass_sampling.gpu.checkpoints.prompts 4000 > prompts.jsonl
+  pass-sampling train --model smollm2-135m --self --prompts prompts.jsonl --chat --output HEAD ...
 
 Texts to summarise are passages of Python's own help. None is a prompt of Spec-Bench, on which decoding is measured.
 """

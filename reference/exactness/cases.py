@@ -181,7 +181,7 @@ class Configuration:
             last_row = type("LastRow", (refinements.Unrefined,), {"uses_lookahead": False})
             return {"lookahead": vectors, "refinement": last_row()}
         heads = import_module(f"{package.__name__}.lookahead.block_heads").BlockHeads
-        drawn = heads.random(model.hidden_size, 5, self.num_draft, seed=10)
+        drawn = heads.random(model.hidden_size, 5, max(1, self.num_draft), seed=10)
         return {"lookahead": replace(vectors, adapter=None, head=drawn), "refinement": None}
 
     def ending(self, package: Any) -> Any:

@@ -249,7 +249,7 @@ def test_each_candidate_comes_from_what_those_before_it_have_left(
     assert len(tokens) == (count if replacement else min(count, np.count_nonzero(rest)))
     assert replacement or len(set(tokens.tolist())) == len(tokens)
     for token, row, uniform in zip(tokens.tolist(), probs, uniforms, strict=False):
-        np.testing.assert_allclose(row, rest, rtol=1e-12, atol=DENORMAL)
+        np.testing.assert_allclose(row, rest, rtol=1e-12, atol=count * DENORMAL)  # rounded for each of them
         assert np.array_equal(row > 0, rest > 0)
         assert token == REFERENCE.draw(row, np.array([uniform]))[0]
         if replacement:

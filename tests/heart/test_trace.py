@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDING = {  # the only functions that ask whether there is a trace, by file
     "reference/uniforms.py": {"UniformRow.__init__", "UniformRow._record"},
     "gpu/uniforms.py": {"UniformRow.__init__", "UniformRow._record"},
+    "gpu/generation.py": {"_generate"},  # an engine keeps no distributions; its texts are the eager loop's
     "gpu/batch_record.py": {"Packed._choices"},  # reads a record for the host, after the step
 }
 PASSED_TO = {"UniformRow", "step", "generate", "_generate", "Record", "BatchRecord", "Packed", "replace"}
