@@ -93,9 +93,9 @@ def read_weights(
     stored = stored_tensors(root)
     shapes = {entry.name: entry.shape for entry in weight_table(config)}
     check_tensors(root, stored, shapes, config)
-    dtype = (
-        automatic_dtype(check_dtype(DTYPES[stored[EMBEDDING].dtype]), device, layouts=True) if dtype is None else dtype
-    )
+    if dtype is None:
+        kept = check_dtype(DTYPES[stored[EMBEDDING].dtype])
+        dtype = automatic_dtype(kept, device, weight_bytes(config, kept))
     check_memory(Memory(weights=weight_bytes(config, dtype)), device)
     weights = allocate(config, dtype, device)
     for entry in weight_table(config):

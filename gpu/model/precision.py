@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 WEIGHTS = ("stored", "int8")
+LARGE = 2**26  # bytes of weights that caches do not hold
 
 
 def check_dtype(dtype: Any) -> torch.dtype:
@@ -32,16 +33,16 @@ def is_int8(weights: str) -> bool:
     return weights == "int8"
 
 
-def automatic_dtype(stored: torch.dtype, device: torch.device, layouts: bool = False) -> torch.dtype:
+def automatic_dtype(stored: torch.dtype, device: torch.device, size: int = 0) -> torch.dtype:
     """Return the dtype to compute in where none is asked for: the stored one, if the device is fast in it.
 
     A CPU without units for bfloat16 takes three times as long for five rows as for one, and less in float32. But one
-    row takes half as long as in float32, since half as much is read. So where several rows have a layout of their own
-    (`layouts`, see `linear`), bfloat16 is chosen there, too.
+    row takes half as long as in float32, since half as much is read. So for weights of a `size` in bytes that no cache
+    holds, whose rows have layouts of their own (see `linear`), bfloat16 is chosen there, too.
     """
     if device.type == "cuda" or stored in (torch.float64, torch.float32):
         return stored
-    vectors = layouts and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    vectors = size >= LARGE and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return torch.bfloat16 if stored == torch.bfloat16 and (has_bfloat16_units() or vectors) else torch.float32
 
 

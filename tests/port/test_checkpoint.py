@@ -142,9 +142,7 @@ def test_every_stored_dtype_reads_as_every_requested_one(
     given = dtype or "float64"
     if dtype is None and package == "gpu":  # float32 in place of 16 bits that this CPU has no units for
         home = module(package, "model.precision")
-        given = str(
-            home.automatic_dtype(home.check_dtype(stored), weights.embedding.device, layouts=True)
-        ).removeprefix("torch.")
+        given = str(home.automatic_dtype(home.check_dtype(stored), weights.embedding.device)).removeprefix("torch.")
     assert str(weights.embedding.dtype).removeprefix("torch.") == given
     found = flat(package, weights)
     for name, array in flat("reference", Weights.random(config, 0)).items():

@@ -187,8 +187,10 @@ def test_a_cpu_with_layouts_for_several_rows_takes_bfloat16_without_units(stored
     for capability in ("AVX2", "AVX512", "DEFAULT"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         stays = stored in (torch.float64, torch.float32) or (stored == torch.bfloat16 and capability != "DEFAULT")
-        found = precision.automatic_dtype(stored, torch.device("cpu"), layouts=True)
+        found = precision.automatic_dtype(stored, torch.device("cpu"), precision.LARGE)
         assert found == (stored if stays else torch.float32)
+        small = precision.automatic_dtype(stored, torch.device("cpu"), precision.LARGE - 1)
+        assert small == (stored if stored in (torch.float64, torch.float32) else torch.float32)
 
 
 def test_a_layer_without_layouts_is_the_plain_product():
