@@ -219,10 +219,10 @@ class State:
             return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
         is_eos = tokens == self.eos if len(self.eos) == 1 else (tokens.unsqueeze(2) == self.eos).any(dim=2)
         if tokens.shape[1] == 1:
-            return count, (is_eos[:, 0] | (self.remaining <= 1)) & (count > 0)
-        order = torch.arange(tokens.shape[1], device=tokens.device)
-        is_end = is_eos | (order + 1 >= self.remaining.unsqueeze(1))
-        first = count_leading_true(~is_end)
+            first = (~(is_eos[:, 0] | (self.remaining <= 1))).long()
+        else:
+            order = torch.arange(tokens.shape[1], device=tokens.device)
+            first = count_leading_true(~(is_eos | (order + 1 >= self.remaining.unsqueeze(1))))
         return torch.minimum(count, first + 1), first < count
 
 

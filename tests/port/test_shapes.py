@@ -107,6 +107,7 @@ def exercise(package: str) -> None:
     uniforms.uniform_stream(1, 2, 3, 4)
     if package == "gpu":
         uniforms.uniform_stream(1, [2, 3], 3, 4)
+        sampling._sum_in_parts(tensor(package, [0.25, 0.75]))
         number, angles = tensor(package, np.ones(1)), tensor(package, np.ones((1, 1, 2, 3)))
         row = tensor(package, np.full((1, method.num_uniforms), 0.5))
         method.step(method.start([1, 2], ending(4)), row)[1].pack()

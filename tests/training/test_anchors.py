@@ -17,7 +17,6 @@ from pass_sampling.gpu import (
     Adapter,
     PaSS,
     PaSSOneCall,
-    SamplerHead,
     SamplingConfig,
     Transformer,
     generate,
@@ -147,7 +146,7 @@ def moved(parts: Parts, by: dict[str, torch.Tensor], far: float) -> Parts:
     return Parts(
         found["vectors"],
         Adapter.of(adapter) if adapter else None,
-        SamplerHead.of(head, parts.head.uses_lookahead) if parts.head else None,
+        type(parts.head).of(head, parts.head.uses_lookahead) if parts.head else None,
     )
 
 
