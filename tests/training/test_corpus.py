@@ -195,7 +195,7 @@ def test_the_tokenizer_gives_every_text_back_byte_for_byte(text: str) -> None:
     assert TOKENIZER.decode(tokens.tolist()) == text
 
 
-@given(texts=st.lists(st.text(st.characters(exclude_characters="<")), max_size=4))
+@given(texts=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="<")), max_size=4))
 def test_every_text_ends_with_the_end_of_text_and_holds_it_nowhere_else(texts: list[str]) -> None:
     end = TOKENIZER.eos_token_id
     assert TOKENIZER.decode([end]) == END_OF_TEXT
