@@ -10,7 +10,7 @@ from typing import Any
 from pass_sampling.reference.config import SamplingConfig
 
 from .checkpoint.load import load_model
-from .checkpoints import drafts_for
+from .checkpoints import DRAFT_MODEL, FUSED, LOOKAHEAD, NGRAM
 from .decode_options import (
     FOLDERS,
     NUM_DRAFT,
@@ -18,6 +18,7 @@ from .decode_options import (
     DecodeOptions,
     Unavailable,
     flag_of,
+    is_bundled,
     options_taken,
     registered,
     shown,
@@ -32,6 +33,10 @@ from .model.transformer import Transformer
 from .training.tokens import load_tokenizer, vocabulary_digest
 
 __all__ = ["described", "folders_of", "make_method"]
+
+
+BUNDLED = {"pass": LOOKAHEAD, "pass-one-call": FUSED, "draft_model": DRAFT_MODEL, "ngram": NGRAM}
+"""What is bundled to draft from, by option; look-ahead folders by the method that draws on them."""
 
 
 def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingConfig, folder: Path) -> Method:
@@ -85,11 +90,9 @@ def folders_of(options: DecodeOptions, model: Path) -> dict[str, Path]:
 
 def _folder(name: str, options: DecodeOptions, model: Path) -> Path:
     folder: Path | None = getattr(options, name)
-    if folder is None:
-        bundled = drafts_for(model)
-        own = str(options.method) if name == "lookahead" else name
-        folder = bundled.get(own, None if own == "blockwise" else bundled.get(name))
-        folder = folder if folder is not None and folder.is_dir() else None
+    if folder is None and is_bundled(model):
+        bundled = BUNDLED.get(str(options.method) if name == "lookahead" else name)
+        folder = bundled if bundled is not None and bundled.is_dir() else None
     if folder is None:
         train = f"pass-sampling train --model {shown(model)} --self --output FOLDER"
         makes = f" ({train} makes them)" if name == "lookahead" else ""

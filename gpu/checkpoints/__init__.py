@@ -1,14 +1,13 @@
-"""The checkpoint bundled, a small model of Python code, and what drafts for it, trained for it.
+"""The checkpoint bundled: a small model of Python code, and what drafts for it, trained for it.
 
 README.md beside this file says what they were made from, under which licence, and how good they are.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-__all__ = ["DRAFT_MODEL", "FUSED", "HELD_OUT", "LOOKAHEAD", "MODEL", "NGRAM", "PROMPTS", "SMOLLM2", "drafts_for"]
+__all__ = ["DRAFT_MODEL", "FUSED", "HELD_OUT", "LOOKAHEAD", "MODEL", "NGRAM", "PROMPTS"]
 
 MODEL = Path(__file__).with_name("python-8m")
 LOOKAHEAD = Path(__file__).with_name("python-8m-lookahead")
@@ -24,12 +23,3 @@ PROMPTS = (
     "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:",
 )
 """Beginnings of texts for the bundled model."""
-SMOLLM2 = "smollm2-135m"
-"""The model that `pass-sampling fetch` gets."""
-
-
-def drafts_for(model: Path) -> dict[str, Path]:
-    """Return what is bundled for a model to draft from, by option; and by method, where one has vectors of its own."""
-    if os.path.realpath(model) == os.path.realpath(MODEL):
-        return {"lookahead": LOOKAHEAD, "pass-one-call": FUSED, "draft_model": DRAFT_MODEL, "ngram": NGRAM}
-    return {}

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import PROMPTS, SMOLLM2, drafts_for
+from ..checkpoints import PROMPTS
 from ..decode_options import DecodeOptions, Unavailable, is_bundled, option
 from .console import DIM, RESET, SourceStream, check_unicode, encode_prompt, is_colourful, legend
 from .options import ModelOptions, SamplingOptions, group, json_option
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 HELP = "watch the bundled model write Python, drafted and verified by itself"
 PLAIN = "plain decoding"
-REAL, QUESTION = SMOLLM2, "Explain in three sentences why the sky is blue."
+REAL, QUESTION = "smollm2-135m", "Explain in three sentences why the sky is blue."
 DRAFTING = {"PaSS": "pass", "PaSS, one call": "pass-one-call"}  # as published, and ours
 
 
@@ -119,7 +119,7 @@ def _methods(options: Options, model: Transformer, folder: Path) -> dict[str, Me
         try:
             methods[name] = make_method(DecodeOptions(method, given), model, sampling, folder)
         except Unavailable:
-            if method != "pass" or (given is None and not drafts_for(folder)):
+            if method != "pass" or (given is None and not is_bundled(folder)):
                 raise
     return methods
 

@@ -26,8 +26,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import drafts_for
-from ..decode_options import option, place
+from ..checkpoints import LOOKAHEAD
+from ..decode_options import is_bundled, option, place
 from .options import ModelOptions, SamplingOptions, json_option
 
 HELP = "prove by execution that the samplers are exact, or check a checkpoint"
@@ -163,9 +163,9 @@ def _check_model(options: Options, target: ModelOptions) -> None:
     from ..training.text import own_text
 
     sampling, seed, model = options.sampling.config, options.sampling.seed, target.load()
-    folder = options.lookahead or drafts_for(target.model).get("lookahead")
+    folder = options.lookahead or (LOOKAHEAD if is_bundled(target.model) else None)
     lookahead = LookAhead.random(4, model.hidden_size, seed, model.device)
-    if folder is not None and (options.lookahead or folder.is_dir()):
+    if folder is not None:
         lookahead = LookAhead.load(folder, model.device)
     length = min(128, model.max_position_embeddings)
     rows_of_a_text = length - length % (lookahead.num_lookahead + 1)  # passes over as many rows as a verification

@@ -82,6 +82,7 @@ class Engine:
         self._rows = [None] * len(self._rows)
         del self._state
 
+    @torch.inference_mode()
     def clear(self) -> None:
         """Give up all requests: after an error or an interruption, the next run begins with empty rows."""
         self._late.clear()

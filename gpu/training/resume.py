@@ -166,10 +166,6 @@ class KeptStates:
                 self._windows[numbers[i]]["known"] = 1
         return torch.from_numpy(self._windows["states"][list(numbers)]).view(self.dtype)
 
-    def remove(self) -> None:
-        """Delete the file."""
-        self.file.unlink(missing_ok=True)
-
 
 def step_all(optimizers: Iterable[torch.optim.Optimizer], part: float) -> None:
     """Take a step of each optimizer, at a part of its learning rate, and clear the gradients."""

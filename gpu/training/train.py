@@ -316,7 +316,7 @@ def train(
     lookahead.save_pretrained(path)
     progress.finish()
     if states is not None:
-        states.remove()
+        states.file.unlink()
     return lookahead
 
 

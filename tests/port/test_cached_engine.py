@@ -108,6 +108,16 @@ def test_an_interrupted_text_leaves_its_engine_usable(engines: None) -> None:
             same_records(mine, yours)
 
 
+def test_an_engine_of_ones_own_is_cleared_after_a_run_that_was_left() -> None:
+    method = method_of("fused")
+    engine = port.Engine(method, port.Ending(9), 2, 4, seed=0)
+    requests = [port.Request(number, prompt) for number, prompt in enumerate(PROMPTS)]
+    next(engine.run(requests))
+    engine.clear()
+    for number, text in engine.run(requests[:1]):
+        same_records(text, port.generate(method, PROMPTS[number], 9, (), ()))
+
+
 def test_engines_die_with_their_method_or_when_they_are_closed(engines: None) -> None:
     method = method_of("fused")
     port.generate_batch(method, PROMPTS, 9, (2,), ())

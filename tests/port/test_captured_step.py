@@ -49,7 +49,7 @@ def test_a_step_in_free_shapes_asks(kind: str) -> None:
         asking_nothing(step)
 
 
-LIMITS = {"plain": 92, "fused": 269, "lookahead": 301}
+LIMITS = {"plain": 92, "fused": 263, "lookahead": 301}
 """Operations of a step in float64 outside its layers, with two look-ahead vectors, at most; `-rP` prints them."""
 
 
