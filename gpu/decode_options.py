@@ -45,9 +45,15 @@ __all__ = [
 
 RENAMED = {"lookahead": "pass", "lookahead-fused": "pass-one-call"}
 NUM_DRAFT = 4
+LATTICE = 16
 SCHEDULES = ("fixed", "heuristic", "entropy")
-REFINEMENTS = ("none", "ngram", "head")
-SOURCES = {"lookahead": "look-ahead vectors", "draft_model": "draft model", "ngram": "n-gram model"}
+REFINEMENTS = ("none", "ngram", "head", "neural")
+SOURCES = {
+    "lookahead": "look-ahead vectors",
+    "draft_model": "draft model",
+    "ngram": "n-gram model",
+    "rescorer": "sampler head",
+}
 """The options that name what drafts come from."""
 FOLDERS = {"draft-model": "draft_model", "ngram": "ngram"}  # drafters that are read from a folder, and its option
 FIELDS = {  # the fields of methods that an option sets
@@ -57,6 +63,9 @@ FIELDS = {  # the fields of methods that an option sets
     "verify": {"rule"},
     "schedule": {"schedule"},
     "refine": {"refinement"},
+    "rescorer": {"refinement"},
+    "lattice": {"refinement"},
+    "paths": {"num_paths"},
     "groups": {"groups"},
     "lenience": {"lenience"},
 }
@@ -148,10 +157,21 @@ class DecodeOptions:
         choices=SCHEDULES,
     )
     refine: str | None = option(
-        help="what makes a draft from look-ahead rows depend on the drafts before it: nothing, an n-gram model, or "
-        "the trained head; default: the head, if there is one",
+        help="what makes a draft from look-ahead rows, or of block heads, depend on the drafts before it: nothing, an "
+        "n-gram model, the head trained with the vectors, or (neural) that of --rescorer; default: the head, if there "
+        "is one",
         choices=REFINEMENTS,
     )
+    rescorer: Path | None = option(
+        help="what `train --head-alone` made, for --refine neural; default: the bundled one",
+        metavar="FOLDER",
+        type=place,
+    )
+    lattice: int | None = option(
+        help=f"refine among the N likeliest tokens of each draft; default: {LATTICE} for block heads, else all",
+        metavar="N",
+    )
+    paths: int | None = option(help="paths that are verified side by side; default: 4", metavar="P")
     groups: tuple[int, ...] | None = option(
         help="numbers of accepted drafts after which the pass has look-ahead rows; default: after any number",
         metavar="A,B,...",
@@ -175,8 +195,9 @@ class DecodeOptions:
         for name, values in allowed.items():
             if (found := getattr(self, name)) is not None and found not in values:
                 raise ValueError(f"{name}: found {found!r:.80}, expected one of {', '.join(values)}")
-        if self.num_draft is not None:
-            check_integer("num_draft", self.num_draft, 1, 2**16)
+        for name in ("num_draft", "lattice", "paths"):
+            if (number := getattr(self, name)) is not None:
+                check_integer(name, number, 1, 2**16)
         for number in self.groups or ():
             check_integer("groups", number, 0, 2**16)
         if self.candidates is not None:
@@ -216,6 +237,8 @@ class DecodeOptions:
 
     def _wanted(self, folder: Path) -> str:
         """Return the method that the other options ask for; without any, PaSS with the bundled vectors."""
+        if self.paths is not None or self.rescorer is not None:
+            return "blockwise" if self.paths is None else "blockwise-paths"
         if self.refine is not None:
             return "pass-one-call"
         named = {"lookahead": "pass", "draft_model": "draft-model", "ngram": "ngram"}

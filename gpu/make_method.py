@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from pass_sampling.reference.config import SamplingConfig
@@ -13,6 +14,7 @@ from .checkpoint.load import load_model
 from .checkpoints import DRAFT_MODEL, FUSED, LOOKAHEAD, NGRAM
 from .decode_options import (
     FOLDERS,
+    LATTICE,
     NUM_DRAFT,
     SOURCES,
     DecodeOptions,
@@ -26,7 +28,8 @@ from .decode_options import (
 )
 from .drafters import DRAFTERS, ModelDrafter, NgramModel
 from .drafters.schedule import SCHEDULES, Schedule
-from .lookahead.refinement import NgramRefinement, Refinement, refinement_of
+from .lookahead.refinement import Refinement, refinement_of
+from .lookahead.rescoring import HEAD_WEIGHT, NGRAM_WEIGHT, NgramScores, Rescored
 from .lookahead.vectors import LookAhead
 from .methods import METHODS, Method, rules_of
 from .model.transformer import Transformer
@@ -67,6 +70,8 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
         found |= _lookahead(options, model, folder, settings)
     if "num_draft" in settings:
         found["num_draft"] = options.num_draft or NUM_DRAFT
+    if options.paths is not None and "num_paths" in settings:
+        found["num_paths"] = options.paths
     if "schedule" in settings:
         found["schedule"] = SCHEDULES[options.schedule or "fixed"]()
     found |= {each: options.given[each] for each in ("groups", "lenience") if each in settings & options.given.keys()}
@@ -84,7 +89,7 @@ def folders_of(options: DecodeOptions, model: Path) -> dict[str, Path]:
     """
     assert options.method is not None
     needed = {FOLDERS.get(options.method)} | ({"lookahead"} & options_taken(options.method))
-    needed |= {"ngram"} if options.refine == "ngram" else set()
+    needed |= {name for name, refine in {"ngram": "ngram", "rescorer": "neural"}.items() if options.refine == refine}
     return {name: _folder(name, options, model) for name in SOURCES if name in needed}
 
 
@@ -104,7 +109,7 @@ def _lookahead(options: DecodeOptions, model: Transformer, folder: Path, setting
     """Return the vectors, and what a method makes of what was trained with them."""
     vectors = LookAhead.load(_folder("lookahead", options, folder), model.device)
     found: dict[str, Any] = {"lookahead": vectors}
-    if options.method == "blockwise" and getattr(vectors.head, "kind", "") != "block":
+    if _is_blockwise(options) and getattr(vectors.head, "kind", "") != "block":
         raise Unavailable("found vectors without block heads, expected a folder that `train --block-heads` made")
     if "refinement" in settings:
         found["refinement"] = _refinement(options, vectors, model, folder)
@@ -120,14 +125,33 @@ def _lookahead(options: DecodeOptions, model: Transformer, folder: Path, setting
     return found
 
 
-def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, folder: Path) -> Refinement | None:
-    """Return the refinement that is asked for, or None for the one that was trained with the vectors."""
-    refine = options.refine
-    if refine == "head" and vectors.head is None:
+def _is_blockwise(options: DecodeOptions) -> bool:
+    return str(options.method).startswith("blockwise")
+
+
+def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, folder: Path) -> Refinement:
+    """Return the refinement that is asked for; by default the one that was trained with the vectors."""
+    refine, width, blockwise = options.refine, options.lattice, _is_blockwise(options)
+    if refine == "head" and (vectors.head is None or blockwise):
         raise ValueError("--refine: found head, and vectors without one, expected none, ngram or another --lookahead")
+    parts = vectors if blockwise or refine in (None, "head") else replace(vectors, head=None)
+    drafts = refinement_of(parts, model.dtype, model.device)
+    rescored = refine in ("ngram", "neural")
+    if width is None and blockwise and (rescored or options.method == "blockwise-paths"):
+        width = min(LATTICE, model.vocab_size)
     if refine == "ngram":
-        return NgramRefinement(_ngram(options, model, folder))
-    return refinement_of(replace(vectors, head=None), model.dtype, model.device) if refine == "none" else None
+        return Rescored(drafts, NgramScores(_ngram(options, model, folder)), NGRAM_WEIGHT, width)
+    if refine == "neural":
+        return Rescored(drafts, _rescorer(options, model, folder), HEAD_WEIGHT, width)
+    return drafts if width is None else Rescored(drafts, None, 0.0, width)
+
+
+def _rescorer(options: DecodeOptions, model: Transformer, folder: Path) -> Refinement:
+    trained = LookAhead.load(_folder("rescorer", options, folder), model.device)
+    trained.check(model)
+    if trained.head is None or trained.head.kind != "head":
+        raise ValueError("--rescorer: found a folder without a sampler head, expected what train --head-alone made")
+    return refinement_of(trained, model.dtype, model.device)
 
 
 def _drafter(options: DecodeOptions, model: Transformer, folder: Path) -> Any:
@@ -169,8 +193,13 @@ def described(method: Method) -> Mapping[str, Any]:
         refinement, lookahead = settings["refinement"], settings["lookahead"]
         found["parts"] = [part for part in ("adapter", "head") if getattr(lookahead, part) is not None]
         found["refine"] = type(refinement).__name__.removesuffix("Refinement").lower()
+        if isinstance(refinement, Rescored):
+            found["refine"] = {NgramScores: "ngram", NoneType: "none"}.get(type(refinement.rescorer), "neural")
+            found["lattice"], refinement = refinement.width, refinement.drafts
         if refinement.draft_vocab is not None:
             found["draft_vocab_size"] = len(refinement.draft_vocab)
+    if "num_paths" in settings:
+        found["paths"] = settings["num_paths"]
     if "num_candidates" in settings:
         found["candidates"] = written_candidates(settings["num_candidates"])
     if "rule" in settings:

@@ -9,14 +9,12 @@ vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.lookahead.refinement import HeadSettings, NgramSettings
+from pass_sampling.reference.lookahead.refinement import HeadSettings
 
-from ..drafters.ngram import NgramModel
 from ..model.language_model import LanguageModel
 from .block_heads import BlockHeads
 from .head import SamplerHead
@@ -36,6 +34,7 @@ class Refinement:
     """
 
     draft_vocab: Tensor | None = None  # [N], in the order of their ids; None: all tokens
+    are_scores: bool = False  # whether logits are scores to add to others; if not, their log-probabilities are
 
     @property
     def reads_drafts(self) -> bool:
@@ -53,6 +52,11 @@ class Refinement:
     def uses_lookahead(self) -> bool:
         """Whether it needs look-ahead rows; if not, it takes the last text row's hidden state in place of each."""
         return True
+
+    @property
+    def num_memories(self) -> int:
+        """The length of the memory."""
+        return 0
 
     def check(self, model: LanguageModel) -> None:
         """Raise ValueError unless it fits a model."""
@@ -126,36 +130,6 @@ class HeadRefinement(HeadSettings, Refinement):
         last = tokens.gather(1, lengths.unsqueeze(1) - 1)
         refined, state = self.head.step(hidden, model.embed(last)[:, 0], memory[0])
         return self.projected(model, refined), (state,)
-
-
-@dataclass(frozen=True, eq=False)
-class NgramRefinement(NgramSettings, Refinement):
-    """Refine by an n-gram model, free of training.
-
-    log draft(x | before) = log lookahead(x) + weight (log ngram(x | before) - log unigram(x)), up to a constant
-
-    Source: Kim et al. 2024 (arXiv 2404.09221), for drafts rescored by an n-gram model; the distribution over all tokens
-    is ours.
-    """
-
-    ngram: NgramModel
-    reads_drafts = True
-
-    def logits(
-        self,
-        model: LanguageModel,
-        hidden: Tensor,  # [B, D']
-        tokens: Tensor,  # [B, S]
-        memory: Memory,
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Memory]:  # [B, V]
-        """Rescore the row's logits."""
-        gained = self.ngram.logits(tokens, None, lengths, 1) - self._log_unigram
-        return model.logits(hidden) + self.weight * gained, ()
-
-    @cached_property
-    def _log_unigram(self) -> Tensor:  # [V]
-        return self.ngram.unigram.double().log()
 
 
 def draft_logits(

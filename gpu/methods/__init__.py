@@ -11,7 +11,7 @@ from ..model.language_model import LanguageModel
 from . import tree_rules
 from .autoregressive import Autoregressive
 from .base import Method
-from .blockwise import Blockwise
+from .blockwise import Blockwise, BlockwisePaths
 from .pass_one_call import PaSSOneCall
 from .pass_two_call import PaSS
 from .speculative import SpeculativeSampling
@@ -21,6 +21,7 @@ __all__ = [
     "METHODS",
     "Autoregressive",
     "Blockwise",
+    "BlockwisePaths",
     "LanguageModel",
     "Method",
     "PaSS",
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "pass-one-call": PaSSOneCall,
     "pass-one-call-tree": PaSSOneCallTree,
     "blockwise": Blockwise,
+    "blockwise-paths": BlockwisePaths,
     "speculative": SpeculativeSampling,  # with any drafter
     "speculative-tree": SpeculativeTree,
 }
@@ -47,4 +49,5 @@ def rules_of(name: str) -> tuple[str, ...]:
     settings = {each.name for each in fields(METHODS[name])}  # type: ignore[arg-type]  # every method is a dataclass
     if "rule" not in settings:
         return ()
-    return tuple(tree_rules.RULES if "num_candidates" in settings else verify.RULES)
+    rules = tree_rules.RULES if "num_candidates" in settings else verify.RULES
+    return tuple(getattr(METHODS[name], "rules", rules))

@@ -30,7 +30,18 @@ from .base import Method
 from .records import add_verification, with_final
 from .tree_rules import RULES, draw_candidates
 
-__all__ = ["DraftTree", "NumCandidates", "TreeDrafts", "TreeShape", "Walk", "draw_tree", "rows_of_pass", "walk_tree"]
+__all__ = [
+    "DraftTree",
+    "NumCandidates",
+    "TreeDrafts",
+    "TreeShape",
+    "Walk",
+    "draw_tree",
+    "ends_text",
+    "rows_of_pass",
+    "tree_record",
+    "walk_tree",
+]
 
 
 @dataclass(frozen=True)
@@ -159,13 +170,13 @@ def draw_tree(
             here = slice(start, start + sum(counts))
             found = draw_candidates(logits, sampling, counts, draws, start - 1, replacement, asked)
             tokens[:, here], probs[:, here], used[:, here] = found
-            ends[:, here] = _ends(state, paths, counts, found[0], found[2])
+            ends[:, here] = ends_text(state, paths, counts, found[0], found[2])
     tree = tree.cut(num_levels)
     size = tree.num_drafts + 1
     return TreeDrafts(tree, used[:, :size], tokens[:, :size], probs[:, :size]), num_asked
 
 
-def _ends(
+def ends_text(
     state: State,
     paths: Tokens,  # [B, R, ...]
     counts: Sequence[int],

@@ -37,11 +37,18 @@ def methods_of(package: Any) -> list[tuple[str, str | None]]:
     """Return the pairs of a method and a rule that a package has registered; see `Configuration.method`.
 
     Speculative sampling is there with every drafter, under the drafter's name; with a tree it is there with one.
+    Blockwise decoding is there as it is, and with its drafts rescored by n-grams or by a sampler head.
     """
     methods, drafters = _registries(package)
     found: list[tuple[str, str | None]] = []
     for name in methods.METHODS:
-        names = {"speculative": [*drafters], "speculative-tree": ["draft-model-tree"]}.get(name, [name])
+        rescored = [name, f"{name}+ngram", f"{name}+head"]
+        names = {
+            "speculative": [*drafters],
+            "speculative-tree": ["draft-model-tree"],
+            "blockwise": rescored,
+            "blockwise-paths": rescored,
+        }.get(name, [name])
         found += [(each, rule) for each in names for rule in methods.rules_of(name) or (None,)]
     return found
 
@@ -133,6 +140,7 @@ class Configuration:
             ValueError: there is no method of that name.
         """
         methods, drafters = _registries(package)
+        name, _, rescorer = name.partition("+")
         drafter = name.removesuffix("-tree")
         kind = methods.METHODS.get(name.replace(drafter, "speculative") if drafter in drafters else name)
         if kind is None:
@@ -144,6 +152,7 @@ class Configuration:
             "rule": rule,
             "num_candidates": self.num_candidates,
             "num_draft": self.num_draft,
+            "num_paths": 2,
         }
         taken = {each.name for each in fields(kind)}
         if "drafter" in taken:
@@ -152,8 +161,8 @@ class Configuration:
             vectors = self._lookahead(package, model)
             settings["lookahead"] = vectors if "refinement" in taken else replace(vectors, adapter=None, head=None)
             settings["refinement"] = self._refinement(package)
-            if issubclass(kind, methods.Blockwise):
-                settings |= self._block(package, model, vectors)
+            if name.startswith("blockwise"):
+                settings |= self._block(package, model, vectors, rescorer)
         if "schedule" in taken:
             schedules = import_module(f"{package.__name__}.drafters.schedule").SCHEDULES
             settings["schedule"] = schedules[self.schedule[0]](**self.schedule[1])
@@ -167,22 +176,36 @@ class Configuration:
             return package.ModelDrafter(self._model(package, self.seed + 50, 0))
         return bigrams(package, vocab_size) if name == "ngram" else _registries(package)[1][name](vocab_size)
 
+    def suited(self, method: str) -> Configuration:
+        """Return the configuration for a method: a head that rescores reads the hidden states of a transformer."""
+        if self.shape is not None or not method.endswith("+head"):
+            return self
+        return replace(self, name=f"{self.name}, as a transformer", shape=TINY | {"vocab_size": self.vocab_size})
+
     def _refinement(self, package: Any) -> Any:
         """Return what refines drafts from look-ahead rows, or None for what belongs to them."""
         if self.refine != "ngram":
             return None
         ngram = bigrams(package, self.vocab_size)
-        return import_module(f"{package.__name__}.lookahead.refinement").NgramRefinement(ngram)
+        return import_module(f"{package.__name__}.lookahead.rescoring").ngram_refinement(ngram)
 
-    def _block(self, package: Any, model: Any, vectors: Any) -> dict[str, Any]:
+    def _block(self, package: Any, model: Any, vectors: Any, rescorer: str) -> dict[str, Any]:
         """Return what blockwise decoding drafts from: untrained heads, or in a table its last row as it is."""
+        rooms = (f"{package.__name__}.lookahead.{room}" for room in ("refinement", "rescoring", "block_heads"))
+        refinement, rescoring, block_heads = map(import_module, rooms)
         if self.shape is None:
-            refinements = import_module(f"{package.__name__}.lookahead.refinement")
-            last_row = type("LastRow", (refinements.Unrefined,), {"uses_lookahead": False})
-            return {"lookahead": vectors, "refinement": last_row()}
-        heads = import_module(f"{package.__name__}.lookahead.block_heads").BlockHeads
-        drawn = heads.random(model.hidden_size, 5, max(1, self.num_draft), seed=10)
-        return {"lookahead": replace(vectors, adapter=None, head=drawn), "refinement": None}
+            drafts = head = type("LastRow", (refinement.Unrefined,), {"uses_lookahead": False})()
+        else:
+            dtype, size = vectors.inputs(model).dtype, model.hidden_size
+            drawn = block_heads.BlockHeads.random(size, 5, max(1, self.num_draft), seed=10)
+            alone = replace(package.SamplerHead.random(size, 5, seed=9), uses_lookahead=False)
+            drafts, head = (refinement.HeadRefinement(each.to(dtype)) for each in (drawn, alone))
+        if rescorer == "ngram":
+            scores = rescoring.NgramScores(bigrams(package, model.vocab_size))
+            drafts = rescoring.Rescored(drafts, scores, width=min(4, model.vocab_size))
+        elif rescorer == "head":
+            drafts = rescoring.Rescored(drafts, head, 0.5, 3)
+        return {"lookahead": vectors, "refinement": drafts}
 
     def ending(self, package: Any) -> Any:
         """Return where texts end; stop strings are looked for in a text that is decoded token by token."""

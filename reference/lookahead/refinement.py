@@ -7,16 +7,13 @@ Glossary of shapes: L look-ahead rows, D' hidden state, V vocabulary, N tokens o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..drafters.ngram import NgramModel
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from .block_heads import BlockHeads
@@ -37,6 +34,7 @@ class Refinement:
     """
 
     draft_vocab: Any | None = None  # [N], in the order of their ids; None: all tokens
+    are_scores: bool = False  # whether logits are scores to add to others; if not, their log-probabilities are
 
     @property
     def reads_drafts(self) -> bool:
@@ -47,6 +45,11 @@ class Refinement:
     def uses_lookahead(self) -> bool:
         """Whether it needs look-ahead rows; if not, it takes the last text row's hidden state in place of each."""
         return True
+
+    @property
+    def num_memories(self) -> int:
+        """The length of the memory."""
+        return 0
 
     def check(self, model: LanguageModel) -> None:
         """Raise ValueError unless it fits a model."""
@@ -106,6 +109,11 @@ class HeadSettings:
         """Whether the head was trained with look-ahead rows."""
         return bool(self.head.uses_lookahead)
 
+    @property
+    def num_memories(self) -> int:
+        """One: the head's state."""
+        return 1
+
     def check(self, model: Any) -> None:
         """Raise ValueError if a model's hidden states have another width."""
         found, config = self.head.hidden_size, getattr(model, "config", None)
@@ -137,53 +145,6 @@ class HeadRefinement(HeadSettings, Refinement):
         """Refine the row's hidden state by the last token and the head's state."""
         refined, state = self.head.step(hidden, model.embed(tokens[-1:])[0], memory[0])
         return self.projected(model, refined), (state,)
-
-
-@dataclass(frozen=True, eq=False)
-class NgramSettings:
-    """The settings of `NgramRefinement`, of either package."""
-
-    ngram: Any
-    weight: float = 0.85  # tuned on held-out text, see docs/beyond.md
-
-    def __post_init__(self) -> None:
-        """Check the weight."""
-        if not (isinstance(self.weight, int | float) and math.isfinite(self.weight)):
-            raise ValueError(f"weight: found {self.weight!r:.80}, expected a finite number")
-
-    def check(self, model: Any) -> None:
-        """Raise ValueError unless the n-grams are of the model's vocabulary."""
-        self.ngram.check(model)
-
-
-@dataclass(frozen=True, eq=False)
-class NgramRefinement(NgramSettings, Refinement):
-    """Refine by an n-gram model, free of training.
-
-    log draft(x | before) = log lookahead(x) + weight (log ngram(x | before) - log unigram(x)), up to a constant
-
-    Source: Kim et al. 2024 (arXiv 2404.09221), for drafts rescored by an n-gram model; the distribution over all tokens
-    is ours.
-    """
-
-    ngram: NgramModel
-    reads_drafts = True
-
-    def logits(
-        self,
-        model: LanguageModel,
-        hidden: Array,  # [D']
-        tokens: Sequence[int],
-        memory: Memory,
-    ) -> tuple[Array, Memory]:  # [V]
-        """Rescore the row's logits."""
-        gained = self.ngram.logits(tokens, None) - self._log_unigram
-        return model.logits(hidden) + self.weight * gained, ()
-
-    @cached_property
-    def _log_unigram(self) -> Array:  # [V]
-        unigram: Array = np.log(self.ngram.unigram.astype(np.float64))
-        return unigram
 
 
 def refinement_of(lookahead: LookAhead, dtype: npt.DTypeLike) -> Refinement:

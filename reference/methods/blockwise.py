@@ -13,16 +13,37 @@ text has the model's distribution.
 The paper also trains the model together with its heads, and accepts drafts that are merely near the likeliest token.
 Here the model is frozen, and every rule is exact.
 
-Source: Stern et al. 2018 (arXiv 1811.03115), Sec. 3 and 4 (predict, verify and accept, merged into one pass).
+A block may be rescored (`lookahead.rescoring`): draft by draft, or as a whole by `BlockwisePaths`, which verifies the
+best few paths through the block's lattice side by side.
+
+Source: Stern et al. 2018 (arXiv 1811.03115), Sec. 3 and 4 (predict, verify and accept, merged into one pass); Kim et
+al. 2024 (arXiv 2404.09221), for rescored blocks.
+
+Glossary of shapes: N drafts of a tree, V vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from .pass_one_call import PaSSOneCall
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Blockwise"]
+from ..config import check_integer
+from ..lookahead.refinement import Memory
+from ..lookahead.rescoring import log_probs
+from ..model.layers import Array
+from ..record import Record
+from ..uniforms import NamedUniforms, UniformRow
+from .base import State, drafting_record
+from .pass_one_call import OneCall, PaSSOneCall
+from .tree_shape import DraftTree, TreeDrafts, Walk, tree_record
+
+__all__ = ["STEP", "Blockwise", "BlockwisePaths", "check_block", "check_paths"]
+
+STEP = 2.0**-24  # scores are multiples of it, so that sums are exact, and equal where they should be
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +54,133 @@ class Blockwise(PaSSOneCall):
         """Check the settings; see `OneCall`.
 
         Raises:
-            ValueError: what refines the drafts needs look-ahead rows, or reads the drafts before.
+            ValueError: the drafts need look-ahead rows, or read the drafts before without being rescored.
         """
         super().__post_init__()
-        if self.refinement.uses_lookahead or self.refinement.reads_drafts:
-            raise ValueError("lookahead: found parts that are no block heads, expected some for blockwise decoding")
+        check_block(self.refinement)
+
+
+def check_block(refinement: Any) -> None:
+    """Raise ValueError unless what drafts is a block of heads, rescored or not."""
+    drafts = getattr(refinement, "drafts", refinement)
+    if drafts.uses_lookahead or drafts.reads_drafts:
+        raise ValueError("lookahead: found parts that are no block heads, expected some for blockwise decoding")
+
+
+@dataclass(frozen=True, eq=False)
+class BlockwisePaths(OneCall):
+    """Draft the best paths through a block's lattice, and verify them side by side: the longest accepted one wins.
+
+    A path's score is the sum of its drafts' scores, see `Rescored`, which depend on the path. The paths are found by a
+    beam of as many: exactly the best ones where nothing rescores the block and none of them ends the text. Nothing is
+    drawn to draft, so the one rule is `match`: each token is the model's own draw, and goes on along the paths that
+    continue with it.
+
+    Source: Kim et al. 2024 (arXiv 2404.09221), for p-best rescoring and its control without a model of language.
+    """
+
+    num_paths: int = 4
+    rule: str = "match"
+    rules = ("match",)
+
+    def __post_init__(self) -> None:
+        """Check the settings; see `OneCall`.
+
+        Raises:
+            ValueError: the drafts are no block of heads, or there are not so many paths.
+        """
+        super().__post_init__()
+        check_block(self.refinement)
+        check_paths(self.num_paths, getattr(self.refinement, "width", None) or self.model.vocab_size, self.depth)
+
+    @property
+    def depth(self) -> int:
+        """Drafts of a path: one for each head."""
+        return len(self.vectors)
+
+    @cached_property
+    def tree(self) -> DraftTree:
+        """Chains beside one another, after the last token."""
+        return DraftTree((self.num_paths, *(1,) * (self.depth - 1))[: self.depth])
+
+    def _num_vectors(self) -> int | None:
+        return None
+
+    @property
+    def named_uniforms(self) -> NamedUniforms:
+        """A draw from the model for each depth, and the final draw."""
+        return {"accept": self.depth, "final": 1}
+
+    def step(
+        self,
+        state: State,
+        uniforms: npt.NDArray[np.float64],  # [K+1]
+        trace: bool = False,
+    ) -> tuple[State, Record]:
+        """Run one step: the best paths from the row of the pass before, one pass that verifies them."""
+        draws, num_pending = UniformRow(uniforms, self.named_uniforms, trace), len(state.pending)
+        drafts = self._best_paths(state)
+        places = np.flatnonzero(drafts.used).tolist()
+        real, _ = self._one_call(state, places, drafts.tokens[places[1:]])
+        logits = dict(zip(places, self.model.logits(real), strict=True))
+        walk = self._walk(state, drafts, logits, draws)
+        rows = [places.index(place) for place in walk.path]
+        state.cache.keep(len(state.tokens) - 1 + np.array(rows, dtype=np.int64), len(state.tokens))
+        record = tree_record(drafting_record(num_pending - 1, 0), drafts, walk, draws)
+        state, record = state.commit(record)
+        return self._carry(state, real[rows[-1] if rows else 0], None), record
+
+    def _best_paths(self, state: State) -> TreeDrafts:
+        """Find the best paths; nothing follows a draft that ends the text."""
+        rows = np.zeros((1, 0)) if state.lookahead_hidden is None else state.lookahead_hidden
+        begun = self.refinement.start(self.model, rows) if len(rows) > 1 else ()
+        beam: list[tuple[float, tuple[int, ...], Memory]] = [(0.0, (), begun)]
+        for depth in range(len(rows) - 1):
+            longer: list[tuple[float, tuple[int, ...], Memory]] = []
+            for score, path, memory in beam:
+                best: list[int] = []
+                if len(path) == depth and not state.ends_with(path):
+                    found, memory = self._scores(rows[1 + depth], (*state.tokens, *path), memory)
+                    best = np.argsort(-found, kind="stable")[: min(self.num_paths, (found > -np.inf).sum())].tolist()
+                longer += [(score + float(found[x]), (*path, x), memory) for x in best] or [(score, path, memory)]
+            beam = sorted(longer, key=lambda each: -each[0])[: self.num_paths]
+        used, tokens = np.arange(self.tree.num_drafts + 1) == 0, np.zeros(self.tree.num_drafts + 1, dtype=np.int64)
+        for number, (_, path, _) in enumerate(beam):
+            here = 1 + number + self.num_paths * np.arange(len(path))
+            used[here], tokens[here] = True, path
+        certain = np.broadcast_to(1.0, (used.size, self.model.vocab_size))  # as nothing was drawn
+        return TreeDrafts(self.tree, used, tokens, certain)
+
+    def _scores(self, row: Array, text: tuple[int, ...], memory: Memory) -> tuple[Array, Memory]:  # [V]
+        """Return the scores of the next draft after text and path, and what the refinement remembers then."""
+        found, memory = self.refinement.logits(self.model, row, text, memory)
+        found = found if self.refinement.are_scores else log_probs(found)
+        return np.round(found / STEP) * STEP, memory
+
+    def _walk(self, state: State, drafts: TreeDrafts, logits: dict[int, Array], draws: UniformRow) -> Walk:
+        """Draw token after token from the model, as long as a path goes on with it."""
+        accept = np.full(drafts.tokens.size, np.nan)
+        path: list[int] = []
+        log_probs: list[float] = []
+        final_token: int | None = None
+        alive, candidates = [0], list(self.tree.children[0])
+        while not (path and state.ends_with(drafts.tokens[path].tolist())):
+            probs = self.probs((*state.tokens, *drafts.tokens[path].tolist()), logits[alive[0]])
+            candidates = [place for place in candidates if drafts.used[place]]
+            accept[candidates] = probs[drafts.tokens[candidates]]
+            token = draws.token("accept", probs, len(path)) if candidates else draws.token("final", probs)
+            log_probs.append(float(np.log(probs[token])))
+            alive = [place for place in candidates if drafts.tokens[place] == token]
+            if not alive:
+                final_token = token
+                break
+            path.append(alive[0])
+            candidates = [child for place in alive for child in self.tree.children[place]]
+        return Walk(path, log_probs, final_token, not candidates, accept, accept)
+
+
+def check_paths(num_paths: int, width: int, depth: int) -> None:
+    """Raise ValueError unless a lattice of such a width and depth has so many paths."""
+    check_integer("num_paths", num_paths, 1, 2**16)
+    if depth and num_paths > width**depth:
+        raise ValueError(f"num_paths: found {num_paths}, expected at most {width**depth}, as {depth} drafts of {width}")

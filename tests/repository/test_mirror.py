@@ -25,7 +25,7 @@ CORE = """
     sampling verify uniforms generation model.layers model.cache model.transformer model.weights model.table
     methods.base methods.autoregressive methods.pass_two_call methods.pass_one_call methods.speculative methods.tree
     methods.tree_rules methods.tree_shape lookahead.vectors lookahead.adapter lookahead.head lookahead.refinement
-    lookahead.block_heads methods.blockwise
+    lookahead.block_heads lookahead.rescoring methods.blockwise
     drafters.base drafters.model drafters.ngram drafters.prompt_lookup drafters.schedule
 """.split()
 
@@ -39,6 +39,7 @@ ELSEWHERE = {
     "drafters.ngram.NgramOrder": "the reference's",
     "methods.tree_shape.NumCandidates": "the reference's",
     "methods.tree_shape.check_tree": "the reference's",
+    **{f"lookahead.rescoring.{name}": "analyses" for name in ("lattice", "oracle_lengths", "repetition", "confidence")},
     "model.weights.check_dtype": "model.precision",
     "model.weights.draw": "the reference's",
 }

@@ -110,7 +110,7 @@ def method_of(
         options.setdefault("drafter", drafter_of(pkg, kind))
         return (pkg.SpeculativeTree if name == "draft-model-tree" else pkg.SpeculativeSampling)(**options)
     if parts == "n-grams":
-        options["refinement"] = home(pkg, "lookahead.refinement").NgramRefinement(bigrams(pkg, 3))
+        options["refinement"] = home(pkg, "lookahead.rescoring").ngram_refinement(bigrams(pkg, 3))
     if "lookahead" not in options:
         options["lookahead"] = lookahead_of(pkg, options["model"], parts, max(2, len(shape)))
     return (pkg.PaSSOneCallTree if name in TREES else pkg.PaSSOneCall)(**options)
