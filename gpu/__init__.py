@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pass_sampling.reference.record import Choice, Generation, NotFiniteError, Record
 
     from .checkpoint.load import load_model, read_config, read_generation_config, read_weights
-    from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
+    from .drafters import Drafter, FirstOf, ModelDrafter, NgramModel, PromptLookup
     from .drafters.schedule import EntropyBound, Heuristic, Schedule
     from .engine.engine import Engine, Request
     from .generation import generate, generate_batch
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _HOMES = {  # the public names by the modules that define them
     "gpu.checkpoint.load": "load_model read_config read_generation_config read_weights",
-    "gpu.drafters": "Drafter ModelDrafter NgramModel PromptLookup",
+    "gpu.drafters": "Drafter FirstOf ModelDrafter NgramModel PromptLookup",
     "gpu.drafters.schedule": "EntropyBound Heuristic Schedule",
     "gpu.engine.engine": "Engine Request",
     "gpu.generation": "generate generate_batch",
@@ -74,6 +74,7 @@ __all__ = [
     "Ending",
     "Engine",
     "EntropyBound",
+    "FirstOf",
     "Generation",
     "Heuristic",
     "LanguageModel",

@@ -55,7 +55,11 @@ SOURCES = {
     "rescorer": "sampler head",
 }
 """The options that name what drafts come from."""
-FOLDERS = {"draft-model": "draft_model", "ngram": "ngram"}  # drafters that are read from a folder, and its option
+FOLDERS = {
+    "draft-model": "draft_model",
+    "ngram": "ngram",
+    "lookup-ngram": "ngram",
+}  # drafters that are read from a folder, and its option
 FIELDS = {  # the fields of methods that an option sets
     "lookahead": {"lookahead"},
     "ngram": {"refinement"},

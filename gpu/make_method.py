@@ -26,7 +26,7 @@ from .decode_options import (
     shown,
     written_candidates,
 )
-from .drafters import DRAFTERS, ModelDrafter, NgramModel
+from .drafters import DRAFTERS, FirstOf, ModelDrafter, NgramModel, PromptLookup
 from .drafters.schedule import SCHEDULES, Schedule
 from .lookahead.refinement import Refinement, refinement_of
 from .lookahead.rescoring import HEAD_WEIGHT, NGRAM_WEIGHT, NgramScores, Rescored
@@ -37,6 +37,7 @@ from .training.tokens import load_tokenizer, vocabulary_digest
 
 __all__ = ["described", "folders_of", "make_method"]
 
+LOOKUP = (12, 2)  # the longest and the shortest n-gram of prompt lookup before counted n-grams
 
 BUNDLED = {"pass": LOOKAHEAD, "pass-one-call": FUSED, "draft_model": DRAFT_MODEL, "ngram": NGRAM}
 """What is bundled to draft from, by option; look-ahead folders by the method that draws on them."""
@@ -162,6 +163,8 @@ def _drafter(options: DecodeOptions, model: Transformer, folder: Path) -> Any:
         return ModelDrafter(load_model(_folder("draft_model", options, folder), dtype, model.device))
     if options.method == "ngram":
         return _ngram(options, model, folder)
+    if options.method == "lookup-ngram":
+        return FirstOf((PromptLookup(model.vocab_size, *LOOKUP), _ngram(options, model, folder)))
     return DRAFTERS[options.method](model.vocab_size)
 
 

@@ -8,7 +8,7 @@ files). `pass_sampling.gpu` mirrors it for batches.
 
 from .checkpoint.load import load_model, read_config, read_generation_config, read_weights
 from .config import SamplingConfig
-from .drafters import Drafter, ModelDrafter, NgramModel, PromptLookup
+from .drafters import Drafter, FirstOf, ModelDrafter, NgramModel, PromptLookup
 from .drafters.schedule import EntropyBound, Heuristic, Schedule
 from .ending import Ending
 from .generation import generate, generate_batch
@@ -39,6 +39,7 @@ __all__ = [
     "Drafter",
     "Ending",
     "EntropyBound",
+    "FirstOf",
     "Generation",
     "Heuristic",
     "LanguageModel",

@@ -17,7 +17,7 @@ import torch
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Record
 
-from ..methods import Method, PaSSOneCallTree, SpeculativeTree
+from ..methods import BlockwisePaths, Method, PaSSOneCallTree, SpeculativeTree
 from ..methods.pass_one_call import OneCall
 from ..methods.tree_rules import RULES
 from ..state import State
@@ -61,10 +61,10 @@ def expected_tokens(record: Record, rule: str | None) -> float:
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Eq. 1; block: Sun et al. 2024 (arXiv 2403.10444), Algorithm 2.
     """
+    if not record.draft_tokens or rule is None:
+        return float(len(record.tokens))
     if record.draft_parents:
         return 1.0 + sum(reach_of(record, rule))
-    if not record.draft_tokens or rule not in ("token", "match", "block"):
-        return float(len(record.tokens))
     accept = np.array(record.accept_probs)
     if rule == "block":
         longer_given_up = np.append(np.cumprod((1.0 - accept)[::-1])[-2::-1], 1.0)
@@ -100,7 +100,7 @@ def expected_tokens_per_forward(
         ValueError: there is no prefix or no uniform stream, or a prefix leaves no room for a step in the model's
         context.
     """
-    rule = getattr(method, "rule", None)
+    rule = None if isinstance(method, BlockwisePaths) else getattr(method, "rule", None)  # paths share beginnings
     records = steps_after(method, prefixes, num_streams, seed)
     each = [(expected_tokens(record, rule), record.num_forward_passes) for record in records]
     tokens, passes = np.array(each, np.float64).T.reshape(2, -1, num_streams).mean(axis=2)

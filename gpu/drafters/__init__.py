@@ -7,10 +7,16 @@ There it is made from the size of the vocabulary, if it needs no files.
 from typing import Any
 
 from .base import Drafter
+from .first_of import FirstOf
 from .model import ModelDrafter
 from .ngram import NgramModel
 from .prompt_lookup import PromptLookup
 
-__all__ = ["DRAFTERS", "Drafter", "ModelDrafter", "NgramModel", "PromptLookup"]
+__all__ = ["DRAFTERS", "Drafter", "FirstOf", "ModelDrafter", "NgramModel", "PromptLookup"]
 
-DRAFTERS: dict[str, Any] = {"draft-model": ModelDrafter, "prompt-lookup": PromptLookup, "ngram": NgramModel}
+DRAFTERS: dict[str, Any] = {
+    "draft-model": ModelDrafter,
+    "prompt-lookup": PromptLookup,
+    "ngram": NgramModel,
+    "lookup-ngram": FirstOf,
+}

@@ -174,6 +174,8 @@ class Configuration:
         vocab_size = self.shape["vocab_size"] if self.shape else self.vocab_size
         if name == "draft-model":
             return package.ModelDrafter(self._model(package, self.seed + 50, 0))
+        if name == "lookup-ngram":
+            return package.FirstOf((package.PromptLookup(vocab_size, 3, 2), bigrams(package, vocab_size)), 0.3)
         return bigrams(package, vocab_size) if name == "ngram" else _registries(package)[1][name](vocab_size)
 
     def suited(self, method: str) -> Configuration:

@@ -40,7 +40,7 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
     assert set(found) == {"machine", "versions", "settings", "rows", "plan"}
     rows, plan, settings = {row["method"]: row for row in found["rows"]}, found["plan"], found["settings"]
     ours = ["autoregressive", "pass", "pass-one-call", "draft-model", "prompt-lookup", "ngram"]
-    assert list(rows) == [*ours, "planned", *PEERS] and settings["left_out"].keys() == {"blockwise"}
+    assert list(rows) == [*ours, "planned", *PEERS] and settings["left_out"].keys() == {"blockwise", "blockwise-paths"}
     assert rows["planned"]["options"].get("method") == plan["options"]["method"] in ours
     predicted = f"planned is {plan['options']['method']}: {plan['prediction']['ratio_to_plain']:.2f} times plain"
     (note,) = [note for note in settings["notes"] if note.startswith(f"{predicted} decoding was predicted")]
@@ -78,7 +78,8 @@ def test_what_cannot_run_on_the_checkpoint_is_left_out_with_the_reason(box, caps
     assert [row["method"] for row in found["rows"]] == [*ours, "transformers", "transformers-prompt-lookup"]
     flags = {"pass": "--lookahead", "pass-one-call": "--lookahead", "draft-model": "--draft-model", "ngram": "--ngram"}
     said = {"planned": "no plan that is kept"} | {name: f"expected {flag} FOLDER" for name, flag in flags.items()}
-    said |= {"transformers-assisted": "expected --draft-model FOLDER", "blockwise": "expected --lookahead FOLDER"}
+    said |= dict.fromkeys(("blockwise", "blockwise-paths"), "expected --lookahead FOLDER")
+    said |= {"transformers-assisted": "expected --draft-model FOLDER"}
     left_out = found["settings"]["left_out"]
     assert left_out.keys() == said.keys()
     for name, reason in left_out.items():

@@ -30,6 +30,7 @@ TAKEN = {
     "draft-model": DRAFTER | {"draft_model"},
     "prompt-lookup": DRAFTER,
     "ngram": DRAFTER | {"ngram"},
+    "lookup-ngram": DRAFTER | {"ngram"},
 }
 
 

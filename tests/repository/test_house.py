@@ -137,7 +137,7 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
         f"reference.lookahead.{name}"
         for name in ("adapter", "block_heads", "head", "refinement", "rescoring", "vectors")
     ),
-    *(f"reference.drafters.{name}" for name in ("ngram", "prompt_lookup", "schedule")),
+    *(f"reference.drafters.{name}" for name in ("first_of", "ngram", "prompt_lookup", "schedule")),
     *("reference.text.decoder", "reference.text.token_decoder"),
     *("reference.exactness.chooser", "reference.exactness.unknown_uniform"),  # draws that branch
 }

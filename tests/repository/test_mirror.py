@@ -26,7 +26,7 @@ CORE = """
     methods.base methods.autoregressive methods.pass_two_call methods.pass_one_call methods.speculative methods.tree
     methods.tree_rules methods.tree_shape lookahead.vectors lookahead.adapter lookahead.head lookahead.refinement
     lookahead.block_heads lookahead.rescoring methods.blockwise
-    drafters.base drafters.model drafters.ngram drafters.prompt_lookup drafters.schedule
+    drafters.base drafters.first_of drafters.model drafters.ngram drafters.prompt_lookup drafters.schedule
 """.split()
 
 # Names of the reference that the port has elsewhere, or does not need, and why.

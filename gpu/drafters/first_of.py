@@ -1,0 +1,46 @@
+"""Several free drafters in turn: the first that is sure of a token proposes it; see `reference.drafters.first_of`.
+
+Glossary of shapes: B batch, S capacity, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pass_sampling.reference.drafters.first_of import FirstOfSettings
+
+from ..host import is_on_cpu
+from ..model.cache import KVCache
+from .base import Drafter
+
+__all__ = ["FirstOf", "FirstOfSettings"]
+
+
+class FirstOf(FirstOfSettings):
+    """Drafts from the first drafter whose likeliest token has a probability of at least `least`."""
+
+    drafters: tuple[Drafter, ...]
+
+    def new_cache(self, capacity: int, batch_size: int = 1) -> None:
+        """Return None: nothing is computed twice."""
+
+    def logits(
+        self,
+        tokens: Tensor,  # [B, S]
+        cache: KVCache | None,
+        lengths: Tensor,  # [B]
+        max_pending: int,
+    ) -> Tensor:  # [B, V]
+        """Return the logits of the first drafter that is sure; -inf everywhere, if none is."""
+        found, taken = None, None
+        for drafter in self.drafters:
+            rows = drafter.logits(tokens, None, lengths, max_pending)
+            sure = rows.amax(dim=1, keepdim=True) >= self.least_log_prob
+            rows = rows.masked_fill(~sure, -torch.inf)
+            found = rows if found is None else torch.where(taken, found, rows)
+            taken = sure if taken is None else taken | sure
+            if is_on_cpu(taken) and bool(taken.all()):
+                break
+        assert found is not None
+        return found

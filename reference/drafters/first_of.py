@@ -1,0 +1,78 @@
+"""Several free drafters in turn: the first that is sure of a token proposes it.
+
+Prompt lookup knows what the text repeats, n-grams what texts like it say. A step without a good draft is a plain step,
+which costs less than a pass over drafts that are rejected, so a drafter that is not sure proposes nothing.
+
+Glossary of shapes: V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..model.cache import KVCache
+from ..model.layers import Array
+from .base import Drafter
+
+
+@dataclass(frozen=True, eq=False)
+class FirstOfSettings:
+    """The settings of `FirstOf`, of either package; the drafters' logits must be log-probabilities."""
+
+    drafters: tuple[Any, ...]
+    least: float = 0.3  # probability of a drafter's likeliest token, from which on it is sure
+    passes_per_draft = 0
+    max_position_embeddings = None
+
+    def __post_init__(self) -> None:
+        """Refuse drafters that are not free, or not over one vocabulary, and a probability that is none."""
+        sizes = {drafter.vocab_size for drafter in self.drafters}
+        if len(sizes) != 1 or any(drafter.passes_per_draft for drafter in self.drafters):
+            raise ValueError(f"drafters: found {self.name or 'none'!r}, expected free ones over one vocabulary")
+        if not 0 < self.least <= 1:
+            raise ValueError(f"least: found {self.least!r:.80}, expected a number above 0 and at most 1")
+
+    @property
+    def name(self) -> str:
+        """The names of all."""
+        return ", then ".join(drafter.name for drafter in self.drafters)
+
+    @property
+    def least_log_prob(self) -> float:
+        """The logarithm of `least`."""
+        return math.log(self.least)
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return int(self.drafters[0].vocab_size)
+
+
+class FirstOf(FirstOfSettings):
+    """Drafts from the first drafter whose likeliest token has a probability of at least `least`.
+
+    Source: Stewart et al. 2024, "The N-Grammys" (arXiv 2411.03786), for n-grams of the context before n-grams of the
+    model; the threshold is ours.
+    """
+
+    drafters: tuple[Drafter, ...]
+
+    def new_cache(self, capacity: int) -> None:
+        """Return None: nothing is computed twice."""
+
+    def logits(
+        self,
+        tokens: Sequence[int],
+        cache: KVCache | None,
+    ) -> Array:  # [V]
+        """Return the logits of the first drafter that is sure; -inf everywhere, if none is."""
+        for drafter in self.drafters:
+            row = drafter.logits(tokens, None)
+            if row.max() >= self.least_log_prob:
+                return row
+        return np.full(self.vocab_size, -np.inf)
