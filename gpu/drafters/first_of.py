@@ -33,12 +33,12 @@ class FirstOf(FirstOfSettings):
         max_pending: int,
     ) -> Tensor:  # [B, V]
         """Return the logits of the first drafter that is sure; -inf everywhere, if none is."""
-        found, taken = None, None
+        found = taken = None
         for drafter in self.drafters:
             rows = drafter.logits(tokens, None, lengths, max_pending)
             sure = rows.amax(dim=1, keepdim=True) >= self.least_log_prob
             rows = rows.masked_fill(~sure, -torch.inf)
-            found = rows if found is None else torch.where(taken, found, rows)
+            found = rows if found is None or taken is None else torch.where(taken, found, rows)
             taken = sure if taken is None else taken | sure
             if is_on_cpu(taken) and bool(taken.all()):
                 break
