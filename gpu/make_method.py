@@ -8,10 +8,22 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from pass_sampling.reference.checkpoint.folder import name_of
 from pass_sampling.reference.config import SamplingConfig
 
+from .checkpoint.gguf import fetched_folder
 from .checkpoint.load import load_model
-from .checkpoints import DRAFT_MODEL, FUSED, LOOKAHEAD, NGRAM
+from .checkpoints import (
+    ALONE,
+    BLOCKS,
+    DRAFT_MODEL,
+    FUSED,
+    LOOKAHEAD,
+    NGRAM,
+    SMOLLM2_BLOCKS,
+    SMOLLM2_HEAD,
+    SMOLLM2_NGRAM,
+)
 from .decode_options import (
     FOLDERS,
     LATTICE,
@@ -39,8 +51,24 @@ __all__ = ["described", "folders_of", "make_method"]
 
 LOOKUP = (12, 2)  # the longest and the shortest n-gram of prompt lookup before counted n-grams
 
-BUNDLED = {"pass": LOOKAHEAD, "pass-one-call": FUSED, "draft_model": DRAFT_MODEL, "ngram": NGRAM}
+BUNDLED = {
+    "pass": LOOKAHEAD,
+    "pass-one-call": FUSED,
+    "blockwise": BLOCKS,
+    "blockwise-paths": BLOCKS,
+    "draft_model": DRAFT_MODEL,
+    "ngram": NGRAM,
+    "rescorer": ALONE,
+}
 """What is bundled to draft from, by option; look-ahead folders by the method that draws on them."""
+FOR_SMOLLM2 = {
+    "pass-one-call": SMOLLM2_HEAD,
+    "blockwise": SMOLLM2_BLOCKS,
+    "blockwise-paths": SMOLLM2_BLOCKS,
+    "ngram": SMOLLM2_NGRAM,
+    "rescorer": SMOLLM2_HEAD,
+}
+"""The same for SmolLM2-135M-Instruct."""
 
 
 def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingConfig, folder: Path) -> Method:
@@ -96,14 +124,24 @@ def folders_of(options: DecodeOptions, model: Path) -> dict[str, Path]:
 
 def _folder(name: str, options: DecodeOptions, model: Path) -> Path:
     folder: Path | None = getattr(options, name)
-    if folder is None and is_bundled(model):
-        bundled = BUNDLED.get(str(options.method) if name == "lookahead" else name)
+    if folder is None:
+        bundled = _bundled(model).get(str(options.method) if name == "lookahead" else name)
         folder = bundled if bundled is not None and bundled.is_dir() else None
     if folder is None:
         train = f"pass-sampling train --model {shown(model)} --self --output FOLDER"
         makes = f" ({train} makes them)" if name == "lookahead" else ""
         raise Unavailable(f"found no {SOURCES[name]} for {shown(model)}, expected {flag_of(name)} FOLDER{makes}")
     return folder
+
+
+def _bundled(model: Path) -> dict[str, Path]:
+    """Return what is bundled to draft for a model, which is known by its folder or its name on the Hub."""
+    if is_bundled(model):
+        return BUNDLED
+    if model == fetched_folder("smollm2-135m"):
+        return FOR_SMOLLM2
+    hub = name_of(model) == "HuggingFaceTB/SmolLM2-135M-Instruct"  # other weights, not rounded: n-grams suit them
+    return {"ngram": SMOLLM2_NGRAM} if hub else {}
 
 
 def _lookahead(options: DecodeOptions, model: Transformer, folder: Path, settings: set[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The checkpoint bundled: a small model of Python code, and what drafts for it, trained for it.
+"""The checkpoint bundled, a small model of Python code, and what drafts for it and for SmolLM2-135M-Instruct.
 
 README.md beside this file says what they were made from, under which licence, and how good they are.
 """
@@ -7,13 +7,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DRAFT_MODEL", "FUSED", "HELD_OUT", "LOOKAHEAD", "MODEL", "NGRAM", "PROMPTS"]
+__all__ = [
+    "ALONE",
+    "BLOCKS",
+    "DRAFT_MODEL",
+    "FUSED",
+    "HELD_OUT",
+    "LOOKAHEAD",
+    "MODEL",
+    "NGRAM",
+    "PROMPTS",
+    "SMOLLM2_BLOCKS",
+    "SMOLLM2_HEAD",
+    "SMOLLM2_NGRAM",
+]
 
 MODEL = Path(__file__).with_name("python-8m")
 LOOKAHEAD = Path(__file__).with_name("python-8m-lookahead")
 FUSED = Path(__file__).with_name("python-8m-lookahead-fused")
+BLOCKS = Path(__file__).with_name("python-8m-blocks")
+ALONE = Path(__file__).with_name("python-8m-head")
+"""A sampler head that drafts without look-ahead rows."""
 DRAFT_MODEL = Path(__file__).with_name("python-8m-draft")
 NGRAM = Path(__file__).with_name("python-8m-ngram")
+SMOLLM2_BLOCKS = Path(__file__).with_name("smollm2-135m-blocks")
+SMOLLM2_HEAD = Path(__file__).with_name("smollm2-135m-head")
+SMOLLM2_NGRAM = Path(__file__).with_name("smollm2-135m-ngram")
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 """The files of the standard library that neither has seen, one name per line."""
 # None ends with a line break: the next line's indentation is part of that token.

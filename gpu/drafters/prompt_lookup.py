@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pass_sampling.reference.drafters.prompt_lookup import LookupSettings
 
@@ -33,15 +34,14 @@ class PromptLookup(LookupSettings):
         Every place gets the length of the longest common n-gram that ends there and at the end of the text. The longest
         wins, and of these the last.
         """
-        size = tokens.shape[1]
+        size, num = tokens.shape[1], min(self.max_ngram, tokens.shape[1])
         places = torch.arange(size, device=tokens.device)
         last = lengths.unsqueeze(1) - 1  # [B, 1]
-        matching = places < last  # [B, S], so that a token of the text follows
-        runs = torch.zeros_like(tokens)  # [B, S]
-        for i in range(min(self.max_ngram, size)):
-            same = tokens.roll(i, dims=1) == tokens.gather(1, (last - i).clamp(min=0))
-            matching = matching & same & (places >= i)
-            runs += matching
+        ends = last - places[:num].flip(0)  # [B, num], of the n-gram that ends the text
+        ngram = torch.where(ends >= 0, tokens.gather(1, ends.clamp(min=0)), -2)
+        windows = pad(tokens, (num - 1, 0), value=-1).unfold(1, num, 1)  # [B, S, num], those that end at each place
+        same = (windows == ngram.unsqueeze(1)).flip(2).long()
+        runs = same.cumprod(dim=2).sum(dim=2) * (places < last)  # [B, S], so that a token of the text follows
         best = torch.where(runs >= self.min_ngram, runs * size + places, -1).max(dim=1, keepdim=True)
         found = best.values >= 0  # [B, 1]
         token = tokens.gather(1, (best.indices + 1).clamp(max=size - 1))
