@@ -89,7 +89,8 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
     if rules := rules_of(name):
         found["rule"] = options.verify or rules[0]
         if found["rule"] not in rules:
-            what = "a tree of candidates" if tree else "drafts without --candidates"
+            paths = options.method == "blockwise-paths"
+            what = "a tree of candidates" if tree else "paths" if paths else "drafts without --candidates"
             raise Unavailable(f"--verify: found {options.verify} for {what}, expected one of {', '.join(rules)}")
     if tree:
         found["num_candidates"] = options.candidates
@@ -171,7 +172,9 @@ def _is_blockwise(options: DecodeOptions) -> bool:
 def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, folder: Path) -> Refinement:
     """Return the refinement that is asked for; by default the one that was trained with the vectors."""
     refine, width, blockwise = options.refine, options.lattice, _is_blockwise(options)
-    if refine == "head" and (vectors.head is None or blockwise):
+    if refine == "head" and blockwise:
+        raise ValueError("--refine: found head with block heads, expected none, ngram or neural")
+    if refine == "head" and vectors.head is None:
         raise ValueError("--refine: found head, and vectors without one, expected none, ngram or another --lookahead")
     parts = vectors if blockwise or refine in (None, "head") else replace(vectors, head=None)
     drafts = refinement_of(parts, model.dtype, model.device)
