@@ -156,6 +156,7 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
 }
 # Commands, and values that are refused as `--flag: found value`.
 VALUES = {
+    "verify --model {model}": "--seconds 0, --seconds -1, --seconds nan",
     GENERATE: (
         "--device meta, --temperature -1.0, --temperature nan, --temperature inf, --top-k -1, --top-p 0.0, "
         "--top-p nan, --seed -1, --max-new-tokens 0"

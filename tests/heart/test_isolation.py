@@ -121,6 +121,23 @@ def test_rows_change_no_bit_of_a_row_that_does_not_see_them(
         assert same_bits(new[untouched], old[untouched])
 
 
+@each_place("float64", in_reference=1)
+@on_kinds
+@given(layout=layouts, num_prefix=st.integers(0, 6), seed=st.integers(0, 1000))
+def test_in_float64_text_rows_are_the_same_without_the_vectors(package, device, dtype, kind, layout, num_prefix, seed):
+    model, generator = model_of(package, kind, device, dtype), np.random.default_rng(seed)
+    prefix, real = generator.integers(23, size=num_prefix), generator.integers(23, size=layout.num_real)
+    vectors = generator.standard_normal((layout.num_vectors, model.model.hidden_size))
+    together = run(model, layout, prefix, real, vectors)
+    alone = model.run(np.concatenate([prefix, real]))[num_prefix:]
+    assert difference(together[0][: layout.num_real], alone) <= EXACT
+    count = layout.num_vectors // layout.num_real
+    for end in range(layout.num_real):  # a group is the chain after its token
+        rows, before = slice(end * count, (end + 1) * count), np.concatenate([prefix, real[:end]])
+        after = run(model, chain(count), before, real[end : end + 1], vectors[rows])
+        assert difference(together[0][layout.num_real :][rows], after[0][1:]) <= EXACT
+
+
 def in_float64(model: Passes) -> Passes:
     """Return the model that computes in float64 with the same, already rounded weights."""
     package, config = "gpu" if model.port else "reference", model.model.config

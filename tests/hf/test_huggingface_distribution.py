@@ -1,7 +1,5 @@
 """The exact distribution of what PaSS writes over models of transformers: that of drawing one token after another."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 
@@ -89,26 +87,6 @@ def test_plain_decoding_has_the_distribution_of_the_librarys_own_rows() -> None:
                 rows = model(torch.tensor([[*PROMPT, *tokens]]), use_cache=False).logits[0, len(PROMPT) - 1 : -1]
             expected = rows.softmax(dim=-1).gather(1, torch.tensor(tokens).unsqueeze(1)).prod()
             assert abs(float(expected) - prob) < 1e-12
-
-
-@pytest.mark.parametrize("model_class", [TransformersModel, Windowed])
-@pytest.mark.parametrize("kind", MODELS)
-def test_look_ahead_groups_are_chains_of_their_own_also_after_a_window(kind: str, model_class: Any) -> None:
-    """Two groups after one text, in one pass; each must be what it would be alone, where it stands."""
-    with Float64Mode():
-        model = model_class(model_of(kind))
-        inputs = model.embed((torch.arange(14) ** 2 % 3).unsqueeze(0))
-        cache = model.new_cache(32)
-        model.hidden(inputs[:, :8], cache)
-        cache.truncate(torch.full_like(cache.lengths, 7))
-        visible = torch.eye(5, dtype=torch.bool)
-        visible[1, 0] = visible[2, :2] = visible[4, 3] = True  # 0, 1, 2 and 3, 4
-        positions = torch.tensor([[7, 8, 9, 7, 8]])
-        found = model.hidden(inputs[:, [7, 8, 9, 12, 13]], cache, positions, visible)[0]
-        for group, rows in (([0, 1, 2], [7, 8, 9]), ([3, 4], [12, 13])):
-            chain = inputs[:, [*range(7), *rows]]
-            expected = model.hidden(chain, TransformersModel.new_cache(model, 32))[0, 7:]
-            assert (found[group] - expected).abs().max() < 1e-12
 
 
 def test_a_cache_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
