@@ -1,6 +1,7 @@
 """The exact distribution of what PaSS writes over models of transformers: that of drawing one token after another."""
 
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -51,14 +52,14 @@ def distribution(method: Any, ending: Ending, **settings: Any) -> OutputDistribu
     return output_distribution(method, PROMPT, ending, **settings)
 
 
-@on_methods
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_distribution_is_that_of_plain_decoding(kind: str, method: Any) -> None:
+def test_the_distribution_is_that_of_plain_decoding(kind: str) -> None:
     with Float64Mode():
         model, ending = TransformersModel(model_of(kind)), Ending(5, eos_token_ids=[2])
-        plain = distribution(Autoregressive(model), ending)
-        for each in (model, Windowed(model_of(kind))) if "sliding_window" in MODELS[kind] else (model,):
-            found = distribution(method(each, untrained(model_of(kind), 2)), ending)
+        plain, windowed = distribution(Autoregressive(model), ending), "sliding_window" in MODELS[kind]
+        adapters = (model, Windowed(model_of(kind))) if windowed else (model,)
+        for adapter, method in product(adapters, (PaSS, PaSSOneCall)):
+            found = distribution(method(adapter, untrained(model_of(kind), 2)), ending)
             assert len(found) == len(plain) == 63
             assert sum(count > 0 for count in found.verified) >= 2
             assert found.largest_deviation(plain) < 1e-12
