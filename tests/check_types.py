@@ -1,7 +1,5 @@
 """Check types with mypy: in a folder where both packages lie under the name by which they import each other."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

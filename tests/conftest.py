@@ -1,7 +1,5 @@
 """Settings of the whole suite: property-test profiles, no network, and which tests need what."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,9 +23,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # Files that `make test` leaves to `make check`; the suite and the gallery, which stay, find most of their mistakes.
 LONG = """
-    anchors bench_commands bundled_model cache_machine checkpoint commands_process draft_vocab dtypes end_to_end
+    anchors bench_commands bundled_model cache_machine checkpoint commands_process draft_vocab end_to_end
     huggingface huggingface_distribution model_check overflow pass_one_call registry resume shapes speculative theory
-    theory_trees tree tree_bundled tree_size
+    tree tree_bundled
 """.split()
 
 MISSING = [name for name in ("torch", "transformers", "tokenizers") if find_spec(name) is None]

@@ -3,8 +3,6 @@
 Run as a program it writes the table in docs/verification.md. A new bug gets an entry in one of the lists below.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

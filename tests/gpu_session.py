@@ -9,8 +9,6 @@ not installed, it is, without its dependencies. With `--only` some of the steps 
 some minutes at a time; the last five make a larger model, and take 25 minutes.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

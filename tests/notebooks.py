@@ -8,8 +8,6 @@ reason counts. A picture is compared by its being there, not pixel by pixel: fon
 systems. Warnings and progress bars are not kept.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -6,8 +6,6 @@ The model is a random Llama of about 8M parameters (6 layers, width 320, vocabul
 and drafts are rarely accepted: what is measured is the cost of a pass and of everything around it.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """The structure of both packages: who imports whom, how long files are. `python tests/structure.py` prints it."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 from functools import cache

@@ -1,16 +1,11 @@
 """`pass-sampling bench`: what it prints and draws, and which methods it leaves out and why."""
 
-from __future__ import annotations
-
 import json
-import re
 import sys
 
 import pytest
 
 from console import read_strictly, run
-from pass_sampling.gpu.bench.report import notes_of
-from pass_sampling.gpu.bench.runs import spare_threads
 from pass_sampling.gpu.cli.console import Bar
 
 FIELDS = """method options tokens_per_second spread ratio_to_plain tokens_per_forward positions_per_forward
@@ -93,15 +88,6 @@ def test_vectors_with_a_head_leave_out_the_method_that_has_no_use_for_it(box, ca
     assert fused["options"]["parts"] == ["head"] and fused["expected_tokens_per_forward"] > 1
 
 
-def test_a_machine_that_was_not_steady_is_noted():
-    settings = {"partial": False, "fewer": {}, "left_out": {}, "enough_repeats": True, "most_repeated_8grams": 0.2}
-    where = {"load": None, "cores": 2, "threads": 1}
-    row = {"method": "autoregressive", "options": {}, "texts": 3, "texts_that_count": 3}
-    assert notes_of([row | {"spread": [100.0, 140.0]}], settings, where) == []
-    (note,) = notes_of([row | {"spread": [100.0, 310.0]}], settings, where)
-    assert note.startswith("unsteady: plain decoding itself was 3.1 times as fast in one run as in another")
-
-
 def test_only_the_methods_asked_for_run_and_plain_decoding_with_them_and_lossy_ones_are_named(box, capsys):
     more = ["--methods", "prompt-lookup, transformers", "--num-draft", 2, "--lenience", 0.5]
     found = bench(box, capsys, *more, "--repeats", 3)
@@ -110,15 +96,6 @@ def test_only_the_methods_asked_for_run_and_plain_decoding_with_them_and_lossy_o
     assert found["rows"][1]["options"] == asked
     assert found["settings"]["left_out"] == {} and found["settings"]["repeats"] == 3
     assert "LOSSY, with another distribution than plain decoding: prompt-lookup" in found["settings"]["notes"]
-
-
-def test_the_tokens_are_the_same_for_the_same_seed(box, capsys):
-    more = ["--methods", "pass", "--lookahead", box.vectors, "--seed"]
-    one, again, other = (bench(box, capsys, *more, seed) for seed in (3, 3, 4))
-    exact = ["tokens", "num_forward_passes", "repeated_8grams", "expected_tokens_per_forward"]
-    figures = [[[row[name] for name in exact] for row in found["rows"]] for found in (one, again, other)]
-    assert figures[0] == figures[1] != figures[2]
-    assert one["settings"]["prompts"] == other["settings"]["prompts"]
 
 
 @pytest.mark.parametrize(
@@ -134,21 +111,6 @@ def test_without_prompts_they_are_pieces_of_held_out_files(library, source, box,
     assert settings["prompts"]["source"] == source
     if library:
         assert set(settings["prompts"]["lengths"]) == {86}  # the model reads 96 tokens
-
-
-def test_the_table_names_its_machine_settings_and_shortcomings(box, capsys):
-    assert run(*arguments(box, "--methods", "pass", "--lookahead", box.vectors)) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^model, float32 on cpu: .+ cores, threads \d+", out)
-    for part in (
-        *("prompts: 2 (", "new tokens: 10 each, no token ends a text early", "seed 0"),
-        "paired runs that take turns: 1, of which the medians",
-        "* too few paired runs for a claim: 1, which takes 5",
-    ):
-        assert part in out
-    figures = {line.split()[0]: line.split()[1:] for line in out.splitlines() if re.match(r"(auto|pass)\w* +\d", line)}
-    assert list(figures) == ["autoregressive", "pass"] and figures["autoregressive"][2] == "1.00"
-    assert all(len(line) <= 140 for line in out.splitlines() if line.startswith(tuple(figures)))
 
 
 @pytest.mark.parametrize(
@@ -184,32 +146,6 @@ def test_a_comparison_that_is_stopped_prints_and_keeps_what_there_is(
     assert run(*argv) == 0
     whole = read_strictly(output.read_text())
     assert whole == read_strictly(capsys.readouterr().out) and not whole["settings"]["partial"]
-
-
-def test_quick_says_what_there_was_no_time_for(box, capsys, monkeypatch):
-    monkeypatch.setattr("pass_sampling.gpu.cli.bench.QUICK_SECONDS", 0.0)
-    more = ["--methods", "prompt-lookup", "--repeats", 2]
-    settings = bench(box, capsys, *more)["settings"]
-    places = [2, settings["fewer"]["places"][1]]
-    assert settings["fewer"] == {"max_new_tokens": [8, 10], "prompts": [1, 2], "repeats": [1, 2], "places": places}
-    assert any(note.startswith("less than was asked for, to keep to two minutes: ") for note in settings["notes"])
-    monkeypatch.undo()
-    assert bench(box, capsys, *more)["settings"]["fewer"] == {}
-
-
-def test_quick_leaves_busy_cores_alone_unless_told_otherwise(monkeypatch):
-    chosen = []
-    monkeypatch.setattr("torch.set_num_threads", chosen.append)
-    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    for load in (0.1, 2.6, 11.0):
-        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
-        spare_threads("cpu")
-    spare_threads("cuda")
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    spare_threads("cpu")
-    assert chosen == [8, 5, 1]
 
 
 def test_the_shape_of_a_model_is_measured_with_every_figure(capsys):

@@ -1,7 +1,5 @@
 """The command line as a process: help without torch, interruption, pipes that close, its name."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from console import buffered, run
+from console import buffered
 from folders import edit_json
 from pass_sampling.gpu.__main__ import COMMANDS
 from pass_sampling.gpu.cli.options import add_arguments
@@ -44,15 +42,6 @@ print(statuses)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=buffered())
     assert done.stdout.splitlines()[-1] == str([0] * (1 + len(COMMANDS)) + [2, 2]) and done.stderr.count("\n") == 2
     assert done.stdout.count("usage: ") == 1 + len(COMMANDS) and "to begin with:" in done.stdout
-
-
-def test_an_interruption_is_status_130_and_nothing_else(box, capsys, monkeypatch):
-    def interrupted(options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pass_sampling.gpu.cli.options.ModelOptions.load", interrupted)
-    assert run("generate", "--model", box.model, "--prompt", "def") == 130
-    assert capsys.readouterr() == ("", "")
 
 
 @contextmanager

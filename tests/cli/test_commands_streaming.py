@@ -1,7 +1,5 @@
 """Text as it is accepted: marks and colours take nothing from it and add nothing to it."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -9,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from console import COLOUR, MARK, Terminal
-from pass_sampling.gpu.cli.console import COLOURS, LEGEND, MARKS, SourceStream, is_colourful, legend
+from pass_sampling.gpu.cli.console import COLOURS, MARKS, SourceStream, is_colourful
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Record
 from pass_sampling.reference.text.token_decoder import Piece, TokenDecoder
@@ -100,11 +98,6 @@ def test_every_mark_is_closed_before_the_next_opens_and_before_the_end_of_the_li
     assert set(colours[::2]) <= set(COLOURS.values())
 
 
-def test_each_character_stands_in_the_mark_of_the_token_that_completed_it():
-    text, printed, _ = shown(list("aé".encode()), ["exact", "accepted", "bonus"], [3], [], colourful=False)
-    assert text == "aé" and printed == "a[*é*]\n"
-
-
 def test_text_that_fails_or_is_interrupted_leaves_no_colour_after():
     for failure in (KeyboardInterrupt, ValueError):
         stream = Terminal()
@@ -125,11 +118,3 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch):
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
     assert not is_colourful(Terminal())
-
-
-def test_the_legend_names_every_source_in_its_colour_or_its_mark():
-    assert set(LEGEND) == set(COLOURS) == set(MARKS) == set(SOURCES)
-    for source in SOURCES:
-        assert f"{COLOURS[source]}{source}" in legend(colourful=True)
-        assert source.join(MARKS[source]) in legend(colourful=False)
-    assert not COLOUR.search(legend(colourful=False))

@@ -1,7 +1,5 @@
 """Prompts from standard input, and conversations through chat templates."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -26,9 +24,6 @@ def generate(capsys, *argv):
     return printed.out, printed.err
 
 
-# --- Reading ---
-
-
 @pytest.mark.parametrize(
     ("typed", "read"),
     [
@@ -43,10 +38,6 @@ def generate(capsys, *argv):
 )
 def test_a_prompt_is_a_line_or_several_with_backslashes(typed, read):
     assert list(prompts(io.StringIO(typed))) == read
-
-
-def test_a_standard_input_that_was_closed_holds_nothing():
-    assert list(prompts(None)) == []
 
 
 def test_on_a_terminal_a_mark_asks_for_a_line_and_another_for_more(monkeypatch, capsys):
@@ -64,9 +55,6 @@ def test_on_a_terminal_a_mark_asks_for_a_line_and_another_for_more(monkeypatch, 
     assert list(prompts(terminal)) == ["c"] and capsys.readouterr().err == "> > "  # standard output is none
     monkeypatch.setattr("sys.stdout", Terminal())
     assert list(prompts(terminal)) == ["a\nb"] and marks == ["> ", ". ", "> "]
-
-
-# --- One prompt after another ---
 
 
 def test_every_line_is_continued_and_the_model_is_loaded_once(box, capsys, monkeypatch):
@@ -87,22 +75,6 @@ def test_every_line_is_continued_and_the_model_is_loaded_once(box, capsys, monke
     )
 
 
-def test_drafts_and_stop_strings_work_as_with_one_prompt(box, capsys, monkeypatch):
-    more = ["--model", box.model, "--max-new-tokens", "8", "--temperature", "0", "--stop", "e"]
-    texts = []
-    for method in (
-        ["autoregressive"],
-        ["pass", "--lookahead", box.vectors],
-        ["prompt-lookup", "--lenience", "0.5"],
-    ):
-        feed(monkeypatch, "def print\nnot in\n")
-        assert run("generate", "--interactive", *more, "--method", *method) == 0
-        printed = capsys.readouterr()
-        texts.append(printed.out)
-        assert "e" not in printed.out and ("LOSSY" in printed.err) == ("--lenience" in method)
-    assert texts[0] == texts[1]
-
-
 def test_what_cannot_be_continued_is_refused_and_the_next_prompt_read(box, capsys, monkeypatch):
     feed(monkeypatch, b"caf\xe9\n" + b"return " * 90 + b"\ndef\n")
     out, err = generate(capsys, "--model", box.model, "--interactive")
@@ -111,9 +83,6 @@ def test_what_cannot_be_continued_is_refused_and_the_next_prompt_read(box, capsy
     assert lines[0].startswith("pass-sampling generate: standard input is not UTF-8")
     assert lines[1].startswith("pass-sampling generate: found a prompt of ")
     assert lines[1].endswith("expected at most 88: the model's context, less --max-new-tokens")
-
-
-# --- Conversations ---
 
 
 def test_a_prompt_is_put_as_a_message(box, capsys):
@@ -166,42 +135,3 @@ def test_every_turn_reads_those_before(box, capsys, monkeypatch):
     assert read[:2] == ["<u>a\n<a>", f"<u>a\n<a>{answers[0]}\n<u>no\n<a>"]
     assert len(read) == 7 and "the context is full: forgot the 1 oldest exchanges\n" in err
     assert all(text.endswith(f"<u>{message}\n<a>") for text, message in zip(read[2:], "bcccc", strict=True))
-
-
-# --- Ctrl-C ---
-
-
-def test_an_interruption_ends_the_text_and_not_the_program(box, capsys, monkeypatch):
-    import pass_sampling.gpu.generation as generation
-
-    write, calls = generation.generate, iter(range(100))
-
-    def interrupted(*some, callback, **named):
-        number, steps = next(calls), iter(range(100))
-
-        def watched(request, record):
-            callback(request, record)
-            if number == 0 and next(steps) == 2:
-                raise KeyboardInterrupt
-
-        return write(*some, callback=watched, **named)
-
-    monkeypatch.setattr(generation, "generate", interrupted)
-    feed(monkeypatch, "a\nb\n")
-    argv = ["--model", box.chat, "--interactive", "--temperature", "0"]
-    out, err = generate(capsys, *argv)
-    monkeypatch.setattr(generation, "generate", write)
-    feed(monkeypatch, "a\nb\n")
-    whole, _ = generate(capsys, *argv)
-    assert err.startswith("stopped; Ctrl-C once more leaves\n2 texts, ")
-    assert len(out) < len(whole) and out != whole
-
-
-def test_an_interruption_where_nothing_is_written_ends_the_program(box, capsys, monkeypatch):
-    def stop(stream):
-        yield "def"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pass_sampling.gpu.cli.generate.prompts", stop)
-    assert run("generate", "--model", box.model, "--interactive", *BOUNDS) == 130
-    assert capsys.readouterr().err == ""

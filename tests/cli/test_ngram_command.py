@@ -1,11 +1,8 @@
 """`pass-sampling ngram`: what it counts, what it says of it, and that it fits the model it was counted for."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
-import pytest
 import torch
 from transformers import AutoTokenizer
 
@@ -13,14 +10,12 @@ from console import read_strictly, run
 from folders import contents
 from pass_sampling.gpu import LookAhead, SamplingConfig, load_model
 from pass_sampling.gpu.checkpoints import HELD_OUT, LOOKAHEAD, MODEL, NGRAM
-from pass_sampling.gpu.cli.demo import PROMPTS
 from pass_sampling.gpu.cli.options import read_names
-from pass_sampling.gpu.drafters import NgramModel, PromptLookup
+from pass_sampling.gpu.drafters import NgramModel
 from pass_sampling.gpu.sampling import probs_from_logits
-from pass_sampling.gpu.training.acceptance import drafter_acceptance, perplexity
+from pass_sampling.gpu.training.acceptance import drafter_acceptance
 from pass_sampling.gpu.training.text import standard_library
-from pass_sampling.gpu.training.tokens import encode_texts, evenly_spaced, train_tokenizer, vocabulary_digest
-from pass_sampling.reference.drafters import NgramModel as ReferenceNgramModel
+from pass_sampling.gpu.training.tokens import encode_texts, evenly_spaced, vocabulary_digest
 
 SAMPLINGS = [SamplingConfig(), SamplingConfig(0.8, 10)]
 
@@ -51,22 +46,6 @@ def test_the_folder_is_what_the_object_says(box, tmp_path, capsys):
     assert tokenizer.decode([int(row.argmax())]).strip() in "print"
 
 
-def test_without_json_it_prints_a_table_and_the_same_figures(box, tmp_path, capsys):
-    found = count(box, tmp_path / "one", capsys, "--order", 2, "--min-count", 3)
-    argv = ["ngram", "--model", box.model, "--text", box.text, "--output", tmp_path / "two"]
-    assert run(*argv, "--order", 2, "--min-count", 3) == 0
-    printed = capsys.readouterr().out
-    lines = printed.splitlines()
-    assert lines[0] == "order  n-grams kept  of distinct  seen at least"
-    assert lines[2].split() == ["2", str(found["num_ngrams"][1]), str(found["distinct"][1]), "3", "times"]
-    assert f"perplexity {found['held_out']['perplexity']:.1f} on" in printed
-    for setting in found["held_out"]["acceptance"]:
-        assert f"top-k {setting['top_k']}: {setting['expected']:.3f}" in printed
-    assert lines[-1] == f"saved in {tmp_path / 'two'}"
-    for name in ("config.json", "model.safetensors"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
 def test_listed_files_are_held_out(box, tmp_path, capsys):
     whole = count(box, tmp_path / "whole", capsys)
     listed = count(box, tmp_path / "listed", capsys, "--held-out-list", box.root / "list.txt")
@@ -74,25 +53,6 @@ def test_listed_files_are_held_out(box, tmp_path, capsys):
     tokens = AutoTokenizer.from_pretrained(str(box.model))((box.text / "0.py").read_text(encoding="utf-8")).input_ids
     assert listed["held_out"]["tokens"] == len(tokens) + 2  # with an end of text at both ends
     assert whole["tokens"] + whole["held_out"]["tokens"] == listed["tokens"] + listed["held_out"]["tokens"]
-
-
-def test_the_size_is_kept(box, tmp_path, capsys):
-    found = count(box, tmp_path / "ngram", capsys, "--max-megabytes", 0.003)
-    assert (tmp_path / "ngram" / "model.safetensors").stat().st_size < 4200  # with a header of a kilobyte at most
-    assert min(found["min_counts"]) > 2
-
-
-def test_a_tokenizer_is_known_by_its_vocabulary(box):
-    tokenizer = AutoTokenizer.from_pretrained(str(box.model))
-    digest = vocabulary_digest(tokenizer)
-    assert digest == vocabulary_digest(AutoTokenizer.from_pretrained(str(box.model))) and len(digest) == 64
-    other = train_tokenizer(["another text of other words " * 50] * 3, 270, 96)
-    assert vocabulary_digest(other) != digest
-    other.add_tokens(["<more>"])
-    assert len({digest, vocabulary_digest(other), vocabulary_digest(train_tokenizer(["another"] * 3, 258, 96))}) == 3
-
-
-# --- The figures ---
 
 
 def test_acceptance_is_the_mean_over_the_places(box, tmp_path, capsys):
@@ -108,31 +68,6 @@ def test_acceptance_is_the_mean_over_the_places(box, tmp_path, capsys):
                 logits = ngram.logits(row[None], None, torch.tensor([place + 1]), 1)
                 total += float(torch.minimum(target[place], probs_from_logits(logits, sampling)[0]).sum())
         assert math.isclose(value, total / (5 * 19), rel_tol=1e-9)
-
-
-def test_where_nothing_is_proposed_nothing_is_accepted(box):
-    model = load_model(box.model, "float64")
-    once, twice = np.arange(20)[None], np.tile(np.arange(10), 2)[None]
-    assert drafter_acceptance(model, PromptLookup(300), once, SAMPLINGS) == [0.0, 0.0]
-    target = probs_from_logits(model.forward(torch.from_numpy(twice))[0], SamplingConfig())
-    expected = sum(float(target[place, (place + 1) % 10]) for place in range(10, 19)) / 19
-    assert math.isclose(drafter_acceptance(model, PromptLookup(300), twice, SAMPLINGS)[0], expected, rel_tol=1e-9)
-
-
-@pytest.mark.parametrize("shape", [(0, 9), (3, 1)])
-def test_figures_of_nothing_are_refused(box, shape):
-    with pytest.raises(ValueError) as error:
-        drafter_acceptance(load_model(box.model), PromptLookup(300), np.zeros(shape, np.int64), SAMPLINGS)
-    assert str(error.value) == f"sequences: found {shape[0]} of {shape[1]} tokens, expected some of at least 2"
-
-
-def test_a_distribution_that_knows_nothing_has_the_vocabulary_as_its_perplexity():
-    model = NgramModel(torch.ones(50))
-    sequences = np.random.default_rng(0).integers(0, 50, (2, 200))
-    assert math.isclose(perplexity(model, sequences, torch.device("cpu")), 50, rel_tol=1e-12)
-
-
-# --- The one bundled ---
 
 
 def test_the_one_bundled_is_small_and_belongs_to_the_model():
@@ -157,13 +92,3 @@ def test_the_one_bundled_is_accepted_more_often_than_vectors():
     for value, setting in zip(found, ngram.training["held_out"]["acceptance"], strict=True):
         assert abs(value - setting["expected"]) < 0.08  # another sample of the held-out text
     assert found[1] > 1.5 * LookAhead.load(LOOKAHEAD).training["held_out"]["acceptance"][0]
-
-
-def test_both_packages_say_the_same_of_the_one_bundled():
-    ours, theirs = ReferenceNgramModel.load(NGRAM), NgramModel.load(NGRAM)
-    tokenizer = AutoTokenizer.from_pretrained(str(MODEL))
-    for text in PROMPTS:
-        tokens = tokenizer(text).input_ids
-        rows = theirs.logits(torch.tensor([tokens] * len(tokens)), None, torch.arange(1, len(tokens) + 1), 1)
-        for length, row in enumerate(rows.numpy(), start=1):
-            assert np.abs(row - ours.logits(tokens[:length], None)).max() < 1e-13

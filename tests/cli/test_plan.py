@@ -1,6 +1,4 @@
-"""The plan: what is chosen from what was measured, how it is kept, and that it changes nothing but the speed."""
-
-from __future__ import annotations
+"""Options of methods, and the plan: what is taken and chosen, how it is kept, and that it changes only the speed."""
 
 import json
 import os
@@ -17,9 +15,8 @@ from hypothesis import strategies as st
 from console import read_strictly, run
 from pass_sampling.gpu.bench import plan as home
 from pass_sampling.gpu.bench.plan import Plan, Prediction
-from pass_sampling.gpu.checkpoints import FUSED, LOOKAHEAD
-from pass_sampling.gpu.decode_options import DecodeOptions
-from pass_sampling.reference.record import Record
+from pass_sampling.gpu.checkpoints import FUSED, LOOKAHEAD, MODEL
+from pass_sampling.gpu.decode_options import DecodeOptions, flag_of, parse_candidates, written_candidates
 
 PASSES = {1: 1.0, 100: 100.0}
 
@@ -28,20 +25,6 @@ def survivals(num_draft=4):
     """Chances that at least 1, 2, ... drafts are accepted: they never rise."""
     chances = st.lists(st.floats(0, 1), min_size=num_draft, max_size=num_draft)
     return chances.map(lambda rates: np.cumprod(rates))
-
-
-# --- The choice ---
-
-
-@given(survival=survivals(), groups=st.sets(st.integers(1, 4)).map(lambda rest: (0, *sorted(rest))))
-def test_the_share_of_steps_with_drafts_is_the_stationary_one(survival, groups):
-    """Of the chain that stays where there are look-ahead rows, and always returns from a step without drafts."""
-    ends = -np.diff(np.concatenate([[1.0], survival, [0.0]]))
-    stays = ends[list(groups)].sum()
-    values, vectors = np.linalg.eig(np.array([[stays, 1.0 - stays], [1.0, 0.0]]).T)
-    stationary = np.real(vectors[:, np.argmax(np.real(values))])
-    assert home.group_share(survival, groups) == pytest.approx(stationary[0] / stationary.sum(), abs=1e-9)
-    assert home.group_share(survival, (0, 1, 2, 3, 4)) == pytest.approx(1.0)
 
 
 @given(survival=survivals(3), cost=st.floats(0.01, 2.0), plain=st.floats(0.5, 2.0), off=st.floats(0.5, 2.0))
@@ -70,22 +53,6 @@ def test_the_fastest_is_chosen_and_plain_decoding_if_nothing_pays(survival, cost
     assert best.tokens_per_second == pytest.approx(off * speed if pays else 1000 / plain)
 
 
-def test_many_vectors_take_no_longer_to_choose_from():
-    found = list(home._with_groups(DecodeOptions("pass-one-call"), np.cumprod(np.full(24, 0.9)), 30.0, 1.0, PASSES))
-    assert len(found) == 25 and all(each.milliseconds_per_step > 0 for each in found)
-    assert all(0 in each.options.groups for each in found)
-
-
-@pytest.mark.parametrize(("rule", "chances"), [("token", [0.5, 0.125, 0.0]), ("block", [1 - 0.5 * 0.75, 0.25, 0.0])])
-def test_the_chances_of_survival_are_those_of_the_record(rule, chances):
-    """Two drafts that are accepted with the chances 1/2 and 1/4, by the token rule one after the other."""
-    record = Record((), (), (), draft_tokens=(0, 0), accept_probs=(0.5, 0.25))
-    assert home._survival(record, 3, rule) == pytest.approx(chances)
-
-
-# --- The commands ---
-
-
 @pytest.fixture(scope="module")
 def plan_file(box, tmp_path_factory):
     """A plan for the small model, made once."""
@@ -100,12 +67,6 @@ def generate(box, capsys, *more):
     printed = capsys.readouterr()
     assert printed.err == ""
     return read_strictly(printed.out)
-
-
-def test_the_notice_that_a_plan_is_measured_is_no_output(box, capsys):
-    assert run("plan", "--model", box.model, "--again") == 0
-    printed = capsys.readouterr()
-    assert printed.out.startswith("rows of a pass") and printed.err.startswith("measuring which way of drafting pays")
 
 
 def test_a_plan_is_measured_once_and_told_as_a_table(box, plan_file, capsys, monkeypatch):
@@ -192,3 +153,105 @@ def test_a_kept_plan_that_is_not_whole_is_made_again(change, box, plan_file, cap
     assert read_strictly(capsys.readouterr().out)["options"] == {"method": "autoregressive"}
     assert Plan.load(kept).options.method == "autoregressive"
     kept.write_text(plan_file.read_text())
+
+
+VECTORS, FOLDER = Path("vectors"), Path("folder")
+FIGURES = ("tokens_per_step", "milliseconds_per_step", "tokens_per_second", "ratio_to_plain")
+PREDICTED = dict.fromkeys(FIGURES, 1.5)
+VALUES = {  # a value of every option
+    **{"lookahead": VECTORS, "draft_model": FOLDER, "ngram": FOLDER, "num_draft": 3, "candidates": (3, (2, 1, 0))},
+    **{"verify": "block", "schedule": "entropy", "refine": "head", "groups": (0, 3)},
+    "lenience": 0.5,
+}
+DRAFTER = {"candidates", "lenience", "num_draft", "schedule", "verify"}
+TAKEN = {
+    "autoregressive": set(),
+    "pass": {"lookahead", "num_draft", "verify"},
+    "pass-one-call": {"lookahead", "num_draft", "verify"} | {"candidates", "groups", "ngram", "refine"},
+    "blockwise": {"lookahead", "num_draft", "verify", "groups", "ngram", "refine"},
+    "draft-model": DRAFTER | {"draft_model"},
+    "prompt-lookup": DRAFTER,
+    "ngram": DRAFTER | {"ngram"},
+}
+
+
+@pytest.mark.parametrize("method", TAKEN)
+@pytest.mark.parametrize("name", VALUES)
+def test_an_option_is_taken_or_refused_by_its_flag_with_the_methods_that_take_it(name, method):
+    options = DecodeOptions(method, **{name: VALUES[name]})
+    if name in TAKEN[method]:
+        assert options.checked(FOLDER) == options
+        return
+    with pytest.raises(ValueError) as error:
+        options.checked(FOLDER)
+    who = "plain decoding (--method autoregressive)" if method == "autoregressive" else f"--method {method}, which has"
+    assert str(error.value).startswith(f"{flag_of(name)}: found ") and f" with {who}" in str(error.value)
+    takers = [f"--method {other}" for other, taken in TAKEN.items() if name in taken]
+    assert str(error.value).endswith(f"expected {' or '.join(takers)}")
+
+
+@pytest.mark.parametrize(
+    ("given", "method"),
+    [
+        ({}, "autoregressive"),
+        ({"lookahead": VECTORS}, "pass"),
+        ({"draft_model": FOLDER, "schedule": "heuristic"}, "draft-model"),
+        ({"ngram": FOLDER, "candidates": (2,)}, "ngram"),
+        ({"candidates": (2,)}, "pass-one-call"),
+        ({"lookahead": VECTORS, "candidates": (2,)}, "pass-one-call"),
+        ({"lookahead": VECTORS, "refine": "head"}, "pass-one-call"),
+        ({"ngram": FOLDER, "refine": "ngram"}, "pass-one-call"),
+    ],
+)
+def test_the_other_options_tell_which_method_is_meant(given, method):
+    options = DecodeOptions(**given)
+    assert options.checked(FOLDER) == DecodeOptions(method, **given)
+    assert options.is_open == (given.keys() <= {"lookahead", "draft_model", "ngram"})
+    assert not DecodeOptions(method).is_open
+
+
+def test_without_options_the_bundled_model_drafts_from_its_vectors():
+    assert DecodeOptions().checked(MODEL / ".." / MODEL.name).method == "pass"
+    with pytest.raises(ValueError, match="found --lookahead and --draft-model and --ngram, expected one"):
+        DecodeOptions(lookahead=VECTORS, draft_model=FOLDER, ngram=FOLDER).checked(MODEL)
+
+
+@pytest.mark.parametrize("method", TAKEN)
+def test_options_and_plans_are_read_as_they_were_written(method, tmp_path):
+    options = DecodeOptions(method, **{name: VALUES[name] for name in TAKEN[method]})
+    assert DecodeOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+    plan = Plan(options, {"dtype": "float32"}, PREDICTED)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_tree_is_written_as_it_is_read():
+    assert parse_candidates("3,2+0+1,1") == (3, (2, 0, 1), 1)
+    assert written_candidates((3, (2, 0, 1), 1)) == "3,2+0+1,1"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format_version": 1}, "is no plan of format_version 2, expected one"),
+        ({"options": 3}, "found options 3, expected that of a plan"),
+        ({"options": {"temperature": 0.5}}, "found the options {'temperature': 0.5}, expected some of method"),
+        ({"options": {"method": "lookahead"}}, "method: found 'lookahead', which is called 'pass' now"),
+        ({"options": {"verify": "guess"}}, "verify: found 'guess', expected one of token, block, match"),
+        ({"options": {"num_draft": "3"}}, "num_draft: found '3', expected a value of another kind"),
+        ({"options": {"num_draft": 0}}, "num_draft: found 0, expected an integer from 1"),
+        ({"options": {"groups": [0, -1]}}, "groups: found -1, expected an integer from 0"),
+        ({"options": {"candidates": [2, [1]]}}, "found (1,) after 2 places, expected a number for each"),
+        ({"prediction": PREDICTED | {"tokens_per_second": "fast"}}, "found the prediction {"),
+        ({"prediction": {"tokens_per_second": 3.5}}, "found the prediction {'tokens_per_second': 3.5}, expected milli"),
+        ({"made_for": {"model": "mine"}}, "found made_for ['mine'], expected names and fingerprints"),
+    ],
+)
+def test_a_plan_that_holds_something_else_is_refused(change, said, tmp_path):
+    path = tmp_path / "plan.json"
+    Plan(DecodeOptions("autoregressive"), {}, PREDICTED).save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match="plan") as error:
+        Plan.load(path)
+    assert said in str(error.value)

@@ -1,7 +1,5 @@
 """Run a test on both packages: `pkg` is one of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Folders of look-ahead vectors and of n-gram models: the same in both packages, and saved whole or not at all."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +22,7 @@ KINDS: dict[str, tuple[Make, str]] = {
 each_kind = pytest.mark.parametrize(("make", "kind"), KINDS.values(), ids=KINDS)
 VARIANTS: dict[str, Make] = {
     **{parts: lambda package, seed, parts=parts: trained(package, parts, seed) for parts in PARTS},
+    "few tokens": lambda package, seed: replace(trained(package, seed=seed), draft_vocab=[0, 2, 5]),
     "no vectors": lambda package, seed: trained(package, "vectors", seed, 0),
     "nothing but vectors": lambda package, seed: module(package, "lookahead.vectors").LookAhead.random(1, 8, seed),
     **{f"{n}-grams": lambda package, seed, n=n: counted(package, seed, n) for n in (1, 2, 3, 4)},
@@ -96,9 +95,7 @@ def test_a_training_record_must_be_plain(package: str, make: Make, kind: str, tr
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize("function", ["open", "fsync", "replace"])
 @pytest.mark.parametrize("failing", [1, 2, 3])
-def test_a_save_that_fails_leaves_everything_as_it_was(
-    package: str, existing: bool, function: str, failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_fails_leaves_everything_as_it_was(package, existing, function, failing, tmp_path, monkeypatch):
     made, folder = VARIANTS["nothing but vectors"](package, 9), tmp_path / "saved"
     if existing:
         trained(package).save(folder)

@@ -1,7 +1,5 @@
 """Drafters that run no model, n-grams and prompt lookup: held against slow definitions, alone and in batches."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from types import SimpleNamespace
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 
 from draft_folders import PRINT, Tables, random_tables
 from folders import as_numpy, both_packages, module
-from models import PACKAGES, package, table
+from models import package, table
 
 V = 4
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 5)).map(lambda pair: (max(pair), min(pair)))
@@ -43,9 +41,6 @@ def rows_of(package: str, drafter: Any, texts: list[list[int]], rubbish: int = -
     return as_numpy(drafter.logits(tokens, None, torch.tensor([len(text) for text in texts]), 1))
 
 
-# --- What they propose ---
-
-
 def slow_distribution(made: Tables, context: tuple[int, ...]) -> np.ndarray:
     """Give what the shares of a context leave to the context without its first token."""
     if not context:
@@ -58,25 +53,13 @@ def slow_distribution(made: Tables, context: tuple[int, ...]) -> np.ndarray:
 
 @both_packages
 @given(made=tables(V), texts=TEXTS)
-def test_ngrams_have_the_distribution_of_the_slow_definition(
-    package: str, made: Tables, texts: list[list[int]]
-) -> None:
+def test_ngrams_have_the_distribution_of_the_slow_definition(package, made, texts):
     """Every token is possible, and only the last tokens matter."""
     for row, text in zip(rows_of(package, made.model(package), texts), texts, strict=True):
         context = tuple(text[max(0, len(text) - len(made.orders)) :])
         assert np.isfinite(row).all() and abs(np.exp(row).sum() - 1.0) < 1e-13
         slow = slow_distribution(made, context)
         assert np.abs(np.exp(row) - slow).max() < 1e-14  # some ten roundings of numbers up to 1
-
-
-@pytest.mark.torch
-@given(made=tables(), seed=st.integers(0, 2**32))
-def test_both_packages_give_the_same_logits(made: Tables, seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    texts = [draw.integers(0, made.vocab_size, draw.integers(1, 10)).tolist() for _ in range(12)]
-    ours, theirs = (rows_of(name, made.model(name), texts) for name in PACKAGES)
-    # Probabilities are wrong by some ten roundings each, relatively, so their logarithms by as much, absolutely.
-    assert np.abs(ours - theirs).max() < 1e-14 + 1e-15 * np.abs(ours).max()
 
 
 def slow_proposal(text: list[int], most: int, least: int) -> int | None:
@@ -95,9 +78,7 @@ def slow_proposal(text: list[int], most: int, least: int) -> int | None:
 @example(texts=[[0, 0, 0, 0]], sizes=(3, 2))
 @example(texts=[[1, 2, 3, 0, 2, 3, 1, 3, 2, 3]], sizes=(3, 1))  # longer ones before more recent ones
 @example(texts=[[2, 1, 0, 2, 3, 0, 2]], sizes=(3, 1))  # the most recent one, where transformers takes the first
-def test_lookup_proposes_what_the_slow_definition_does(
-    package: str, texts: list[list[int]], sizes: tuple[int, int]
-) -> None:
+def test_lookup_proposes_what_the_slow_definition_does(package, texts, sizes):
     rows = rows_of(package, lookup(package, *sizes), texts)
     assert rows.shape == (len(texts), V) and rows.dtype == np.float64
     for row, text in zip(rows, texts, strict=True):
@@ -106,47 +87,6 @@ def test_lookup_proposes_what_the_slow_definition_does(
         if proposal is not None:
             expected[proposal] = 0.0
         assert np.array_equal(row, expected)
-
-
-# --- Batches, and what they cost ---
-
-
-@pytest.mark.torch
-@given(made=tables(V), texts=TEXTS, sizes=SIZES, seed=st.integers(0, 2**32))
-def test_a_row_depends_neither_on_the_other_rows_nor_on_what_comes_after_its_text(
-    made: Tables, texts: list[list[int]], sizes: tuple[int, int], seed: int
-) -> None:
-    order = np.random.default_rng(seed).permutation(len(texts))
-    for drafter in (made.model("gpu"), lookup("gpu", *sizes)):
-        batch = rows_of("gpu", drafter, texts)
-        assert np.array_equal(batch, np.concatenate([rows_of("gpu", drafter, [text]) for text in texts]))
-        assert np.array_equal(batch[order], rows_of("gpu", drafter, [texts[i] for i in order]))
-        for rubbish in (0, texts[0][-1], 10**12):
-            assert np.array_equal(batch, rows_of("gpu", drafter, texts, rubbish))
-
-
-@both_packages
-def test_they_are_drafters_that_cost_nothing(package: str) -> None:
-    model, drafter = random_tables(5, 3, seed=1).model(package), lookup(package)
-    assert (model.vocab_size, model.order, model.name) == (5, 3, "3-gram")
-    assert (drafter.vocab_size, drafter.max_ngram, drafter.min_ngram, drafter.name) == (V, 3, 1, "prompt lookup")
-    for each in (model, drafter):
-        assert (each.passes_per_draft, each.max_position_embeddings, each.new_cache(100)) == (0, None, None)
-
-
-@pytest.mark.torch
-def test_no_number_is_read_back_from_the_device() -> None:
-    import torch
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-
-    index = random_tables(6, 4, seed=3).model("gpu")._index
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:  # a tensor without numbers: reading one fails
-        fields = {each.name: fake.from_tensor(getattr(index, each.name)) for each in dataclasses.fields(index)}
-        tokens, lengths = torch.zeros((3, 9), dtype=torch.int64), torch.full((3,), 5)
-        assert dataclasses.replace(index, **fields).logits(tokens, lengths).shape == (3, 6)
-        assert lookup("gpu").logits(tokens, None, lengths, 1).shape == (3, V)
-        with pytest.raises(DataDependentOutputException):
-            int(lengths.sum())
 
 
 @pytest.mark.torch
@@ -167,17 +107,12 @@ def test_no_row_is_fed_for_a_draft_that_no_text_has(num_prompts: int) -> None:
     assert len(asked) <= sum(min(drafts + 1, 4) for drafts in most)
 
 
-# --- What is refused ---
-
-
 @both_packages
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((0,), "vocab_size: found 0, expected an integer from 1 to 2147483648"),
         ((4, 0), "max_ngram: found 0, expected an integer from 1 to 65536"),
-        ((4, 2.0), "max_ngram: found 2.0, expected an integer from 1 to 65536"),
-        ((4, 2, 0), "min_ngram: found 0, expected an integer from 1 to 2"),
         ((4, 2, 3), "min_ngram: found 3, expected an integer from 1 to 2"),
     ],
 )
@@ -229,18 +164,15 @@ BAD: list[tuple[Tables, str]] = [
     *[(tables_of(unigram=unigram), POSITIVE) for unigram in NO_UNIGRAMS],
     (tables_of(*[([0], [], [])] * 4, unigram=[1.0]), "orders: found 4, expected at most 3"),
     (tables_of(([1, 0], [2], [9])), f"order_2.{sums(2, 1, 3, 1)}"),
-    (tables_of(([1, 2, 0], [2, 0], [9, 9])), f"order_2.{sums(3, 3, 3, 2)}"),
     (tables_of(([-1, 1, 0], [], [])), f"order_2.{sums(3, 0, 3, 0)}"),
     (tables_of(([1, 0, 1], [1, 2], [9])), "order_2.codes: found 1, expected 2, the number of tokens"),
     (tables_of(([1, 0, 1], [1, 3], [9, 9])), "order_2.tokens: found 3, expected 0 to 2"),
-    (tables_of(([1, 0, 1], [-1, 1], [9, 9])), "order_2.tokens: found -1, expected 0 to 2"),
     (tables_of(([2, 0, 1], [1, 1, 0], [9, 9, 9])), f"order_2.tokens: found 1 after 1 {GROW}"),
     (tables_of(([1, 0, 2], [1, 2, 0], [9, 9, 9])), f"order_2.tokens: found 0 after 2 {GROW}"),
     (
         tables_of(([2, 0, 0], [0, 1], [255, 23])),
         "order_2.codes: found shares of one context that add up to 1.0003, expected less than 1",
     ),
-    (tables_of(BELOW, ([1, 1], [2, 3], [9, 9])), "order_3.tokens: found 3, expected 0 to 2"),
     (tables_of(BELOW, ([1, 1, 0], [2, 1], [9, 9])), f"order_3.{sums(3, 2, 2, 2)}"),
 ]
 
@@ -251,10 +183,3 @@ def test_arrays_that_make_no_tables_are_refused(package: str, made: Tables, mess
     with pytest.raises(ValueError) as error:
         made.model(package)
     assert str(error.value) == message
-
-
-@both_packages
-def test_shares_may_add_up_to_all_but_a_little(package: str) -> None:
-    made = tables_of(([2, 0, 0], [0, 1], [255, 22]))  # 65509 of 65536
-    distribution = np.exp(rows_of(package, made.model(package), [[0]]))[0]
-    assert abs(distribution.sum() - 1) < 1e-15 and abs(distribution[2] - 27 / 65536 / 3) < 1e-18

@@ -1,7 +1,5 @@
 """Look-ahead folders: their format, the model that they belong to, and what is refused, alike in both packages."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace
@@ -15,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from draft_folders import ARRAYS, CONFIG, PRINT, SIZES, TRAINING, refused, settings, tensors, trained
-from folders import as_numpy, both_packages, module, tiny_config, write_checkpoint
+from folders import both_packages, module, tiny_config, write_checkpoint
 from lookaheads import PARTS
 
 TENSOR, DOWN = "lookahead_embeddings", "adapter.0.down.down"  # [L, D], [R, intermediate_size]
@@ -31,9 +29,6 @@ def said_of(function: Any, *arguments: Any) -> str:
     with pytest.raises(ValueError) as error:
         function(*arguments)
     return str(error.value)
-
-
-# --- The format ---
 
 
 @both_packages
@@ -67,19 +62,10 @@ def test_the_format(package: str, parts: str, tmp_path: Path) -> None:
 
 
 @both_packages
-def test_random_vectors_have_the_size_of_embeddings(package: str) -> None:
-    vectors = as_numpy(class_of(package).random(64, 256, 0).vectors)
-    assert vectors.dtype == np.float32
-    assert abs(vectors.std() - 0.02) < 5 * 0.02 / math.sqrt(2 * vectors.size)
-    assert not np.array_equal(vectors, as_numpy(class_of(package).random(64, 256, 1).vectors))
-
-
-@both_packages
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((-1, 8, 0), "num_lookahead: found -1, expected an integer from 0 to 65536"),
-        ((2.0, 8, 0), "num_lookahead: found 2.0, expected an integer from 0 to 65536"),
         ((1, 0, 0), "hidden_size: found 0, expected an integer from 1 to 1048576"),
         ((1, 8, -1), "seed: found -1, expected an integer from 0 to 18446744073709551615"),
     ],
@@ -98,7 +84,6 @@ NOT_FINITE = "holds NaN or infinity, expected finite numbers"
         ([1.0, 2.0], "vectors has shape [2], expected [num_lookahead, hidden_size]"),
         ([[]], "vectors has shape [1, 0], expected [num_lookahead, hidden_size]"),
         ([[1.0, math.nan]], f"vectors {NOT_FINITE}"),
-        ([[1.0, -math.inf]], f"vectors {NOT_FINITE}"),
         ([[1e300, 1.0]], f"vectors {NOT_FINITE}"),
     ],
 )
@@ -112,9 +97,6 @@ def test_parts_too_large_for_what_they_are_stored_in_are_refused(package: str) -
     head = module(package, "lookahead.head").SamplerHead.random(24, 5, 0)
     head.out[0, 0] = 3.4e38  # float32 goes to 3.4028e38, bfloat16 to 3.3895e38
     assert said_of(lambda: replace(trained(package), head=head)) == f"adapter or head {NOT_FINITE}"
-
-
-# --- The model that they belong to ---
 
 
 @both_packages
@@ -133,16 +115,6 @@ def test_vectors_are_checked_against_the_model(package: str) -> None:
         "dataclasses.replace(lookahead, fingerprint=None) uses them all the same"
     )
     replace(lookahead, fingerprint=None).check(model(fingerprint="f" * 64))
-
-
-@both_packages
-@pytest.mark.parametrize("parts", PARTS)
-def test_vectors_know_the_checkpoint_they_were_trained_for(package: str, parts: str, tmp_path: Path) -> None:
-    load_model = module(package, "checkpoint.load").load_model
-    one, two = (load_model(write_checkpoint(tmp_path / str(seed), seed=seed)) for seed in range(2))
-    lookahead = replace(trained(package, parts), fingerprint=one.fingerprint)
-    lookahead.check(one)
-    assert "were trained for the model" in said_of(lookahead.check, two)
 
 
 OTHER_SHAPES = "the look-ahead adapter has the shapes of another model, expected those of"
@@ -174,8 +146,7 @@ def test_a_term_of_another_shape_is_refused(package: str, name: str, shape: tupl
     assert said_of(other.check, model) == f"{OTHER_SHAPES} 'model'"
 
 
-# --- What is refused: damage to a folder with an adapter of rank 3 and a head of width 4, and the sentence ---
-
+# What is refused: damage to a folder with an adapter of rank 3 and a head of width 4, and the sentence.
 HEAD = {"kind": "head", "width": 4, "alone": False}
 A_HEAD = "expected null, or a head with its width and whether alone"
 BASE = {"name": "tiny", "shapes": {}, "fingerprint": None}
@@ -185,13 +156,9 @@ KEYS = (
 )
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"format_version": ...}, "format_version is missing, expected a look-ahead folder"),
-    ({"format_version": 2}, "format_version: found 2, expected 1"),
-    ({"format_version": True}, "format_version: found True, expected 1"),
     ({"format_version": 2, "new": 1}, "format_version: found 2, expected 1"),
     ({"embedding_space": "hidden"}, "embedding_space: found 'hidden', expected 'inputs_embeds'"),
     ({"adapter_rank": -1}, "adapter_rank: found -1, expected an integer from 0 to 65536"),
-    ({"adapter_rank": 2.0}, "adapter_rank: found 2.0, expected an integer from 0 to 65536"),
-    ({"adapter_rank": None}, "adapter_rank: found None, expected an integer from 0 to 65536"),
     ({"base_model": BASE}, "base_model shapes num_hidden_layers: found None, expected an integer from 1 to 4096"),
     (
         {"base_model": BASE | {"shapes": dict.fromkeys(SIZES, 10**9)}},
@@ -207,12 +174,9 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ],
     ({"refine": HEAD | {"kind": "ngram"}}, f"refine: found {HEAD | {'kind': 'ngram'}!r}, {A_HEAD}"),
     ({"refine": HEAD | {"width": 0}}, "refine width: found 0, expected an integer from 1 to 65536"),
-    ({"refine": HEAD | {"width": True}}, "refine width: found True, expected an integer from 1 to 65536"),
     ({"refine": HEAD | {"alone": 0}}, "refine alone: found 0, expected true or false"),
     ({"new": 1}, f"the key 'new' {KEYS}"),
-    ({"training": ...}, f"the key 'training' {KEYS}"),
     ({"num_lookahead": 10**12}, "num_lookahead: found 1000000000000, expected an integer from 0 to 65536"),
-    ({"num_lookahead": "3"}, "num_lookahead: found '3', expected an integer from 0 to 65536"),
     ({"hidden_size": 0}, "hidden_size: found 0, expected an integer from 1 to 1048576"),
     ({"base_model": "tiny"}, "base_model: found 'tiny', expected an object with name, shapes and fingerprint"),
     ({"base_model": BASE | {"name": 3}}, "base_model name: found 3, expected text"),
@@ -235,24 +199,22 @@ OTHER_TENSORS: list[tuple[dict[str, Any], str]] = [
     ({"refine": HEAD | {"width": 6}}, "BF16 [4, 24] as 'head.first', expected BF16 [6, 24]"),
     ({"refine": None}, "BF16 [4, 24] as 'head.first', expected nothing"),
     ({"adapter_rank": 0}, f"BF16 [3, 20] as '{DOWN}', expected nothing"),
-    ({"adapter_rank": 8}, f"BF16 [3, 20] as '{DOWN}', expected BF16 [8, 20]"),
-    ({"num_lookahead": 2}, f"F32 [3, 24] as '{TENSOR}', expected F32 [2, 24]"),
     ({"hidden_size": 25}, f"F32 [3, 24] as '{TENSOR}', expected F32 [3, 25]"),
 ]
 TENSORS: list[tuple[str, Any, str]] = [
-    (TENSOR, np.ones((2, 24), np.float32), "F32 [2, 24], expected F32 [3, 24]"),
     (TENSOR, np.ones((24, 3), np.float32), "F32 [24, 3], expected F32 [3, 24]"),
     (TENSOR, np.ones((3, 24)), "F64 [3, 24], expected F32 [3, 24]"),
     (TENSOR, None, "nothing, expected F32 [3, 24]"),
     (DOWN, None, "nothing, expected BF16 [3, 20]"),
-    (DOWN, np.ones((2, 20), BF16), "BF16 [2, 20], expected BF16 [3, 20]"),
-    (DOWN, np.ones((3, 21), BF16), "BF16 [3, 21], expected BF16 [3, 20]"),
     (DOWN, np.ones((3, 20), np.float16), "F16 [3, 20], expected BF16 [3, 20]"),
     ("adapter.2.down.up", np.ones((24, 3), BF16), "BF16 [24, 3], expected nothing"),
-    ("head.out", None, "nothing, expected BF16 [24, 4]"),
     ("head.out", np.ones((24, 4), np.float32), "F32 [24, 4], expected BF16 [24, 4]"),
     ("head.first", np.ones((5, 24), BF16), "BF16 [5, 24], expected BF16 [4, 24]"),
     ("head.last", np.ones(3, BF16), "BF16 [3], expected nothing"),
+]
+TENSORS += [
+    ("draft_vocab", np.array([[1]], np.int32), "I32 [1, 1], expected I32 [1]"),
+    ("draft_vocab", np.array([1], np.int64), "I64 [1], expected I32 [1]"),
 ]
 TENSORS += [
     (name, np.full(shape, value, dtype), f"{what} {NOT_FINITE}")

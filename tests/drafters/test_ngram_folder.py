@@ -1,7 +1,5 @@
 """The folder of an n-gram model: its format, its size, and what is refused, alike in both packages."""
 
-from __future__ import annotations
-
 import json
 import tracemalloc
 from pathlib import Path
@@ -19,9 +17,6 @@ from folders import as_numpy, both_packages, module
 
 def class_of(package: str) -> Any:
     return module(package, "drafters.ngram").NgramModel
-
-
-# --- The format ---
 
 
 def test_the_format(tmp_path: Path) -> None:
@@ -82,15 +77,6 @@ def test_a_large_vocabulary_is_looked_up_in_the_port_as_well(tmp_path: Path) -> 
 
 
 @both_packages
-@given(numbers=st.lists(st.integers(0, 20)))
-def test_numbers_in_unary_come_back(package: str, numbers: list[int]) -> None:
-    home = module(package, "checkpoint.ngram_folder")
-    marks = home._marks(np.array(numbers, dtype=np.int64))
-    assert len(marks) == -(-(len(numbers) + sum(numbers)) // 8)
-    assert home._num_successors(marks, len(numbers), sum(numbers)).tolist() == numbers
-
-
-@both_packages
 def test_the_size_is_known_beforehand(package: str, tmp_path: Path) -> None:
     model = counted(package, 1, 4)
     model.save(tmp_path)
@@ -99,27 +85,20 @@ def test_the_size_is_known_beforehand(package: str, tmp_path: Path) -> None:
     assert module(package, "checkpoint.ngram_folder").array_bytes(6, counts) == size
 
 
-# --- What is refused: damage to a folder of three tokens and two n-grams, and the sentence ---
-
+# What is refused: damage to a folder of three tokens and two n-grams, and the sentence.
 KEYS = "format_version, model_type, share, vocab_size, num_ngrams, base_model, tokenizer, training"
 KEYS = f"is missing or unknown, expected exactly {KEYS}"
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"format_version": ...}, "format_version is missing, expected the folder of an n-gram model"),
     ({"format_version": 2, "new": 1}, "format_version: found 2, expected 1"),
-    ({"format_version": True}, "format_version: found True, expected 1"),
     ({"model_type": "llama"}, "model_type: found 'llama', expected 'ngram'"),
     ({"share": "code / 256"}, "share: found 'code / 256', expected 'code^2 / 65536'"),
     ({"new": 1}, f"the key 'new' {KEYS}"),
-    ({"training": ...}, f"the key 'training' {KEYS}"),
-    ({"vocab_size": 0}, "vocab_size: found 0, expected an integer from 1 to 1048576"),
     ({"vocab_size": 2**20 + 1}, "vocab_size: found 1048577, expected an integer from 1 to 1048576"),
-    ({"vocab_size": "6"}, "vocab_size: found '6', expected an integer from 1 to 1048576"),
     ({"num_ngrams": 3}, "num_ngrams: found 3, expected a list of at most 3 numbers"),
     ({"num_ngrams": [1, 2, 3, 4]}, "num_ngrams: found [1, 2, 3, 4], expected a list of at most 3 numbers"),
     ({"num_ngrams": [1, -2]}, "num_ngrams: found -2, expected an integer from 0 to 2147483647"),
-    ({"num_ngrams": [1, 2.0]}, "num_ngrams: found 2.0, expected an integer from 0 to 2147483647"),
     ({"tokenizer": "abc"}, "tokenizer: found 'abc', expected 64 hexadecimal digits or null"),
-    ({"tokenizer": 3}, "tokenizer: found 3, expected 64 hexadecimal digits or null"),
     ({"base_model": None}, "base_model: found None, expected text"),
     ({"training": []}, "training: found [], expected an object"),
 ]
@@ -131,7 +110,6 @@ OTHER_SIZES: list[tuple[dict[str, Any], str, str]] = [
 ]
 OTHER_TENSORS: list[tuple[str, Any, str, str]] = [
     ("unigram", np.ones(3), "'unigram' F64 [3]", "'unigram' F32 [3]"),
-    ("unigram", np.ones((3, 1), np.float32), "'unigram' F32 [3, 1]", "'unigram' F32 [3]"),
     ("unigram", None, "no tensor 'unigram'", "'unigram' F32 [3]"),
     ("extra", np.ones(3), "'extra' F64 [3]", "no tensor 'extra'"),
     ("order_2.tokens", np.array([2, 0], np.int32), "'order_2.tokens' I32 [2]", "'order_2.tokens' U16 [2]"),
@@ -178,9 +156,7 @@ def test_a_folder_from_elsewhere_is_refused(package: str, damage: Any, message: 
 
 @both_packages
 @pytest.mark.parametrize(("changes", "found", "expected"), OTHER_SIZES)
-def test_sizes_are_compared_before_anything_is_read(
-    package: str, changes: dict[str, Any], found: str, expected: str, tmp_path: Path
-) -> None:
+def test_sizes_are_compared_before_anything_is_read(package, changes, found, expected, tmp_path):
     save_small(package, tmp_path)
     load = class_of(package).load  # its imports allocate, too
     tracemalloc.start()

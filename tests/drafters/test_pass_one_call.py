@@ -1,23 +1,17 @@
 """Methods of one call per step: their distribution, what their rows attend to, and what they leave in the cache."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from folders import as_numpy
 from lookaheads import PARTS
 from models import table, transformer
 from trees import (
-    BATCHES,
     PROMPT,
     array_of,
-    assert_batches_agree,
     assert_exact,
     assert_states_may_be_merged,
     checked_steps,
@@ -29,21 +23,15 @@ from trees import (
 )
 
 METHODS = ("pass-one-call", "pass-one-call-tree")
-RULES = [(METHODS[0], rule) for rule in ("token", "block", "match")]
-RULES += [(METHODS[1], rule) for rule in ("without-replacement", "k-seq", "match")]
+RULES = [(METHODS[0], "token"), (METHODS[0], "block"), (METHODS[1], "without-replacement")]  # the suite has all
 each_method = pytest.mark.parametrize("name", METHODS)
 each_part = pytest.mark.parametrize("parts", PARTS)
 TOP_2 = {"draft_sampling": {"top_k": 2}}  # keeps an enumeration small; the target chooses among three tokens
 
 
-# --- The distribution: what the exact suite does not have ---
-
-
 @pytest.mark.parametrize(("name", "rule"), RULES)
 @pytest.mark.parametrize("parts", [*PARTS, "n-grams"])
-def test_the_distribution_is_the_targets_whatever_drafts_are_made_of(
-    pkg: Any, name: str, rule: str, parts: str
-) -> None:
+def test_the_distribution_is_the_targets_whatever_drafts_are_made_of(pkg, name, rule, parts):
     """It does not depend on the state of the head, rotary positions, or the mask of tree and groups."""
     method = method_of(pkg, name, "transformer", (2, 1), parts, rule=rule, **TOP_2)
     assert_exact(pkg, method, {"max_new_tokens": 4}, "transformer")
@@ -51,9 +39,7 @@ def test_the_distribution_is_the_targets_whatever_drafts_are_made_of(
 
 @pytest.mark.parametrize(("name", "rule"), RULES)
 @pytest.mark.parametrize("groups", [(), (0,), (1,), (0, 2), (2, 1, 0)])
-def test_the_distribution_is_the_targets_wherever_groups_are(
-    pkg: Any, name: str, rule: str, groups: tuple[int, ...]
-) -> None:
+def test_the_distribution_is_the_targets_wherever_groups_are(pkg, name, rule, groups):
     method = method_of(pkg, name, shape=(2, 1), rule=rule, groups=groups, **TOP_2)
     distribution = assert_exact(pkg, method, {"max_new_tokens": 5}, verified_steps=0)
     assert (distribution.expected["num_draft_tokens"] > 0) == (0 in groups), "the first group follows no draft"
@@ -74,9 +60,6 @@ def test_the_enumeration_assumes_nothing_about_states(pkg: Any, name: str, parts
     assert_states_may_be_merged(pkg, method_of(pkg, name, "transformer", parts=parts, **TOP_2), {"max_new_tokens": 4})
 
 
-# --- One call, and where drafts come from ---
-
-
 @each_method
 @each_part
 def test_every_step_is_one_call(pkg: Any, name: str, parts: str) -> None:
@@ -95,9 +78,7 @@ def test_every_step_is_one_call(pkg: Any, name: str, parts: str) -> None:
 @each_method
 @pytest.mark.parametrize("parts", ["vectors", "adapter and head"])
 @pytest.mark.parametrize("kind", ["transformer", "windowed"])
-def test_drafts_come_from_the_rows_of_a_draft_call_at_the_same_place(
-    pkg: Any, name: str, parts: str, kind: str
-) -> None:
+def test_drafts_come_from_the_rows_of_a_draft_call_at_the_same_place(pkg, name, parts, kind):
     """The rows that a step hands on are those that a call of their own computes after the last draft that survived."""
     method, seen = method_of(pkg, name, kind, (3, 2, 1), parts), set()
     model, vectors = method.model, method.vectors
@@ -142,33 +123,6 @@ def test_what_look_ahead_rows_are_fed_changes_no_bit_of_the_text_rows(pkg: Any, 
 
 
 @each_method
-@each_part
-def test_greedy_text_is_that_of_plain_decoding(pkg: Any, name: str, parts: str) -> None:
-    method = method_of(pkg, name, "transformer", (3, 2), parts, sampling={"temperature": 0.0})
-    plain = pkg.Autoregressive(method.model, method.sampling)
-    assert pkg.generate(method, PROMPT, 40, ()).tokens == pkg.generate(plain, PROMPT, 40, ()).tokens
-
-
-@pytest.mark.torch
-@settings(max_examples=30)
-@given(
-    parts=st.sampled_from([*PARTS, "n-grams"]),
-    kind=st.sampled_from(["table", "transformer", "windowed"]),
-    rule=st.sampled_from(["token", "block", "match"]),
-    sampling=st.sampled_from([{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 2}]),
-    **BATCHES,
-)
-def test_a_batch_of_the_port_is_the_reference_row_by_row(
-    parts: str, kind: str, rule: str, sampling: dict[str, Any], **batch: Any
-) -> None:
-    options = {"rule": rule, "sampling": sampling, "parts": parts, "shape": (1, 1, 1)}
-    assert_batches_agree(lambda pkg: method_of(pkg, "pass-one-call", kind, **options), **batch)
-
-
-# --- Refusals ---
-
-
-@each_method
 @pytest.mark.parametrize("groups", [(3,), (-1,), (0, 0)])
 def test_groups_that_cannot_be_are_refused(pkg: Any, name: str, groups: tuple[int, ...]) -> None:
     with pytest.raises(ValueError) as error:
@@ -189,6 +143,9 @@ def test_parts_of_another_model_are_refused(pkg: Any) -> None:
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             pkg.PaSSOneCall(model, lookahead, **options)
+    message = r"^num_candidates: found \(1, 1, 1\), expected at most 2 depths, one per look-ahead vector$"
+    with pytest.raises(ValueError, match=message):
+        pkg.PaSSOneCallTree(model, vectors, num_candidates=(1, 1, 1))
 
 
 @pytest.mark.parametrize("parts", ["adapter", "head", "head alone"])

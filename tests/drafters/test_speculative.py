@@ -1,26 +1,19 @@
 """Speculative sampling with a drafter: its distribution, second cache, schedules, lenience."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import pass_sampling.reference as reference
 from models import table
-from pass_sampling.reference.exactness.cases import bigrams
 from pass_sampling.reference.theory import lenient_distribution
 from trees import (
-    BATCHES,
     EXACT,
     PROMPT,
     RowDrafter,
     array_of,
-    assert_batches_agree,
     assert_exact,
     assert_states_may_be_merged,
     checked_steps,
@@ -43,27 +36,13 @@ def schedule_of(pkg: Any, name: str) -> Any:
     return home(pkg, "drafters.schedule").SCHEDULES[name](**SCHEDULES[name])
 
 
-# --- The distribution: what the exact suite does not have ---
-
-
-@pytest.mark.parametrize("rule", ["token", "block", "match"])
+@pytest.mark.parametrize("rule", ["token", "block"])
 @each_schedule
 @pytest.mark.parametrize(("kind", "num_draft"), [("table", 1), ("transformer", 3)])
-def test_the_distribution_is_the_targets_for_any_number_of_drafts_and_schedule(
-    pkg: Any, kind: str, rule: str, schedule: str, num_draft: int
-) -> None:
+def test_the_distribution_is_the_targets_for_any_number_of_drafts_and_schedule(pkg, kind, rule, schedule, num_draft):
     options = {"sampling": {"temperature": 0.9}, "num_draft": num_draft, "schedule": schedule_of(pkg, schedule)}
     method = method_of(pkg, "draft-model", kind, rule=rule, **options)
     assert_exact(pkg, method, {"max_new_tokens": 5, "eos_token_ids": (2,)}, kind)
-
-
-@pytest.mark.parametrize(
-    ("drafter", "rule"), [("prompt lookup", "block"), ("prompt lookup", "match"), ("n-grams", "match")]
-)
-def test_the_distribution_is_the_targets_with_drafters_that_cost_nothing(pkg: Any, drafter: str, rule: str) -> None:
-    made = bigrams(pkg, 3) if drafter == "n-grams" else pkg.PromptLookup(3)
-    method = method_of(pkg, "draft-model", drafter=made, rule=rule, num_draft=2)
-    assert_exact(pkg, method, {"max_new_tokens": 4, "eos_token_ids": (2,)}, prompt=(0, 1, 0))
 
 
 @each_schedule
@@ -85,36 +64,11 @@ def test_without_drafts_it_is_plain_decoding(pkg: Any, name: str, options: dict[
     assert distribution.expected["num_draft_passes"] == distribution.expected["num_draft_tokens"] == 0
 
 
-# --- The second cache, and batches ---
-
-
 def test_both_caches_hold_the_committed_text_and_nothing_else(pkg: Any) -> None:
     method = method_of(pkg, "draft-model", "windowed", num_draft=3, schedule=pkg.Heuristic(2))
     for state, _ in checked_steps(pkg, method, 24):
         lengths = (each.lengths[0] if is_port(pkg) else each.length for each in state.caches)
         assert all(length >= len(PROMPT) + len(state.new_tokens) - 2 for length in lengths)
-
-
-@pytest.mark.torch
-@settings(max_examples=40)
-@given(
-    kind=st.sampled_from(["table", "transformer", "windowed"]),
-    rule=st.sampled_from(["token", "block", "match"]),
-    sampling=st.sampled_from([{}, {"temperature": 0.0}, {"temperature": 0.7}]),
-    own=st.sampled_from([None, {}, {"temperature": 0.0}]),
-    schedule=st.sampled_from(sorted(SCHEDULES)),
-    **BATCHES,
-)
-def test_a_batch_of_the_port_is_the_reference_row_by_row(
-    kind: str, rule: str, sampling: dict[str, Any], own: Any, schedule: str, **batch: Any
-) -> None:
-    options = {"rule": rule, "sampling": sampling, "draft_sampling": own}
-    assert_batches_agree(
-        lambda pkg: method_of(pkg, "draft-model", kind, schedule=schedule_of(pkg, schedule), **options), **batch
-    )
-
-
-# --- Schedules ---
 
 
 def drafted(pkg: Any, method: Any) -> tuple[list[int], list[int]]:
@@ -156,9 +110,7 @@ def test_drafting_stops_where_the_draft_distribution_is_flat(pkg: Any) -> None:
     ("num_drafted", "num_accepted", "threshold", "rate"),
     [(4, 4, 0.5, 0.95), (4, 0, 0.501, 0.45), (2, 2, 0.499, 0.95), (3, 1, 0.501, 0.45 + 1 / 6), (0, 0, 0.5, 0.9)],
 )
-def test_the_threshold_follows_the_share_of_accepted_drafts(
-    pkg: Any, num_drafted: int, num_accepted: int, threshold: float, rate: float
-) -> None:
+def test_the_threshold_follows_the_share_of_accepted_drafts(pkg, num_drafted, num_accepted, threshold, rate):
     """By hand, from threshold 0.5 and share 0.9, of 4 drafts at most."""
     bound = pkg.EntropyBound(threshold=0.5)
     pace, counts = bound.start(4), (num_drafted, num_accepted)
@@ -168,9 +120,6 @@ def test_the_threshold_follows_the_share_of_accepted_drafts(
     else:
         found = bound.follow(pace, 4, *counts)
     assert tuple(found) == pytest.approx((threshold, rate), abs=1e-12)
-
-
-# --- Lenience ---
 
 
 @pytest.mark.parametrize("lenience", [1.0, 0.5, 0.1])
@@ -186,9 +135,6 @@ def test_lenience_changes_the_distribution_as_the_theory_says_and_no_more(pkg: A
     assert np.all(first <= target / lenience + EXACT)
     damage = found.total_variation(definition(method, ending))
     assert damage <= EXACT if lenience == 1 else damage > 0.01
-
-
-# --- Refusals ---
 
 
 def test_what_does_not_fit_is_refused_by_name(pkg: Any) -> None:

@@ -1,32 +1,24 @@
 """Trees of drafts, from a drafter and in one call: their distribution, shape, caches, and what they write down."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import pass_sampling.reference as reference
-from lookaheads import PARTS
-from models import PACKAGES, package, table, transformer
-from pass_sampling.reference.exactness.cases import configurations, penalty
+from models import transformer
+from pass_sampling.reference.exactness.cases import penalty
 from pass_sampling.reference.exactness.distribution import output_distribution
-from pass_sampling.reference.exactness.suite import exact_suite
 from pass_sampling.reference.methods.tree_rules import RULES
 from pass_sampling.reference.theory import candidate_acceptance, expected_tokens
 from trees import (
-    BATCHES,
     EXACT,
     PROMPT,
     TREES,
     RowDrafter,
     array_of,
-    assert_batches_agree,
     assert_exact,
     assert_states_may_be_merged,
     checked_steps,
@@ -35,8 +27,6 @@ from trees import (
     distributions_after,
     drafter_of,
     home,
-    is_port,
-    lookahead_of,
     method_of,
     target_of,
 )
@@ -47,34 +37,18 @@ each_main_rule = pytest.mark.parametrize("rule", ["without-replacement", "k-seq"
 TOP_2 = {"draft_sampling": {"top_k": 2}}  # keeps an enumeration small; the target chooses among three tokens
 
 
-# --- The distribution: what the exact suite does not have ---
-
-
-@each_tree
-@pytest.mark.parametrize("package_name", PACKAGES)
-def test_candidates_with_replacement_are_exact_on_the_configurations_of_the_suite(package_name: str, name: str) -> None:
-    cases = configurations(every=False)
-    (row,) = exact_suite([package(package_name)], [(name, "with-replacement")], cases)
-    assert row.largest_deviation <= EXACT and row.configurations == len(cases)
-
-
 def no_distribution_after_the_end(prefix: tuple[int, ...], logits: Any) -> Any:
     """Have no token to continue with after the end of a text, as grammars do."""
     return penalty(prefix, logits) - (math.inf if 2 in prefix[len(PROMPT) :] else 0.0)
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "one candidate": {"shape": (1,)},
-    "one candidate at each depth": {"shape": (1, 1)},
     "two at each depth": {"shape": (2, 2), "draft_sampling": {"temperature": 0.7, "top_k": 2}},
     "three depths": {"shape": (2, 1, 2), "draft_sampling": {"temperature": 0.7, "top_k": 2}},
     "none after the first": {"shape": (2, (0, 2)), **TOP_2},
     "three uneven depths": {"shape": (2, (1, 0), 1), **TOP_2},
     "beyond a window": {"kind": "windowed", "shape": (2, 1), **TOP_2},
-    "greedy": {"shape": (3, 2), "sampling": {"temperature": 0.0}, "eos_token_ids": (), "max_new_tokens": 14},
     "a greedy target": {"sampling": {"temperature": 0.0}, "draft_sampling": {}, "eos_token_ids": ()},
-    "top-p drafts": {"sampling": {"temperature": 0.7}, "draft_sampling": {"top_p": 0.6}},
-    "a penalty along every path": {"shape": (2, 1), "processor": penalty, **TOP_2},
     "no distribution after the end": {"shape": (2, 1), "processor": no_distribution_after_the_end, **TOP_2},
     "stop strings inside the tree": {"shape": (2, 1), "stop_strings": ("ba", "cc"), "eos_token_ids": (), **TOP_2},
 }
@@ -93,22 +67,13 @@ def case_of(pkg: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str
 
 
 @each_tree
-@each_rule
+@each_main_rule
 @pytest.mark.parametrize("case", CASES)
 def test_the_distribution_is_the_targets(pkg: Any, name: str, rule: str, case: str) -> None:
     method, ending = case_of(pkg, name, {"rule": rule, **CASES[case]})
     distribution = assert_exact(pkg, method, ending, CASES[case].get("kind", "table"))
     if case.startswith("stop"):
         assert any(len(tokens) < ending["max_new_tokens"] for tokens in distribution)
-
-
-@pytest.mark.slow
-@each_main_rule
-@pytest.mark.parametrize("shape", [(2, 2), (2, 1, 2)], ids=str)
-def test_the_distribution_is_the_targets_for_drafts_of_all_tokens(rule: str, shape: tuple[int, ...]) -> None:
-    """Some ten thousand executions, each run again at both ends of its cells."""
-    method, ending = case_of(package("gpu"), "draft-model-tree", {"shape": shape, "rule": rule, "max_new_tokens": 5})
-    assert_exact(package("gpu"), method, ending, probe=True)
 
 
 @each_main_rule
@@ -120,9 +85,7 @@ def test_a_drafter_may_have_no_token_or_only_one(pkg: Any, rule: str) -> None:
 
 @each_tree
 @each_main_rule
-def test_a_row_without_a_distribution_matters_only_where_the_text_comes(
-    pkg: Any, name: str, rule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_without_a_distribution_matters_only_where_the_text_comes(pkg, name, rule, monkeypatch):
     """Drafts that the target bans are no error, although after them there is no distribution."""
 
     def dead_end(prefix: tuple[int, ...], logits: Any) -> Any:
@@ -146,9 +109,6 @@ def test_the_enumeration_assumes_nothing_about_states(pkg: Any, rule: str) -> No
     assert_states_may_be_merged(pkg, method, {"max_new_tokens": 4})
 
 
-# --- Mistakes ---
-
-
 def siblings_attend_to_each_other(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     tree = home(pkg, "methods.tree_shape").DraftTree
     right = tree.visible.func
@@ -161,18 +121,6 @@ def siblings_attend_to_each_other(pkg: Any, patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(tree, "visible", property(visible))
     patch.setattr(tree, "depths", property(depths))
-
-
-def all_rows_attend_to_all(pkg: Any, patch: pytest.MonkeyPatch) -> None:
-    """Let rows of the text attend to the look-ahead groups after them as well."""
-    right = home(pkg, "methods.tree_shape").layout
-
-    def wrong(*arguments: Any) -> Any:
-        places, visible = right(*arguments)
-        return places, visible | True
-
-    for user in ("methods.tree_shape", "methods.pass_one_call"):
-        patch.setattr(home(pkg, user), "layout", wrong, raising=False)
 
 
 def the_first_rows_are_kept(pkg: Any, patch: pytest.MonkeyPatch) -> None:
@@ -189,28 +137,13 @@ def each_place_is_a_position(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(home(pkg, "methods.tree_shape").DraftTree, "depths", property(depths))
 
 
-def distributions_are_those_of_the_first_place(pkg: Any, patch: pytest.MonkeyPatch) -> None:
-    """After every draft, verify with the distribution after the first one."""
-    shapes = home(pkg, "methods.tree_shape")
-    if is_port(pkg):
-        right = shapes.row
-        patch.setattr(shapes, "row", lambda rows, place: right(rows, place.clamp(max=1)))
-        return
-    walk = shapes.walk_tree
-
-    def wrong(method: Any, state: Any, drafts: Any, logits: Any, *more: Any) -> Any:
-        return walk(method, state, drafts, {place: logits[min(place, 1)] for place in logits}, *more)
-
-    patch.setattr(home(pkg, "methods.tree"), "walk_tree", wrong)
-
-
 def rejections_are_forgotten(pkg: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(home(pkg, "methods.tree_rules"), "residual_probs", lambda target, draft: target)
 
 
 ANYWHERE = siblings_attend_to_each_other, the_first_rows_are_kept, rejections_are_forgotten
-MISTAKES = [(name, mistake) for name in TREES for mistake in (*ANYWHERE, distributions_are_those_of_the_first_place)]
-MISTAKES += [("draft-model-tree", each_place_is_a_position), ("pass-one-call-tree", all_rows_attend_to_all)]
+MISTAKES = [(name, mistake) for name in TREES for mistake in ANYWHERE]
+MISTAKES += [("draft-model-tree", each_place_is_a_position)]
 
 
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES)
@@ -226,9 +159,6 @@ def test_a_mistake_is_seen(pkg: Any, name: str, mistake: Any, monkeypatch: pytes
         assert "of the probability" in str(error) or "total probability" in str(error)
     else:
         assert distribution.largest_deviation(target) > 1e-3
-
-
-# --- How often candidates are accepted ---
 
 
 @each_rule
@@ -257,57 +187,6 @@ def test_depths_multiply_where_all_positions_are_alike(rule: str) -> None:
     rates = np.array([candidate_acceptance(*distributions, count, rule) for count in (2, 1)])
     found = output_distribution(method, PROMPT, reference.Ending(3), num_tokens=1).expected
     assert found["num_accepted_tokens"] == pytest.approx(expected_tokens(rates, 2) - 1, abs=EXACT)
-
-
-# --- Generations ---
-
-
-@pytest.mark.torch
-@each_tree
-@settings(max_examples=40)
-@given(
-    data=st.data(),
-    rule=st.sampled_from(sorted(RULES)),
-    sampling=st.sampled_from([{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 2}]),
-    own=st.sampled_from([None, {}, {"temperature": 0.0}, {"top_p": 0.8}]),
-    processor=st.sampled_from([None, penalty]),
-    **BATCHES,
-)
-def test_a_batch_of_the_port_is_the_reference_row_by_row(
-    name: str, data: st.DataObject, rule: str, sampling: Any, own: Any, processor: Any, **batch: Any
-) -> None:
-    options = {"rule": rule, "sampling": sampling, "draft_sampling": own, "processor": processor}
-    kinds = ["table", "transformer", "windowed"]
-    shapes = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple)
-    if "one-call" in name:
-        shapes = st.sampled_from([(2,), (1, 1), (3, 2), (2, (2, 0), (0, 1)), (3, (0, 1, 3)), (2, 1, 2)])
-        options["groups"] = data.draw(st.sampled_from([None, None, (0, 1), (0,)]))
-        options["parts"] = data.draw(st.sampled_from([*PARTS, "n-grams"]))
-    options |= {"kind": data.draw(st.sampled_from(kinds)), "shape": data.draw(shapes)}
-    assert_batches_agree(lambda pkg: method_of(pkg, name, **options), **batch, in_order=name == "draft-model-tree")
-
-
-@each_tree
-@pytest.mark.parametrize("kind", ["table", "transformer"])
-@pytest.mark.parametrize("parts", ["vectors", "adapter and head", "head alone", "n-grams"])
-@pytest.mark.parametrize("depth", [1, 3])
-def test_one_candidate_at_each_depth_is_a_chain(pkg: Any, name: str, kind: str, parts: str, depth: int) -> None:
-    """The same uniforms give the same tokens as in speculative sampling, and as in PaSS in one call."""
-    if name == "draft-model-tree":
-        chain = method_of(pkg, "draft-model", kind, num_draft=depth)
-    else:
-        lookahead = lookahead_of(pkg, target_of(pkg, kind), parts, depth)
-        chain = method_of(pkg, "pass-one-call", kind, parts=parts, lookahead=lookahead, num_lookahead=depth)
-    for rule in ("without-replacement", "with-replacement", "k-seq"):
-        options = {"rule": rule} if name == "draft-model-tree" else {"rule": rule, "lookahead": chain.lookahead}
-        tree = method_of(pkg, name, kind, shape=(1,) * depth, parts=parts, **options)
-        assert tree.named_uniforms == chain.named_uniforms
-        one, other = (pkg.generate(each, PROMPT, 30, (2,), seed=3) for each in (tree, chain))
-        for mine, yours in zip(one.records, other.records, strict=True):
-            for field in ("tokens", "sources", "draft_tokens", "num_accepted", "num_forward_passes", "num_positions"):
-                assert getattr(mine, field) == getattr(yours, field)
-            assert mine.num_draft_passes == yours.num_draft_passes
-            assert len(mine.draft_parents) == len(mine.draft_tokens)
 
 
 def test_every_record_tells_a_tree_and_the_path_through_it(pkg: Any) -> None:
@@ -361,9 +240,6 @@ def test_what_was_rejected_leaves_no_trace(pkg: Any, rule: str) -> None:
         pass
 
 
-# --- Shapes, and what is refused ---
-
-
 def test_the_shape_of_a_tree(pkg: Any) -> None:
     tree = home(pkg, "methods.tree_shape").DraftTree((2, 1, 2))
     assert tree.num_drafts == 8 and tree.parents == (-1, 0, 0, 1, 2, 3, 3, 4, 4)
@@ -383,26 +259,16 @@ UNEVEN = "after 2 places, expected a number for each, and one above 0"
     [
         ({"rule": "block"}, "rule: found 'block', expected one of k-seq, match, with-replacement, without-replacement"),
         ({"shape": (2, 0)}, "num_candidates: found 0, expected an integer from 1 to 65536"),
-        ({"shape": (2, 1.5)}, "num_candidates: found 1.5, expected an integer from 1 to 65536"),
         ({"shape": (2, (1, -1))}, "num_candidates: found -1, expected an integer from 0 to 65536"),
         ({"shape": (2, (1, 1, 0))}, f"num_candidates: found (1, 1, 0) {UNEVEN}"),
-        ({"shape": (2, (0, 0))}, f"num_candidates: found (0, 0) {UNEVEN}"),
         ({"shape": (300, 300)}, "num_candidates: found (300, 300), a tree of 90300 drafts, expected at most 65536"),
         ({"sampling": {"top_k": 4}}, "top_k: found 4, expected at most the vocabulary size 3"),
-        ({"draft_sampling": {"top_k": 4}}, "top_k: found 4, expected at most the vocabulary size 3"),
     ],
     ids=str,
 )
 def test_what_does_not_fit_is_refused_by_name(pkg: Any, name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         method_of(pkg, name, **options)
-    assert str(error.value) == message
-
-
-def test_more_depths_than_vectors_are_refused(pkg: Any) -> None:
-    with pytest.raises(ValueError) as error:
-        method_of(pkg, "pass-one-call-tree", model=table(pkg), shape=(1, 1, 1))
-    message = "num_candidates: found (1, 1, 1), expected at most 2 depths, one per look-ahead vector"
     assert str(error.value) == message
 
 

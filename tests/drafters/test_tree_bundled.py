@@ -1,7 +1,5 @@
 """How often one of several candidates is accepted on the bundled model, exactly, at places of held-out text."""
 
-from __future__ import annotations
-
 import bisect
 import inspect
 from typing import Any

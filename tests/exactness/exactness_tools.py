@@ -1,7 +1,5 @@
 """What several tests of the enumeration share: distributions of programs, and of a table's fresh passes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

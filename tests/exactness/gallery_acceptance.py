@@ -1,7 +1,5 @@
 """Defects of the verification: acceptance, residual, bonus."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any

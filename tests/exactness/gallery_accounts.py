@@ -1,7 +1,5 @@
 """Defects beside the distribution: cache, drafts, refusals, and what is told of a text."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -38,9 +36,7 @@ def _is_lookahead(model: Any, inputs: Any) -> Any:
 
 
 @exact(
-    "vLLM #26498",
-    partial(moved_positions, 1),
-    check=checks.drafts_come_from_the_distribution_after_prefix_and_vectors,
+    "vLLM #26498", partial(moved_positions, 1), check=checks.drafts_come_from_the_distribution_after_prefix_and_vectors
 )
 def draft_positions_moved(site: Site, model: Any, inputs: Any, positions: Any) -> Any:
     """Look-ahead rows stand one position late: drafts are worse, the text is not."""

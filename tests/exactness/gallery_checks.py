@@ -1,7 +1,5 @@
 """What sees bugs that leave the distribution alone: each check passes on the right code and fails on the wrong."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Defects of the distributions: a draft's that is not the one reported, a target's without some of its settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Defects of the end of a text: asked once per block instead of once per token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

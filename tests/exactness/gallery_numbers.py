@@ -1,7 +1,5 @@
 """Defects of the numbers that decide: uniforms that serve twice, edges, precision, seeds, neighbours."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

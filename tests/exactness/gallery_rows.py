@@ -1,7 +1,5 @@
 """Defects of the cache and of positions: rows that stay, rows that are lost, rows in the wrong place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

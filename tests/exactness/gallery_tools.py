@@ -1,7 +1,5 @@
 """What the gallery's entries are made of: a defect, the small model under which it shows, and where it is put."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ probability 1e-9; a mistake of the total variation that `SEES` states, over at m
 (`chi_square`). What these draws do see is in the gallery, whose check is `texts_come_as_often_as_by_brute_force`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 
 import pass_sampling.reference as reference
 from brute_force import SETTINGS, filtered
-from chi_square import Cells, distance_seen
+from chi_square import Cells, centre_needed, chance_to_miss, distance_seen, limit_of, upper_tail
 from models import package
 from pass_sampling.reference.exactness.cases import methods_of
 
@@ -40,6 +38,19 @@ def test_texts_come_as_often_as_by_brute_force(way: str, method: str, rule: str 
     assert len(drawn) == NUM_TEXTS[way]
     assert distance_seen(len(drawn), Cells.of(setting.probs(), len(drawn)).degrees) <= SEES[way]
     assert setting.misfit(drawn) <= 1.0
+
+
+def test_the_tails_are_those_of_the_chi_square_distributions() -> None:
+    assert abs(upper_tail(2, 10.0) - math.exp(-5.0)) < 1e-15  # two degrees: an exponential distribution
+    assert abs(upper_tail(1, 3.0) - math.erfc(math.sqrt(1.5))) < 1e-15
+    # a normal variable with mean c, squared, is at most x if it lies between -x^(1/2) and x^(1/2)
+    between = 0.5 * (math.erf((2 - 1.5) / math.sqrt(2)) + math.erf((2 + 1.5) / math.sqrt(2)))
+    assert abs(chance_to_miss(1, 1.5**2, 4.0) - between) < 1e-13
+    assert (
+        abs(upper_tail(63, limit_of(63)) / 1e-9 - 1) < 1e-9
+        and chance_to_miss(63, centre_needed(63), limit_of(63)) <= 1e-6
+    )
+    assert 0.052 < distance_seen(20_000, 63) < 0.053
 
 
 def test_the_settings_are_what_they_are_for() -> None:

@@ -4,8 +4,6 @@ The distribution tests ask for a deviation of at most 1e-12. A defect that the d
 damage that its entry states, in every step and, where weaker tests never come, at work from the second step of a
 text on."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +15,7 @@ import pytest
 
 from gallery import BEGIN, END, GALLERY, PAGE, page_with_table
 from gallery_tools import CASES, COMMON, REFUSAL, REVIEW, TABLE, Defect, damage, distribution_of, passes_check
-from models import PACKAGES, TINY
+from models import PACKAGES
 from pass_sampling.reference import TableModel
 from pass_sampling.reference.exactness.cases import Configuration
 from pass_sampling.reference.exactness.suite import definition
@@ -74,13 +72,6 @@ def test_it_does_the_same_damage_in_both_packages(defect: Defect) -> None:
     """The mutations are the same mistake, or else one of the packages would not be tested with it."""
     first, second = (damage(defect, name) for name in PACKAGES)
     assert abs(first - second) <= EXACT
-
-
-@pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize("key", FUNDAMENTAL)
-def test_it_is_seen_late_in_a_transformer_too(name: str, key: str) -> None:
-    defect = entry(key)
-    assert damage(defect, name, late=True, case=replace(TABLE, shape=TINY, seed=21)) > 1e-4
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -1,7 +1,5 @@
 """Checks of a user's checkpoint: right samplers pass them, wrong ones do not, and their bounds are bounds."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace
@@ -103,9 +101,3 @@ def test_verify_checks_a_checkpoint_from_the_command_line(box: Any, capsys: pyte
     assert found["draws"]["passed"] and found["draws"]["texts"] > 0
     assert main(arguments) == 0
     assert "would have been detected" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
-def test_no_time_is_refused(box: Any, capsys: pytest.CaptureFixture[str], seconds: str) -> None:
-    assert main(["verify", "--model", str(box.model), "--seconds", seconds]) == 2
-    assert capsys.readouterr().err.startswith("pass-sampling verify: --seconds: found ")

@@ -1,7 +1,5 @@
 """The exact suite and `pass-sampling verify`: what they promise, and that no wrong sampler satisfies them."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -16,7 +14,6 @@ from gallery_acceptance import replacement_from_the_target
 from gallery_tools import Site
 from models import PACKAGES, package
 from pass_sampling.reference.exactness import cases, suite
-from pass_sampling.reference.exactness.distribution import output_distribution
 
 CASES, BRIEF = cases.configurations(), cases.configurations(every=False)
 SOME = BRIEF[::3]
@@ -64,26 +61,6 @@ def test_an_unknown_method_is_refused() -> None:
         CASES[0].method(reference, "guess", None)
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_a_method_with_randomness_of_its_own_is_found_and_named(name: str) -> None:
-    """The distribution would only come out wrong by chance; the same state and uniforms give it away at once."""
-    pkg = package(name)
-    generator = np.random.default_rng(0)
-
-    class Moody(pkg.PaSS):  # type: ignore[misc,name-defined]
-        def step(self, state: Any, uniforms: Any, trace: bool = False) -> Any:
-            own = generator.random(uniforms.shape)
-            moved = own if name == "reference" else uniforms.new_tensor(own)
-            return super().step(state, moved, trace)
-
-    model = pkg.TableModel(vocab_size=3, num_lookahead=2)
-    with pytest.raises(ValueError, match="Moody: found another course in a run with the same uniforms"):
-        output_distribution(Moody(model, model.lookahead()), [0], pkg.Ending(max_new_tokens=4))
-
-
-# --- The command ---
-
-
 def verify(*arguments: str, first: str = "pass", num_cases: int = 1) -> str:
     """Return what the command prints, on the first few configurations: above, every method meets all of them."""
     script = (
@@ -116,27 +93,3 @@ def test_verify_prints_a_row_per_package_method_and_rule_of_both(num_cases: int)
     ]
     assert f"{2 * len(cases.methods_of(reference)) * num_cases} exact distributions" in lines[-1]
     assert f"{num_cases} configurations: " in covers and "Not covered:\n" in covers
-
-
-WITHOUT_MODEL = "found it without --model, expected both or neither\n"
-
-
-@pytest.mark.parametrize(
-    ("option", "arguments", "message"),
-    [
-        ("--device", ["cuda"], WITHOUT_MODEL),  # a proof of the small models must not look like one of something else
-        ("--temperature", ["0"], WITHOUT_MODEL),
-        ("--lookahead", ["none"], WITHOUT_MODEL),
-        ("--seconds", ["9"], WITHOUT_MODEL),
-        ("--package", ["reference", "--model", "somewhere"], "found it with --model"),
-    ],
-)
-def test_options_of_a_checkpoint_and_of_the_suite_are_not_mixed(
-    option: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from pass_sampling.gpu.__main__ import main
-
-    assert main(["verify", option, *arguments]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith(f"pass-sampling verify: {option}: {message}")

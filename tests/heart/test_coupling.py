@@ -5,10 +5,7 @@ cell's edge that rounding decides, and how close that is, is derived here. `test
 distribution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,18 +15,16 @@ from hypothesis import strategies as st
 
 import pass_sampling.reference as reference
 from adapters import PORT, REFERENCE, Reference
+from coupled import assert_same
 from gallery_numbers import noise_reused_in_secret, uniform_used_twice, uniforms_by_turn
 from gallery_tools import Site
 from models import WINDOWED, lookahead, package, table, transformer
-from pass_sampling.reference.exactness.cases import penalty
 from pass_sampling.reference.uniforms import uniform_stream
 from strategies import grid_logits
 
 pytestmark = pytest.mark.torch
 
 Array = np.ndarray
-
-# --- Whole generations ---
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "attention_output_bias": True}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -57,22 +52,6 @@ def method_of(pkg: Any, name: str, model: Any, sampling: dict[str, Any], process
         return pkg.PaSS(model, vectors, target, num_lookahead=0, processor=processor)
     own = pkg.SamplingConfig(temperature=0.5, top_k=2) if name == "own draft settings" else None
     return pkg.PaSS(model, vectors, target, own, "token" if own else name, processor)
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Compare two generations: integers and strings exactly, probabilities to rounding."""
-    assert one.tokens == other.tokens
-    assert (one.prompt, one.end, one.text) == (other.prompt, other.end, other.text)
-    for left, right in zip(one.records, other.records, strict=True):
-        for name in [field.name for field in fields(left) if field.name != "choices"]:
-            mine, yours = getattr(left, name), getattr(right, name)
-            if name.endswith("probs"):
-                np.testing.assert_allclose(mine, yours, rtol=1e-9, atol=1e-12, err_msg=name)
-            else:
-                assert mine == yours, name
-        for choice, other_choice in zip(left.choices, right.choices, strict=True):
-            assert (choice.column, choice.outcome) == (other_choice.column, other_choice.outcome)
-            np.testing.assert_allclose(choice.edges, other_choice.edges, rtol=0, atol=1e-12)
 
 
 def assert_decided_by_their_own_uniforms(result: Any, seed: int, request: int, num_uniforms: int) -> None:
@@ -111,28 +90,9 @@ REQUESTS = {
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=15)
 @given(st.fixed_dictionaries(REQUESTS), st.sampled_from(SAMPLING), st.sampled_from(list(SHAPES.values())))
-def test_a_batch_of_the_port_is_the_reference_row_by_row(
-    method: str, request_: dict[str, Any], sampling: dict[str, Any], shape: dict[str, Any]
-) -> None:
+def test_a_batch_of_the_port_is_the_reference_row_by_row(method, request_, sampling, shape):
     shape = shape | {"vocab_size": 20}
     assert_coupled(lambda pkg: method_of(pkg, method, transformer(pkg, seed=5, **shape), sampling), **request_)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_same_records_under_a_processor_and_stop_strings(method: str) -> None:
-    def make(pkg: Any) -> Any:
-        return method_of(pkg, method, table(pkg, num_lookahead=3, vocab_size=6, seed=4), {"top_p": 0.9}, penalty)
-
-    stops = {"stop_strings": ("fa", "cc"), "decode": lambda tokens: "".join("abcdef"[token] for token in tokens)}
-    found = assert_coupled(make, prompts=[[1], [2, 3, 4], [5, 0]], max_new_tokens=40, seed=12, **stops)
-    assert "stop_string" in {result.end for result in found}
-
-
-def test_the_vocabularies_of_real_models_agree() -> None:
-    def make(pkg: Any) -> Any:
-        return method_of(pkg, "token", transformer(pkg, seed=1, vocab_size=32_000), {"temperature": 0.9, "top_p": 0.95})
-
-    assert_coupled(make, prompts=[[17, 4000, 31_999]], max_new_tokens=16, seed=1)
 
 
 @pytest.mark.parametrize("name", ["reference", "gpu"])
@@ -144,9 +104,7 @@ def test_the_vocabularies_of_real_models_agree() -> None:
         (uniforms_by_turn, "did not decide"),
     ],
 )
-def test_a_uniform_that_serves_twice_is_seen(
-    name: str, mistake: Any, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_uniform_that_serves_twice_is_seen(name, mistake, words, monkeypatch):
     mistake(Site(name, monkeypatch))
     pkg = package(name)
     running = method_of(pkg, "token", table(pkg, vocab_size=6, num_lookahead=3, seed=5), {})
@@ -155,8 +113,6 @@ def test_a_uniform_that_serves_twice_is_seen(
         for request, result in enumerate(results):
             assert_decided_by_their_own_uniforms(result, 1, request, running.num_uniforms)
 
-
-# --- Distributions that each package makes itself ---
 
 UNIT = 2.0**-53  # half the distance of 1 to the next number: the relative error of one operation
 BOTH = (REFERENCE, PORT)
@@ -303,8 +259,3 @@ def test_float32_logits_give_the_same_draws_but_at_edges(vocab_size: int) -> Non
 def test_only_rounding_differs_on_logits_of_any_kind(case: tuple[Array, Array, int], temperature: float) -> None:
     target, draft, top_k = case
     assert_near(sides_of(target, draft, top_k=top_k, temperature=temperature))
-
-
-def test_sums_in_float32_are_seen() -> None:
-    distribution = REFERENCE.probs(real_logits(4096, 0))
-    assert distance([np.cumsum(distribution), np.cumsum(distribution.astype(np.float32))]) > error_of_edge(4096)

@@ -1,7 +1,5 @@
 """Drafts and look-ahead rows may hold anything: the rows that do not attend to them come out the same."""
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from importlib import import_module
@@ -180,9 +178,6 @@ def test_in_lower_precision_text_rows_move_less_than_plain_decoding_errs(package
     print(f"{package} {device} {dtype} {kind}: largest logit {largest:.1f}, worst", errors)
     assert max(errors["together"], errors["alone"]) <= 2 * errors["plain"] + floor, errors
     assert errors["apart"] <= 4 * errors["plain"] + 2 * floor, errors
-
-
-# --- Mistakes that the comparison above must notice ---
 
 
 def _everything_seen(attention: Any) -> Any:

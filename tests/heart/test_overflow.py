@@ -4,8 +4,6 @@ Weights are finite. A channel that one token alone feeds is so heavy that the to
 state, its keys or its values. The same model with the channel cut is its twin.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -131,9 +129,7 @@ def courses_alone(pkg: Any, method: Any, prompts: list[list[int]], **options: An
 
 @each_method
 @pytest.mark.parametrize(("where", "dtype"), [*((where, "float64") for where in WHERE), ("hidden", "float16")])
-def test_a_rejected_draft_that_overflows_is_as_any_rejected_draft(
-    pkg: Any, where: str, dtype: str, kind: str, rule: str
-) -> None:
+def test_a_rejected_draft_that_overflows_is_as_any_rejected_draft(pkg, where, dtype, kind, rule):
     """The target never draws the token, the drafts do: texts are those of the twin, alone and side by side."""
     token, prompts, texts = VOCAB - 1, [[2], [0, 3, 1, 2, 1]], {}
     for name in (None, where):
@@ -149,9 +145,7 @@ def test_a_rejected_draft_that_overflows_is_as_any_rejected_draft(
 
 @pytest.mark.parametrize("feed", [(8.0, 0.0), (0.0, 8.0)], ids=str)
 @pytest.mark.parametrize("kind", ["two calls", "one call", "adapter", "tree in one call"])
-def test_look_ahead_rows_that_overflow_leave_the_distribution_as_it_is(
-    pkg: Any, kind: str, feed: tuple[float, ...]
-) -> None:
+def test_look_ahead_rows_that_overflow_leave_the_distribution_as_it_is(pkg, kind, feed):
     """The first of them, or the second alone, beside the exact row and in every group."""
     rule = TREES[0] if kind.startswith("tree") else CHAINS[0]
     method = method_of(pkg, kind, rule, overflowing(pkg, VOCAB - 1), feed, top_k=2)
@@ -184,14 +178,6 @@ def test_a_request_at_fault_is_named_and_the_others_are_spared(pkg: Any, where: 
     assert heard == [2 * records for records in heard_alone]
 
 
-@pytest.mark.parametrize("kind", ["plain", "two calls", "one call"])
-def test_a_window_hides_what_overflowed_long_ago(pkg: Any, kind: str) -> None:
-    """The prompt's first token is further away than two layers with a window of 3 can see."""
-    method = method_of(pkg, kind, "token", overflowing(pkg, VOCAB - 1, "values", shape="window"))
-    texts = [pkg.generate(method, [first, 1, 2, 3, 0, 1, 2], 8, (), seed=2) for first in (VOCAB - 1, 0)]
-    assert course(texts[0]) == course(texts[1])
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize("replays", [False, True])
 @pytest.mark.parametrize("kind", ["plain", "two calls", "one call", "draft model"])
@@ -221,28 +207,3 @@ def test_requests_of_an_engine_are_as_alone_whatever_came_before(where: str, kin
         except pkg.NotFiniteError as fault:
             said.append(str(fault))
     assert found == alone and sorted(said) == sorted(faults)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("architecture", ["llama", "mistral"])
-@pytest.mark.parametrize("kind", ["two calls", "one call", "draft model"])
-@pytest.mark.parametrize("where", WHERE)
-def test_a_model_of_transformers_overflows_like_any_other(where: str, kind: str, architecture: str) -> None:
-    """Rejected drafts change nothing, a drawn token is a fault; the window of "mistral" is shorter than the texts."""
-    import hf_models
-
-    pkg = package("gpu")
-    prompts, token = [[2], [0, 3, 1, 2, 1], [3], [1, 1], [2, 0], [0]], VOCAB - 1
-
-    def running(name: str | None, ban: float, **sampling: Any) -> Any:
-        model = pkg.TransformersModel(hf_models.tiny(architecture, vocab_size=VOCAB))
-        model.require_masks()  # which runs passes over all tokens
-        cut(model.model.state_dict(), token, name, "float64", ban)
-        return method_of(pkg, kind, "token", model, **sampling)
-
-    twin, texts = (pkg.generate_batch(running(name, 20.0), prompts, 12, (), seed=5) for name in (None, where))
-    assert any(token in record.draft_tokens for text in twin for record in text.records)
-    assert list(map(course, texts)) == list(map(course, twin))
-    with pytest.raises(pkg.NotFiniteError) as error:
-        pkg.generate_batch(running(where, 0.0, top_k=0), prompts, 12, (), seed=5)
-    assert not any(token in text.tokens[:-1] for text in error.value.generations if text), "a fault was passed over"

@@ -1,7 +1,5 @@
 """What is enumerated is what runs: a step traces what it does, and does the same without."""
 
-from __future__ import annotations
-
 import ast
 from importlib import import_module
 from pathlib import Path
@@ -78,9 +76,7 @@ def bits(thing: Any, name: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize(("name", "size"), [("reference", 1), ("gpu", 1), ("gpu", 3)])
 @pytest.mark.parametrize(("method", "rule"), cases.methods_of(reference))
-def test_a_step_does_the_same_without_a_trace_to_the_last_bit(
-    name: str, size: int, method: str, rule: str | None
-) -> None:
+def test_a_step_does_the_same_without_a_trace_to_the_last_bit(name, size, method, rule):
     pkg = package(name)
     for case in CASES:
         running, ending = case.method(pkg, method, rule), pkg.Ending(9)

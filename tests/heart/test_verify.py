@@ -1,7 +1,5 @@
 """The rules of verification: one block's tokens have the target's distribution, by every rule, in both packages."""
 
-from __future__ import annotations
-
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -12,26 +10,15 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from adapters import REFERENCE, Port, Reference, each_impl, each_port
-from models import PACKAGES, package
 from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 from pass_sampling.reference.record import Choice
-from strategies import (
-    DENORMAL,
-    LARGEST_UNIFORM,
-    around,
-    distribution_pairs,
-    distributions,
-    uniforms,
-)
+from strategies import DENORMAL, LARGEST_UNIFORM, around, distribution_pairs, uniforms
 
 Array = np.ndarray
 Tokens = tuple[int, ...]
 Rows = dict[Tokens, Array]  # a distribution after every sequence of drafts
 
 each_rule = pytest.mark.parametrize("rule", ["token", "block", "match"])
-
-
-# --- The distribution of one block ---
 
 
 class OneBlock:
@@ -142,22 +129,6 @@ def test_the_block_rule_accepts_at_least_as_many_drafts_as_the_token_rule(block:
     assert by_rule[0]["num_accepted_tokens"] >= by_rule[1]["num_accepted_tokens"] - 1e-12
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_the_block_rule_accepts_more_on_a_table_and_as_many_where_all_is_greedy(name: str) -> None:
-    pkg = package(name)
-    model = pkg.TableModel(vocab_size=3, num_lookahead=3, seed=5)
-
-    def accepted(rule: str, **settings: Any) -> float:
-        method = pkg.PaSS(model, model.lookahead(), pkg.SamplingConfig(**settings), rule=rule)
-        return output_distribution(method, [0], pkg.Ending(max_new_tokens=5)).expected["num_accepted_tokens"]
-
-    assert accepted("block") > accepted("token") + 1e-3
-    assert accepted("block", temperature=0.0) == accepted("token", temperature=0.0)
-
-
-# --- The parts of a rule ---
-
-
 def one_draft(impl: Reference, rule: str, target: Any, draft: Any, token: int, *row: float) -> tuple[int, int, float]:
     """Verify a single draft; the target after it is the same again."""
     accepted, final, accept = impl.verify(
@@ -173,9 +144,7 @@ def one_draft(impl: Reference, rule: str, target: Any, draft: Any, token: int, *
 @example(pair=(np.array([0.5, 0.5, 0.0]), np.array([DENORMAL, 0.5, 0.5])), token=0)
 @example(pair=(np.array([0.0, 1.0]), np.array([1.0, 0.0])), token=0)
 @example(pair=(np.array([0.5, 0.5]), np.array([0.25, 0.75])), token=0)
-def test_a_draft_is_accepted_strictly_below_its_ratio(
-    impl: Reference, rule: str, pair: tuple[Array, Array], token: int
-) -> None:
+def test_a_draft_is_accepted_strictly_below_its_ratio(impl, rule, pair, token):
     target, draft = pair
     assume(draft[token] > 0)
     expected = min(1.0, float(target[token]) / float(draft[token]))
@@ -212,21 +181,7 @@ def test_a_draft_that_cannot_have_been_drawn_is_refused_by_the_reference(rule: s
     assert str(error.value) == f"draft_probs: found 0 at draft token {place}, expected a distribution it came from"
 
 
-@each_impl
-@given(distributions(3), distributions(3), st.integers(0, 2), st.data())
-def test_the_match_rule_draws_from_the_target_and_compares(
-    impl: Reference, target: Array, draft: Array, token: int, data: st.DataObject
-) -> None:
-    edges = REFERENCE.cell_edges(target)
-    first, second = data.draw(uniforms(edges)), data.draw(uniforms(edges))
-    drawn, bonus = REFERENCE.draw(target, np.array([first, second]))
-    expected = (1, bonus) if drawn == token else (0, drawn)
-    assert one_draft(impl, "match", target, draft, token, first, second) == (*expected, target[token])
-
-
-# --- Batches: rows that drafted fewer, that have ended, or whose last draft ends the text ---
-
-
+# Batches: rows that drafted fewer, that have ended, or whose last draft ends the text.
 @st.composite
 def batches(draw: Any, num_rows: int, num_draft: int, vocab_size: int) -> list[Array]:
     """Target rows, draft rows, tokens drawn from them and uniforms of a batch, often where a decision turns."""
@@ -249,9 +204,7 @@ def traced(impl: Reference, rule: str, target: Any, draft: Any, tokens: Any, uni
 @each_rule
 @each_port
 @given(st.integers(0, 3).flatmap(lambda depth: batches(4, depth, 3)), st.data())
-def test_a_row_of_a_batch_is_decided_and_traced_as_by_the_reference_alone(
-    port: Port, rule: str, batch: list[Array], data: st.DataObject
-) -> None:
+def test_a_row_of_a_batch_is_decided_and_traced_as_by_the_reference_alone(port, rule, batch, data):
     """Rows ignore what they were not given: it is junk here."""
     target, draft, tokens, uniforms = batch
     most, four_of = tokens.shape[1], lambda each: np.array(data.draw(st.lists(each, min_size=4, max_size=4)))
@@ -287,23 +240,9 @@ def test_a_row_of_a_batch_is_decided_and_traced_as_by_the_reference_alone(
             assert np.abs(first.edges - row[first.column]).min() <= 1e-14
 
 
-@each_rule
-@given(batches(1, 2, 3))
-def test_after_a_draft_that_ends_the_text_the_reference_draws_nothing(rule: str, batch: list[Array]) -> None:
-    target, *rest = (array[0] for array in batch)
-    (full, all_choices), (short, choices) = (traced(REFERENCE, rule, rows, *rest) for rows in (target, target[:-1]))
-    assert short.num_accepted == full.num_accepted
-    assert np.array_equal(short.accept_probs, full.accept_probs)
-    ends = full.num_accepted == 2
-    assert short.final_token == (None if ends else full.final_token)
-    assert len(choices) == len(all_choices) - ends
-
-
 @each_impl
 @given(batches(1, 3, 3), st.lists(st.booleans(), min_size=4, max_size=4))
-def test_the_block_rule_takes_the_drafts_row_where_the_target_has_none(
-    impl: Reference, batch: list[Array], missing: list[bool]
-) -> None:
+def test_the_block_rule_takes_the_drafts_row_where_the_target_has_none(impl, batch, missing):
     """The tokens before such a row have the target's distribution: the rule is exact for any row in its place."""
     target, draft, tokens, row = batch
     without = target.copy()
@@ -313,10 +252,3 @@ def test_the_block_rule_takes_the_drafts_row_where_the_target_has_none(
         impl.verify("block", rows, draft, tokens, row) for rows in (without, target)
     )
     assert np.array_equal(accept, same_accept) and np.array_equal(accepted, same_accepted)
-
-
-@each_impl
-def test_a_run_that_is_ruled_out_asks_nothing_of_the_rows_after_it(impl: Reference) -> None:
-    target = np.array([[[0.0, 1.0], [np.nan, np.nan], [np.nan, np.nan]]])
-    accepted, _, accept = impl.verify("block", target, np.full((1, 2, 2), 0.5), np.array([[0, 1]]), np.zeros((1, 3)))
-    assert accepted.tolist() == [0] and accept.tolist() == [[0.0, 0.0]]

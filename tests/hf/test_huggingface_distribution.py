@@ -1,8 +1,7 @@
 """The exact distribution of what PaSS writes over models of transformers: that of drawing one token after another."""
 
-from __future__ import annotations
-
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -53,14 +52,14 @@ def distribution(method: Any, ending: Ending, **settings: Any) -> OutputDistribu
     return output_distribution(method, PROMPT, ending, **settings)
 
 
-@on_methods
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_distribution_is_that_of_plain_decoding(kind: str, method: Any) -> None:
+def test_the_distribution_is_that_of_plain_decoding(kind: str) -> None:
     with Float64Mode():
         model, ending = TransformersModel(model_of(kind)), Ending(5, eos_token_ids=[2])
-        plain = distribution(Autoregressive(model), ending)
-        for each in (model, Windowed(model_of(kind))) if "sliding_window" in MODELS[kind] else (model,):
-            found = distribution(method(each, untrained(model_of(kind), 2)), ending)
+        plain, windowed = distribution(Autoregressive(model), ending), "sliding_window" in MODELS[kind]
+        adapters = (model, Windowed(model_of(kind))) if windowed else (model,)
+        for adapter, method in product(adapters, (PaSS, PaSSOneCall)):
+            found = distribution(method(adapter, untrained(model_of(kind), 2)), ending)
             assert len(found) == len(plain) == 63
             assert sum(count > 0 for count in found.verified) >= 2
             assert found.largest_deviation(plain) < 1e-12
@@ -89,26 +88,6 @@ def test_plain_decoding_has_the_distribution_of_the_librarys_own_rows() -> None:
                 rows = model(torch.tensor([[*PROMPT, *tokens]]), use_cache=False).logits[0, len(PROMPT) - 1 : -1]
             expected = rows.softmax(dim=-1).gather(1, torch.tensor(tokens).unsqueeze(1)).prod()
             assert abs(float(expected) - prob) < 1e-12
-
-
-@pytest.mark.parametrize("model_class", [TransformersModel, Windowed])
-@pytest.mark.parametrize("kind", MODELS)
-def test_look_ahead_groups_are_chains_of_their_own_also_after_a_window(kind: str, model_class: Any) -> None:
-    """Two groups after one text, in one pass; each must be what it would be alone, where it stands."""
-    with Float64Mode():
-        model = model_class(model_of(kind))
-        inputs = model.embed((torch.arange(14) ** 2 % 3).unsqueeze(0))
-        cache = model.new_cache(32)
-        model.hidden(inputs[:, :8], cache)
-        cache.truncate(torch.full_like(cache.lengths, 7))
-        visible = torch.eye(5, dtype=torch.bool)
-        visible[1, 0] = visible[2, :2] = visible[4, 3] = True  # 0, 1, 2 and 3, 4
-        positions = torch.tensor([[7, 8, 9, 7, 8]])
-        found = model.hidden(inputs[:, [7, 8, 9, 12, 13]], cache, positions, visible)[0]
-        for group, rows in (([0, 1, 2], [7, 8, 9]), ([3, 4], [12, 13])):
-            chain = inputs[:, [*range(7), *rows]]
-            expected = model.hidden(chain, TransformersModel.new_cache(model, 32))[0, 7:]
-            assert (found[group] - expected).abs().max() < 1e-12
 
 
 def test_a_cache_that_is_not_rolled_back_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

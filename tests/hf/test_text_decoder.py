@@ -1,7 +1,5 @@
 """Decoders of tokenizers: the text, its stop strings and what joins it to the prompt are the libraries'."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Texts that are decoded token by token, against their definition: every prefix is decoded as a whole."""
 
-from __future__ import annotations
-
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -135,17 +133,6 @@ def test_no_answer_depends_on_what_was_asked_before(case: Case, stops: tuple[str
         )
 
 
-def test_what_is_open_is_not_shown_before_it_is_closed() -> None:
-    text, rest = SPOILT.decoder.start(), [1, 2, "世", 4, 5, "世界"]  # a number counts unfinished characters
-    for token, each in enumerate(rest):
-        text = text.after([token])
-        assert (text.news, text.rest) == ("", each if isinstance(each, str) else UNFINISHED * each)
-    spoilt = Case(True, 0, [], [(b"\xe4", True), (b"a", True), (b"b", True), ("c", True)])
-    text = spoilt.decoder.start()
-    texts = [text := text.after([token]) for token in range(4)]
-    assert [each.news for each in texts] == ["", UNFINISHED * 2, UNFINISHED, "c"]
-
-
 def test_bytes_that_a_prompt_leaves_unfinished_belong_to_the_new_text() -> None:
     for in_runs in (False, True):
         prompt = [(bytes([byte]), True) for byte in "世".encode()] + [(b"\xe4", True)]
@@ -173,15 +160,3 @@ def test_each_token_is_decoded_once() -> None:
                 assert reading.first((token,)) == (1, None)
                 reading = reading.after((token,))
             assert len(asked) == 2 * length
-
-
-def test_a_plain_decoder_is_asked_about_every_prefix_once_and_about_nothing_else() -> None:
-    asked = []
-
-    def decode(tokens: Any) -> str:
-        asked.append(tuple(tokens))
-        return "".join("ab"[token] for token in tokens)
-
-    ending = Ending(9, (), ("bb",), decode)
-    assert ending.first([0, 1], [0, 1, 1, 0]) == (3, "stop_string")
-    assert asked == [(0, 1, 0), (0, 1, 0, 1), (0, 1, 0, 1, 1)]

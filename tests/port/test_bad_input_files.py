@@ -1,7 +1,5 @@
 """Bad folders: one sentence that names the file, the same in both packages; nothing allocated, nothing written."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -48,9 +46,6 @@ def nothing_allocated(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 before_allocating = pytest.mark.usefixtures("nothing_allocated")
-
-
-# Damages.
 
 
 def settings(changes: dict[str, Any]) -> Damage:
@@ -120,20 +115,13 @@ TOO_LONG = "has 67108865 bytes, expected a JSON file of at most 67108864"
 TWICE = "has the key 'a' twice, expected every key once"
 ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 SLIDING = {"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}
-LINEAR = {"model_type": "qwen2", "layer_types": ["full_attention", "linear_attention"]}
-HEADS, FINITE, IDS = {"num_attention_heads": 5, "head_dim": None}, "a finite number above 0", "token ids of at least 0"
+IDS = "token ids of at least 0"
 CONFIGS: list[tuple[str, Any, str]] = [  # a key, its value, and what is expected
     ("model_type", "gpt2", "llama, mistral, qwen2 or qwen3"),
     ("mlp_bias", True, "false"),
     ("hidden_act", "gelu", "'silu'"),
-    ("partial_rotary_factor", 0.25, "1"),
-    ("sliding_window", 8, "none for model_type llama"),
     ("layer_types", ["full_attention"], "one name for each of the 2 layers"),
-    ("vocab_size", -1, "an integer from 1 to 67108864"),
     ("vocab_size", 10**15, "an integer from 1 to 67108864"),
-    ("num_hidden_layers", 10**9, "an integer from 1 to 16384"),
-    ("num_attention_heads", 0, "an integer from 1 to 65536"),
-    ("rms_norm_eps", math.nan, FINITE),
     ("eos_token_id", -3, IDS),
     ("eos_token_id", [1, "2"], IDS),
 ]
@@ -147,38 +135,30 @@ WHOLE_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"per_layer_config": {"0": {}}}, "per_layer_config is set, expected layers of one shape"),
     ({"rope_scaling": {"type": "dynamic"}}, "rope_type: found 'dynamic', expected 'default', 'linear' or 'llama3'"),
-    (LINEAR, "layer_types names 'linear_attention', expected 'full_attention' or 'sliding_attention'"),
     (SLIDING, "layer_types names 'sliding_attention', expected a sliding_window that is in use"),
     (
         SLIDING | {"model_type": "mistral"},
         "layer_types names 'full_attention', expected the sliding_window in every layer of mistral",
     ),
-    (HEADS, "hidden_size: found 24, expected a multiple of num_attention_heads 5"),
-    ({"num_key_value_heads": 3}, "num_attention_heads: found 4, expected a multiple of num_key_value_heads 3"),
 ]
 ROPES: list[tuple[dict[str, Any], str]] = [
     ({"rope_type": "yarn", "factor": 2.0}, "rope_type: found 'yarn', expected 'default', 'linear' or 'llama3'"),
     ({"full_attention": 1}, "rope_parameters has the unknown key 'full_attention', expected only rotary settings"),
     ({"rope_type": "linear"}, "rope_parameters has no factor, expected one for rope_type 'linear'"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: found 0.5, expected 1"),
-    ({"rope_theta": -1}, f"rope_theta: found -1, expected {FINITE}"),
 ]
 GENERATIONS = [
     ('{"do_sample": "yes"}', "do_sample: found 'yes', expected true or false"),
     ('{"do_sample": true, "temperature": -1}', "temperature: found -1, expected a finite number of at least 0"),
-    ('{"do_sample": true, "top_p": 2}', "top_p: found 2, expected a number above 0 and at most 1"),
     ('{"eos_token_id": [null]}', f"eos_token_id: found [None], expected {IDS}"),
 ]
 ONE = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
-OVERFLOW = ONE.replace(b"[1]", b"[4294967296,4294967296]")
-NORM, UP = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
+NORM = "model.norm.weight"
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 ONLY, SAYS = "expected only those of config.json", "as config.json says"
 LACKS = " lacks the tensor {}, expected all {} tensors of config.json"
 SINGLE: list[tuple[Damage, str]] = [
     (text(""), f"/{CONFIG} {JSON.replace('*', 'Expecting value: line 1 column 1 (char 0)')}"),
     *((text(content), f"/{CONFIG} {JSON}") for content in ('{"a": 1, ', b"\xff\xfe", "[" * 200_000, f"[{'9' * 5000}]")),
-    (text("[1]"), f"/{CONFIG} holds a list, expected a JSON object"),
     (text('{"a": 1, "a": 2}'), f"/{CONFIG} {TWICE}"),
     (lambda folder: os.truncate(folder / CONFIG, 2**26 + 1), f"/{CONFIG} {TOO_LONG}"),
     *((settings({key: value}), f"/{CONFIG}: {key}: found {value!r}, expected {rest}") for key, value, rest in CONFIGS),
@@ -194,12 +174,9 @@ SINGLE: list[tuple[Damage, str]] = [
     (text(pickle.dumps({"a": 1}), WEIGHTS), DAMAGED),
     (part(WEIGHTS), DAMAGED),
     (header(b"{" + ONE.replace(b"4]", b"400]") + b"}"), DAMAGED),
-    (header(b"{" + OVERFLOW + b"}"), DAMAGED),
     (header(b"{" + ONE + b"," + ONE + b"}"), f"/{WEIGHTS} {TWICE}"),
     *((tensors({name: ones(24)}), f"/{WEIGHTS} holds the tensor '{name}', {ONLY}") for name in ("x", "../../x", BIAS)),
     (tensors({QUERY: ones(24, 23)}), f"/{WEIGHTS}: tensor {QUERY} has shape [24, 23], expected [24, 24] {SAYS}"),
-    (tensors({UP: ones(24, 20)}), f"/{WEIGHTS}: tensor {UP} has shape [24, 20], expected [20, 24] {SAYS}"),
-    (tensors({NORM: ones(0)}), f"/{WEIGHTS}: tensor {NORM} has shape [0], expected [24] {SAYS}"),
     (tensors({NORM: np.ones(24, int)}), f"/{WEIGHTS}: tensor {NORM} is stored as I64, expected F64, F32, BF16 or F16"),
     (settings({"vocab_size": 30}), f"/{WEIGHTS}: tensor lm_head.weight has shape [23, 24], expected [30, 24] {SAYS}"),
     (
@@ -208,18 +185,14 @@ SINGLE: list[tuple[Damage, str]] = [
     ),
     (tensors({"lm_head.weight": ...}), LACKS.format("lm_head.weight", 21)),
     (settings({"num_hidden_layers": 3}), LACKS.format("model.layers.2.input_layernorm.weight", 30)),
-    (settings({"num_hidden_layers": 2**14}), LACKS.format("model.layers.2.input_layernorm.weight", 147459)),
     (settings({"model_type": "qwen2"}), LACKS.format(BIAS, 27)),
-    (settings({"model_type": "qwen3"}), LACKS.format("model.layers.0.self_attn.q_norm.weight", 25)),
 ]
 NO_MAP = f"/{INDEX} has no weight_map, expected one from tensor names to file names"
 BOTH_FILES = f'{{"weight_map": {{"a": "{FIRST}", "a": "{SECOND}"}}}}'
 SHARDED: list[tuple[Damage, str]] = [
     (without(SECOND), f"/{SECOND} is missing, expected a file"),
     *((part(SECOND, kept), f"/{SECOND} is damaged or half-written (*") for kept in (0.1, 0.5, 0.9, 0.999)),
-    (part(INDEX), f"/{INDEX} is damaged or half-written (*"),
     (text('{"metadata": {}}', INDEX), NO_MAP),
-    (text('{"weight_map": {"a": 1}}', INDEX), NO_MAP),
     (text(BOTH_FILES, INDEX), f"/{INDEX} {TWICE}"),
     *(
         (redirected(FIRST, name), f"/{INDEX} names the file '{name}', expected only .safetensors files")
@@ -252,10 +225,7 @@ OTHERS: list[tuple[str, str | bytes, str]] = [  # what is in the place of weight
     ("adapter_config.json", ADAPTER, "a PEFT adapter for 'org/base'"),
     ("adapter_config.json", "{}", "a PEFT adapter"),
     ("model-Q4_K_M.gguf", "GGUF", "weights in GGUF"),
-    ("onnx/model.onnx", "", "an ONNX graph"),
-    ("model.onnx", "", "an ONNX graph"),
     ("tf_model.h5", "", "weights of TensorFlow"),
-    ("flax_model.msgpack", "", "weights of Flax"),
     ("consolidated.safetensors", "", "weights in Mistral's own format"),
     ("model_index.json", "{}", "a pipeline of diffusers"),
     ("snapshots/0a1b/config.json", "{}", "a cache of models"),
@@ -294,18 +264,8 @@ def test_a_damaged_folder_is_refused(package: str, shards: int, damage: Damage, 
 
 
 @both_packages
-@pytest.mark.parametrize("where, name", [("lookahead.vectors", "LookAhead"), ("drafters.ngram", "NgramModel")])
-def test_a_tokenizer_is_no_drafter(package: str, where: str, name: str, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="found a tokenizer"):
-        getattr(module(package, where), name).load(tmp_path)
-
-
-@both_packages
 @given(place=st.integers(0, 10**6), change=st.integers(1, 255), shards=st.sampled_from([1, 2]))
-def test_a_folder_with_one_wrong_byte_is_loaded_or_refused(
-    package: str, place: int, change: int, shards: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_folder_with_one_wrong_byte_is_loaded_or_refused(package, place, change, shards, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / f"wrong_byte_{package}_{shards}"
     if not folder.exists():
         write_checkpoint(folder, shards=shards, generation_config={"do_sample": True, "eos_token_id": [2]})
@@ -340,14 +300,6 @@ def test_an_index_that_points_outside(package: str, name: str, tmp_path: Path) -
 
 
 @both_packages
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a:b", "a\nb"])
-def test_a_file_name_that_is_not_plain(package: str, name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as error:
-        module(package, "checkpoint.folder").file_in(tmp_path, name)
-    assert str(error.value) == f"{tmp_path}: the file name {name!r} is not plain, expected a name without a path"
-
-
-@both_packages
 @before_allocating
 @pytest.mark.parametrize("name", [CONFIG, GENERATION, WEIGHTS, INDEX, SECOND])
 @pytest.mark.parametrize("where", ["outside", "blobs"])
@@ -372,9 +324,7 @@ VALUES = [(value, *stored, NOT_FINITE) for value in (math.nan, math.inf, -math.i
 
 @both_packages
 @pytest.mark.parametrize("value, stored, shards, said", [*VALUES, (1e39, "float64", 1, TOO_LARGE)])
-def test_weights_that_are_not_finite(
-    package: str, value: float, stored: str, shards: int, said: str, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_finite(package, value, stored, shards, said, tmp_path):
     weights = module("reference", "model.weights").Weights.random(tiny_config(), 0)
     weights.layers[1].query[23, 23] = value
     folder = write_checkpoint(tmp_path / "model", weights=weights, dtype=stored, shards=shards)

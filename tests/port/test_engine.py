@@ -1,26 +1,20 @@
 """The engine: every request's text is the one it has alone, whatever is decoded beside it, and in fixed shapes too."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 import pass_sampling.gpu as port
 import pass_sampling.reference as reference
 from models import TINY, exact_target, transformer
 from pass_sampling.gpu.engine.capture import Captured, Frozen, standing
 from pass_sampling.gpu.engine.engine import Engine, Request
-from pass_sampling.gpu.engine.rows import empty_rows, free_row, put_row
-from pass_sampling.gpu.state import PER_ROW
+from pass_sampling.gpu.engine.rows import empty_rows, put_row
 from pass_sampling.gpu.uniforms import uniform_stream
 from pass_sampling.reference.exactness.distribution import output_distribution
-from pass_sampling.reference.text.token_decoder import Piece, TokenDecoder
-from traced_step import inputs_of, trace_step
 
 KINDS = (
     *("plain", "lookahead", "fused", "fused head", "head alone"),
@@ -31,7 +25,6 @@ ENDING = port.Ending(9, (2,))
 PROMPTS = [(1, 0), (2,), (0, 1, 2, 1), (1,), (2, 2, 0), (0, 0), (1, 2)]
 LONG = [(2,), (1, 0), (0, 1, 2, 1) * 5, (1,), (2, 0) * 6, (0, 0), (1, 2) * 9]
 EAGERLY = "the step runs eagerly, as it cannot be captured: "
-NAN = float("nan")
 
 
 def model_of(seed: int, device: str, **changes: Any) -> Any:
@@ -130,21 +123,6 @@ def test_captured_steps_make_the_texts_of_eager_ones(kind: str) -> None:
 
 
 @on_kinds
-def test_a_traced_step_makes_the_same_text(kind: str) -> None:
-    """The operations alone, without the Python around them: they ask the host nothing."""
-    method, prompt = method_of(kind), (0, 1, 2, 1)
-    state, batch = method.step(method.start(prompt, ENDING), uniforms(method, [0], 0))
-    records, made = batch.rows(), trace_step(method, state, state.cache.capacity)
-    while not state.ended.item():
-        outputs = made.graph(*inputs_of(state, uniforms(method, [0], len(records))))
-        state = made.layout.state(state, outputs)
-        records += made.layout.record(outputs).rows()
-    (expected,) = alone(method, [prompt])
-    tokens = tuple(token for each in records for token in each.tokens)
-    same_records(replace(expected, records=tuple(records), tokens=tokens), expected)
-
-
-@on_kinds
 def test_fixed_shapes_make_the_same_texts(kind: str) -> None:
     """A step whose shapes depend on nothing in its tensors, as one that is captured; its state stays where it is."""
     method = method_of(kind)
@@ -157,25 +135,6 @@ def test_fixed_shapes_make_the_same_texts(kind: str) -> None:
         texts = [text + row.tokens for text, row in zip(texts, record.rows(), strict=True)]
         assert places == [getattr(frozen.state, name).data_ptr() for name in names]
     assert texts == [text.tokens for text in alone(method, PROMPTS)]
-
-
-@pytest.mark.parametrize("kind", ["plain", "lookahead", "fused head", "draft model"])
-def test_a_step_in_fixed_shapes_keeps_a_row_that_was_not_finite(kind: str) -> None:
-    """Here by what is left in the scratch of a cache, the drafter's too: the other row goes on, as if alone."""
-    method = method_of(kind)
-    state, _ = filled(method, PROMPTS[:2], port.Ending(9))
-    after = Frozen(method, standing(state.copy()), state.cache.capacity)
-    after.step(uniforms(method, [0, 1], 1))
-    for which in range(len(state.caches)):
-        frozen = Frozen(method, standing(state.copy()), state.cache.capacity)
-        frozen.state.caches[which].values[:, 0, :, -1] = NAN
-        frozen.step(uniforms(method, [0, 1], 1))
-        for name in PER_ROW:
-            found = getattr(frozen.state, name)
-            assert torch.equal(found[0], getattr(state, name)[0]) or (name == "fault" and found[0].isnan()), name
-            assert torch.equal(found[1], getattr(after.state, name)[1]), name
-        for cache, before, other in zip(frozen.state.caches, state.caches, after.state.caches, strict=True):
-            assert cache.lengths.tolist() == [int(before.lengths[0]), int(other.lengths[1])]
 
 
 class FixedShapes:
@@ -234,9 +193,7 @@ def test_replayed_steps_see_as_much_as_the_longest_text_needs(kind: str, window:
 
 
 @pytest.mark.parametrize("late", [0, 2, None])
-def test_where_capture_fails_the_step_runs_eagerly_from_where_it_was(
-    late: int | None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_where_capture_fails_the_step_runs_eagerly_from_where_it_was(late, caplog):
     """At the first length, at a later one, or on a CPU: with one warning, and the same texts."""
     method, made = method_of("fused head"), iter(range(100))
 
@@ -276,76 +233,6 @@ def test_whoever_leaves_early_finds_everything_when_coming_back(captures: bool) 
         except KeyError:
             continue
     all_as_alone(found, method, LONG)
-
-
-def test_logits_that_are_not_finite_end_their_own_request_alone() -> None:
-    def breaks(prefix: tuple[int, ...], logits: Any) -> Any:
-        return logits * NAN if prefix[:6] == (2, 0) * 3 and len(prefix) > 13 else logits
-
-    method, ending = replace(method_of("plain"), processor=breaks), port.Ending(9)
-    engine, found, requests = Engine(method, ending, 2, longest_prompt=20, seed=3), {}, requests_of(LONG)
-    with pytest.raises(ValueError, match=r"^request 4: logits after position 13: the largest logit is nan"):
-        found.update(engine.run(requests))
-    for number, text in engine.run(requests):
-        found[number] = text
-    assert sorted(found) == [0, 1, 2, 3, 5, 6]
-    for number, text in found.items():
-        same_records(text, port.generate(method, LONG[number], 9, (), seed=3, request=number))
-
-
-@pytest.mark.parametrize("kind", ["lookahead", "fused", "draft model"])
-def test_a_freed_row_is_empty_and_one_that_is_taken_holds_its_text_alone(kind: str) -> None:
-    """Whatever was in it, and in the scratch of the text that takes it; the other row is left alone."""
-    method, ending = method_of(kind), port.Ending(9)
-    first, _ = method.step(method.start((0, 1, 2), ending), uniforms(method, [0], 0))
-    state = put_row(empty_rows(method, ending, 2, 6), 0, first)
-    for place, value in enumerate((NAN, 1.5)):
-        for name in ("tokens", "fault", "fault_position", "lookahead_hidden", "pace", "num_lookahead_hidden"):
-            tensor = getattr(state, name)
-            tensor[place] = value if tensor.is_floating_point() else place + 1
-        for cache in state.caches:
-            cache.keys[:, place] = cache.values[:, place] = value
-    for cache in first.caches:
-        for tensor in (cache.keys, cache.values):
-            tensor[:, :, :, int(cache.lengths) :] = NAN
-    neighbour = state.select(torch.tensor([1]))
-
-    state = free_row(state, 0)
-    for name in PER_ROW:
-        assert bool((getattr(state, name)[0] == (name in ("lengths", "prompt_lengths", "ended"))).all()), name
-    for cache in state.caches:
-        assert not cache.keys[:, 0].any() and not cache.values[:, 0].any() and not cache.lengths[0]
-        cache.keys[:, 0] = cache.values[:, 0] = NAN  # an empty row runs along, and leaves something after
-
-    state = put_row(state, 0, first)
-    for cache, other, beside in zip(state.caches, first.caches, neighbour.caches, strict=True):
-        length = int(other.lengths)
-        for name in ("keys", "values"):
-            mine, yours = getattr(cache, name), getattr(other, name)
-            assert torch.equal(mine[:, 0, :, :length], yours[:, 0, :, :length]) and not mine[:, 0, :, length:].any()
-            assert torch.equal(mine[:, 1:], getattr(beside, name))
-    assert all(torch.equal(getattr(state, name)[1:], getattr(neighbour, name)) for name in PER_ROW)
-
-
-@pytest.mark.parametrize("knows_tokens", [False, True])
-def test_stop_strings_end_texts_of_the_engine_and_of_batches_as_elsewhere(knows_tokens: bool) -> None:
-    """One may begin in the prompt of its row, if the decoder knows what each token adds."""
-    method, stops = method_of("draft model"), ("é", "bb") if knows_tokens else ("bc", "aaa")
-    decode = lambda tokens: "".join("abc"[token] for token in tokens)  # noqa: E731
-    if knows_tokens:
-        decode = TokenDecoder([Piece(data=b"\xa9"), Piece("b"), Piece(data=b"\xc3")].__getitem__, in_runs=True)
-    engine = Engine(method, port.Ending(12, (), stops, decode), 2, longest_prompt=4, seed=1)
-    found = dict(engine.run(requests_of(PROMPTS)))
-    batch = port.generate_batch(method, PROMPTS, 12, (), stops, decode, seed=1)
-    for number, prompt in enumerate(PROMPTS):
-        expected = port.generate(method, prompt, 12, (), stops, decode, seed=1, request=number)
-        for text in (found[number], batch[number]):
-            assert (text.tokens, text.text, text.end) == (expected.tokens, expected.text, expected.end)
-        before = prompt if knows_tokens else ()
-        wholes = [decode((*before, *expected.tokens[: count + 1])) for count in range(len(expected.tokens))]
-        stopped = [any(stop in whole for stop in stops) for whole in wholes]
-        assert stopped == [False] * (len(wholes) - 1) + [expected.end == "stop_string"]
-    assert sum(text.end == "stop_string" for text in found.values()) > 1
 
 
 def test_what_does_not_fit_is_refused() -> None:

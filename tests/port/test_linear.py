@@ -1,7 +1,5 @@
 """Linear layers whose weights are laid out for a CPU: the same numbers but for rounding, and gradients where due."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ from pass_sampling.gpu import load_model
 from pass_sampling.gpu.checkpoint.cache_folder import cache_folder
 from pass_sampling.gpu.model import linear as module
 from pass_sampling.gpu.model import precision
-from pass_sampling.gpu.model.linear import BANDS, LAYOUTS, Linear, choices, linear, linears_of
+from pass_sampling.gpu.model.linear import BANDS, LAYOUTS, choices, linear, linears_of
 
 EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
@@ -91,15 +89,6 @@ def test_int8_is_a_plain_layer_of_rounded_weights(num_rows, biased):
     assert not torch.equal(weight, before)
 
 
-def test_int8_is_offered_to_models_that_are_rounded_only(monkeypatch):
-    monkeypatch.setattr(module, "SMALL", 0)
-    offered = []
-    monkeypatch.setattr(module, "measured", lambda weights, names: offered.append(names) or ("plain",) * 3)
-    for int8 in (False, True):
-        choices([[torch.ones((8, 8 + int8))]], int8)
-    assert [("int8" in names) for names in offered] == [False, True]
-
-
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_in_int8_is_the_plain_model_of_its_rounded_weights(tied, tmp_path):
     folder = write_checkpoint(tmp_path, tiny_config(tie_word_embeddings=tied), dtype="bfloat16")
@@ -111,17 +100,6 @@ def test_a_model_in_int8_is_the_plain_model_of_its_rounded_weights(tied, tmp_pat
     assert not torch.equal(plain.forward(tokens), stored.forward(tokens))
     with pytest.raises(ValueError, match=r"^weights: found 'int4', expected stored or int8$"):
         load_model(folder, weights="int4")
-
-
-def test_each_band_has_its_own_layout(monkeypatch):
-    used = []
-    for name, layout in LAYOUTS.items():
-        record = lambda *given, name=name, apply=layout.apply: used.append(name) or apply(*given)  # noqa: E731
-        monkeypatch.setitem(LAYOUTS, name, layout._replace(apply=record))
-    layer = linear(torch.ones((4, 4)), None, ["packed", "plain", "packed"])
-    for num_rows in (1, 2, 8, 9, 64, 500):
-        layer(torch.ones((1, num_rows, 4)))
-    assert used == ["packed", "plain", "plain", "packed", "packed", "packed"]
 
 
 def test_a_choice_is_measured_once_and_kept_for_the_machine(monkeypatch):
@@ -142,22 +120,6 @@ def test_a_choice_is_measured_once_and_kept_for_the_machine(monkeypatch):
     kept.unlink()
 
 
-def test_nothing_is_chosen_where_it_gains_nothing(monkeypatch):
-    large = torch.ones((600, 600))
-    for group in ([torch.ones((4, 4))], [large.double()], [large.half()], [large.clone().requires_grad_()]):
-        assert choices([group]) == [()]
-    monkeypatch.setattr(module, "measured", lambda weights, names: ("packed",) * 3)
-    monkeypatch.setattr(module, "free_memory", lambda device: 2 * large.nbytes - 1)  # a copy would take more than half
-    assert choices([[large]]) == [()]
-
-
-def test_without_onednn_is_for_one_product_only():
-    assert torch.backends.mkldnn.enabled
-    with pytest.raises(RuntimeError):
-        LAYOUTS["without-onednn"].apply(torch.ones(1, 3), torch.ones(2, 4), None)
-    assert torch.backends.mkldnn.enabled
-
-
 def test_a_model_computes_the_same_but_for_rounding(monkeypatch):
     config = port.ModelConfig(**TINY)
     weights, logits = port.Weights.random(config, 0, torch.float32), []
@@ -167,9 +129,6 @@ def test_a_model_computes_the_same_but_for_rounding(monkeypatch):
         assert len(layers[0].gate_up.layouts) == len(output.layouts) == len(layouts)
         logits.append(port.Transformer(config, weights).forward([[1, 2, 0, 1]]))
     assert torch.allclose(*logits, rtol=1e-5, atol=1e-5)
-
-
-# --- The dtype ---
 
 
 @pytest.mark.parametrize("units", [False, True])
@@ -191,8 +150,3 @@ def test_a_cpu_with_layouts_for_several_rows_takes_bfloat16_without_units(stored
         assert found == (stored if stays else torch.float32)
         small = precision.automatic_dtype(stored, torch.device("cpu"), precision.LARGE - 1)
         assert small == (stored if stored in (torch.float64, torch.float32) else torch.float32)
-
-
-def test_a_layer_without_layouts_is_the_plain_product():
-    weight, x = torch.randn((3, 4)), torch.randn((2, 4))
-    assert torch.equal(Linear(weight)(x), torch.nn.functional.linear(x, weight))

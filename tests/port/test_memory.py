@@ -1,7 +1,5 @@
 """A model, a cache or a pass that does not fit into the free memory is refused by name before it is allocated."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The checkpoint that comes with the package: what its card claims, and that everything opens and agrees on it."""
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import sys
@@ -75,11 +73,6 @@ def test_transformers_opens_it_and_computes_the_same_logits(folder: Path) -> Non
         logits = ours.forward(tokens)
         assert np.abs(logits - theirs).max() < 1e-11  # logits up to 20, some 400 sums of rounded products each
         assert np.abs(port_model.forward([tokens])[0].numpy() - logits).max() < 1e-11
-
-
-def test_the_tokenizer_gives_every_text_back() -> None:
-    for text in (*PROMPTS, "naïve 名前\t\r\n\x00 \U0001f600", "  \n\n   x  "):
-        assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
 
 
 def test_no_held_out_file_has_a_near_duplicate_among_the_others() -> None:
@@ -178,10 +171,3 @@ def test_both_packages_write_the_same_text_with_pass_in_float64() -> None:
     packages: tuple[Any, Any] = (reference, port)
     ours, theirs = (written(each, "pass", "float64", each.SamplingConfig(0.8, 10), 60) for each in packages)
     assert [(each.tokens, each.sources) for each in ours] == [(each.tokens, each.sources) for each in theirs]
-
-
-def test_the_list_of_held_out_files_is_plain() -> None:
-    names = read_names(HELD_OUT)
-    assert names == sorted(set(names))
-    assert all(name.endswith(".py") and not name.startswith(("/", ".")) for name in names)
-    assert HELD_OUT.read_text(encoding="utf-8").startswith("#")

@@ -1,7 +1,5 @@
 """The repository: what its files promise about one another, and who imports whom."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import inspect
@@ -120,8 +118,6 @@ def test_no_file_mentions_a_place_on_somebodys_machine() -> None:
     assert found == []
 
 
-# --- Who imports whom ---
-
 SHARED = {  # what the port imports of the reference: nothing that computes with logits
     *("reference.config", "reference.record", "reference.ending", "reference.model.config", "reference.methods.checks"),
     *(
@@ -207,8 +203,6 @@ print(time.process_time() - start, *[name for name in ("torch", "transformers", 
     runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
     assert [loaded for _, *loaded in runs] == [[], [], []]
 
-
-# --- Shapes ---
 
 ARRAY_TYPES = {"Array", "Probs", "Tokens", "Mask", "Codes", "Inputs", "Tensor", "NDArray"}
 

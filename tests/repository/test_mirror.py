@@ -1,12 +1,9 @@
 """The port mirrors the numerics of the reference: names, leading parameters, defaults, fields and error texts."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,6 @@ from pass_sampling.reference.config import SamplingConfig
 from pass_sampling.reference.ending import Ending
 
 pytestmark = pytest.mark.torch
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("reference", "gpu")
 
 # What is computed twice, independently, so that agreement is evidence.

@@ -1,7 +1,5 @@
 """The notebooks run from beginning to end, in time, and print what is stored in them."""
 
-from __future__ import annotations
-
 import ast
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The README's Python runs as it stands, in both packages, on the bundled model; so do the programs of the pages."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
@@ -62,9 +60,7 @@ def test_pages_name_methods_of_the_command_and_the_table_of_methods_names_all() 
 
 
 @pytest.mark.parametrize(("program", "printed"), PROGRAMS, ids=["verification", "lenience", "candidates"])
-def test_the_programs_of_the_page_on_methods_print_the_output_below_them(
-    program: str, printed: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_programs_of_the_page_on_methods_print_the_output_below_them(program, printed, capsys):
     assert METHODS.count("```python") == len(PROGRAMS)
     exec(program, {})
     assert capsys.readouterr().out == printed

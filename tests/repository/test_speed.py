@@ -1,7 +1,5 @@
 """The speeds that the project promises on two CPU cores; `python -m pytest -m slow tests/repository/test_speed.py`."""
 
-from __future__ import annotations
-
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]

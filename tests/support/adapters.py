@@ -3,10 +3,9 @@
 Everything takes rows side by side, N of them. The reference goes through them one by one, the port takes them as one
 batch, on the CPU and, where there is one, on a CUDA device.
 
-Glossary of shapes: N rows, K drafts, V vocabulary.
+Logits and distributions are [..., V]. A verification takes a target [N, K+1, V], drafts [N, K, V] and their tokens
+[N, K], and uniforms [N, K+1]: K acceptances and the final draw. Glossary of shapes: N rows, K drafts, V vocabulary.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -33,54 +32,32 @@ class Reference:
         """Return sampling settings of this package."""
         return self.module("config").SamplingConfig(**settings)
 
-    def probs(
-        self,
-        logits: Array,  # [..., V]
-        **settings: Any,
-    ) -> Array:  # [..., V]
+    def probs(self, logits: Array, **settings: Any) -> Array:
         function, config = self.module("sampling").probs_from_logits, self.sampling(**settings)
         rows = [function(row, config) for row in logits.reshape(-1, logits.shape[-1])]
         return np.stack(rows).reshape(logits.shape)
 
-    def cell_edges(
-        self,
-        probs: Array,  # [V]
-    ) -> Array:  # [V]
+    def cell_edges(self, probs: Array) -> Array:
         return self.module("sampling").cell_edges(probs)
 
-    def draw(
-        self,
-        probs: Array,  # [V]
-        uniforms: Array,  # [N]
-    ) -> Array:  # [N]
+    def draw(self, probs: Array, uniforms: Array) -> Array:
         """Draw from one distribution with each of the uniforms."""
         function = self.module("sampling").draw
         edges = self.cell_edges(probs)
         return np.array([function(edges, uniform) for uniform in uniforms], dtype=np.int64)
 
-    def residual(
-        self,
-        target: Array,  # [V]
-        draft: Array,  # [V]
-    ) -> Array:  # [V]
+    def residual(self, target: Array, draft: Array) -> Array:
         return self.module("verify").residual_probs(target, draft)
 
     def uniform_stream(self, seed: int, request: int, step: int, num_uniforms: int) -> Array:  # [num_uniforms]
         return self.module("uniforms").uniform_stream(seed, request, step, num_uniforms)
 
-    def stream_rows(
-        self, seed: int, requests: Sequence[int], step: int, num_uniforms: int
-    ) -> Array:  # [N, num_uniforms]
+    def stream_rows(self, seed: int, requests: Sequence[int], step: int, num_uniforms: int) -> Array:
         return np.stack([self.uniform_stream(seed, request, step, num_uniforms) for request in requests])
 
     def verify(
-        self,
-        rule: str,
-        target: Array,  # [N, K+1, V]
-        draft: Array,  # [N, K, V]
-        tokens: Array,  # [N, K]
-        uniforms: Array,  # [N, K+1], K acceptances and the final draw
-    ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
+        self, rule: str, target: Array, draft: Array, tokens: Array, uniforms: Array
+    ) -> tuple[Array, Array, Array]:
         """Return `num_accepted`, `final_token` and `accept_probs` of every row."""
         verify, draws = self.module("verify").RULES[rule], self.module("uniforms").UniformRow
         named_uniforms = {"accept": tokens.shape[1], "final": 1}
@@ -108,32 +85,17 @@ class Port(Reference):
 
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-    def probs(
-        self,
-        logits: Array,  # [..., V]
-        **settings: Any,
-    ) -> Array:  # [..., V]
+    def probs(self, logits: Array, **settings: Any) -> Array:
         return self.module("sampling").probs_from_logits(self.tensor(logits), self.sampling(**settings)).cpu().numpy()
 
-    def cell_edges(
-        self,
-        probs: Array,  # [V]
-    ) -> Array:  # [V]
+    def cell_edges(self, probs: Array) -> Array:
         return self.module("sampling").cell_edges(self.tensor(probs)).cpu().numpy()
 
-    def draw(
-        self,
-        probs: Array,  # [V]
-        uniforms: Array,  # [N]
-    ) -> Array:  # [N]
+    def draw(self, probs: Array, uniforms: Array) -> Array:
         rows = self.tensor(self.cell_edges(probs)).repeat(len(uniforms), 1)
         return self.module("sampling").draw(rows, self.tensor(uniforms)).cpu().numpy()
 
-    def residual(
-        self,
-        target: Array,  # [V]
-        draft: Array,  # [V]
-    ) -> Array:  # [V]
+    def residual(self, target: Array, draft: Array) -> Array:
         return self.module("verify").residual_probs(self.tensor(target), self.tensor(draft)).cpu().numpy()
 
     def uniform_stream(self, seed: int, request: int, step: int, num_uniforms: int) -> Array:  # [num_uniforms]
@@ -141,35 +103,28 @@ class Port(Reference):
             self.module("uniforms").uniform_stream(seed, request, step, num_uniforms, device=self.device).cpu().numpy()
         )
 
-    def stream_rows(
-        self, seed: int, requests: Sequence[int], step: int, num_uniforms: int
-    ) -> Array:  # [N, num_uniforms]
+    def stream_rows(self, seed: int, requests: Sequence[int], step: int, num_uniforms: int) -> Array:
         return (
             self.module("uniforms").uniform_stream(seed, requests, step, num_uniforms, device=self.device).cpu().numpy()
         )
 
     def verify(
-        self,
-        rule: str,
-        target: Array,  # [N, K+1, V]
-        draft: Array,  # [N, K, V]
-        tokens: Array,  # [N, K]
-        uniforms: Array,  # [N, K+1]
-    ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
+        self, rule: str, target: Array, draft: Array, tokens: Array, uniforms: Array
+    ) -> tuple[Array, Array, Array]:
         num_draft, active = np.full(len(tokens), tokens.shape[1]), np.ones(len(tokens), dtype=np.bool_)
         return self.verify_some(rule, target, draft, tokens, uniforms, num_draft, active)
 
     def verify_some(
         self,
         rule: str,
-        target: Array,  # [N, K+1, V]
-        draft: Array,  # [N, K, V]
-        tokens: Array,  # [N, K]
-        uniforms: Array,  # [N, K+1]
-        num_draft: Array,  # [N]
-        active: Array,  # [N]
-        has_bonus_row: Array | None = None,  # [N]
-    ) -> tuple[Array, Array, Array]:  # [N], [N], [N, K]
+        target: Array,
+        draft: Array,
+        tokens: Array,
+        uniforms: Array,
+        num_draft: Array,
+        active: Array,
+        has_bonus_row: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
         """Verify rows of which some have fewer drafts than others, some have ended, and some drafts end the text."""
         has_bonus_row = np.ones(len(tokens), dtype=np.bool_) if has_bonus_row is None else has_bonus_row
         arguments = [self.tensor(array) for array in (target, draft, tokens)]

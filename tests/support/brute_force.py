@@ -4,8 +4,6 @@ Softmax, filters and ends are written anew: nothing here is shared with the samp
 model, whose logits are read.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ p)^2 / p), and at a total variation d over the cells at least 4 n d^2: by Cauchy
 sum((q - p)^2 / p) sum(p), and the left side is (2 d)^2. So a distance, a false alarm and a chance to miss give the
 number of draws."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,9 +18,7 @@ Tokens = tuple[int, ...]
 Distribution = dict[Tokens, float]
 FALSE_ALARM, MISS = 1e-9, 1e-6
 NUM_CELLS = 63  # the likeliest outcomes, at most; what is left is one more
-DEGREES = NUM_CELLS
 LEAST = 100  # draws that a cell should get, for the statistic to have its distribution far out in the tail
-LEAST_EXPECTED = 5.0  # draws in a cell, below which Pearson's statistic has another distribution
 
 
 def _term(shape: float, x: float) -> float:
@@ -82,12 +78,7 @@ def centre_needed(degrees: int) -> float:
     return _least(lambda centre: centre > 0 and chance_to_miss(degrees, centre, limit_of(degrees)) <= MISS, 1e3)
 
 
-def draws_needed(distance: float, degrees: int = DEGREES) -> int:
-    """Return how many draws see every mistake of this total variation over the cells."""
-    return math.ceil(centre_needed(degrees) / (4 * distance**2))
-
-
-def distance_seen(num_draws: int, degrees: int = DEGREES) -> float:
+def distance_seen(num_draws: int, degrees: int) -> float:
     """Return the total variation over the cells that so many draws see."""
     return math.sqrt(centre_needed(degrees) / (4 * num_draws))
 
@@ -100,7 +91,7 @@ class Cells:
     probs: np.ndarray  # [cells]
 
     @staticmethod
-    def of(distribution: Distribution, num_draws: float = math.inf) -> Cells:
+    def of(distribution: Distribution, num_draws: float = math.inf) -> "Cells":
         """Bin so that, of so many draws, every cell should get `LEAST`."""
         outcomes: list[Tokens] = []
         probs = [1.0]  # the last is that of all others
@@ -116,11 +107,6 @@ class Cells:
     def degrees(self) -> int:
         return len(self.outcomes)
 
-    def binned(self, distribution: Distribution) -> np.ndarray:  # [cells]
-        """Return the probability of each cell under another distribution."""
-        probs = [distribution.get(tokens, 0.0) for tokens in self.outcomes]
-        return np.array([*probs, 1.0 - sum(probs)])
-
     def count(self, texts: Iterable[Tokens]) -> np.ndarray:  # [cells]
         """Count the texts in each cell."""
         place = {tokens: i for i, tokens in enumerate(self.outcomes)}
@@ -132,19 +118,3 @@ def statistic(counts: np.ndarray, probs: np.ndarray) -> float:
     """Return Pearson's statistic."""
     expected = counts.sum() * probs
     return float(((counts - expected) ** 2 / expected).sum())
-
-
-def fits(counts: np.ndarray, probs: np.ndarray) -> bool:
-    """Say whether counts are those of a distribution that may leave cells all but empty: these are taken together."""
-    small = counts.sum() * probs < LEAST_EXPECTED
-    bins = [np.append(each[~small], each[small].sum()) for each in (counts, probs)]
-    if counts.sum() * bins[1][-1] < LEAST_EXPECTED:  # still too little: into the largest cell
-        largest = int(bins[1].argmax())
-        for each in bins:
-            each[largest] += each[-1]
-        bins = [each[:-1] for each in bins]
-    return statistic(*bins) <= limit_of(len(bins[0]) - 1)
-
-
-def total_variation(one: np.ndarray, other: np.ndarray) -> float:
-    return 0.5 * float(np.abs(one - other).sum())

@@ -1,7 +1,5 @@
 """The command line in tests: a small model with a tokenizer, and commands run in this process."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

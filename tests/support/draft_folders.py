@@ -1,7 +1,5 @@
 """What folders of drafters hold: n-gram tables and look-ahead vectors with all their parts, and damage done to both."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -95,8 +93,6 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     return as_numpy(value).tolist() if hasattr(value, "shape") else value
 
-
-# --- Damage ---
 
 Damage = Callable[[Path], None]
 

@@ -1,7 +1,5 @@
 """Write checkpoint folders for tests, with neither torch nor transformers."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json

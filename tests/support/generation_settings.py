@@ -1,7 +1,5 @@
 """Every setting of transformers' GenerationConfig, with its default and with a value that is another."""
 
-from __future__ import annotations
-
 from typing import Any
 
 SAMPLE = {"do_sample": True, "temperature": 3.0}  # so flat that a sampler which is passed over shows

@@ -4,8 +4,6 @@ The library computes its norms, rotary tables and attention weights in float32 w
 own code runs, but every request for float32 becomes one for float64.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny random models of transformers, of many architectures, for the tests of PaSS in its `generate`."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

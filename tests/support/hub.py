@@ -1,7 +1,5 @@
 """The cache of huggingface_hub on disk, as it leaves it there, and responses of a Hub that is not there."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Run a program in a process of its own and kill it, so that nothing in it can clean up."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess

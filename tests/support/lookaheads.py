@@ -1,7 +1,5 @@
 """Look-ahead vectors with random parts beside them, none trained; the same in both packages."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The two packages side by side, and models small enough to enumerate, the same in both."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

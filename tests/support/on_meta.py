@@ -5,8 +5,6 @@ tensor of the host in any operation, and tensors made of Python numbers, which o
 forbids. Indices out of range are not seen: steps that are replayed on a CPU find those.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Run passes of either package's transformer with NumPy arrays in and out, one sequence at a time."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

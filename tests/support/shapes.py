@@ -10,8 +10,6 @@ Its dimensions are sums and products of numbers and names, such as `K+1`, `2L+2`
 stands for any dimensions, the same throughout a call; `or` separates alternatives; words after it are prose.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -3,8 +3,6 @@
 Glossary of shapes: V vocabulary, K drafts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Small tokenizers with every kind of decoder, built by the tokenizers library."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """The trainers at toy size, each as one function, with the text they learn from; and ways to interrupt them."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

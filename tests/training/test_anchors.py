@@ -1,6 +1,4 @@
-"""Look-ahead rows after many anchors at once: each is what PaSS's own draft call computes there, and no more."""
-
-from __future__ import annotations
+"""Rows after many anchors at once are those of PaSS's own draft calls; and the expected acceptance over them."""
 
 from functools import cache
 from typing import Any
@@ -11,20 +9,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pass_sampling.gpu as gpu
 from folders import LINEAR, LLAMA3, both_packages, tiny_config
 from lookaheads import in_float64, on_parts, with_parts
-from pass_sampling.gpu import (
-    Adapter,
-    PaSS,
-    PaSSOneCall,
-    SamplingConfig,
-    Transformer,
-    generate,
-    probs_from_logits,
-)
+from pass_sampling.gpu import PaSS, PaSSOneCall, SamplingConfig, Transformer, generate, probs_from_logits
 from pass_sampling.gpu.training import acceptance as home
+from pass_sampling.gpu.training.acceptance import (
+    SAMPLINGS,
+    compared,
+    expected_acceptance,
+    expected_tokens,
+    fixed_token_vectors,
+)
 from pass_sampling.gpu.training.train import Parts
-from passes import Passes, difference, same_bits
+from pass_sampling.reference import theory
+from passes import Passes, difference
+from strategies import settings_of
 from training import VOCAB, tensors
 
 EXACT = 1e-12  # logits of order 1 to 10 from a few hundred roundings of 2^-53
@@ -107,30 +107,11 @@ def check_drafts(
 @on_parts
 @given(kind=any_kind, seed=any_seed, prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4))
 @torch.no_grad()
-def test_training_sees_the_distributions_that_the_running_step_drafts_from(
-    parts: str, kind: str, seed: int, prompt: list[int]
-) -> None:
+def test_training_sees_the_distributions_that_the_running_step_drafts_from(parts, kind, seed, prompt):
     model = passes("gpu", kind).model
     lookahead = with_parts("gpu", model, parts, 3, seed)
     for method in (PaSSOneCall, PaSS) if parts == "vectors" else (PaSSOneCall,):
         assert check_drafts(model, lookahead, method, prompt, seed) > 6
-
-
-@on_kinds
-@given(case=cases(), seed=any_seed)
-@torch.no_grad()
-def test_later_text_changes_no_bit_of_a_draft_row(kind: str, case: Any, seed: int) -> None:
-    model, (vectors, tokens, anchors) = passes("gpu", kind).model, case
-    before = home.anchored_rows(model, vectors, tokens, anchors)
-    for n, anchor in enumerate(anchors.tolist()):
-        other = tokens.clone()
-        noise = np.random.default_rng(seed).integers(VOCAB, size=other[:, anchor + 1 :].shape)
-        other[:, anchor + 1 :] = torch.from_numpy(noise)
-        after = home.anchored_rows(model, vectors, other, anchors)
-        assert same_bits(after.draft_logits[:, n].numpy(), before.draft_logits[:, n].numpy())
-
-
-# --- Gradients ---
 
 
 def leaves_of(parts: Parts) -> dict[str, torch.Tensor]:
@@ -138,161 +119,20 @@ def leaves_of(parts: Parts) -> dict[str, torch.Tensor]:
     return {"vectors": parts.vectors} | parts.matrices()
 
 
-def moved(parts: Parts, by: dict[str, torch.Tensor], far: float) -> Parts:
-    """Return parts with every parameter moved in its direction."""
-    found = {name: tensor + far * by[name] for name, tensor in leaves_of(parts).items()}
-    adapter = {name.removeprefix("adapter."): each for name, each in found.items() if name.startswith("adapter.")}
-    head = {name.removeprefix("head."): each for name, each in found.items() if name.startswith("head.")}
-    return Parts(
-        found["vectors"],
-        Adapter.of(adapter) if adapter else None,
-        type(parts.head).of(head, parts.head.uses_lookahead) if parts.head else None,
-    )
-
-
 @on_parts
-@settings(max_examples=20)
 @given(kind=any_kind, case=cases(), seed=any_seed)
-def test_gradients_agree_with_finite_differences_and_reach_the_parts_alone(
-    parts: str, kind: str, case: Any, seed: int
-) -> None:
-    """Along one direction in all parameters together.
-
-    Central differences over a step h err by c h^2, with c the third derivative over 6, so those over h and over h/2
-    differ by three times what the second still errs. To that add roundings: of sums of the order of 1000, wrong by
-    some 2^-50 of it, over h = 2^-15; below 1e-7.
-    """
+@settings(max_examples=10)
+def test_gradients_reach_the_parts_alone(parts, kind, case, seed):
     model, (vectors, tokens, anchors) = passes("gpu", kind).model, case
-    lookahead, step = with_parts("gpu", model, parts, len(vectors), seed), 2.0**-15
+    lookahead = with_parts("gpu", model, parts, len(vectors), seed)
     adapter, head = (in_float64("gpu", part) for part in (lookahead.adapter, lookahead.head))
     whole = Parts(lookahead.vectors.double(), adapter, head).copy()
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-    weights = drawn(len(tokens), len(anchors), len(vectors), VOCAB)
-    directions = {name: drawn(*each.shape) / each.numel() ** 0.5 for name, each in leaves_of(whole).items()}
-
-    def total(parts: Parts) -> torch.Tensor:  # []
-        rows = home.anchored_rows(model, parts.vectors, tokens, anchors, parts.adapter, parts.head)
-        assert not rows.target_logits.requires_grad
-        return (weights * rows.draft_logits).sum()
-
-    total(whole).backward()
-    found = {name: tensor.grad for name, tensor in leaves_of(whole).items()}
-    assert {name for name, gradient in found.items() if gradient is not None} == whole.parameters().keys()
-    assert all(float(found[name].abs().max()) > 0 for name in whole.parameters())
+    rows = home.anchored_rows(model, whole.vectors, tokens, anchors, whole.adapter, whole.head)
+    assert not rows.target_logits.requires_grad
+    rows.draft_logits.square().sum().backward()
+    learning = {name for name, tensor in leaves_of(whole).items() if tensor.grad is not None and tensor.grad.any()}
+    assert learning == whole.parameters().keys()
     assert not any(tensor.requires_grad for tensor in tensors(model))
-
-    def slope(step: float) -> float:
-        with torch.no_grad():
-            return float(total(moved(whole, directions, step)) - total(moved(whole, directions, -step))) / (2 * step)
-
-    coarse, fine = slope(step), slope(step / 2)
-    exact = sum(float((found[name] * directions[name]).sum()) for name in whole.parameters())
-    assert abs(exact - fine) <= abs(coarse - fine) + 1e-7
-    assert abs(coarse - fine) <= 1e-4  # or else the line above says nothing
-
-
-# --- Mistakes that the comparisons must notice: each is called with the real function and its arguments ---
-
-
-def leaky(visible: Any, anchors: Any, depth: Any, length: int) -> Any:
-    """Every group attends to the groups before it."""
-    mask = visible(anchors, depth, length)
-    mask[:, length:] = torch.ones(len(mask), len(mask), dtype=torch.bool).tril()
-    return mask
-
-
-def one_token_more(visible: Any, anchors: Any, depth: Any, length: int) -> Any:
-    """Draft rows attend to the exact token after the anchor, which a draft call does not know."""
-    early, late = visible(anchors, depth, length), visible(anchors + 1, depth, length)
-    return torch.cat([late[:, :length], early[:, length:]], dim=1)
-
-
-def all_of_the_group(visible: Any, anchors: Any, depth: Any, length: int) -> Any:
-    """Draft rows attend to the vectors after them, too."""
-    return visible(anchors, torch.ones_like(depth), length)
-
-
-def shifted_positions(
-    hidden: Any, self: Any, inputs: Any, cache: Any, positions: Any = None, visible: Any = None, *rest: Any
-) -> Any:
-    return hidden(self, inputs, cache, None if visible is None else positions + 1, visible, *rest)
-
-
-def targets_off_by_one(rows: Any, model: Any, vectors: Any, tokens: Any, anchors: Any) -> Any:
-    later = rows(model, vectors, torch.cat([tokens, tokens[:, :1]], dim=1), anchors + 1)
-    return rows(model, vectors, tokens, anchors)._replace(target_logits=later.target_logits)
-
-
-def next_off_by_one(rows: Any, model: Any, vectors: Any, tokens: Any, anchors: Any) -> Any:
-    later = rows(model, vectors, tokens.roll(1, 1), anchors)
-    return rows(model, vectors, tokens, anchors)._replace(next_tokens=later.next_tokens)
-
-
-def own_token(refined: Any, model: Any, head: Any, hidden: Any, real: Any, tokens: Any) -> Any:
-    """The head is given the token that a draft stands for, which drafting does not know."""
-    return refined(model, head, hidden, real, tokens.roll(-1, dims=2))
-
-
-def no_memory(refined: Any, model: Any, head: Any, hidden: Any, real: Any, tokens: Any) -> Any:
-    """The head begins anew at every draft."""
-    pairs = zip(hidden.split(1, dim=2), tokens.split(1, dim=2), strict=True)
-    return torch.cat([refined(model, head, row, real, token) for row, token in pairs], dim=2)
-
-
-def next_row(refined: Any, model: Any, head: Any, hidden: Any, real: Any, tokens: Any) -> Any:
-    """The head begins with the first look-ahead row in the place of the last text row."""
-    return refined(model, head, hidden, hidden[:, :, 0] + 1, tokens)
-
-
-def without_adapter(
-    hidden: Any, self: Any, inputs: Any, cache: Any, positions: Any = None, visible: Any = None, *rest: Any, **by: Any
-) -> Any:
-    rest = () if isinstance(cache, home.FrozenCache) else rest
-    return hidden(self, inputs, cache, positions, visible, *rest, **by)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    "place, name, mistake, parts, what",
-    [
-        (home, "_visible", leaky, None, "a draft row"),
-        (home, "_visible", one_token_more, None, "a draft row"),
-        (home, "_visible", all_of_the_group, None, "a draft row"),
-        (Transformer, "hidden", shifted_positions, None, "a draft row"),
-        (home, "anchored_rows", targets_off_by_one, None, "a target row"),
-        (home, "anchored_rows", next_off_by_one, None, "the next token"),
-        (home, "_refined", own_token, "head", "a draft distribution"),
-        (home, "_refined", own_token, "head alone", "a draft distribution"),
-        (home, "_refined", no_memory, "adapter and head", "a draft distribution"),
-        (home, "_refined", next_row, "head", "a draft distribution"),
-        (Transformer, "hidden", without_adapter, "adapter", "a draft distribution"),
-        (home, "_visible", one_token_more, "adapter and head", "a draft distribution"),
-    ],
-)
-@on_kinds
-def test_the_comparison_rejects_a_mistake(
-    kind: str, place: Any, name: str, mistake: Any, parts: str | None, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def compare() -> None:
-        model = passes("gpu", kind).model
-        if parts is None:
-            vectors = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 24)))
-            check(model, vectors, torch.arange(10, 20)[None], torch.tensor([2, 3, 6]))
-        else:
-            check_drafts(model, with_parts("gpu", model, parts), PaSSOneCall, [3, 1, 4], 1)
-
-    compare()
-    real = getattr(place, name)
-    monkeypatch.setattr(place, name, lambda *arguments, **named: mistake(real, *arguments, **named))
-    with pytest.raises(AssertionError, match=what):
-        compare()
-
-
-# --- Masks over all cache positions, which the anchors need, in both packages ---
 
 
 class Case:
@@ -305,18 +145,13 @@ class Case:
         self.positions = generator.integers(cached, cached + rows, size=rows)
         self.visible = generator.random((rows, cached + rows)) < seen
         self.visible[:, cached:] |= np.eye(rows, dtype=bool)
-        self.noise = generator.standard_normal(10**4)
 
-    def logits(self, model: Passes, visible: Any = None, kept: Any = None, noisy: int | None = None) -> np.ndarray:
-        """Run the pass; `kept` drops all other cached positions first, `noisy` is one that then holds noise."""
+    def logits(self, model: Passes, visible: Any = None, kept: Any = None) -> np.ndarray:
+        """Run the pass; `kept` drops all other cached positions first."""
         cache = model.cache()
         model.run(self.prefix, cache)
         if kept is not None:
             model.keep(cache, kept)
-        for array in () if noisy is None else (cache.keys, cache.values):
-            place = array[..., noisy, :]
-            noise = self.noise[: int(np.prod(place.shape))].reshape(place.shape)
-            place[...] = torch.from_numpy(noise) if model.port else noise
         return model.run(self.inputs, cache, self.positions, self.visible if visible is None else visible)
 
 
@@ -326,9 +161,7 @@ cases_of_masks = st.builds(Case, any_seed, st.integers(1, 6), st.integers(1, 4),
 @both_packages
 @on_kinds
 @given(case=cases_of_masks)
-def test_a_mask_over_all_positions_is_that_of_the_pass_where_all_are_seen_or_none_is_in_the_way(
-    package: str, kind: str, case: Case
-) -> None:
+def test_a_mask_over_all_positions_is_that_of_the_pass_where_all_are_seen_or_none_is_in_the_way(package, kind, case):
     """And in both packages the same; a position that no row attends to might as well be absent."""
     model, cached, visible = passes(package, kind), case.cached, case.visible.copy()
     found = case.logits(model)
@@ -341,31 +174,77 @@ def test_a_mask_over_all_positions_is_that_of_the_pass_where_all_are_seen_or_non
     assert difference(case.logits(model, visible), case.logits(model, visible[:, cached:])) <= EXACT
 
 
-@both_packages
-@on_kinds
-@given(case=cases_of_masks)
-def test_a_row_depends_on_the_cached_positions_that_it_sees_and_on_no_other(
-    package: str, kind: str, case: Case
-) -> None:
-    """It attends to them itself, or in the layers before through rows that it attends to."""
-    model, cached, config = passes(package, kind), case.cached, KINDS[kind]
-    standing = np.concatenate([np.arange(cached), case.positions])
-    near = case.positions[:, None] - standing < (config.sliding_window or 100)
-    every = config.sliding_window is None or config.sliding_layers is not None  # some layer has no window
-    seen = case.visible if every else case.visible & near
-    inside = seen[:, cached:].astype(int)
-    reached = np.linalg.matrix_power(inside, config.num_hidden_layers) @ seen[:, :cached] > 0
-    before = case.logits(model)
-    for column in range(cached):
-        after = case.logits(model, noisy=column)
-        assert same_bits(after[~reached[:, column]], before[~reached[:, column]])
-        direct = (case.visible & near)[:, column]
-        assert (np.abs(after - before).max(axis=1) > EXACT)[direct].all()
+VOCAB = 23
 
 
-@both_packages
-def test_the_two_kinds_of_mask_are_told_apart_by_their_width(package: str) -> None:
-    """With nothing cached they are one."""
-    model = Passes(package, KINDS["qwen3, norms and some windows"])
-    found = model.run(np.arange(5), None, None, np.tri(5, dtype=bool))
-    assert difference(found, model.run(np.arange(5))) <= EXACT
+def with_norms() -> Any:
+    return passes("gpu", "qwen3, norms and some windows").model
+
+
+@on_parts
+@given(seed=st.integers(0, 2**32), depth=st.integers(1, 3), settings=settings_of(VOCAB))
+def test_it_is_the_mass_that_target_and_draft_share_over_all_places(parts, seed, depth, settings):
+    """On texts so short that all places count. The rows are those of the running step, see above."""
+    model, texts = with_norms(), np.random.default_rng(seed).integers(VOCAB, size=(5, depth + 6))
+    lookahead, sampling = with_parts("gpu", model, parts, depth, seed), gpu.SamplingConfig(**settings)
+    rest = [in_float64("gpu", part) for part in (lookahead.adapter, lookahead.head)]
+    places = torch.from_numpy(texts), torch.arange(5)
+    rows = home.anchored_rows(model, lookahead.vectors.double(), *places, *rest)
+    target, draft = (gpu.probs_from_logits(each, sampling) for each in (rows.target_logits, rows.draft_logits))
+    expected = torch.minimum(target, draft).sum(dim=-1).mean(dim=(0, 1))
+    found = expected_acceptance(model, lookahead.vectors.double(), texts, sampling, *rest)
+    assert found.dtype == torch.float64 and float((found - expected).abs().max()) <= EXACT
+
+
+@on_parts
+def test_drafts_among_few_tokens_share_what_mass_those_have(parts: str) -> None:
+    """Each draft distribution is the one among all tokens, restricted to the draft vocabulary and made to sum to 1."""
+    model, few = with_norms(), torch.tensor([1, 4, 5, 11])
+    lookahead = with_parts("gpu", model, parts, 2)
+    rest, texts = (lookahead.adapter, lookahead.head), np.random.default_rng(0).integers(VOCAB, size=(1, 12))
+    tokens, anchors = torch.from_numpy(texts), torch.arange(9)
+    every = home.anchored_rows(model, lookahead.vectors, tokens, anchors, *rest)
+    some = home.anchored_rows(model, lookahead.vectors, tokens, anchors, *rest, draft_vocab=few)
+    for logits, among_all in zip(some, every, strict=True):
+        expected = among_all if logits.dtype == torch.int64 else among_all[..., few]
+        assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
+    draft = some.draft_logits.double().softmax(dim=-1)
+    expected = torch.minimum(draft, every.target_logits.double().softmax(dim=-1)[..., few]).sum(dim=-1).mean(dim=(0, 1))
+    found = expected_acceptance(model, lookahead.vectors, texts, gpu.SamplingConfig(), *rest, few)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@given(rates=st.lists(st.floats(0, 1), max_size=8))
+def test_expected_tokens_are_those_of_the_theory(rates: list[float]) -> None:
+    """The same formula as for drafts whose acceptances, once reached, are known: there it is exact."""
+    expected = theory.expected_tokens(np.array(rates), len(rates))
+    assert expected_tokens(torch.tensor(rates, dtype=torch.float64)) == pytest.approx(expected, abs=EXACT)
+
+
+@on_parts
+def test_the_record_holds_what_was_trained_and_its_controls_at_every_sampling(parts: str) -> None:
+    model, sampling = with_norms(), gpu.SamplingConfig(0.8, top_k=10)
+    lookahead = with_parts("gpu", model, parts, 2)
+    texts = np.random.default_rng(0).integers(VOCAB, size=(3, 9))
+    record = compared(model, lookahead, texts, sampling, seed=3)
+    kinds = {
+        "": (lookahead.vectors, lookahead.adapter, lookahead.head),
+        "random_": (gpu.LookAhead.random(2, 24, 3).vectors, None, None),
+        "fixed_token_": (fixed_token_vectors(model, 2), None, None),
+    }
+    names = {f"{kind}{figure}" for kind in kinds for figure in ("acceptance", "expected_tokens")}
+    places = {"temperature 0.8": (record, sampling)} | {name: (record[name], SAMPLINGS[name]) for name in SAMPLINGS}
+    assert record.keys() == names | SAMPLINGS.keys() and record["greedy"].keys() == names
+    for place, at in places.values():
+        for kind, (vectors, *rest) in kinds.items():
+            expected = expected_acceptance(model, vectors, texts, at, *rest)
+            assert place[f"{kind}acceptance"] == pytest.approx(expected.tolist(), abs=6e-5)
+            assert place[f"{kind}expected_tokens"] == pytest.approx(expected_tokens(expected), abs=6e-5)
+    assert SAMPLINGS == {"greedy": gpu.SamplingConfig(0.0), "temperature_1": gpu.SamplingConfig(1.0)}
+
+
+@pytest.mark.parametrize("shape", [(0, 9), (1, 3), (2, 0)])
+def test_sequences_without_a_place_are_refused(shape: tuple[int, int]) -> None:
+    vectors, texts = torch.zeros(2, 24), np.zeros(shape, np.int64)
+    with pytest.raises(ValueError, match=r"^sequences: found \d of \d tokens, expected some of at least 4$"):
+        expected_acceptance(with_norms(), vectors, texts, gpu.SamplingConfig())

@@ -1,7 +1,5 @@
 """Text for training: read from disk or written by the model, divided, put into tokens, and cut into windows."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import string
@@ -20,8 +18,6 @@ from pass_sampling.gpu import SamplingConfig, Transformer
 from pass_sampling.gpu.training.text import near_duplicates, own_text, read_texts, split_texts, standard_library
 from pass_sampling.gpu.training.tokens import END_OF_TEXT, Windows, encode_texts, evenly_spaced, train_tokenizer
 from training import model
-
-# --- Reading ---
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -44,13 +40,6 @@ def test_texts_below_a_folder_are_named_by_their_path_from_there_and_files_by_th
     assert contents(folder) == before
 
 
-@given(text=st.text(min_size=1).filter(lambda text: "\r" not in text))
-def test_lines_end_the_same_on_every_system(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("texts")
-    write(folder, {"unix.txt": text.encode(), "windows.txt": text.replace("\n", "\r\n").encode()})
-    assert read_texts([folder]) == {"unix.txt": text, "windows.txt": text}
-
-
 WRONG_PATHS = [
     (["missing"], FileNotFoundError, r"missing is not there, expected a text file or a folder of such$"),
     (["latin.txt"], ValueError, r"latin\.txt holds no text, expected UTF-8 text"),
@@ -64,9 +53,7 @@ WRONG_PATHS = [
 
 
 @pytest.mark.parametrize("names, error, message", WRONG_PATHS)
-def test_paths_without_text_and_names_that_come_twice_are_refused_in_one_sentence(
-    names: list[str], error: type[Exception], message: str, tmp_path: Path
-) -> None:
+def test_paths_without_text_and_names_that_come_twice_are_refused_in_one_sentence(names, error, message, tmp_path):
     files = {"latin.txt": b"n\xe9", "empty.txt": b"", "none/a.bin": b"x", "one/a.txt": b"1", "two/a.txt": b"2"}
     before = contents(write(tmp_path, files))
     with pytest.raises(error, match=message) as caught:
@@ -83,15 +70,6 @@ def test_the_standard_library_is_there_without_what_is_installed_into_it() -> No
     training, held_out = split_texts(texts)
     assert 0.02 < len(held_out) / len(texts) < 0.15
     assert sorted(training + held_out) == sorted(texts)
-
-
-def test_a_python_without_its_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
-    with pytest.raises(FileNotFoundError, match=r" holds no standard library, expected Python's source files there$"):
-        standard_library()
-
-
-# --- Dividing ---
 
 
 def lines_of(seed: int, count: int) -> list[str]:
@@ -125,9 +103,7 @@ def relatives(draw: Any) -> tuple[dict[str, str], dict[str, set[str]]]:
 
 
 @given(case=relatives(), boilerplate=st.booleans(), data=st.data())
-def test_copies_and_parts_are_grouped_with_their_original_and_with_nothing_else(
-    case: Any, boilerplate: bool, data: st.DataObject
-) -> None:
+def test_copies_and_parts_are_grouped_with_their_original_and_with_nothing_else(case, boilerplate, data):
     """In any order of the texts. Lines that stand in more than 20 of them relate nothing."""
     texts, families = case
     if boilerplate:
@@ -141,15 +117,6 @@ def test_copies_and_parts_are_grouped_with_their_original_and_with_nothing_else(
     related = {name: family for family in families.values() for name in family}
     for group in groups:
         assert group == sorted(related.get(group[0], {group[0]}))
-
-
-def test_two_shared_lines_and_short_lines_relate_nothing() -> None:
-    one, other, shared = lines_of(1, 2), lines_of(2, 2), lines_of(3, 3)
-    short = [line[:15] for line in lines_of(4, 10)]
-    two = {"one": "\n".join([*one, *short, *shared[:2]]), "other": "\n".join([*other, *short, *shared[:2]])}
-    assert near_duplicates(two) == [["one"], ["other"]]
-    three = {name: f"{text}\n{shared[2]}" for name, text in two.items()}
-    assert near_duplicates(three) == [["one", "other"]]
 
 
 def sides_of(texts: dict[str, str]) -> dict[str, bool]:
@@ -170,21 +137,6 @@ def test_relatives_stand_on_one_side_and_the_order_of_texts_is_nothing(case: Any
     assert sides_of({name: texts[name] for name in data.draw(st.permutations(sorted(texts)))}) == sides
 
 
-@given(more=st.sets(st.integers(2000, 10**6), max_size=20))
-def test_adding_unrelated_texts_moves_none(more: set[int]) -> None:
-    before = sides_of(corpus(range(40)))
-    after = sides_of(corpus([*range(40), *more]))
-    assert {name: after[name] for name in before} == before
-
-
-def test_about_the_asked_part_is_held_out() -> None:
-    """Of 2000 texts 5 % are 100, give or take 10; six times that is passed by one set of names in a billion."""
-    _, held_out = split_texts(corpus(range(2000), 1))
-    assert 40 <= len(held_out) <= 160
-
-
-# --- Tokens ---
-
 TOKENIZER = train_tokenizer(["def main():\n    return 'é'\n" * 9, "naïve text, twice; naïve text\r\n\t"], 280, 64)
 
 
@@ -204,15 +156,6 @@ def test_every_text_ends_with_the_end_of_text_and_holds_it_nowhere_else(texts: l
     for without, tokens in zip(plain, ended, strict=True):
         assert end not in without
         assert tokens.tolist() == [*without, end]
-
-
-def test_the_same_texts_give_the_same_tokenizer() -> None:
-    texts = ["one two three four five six seven " * 3, "two three four, five"]
-    first, second = (train_tokenizer(iter(texts), 270, 64).get_vocab() for _ in range(2))
-    assert first == second and len(first) == 270 and sorted(first.values()) == list(range(270))
-
-
-# --- Windows ---
 
 
 @st.composite
@@ -236,33 +179,6 @@ def test_every_epoch_visits_every_window_once_and_misses_less_than_a_batch(windo
     assert len(windows.tokens) - rows.size < length * (windows.batch_size + 1)
 
 
-@given(windows=windows(), steps=st.lists(st.integers(0, 200), min_size=1, max_size=5))
-def test_a_batch_depends_on_the_seed_and_the_step_alone(windows: Windows, steps: list[int]) -> None:
-    again = Windows(windows.tokens.copy(), windows.length, windows.batch_size, windows.seed)
-    expected = {step: again.batch(step) for step in sorted(set(steps))}
-    for step in steps:
-        assert np.array_equal(windows.batch(step), expected[step])
-
-
-def test_epochs_and_seeds_have_orders_and_offsets_of_their_own() -> None:
-    tokens = np.arange(2000)
-    texts = [
-        np.concatenate([Windows(tokens, 10, 4, seed).batch(49 * epoch + place) for place in range(49)])[:, 0]
-        for seed in (0, 1)
-        for epoch in (0, 1, 2)
-    ]
-    assert len({tuple(starts) for starts in texts}) == 6
-    assert len({int(starts[0]) % 10 for starts in texts}) > 1
-
-
-@given(length=st.integers(1, 9), batch_size=st.integers(1, 9), missing=st.integers(1, 20))
-def test_a_text_in_which_no_batch_fits_is_refused(length: int, batch_size: int, missing: int) -> None:
-    needed = length * (batch_size + 1)
-    with pytest.raises(ValueError, match=rf"^the text has \d+ tokens, expected at least {needed} for batches of"):
-        Windows(np.arange(max(0, needed - missing)), length, batch_size, 0)
-    assert Windows(np.arange(needed), length, batch_size, 0).batch(0).shape == (batch_size, length)
-
-
 @given(count=st.integers(0, 3000), length=st.integers(1, 40), most=st.integers(1, 100))
 def test_evenly_spaced_windows_do_not_overlap_and_reach_both_ends(count: int, length: int, most: int) -> None:
     if count < length:
@@ -279,17 +195,13 @@ def test_evenly_spaced_windows_do_not_overlap_and_reach_both_ends(count: int, le
     assert len(gaps) == 0 or (gaps.min() >= length and gaps.max() - gaps.min() <= 1)
 
 
-# --- Text that a model writes itself ---
-
 own_text_module = importlib.import_module(own_text.__module__)
 
 
 @given(
     num_tokens=st.integers(1, 200), length=st.integers(2, 12), top_k=st.sampled_from([1, 2, 0]), seed=st.integers(0, 99)
 )
-def test_own_text_is_written_by_plain_decoding_under_the_settings(
-    num_tokens: int, length: int, top_k: int, seed: int
-) -> None:
+def test_own_text_is_written_by_plain_decoding_under_the_settings(num_tokens, length, top_k, seed):
     text = own_text(model(), num_tokens, length, SamplingConfig(0.7, top_k), seed)
     assert text.dtype == np.int64 and len(text) == num_tokens
     assert (own_text(model(), num_tokens, length, SamplingConfig(0.7, top_k), seed) == text).all()
@@ -322,23 +234,6 @@ def test_between_two_own_texts_is_one_end_of_text(monkeypatch: pytest.MonkeyPatc
     assert own_text(ending, 12, 3, SamplingConfig(), 0).tolist() == [7, 1, 2, 7, 3, 7, 4, 7, 7, 5, 6, 7]
 
 
-def test_own_text_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, done = tmp_path / "vectors.text.safetensors", list[int]()
-
-    def written(seed: int) -> np.ndarray:
-        return own_text(model(), 500, 8, SamplingConfig(0.5), seed, file, done.append)
-
-    text = written(3)
-    assert done == [256, 500] and os.listdir(tmp_path) == [file.name]
-    with monkeypatch.context() as patch:
-        patch.delattr(own_text_module, "generate_batch")
-        assert (written(3) == text).all()
-    assert not np.array_equal(written(4), text)
-    file.write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"vectors\.text\.safetensors is damaged or half-written"):
-        written(3)
-
-
 def test_own_answers_follow_every_prompt_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_text_module, "SIDE_BY_SIDE", 2)
     prompts, length, texts = [[1, 2], [3, 4, 5], [6]], 4, list[tuple[int, ...]]()
@@ -364,18 +259,3 @@ def test_own_text_goes_on_after_the_batches_that_are_kept(tmp_path: Path, monkey
         written(file, interrupt)
     done: list[int] = []
     assert np.array_equal(written(file, done.append), written(None)) and min(done) > 600
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"num_tokens": 0}, r"^num_tokens: found 0, "),
-        ({"length": 1}, r"^length: found 1, "),
-        ({"length": 65}, r"^length: found 65, expected an integer from 2 to 64$"),
-        ({"seed": -1}, r"^seed: found -1, "),
-        ({"sampling": SamplingConfig(1.0, 24)}, r"^top_k: found 24, "),
-    ],
-)
-def test_own_text_of_impossible_settings_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        own_text(model(), **{"num_tokens": 10, "length": 5, "sampling": SamplingConfig(), "seed": 0} | changes)

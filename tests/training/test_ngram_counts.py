@@ -1,7 +1,5 @@
 """Counting n-grams: the tables of a slow definition, within a size, and the same on every run."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -158,24 +156,6 @@ def test_counts_are_the_same_on_every_run_and_in_any_order(tmp_path: Path) -> No
         assert {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} == first
 
 
-def test_longer_contexts_say_more_about_the_next_token() -> None:
-    """On text from a process with two tokens of memory, until the third."""
-    draw, vocab_size = np.random.default_rng(0), 12
-    rows = draw.dirichlet(np.full(vocab_size, 0.1), (vocab_size, vocab_size)).cumsum(axis=-1)
-    text = [0, 0]
-    for uniform in draw.random(30_000):
-        text.append(min(vocab_size - 1, int(np.searchsorted(rows[text[-2], text[-1]], uniform))))
-    held_out = np.array(text[25_000:30_000]).reshape(20, 250)
-    found = []
-    for order in (1, 2, 3, 4):
-        model = count_ngrams(arrays([text[:25_000]]), vocab_size, NgramConfig(order, (1,)))
-        found.append(perplexity(model, held_out, torch.device("cpu")))
-    assert found[0] > found[1] > found[2] and found[3] < 1.1 * found[2]
-    probs = np.diff(rows, axis=-1, prepend=0.0)
-    entropy = -np.mean([np.log(probs[a, b, c]) for a, b, c in zip(text, text[1:], text[2:], strict=False)])
-    assert math.exp(entropy) < found[2] < 1.1 * math.exp(entropy)
-
-
 def test_perplexity_is_that_of_the_distribution() -> None:
     model = count_ngrams(zipf(2, 2000, 20), 20, NgramConfig(3, (1,)))
     sequences = np.random.default_rng(0).integers(0, 20, (2, 150))
@@ -185,12 +165,3 @@ def test_perplexity_is_that_of_the_distribution() -> None:
             text, lengths = torch.from_numpy(row[None]), torch.tensor([i])
             total -= float(model.logits(text, None, lengths, 1)[0, row[i]])
     assert math.isclose(perplexity(model, sequences, torch.device("cpu")), math.exp(total / (2 * 149)), rel_tol=1e-12)
-
-
-def test_the_record_says_how_it_was_counted() -> None:
-    model = count_ngrams(zipf(3, 4000, 30), 30, NgramConfig(3, (2, 3), 16), "tiny", "b" * 64)
-    assert (model.base_model, model.tokenizer) == ("tiny", "b" * 64)
-    record = model.training
-    assert record["texts"] == 20 and record["tokens"] == 4000 and record["max_successors"] == 16
-    assert record["min_counts"] == [2, 3] and record["distinct"][0] == 30
-    assert [len(discounts) for discounts in record["discounts"]] == [3, 3, 3]

@@ -1,15 +1,12 @@
 """Base models, and students that learn from one: folders that open everywhere, and figures that can be checked."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import math
 import os
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,15 +15,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import hf_float64
-from console import Box, read_strictly, run
-from folders import as_numpy, both_packages, contents, module
+from console import read_strictly, run
+from folders import contents, module
 from pass_sampling.gpu import load_model
 from pass_sampling.gpu.training.distillation import SAMPLINGS, distillation_loss, draft_acceptance, read_teacher
-from pass_sampling.gpu.training.pretrain import held_out_loss, loss_of, new_model, pretrain
+from pass_sampling.gpu.training.pretrain import new_model, pretrain
 from pass_sampling.gpu.training.text import split_texts
 from pass_sampling.gpu.training.tokens import evenly_spaced
-from training import STUDENT, TEXTS, TINY, TRAINERS, interrupt, pretrained, steps_of
+from training import STUDENT, TEXTS, TINY, pretrained
 
 home = importlib.import_module("pass_sampling.gpu.training.pretrain")
 TOKENS = torch.arange(32).reshape(2, 16)
@@ -41,9 +37,6 @@ def held_out_tokens() -> np.ndarray:  # [N]
     return np.array(tokens)
 
 
-# --- A base model ---
-
-
 def test_the_folder_opens_in_transformers_and_is_left_as_it_is() -> None:
     folder = pretrained().folder
     before = contents(folder)
@@ -56,17 +49,6 @@ def test_the_folder_opens_in_transformers_and_is_left_as_it_is() -> None:
     assert contents(folder) == before
     assert {"config.json", "tokenizer.json", "model.safetensors", "pretraining.json"} <= set(os.listdir(folder))
     assert os.listdir(folder.parent) == ["tiny"]
-
-
-@both_packages
-def test_both_packages_read_the_folder_and_compute_what_transformers_does(package: str) -> None:
-    """Float64 on both sides: logits of order 10 from a few hundred roundings of 2^-53."""
-    folder, tokens = pretrained().folder, np.random.default_rng(0).integers(300, size=16)
-    expected = hf_float64.logits(hf_float64.load(folder), tokens)
-    model = module(package, "checkpoint.load").load_model(folder, "float64")
-    found = model.forward(tokens if package == "reference" else tokens[None].tolist())
-    assert np.abs(as_numpy(found).reshape(16, 300) - expected).max() <= 1e-12
-    assert model.eos_token_ids == (0,)
 
 
 def test_the_loss_falls() -> None:
@@ -105,9 +87,7 @@ def test_the_figures_of_the_record_follow_from_the_folder() -> None:
     assert json.loads((folder / "pretraining.json").read_text()) == record
 
 
-def test_held_out_texts_reach_neither_the_tokenizer_nor_a_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_held_out_texts_reach_neither_the_tokenizer_nor_a_batch(tmp_path, monkeypatch):
     """Every text names itself; so does all that is trained on."""
     seen: list[str] = []
     batches: list[np.ndarray] = []
@@ -134,37 +114,6 @@ def test_held_out_texts_reach_neither_the_tokenizer_nor_a_batch(
     named = {int(number) for number in re.findall(r"\((\d+),", read)}
     assert not named & {3, 30}
     assert len(named) > 30, "most of the others are read"
-
-
-def test_making_a_model_leaves_the_random_numbers_of_others_alone() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    first = new_model(TINY, 0)
-    assert torch.equal(torch.rand(3), expected)
-    assert all(map(torch.equal, first.parameters(), new_model(TINY, 0).parameters()))
-    assert not torch.equal(new_model(replace(TINY, seed=1), 0).lm_head.weight, first.lm_head.weight)
-
-
-@pytest.mark.parametrize("count", [1, 5, 8, 11])
-def test_the_held_out_loss_is_the_mean_over_windows_however_many(count: int) -> None:
-    """Products in bfloat16 may round otherwise in another batch: by 2^-9 of logits that here are below 1."""
-    model, windows = new_model(TINY, 0), np.random.default_rng(0).integers(300, size=(count, 16))
-    alone = [float(loss_of(model, torch.from_numpy(window[None])).detach()) for window in windows]
-    assert abs(held_out_loss(model, windows) - np.mean(alone)) < 2.0**-9
-
-
-def test_what_is_measured_on_the_way_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(home, "EVERY", 2)
-    whole = TRAINERS["base model"](tmp_path / "whole")
-    interrupt("base model", tmp_path / "tiny", 3)
-    record = TRAINERS["base model"](tmp_path / "tiny")
-    assert [step for step, _ in record["curve"]] == [2, 4]
-    assert record["curve"] == whole["curve"] and record["seconds"] >= 0
-    assert json.loads((tmp_path / "tiny" / "pretraining.json").read_text()) == record
-
-
-# --- A student ---
 
 
 class Taught(NamedTuple):
@@ -194,25 +143,6 @@ def test_a_student_comes_nearer_to_its_teacher_than_an_untrained_model(place: in
     assert taught.record["acceptance_windows"] == len(windows)
 
 
-@both_packages
-@on_samplings
-def test_the_acceptance_in_the_record_follows_from_both_folders(package: str, place: int, taught: Taught) -> None:
-    """Once more in float64.
-
-    The record's was computed by products in bfloat16, which moves a logit, of order 5, by 2^-9 of it, 0.01. A
-    distribution whose logits move by d has moved by less than d in total variation, and so has the mass that two
-    distributions share; there are two distributions, and a temperature of 0.8 makes 5/4 of it."""
-    sampling = module(package, "config").SamplingConfig(SAMPLINGS[place].temperature, SAMPLINGS[place].top_k)
-    load = module(package, "checkpoint.load").load_model
-    probs_from_logits = module(package, "sampling").probs_from_logits
-    models, shared = [load(folder, "float64") for folder in (pretrained().folder, taught.folder)], []
-    for window in evenly_spaced(held_out_tokens(), 16, 128):
-        rows = [model.forward(window if package == "reference" else window[None]).reshape(16, 300) for model in models]
-        distributions = [[as_numpy(probs_from_logits(row, sampling)) for row in logits] for logits in rows]
-        shared.append(np.minimum(*distributions).sum(axis=1).mean())
-    assert abs(np.mean(shared) - taught.record["acceptance"][place]["expected"]) < 0.025
-
-
 def test_the_tokenizer_is_the_teachers_byte_for_byte_and_the_record_names_the_teacher(taught: Taught) -> None:
     teacher, record = pretrained().folder, taught.record
     assert contents(teacher) == taught.before
@@ -225,14 +155,6 @@ def test_the_tokenizer_is_the_teachers_byte_for_byte_and_the_record_names_the_te
     assert not {"teacher", "acceptance"} & pretrained().record.keys()
 
 
-def test_a_run_goes_on_under_the_same_teacher_in_another_place(tmp_path: Path) -> None:
-    interrupt("student", tmp_path / "student", 3)
-    (tmp_path / "moved").mkdir()
-    for file in pretrained().folder.iterdir():
-        (tmp_path / "moved" / file.name).write_bytes(file.read_bytes())
-    assert steps_of("student", tmp_path / "student", teacher=tmp_path / "moved") == [3, 4]
-
-
 def test_the_loss_is_the_cross_entropy_of_the_distributions() -> None:
     """Logits of an untrained model are below 1, and products in bfloat16 round them by 2^-9 of that."""
     student = new_model(STUDENT, 0)
@@ -243,45 +165,7 @@ def test_the_loss_is_the_cross_entropy_of_the_distributions() -> None:
     assert abs(float(distillation_loss(student, TOKENS, target_logits).detach()) - float(expected)) < 2.0**-9
 
 
-def test_the_loss_is_least_and_flat_where_the_distributions_agree() -> None:
-    """It is then the distributions' entropy; the gradient is rounding, beside what it is for the text itself."""
-    student = new_model(STUDENT, 0)
-    with torch.no_grad():
-        for weight in student.parameters():
-            weight *= 3.0  # distributions that are far from uniform
-        with torch.autocast("cpu", torch.bfloat16):
-            own = student(TOKENS, use_cache=False).logits
-    log_probs, loss = own.double().log_softmax(-1), distillation_loss(student, TOKENS, own)
-    assert abs(float(loss.detach()) + float((log_probs.exp() * log_probs).sum(-1).mean())) < 1e-5  # float32
-
-    def steepness(value: torch.Tensor) -> float:
-        gradients = torch.autograd.grad(value, list(student.parameters()))
-        return max(float(gradient.abs().max()) for gradient in gradients)
-
-    assert steepness(loss) < 1e-4 * steepness(loss_of(student, TOKENS))
-
-
-def test_a_model_accepts_its_own_drafts_always_and_of_uniform_ones_what_its_distribution_leaves_room_for() -> None:
-    """Sums of 300 numbers in float64; a student is stood for by a multiple of the teacher's logits."""
-    teacher, windows = read_teacher(pretrained().folder), evenly_spaced(held_out_tokens(), 16, 7)
-
-    def scaled(factor: float) -> Any:
-        def student(tokens: torch.Tensor, use_cache: bool) -> Any:
-            return SimpleNamespace(logits=factor * teacher.logits(tokens))
-
-        student.device = "cpu"
-        return student
-
-    for sampling in SAMPLINGS:
-        assert abs(draft_acceptance(teacher, scaled(1.0), windows, sampling) - 1) < 1e-12
-    probs = teacher.logits(torch.from_numpy(windows)).double().softmax(-1)
-    expected = float(probs.clamp(max=1 / 300).sum(-1).mean())
-    assert abs(draft_acceptance(teacher, scaled(0.0), windows, SAMPLINGS[0]) - expected) < 1e-12
-
-
-def test_the_command_takes_the_teachers_vocabulary_and_says_how_often_drafts_are_accepted(
-    box: Box, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_command_takes_the_teachers_vocabulary_and_says_how_often_drafts_are_accepted(box, capsys, tmp_path):
     sizes = "--hidden-size 16 --intermediate-size 8 --layers 1 --heads 2 --context 32 --steps 3 --batch-size 2".split()
     argv = ["pretrain", "--teacher", box.model, *sizes, "--text", box.text, "--output", tmp_path / "draft"]
     assert run(*argv) == 0

@@ -1,7 +1,5 @@
 """A run of any trainer survives being killed, a full disk and a second attempt; nothing else resumes it."""
 
-from __future__ import annotations
-
 import os
 import re
 from functools import cache, partial
@@ -9,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from folders import contents, tiny_config, write_checkpoint
 from killed import kill_at_random
 from pass_sampling.gpu import LookAhead, SamplingConfig, Transformer, load_model
-from pass_sampling.gpu.training.resume import Progress, partial_file, write_file
 from training import (
     NUM_STEPS,
     ROOT,
@@ -110,9 +104,6 @@ ANOTHER_RUN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # the trainer
             "loss": "cross-entropy",
             "sampling": SamplingConfig(0.6),
             "adapter_rank": 1,
-            "head_width": 1,
-            "depth_decay": 0.5,
-            "loss_temperature": 0.5,
             "training": TOKENS[:200][::-1].copy(),
             "held_out": TOKENS[200:][::-1].copy(),
             "model": partial(model, 1),
@@ -122,7 +113,6 @@ ANOTHER_RUN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # the trainer
     ("vectors", {"model": nameless}, {"model": partial(nameless, moved=1.0)}),
     ("base model", {}, {"num_steps": 7}),
     ("base model", {}, {"seed": 1}),
-    ("base model", {}, {"weight_decay": 0.2}),
     ("base model", {}, {"texts": {name: text.replace("alpha", "omega") for name, text in TEXTS.items()}}),
     ("student", {}, {"teacher": None}),
     ("student", {}, {"teacher": another_teacher}),
@@ -155,9 +145,6 @@ def test_a_damaged_state_is_refused_by_name(damage: Any, trainer: str, tmp_path:
         TRAINERS[trainer](tmp_path / "out")
 
 
-# --- A disk that is full, and a place that is taken ---
-
-
 def fill_disk(patch: pytest.MonkeyPatch, target: str, since: int) -> None:
     """Let the disk be full when a path is put in its place for the n-th time."""
     real, times = os.replace, [0]
@@ -173,9 +160,7 @@ def fill_disk(patch: pytest.MonkeyPatch, target: str, since: int) -> None:
 
 @OF_BOTH_KINDS
 @pytest.mark.parametrize("target, since, done", [(STATE, 1, 0), (STATE, 3, 2), (STATE, 4, 3), ("out", 1, 4)])
-def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
-    target: str, since: int, done: int, trainer: str, tmp_path: Path
-) -> None:
+def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(target, since, done, trainer, tmp_path):
     with saving_every_step(), pytest.MonkeyPatch.context() as patch:
         fill_disk(patch, target, since)
         with pytest.raises(OSError, match="No space left"):
@@ -196,19 +181,6 @@ def test_the_last_step_is_saved_before_the_result_is(trainer: str, tmp_path: Pat
     assert steps_of(trainer, tmp_path / "out") == []
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file(tmp_path / "folder" / "file", b"old")
-
-    def half(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", half)
-        with pytest.raises(OSError, match="No space left"):
-            write_file(tmp_path / "folder" / "file", b"new")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir()} == {"file": b"old"}
-
-
 @OF_BOTH_KINDS
 @pytest.mark.parametrize("taken", ["file", "folder", "look-ahead folder"])
 def test_an_output_that_is_taken_is_refused_and_not_touched(taken: str, trainer: str, tmp_path: Path) -> None:
@@ -224,86 +196,3 @@ def test_an_output_that_is_taken_is_refused_and_not_touched(taken: str, trainer:
     with pytest.raises(ValueError, match=rf"out is there already, expected a new path for the {what}$"):
         TRAINERS[trainer](output)
     assert contents(tmp_path) == before
-
-
-# --- The state of a run ---
-
-OPTIMIZERS = {
-    "AdamW": partial(torch.optim.AdamW, betas=(0.9, 0.98), weight_decay=0.0),
-    "AdamW, fused": partial(torch.optim.AdamW, fused=True),
-    "AdamW, amsgrad": partial(torch.optim.AdamW, amsgrad=True),
-    "Muon": partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw"),
-    "SGD": torch.optim.SGD,
-    "SGD, momentum": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "RMSprop": partial(torch.optim.RMSprop, momentum=0.5, centered=True),
-    "NAdam": torch.optim.NAdam,
-    "Adagrad": torch.optim.Adagrad,
-}
-
-
-class Run:
-    """Some parameters, optimizers that share them out, and steps that follow from their number."""
-
-    def __init__(self, names: list[str], shapes: list[tuple[int, int]], seed: int):
-        generator = torch.Generator().manual_seed(seed)
-        self.parameters = {
-            f"layer.{i} weight": torch.randn(shape, generator=generator, requires_grad=True)
-            for i, shape in enumerate(shapes)
-        }
-        values = list(self.parameters.values())
-        shares = [values[i :: len(names)] for i in range(len(names))]
-        self.optimizers = [OPTIMIZERS[name](share, lr=0.01) for name, share in zip(names, shares, strict=True)]
-
-    def step(self, number: int) -> None:
-        generator = torch.Generator().manual_seed(number)
-        for parameter in self.parameters.values():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def bits(self) -> list[bytes]:
-        return [parameter.detach().numpy().tobytes() for parameter in self.parameters.values()]
-
-
-@st.composite
-def runs(draw: Any) -> partial[Run]:
-    names = draw(st.lists(st.sampled_from(sorted(OPTIMIZERS)), min_size=1, max_size=3))
-    sizes = st.integers(1, 5)
-    return partial(Run, names, draw(st.lists(st.tuples(sizes, sizes), min_size=len(names), max_size=5)))
-
-
-notes_of_any_kind = st.dictionaries(
-    st.text(), st.floats(allow_nan=False) | st.text() | st.lists(st.lists(st.integers())), max_size=3
-)
-
-
-@given(make=runs(), done=st.integers(0, 3), more=st.integers(1, 3), notes=notes_of_any_kind)
-def test_the_state_of_any_run_comes_back_bit_for_bit(
-    make: Any, done: int, more: int, notes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    file = tmp_path_factory.mktemp("state") / "run.partial.safetensors"
-    first, second = make(seed=0), make(seed=1)
-    for step in range(done):
-        first.step(step)
-    Progress(file, "digest", first.parameters, first.optimizers).save(done, notes, now=True)
-    progress = Progress(file, "digest", second.parameters, second.optimizers)
-    assert progress.restore() == (done, notes)
-    for step in range(done, done + more):
-        assert second.bits() == first.bits()
-        first.step(step)
-        second.step(step)
-    assert second.bits() == first.bits()
-    progress.finish()
-    assert progress.restore() == (0, {})
-
-
-def test_the_state_is_written_when_it_is_due_or_must_be_now_and_removed_at_the_end(tmp_path: Path) -> None:
-    progress = Progress(partial_file(tmp_path / "run"), "digest", {}, [], every=3600.0)
-    progress.save(1, {})
-    assert not progress.file.exists()
-    progress.save(2, {}, now=True)
-    progress.save(3, {})
-    assert progress.restore() == (2, {})
-    (tmp_path / ".run.partial.safetensors.new").write_bytes(b"half")  # what a killed run leaves
-    progress.finish()
-    assert os.listdir(tmp_path) == []

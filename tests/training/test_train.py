@@ -1,7 +1,5 @@
 """Training look-ahead vectors, an adapter and a sampler head: what each learns, what stays as it is, what is kept."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -29,13 +27,11 @@ from pass_sampling.gpu.training.acceptance import (
     anchored_rows,
     drafter_acceptance,
     expected_acceptance,
-    mean_loss,
     perplexity,
 )
 from pass_sampling.gpu.training.ngram_counts import NgramConfig, count_ngrams
-from pass_sampling.gpu.training.resume import KeptStates
 from pass_sampling.gpu.training.text import own_text
-from pass_sampling.gpu.training.train import Text, first_parts, most_frequent, optimizers_for, train
+from pass_sampling.gpu.training.train import Text, first_parts, most_frequent, train
 from shapes import checked, functions_of, signature
 from training import (
     LOOK_AHEAD,
@@ -71,7 +67,7 @@ HELD_OUT = text_of(200, 2)
 def learnt(parts: str, loss: str) -> tuple[LookAhead, list[dict[str, Any]]]:
     """Train some parts for long; return them, and what was reported."""
     news: list[dict[str, Any]] = []
-    output = Path(ROOT.name) / "learnt" / f"{parts}, {loss}"
+    output = Path(ROOT.name) / f"learnt {parts}, {loss}"
     found = train(model(), text_of(600, 1), HELD_OUT, output, settings_for(parts, LONG, loss=loss), news.append)
     return found, news
 
@@ -82,9 +78,6 @@ def all_bits(lookahead: Any) -> dict[str, bytes]:
     for part in (lookahead.adapter, lookahead.head):
         found |= part.tensors() if part else {}
     return {name: as_numpy(tensor).tobytes() for name, tensor in found.items()}
-
-
-# --- Where training begins ---
 
 
 @on_trained
@@ -103,28 +96,6 @@ def test_untrained_parts_change_nothing(parts: str) -> None:
     assert zeros == {name for name in found.matrices() if name.endswith((".up", ".out"))} != set()
 
 
-@on_parts
-def test_every_part_has_the_sizes_asked_for_and_one_optimizer(parts: str) -> None:
-    config, (rank, width, alone) = settings_for(parts), PARTS[parts]
-    found, learning = first_parts(model(), config), []
-    assert (found.adapter.rank if found.adapter else 0) == rank
-    assert ((found.head.width, not found.head.uses_lookahead) if found.head else (0, False)) == (width, alone)
-    rates = {}
-    for optimizer in optimizers_for(found, config):
-        learning += [each for group in optimizer.param_groups for each in group["params"]]
-        rates[type(optimizer).__name__] = optimizer.defaults["lr"]
-    assert {id(each) for each in learning} == {id(each) for each in found.parameters().values()}
-    assert len(learning) == len(found.parameters()) and ("vectors" in found.parameters()) == (not alone)
-    assert rates == ({"Muon": 0.003} if found.matrices() else {}) | ({} if alone else {"AdamW": 0.05})
-
-
-def test_the_temperature_of_the_loss() -> None:
-    """That of sampling for vectors alone; 1 with parts that could learn more than the few likeliest tokens."""
-    assert [settings_for(parts).temperature for parts in PARTS] == [0.5, *5 * [1.0]]
-    assert replace(LOOK_AHEAD, sampling=SamplingConfig(0.0)).temperature == 1.0
-    assert [settings_for(parts, loss_temperature=0.3).temperature for parts in PARTS] == 6 * [0.3]
-
-
 @given(num_steps=st.integers(1, 300), warmup=st.sampled_from([0.0, 1.0]) | st.floats(0, 1), cooldown=st.floats(0, 1))
 def test_the_learning_rate_rises_then_falls_and_stays_positive(num_steps: int, warmup: float, cooldown: float) -> None:
     for schedule, config in (
@@ -135,9 +106,6 @@ def test_the_learning_rate_rises_then_falls_and_stays_positive(num_steps: int, w
         assert all(0 < rate <= 1 for rate in rates)
         top = rates.index(max(rates))
         assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
-
-
-# --- The losses ---
 
 
 @given(seed=st.integers(0, 2**32), temperature=st.sampled_from([0.25, 1.0, 1.5]))
@@ -163,16 +131,6 @@ def test_the_losses_are_their_equations(seed: int, temperature: float) -> None:
     same = rows._replace(draft_logits=rows.target_logits)
     for name in ("kl", "total-variation"):
         assert float(LOSSES[name](same, temperature).abs().max()) < 1e-6
-
-
-@given(seed=st.integers(0, 2**32), decay=st.sampled_from([1.0, 0.9, 0.25]) | st.floats(1e-3, 1))
-def test_a_deeper_draft_weighs_less(seed: int, decay: float) -> None:
-    values = np.random.default_rng(seed).standard_normal((2, 3, 5))
-    expected = np.average(values.mean(axis=(0, 1)), weights=decay ** np.arange(5))
-    assert float(mean_loss(torch.from_numpy(values), decay)) == pytest.approx(expected, abs=1e-6)
-
-
-# --- What training achieves, and what it leaves alone ---
 
 
 @on_parts
@@ -204,23 +162,6 @@ def test_trained_drafts_are_accepted_more_often_than_the_fixed_token(parts: str)
     outcome = learnt(parts, "kl")[0].training["held_out"]
     pairs = list(zip(outcome["acceptance"], outcome["fixed_token_acceptance"], strict=True))
     assert len(pairs) == 2 and all(trained > fixed + 0.03 for trained, fixed in pairs)
-
-
-def test_a_head_knows_what_vectors_cannot() -> None:
-    """A later draft depends on the token before, which no look-ahead row attends to."""
-    found = {parts: learnt(parts, "kl")[0].training["held_out"]["acceptance"][1] for parts in PARTS}
-    assert min(found["head"], found["adapter and head"]) > found["vectors"] + 0.03
-
-
-def test_a_head_alone_leaves_the_vectors_as_they_begin() -> None:
-    found = learnt("head alone", "kl")[0]
-    assert (
-        torch.equal(found.vectors, first_parts(model(), settings_for("head alone")).vectors)
-        and not found.head.uses_lookahead
-    )
-
-
-# --- What is kept ---
 
 
 @both_packages
@@ -282,22 +223,6 @@ def test_hidden_states_on_disk_are_those_of_the_model(tmp_path: Path) -> None:
     for name, tensor in kept.items():
         assert torch.allclose(tensor, computed[name], rtol=2**-7, atol=1e-4) and bool(tensor.any())
     assert sorted(os.listdir(tmp_path)) == ["computed", "kept"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kept_states_are_computed_once_and_found_after_a_kill(dtype: torch.dtype, tmp_path: Path) -> None:
-    every, asked = torch.randn((5, 3, 4)).to(dtype), list[int]()
-
-    def states_of(numbers: list[int]) -> torch.Tensor:
-        def compute(missing: list[int]) -> torch.Tensor:
-            asked.extend(numbers[i] for i in missing)
-            return every[[numbers[i] for i in missing]]
-
-        return KeptStates(tmp_path / "states", 5, 3, 4, dtype).of(numbers, compute)
-
-    for numbers in ([3, 1], [1, 4, 3], [0, 1, 2, 3, 4]):
-        assert torch.equal(states_of(numbers), every[numbers])
-    assert asked == [3, 1, 4, 0, 2]
 
 
 def test_every_array_has_the_shape_that_its_comment_says(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What training refuses, in one sentence: settings, texts, models and what was trained before."""
 
-from __future__ import annotations
-
 import math
 import os
 from dataclasses import replace
@@ -14,7 +12,7 @@ import pytest
 from folders import contents, edit_json, tiny_config, write_checkpoint
 from pass_sampling.gpu import SamplingConfig
 from pass_sampling.gpu.training.ngram_counts import NgramConfig, count_ngrams
-from training import LOOK_AHEAD, TEXTS, TINY, TOKENS, TRAINERS, pretrained
+from training import LOOK_AHEAD, TINY, TOKENS, TRAINERS, pretrained
 
 NOT_POSITIVE = (0.0, -1.0, math.nan, math.inf)
 NO_PART = (-0.1, 1.1, math.nan)
@@ -35,14 +33,12 @@ SETTINGS: dict[str, tuple[Any, list[tuple[dict[str, Any], str]]]] = {
             *each(("adapter_rank", "head_width"), [-1], "-1, expected an integer from 0 to 65536$"),
             *each(["warmup"], NO_PART, "{}, expected a part of the run, 0 to 1$"),
             ({"context": 3}, r"^context: found 3, expected an integer from 4"),
-            ({"seed": -1}, r"^seed: found -1, "),
             ({"loss": "mse"}, r"^loss: found 'mse', expected one of cross-entropy, kl, total-variation$"),
             ({"depth_decay": 1.5}, r"^depth_decay: found 1.5, expected at most 1$"),
             (
                 {"loss": "cross-entropy", "loss_temperature": 0.5},
                 r"^loss_temperature: found 0.5 with cross-entropy, expected it with a loss on distributions$",
             ),
-            ({"head_alone": True}, r"^head_alone: found it without a head, expected a head and no adapter, as there"),
             (
                 {"head_alone": True, "head_width": 4, "adapter_rank": 2},
                 r"^head_alone: found it with an adapter, expected a head and no adapter, as there are no look-ahead",
@@ -54,19 +50,15 @@ SETTINGS: dict[str, tuple[Any, list[tuple[dict[str, Any], str]]]] = {
         [
             *each(("vocab_size", "hidden_size", "num_steps", "batch_size", "context"), [0], "0, "),
             *each(["learning_rate"], NOT_POSITIVE, "{}, expected a positive number$"),
-            *each(["weight_decay"], NOT_POSITIVE[1:], "{}, expected a number of at least 0$"),
             *each(("warmup", "cooldown"), NO_PART, "{}, expected a part of the run, 0 to 1$"),
             ({"hidden_size": 18}, r"^hidden_size: found 18, expected a multiple of twice the 2 heads$"),
             ({"num_key_value_heads": 3}, r"^num_key_value_heads: found 3, expected a divisor of the 2 heads$"),
-            ({"context": 1}, r"^context: found 1, expected at least 2"),
-            ({"seed": -1}, r"^seed: found -1, "),
         ],
     ),
     "n-grams": (
         NgramConfig(),
         [
             *each(["order"], [0, 5], "{}, expected an integer from 1 to 4$"),
-            *each(["max_successors"], [0], "0, expected an integer from 1 to 1048576$"),
             *each(["max_megabytes"], [0.0, math.nan, 2e6], "{}, expected a number above 0 and at most 1e6$"),
             ({"min_counts": (0,)}, r"^min_counts: found 0, expected an integer from 1 to 2147483648$"),
             *[
@@ -84,31 +76,23 @@ SETTINGS: dict[str, tuple[Any, list[tuple[dict[str, Any], str]]]] = {
 @pytest.mark.parametrize(
     ("config", "changes", "message"), [(config, *case) for config, cases in SETTINGS.values() for case in cases]
 )
-def test_settings_with_which_nothing_can_be_trained_are_refused(
-    config: Any, changes: dict[str, Any], message: str
-) -> None:
+def test_settings_with_which_nothing_can_be_trained_are_refused(config, changes, message):
     with pytest.raises(ValueError, match=message):
         replace(config, **changes)
 
 
-COPIES = dict.fromkeys(sorted(TEXTS)[:20], "the same text")  # which are one
 ONE = {"context": 4096, "batch_size": 1, "held_out": ["notes/text_03.py"]}
 ARGUMENTS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "vectors": [
         ({"training": TOKENS[:23]}, r"^the text has 23 tokens, expected at least 24 for batches of 2 windows of 8$"),
-        ({"training": TOKENS[:0]}, r"^the text has 0 tokens"),
         ({"held_out": TOKENS[:7]}, r"^the held-out text has 7 tokens, expected at least 8, one window$"),
         ({"training": TOKENS + 1}, r"^training: found the token 23, expected 0 to 22, the model's$"),
-        ({"held_out": TOKENS - 1}, r"^held_out: found the token -1, expected 0 to 22, the model's$"),
         ({"context": 65}, r"^context: found 65, expected at most 64, the model's$"),
         ({"sampling": SamplingConfig(1.0, 24)}, r"^top_k: found 24, "),
     ],
     "base model": [
         ({"texts": {}}, r"^found 0 texts, too few to hold any out, expected at least 2"),
-        ({"texts": {"a.py": "text"}}, r"^found 1 texts, too few to hold any out"),
-        ({"texts": COPIES}, r"^found 20 texts, too few to hold any out"),
         ({"held_out": ["elsewhere"]}, r"^held_out names 0 of the 40 texts, expected some of them and not all$"),
-        ({"held_out": list(TEXTS)}, r"^held_out names 40 of the 40 texts, expected some of them and not all$"),
         ({"vocab_size": 256}, r"^vocab_size: found 256, expected at least 257, the bytes and the end of text$"),
         ({"vocab_size": 9000}, r"^the text is too short: it gives a vocabulary of \d+ tokens, expected 9000$"),
         ({"batch_size": 5000}, r"^the text has \d+ tokens, expected at least 80016 for batches"),
@@ -124,9 +108,7 @@ ARGUMENTS: dict[str, list[tuple[dict[str, Any], str]]] = {
 @pytest.mark.parametrize(
     ("trainer", "changes", "message"), [(trainer, *case) for trainer, cases in ARGUMENTS.items() for case in cases]
 )
-def test_texts_and_sizes_that_nothing_can_be_trained_with_are_refused(
-    trainer: str, changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
+def test_texts_and_sizes_that_nothing_can_be_trained_with_are_refused(trainer, changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         TRAINERS[trainer](tmp_path / "out", **changes)
     assert os.listdir(tmp_path) == []
@@ -157,10 +139,7 @@ def test_a_teacher_that_cannot_teach_is_refused_and_nothing_is_written(tmp_path:
     ("texts", "settings", "message"),
     [
         ([], {}, r"^found no tokens, expected some to count$"),
-        ([[], []], {}, r"^found no tokens, expected some to count$"),
         ([[0, 3]], {}, r"^texts: found the token 3, expected 0 to 2, the model's$"),
-        ([[0, 2**32]], {}, r"^texts: found the token 4294967296, expected 0 to 2, the model's$"),
-        ([[-1]], {}, r"^texts: found the token -1, expected 0 to 2, the model's$"),
         ([[0]], {"max_megabytes": 1e-5}, r"^max_megabytes: found 1e-05, expected at least 1.3e-05 for 3 tokens$"),
     ],
 )
