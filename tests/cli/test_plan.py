@@ -161,17 +161,20 @@ PREDICTED = dict.fromkeys(FIGURES, 1.5)
 VALUES = {  # a value of every option
     **{"lookahead": VECTORS, "draft_model": FOLDER, "ngram": FOLDER, "num_draft": 3, "candidates": (3, (2, 1, 0))},
     **{"verify": "block", "schedule": "entropy", "refine": "head", "groups": (0, 3)},
-    "lenience": 0.5,
+    **{"lenience": 0.5, "rescorer": FOLDER, "lattice": 8, "paths": 2},
 }
 DRAFTER = {"candidates", "lenience", "num_draft", "schedule", "verify"}
+REFINED = {"lookahead", "verify", "groups", "ngram", "refine", "rescorer", "lattice"}
 TAKEN = {
     "autoregressive": set(),
     "pass": {"lookahead", "num_draft", "verify"},
-    "pass-one-call": {"lookahead", "num_draft", "verify"} | {"candidates", "groups", "ngram", "refine"},
-    "blockwise": {"lookahead", "num_draft", "verify", "groups", "ngram", "refine"},
+    "pass-one-call": REFINED | {"num_draft", "candidates"},
+    "blockwise": REFINED | {"num_draft"},
+    "blockwise-paths": REFINED | {"paths"},
     "draft-model": DRAFTER | {"draft_model"},
     "prompt-lookup": DRAFTER,
     "ngram": DRAFTER | {"ngram"},
+    "lookup-ngram": DRAFTER | {"ngram"},
 }
 
 
