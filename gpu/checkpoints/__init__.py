@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DRAFT_MODEL", "FUSED", "HELD_OUT", "LOOKAHEAD", "MODEL", "NGRAM", "PROMPTS"]
+__all__ = ["DRAFT_MODEL", "FUSED", "HELD_OUT", "LOOKAHEAD", "MODEL", "NGRAM", "PROMPTS", "QUESTIONS"]
 
 MODEL = Path(__file__).with_name("python-8m")
 LOOKAHEAD = Path(__file__).with_name("python-8m-lookahead")
@@ -23,3 +23,18 @@ PROMPTS = (
     "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:",
 )
 """Beginnings of texts for the bundled model."""
+QUESTIONS = (
+    "Translate German to English: Der Zug nach Hamburg ist heute ausgefallen, weil es in der Nacht geschneit hat.",
+    "Summarize: The method sort of a list sorts it in place; the function sorted makes a new list.",
+    "What causes the tides, and why are there two of them a day?",
+    "A farmer has 24 sheep and sells a third of them. How many are left? Think step by step.",
+    "Write a short letter to a neighbour who has looked after the garden.",
+    "You are a museum guide. Greet a school class and tell them what they will see.",
+    "Which is heavier, a kilogram of feathers or a pound of lead? Explain your answer.",
+    "Name the people, places and dates in this sentence: Ada met Charles in London on 5 June 1833.",
+    "Write a Python function that returns the n-th Fibonacci number.",
+    "Why is the sky blue?",
+    "Write the beginning of a story about a lighthouse keeper and a storm.",
+    "What are the advantages and disadvantages of working at home?",
+)
+"""What models that were trained for conversations are asked, when a way of decoding is planned."""

@@ -4,9 +4,9 @@
   pass-sampling plan --model FOLDER --lookahead VECTORS --output plan.json
   pass-sampling generate --model FOLDER --plan plan.json --prompt 'def main():'
 
-Every available way of drafting is timed with different numbers of drafts, and its acceptance is measured at places in
-text. If no way is faster, the plan is plain decoding. `generate` without a method makes a plan once, for 200 tokens or
-more, and keeps it. A plan never changes the distribution of a text.
+Every available way of drafting writes short texts, with few drafts and with many, in turn with plain decoding. If no
+way is faster, the plan is plain decoding. `generate` without a method makes a plan once, for 200 tokens or more, and
+keeps it. A plan never changes the distribution of a text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import HELD_OUT, PROMPTS
+from ..checkpoints import HELD_OUT, PROMPTS, QUESTIONS
 from ..decode_options import (
     SOURCES,
     DecodeOptions,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Options", "as_flags", "find_plan", "plan_option", "read_plan", "run"]
 
 HELP = "measure which way of decoding is the fastest here"
-NUM_PREFIXES, PREFIX_LENGTH = 48, 96  # places in text that acceptance is measured at, and their tokens
+NUM_PREFIXES, PREFIX_LENGTH = 32, 96  # places in text that are continued, and their tokens
 MOST_DRAFTS = 6  # of drafters that could go on
 
 
@@ -166,12 +166,11 @@ def _candidates(
         num_draft = MOST_DRAFTS if registered(str(options.method)) == "speculative" else None
         with contextlib.suppress(Unavailable):
             method = make_method(replace(options, num_draft=num_draft), model, sampling.config, target.model)
-            fitting = (
-                (context_of(method) - _prefix_length(model) - 2) // 3 - 2
-            ) // 2  # for which there are three steps
+            fitting = (context_of(method) - _prefix_length(model)) // 4 - 2  # for which there are three steps
             most = min(most_drafts(method), fitting)
             if most > 0:
-                found.append(Candidate(options, Candidate(options, method).with_settings(most, "token")))
+                changes: Any = {"num_draft" if hasattr(method, "num_draft") else "num_lookahead": most}
+                found.append(Candidate(options, replace(method, **changes)))  # type: ignore[type-var]  # a dataclass
     return found
 
 
@@ -193,15 +192,14 @@ def _measured(
     check()
     if not quiet:
         print("measuring which way of drafting pays here, once for this model and machine", file=sys.stderr)
-    with Bar("measuring", unit="part", quiet=quiet) as bar:
-        found, passes = predict(plain, candidates, places, report=bar.show)
+    with Bar("measuring", unit="round", quiet=quiet) as bar:
+        found = predict(plain, candidates, places, report=bar.show)
     rate = next(each.tokens_per_second for each in found if each.options.method == "autoregressive")
     return Plan(
         found[0].options,
         _made_for(model, sampling, found[0].options),
         _figures(found[0], rate),
         [{"options": each.options.to_json(), **_figures(each, rate)} for each in found],
-        {str(rows): round(milliseconds, 3) for rows, milliseconds in passes.items()},
     )
 
 
@@ -222,7 +220,6 @@ def _places(target: ModelOptions, plain: Method) -> Sequence[Sequence[int]]:
     """
     from ..bench.figures import MOST_REPEATED, repeated_ngrams
     from ..bench.prompts import pieces, read_library
-    from ..checkpoints.prompts import prompts
     from ..generation import generate_batch
     from ..training.tokens import load_tokenizer
 
@@ -230,8 +227,7 @@ def _places(target: ModelOptions, plain: Method) -> Sequence[Sequence[int]]:
     texts = list(read_library(read_names(HELD_OUT)).values()) or list(PROMPTS)
     begun = [encode_prompt(tokenizer, text)[: (length + 1) // 2] for text in pieces(texts, NUM_PREFIXES, length)]
     if getattr(tokenizer, "chat_template", None):
-        questions = prompts(NUM_PREFIXES, 0)
-        talks = [Conversation(tokenizer, target.model).tokens(each["prompt"])[0] for each in questions]
+        talks = [Conversation(tokenizer, target.model).tokens(question)[0] for question in QUESTIONS]
         begun = [talk for talk in talks if len(talk) <= length] or begun
     written = generate_batch(plain, begun, max(1, length // 2), eos_token_ids=(), stop_strings=())
     fresh = [each for each in written if repeated_ngrams(each.tokens, 4) <= MOST_REPEATED]
@@ -273,12 +269,6 @@ def _identity(folder: Path) -> dict[str, str]:
 
 
 def _print(plan: Plan) -> None:
-    passes = plan.milliseconds_per_pass
-    first = next(iter(passes.values()))
-    print("rows of a pass  " + "".join(f"{rows:>8}" for rows in passes))
-    print("milliseconds    " + "".join(f"{milliseconds:8.2f}" for milliseconds in passes.values()))
-    print("times one row   " + "".join(f"{milliseconds / first:8.2f}" for milliseconds in passes.values()))
-    print()
     print(f"{'expected of':16}{'tokens':>8}{'ms':>8}{'tokens':>9}{'times':>7}")
     print(f"{'':16}{'a step':>8}{'a step':>8}{'per s':>9}{'plain':>7}  settings")
     for each in plan.considered:

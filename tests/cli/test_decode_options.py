@@ -90,8 +90,8 @@ def test_a_tree_is_written_as_it_is_read():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format_version": 1}, "is no plan of format_version 2, expected one"),
-        ({"more": 1}, "is no plan of format_version 2, expected one"),
+        ({"format_version": 1}, "is no plan of format_version 3, expected one"),
+        ({"more": 1}, "is no plan of format_version 3, expected one"),
         ({"options": 3}, "found options 3, expected that of a plan"),
         ({"options": {"temperature": 0.5}}, "found the options {'temperature': 0.5}, expected some of method"),
         ({"options": {"method": "guess"}}, "method: found 'guess', expected one of autoregressive"),
