@@ -235,7 +235,7 @@ OTHER_TENSORS: list[tuple[dict[str, Any], str]] = [
     ({"refine": HEAD | {"width": 6}}, "BF16 [4, 24] as 'head.first', expected BF16 [6, 24]"),
     ({"refine": None}, "BF16 [4, 24] as 'head.first', expected nothing"),
     ({"adapter_rank": 0}, f"BF16 [3, 20] as '{DOWN}', expected nothing"),
-    ({"adapter_rank": 8}, f"BF16 [3, 20] as '{DOWN}', expected BF16 [8, 20]"),
+    ({"adapter_rank": 8}, "BF16 [3, 24] as 'adapter.0.query_key_value.down', expected BF16 [8, 24]"),
     ({"num_lookahead": 2}, f"F32 [3, 24] as '{TENSOR}', expected F32 [2, 24]"),
     ({"hidden_size": 25}, f"F32 [3, 24] as '{TENSOR}', expected F32 [3, 25]"),
 ]
