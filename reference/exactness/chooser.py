@@ -30,12 +30,7 @@ class Chooser:
         self.weight = 1.0  # the probability of this run
 
     def choose(self, probs: Sequence[float]) -> int:
-        """Return an outcome of a distribution.
-
-        Raises:
-            ValueError: the probabilities are no distribution, or the run does not end.
-            HiddenRandomness: the run differs from the one that its script came from.
-        """
+        """Return an outcome of a distribution; raise HiddenRandomness if the run differs from that of its script."""
         place = len(self.outcomes)
         distribution = checked_probs(probs, f"draw {place}")
         if place >= MOST_CHOICES:
@@ -55,7 +50,7 @@ class Chooser:
 
     def uniform(self) -> Uniform:
         """Return a number that is uniform in [0, 1) and not known yet."""
-        return Uniform(self)
+        return Uniform(self.choose)
 
 
 def refused(name: str) -> Callable[..., NoReturn]:

@@ -129,9 +129,7 @@ def _counts(record: Any) -> dict[str, float]:
 
 
 def target_distribution(
-    next_probs: Callable[[TokenTuple], Probs],
-    ending: Ending,
-    num_tokens: int | None = None,
+    next_probs: Callable[[TokenTuple], Probs], ending: Ending, num_tokens: int | None = None
 ) -> OutputDistribution:
     """Return the distribution of drawing token after token from `next_probs(new_tokens)`: the definition."""
     length = num_tokens if num_tokens is not None else ending.max_new_tokens

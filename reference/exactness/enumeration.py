@@ -46,11 +46,7 @@ class Enumerable(Protocol):
 
 
 def every_outcome(
-    method: Enumerable,
-    states: Sequence[tuple[Any, float]],
-    batch: int,
-    probe: bool,
-    untraced: bool = False,
+    method: Enumerable, states: Sequence[tuple[Any, float]], batch: int, probe: bool, untraced: bool = False
 ) -> Iterator[tuple[Any, Any, float]]:
     """Yield the new state, record and weight of every execution of one step from each state.
 

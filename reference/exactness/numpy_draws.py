@@ -41,13 +41,7 @@ class BranchingGenerator:
         return self.random(_size(size, low, high)) * (high - low) + low
 
     def choice(
-        self,
-        a: Any,
-        size: Any = None,
-        replace: bool = True,
-        p: Any = None,
-        axis: int = 0,
-        shuffle: bool = True,
+        self, a: Any, size: Any = None, replace: bool = True, p: Any = None, axis: int = 0, shuffle: bool = True
     ) -> Any:
         """Draw from some values by their probabilities."""
         values: npt.NDArray[Any] = np.arange(a) if np.ndim(a) == 0 else np.asarray(a)

@@ -20,8 +20,6 @@ from ..sampling import Probs, Processor
 from .cases import PROMPT, Configuration, configurations, methods_of
 from .distribution import OutputDistribution, output_distribution, target_distribution
 
-__all__ = ["EXACT", "SuiteRow", "coverage", "definition", "exact_suite", "plain_distribution"]
-
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
 
 
@@ -57,14 +55,8 @@ def exact_suite(
 ) -> Iterator[SuiteRow]:
     """Enumerate the distribution of every method and rule on every configuration, and yield a row per method and rule.
 
-    Args:
-        packages: whose methods to run.
-        methods: names and rules; default: all that a package has registered.
-        cases: default: all configurations.
-        run: as `map` does; the `map` of a pool of processes runs them side by side.
-
-    Raises:
-        ValueError: a configuration does not verify drafts in two steps, or a step is not what its record says.
+    By default all methods and configurations; `run` is a `map`, that of a pool of processes for example. Raise
+    ValueError if a configuration does not verify drafts in two steps, or a step is not what its record says.
     """
     cases = configurations() if cases is None else cases
     rows = [(package.__name__, method, rule) for package in packages for method, rule in methods or methods_of(package)]
