@@ -8,10 +8,9 @@ to those between which the choice is close. Plain decoding is always among them.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,10 @@ import torch
 from pass_sampling.reference.checkpoint.folder import read_json, replace_file
 from pass_sampling.reference.record import Record
 
-from ..decode_options import SOURCES, DecodeOptions
+from ..decode_options import DecodeOptions
 from ..generation import generate
 from ..methods import Method
 from .prompts import context_of
-
-__all__ = ["Candidate", "Plan", "Prediction", "most_drafts", "predict"]
 
 FORMAT_VERSION = 3
 FIGURES = {"tokens_per_step", "milliseconds_per_step", "tokens_per_second", "ratio_to_plain"}
@@ -73,6 +70,15 @@ class Prediction:
         """Tokens of one text."""
         return 1000 * self.tokens_per_step / self.milliseconds_per_step
 
+    def figures(self, plain: float) -> dict[str, float]:
+        """Return the figures beside the tokens per second of plain decoding, rounded."""
+        return {
+            "tokens_per_step": round(self.tokens_per_step, 3),
+            "milliseconds_per_step": round(self.milliseconds_per_step, 3),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "ratio_to_plain": round(self.tokens_per_second / plain, 3),
+        }
+
 
 @torch.inference_mode()
 def predict(
@@ -85,9 +91,6 @@ def predict(
     """Return what is expected of plain decoding and of every candidate with its best settings, the fastest first.
 
     It takes about so many seconds, and longer for a slow model.
-
-    Raises:
-        ValueError: there is no room for a text after a prefix in the model's context.
 
     Source: Karnin et al. 2013, "Almost Optimal Exploration in Multi-Armed Bandits", for halving.
     """
@@ -144,71 +147,39 @@ def most_drafts(method: Any) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """Options, what they were chosen for, and what was expected of them and of the others."""
+    """Options, what was expected of them, and of the others."""
 
     options: DecodeOptions
-    made_for: dict[str, Any] = field(default_factory=dict)  # model, folders, sampling, dtype, machine
     prediction: dict[str, float] = field(default_factory=dict)
     considered: list[dict[str, Any]] = field(default_factory=list)  # options and predictions, the fastest first
-
-    def check(self, made_for: Mapping[str, Any]) -> None:
-        """Refuse a model or a folder that the plan was not made for; sampling, dtype and machine may differ.
-
-        Raises:
-            ValueError: the model is another, or a folder that drafts come from is another or is not there.
-        """
-        for name, what in {"model": "model", **SOURCES}.items():
-            mine, yours = self.made_for.get(name), made_for.get(name)
-            if name in self.options.given and yours is None:
-                raise ValueError(f"plan: found no {self.options.given[name]}, expected the {what} it was made with")
-            if mine and yours and mine != yours:
-                known = [f"{each['name']!r:.80} ({str(each['fingerprint'])[:12]})" for each in (mine, yours)]
-                raise ValueError(f"plan: found it made for {known[0]}, expected the {what} {known[1]}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain values."""
         return asdict(self) | {"options": self.options.to_json()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON, whole or not at all.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write the plan as JSON, whole or not at all."""
         found = {"format_version": FORMAT_VERSION} | self.to_json()
         replace_file(Path(path), json.dumps(found, indent=2, allow_nan=False) + "\n")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
-        """Read a plan.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it holds something else.
-        """
+        """Read a plan; raise FileNotFoundError if there is no such file, ValueError if it holds something else."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not a file, expected a plan as `pass-sampling plan --output` writes it")
         found = read_json(path)
-        kinds = {"format_version": int, "options": dict, "made_for": dict, "prediction": dict, "considered": list}
+        kinds = {"format_version": int, "options": dict, "prediction": dict, "considered": list}
         if found.keys() != kinds.keys() or found["format_version"] != FORMAT_VERSION:
             raise ValueError(f"{path} is no plan of format_version {FORMAT_VERSION}, expected one")
         for name, kind in kinds.items():
             if not isinstance(found[name], kind):
                 raise ValueError(f"{path}: found {name} {found[name]!r:.80}, expected that of a plan")
         prediction = found["prediction"]
-        if prediction.keys() != FIGURES or not all(map(_is_finite, prediction.values())):
+        if prediction.keys() != FIGURES or not all(type(value) in (int, float) for value in prediction.values()):
             raise ValueError(f"{path}: found the prediction {prediction!r:.80}, expected {', '.join(sorted(FIGURES))}")
-        named = [each for name, each in found["made_for"].items() if name in ("model", *SOURCES)]
-        if not all(isinstance(each, dict) and each.keys() == {"name", "fingerprint"} for each in named):
-            raise ValueError(f"{path}: found made_for {named!r:.80}, expected names and fingerprints")
         try:
             options = DecodeOptions.from_json(found["options"])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        rest = {name: found[name] for name in kinds if name not in ("format_version", "options")}
-        return Plan(options, **rest)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return Plan(options, prediction, found["considered"])

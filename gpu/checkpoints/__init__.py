@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DRAFT_MODEL", "FUSED", "HELD_OUT", "LOOKAHEAD", "MODEL", "NGRAM", "PROMPTS", "QUESTIONS"]
-
 MODEL = Path(__file__).with_name("python-8m")
 LOOKAHEAD = Path(__file__).with_name("python-8m-lookahead")
 FUSED = Path(__file__).with_name("python-8m-lookahead-fused")
@@ -29,12 +27,8 @@ QUESTIONS = (
     "What causes the tides, and why are there two of them a day?",
     "A farmer has 24 sheep and sells a third of them. How many are left? Think step by step.",
     "Write a short letter to a neighbour who has looked after the garden.",
-    "You are a museum guide. Greet a school class and tell them what they will see.",
-    "Which is heavier, a kilogram of feathers or a pound of lead? Explain your answer.",
     "Name the people, places and dates in this sentence: Ada met Charles in London on 5 June 1833.",
     "Write a Python function that returns the n-th Fibonacci number.",
     "Why is the sky blue?",
-    "Write the beginning of a story about a lighthouse keeper and a storm.",
-    "What are the advantages and disadvantages of working at home?",
 )
 """What models that were trained for conversations are asked, when a way of decoding is planned."""

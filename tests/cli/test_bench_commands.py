@@ -94,10 +94,9 @@ def test_vectors_with_a_head_leave_out_the_method_that_has_no_use_for_it(box, ca
 
 def test_a_machine_that_was_not_steady_is_noted():
     settings = {"partial": False, "fewer": {}, "left_out": {}, "enough_repeats": True, "most_repeated_8grams": 0.2}
-    where = {"load": None, "cores": 2, "threads": 1}
     row = {"method": "autoregressive", "options": {}, "texts": 3, "texts_that_count": 3}
-    assert notes_of([row | {"spread": [100.0, 140.0]}], settings, where) == []
-    (note,) = notes_of([row | {"spread": [100.0, 310.0]}], settings, where)
+    assert notes_of([row | {"spread": [100.0, 140.0]}], settings) == []
+    (note,) = notes_of([row | {"spread": [100.0, 310.0]}], settings)
     assert note.startswith("unsteady: plain decoding itself was 3.1 times as fast in one run as in another")
 
 
@@ -126,7 +125,7 @@ def test_the_tokens_are_the_same_for_the_same_seed(box, capsys):
 )
 def test_without_prompts_they_are_pieces_of_held_out_files(library, source, box, capsys, monkeypatch):
     if not library:
-        monkeypatch.setattr("pass_sampling.gpu.bench.prompts.read_library", lambda names: {})
+        monkeypatch.setattr("pass_sampling.gpu.cli.bench.read_library", lambda names: {})
     argv = ["bench", "--model", box.model, "--max-new-tokens", 10, "--quick", "--repeats", 1, "--json"]
     assert run(*argv, "--methods", "autoregressive") == 0
     settings = read_strictly(capsys.readouterr().out)["settings"]
@@ -151,10 +150,10 @@ def test_the_table_names_its_machine_settings_and_shortcomings(box, capsys):
 
 
 @pytest.mark.parametrize(
-    ("what", "stop", "repeats", "expected"), [("writing", 5, 0, 0), ("writing", 11, 1, 0), ("expecting", 1, 3, 1)]
+    ("what", "stop", "prompts", "expected"), [("writing", 5, 0, 0), ("writing", 13, 1, 0), ("expecting", 1, 2, 1)]
 )
 def test_a_comparison_that_is_stopped_prints_and_keeps_what_there_is(
-    what, stop, repeats, expected, box, capsys, monkeypatch, tmp_path
+    what, stop, prompts, expected, box, capsys, monkeypatch, tmp_path
 ):
     show = Bar.show
 
@@ -168,17 +167,17 @@ def test_a_comparison_that_is_stopped_prints_and_keeps_what_there_is(
     argv = arguments(box, "--methods", "prompt-lookup", "--repeats", 3, "--json", "--output", output)
     assert run(*argv) == 130
     printed = capsys.readouterr().out
-    assert (printed == "") == (not output.exists()) == (not repeats)
-    if repeats:
+    assert (printed == "") == (not output.exists()) == (not prompts)
+    if prompts:
         found = read_strictly(printed)
         assert found == read_strictly(output.read_text())
         settings = found["settings"]
         assert settings["partial"] and settings["notes"][0] == "partial: this comparison was not finished"
-        assert settings["repeats"] == repeats and ("repeats" in settings["fewer"]) == (repeats < 3)
+        assert len(settings["prompts"]["lengths"]) == prompts and ("prompts" in settings["fewer"]) == (prompts < 2)
         assert [row["method"] for row in found["rows"]] == ["autoregressive", "prompt-lookup"]
         told = [row for row in found["rows"] if row["expected_tokens_per_forward"] is not None]
         assert len(told) == expected
-    assert list(tmp_path.iterdir()) == ([output] if repeats else [])
+    assert list(tmp_path.iterdir()) == ([output] if prompts else [])
     monkeypatch.setattr(Bar, "show", show)
     assert run(*argv) == 0
     whole = read_strictly(output.read_text())
@@ -189,8 +188,7 @@ def test_quick_says_what_there_was_no_time_for(box, capsys, monkeypatch):
     monkeypatch.setattr("pass_sampling.gpu.cli.bench.QUICK_SECONDS", 0.0)
     more = ["--methods", "prompt-lookup", "--repeats", 2]
     settings = bench(box, capsys, *more)["settings"]
-    places = [2, settings["fewer"]["places"][1]]
-    assert settings["fewer"] == {"max_new_tokens": [8, 10], "prompts": [1, 2], "repeats": [1, 2], "places": places}
+    assert settings["fewer"] == {"max_new_tokens": [8, 10], "prompts": [1, 2]}
     assert any(note.startswith("less than was asked for, to keep to two minutes: ") for note in settings["notes"])
     monkeypatch.undo()
     assert bench(box, capsys, *more)["settings"]["fewer"] == {}

@@ -76,7 +76,7 @@ def test_without_options_the_bundled_model_drafts_from_its_vectors():
 def test_options_and_plans_are_read_as_they_were_written(method, tmp_path):
     options = DecodeOptions(method, **{name: VALUES[name] for name in TAKEN[method]})
     assert DecodeOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
-    plan = Plan(options, {"dtype": "float32"}, PREDICTED)
+    plan = Plan(options, PREDICTED)
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
@@ -95,7 +95,6 @@ def test_a_tree_is_written_as_it_is_read():
         ({"options": 3}, "found options 3, expected that of a plan"),
         ({"options": {"temperature": 0.5}}, "found the options {'temperature': 0.5}, expected some of method"),
         ({"options": {"method": "guess"}}, "method: found 'guess', expected one of autoregressive"),
-        ({"options": {"method": "lookahead"}}, "method: found 'lookahead', which is called 'pass' now"),
         ({"options": {"verify": "guess"}}, "verify: found 'guess', expected one of token, block, match"),
         ({"options": {"schedule": "guess"}}, "schedule: found 'guess', expected one of fixed, heuristic, entropy"),
         ({"options": {"refine": "guess"}}, "refine: found 'guess', expected one of none, ngram, head"),
@@ -107,12 +106,11 @@ def test_a_tree_is_written_as_it_is_read():
         ({"options": {"candidates": [2, [1]]}}, "found (1,) after 2 places, expected a number for each"),
         ({"prediction": PREDICTED | {"tokens_per_second": "fast"}}, "found the prediction {"),
         ({"prediction": {"tokens_per_second": 3.5}}, "found the prediction {'tokens_per_second': 3.5}, expected milli"),
-        ({"made_for": {"model": "mine"}}, "found made_for ['mine'], expected names and fingerprints"),
     ],
 )
 def test_a_plan_that_holds_something_else_is_refused(change, said, tmp_path):
     path = tmp_path / "plan.json"
-    Plan(DecodeOptions("autoregressive"), {}, PREDICTED).save(path)
+    Plan(DecodeOptions("autoregressive"), PREDICTED).save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="plan") as error:
         Plan.load(path)

@@ -150,7 +150,7 @@ def test_a_conversation_is_kept_and_its_oldest_exchanges_make_room(box):
 
 
 def test_every_turn_reads_those_before(box, capsys, monkeypatch):
-    import pass_sampling.gpu.generation as generation
+    import pass_sampling.gpu.cli.generate as generation
 
     read = []
     tokenizer, write = load_tokenizer(box.chat), generation.generate
@@ -172,7 +172,7 @@ def test_every_turn_reads_those_before(box, capsys, monkeypatch):
 
 
 def test_an_interruption_ends_the_text_and_not_the_program(box, capsys, monkeypatch):
-    import pass_sampling.gpu.generation as generation
+    import pass_sampling.gpu.cli.generate as generation
 
     write, calls = generation.generate, iter(range(100))
 

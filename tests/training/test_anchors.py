@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -165,7 +166,9 @@ def test_gradients_agree_with_finite_differences_and_reach_the_parts_alone(
     model, (vectors, tokens, anchors) = passes("gpu", kind).model, case
     lookahead, step = with_parts("gpu", model, parts, len(vectors), seed), 2.0**-15
     adapter, head = (in_float64("gpu", part) for part in (lookahead.adapter, lookahead.head))
-    whole = Parts(lookahead.vectors.double(), adapter, head).copy()
+    whole = copy.deepcopy(Parts(lookahead.vectors.double(), adapter, head))
+    for tensor in leaves_of(whole).values():
+        tensor.requires_grad_()
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(*shape: int) -> torch.Tensor:

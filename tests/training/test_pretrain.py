@@ -22,11 +22,19 @@ import hf_float64
 from console import Box, read_strictly, run
 from folders import as_numpy, both_packages, contents, module
 from pass_sampling.gpu import load_model
-from pass_sampling.gpu.training.distillation import SAMPLINGS, distillation_loss, draft_acceptance, read_teacher
-from pass_sampling.gpu.training.pretrain import held_out_loss, loss_of, new_model, pretrain
+from pass_sampling.gpu.training.pretrain import (
+    SAMPLINGS,
+    distillation_loss,
+    draft_acceptance,
+    held_out_loss,
+    loss_of,
+    new_model,
+    pretrain,
+    read_teacher,
+)
 from pass_sampling.gpu.training.text import split_texts
 from pass_sampling.gpu.training.tokens import evenly_spaced
-from training import STUDENT, TEXTS, TINY, TRAINERS, interrupt, pretrained, steps_of
+from training import STUDENT, TEXTS, TINY, interrupt, pretrained, steps_of
 
 home = importlib.import_module("pass_sampling.gpu.training.pretrain")
 TOKENS = torch.arange(32).reshape(2, 16)
@@ -154,16 +162,6 @@ def test_the_held_out_loss_is_the_mean_over_windows_however_many(count: int) -> 
     assert abs(held_out_loss(model, windows) - np.mean(alone)) < 2.0**-9
 
 
-def test_what_is_measured_on_the_way_survives_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(home, "EVERY", 2)
-    whole = TRAINERS["base model"](tmp_path / "whole")
-    interrupt("base model", tmp_path / "tiny", 3)
-    record = TRAINERS["base model"](tmp_path / "tiny")
-    assert [step for step, _ in record["curve"]] == [2, 4]
-    assert record["curve"] == whole["curve"] and record["seconds"] >= 0
-    assert json.loads((tmp_path / "tiny" / "pretraining.json").read_text()) == record
-
-
 # --- A student ---
 
 
@@ -187,7 +185,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
 @on_samplings
 def test_a_student_comes_nearer_to_its_teacher_than_an_untrained_model(place: int, taught: Taught) -> None:
     sampling, windows = SAMPLINGS[place], evenly_spaced(held_out_tokens(), 16, 128)
-    untrained = draft_acceptance(read_teacher(pretrained().folder), new_model(STUDENT, 0), windows, sampling)
+    untrained = draft_acceptance(read_teacher(pretrained().folder).model, new_model(STUDENT, 0), windows, sampling)
     found = taught.record["acceptance"][place]
     assert (found["temperature"], found["top_k"]) == (sampling.temperature, sampling.top_k)
     assert found["expected"] > untrained + 0.2
@@ -267,16 +265,16 @@ def test_a_model_accepts_its_own_drafts_always_and_of_uniform_ones_what_its_dist
 
     def scaled(factor: float) -> Any:
         def student(tokens: torch.Tensor, use_cache: bool) -> Any:
-            return SimpleNamespace(logits=factor * teacher.logits(tokens))
+            return SimpleNamespace(logits=factor * teacher.model.forward(tokens))
 
         student.device = "cpu"
         return student
 
     for sampling in SAMPLINGS:
-        assert abs(draft_acceptance(teacher, scaled(1.0), windows, sampling) - 1) < 1e-12
-    probs = teacher.logits(torch.from_numpy(windows)).double().softmax(-1)
+        assert abs(draft_acceptance(teacher.model, scaled(1.0), windows, sampling) - 1) < 1e-12
+    probs = teacher.model.forward(torch.from_numpy(windows)).double().softmax(-1)
     expected = float(probs.clamp(max=1 / 300).sum(-1).mean())
-    assert abs(draft_acceptance(teacher, scaled(0.0), windows, SAMPLINGS[0]) - expected) < 1e-12
+    assert abs(draft_acceptance(teacher.model, scaled(0.0), windows, SAMPLINGS[0]) - expected) < 1e-12
 
 
 def test_the_command_takes_the_teachers_vocabulary_and_says_how_often_drafts_are_accepted(
