@@ -95,13 +95,11 @@ class Comparison:
             "max_new_tokens": len(runs[0][0].tokens),
             "end": ENDS if asked["chat"] else NO_END,
             "repeats": len(runs),
-            "least_repeats": ENOUGH_REPEATS,
             "enough_repeats": len(runs) >= ENOUGH_REPEATS,
             "partial": self.is_partial,
             "fewer": {name: list(each) for name, each in counts.items() if each[0] < each[1]},
             "prompts": {"source": asked["source"], "lengths": list(map(len, prompts))},
             "places": {"source": asked["source"], "count": len(self.places), "uniform_streams": asked["num_streams"]},
-            "most_repeated_8grams": MOST_REPEATED,
             "left_out": dict(self.left_out),
         }
 
@@ -117,11 +115,11 @@ def notes_of(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[str]:
     if lossy:
         notes.append(f"LOSSY, with another distribution than plain decoding: {', '.join(lossy)}")
     if not settings["enough_repeats"]:
-        notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {settings['least_repeats']}")
+        notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {ENOUGH_REPEATS}")
     if any(row["texts_that_count"] < row["texts"] for row in rows):
         left = ", ".join(f"{row['method']} {row['texts_that_count']}" for row in rows)
         notes.append(
-            f"texts with more than {settings['most_repeated_8grams']:.0%} repeated 8-grams are not fresh, and count "
+            f"texts with more than {MOST_REPEATED:.0%} repeated 8-grams are not fresh, and count "
             "for nothing but the speeds of all, which they flatter; of "
             f"{rows[0]['texts']} texts these are left: {left}"
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,7 @@ def method_writer(method: Method, eos_token_ids: Sequence[int] = ()) -> Runner:
         result = generate(
             method, prompt, max_new_tokens, eos_token_ids=eos_token_ids, stop_strings=(), seed=seed, request=request
         )
-        return Run(
-            result.tokens,
-            result.num_forward_passes,
-            result.num_positions,
-            result.num_draft_passes,
-            result.num_drafts,
-            result.accepted_per_position,
-        )
+        return Run(*(getattr(result, each.name) for each in fields(Run) if each.name != "seconds"))
 
     return write
 

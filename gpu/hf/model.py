@@ -92,15 +92,10 @@ class TransformersModel:
         self._head._modules = {**model._modules, body_name(model): IdentityBody()}
         self._embedding = model.get_input_embeddings()
         self._named = inspect.signature(self._body.forward).parameters.keys()
-        self.vocab_size = int(self._embedding.weight.shape[0])
+        self.vocab_size, self.hidden_size = map(int, self._embedding.weight.shape)
         self.max_position_embeddings = longest_text(self.text_config)
         self._takes_masks = False
         _probe(self, "a rolled-back cache", _rolled_back)
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the length of an input vector."""
-        return int(self._embedding.weight.shape[1])
 
     @property
     def device(self) -> torch.device:
