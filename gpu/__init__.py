@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .drafters.schedule import EntropyBound, Heuristic, Schedule
     from .engine.engine import Engine, Request
     from .generation import generate, generate_batch
-    from .hf.generate import generate_with_pass, pass_generate, untrained_lookahead, write_custom_generate
+    from .hf.generate import generate_with_pass, pass_generate, untrained_lookahead
     from .hf.model import TransformersModel
     from .hf.text_decoder import decoder_of
     from .lookahead.adapter import Adapter
@@ -48,7 +48,7 @@ _HOMES = {  # the public names by the modules that define them
     "gpu.drafters.schedule": "EntropyBound Heuristic Schedule",
     "gpu.engine.engine": "Engine Request",
     "gpu.generation": "generate generate_batch",
-    "gpu.hf.generate": "write_custom_generate generate_with_pass pass_generate untrained_lookahead",
+    "gpu.hf.generate": "generate_with_pass pass_generate untrained_lookahead",
     "gpu.hf.model": "TransformersModel",
     "gpu.hf.text_decoder": "decoder_of",
     "gpu.lookahead.adapter": "Adapter",
@@ -111,7 +111,6 @@ __all__ = [
     "read_generation_config",
     "read_weights",
     "untrained_lookahead",
-    "write_custom_generate",
 ]
 
 

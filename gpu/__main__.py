@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import os
 import re
 import sys
@@ -12,11 +13,11 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from .cli.commands import COMMANDS, HOMES
 from .cli.options import add_arguments, options_from
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "fetch", "generate", "train", "pretrain", "ngram", "plan", "bench", "verify")
 DESCRIPTION = """One frozen language model drafts several tokens at once from a few trained look-ahead vectors,
 verifies them itself, and keeps exactly its output distribution."""
 EPILOG = """to begin with:
@@ -26,7 +27,7 @@ EPILOG = """to begin with:
                                                        train look-ahead vectors for a model of your own
   pass-sampling bench                                  compare all ways of decoding, transformers' included
 every command explains itself: pass-sampling COMMAND --help"""
-EXTRA = ("torch", "transformers", "tokenizers", "tqdm")  # what the gpu extra installs
+EXTRA = ("torch", "transformers", "tokenizers", "huggingface_hub", "tqdm")  # what the gpu extra installs
 NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -76,20 +77,22 @@ def _run(argv: Sequence[str] | None) -> int:
     parser = Parser(prog="pass-sampling", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('pass-sampling')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        module = import_module(f"{__package__}.cli.{name}")
-        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
-        add_arguments(command, module.Options)
-        command.set_defaults(module=module, parser=command)
+    for name, kind in COMMANDS.items():
+        description = inspect.cleandoc(kind.__doc__)
+        command = commands.add_parser(name, help=re.split("[,;:.]", description)[0], description=description)
+        add_arguments(command, kind)
+        command.set_defaults(command=name, parser=command)
     try:
         arguments, unknown = parser.parse_known_args(argv)
-        command, module = arguments.parser, arguments.module
+        command, kind = arguments.parser, COMMANDS[arguments.command]
         if unknown:
             command.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as left:  # after a complaint, or after --help
         return int(left.code or 0)
     try:
-        module.run(options_from(module.Options, arguments))
+        options = options_from(kind, arguments)
+        home = HOMES.get(arguments.command, arguments.command)
+        getattr(import_module(f"{__package__}.cli.{home}"), f"run_{arguments.command}")(options)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRA:

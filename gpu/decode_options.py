@@ -13,8 +13,7 @@ import json
 import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from pass_sampling.reference.checkpoint.folder import name_of
 from pass_sampling.reference.config import check_integer
@@ -24,26 +23,6 @@ from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
 
 from .checkpoints import MODEL
 
-__all__ = [
-    "SOURCES",
-    "DecodeOptions",
-    "Unavailable",
-    "flag_of",
-    "is_bundled",
-    "local",
-    "method_names",
-    "numbers",
-    "option",
-    "options_taken",
-    "parse_candidates",
-    "place",
-    "registered",
-    "shown",
-    "text_of",
-    "written_candidates",
-]
-
-RENAMED = {"lookahead": "pass", "lookahead-fused": "pass-one-call"}
 NUM_DRAFT = 4
 LATTICE = 16
 SCHEDULES = ("fixed", "heuristic", "entropy")
@@ -188,13 +167,7 @@ class DecodeOptions:
     )
 
     def __post_init__(self) -> None:
-        """Check each option by itself.
-
-        Raises:
-            ValueError: an option has no such value.
-        """
-        if self.method in RENAMED:
-            raise ValueError(f"method: found {self.method!r}, which is called {RENAMED[self.method]!r} now")
+        """Check each option by itself."""
         allowed = {"method": method_names(), "verify": ALL_RULES, "schedule": SCHEDULES, "refine": REFINEMENTS}
         for name, values in allowed.items():
             if (found := getattr(self, name)) is not None and found not in values:
@@ -223,11 +196,7 @@ class DecodeOptions:
         return replace(self, **folders)
 
     def checked(self, folder: Path) -> DecodeOptions:
-        """Return the options with their method named, for the model in a folder.
-
-        Raises:
-            ValueError: the method has no use for an option that is given.
-        """
+        """Return the options with their method named, for the model in a folder; refuse options it has no use for."""
         name = self.method or self._wanted(folder)
         for each, value in self.given.items():
             if each != "method" and each not in options_taken(name):
@@ -262,27 +231,19 @@ class DecodeOptions:
 
     @staticmethod
     def from_json(found: Any) -> DecodeOptions:
-        """Return the options that `to_json` wrote.
-
-        Raises:
-            ValueError: a name or a value is none of theirs.
-        """
-        hints = get_type_hints(DecodeOptions)
-        if not isinstance(found, dict) or not found.keys() <= hints.keys():
-            raise ValueError(f"found the options {found!r:.80}, expected some of {', '.join(hints)}")
-        values: dict[str, Any] = {}
+        """Return the options that `to_json` wrote; raise ValueError for a name or a value that is none of theirs."""
+        kinds: dict[str, Any] = {each.name: str for each in fields(DecodeOptions)}
+        kinds |= {"num_draft": int, "lenience": (int, float), "candidates": list, "groups": list}
+        if not isinstance(found, dict) or not found.keys() <= kinds.keys():
+            raise ValueError(f"found the options {found!r:.80}, expected some of {', '.join(kinds)}")
+        values = dict(found)
         for name, value in found.items():
-            (kind, *_) = (each for each in get_args(hints[name]) if each is not NoneType)
-            if kind in (Path, str) and isinstance(value, str):
-                values[name] = kind(value)
-            elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-                values[name] = float(value)
-            elif kind is int and type(value) is int:
-                values[name] = value
-            elif kind not in (Path, str, float, int) and isinstance(value, list):
-                values[name] = tuple(tuple(each) if isinstance(each, list) else each for each in value)
-            else:
+            if not isinstance(value, kinds[name]) or isinstance(value, bool):
                 raise ValueError(f"{name}: found {value!r:.80}, expected a value of another kind")
+            if isinstance(value, list):
+                values[name] = tuple(tuple(each) if isinstance(each, list) else each for each in value)
+            elif name in SOURCES:
+                values[name] = Path(value)
         return DecodeOptions(**values)
 
 

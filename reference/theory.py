@@ -262,10 +262,7 @@ def _without(probs: Probs, token: int) -> Probs:
     return others / others.sum() if others.any() else others
 
 
-def tree_tokens(
-    accept_rates: Sequence[Sequence[float]],
-    num_candidates: NumCandidates,
-) -> float:
+def tree_tokens(accept_rates: Sequence[Sequence[float]], num_candidates: NumCandidates) -> float:
     """Return the expected tokens of a pass over a tree: the accepted drafts, and one.
 
     tokens = 1 + the sum over its drafts of the product of accept_rates[d][c] along the path to each
@@ -281,11 +278,7 @@ def tree_tokens(
     return float(reached.sum())
 
 
-def best_tree(
-    accept_rates: Sequence[Sequence[float]],
-    num_rows: int,
-    rows_behind: Sequence[int] = (),
-) -> NumCandidates:
+def best_tree(accept_rates: Sequence[Sequence[float]], num_rows: int, rows_behind: Sequence[int] = ()) -> NumCandidates:
     """Return the shape of the tree with most `tree_tokens`, of all whose drafts take at most so many rows in the pass.
 
     best[d, c, n] = max(0, max_m accept_rates[d][c] (1 + best[d+1, 0, m]) + best[d, c+1, n - rows - m])

@@ -23,16 +23,6 @@ from ..methods.tree_rules import RULES
 from ..state import State
 from ..uniforms import UniformRow, uniform_stream
 
-__all__ = [
-    "Expectation",
-    "expected_tokens",
-    "expected_tokens_per_forward",
-    "most_new_tokens",
-    "reach_of",
-    "steps_after",
-    "steps_before",
-]
-
 TREES = (SpeculativeTree, PaSSOneCallTree)
 MOST_LOGITS = 2**21  # rows times vocabulary that are stepped side by side, for the sake of memory
 
@@ -43,8 +33,6 @@ class Expectation:
 
     tokens_per_forward: float
     standard_error: float | None  # over places; None for a single one
-    num_places: int
-    num_streams: int
 
 
 def expected_tokens(record: Record, rule: str | None) -> float:
@@ -87,18 +75,11 @@ def reach_of(record: Record, rule: str | None) -> list[float]:
 
 
 def expected_tokens_per_forward(
-    method: Method,
-    prefixes: Sequence[Sequence[int]],
-    num_streams: int = 4,
-    seed: int = 0,
+    method: Method, prefixes: Sequence[Sequence[int]], num_streams: int = 4, seed: int = 0
 ) -> Expectation:
     """Run one step after every prefix, on several uniform streams; return tokens over passes of the target.
 
     A method whose drafts come from the pass before runs another one first, which does not count.
-
-    Raises:
-        ValueError: there is no prefix or no uniform stream, or a prefix leaves no room for a step in the model's
-        context.
     """
     rule = None if isinstance(method, BlockwisePaths) else getattr(method, "rule", None)  # paths share beginnings
     records = steps_after(method, prefixes, num_streams, seed)
@@ -107,29 +88,21 @@ def expected_tokens_per_forward(
     ratio = float(tokens.sum() / passes.sum())
     spread = np.std(tokens - ratio * passes, ddof=1) if len(tokens) > 1 else None
     error = None if spread is None else float(spread / passes.mean() / np.sqrt(len(tokens)))
-    return Expectation(ratio, error, len(prefixes), num_streams)
+    return Expectation(ratio, error)
 
 
 @torch.inference_mode()
-def steps_after(
-    method: Method,
-    prefixes: Sequence[Sequence[int]],
-    num_streams: int,
-    seed: int = 0,
-) -> list[Record]:
+def steps_after(method: Method, prefixes: Sequence[Sequence[int]], num_streams: int, seed: int = 0) -> list[Record]:
     """Run one step after every prefix, on several uniform streams; return the records, those of a prefix together.
 
-    The record of a tree then has the chance of every draft, once reached, also where verification did not come.
-
-    Raises:
-        ValueError: there is no prefix or no uniform stream, or a prefix leaves no room for a step in the model's
-        context.
+    The record of a tree then has the chance of every draft, once reached, also where verification did not come. Raise
+    ValueError if a prefix leaves no room for a step in the model's context.
     """
     if not prefixes or num_streams < 1:
         raise ValueError(
             f"prefixes: found {len(prefixes)} on {num_streams} uniform streams, expected at least one of each"
         )
-    before = steps_before(method)
+    before = int(isinstance(method, OneCall))  # steps before the first that has drafts to verify
     num_rows = method.tree.num_drafts + 1 if isinstance(method, TREES) else 1
     ending = Ending(most_new_tokens(method))
     requests = list(range(len(prefixes) * num_streams))
@@ -151,11 +124,6 @@ def steps_after(
             [replace(row, accept_probs=each) for row, each in zip(rows, chances, strict=True)] if chances else rows
         )
     return records
-
-
-def steps_before(method: Method) -> int:
-    """Return how many steps a method takes after a prompt before the first that has drafts to verify."""
-    return int(isinstance(method, OneCall))
 
 
 def most_new_tokens(method: Method) -> int:

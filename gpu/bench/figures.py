@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 
 from .expectation import Expectation
-
-__all__ = ["MOST_REPEATED", "OVERALL", "PLAIN", "Run", "by_category", "clock", "repeated_ngrams", "rows_of"]
-
 
 OVERALL = "overall"
 PLAIN = "autoregressive"  # whom all are compared with
@@ -55,41 +54,39 @@ def rows_of(
     Tokens, passes and acceptance are those of the texts that count; times are those of all, but for
     `ratio_of_counting_texts`, which compares with plain decoding after the same prompts.
     """
-    return [_row(name, options[name], runs[name], runs[PLAIN], expectations.get(name)) for name in runs]
+    return [
+        {"method": name, "options": dict(options[name])}
+        | _row(runs[name], runs[PLAIN])
+        | {
+            "expected_tokens_per_forward": expectations[name].tokens_per_forward if name in expectations else None,
+            "expected_standard_error": expectations[name].standard_error if name in expectations else None,
+        }
+        for name in runs
+    ]
 
 
-def _row(
-    name: str,
-    options: Mapping[str, Any],
-    runs: Sequence[Sequence[Run]],
-    plain: Sequence[Sequence[Run]],
-    expectation: Expectation | None,
-) -> dict[str, Any]:
+def _row(runs: Sequence[Sequence[Run]], plain: Sequence[Sequence[Run]]) -> dict[str, Any]:
     texts = [run for repeat in runs for run in repeat]
     counting = [run for run in texts if run.counts]
-    seconds = [sum(run.seconds for run in repeat) for repeat in runs]
-    tokens = [sum(len(run.tokens) for run in repeat) for repeat in runs]
-    passes = [sum(run.num_forward_passes for run in repeat) for repeat in runs]
-    rates = [count / time for count, time in zip(tokens, seconds, strict=True)]
+    rates = [rate_of(repeat) for repeat in runs]
     pairs = [list(zip(*repeat, strict=True)) for repeat in zip(plain, runs, strict=True)]
     ratios = [_ratio(pair) for pair in pairs]
     fresh = [_ratio(pair) for pair in ([two for two in pair if two[1].counts] for pair in pairs) if pair]
     num_passes = sum(run.num_forward_passes for run in counting)
+    accepted = [run.accepted_per_position for run in counting]  # not every text has drafted as deep
     tells = all(run.num_drafts is not None for run in texts)
     return {
-        "method": name,
-        "options": dict(options),
         "tokens_per_second": statistics.median(rates),
         "spread": [min(rates), max(rates)],
         "ratio_to_plain": statistics.median(ratios),
         "ratio_spread": [min(ratios), max(ratios)],
         "ratio_of_counting_texts": statistics.median(fresh) if fresh else None,
         "milliseconds_per_pass": statistics.median(
-            1000 * time / count for time, count in zip(seconds, passes, strict=True)
+            1000 * sum(run.seconds for run in repeat) / sum(run.num_forward_passes for run in repeat) for repeat in runs
         ),
-        "tokens_per_forward": _share(sum(len(run.tokens) for run in counting), num_passes),
-        "positions_per_forward": _share(sum(run.num_positions for run in counting), num_passes),
-        "accepted_per_position": _sums([run.accepted_per_position for run in counting]) if tells else None,
+        "tokens_per_forward": sum(len(run.tokens) for run in counting) / num_passes if counting else None,
+        "positions_per_forward": sum(run.num_positions for run in counting) / num_passes if counting else None,
+        "accepted_per_position": [sum(by_depth) for by_depth in zip_longest(*accepted, fillvalue=0)] if tells else None,
         "num_drafts": sum(run.num_drafts or 0 for run in counting) if tells else None,
         "num_forward_passes": num_passes,
         "num_draft_passes": sum(run.num_draft_passes for run in counting),
@@ -97,18 +94,17 @@ def _row(
         "texts": len(texts),
         "texts_that_count": len(counting),
         "repeated_8grams": statistics.fmean(repeated_ngrams(run.tokens) for run in texts),
-        "expected_tokens_per_forward": None if expectation is None else expectation.tokens_per_forward,
-        "expected_standard_error": None if expectation is None else expectation.standard_error,
     }
 
 
 def _ratio(pairs: Sequence[tuple[Run, Run]]) -> float:
     """Return how many times as fast the second runs were as the first, per token: sampled texts may end early."""
-    plain, mine = (_rate(each) for each in zip(*pairs, strict=True))
+    plain, mine = (rate_of(each) for each in zip(*pairs, strict=True))
     return mine / plain
 
 
-def _rate(runs: Sequence[Run]) -> float:
+def rate_of(runs: Sequence[Run]) -> float:
+    """Return tokens per second."""
     return sum(len(run.tokens) for run in runs) / sum(run.seconds for run in runs)
 
 
@@ -119,31 +115,22 @@ def by_category(
     found: dict[str, dict[str, dict[str, float]]] = {}
     for category in dict.fromkeys([*categories, OVERALL]):
         places = [number for number, each in enumerate(categories) if category in (each, OVERALL)]
-        found[category] = {}
-        for name, repeats in runs.items():
-            mine = [[repeat[number] for number in places if number < len(repeat)] for repeat in repeats]
-            plain = [[repeat[number] for number in places if number < len(repeat)] for repeat in runs[PLAIN]]
-            if not all(mine):
-                continue
-            every = [run for repeat in mine for run in repeat]
-            found[category][name] = {
+        chosen = {
+            name: [[repeat[number] for number in places if number < len(repeat)] for repeat in repeats]
+            for name, repeats in runs.items()
+        }
+        found[category] = {
+            name: {
                 "ratio_to_plain": statistics.median(
-                    _rate(one) / _rate(two) for one, two in zip(mine, plain, strict=True)
+                    map(operator.truediv, map(rate_of, mine), map(rate_of, chosen[PLAIN]))
                 ),
-                "tokens_per_forward": sum(len(each.tokens) for each in every)
-                / sum(each.num_forward_passes for each in every),
+                "tokens_per_forward": sum(len(run.tokens) for repeat in mine for run in repeat)
+                / sum(run.num_forward_passes for repeat in mine for run in repeat),
             }
+            for name, mine in chosen.items()
+            if all(mine)
+        }
     return found
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _sums(counts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Add up counts by depth; not every text has drafted as deep."""
-    depth = max(map(len, counts), default=0)
-    return [sum(count[i] for count in counts if i < len(count)) for i in range(depth)]
 
 
 def repeated_ngrams(tokens: Sequence[int], size: int = 8) -> float:

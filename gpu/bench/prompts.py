@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import sysconfig
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..methods import Method
-from ..training.text import read_texts
-from .expectation import expected_tokens_per_forward, most_new_tokens
-
-__all__ = ["Question", "affordable", "context_of", "pieces", "prefixes_of", "read_library", "read_prompts", "room_of"]
-
-Texts = Sequence[Sequence[int]]
+from ..training.text import standard_library
+from .expectation import most_new_tokens
 
 CHARACTERS_PER_TOKEN = 12  # more than a token has, so that a piece is long enough
 GOLDEN_RATIO = 0.6180339887498949  # its multiples without their whole parts are spread evenly
@@ -31,18 +25,17 @@ class Question(NamedTuple):
 def read_prompts(path: Path) -> list[Question]:
     """Read a JSON object on each line, with a `prompt`, or with `turns` and a `category` as in Spec-Bench.
 
-    Empty lines are passed over. Questions of two turns are one category, as in Spec-Bench's own table.
+    Empty lines are passed over, and what is something else is refused. Questions of two turns are one category, as in
+    Spec-Bench's own table.
 
     Source: Xia et al. 2024, "Unlocking Efficiency in LLM Inference" (arXiv 2401.07851), for Spec-Bench.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not UTF-8, has no prompt, or a line is something else.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # other line breaks may stand in a text
     except UnicodeDecodeError:
         raise ValueError(f"--prompts: {path} is not UTF-8, expected JSON lines") from None
+    except OSError as error:
+        raise ValueError(f"--prompts: {path} cannot be read ({error.strerror}), expected JSON lines") from None
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -66,14 +59,11 @@ def read_prompts(path: Path) -> list[Question]:
 
 def read_library(names: Sequence[str]) -> dict[str, str]:
     """Read those of some files of the standard library that the running Python has; some have no tests."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = {}
-    for name in names:
-        try:
-            (found[name],) = read_texts([root / name]).values()
-        except (FileNotFoundError, ValueError):
-            continue
-    return found
+    try:
+        library = standard_library()
+    except FileNotFoundError:  # it is an archive
+        return {}
+    return {name: library[name] for name in names if name in library}
 
 
 def pieces(texts: Sequence[str], count: int, length: int) -> list[str]:
@@ -91,10 +81,7 @@ def pieces(texts: Sequence[str], count: int, length: int) -> list[str]:
     return found
 
 
-def prefixes_of(
-    prompts: Sequence[Sequence[int]],
-    count: int,
-) -> list[list[int]]:
+def prefixes_of(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
     """Return about so many prefixes of prompts, each from half of one on to the whole, no prompt left out."""
     each = -(-count // len(prompts))
     ends = [sorted({max(1, len(prompt) * (each + k) // (2 * each)) for k in range(1, each + 1)}) for prompt in prompts]
@@ -111,15 +98,3 @@ def context_of(method: Method) -> int:
 def room_of(method: Method) -> int:
     """Return the length of a text after which a method has room for a step."""
     return context_of(method) - most_new_tokens(method)
-
-
-def affordable(methods: Mapping[str, Method], places: Texts, num_streams: int, seconds: float | None) -> Texts:
-    """Return as many places, spread evenly, as there is time for, at least two; the cost of two is measured."""
-    if seconds is None or len(places) <= 2:
-        return places
-    began = time.perf_counter()
-    for method in methods.values():
-        expected_tokens_per_forward(method, places[:2], num_streams)
-    spent = time.perf_counter() - began
-    count = max(2, min(len(places), int(2 * (seconds - spent) / spent)))
-    return [places[number * len(places) // count] for number in range(count)]

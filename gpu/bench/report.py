@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,6 @@ from .expectation import Expectation
 from .figures import MOST_REPEATED, by_category, rows_of
 from .plan import Plan
 from .runs import ENOUGH_REPEATS, Entry, Runs
-
-__all__ = ["Comparison", "machine", "notes_of", "outcome_of", "shape_lines", "table_lines", "versions"]
 
 Row = Mapping[str, Any]
 Texts = Sequence[Sequence[int]]
@@ -62,7 +59,6 @@ class Comparison:
     plan: Plan | None
     categories: Sequence[str] = ()  # of the prompts, if they have some
     runs: Runs = field(default_factory=dict)
-    chosen: Texts | None = None  # those of the places that there was time for
     expectations: dict[str, Expectation] = field(default_factory=dict)
     is_partial: bool = True
 
@@ -74,7 +70,7 @@ class Comparison:
         """Return all of it as plain values."""
         rows = rows_of({each.name: each.options for each in self.entries}, self.runs, self.expectations)
         settings = self._settings()
-        settings["notes"] = notes_of(rows, settings, self.where)
+        settings["notes"] = notes_of(rows, settings)
         result = {"machine": self.where, "versions": versions(), "settings": settings, "rows": rows}
         if any(self.categories):
             result["categories"] = by_category(self.runs, self.categories)
@@ -86,12 +82,10 @@ class Comparison:
     def _settings(self) -> dict[str, Any]:
         """Return what was compared, down to the tokens of the prompts, and what is less than was asked for."""
         asked, runs = self.asked, next(iter(self.runs.values()))
-        prompts, places = self.prompts[: len(runs[0])], self.places if self.chosen is None else self.chosen
+        prompts = self.prompts[: len(runs[0])]
         counts = {
             "max_new_tokens": (len(runs[0][0].tokens), asked["max_new_tokens"]),
             "prompts": (len(prompts), len(self.prompts)),
-            "repeats": (len(runs), asked["repeats"]),
-            "places": (len(places), 0 if asked["chat"] else len(self.places)),
         }
         return {
             "model": self.model.name,
@@ -101,27 +95,16 @@ class Comparison:
             "max_new_tokens": len(runs[0][0].tokens),
             "end": ENDS if asked["chat"] else NO_END,
             "repeats": len(runs),
-            "least_repeats": ENOUGH_REPEATS,
             "enough_repeats": len(runs) >= ENOUGH_REPEATS,
             "partial": self.is_partial,
             "fewer": {name: list(each) for name, each in counts.items() if each[0] < each[1]},
-            "prompts": {"source": asked["source"], "lengths": list(map(len, prompts)), "sha256": _digest(prompts)},
-            "places": {
-                "source": asked["source"],
-                "count": len(places),
-                "uniform_streams": asked["num_streams"],
-                "sha256": _digest(places),
-            },
-            "most_repeated_8grams": MOST_REPEATED,
+            "prompts": {"source": asked["source"], "lengths": list(map(len, prompts))},
+            "places": {"source": asked["source"], "count": len(self.places), "uniform_streams": asked["num_streams"]},
             "left_out": dict(self.left_out),
         }
 
 
-def _digest(texts: Texts) -> str:
-    return hashlib.sha256(repr([list(map(int, text)) for text in texts]).encode()).hexdigest()
-
-
-def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[str, Any]) -> list[str]:
+def notes_of(rows: Sequence[Row], settings: Mapping[str, Any]) -> list[str]:
     """Return remarks that belong beside the figures."""
     notes = ["partial: this comparison was not finished"] if settings["partial"] else []
     fewer = ", ".join(f"{name} {found} of {asked}" for name, (found, asked) in settings["fewer"].items())
@@ -132,11 +115,11 @@ def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[st
     if lossy:
         notes.append(f"LOSSY, with another distribution than plain decoding: {', '.join(lossy)}")
     if not settings["enough_repeats"]:
-        notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {settings['least_repeats']}")
+        notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {ENOUGH_REPEATS}")
     if any(row["texts_that_count"] < row["texts"] for row in rows):
         left = ", ".join(f"{row['method']} {row['texts_that_count']}" for row in rows)
         notes.append(
-            f"texts with more than {settings['most_repeated_8grams']:.0%} repeated 8-grams are not fresh, and count "
+            f"texts with more than {MOST_REPEATED:.0%} repeated 8-grams are not fresh, and count "
             "for nothing but the speeds of all, which they flatter; of "
             f"{rows[0]['texts']} texts these are left: {left}"
         )
@@ -145,16 +128,6 @@ def notes_of(rows: Sequence[Row], settings: Mapping[str, Any], where: Mapping[st
         notes.append(
             f"unsteady: plain decoding itself was {fastest / slowest:.1f} times as fast in one run as in another, so "
             "the speeds say little; what is counted and expected does not depend on the machine's other work"
-        )
-    load = where["load"]
-    if load is not None and load + where["threads"] > where["cores"] + 0.5:
-        notes.append(
-            f"other work ran beside this: load {load:.1f} on {where['cores']} cores before it began"
-            + (
-                ", where threads that wait for one another are slow: try OMP_NUM_THREADS=1"
-                if where["threads"] > 1
-                else ""
-            )
         )
     return notes
 

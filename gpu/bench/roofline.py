@@ -22,8 +22,6 @@ from ..model.transformer import Transformer
 from ..model.weights import allocate
 from .figures import clock
 
-__all__ = ["SHAPES", "bandwidth", "measure_shape", "random_model"]
-
 CONTEXT = 512  # tokens that stand in the cache while passes are timed
 NEW_TOKENS = 64
 ROWS = (1, 2, 5, 9, 16, 25, 32, 64, 128)
@@ -64,13 +62,11 @@ def measure_shape(
     repeats: int = 5,
     report: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure passes over 1 to 128 rows, plain decoding, and transformers' own where it is installed.
+    """Measure passes over 1 to 128 rows, plain decoding, and transformers' own.
 
     `of_the_limit` is the time to read weights and cache once, at the bandwidth measured, over the time of a pass over
-    one row; `overhead` is the part of a token of plain decoding that is not such a pass.
-
-    Raises:
-        ValueError: it does not fit into the memory that is free.
+    one row; `overhead` is the part of a token of plain decoding that is not such a pass. Raise ValueError if it does
+    not fit into the memory that is free.
     """
     report = report or (lambda done, total: None)
     needed = memory_of(config, dtype, CONTEXT + 2 * max(ROWS), CONTEXT)
@@ -132,10 +128,8 @@ def _plain(model: Transformer, repeats: int) -> float:
 
 def _peers(config: ModelConfig, dtype: torch.dtype, device: torch.device, repeats: int) -> dict[str, float]:
     """Return tokens per second of transformers' `generate`, and on a GPU of what it compiles for a static cache."""
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError:
-        return {}
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     unlike = ("rope_theta", "rope_scaling", "attention_output_bias", "query_key_norm", "sliding_window")
     sizes = {name: value for name, value in vars(config).items() if name not in (*unlike, "sliding_layers")}
     with torch.inference_mode(False), torch.device(device):  # in its dtype from the beginning: it is never wider

@@ -1,8 +1,7 @@
 """Decoding methods side by side, in paired runs that take turns, on one model and one set of prompts.
 
-Every method writes the same number of tokens after every prompt. Before the first figure each has written everything
-once; then, prompt by prompt, all of them write, and who begins changes from prompt to prompt and from run to run. A
-speed is a ratio to plain decoding within one run, and of these the median.
+Every method writes the same number of tokens after every prompt, in turn with the others; who begins changes from turn
+to turn. A speed is a ratio to plain decoding within one run over all prompts, and of these the median.
 
 Text that goes round in circles is easy to predict. So a text too much of which stood in it before does not count for
 tokens per pass, and what methods yield is measured at places in text that no model wrote as well: see `expectation`.
@@ -12,18 +11,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.config import SamplingConfig, check_integer
 
 from ..generation import generate
 from ..methods import Method
-from .figures import PLAIN, Run, clock, rows_of
-
-__all__ = ["PLAIN", "Entry", "Run", "Runner", "method_writer", "rows_of", "run_all", "spare_threads"]
+from .figures import Run, clock
 
 ENOUGH_REPEATS = 5  # paired runs after a claim
 WARMING_TOKENS = 8  # of the texts that warm up under a budget
@@ -31,11 +29,8 @@ Runs = dict[str, list[list[Run]]]
 """What was written, by name, repeat and prompt."""
 
 
-class Runner(Protocol):
-    """Continues a prompt by exactly so many tokens, with the randomness of a seed and a request."""
-
-    def __call__(self, prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
-        """Return the text and its cost; the time is taken outside."""
+Runner = Callable[[Sequence[int], int, int, int], Run]
+"""Continues a prompt by so many tokens, with the randomness of a seed and a request; the time is taken outside."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +49,78 @@ def method_writer(method: Method, eos_token_ids: Sequence[int] = ()) -> Runner:
         result = generate(
             method, prompt, max_new_tokens, eos_token_ids=eos_token_ids, stop_strings=(), seed=seed, request=request
         )
+        return Run(*(getattr(result, each.name) for each in fields(Run) if each.name != "seconds"))
+
+    return write
+
+
+@dataclass(eq=False)
+class Baseline:
+    """A model of transformers, and how many passes and rows it has been fed."""
+
+    model: Any
+    num_forward_passes: int = 0
+    num_positions: int = 0
+
+    def count(self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Count a pass; called before each."""
+        fed = named.get("input_ids")
+        self.num_forward_passes += 1
+        self.num_positions += int((arguments[0] if fed is None else fed).shape[1])
+
+
+def load_peer(folder: Path, dtype: torch.dtype, device: torch.device) -> Baseline:
+    """Load a checkpoint with transformers; neither its suggestions on sampling nor its ends of text are kept."""
+    from transformers import GenerationConfig
+
+    from ..hf.model_checks import load_with_transformers  # which loads much of transformers
+
+    peer = Baseline(load_with_transformers(folder, dtype, device))
+    peer.model.generation_config = GenerationConfig(pad_token_id=0)  # type: ignore[no-untyped-call]
+    peer.model.register_forward_pre_hook(peer.count, with_kwargs=True)
+    return peer
+
+
+def peer_writer(
+    target: Baseline,
+    sampling: SamplingConfig,
+    assistant: Baseline | None = None,
+    num_draft: int = 0,
+    eos_token_ids: Sequence[int] = (),
+) -> Runner:
+    """Return what writes with transformers' `generate`, under the same sampling settings.
+
+    There are `num_draft` drafts at most: of an assistant, else looked up in the text; 0 is plain decoding.
+    """
+    settings: dict[str, Any] = {"do_sample": False}
+    if eos_token_ids:
+        settings["eos_token_id"] = list(eos_token_ids)
+    if sampling.temperature > 0:
+        settings |= {"do_sample": True, "temperature": sampling.temperature}
+        settings |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
+    if assistant is not None:
+        assistant.model.generation_config.num_assistant_tokens = num_draft
+        assistant.model.generation_config.num_assistant_tokens_schedule = "constant"
+        settings["assistant_model"] = assistant.model
+    elif num_draft:
+        settings["prompt_lookup_num_tokens"] = num_draft
+    peers = [target] if assistant is None else [target, assistant]
+    device = target.model.device
+
+    def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
+        for peer in peers:
+            peer.num_forward_passes = peer.num_positions = 0
+        tokens = torch.tensor([list(prompt)], device=device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed((seed * 0x9E3779B97F4A7C15 + request) % 2**63)  # it draws from a global generator
+            written = target.model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=max_new_tokens, **settings
+            )
         return Run(
-            result.tokens,
-            result.num_forward_passes,
-            result.num_positions,
-            result.num_draft_passes,
-            result.num_drafts,
-            result.accepted_per_position,
+            tuple(written[0, len(prompt) :].tolist()),
+            target.num_forward_passes,
+            target.num_positions,
+            sum(peer.num_forward_passes for peer in peers[1:]),
         )
 
     return write
@@ -79,36 +139,30 @@ def run_all(
 ) -> Runs:
     """Let all write after all prompts, several times; return the runs by name, repeat and prompt.
 
-    The first run of each is not returned: it warms up. Every repeat has uniforms of its own, the same for all.
+    Each writes once after the first prompt to warm up. Every repeat has uniforms of its own, the same for all. Under a
+    budget of seconds a few tokens warm up, twice; the second time says how long texts can be for one prompt to have all
+    repeats, and there are as many prompts as there is time for.
 
-    Under a budget of seconds a few tokens after the first prompt warm up. What they cost says how long texts can be
-    for every repeat to have one, and the first repeat says how many prompts there is time for; where the machine then
-    turns out slower, repeats at the end are left out.
-
-    Args:
-        contenders: methods, with different names.
-        prompts: token ids.
-        max_new_tokens: length of every text.
-        repeats: runs that are returned.
-        seed: picks the uniforms.
-        device: where the methods compute, which is waited for before the clock is read.
-        report: called as `report(done, total, runs)` after every text, with the runs of all prompts that all have
-            continued so far.
-        budget: seconds to spend, about.
-        may_end: whether a text may be shorter, because a token has ended it.
-
-    Raises:
-        ValueError: fewer than one repeat.
-        RuntimeError: a method wrote another number of tokens.
+    The device is waited for before the clock is read. After every text `report(done, total, runs)` is called, with the
+    runs of all prompts that are done. A text that `may_end` may be shorter; any other raises RuntimeError.
     """
     check_integer("repeats", repeats, 1, 10**6)
-    began, done, chosen = clock(device), 0, len(prompts)
-    turns: list[list[dict[str, Run]]] = []  # by repeat and prompt
+    began, done = clock(device), 0
+    total = (repeats * len(prompts) + (1 if budget is None else 2)) * len(contenders)
+    turns: list[list[dict[str, Run]]] = []  # by prompt and repeat
+
+    def so_far() -> Runs:
+        whole = [each for each in turns if len(each) == repeats]
+        numbers = range(repeats if whole else 0)
+        return {
+            each.name: [[prompt[repeat][each.name] for prompt in whole] for repeat in numbers] for each in contenders
+        }
 
     def turn(repeat: int, number: int, length: int) -> dict[str, Run]:
         nonlocal done
         written = {}
-        for entry in in_turn(contenders, repeat + number):
+        first = (repeat + number) % len(contenders)  # with every turn another one begins
+        for entry in (*contenders[first:], *contenders[:first]):
             started = clock(device)
             run = entry.write(prompts[number], length, seed, repeat * len(prompts) + number)
             written[entry.name] = replace(run, seconds=clock(device) - started)
@@ -116,44 +170,21 @@ def run_all(
                 raise RuntimeError(f"{entry.name} wrote {len(run.tokens)} tokens, expected {length}")
             done += 1
             if report is not None:
-                warming = len(prompts) if budget is None else 2
-                report(done, (repeats * chosen + warming) * len(contenders), _by_name(contenders, turns))
+                report(done, total, so_far())
         return written
 
-    if budget is None:
-        for number in range(len(prompts)):
-            turn(0, number, max_new_tokens)
-    else:
-        few = min(WARMING_TOKENS, max_new_tokens)
-        turn(0, 0, few)
+    few = max_new_tokens if budget is None else min(WARMING_TOKENS, max_new_tokens)
+    turn(0, 0, few)
+    if budget is not None:
         each = sum(run.seconds for run in turn(0, 0, few).values()) / few
-        affordable = int((budget - (clock(device) - began)) / (repeats * each))
-        max_new_tokens = min(max_new_tokens, max(few, affordable))
-    for repeat in range(1, repeats + 1):
-        repeat_began = clock(device)
-        if budget is not None and repeat > 1 and repeat_began - began > budget:
+        max_new_tokens = min(max_new_tokens, max(few, int((budget - (clock(device) - began)) / (repeats * each))))
+    for number in range(len(prompts)):
+        if budget is not None and number > 0 and (clock(device) - began) / number * (number + 1) > budget:
             break
         turns.append([])
-        for number in range(len(prompts)):
-            if budget is not None and repeat == 1 and number > 0:
-                now = clock(device)
-                if repeat_began - began + (now - repeat_began) / number * (number + 1) * repeats > budget:
-                    chosen = number
-            if number == chosen:
-                break
+        for repeat in range(1, repeats + 1):
             turns[-1].append(turn(repeat, number, max_new_tokens))
-    return _by_name(contenders, turns)
-
-
-def _by_name(contenders: Sequence[Entry], turns: Sequence[Sequence[Mapping[str, Run]]]) -> Runs:
-    """Return the runs by name, repeat and prompt, without a repeat that has only begun."""
-    return {each.name: [[turn[each.name] for turn in repeat] for repeat in turns if repeat] for each in contenders}
-
-
-def in_turn(contenders: Sequence[Entry], turn: int) -> list[Entry]:
-    """Return all in a circle's order; with every turn another one begins."""
-    first = turn % len(contenders)
-    return [*contenders[first:], *contenders[:first]]
+    return so_far()
 
 
 def spare_threads(device: str) -> None:

@@ -7,8 +7,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-__all__ = ["cache_folder"]
-
 
 def cache_folder(what: str) -> Path:
     """Return the folder for things of a kind; it may not be there yet."""

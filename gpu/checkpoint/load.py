@@ -76,17 +76,11 @@ def load_model(
 
 
 def read_weights(
-    folder: str | os.PathLike[str],
-    config: ModelConfig,
-    dtype: Any = None,
-    device: torch.device | str = "cpu",
+    folder: str | os.PathLike[str], config: ModelConfig, dtype: Any = None, device: torch.device | str = "cpu"
 ) -> tuple[Weights, str]:
     """Return the weights in a folder, and their fingerprint, which is the reference's.
 
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing.
-        ValueError: the files do not hold exactly the finite tensors that `config` calls for, or these do not fit into
-            the memory that is free.
+    Raise ValueError as the reference does, and if the weights do not fit into the memory that is free.
     """
     device, dtype = check_device(device), asked_dtype(dtype)
     root = open_folder(folder)

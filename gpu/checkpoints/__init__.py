@@ -7,21 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = [
-    "ALONE",
-    "BLOCKS",
-    "DRAFT_MODEL",
-    "FUSED",
-    "HELD_OUT",
-    "LOOKAHEAD",
-    "MODEL",
-    "NGRAM",
-    "PROMPTS",
-    "SMOLLM2_BLOCKS",
-    "SMOLLM2_HEAD",
-    "SMOLLM2_NGRAM",
-]
-
 MODEL = Path(__file__).with_name("python-8m")
 LOOKAHEAD = Path(__file__).with_name("python-8m-lookahead")
 FUSED = Path(__file__).with_name("python-8m-lookahead-fused")
@@ -42,3 +27,14 @@ PROMPTS = (
     "import os\nimport sys\n\ndef main():\n    if len(sys.argv) < 2:",
 )
 """Beginnings of texts for the bundled model."""
+QUESTIONS = (
+    "Translate German to English: Der Zug nach Hamburg ist heute ausgefallen, weil es in der Nacht geschneit hat.",
+    "Summarize: The method sort of a list sorts it in place; the function sorted makes a new list.",
+    "What causes the tides, and why are there two of them a day?",
+    "A farmer has 24 sheep and sells a third of them. How many are left? Think step by step.",
+    "Write a short letter to a neighbour who has looked after the garden.",
+    "Name the people, places and dates in this sentence: Ada met Charles in London on 5 June 1833.",
+    "Write a Python function that returns the n-th Fibonacci number.",
+    "Why is the sky blue?",
+)
+"""What models that were trained for conversations are asked, when a way of decoding is planned."""

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..decode_options import shown
@@ -14,18 +13,6 @@ from ..decode_options import shown
 if TYPE_CHECKING:
     from pass_sampling.reference.ending import Ending
     from pass_sampling.reference.record import Record
-
-__all__ = [
-    "LEGEND",
-    "MARKS",
-    "Bar",
-    "Conversation",
-    "SourceStream",
-    "check_room",
-    "check_unicode",
-    "encode_prompt",
-    "is_colourful",
-]
 
 COLOURS = {"exact": "", "accepted": "\033[32m", "correction": "\033[31m", "bonus": "\033[36m"}
 MARKS = {"exact": ("", ""), "accepted": ("[+", "+]"), "correction": ("[~", "~]"), "bonus": ("[*", "*]")}
@@ -72,9 +59,7 @@ class SourceStream:
     def __enter__(self) -> SourceStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None and not issubclass(kind, OSError):  # where the stream is not what failed
             self._switch("")
             self._stream.flush()
@@ -120,18 +105,6 @@ def legend(colourful: bool) -> str:
     return "; ".join(parts)
 
 
-def forecast(news: dict[str, Any]) -> str:
-    """Return one line on what a training will take, from the news before its first step."""
-    first, total = news.get("first_step", 0), news["num_steps"]
-    minutes = news["seconds_per_step"] * (total - first) / 60
-    memory = news.get("memory")
-    return (
-        f"training will take about {minutes:.1f} minutes"
-        + ("" if memory is None else f" and {memory / 2**30:.1f} GiB of memory")
-        + (f", going on after step {first}" if first else "")
-    )
-
-
 def acceptance_lines(acceptance: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each setting at which the acceptance of drafts was measured."""
     return [
@@ -148,45 +121,41 @@ class Bar:
         """Describe the work; `quiet` shows nothing."""
         self._what, self._unit, self._quiet = what, unit, quiet
         self._bar: Any = None
-        self.first = 0  # where a resumed run goes on
-        self.noted = False  # whether anything was said above the bar
+        self._first: int | None = None  # where a training goes on
 
     def __enter__(self) -> Bar:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def show(self, done: int, total: int, **figures: str) -> None:
         """Move the bar to `done` of `total`."""
-        if self._quiet:
-            return
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=self.first, desc=self._what, unit=self._unit, dynamic_ncols=True)
+            named: Any = {"desc": self._what, "unit": self._unit, "disable": self._quiet, "dynamic_ncols": True}
+            self._bar = tqdm(total=total, initial=self._first or 0, **named)
         self._bar.total = total
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 
-    def note(self, line: str) -> None:
-        """Print a line above the bar."""
-        self.noted = True
-        if not self._quiet:
-            from tqdm import tqdm
-
-            tqdm.write(line, file=sys.stderr)
+    def learn(self, news: dict[str, Any]) -> None:
+        """Show a step of training; what it all will take, which is known after the second one, comes first."""
+        if "seconds_per_step" in news:
+            self._first = news["first_step"]
+            minutes = news["seconds_per_step"] * (news["num_steps"] - self._first) / 60
+            memory = "" if news["memory"] is None else f" and {news['memory'] / 2**30:.1f} GiB of memory"
+            resumed = f", going on after step {self._first}" if self._first else ""
+            if not self._quiet:
+                print(f"training will take about {minutes:.1f} minutes{memory}{resumed}", file=sys.stderr)
+        if "step" in news and self._first is not None:
+            self.show(news["step"], news["num_steps"], loss=f"{news['loss']:.3f}")
 
 
 def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt") -> list[int]:
-    """Return a prompt's tokens; an empty prompt is the token that texts begin with, where there is one.
-
-    Raises:
-        ValueError: the prompt has no token.
-    """
+    """Return a prompt's tokens; an empty prompt is the token that texts begin with, where there is one."""
     tokens = list(tokenizer(text)["input_ids"])
     if not tokens and tokenizer.bos_token_id is not None:
         tokens = [tokenizer.bos_token_id]
@@ -204,11 +173,7 @@ def check_room(count: int, room: int | None) -> None:
 
 
 def check_unicode(flag: str, text: str) -> str:
-    """Return a text from the command line, which may have held bytes that are no text.
-
-    Raises:
-        ValueError: it did.
-    """
+    """Return a text from the command line, which may have held bytes that are no text."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -220,11 +185,7 @@ class Conversation:
     """The messages so far, in the chat template of a tokenizer."""
 
     def __init__(self, tokenizer: Any, folder: Path, system: str | None = None):
-        """Begin a conversation.
-
-        Raises:
-            ValueError: the tokenizer has no chat template.
-        """
+        """Begin a conversation."""
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(
                 f"--chat: found no chat template in the tokenizer of {shown(folder)}, expected that of a model that "
@@ -236,11 +197,7 @@ class Conversation:
         self._exchanges: list[list[dict[str, str]]] = []
 
     def tokens(self, message: str, room: int | None = None) -> tuple[list[int], int]:
-        """Return the tokens of the conversation with one more message, and how many old exchanges are left out.
-
-        Raises:
-            ValueError: the message alone has no room, or the template does not take it.
-        """
+        """Return the tokens of the conversation with one more message, and how many old exchanges are left out."""
         for left_out in range(len(self._exchanges) + 1):
             turns = [turn for exchange in self._exchanges[left_out:] for turn in exchange]
             tokens = self._written([*self._system, *turns, {"role": "user", "content": message}])

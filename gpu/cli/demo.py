@@ -1,74 +1,39 @@
-"""Watch a model write with PaSS, every token in the colour of how it came; then see what that cost.
-
-Plain decoding, PaSS as published, PaSS in one call per step, and the way that the plan chose take turns.
-
-  pass-sampling demo
-  pass-sampling demo --temperature 0 --prompt 'class Stack:'
-  pass-sampling demo --model FOLDER --lookahead VECTORS --device cuda
-
-Without options it runs the bundled small model, which was trained on the Python standard library.
-"""
+"""Watch a model write with PaSS, every token in the colour of how it came; then see what that cost."""
 
 from __future__ import annotations
 
 import json
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from pass_sampling.reference.config import check_context, check_prompt
+from pass_sampling.reference.ending import Ending
+
+from ..bench.figures import rate_of
+from ..bench.runs import Entry, method_writer, run_all
 from ..checkpoints import PROMPTS
-from ..decode_options import DecodeOptions, Unavailable, is_bundled, option
-from .console import DIM, RESET, SourceStream, check_unicode, encode_prompt, is_colourful, legend
-from .options import ModelOptions, SamplingOptions, group, json_option
+from ..decode_options import DecodeOptions, Unavailable, is_bundled
+from ..generation import generate
+from ..hf.text_decoder import decoder_of
+from ..make_method import make_method
+from ..methods import Method
+from ..training.tokens import load_tokenizer
+from .commands import Demo
+from .console import DIM, RESET, SourceStream, encode_prompt, is_colourful, legend
 from .plan import find_plan
 
-if TYPE_CHECKING:
-    from pass_sampling.reference.record import Generation
-
-    from ..methods import Method
-    from ..model.transformer import Transformer
-
-HELP = "watch the bundled model write Python, drafted and verified by itself"
 PLAIN = "plain decoding"
-REAL, QUESTION = "smollm2-135m", "Explain in three sentences why the sky is blue."
 DRAFTING = {"PaSS": "pass", "PaSS, one call": "pass-one-call"}  # as published, and ours
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `pass-sampling demo`."""
-
-    target: ModelOptions = ModelOptions()
-    decode: DecodeOptions = group(DecodeOptions(), ["lookahead"])
-    prompt: tuple[str, ...] = option(
-        (), "a text to continue; may be repeated; default: three beginnings", action="append", metavar="TEXT"
-    )
-    max_new_tokens: int = option(100, "length of each text")
-    repeats: int = option(5, "paired runs behind each figure")
-    sampling: SamplingOptions = SamplingOptions()
-    json: bool = json_option()
-
-    def __post_init__(self) -> None:
-        """Check numbers and texts, before anything is loaded."""
-        from pass_sampling.reference.config import check_integer
-
-        check_integer("repeats", self.repeats, 1, 10**6)
-        check_integer("max_new_tokens", self.max_new_tokens, 1, 2**30)
-        for text in self.prompt:
-            check_unicode("--prompt", text)
-
-
-def run(options: Options) -> None:
+def run_demo(options: Demo) -> None:
     """Show the texts, then the figures."""
-    from pass_sampling.reference.config import check_context, check_prompt
-
-    from ..make_method import make_method
-    from ..training.tokens import load_tokenizer
-
     target, texts = options.target.fetched(), options.prompt or PROMPTS
     model = target.load()
     methods = _methods(options, model, target.model)
@@ -84,35 +49,25 @@ def run(options: Options) -> None:
     assert plan is not None
     methods[f"plan: {plan.options.method}"] = make_method(plan.options, model, options.sampling.config, target.model)
     rows = _measure(methods, prompts, options)
-    machine = _machine(model, options)
+    machine = {
+        "model": model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        **asdict(options.sampling),
+        "max_new_tokens": options.max_new_tokens,
+        "repeats": options.repeats,
+    }
     if options.json:
         print(json.dumps({"rows": rows, **machine}, indent=2, allow_nan=False))
         return
     _print_table(rows, machine)
     if is_bundled(target.model):
-        _real_model()
+        print("\nA real model, SmolLM2-135M-Instruct, answers: make demo-chat, or pass-sampling fetch smollm2-135m")
 
 
-def _real_model() -> None:
-    """Let a real model answer, if it has been fetched; else say how to see it."""
-    from ..checkpoint.gguf import fetched_folder
-    from . import generate
-
-    if not fetched_folder(REAL).is_dir():
-        print("\nA real model, SmolLM2-135M-Instruct: make demo-chat, or pass-sampling fetch smollm2-135m")
-        return
-    print(f"\n----- {REAL}: {QUESTION} -----", flush=True)
-    generate.run(generate.Options(ModelOptions(Path(REAL)), prompt=QUESTION, chat=True, max_new_tokens=100))
-
-
-def _methods(options: Options, model: Transformer, folder: Path) -> dict[str, Method]:
-    """Return plain decoding and the uses of the vectors: those with an adapter or a head serve one call alone.
-
-    Raises:
-        Unavailable: there are no vectors.
-    """
-    from ..make_method import make_method
-
+def _methods(options: Demo, model: Any, folder: Path) -> dict[str, Method]:
+    """Return plain decoding and the uses of the vectors: those with an adapter or a head serve one call alone."""
     given, sampling = options.decode.fetched().lookahead, options.sampling.config
     methods = {PLAIN: make_method(DecodeOptions("autoregressive"), model, sampling, folder)}
     for name, method in DRAFTING.items():
@@ -125,14 +80,9 @@ def _methods(options: Options, model: Transformer, folder: Path) -> dict[str, Me
 
 
 def _show(
-    method: Method, texts: Sequence[str], prompts: Sequence[Sequence[int]], tokenizer: Any, options: Options
+    method: Method, texts: Sequence[str], prompts: Sequence[Sequence[int]], tokenizer: Any, options: Demo
 ) -> None:
     """Write the texts with PaSS, in colour."""
-    from pass_sampling.reference.ending import Ending
-
-    from ..generation import generate
-    from ..hf.text_decoder import decoder_of
-
     colourful, decode, model = is_colourful(sys.stdout), decoder_of(tokenizer), method.model
     print(f"{model.name} writes with PaSS. {legend(colourful)}.")
     for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
@@ -146,61 +96,37 @@ def _show(
     print()
 
 
-def _measure(methods: Mapping[str, Method], prompts: Sequence[Sequence[int]], options: Options) -> dict[str, Any]:
-    """Run the methods in turn, several times; return the figures of the turn with the last one's median ratio.
+def _measure(methods: Mapping[str, Method], prompts: Sequence[Sequence[int]], options: Demo) -> dict[str, Any]:
+    """Let the methods write in turn; return the figures of the run with the last one's median ratio.
 
-    All figures are those of one turn, so that they agree with one another.
+    All figures are those of one run, so that they agree with one another.
     """
-    results: dict[str, list[Generation]] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for repeat in range(options.repeats + 1):
-        for name, method in methods.items():
-            started = time.perf_counter()
-            results[name] = [_one(method, prompt, number, options) for number, prompt in enumerate(prompts)]
-            if repeat > 0:  # the first run warms up
-                seconds[name].append(time.perf_counter() - started)
-    tokens = {name: sum(len(result.tokens) for result in results[name]) for name in methods}
-    ratios = [plain / mine for mine, plain in zip(seconds[list(methods)[-1]], seconds[PLAIN], strict=True)]
+    model = methods[PLAIN].model
+    entries = [Entry(name, method_writer(method, model.eos_token_ids)) for name, method in methods.items()]
+    sizes = options.max_new_tokens, options.repeats, options.sampling.seed
+    runs = run_all(entries, prompts, *sizes, model.device, may_end=True)
+    rates = {name: [rate_of(texts) for texts in repeats] for name, repeats in runs.items()}
+    ratios = [mine / plain for mine, plain in zip(rates[list(methods)[-1]], rates[PLAIN], strict=True)]
     median = ratios.index(statistics.median_low(ratios))
     rows = {}
-    for name in methods:
-        passes = sum(result.num_forward_passes for result in results[name])
-        rate = tokens[name] / seconds[name][median]
+    for name, repeats in runs.items():
+        texts = repeats[median]
+        tokens, passes = sum(len(text.tokens) for text in texts), sum(text.num_forward_passes for text in texts)
+        seconds = sum(text.seconds for text in texts)
         rows[name] = {
-            "tokens": tokens[name],
+            "tokens": tokens,
             "num_forward_passes": passes,
-            "tokens_per_forward": tokens[name] / passes,
-            "positions_per_forward": sum(result.num_positions for result in results[name]) / passes,
-            "seconds": seconds[name][median],
-            "tokens_per_second": rate,
-            "milliseconds_per_pass": 1000 * seconds[name][median] / passes,
-            "ratio_to_plain": rate / (tokens[PLAIN] / seconds[PLAIN][median]),
+            "tokens_per_forward": tokens / passes,
+            "positions_per_forward": sum(text.num_positions for text in texts) / passes,
+            "seconds": seconds,
+            "tokens_per_second": rates[name][median],
+            "milliseconds_per_pass": 1000 * seconds / passes,
+            "ratio_to_plain": rates[name][median] / rates[PLAIN][median],
         }
     return rows
 
 
-def _one(method: Method, prompt: Sequence[int], number: int, options: Options) -> Generation:
-    from ..generation import generate
-
-    return generate(method, prompt, options.max_new_tokens, stop_strings=(), seed=options.sampling.seed, request=number)
-
-
-def _machine(model: Transformer, options: Options) -> dict[str, Any]:
-    import torch
-
-    return {
-        "model": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "threads": torch.get_num_threads(),
-        **asdict(options.sampling),
-        "max_new_tokens": options.max_new_tokens,
-        "repeats": options.repeats,
-    }
-
-
 def _print_table(rows: dict[str, Any], machine: dict[str, Any]) -> None:
-    """Print the figures, and in a sentence for each way of drafting what they mean here."""
     distribution = f"temperature {machine['temperature']:g}, top-k {machine['top_k']}, top-p {machine['top_p']:g}"
     print(
         f"The same distribution, {distribution}, in {len(rows)} ways (texts differ, and may end early): "
@@ -216,13 +142,4 @@ def _print_table(rows: dict[str, Any], machine: dict[str, Any]) -> None:
             f"{name:22}{row['tokens']:8}{row['num_forward_passes']:8}{row['tokens_per_forward']:17.2f}"
             f"{row['milliseconds_per_pass']:13.2f}{row['seconds']:9.2f}{row['tokens_per_second']:14.0f}"
             f"{row['ratio_to_plain']:7.2f}"
-        )
-    for name, row in list(rows.items())[1:]:
-        fewer = row["tokens_per_forward"] / rows[PLAIN]["tokens_per_forward"]
-        dearer = row["milliseconds_per_pass"] / rows[PLAIN]["milliseconds_per_pass"]
-        speed = row["ratio_to_plain"]
-        comparison = "faster than" if speed > 1.02 else "slower than" if speed < 0.98 else "as fast as"
-        print(
-            f"{name} gets {fewer:.2f} times the tokens out of a pass, which takes {dearer:.2f} times as long: on this "
-            f"machine {speed:.2f} times the speed, {comparison} plain decoding."
         )

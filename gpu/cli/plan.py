@@ -1,13 +1,4 @@
-"""Measure which way of decoding is the fastest for a model on this machine, and write it down.
-
-  pass-sampling plan
-  pass-sampling plan --model FOLDER --lookahead VECTORS --output plan.json
-  pass-sampling generate --model FOLDER --plan plan.json --prompt 'def main():'
-
-Every available way of drafting is timed with different numbers of drafts, and its acceptance is measured at places in
-text. If no way is faster, the plan is plain decoding. `generate` without a method makes a plan once, for 200 tokens or
-more, and keeps it. A plan never changes the distribution of a text.
-"""
+"""Measure which way of decoding is the fastest for a model on this machine, keep what was found, and find it again."""
 
 from __future__ import annotations
 
@@ -16,50 +7,40 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..checkpoints import HELD_OUT, PROMPTS
+from ..bench.figures import MOST_REPEATED, repeated_ngrams
+from ..bench.plan import Candidate, Plan, most_drafts, predict
+from ..bench.prompts import context_of, pieces, read_library
+from ..bench.report import machine, versions
+from ..checkpoint.cache_folder import cache_folder
+from ..checkpoints import HELD_OUT, PROMPTS, QUESTIONS
 from ..decode_options import (
     SOURCES,
     DecodeOptions,
     Unavailable,
     flag_of,
     method_names,
-    option,
     options_taken,
     registered,
     text_of,
 )
+from ..generation import generate_batch
+from ..make_method import folders_of, make_method
+from ..methods import Autoregressive, LanguageModel, Method
+from ..model.transformer import Transformer
+from ..training.tokens import load_tokenizer
+from . import commands
 from .console import Bar, Conversation, encode_prompt
-from .options import ModelOptions, SamplingOptions, check_file, group, json_option, read_names
+from .options import ModelOptions, SamplingOptions, check_file, read_names
 
-if TYPE_CHECKING:
-    from ..bench.plan import Candidate, Plan, Prediction
-    from ..methods import LanguageModel, Method
-    from ..model.transformer import Transformer
-
-__all__ = ["Options", "as_flags", "find_plan", "plan_option", "read_plan", "run"]
-
-HELP = "measure which way of decoding is the fastest here"
-NUM_PREFIXES, PREFIX_LENGTH = 48, 96  # places in text that acceptance is measured at, and their tokens
+NUM_PREFIXES, PREFIX_LENGTH = 32, 96  # places in text that are continued, and their tokens
 MOST_DRAFTS = 6  # of drafters that could go on
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of `pass-sampling plan`."""
-
-    target: ModelOptions = ModelOptions()
-    sources: DecodeOptions = group(DecodeOptions(), tuple(SOURCES))
-    again: bool = option(False, "measure again what was measured before")
-    output: Path | None = option(help="write the plan here as well; default: nowhere", metavar="FILE")
-    sampling: SamplingOptions = SamplingOptions()
-    json: bool = json_option()
-
-
-def run(options: Options) -> None:
+def run_plan(options: commands.Plan) -> None:
     """Measure, choose, print."""
     check_file("--output", options.output)
     target = options.target.fetched()
@@ -76,30 +57,13 @@ def run(options: Options) -> None:
         print(f"saved in {options.output}")
 
 
-def plan_option() -> Any:
-    """Return the field of --plan."""
-    return option(
-        help="decode by a plan that `pass-sampling plan --output FILE` wrote; default: by what was measured on this "
-        "machine, if no other option says how to decode",
-        metavar="FILE",
-    )
-
-
-def read_plan(path: Path, model: Transformer, sampling: SamplingOptions, decode: DecodeOptions) -> Plan:
-    """Read the plan in a file, and check that it is for this model and what it drafts from.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no plan or was made for something else, or other options say how to decode.
-    """
-    from ..bench.plan import Plan
-
+def read_plan(path: Path, decode: DecodeOptions) -> Plan:
+    """Read the plan in a file; refuse other options that say how to decode."""
     if decode.given:
         raise ValueError(f"--plan: found it with {flag_of(next(iter(decode.given)))}, expected one of them")
     plan = Plan.load(path)
     if plan.options.method is None:
         raise ValueError(f"{path}: found a plan without a method, expected one of {', '.join(method_names())}")
-    plan.check(_made_for(model, sampling, plan.options))
     return plan
 
 
@@ -117,30 +81,30 @@ def find_plan(
 
     Before anything is measured, `check` may refuse what would not be decoded.
     """
-    from ..bench.plan import Plan
-    from ..checkpoint.cache_folder import cache_folder
-
     ways = _ways(target, sources)
-    each = [[options.method, _identities(options)] for options in ways]
-    wanted = [repr(model.config), _made_for(model, sampling, DecodeOptions()), each]
-    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode())
-    path = cache_folder("plans") / f"{digest.hexdigest()[:32]}.json"
+    path = cache_folder("plans") / f"{_digest(model, sampling, ways)}.json"
     if not again:
         with contextlib.suppress(OSError, ValueError):
             return Plan.load(path)
     if not make:
         return None
-    plan = _measured(target, model, sampling, ways, check, quiet)
+    plain = Autoregressive(model, sampling.config)
+    places, candidates = _places(target, plain), _candidates(target, model, sampling, ways)
+    check()
+    if not quiet:
+        print("measuring which way of drafting pays here, once for this model and machine", file=sys.stderr)
+    with Bar("measuring", unit="round", quiet=quiet) as bar:
+        found = predict(plain, candidates, places, report=bar.show)
+    rate = next(each.tokens_per_second for each in found if each.options.method == "autoregressive")
+    considered = [{"options": each.options.to_json(), **each.figures(rate)} for each in found]
+    plan = Plan(found[0].options, found[0].figures(rate), considered)
     with contextlib.suppress(OSError):  # a plan that cannot be kept is made again
-        path.parent.mkdir(parents=True, exist_ok=True)
         plan.save(path)
     return plan
 
 
 def _ways(target: ModelOptions, sources: DecodeOptions) -> list[DecodeOptions]:
     """Return every way of drafting that the sources allow, with its folders; without sources, all for the model."""
-    from ..make_method import folders_of
-
     found = []
     for name in method_names():
         taken = options_taken(name)
@@ -157,61 +121,17 @@ def _candidates(
     target: ModelOptions, model: Transformer, sampling: SamplingOptions, ways: Sequence[DecodeOptions]
 ) -> list[Candidate]:
     """Return the ways of drafting with their methods, as many drafts as each can make; leave out what does not suit."""
-    from ..bench.plan import Candidate, most_drafts
-    from ..bench.prompts import context_of
-    from ..make_method import make_method
-
     found = []
     for options in ways:
         num_draft = MOST_DRAFTS if registered(str(options.method)) == "speculative" else None
         with contextlib.suppress(Unavailable):
             method = make_method(replace(options, num_draft=num_draft), model, sampling.config, target.model)
-            fitting = (
-                (context_of(method) - _prefix_length(model) - 2) // 3 - 2
-            ) // 2  # for which there are three steps
+            fitting = (context_of(method) - _prefix_length(model)) // 4 - 2  # for which there are three steps
             most = min(most_drafts(method), fitting)
             if most > 0:
-                found.append(Candidate(options, Candidate(options, method).with_settings(most, "token")))
+                changes: Any = {"num_draft" if hasattr(method, "num_draft") else "num_lookahead": most}
+                found.append(Candidate(options, replace(method, **changes)))  # type: ignore[type-var]  # a dataclass
     return found
-
-
-def _measured(
-    target: ModelOptions,
-    model: Transformer,
-    sampling: SamplingOptions,
-    ways: Sequence[DecodeOptions],
-    check: Callable[[], Any],
-    quiet: bool,
-) -> Plan:
-    """Measure every candidate on this machine, and plan the fastest."""
-    from ..bench.plan import Plan, predict
-    from ..methods import Autoregressive
-
-    plain = Autoregressive(model, sampling.config)
-    places = _places(target, plain)
-    candidates = _candidates(target, model, sampling, ways)
-    check()
-    if not quiet:
-        print("measuring which way of drafting pays here, once for this model and machine", file=sys.stderr)
-    with Bar("measuring", unit="part", quiet=quiet) as bar:
-        found, passes = predict(plain, candidates, places, report=bar.show)
-    rate = next(each.tokens_per_second for each in found if each.options.method == "autoregressive")
-    return Plan(
-        found[0].options,
-        _made_for(model, sampling, found[0].options),
-        _figures(found[0], rate),
-        [{"options": each.options.to_json(), **_figures(each, rate)} for each in found],
-        {str(rows): round(milliseconds, 3) for rows, milliseconds in passes.items()},
-    )
-
-
-def _figures(prediction: Prediction, plain: float) -> dict[str, float]:
-    return {
-        "tokens_per_step": round(prediction.tokens_per_step, 3),
-        "milliseconds_per_step": round(prediction.milliseconds_per_step, 3),
-        "tokens_per_second": round(prediction.tokens_per_second, 1),
-        "ratio_to_plain": round(prediction.tokens_per_second / plain, 3),
-    }
 
 
 def _places(target: ModelOptions, plain: Method) -> Sequence[Sequence[int]]:
@@ -220,18 +140,11 @@ def _places(target: ModelOptions, plain: Method) -> Sequence[Sequence[int]]:
     They are pieces of Python's standard library or, for a model with a chat template, questions. Drafts are verified in
     text of the model's own. Texts that repeat themselves are left out: look-ups seem fast there.
     """
-    from ..bench.figures import MOST_REPEATED, repeated_ngrams
-    from ..bench.prompts import pieces, read_library
-    from ..checkpoints.prompts import prompts
-    from ..generation import generate_batch
-    from ..training.tokens import load_tokenizer
-
     tokenizer, length = load_tokenizer(target.model), _prefix_length(plain.model)
     texts = list(read_library(read_names(HELD_OUT)).values()) or list(PROMPTS)
     begun = [encode_prompt(tokenizer, text)[: (length + 1) // 2] for text in pieces(texts, NUM_PREFIXES, length)]
     if getattr(tokenizer, "chat_template", None):
-        questions = prompts(NUM_PREFIXES, 0)
-        talks = [Conversation(tokenizer, target.model).tokens(each["prompt"])[0] for each in questions]
+        talks = [Conversation(tokenizer, target.model).tokens(question)[0] for question in QUESTIONS]
         begun = [talk for talk in talks if len(talk) <= length] or begun
     written = generate_batch(plain, begun, max(1, length // 2), eos_token_ids=(), stop_strings=())
     fresh = [each for each in written if repeated_ngrams(each.tokens, 4) <= MOST_REPEATED]
@@ -242,43 +155,21 @@ def _prefix_length(model: LanguageModel) -> int:
     return max(1, min(PREFIX_LENGTH, model.max_position_embeddings // 4))
 
 
-def _made_for(model: Transformer, sampling: SamplingOptions, options: DecodeOptions) -> dict[str, Any]:
-    """Return what a plan depends on."""
-    from ..bench.report import machine, versions
-
-    return {
-        "model": {"name": model.name, "fingerprint": model.fingerprint},
-        **_identities(options),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "sampling": asdict(sampling.config),
-        "machine": {name: value for name, value in machine(model.device).items() if name != "load"},
-        "versions": versions(),
-    }
-
-
-def _identities(options: DecodeOptions) -> dict[str, dict[str, str]]:
-    """Return the identity of every folder that is there, by option."""
-    folders = {name: folder for name, folder in options.given.items() if name in SOURCES and folder.is_dir()}
-    return {name: _identity(folder) for name, folder in folders.items()}
-
-
-def _identity(folder: Path) -> dict[str, str]:
-    """Return the name of a folder, and a digest of its tensors and settings."""
+def _digest(model: Transformer, sampling: SamplingOptions, ways: Sequence[DecodeOptions]) -> str:
+    """Return a digest of all that a plan depends on: model, folders, sampling, machine."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return {"name": folder.name, "fingerprint": digest.hexdigest()}
+    where = {name: value for name, value in machine(model.device).items() if name != "load"}
+    settings = [repr(model.config), model.fingerprint, str(model.dtype), asdict(sampling.config), where, versions()]
+    digest.update(json.dumps([*settings, [way.method for way in ways]], sort_keys=True).encode())
+    for folder in (path for way in ways for path in way.given.values() if isinstance(path, Path)):
+        for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
+            digest.update(f"{folder.name} {path.name} {path.stat().st_size}".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
 
 
 def _print(plan: Plan) -> None:
-    passes = plan.milliseconds_per_pass
-    first = next(iter(passes.values()))
-    print("rows of a pass  " + "".join(f"{rows:>8}" for rows in passes))
-    print("milliseconds    " + "".join(f"{milliseconds:8.2f}" for milliseconds in passes.values()))
-    print("times one row   " + "".join(f"{milliseconds / first:8.2f}" for milliseconds in passes.values()))
-    print()
     print(f"{'expected of':16}{'tokens':>8}{'ms':>8}{'tokens':>9}{'times':>7}")
     print(f"{'':16}{'a step':>8}{'a step':>8}{'per s':>9}{'plain':>7}  settings")
     for each in plan.considered:

@@ -1,8 +1,8 @@
 """Checks of a user's own checkpoint, dtype and device, which are too large to enumerate.
 
-The text's distribution is exact relative to the logits that verification computes. Three checks follow: the distance of
-these logits from those of one token at a time, the agreement of greedy texts, and a test of the distribution of the
-first tokens of many texts drawn with the seeded uniform stream.
+The text's distribution is exact relative to the logits that verification computes. Two checks follow: the distance of
+these logits from those of one token at a time, and a test of the distribution of the first tokens of many texts drawn
+with the seeded uniform stream.
 
 Glossary of shapes: N places, K rows after each, V vocabulary, R texts.
 """
@@ -19,9 +19,8 @@ from torch import Tensor
 
 from pass_sampling.reference.config import SamplingConfig
 
-from ..generation import generate, generate_batch
-from ..lookahead.vectors import LookAhead
-from ..methods import Autoregressive, LanguageModel, Method, PaSS
+from ..generation import generate_batch
+from ..methods import LanguageModel, Method
 from ..model.transformer import Transformer
 from ..sampling import probs_from_logits
 
@@ -55,20 +54,11 @@ class DrawCheck:
 
 @torch.inference_mode()
 def row_check(
-    model: Transformer,
-    texts: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
-    num_draft: int,
-    positions: int = 500,
+    model: Transformer, texts: Sequence[Sequence[int]], sampling: SamplingConfig, num_draft: int, positions: int = 500
 ) -> RowCheck:
     """Compare each row of passes over several tokens with the same row computed one token at a time.
 
-    Args:
-        model: on its device, in its dtype.
-        texts: token ids, each longer than `num_draft`; together at least `positions` places after their first tokens.
-        sampling: the distribution to compare.
-        num_draft: drafts per verification, K; a verify pass has K + 1 rows.
-        positions: stop after so many.
+    The texts are longer than `num_draft`, K; a pass has K + 1 rows, and so many positions are enough.
     """
     distances: list[Tensor] = []
     for text in texts:
@@ -84,23 +74,6 @@ def row_check(
             break
     found = torch.cat(distances)
     return RowCheck(len(found), float(found.max()), float(found.mean()))
-
-
-def greedy_check(
-    model: Transformer, lookahead: LookAhead, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> tuple[int, int]:
-    """Return how many leading tokens greedy PaSS and greedy plain decoding have in common, and of how many.
-
-    In 16 bits a tie within rounding may be decided otherwise in a pass over more rows, after which texts differ.
-    """
-    greedy = SamplingConfig(temperature=0.0)
-    same = total = 0
-    for prompt in prompts:
-        plain = generate(Autoregressive(model, greedy), prompt, max_new_tokens, stop_strings=()).tokens
-        drafted = generate(PaSS(model, lookahead, greedy), prompt, max_new_tokens, stop_strings=()).tokens
-        total += len(plain)
-        same += next((i for i, (a, b) in enumerate(zip(plain, drafted, strict=False)) if a != b), len(plain))
-    return same, total
 
 
 def draw_check(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.exactness.chooser import Chooser, refused
+from pass_sampling.reference.exactness.chooser import Chooser, refused, replaced
 
 from .symbolic_tensor import ASKED, SymbolicTensor, become
 
@@ -148,36 +148,16 @@ def torch_random(chooser: Chooser) -> Iterator[None]:
             raise ValueError("torch.tensor: found it copy random numbers that are not known yet, expected known ones")
         return copied(data, **options)
 
-    functions = [tensor, rand, rand_like, multinomial, bernoulli, randint]
+    of_torch = [tensor, rand, rand_like, multinomial, bernoulli, randint]
     methods = [uniform_, exponential_, multinomial, bernoulli]
     with ExitStack() as stack:
-        for home, drawing in ((torch, functions), (Tensor, methods)):
-            stack.enter_context(_replaced(home, _refusals(home) | {each.__name__: each for each in drawing}))
-        stack.enter_context(_replaced(torch, {"manual_seed": lambda seed: torch.default_generator}))
+        for home, drawing in ((torch, of_torch), (Tensor, methods)):
+            functions = {name: refused(f"{home.__name__}.{name}") for name in REFUSED[home] if hasattr(home, name)}
+            stack.enter_context(replaced(home, functions | {each.__name__: each for each in drawing}))
+        stack.enter_context(replaced(torch, {"manual_seed": lambda seed: torch.default_generator}))
         yield
 
 
 def _check(options: Mapping[str, Any], name: str) -> None:
     if options.get("out") is not None:
         raise ValueError(f"{name}: found `out`, expected a new tensor to hold what is drawn")
-
-
-def _refusals(home: Any) -> dict[str, Any]:
-    """Return a refusal for each function of a module or class whose draws cannot be enumerated."""
-    return {name: refused(f"{home.__name__}.{name}") for name in REFUSED[home] if hasattr(home, name)}
-
-
-@contextmanager
-def _replaced(home: Any, functions: Mapping[str, Any]) -> Iterator[None]:
-    """Replace attributes in a context; inherited ones are inherited again afterwards."""
-    before = {name: vars(home)[name] for name in functions if name in vars(home)}
-    for name, function in functions.items():
-        setattr(home, name, function)
-    try:
-        yield
-    finally:
-        for name in functions:
-            if name in before:
-                setattr(home, name, before[name])
-            else:
-                delattr(home, name)

@@ -82,9 +82,6 @@ class TransformersModel:
         """Take a model in eval mode, as `from_pretrained` returns it.
 
         The first time a model is seen, a few short passes find out whether its cache can be rolled back.
-
-        Raises:
-            ValueError: the model is of a kind that is not supported.
         """
         check_model(model)
         self.model = model
@@ -95,15 +92,10 @@ class TransformersModel:
         self._head._modules = {**model._modules, body_name(model): IdentityBody()}
         self._embedding = model.get_input_embeddings()
         self._named = inspect.signature(self._body.forward).parameters.keys()
-        self.vocab_size = int(self._embedding.weight.shape[0])
+        self.vocab_size, self.hidden_size = map(int, self._embedding.weight.shape)
         self.max_position_embeddings = longest_text(self.text_config)
         self._takes_masks = False
         _probe(self, "a rolled-back cache", _rolled_back)
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the length of an input vector."""
-        return int(self._embedding.weight.shape[1])
 
     @property
     def device(self) -> torch.device:
@@ -183,10 +175,8 @@ class TransformersModel:
     ) -> Tensor:  # [B, T, D']
         """Run one pass per row after its cached positions; see `Transformer.hidden`.
 
-        Rows after the model's last position are padding and get no pass.
-
-        Raises:
-            ValueError: an adapter is given, or a mask to a model that takes none.
+        Rows after the model's last position are padding and get no pass. An adapter is refused, and a mask for a model
+        that takes none.
         """
         if adapter is not None:
             raise ValueError(f"adapter: found one for {self.name!r}, expected none for a model of transformers")

@@ -25,9 +25,7 @@ def load_with_transformers(
 ) -> Any:
     """Return the model in a folder as transformers has it, in eval mode; default dtype: see `automatic_dtype`.
 
-    Raises:
-        FileNotFoundError: there is no such folder, or no config.json or no weights in it.
-        ValueError: transformers cannot read it, the weights are no safetensors, or the device is not there.
+    Raise FileNotFoundError or ValueError for a folder that is missing, has no weights, or cannot be read.
     """
     device, asked = check_device(device), asked_dtype(dtype)
     root = open_folder(folder)
@@ -48,13 +46,7 @@ def load_with_transformers(
 
 
 def check_model(model: Any) -> None:
-    """Refuse a model whose passes could not be undone, or whose distribution is none.
-
-    Raises:
-        ValueError: it is no causal model of transformers, keeps a recurrent state, adds embeddings per layer, has
-            quantised layers without a matrix of numbers, has different vocabularies for input and output, or is in
-            training mode.
-    """
+    """Raise ValueError for a model whose passes could not be undone, or whose distribution is none."""
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         raise ValueError(f"model: found a {name}, expected a causal language model of transformers")

@@ -15,8 +15,6 @@ from typing import Any
 from pass_sampling.reference.text.decoder import Decoder
 from pass_sampling.reference.text.token_decoder import Piece, TokenDecoder
 
-__all__ = ["decoder_of"]
-
 BYTE_LEVEL = re.compile("ByteLevel (Fuse )?")
 BY_TOKEN = re.compile(
     "(Replace |Metaspace |WordPiece )*(ByteFallback )?(Fuse )?|(Replace )*(ByteFallback )?Fuse Strip "
@@ -29,11 +27,7 @@ BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted(set(range(256)) - s
 
 
 def decoder_of(tokenizer: Any) -> Decoder:
-    """Return what turns tokens into text: special tokens are matched with stop strings, but not shown.
-
-    Args:
-        tokenizer: a tokenizer of the transformers library.
-    """
+    """Return what turns tokens of a transformers tokenizer into text: special tokens are matched, but not shown."""
     from transformers import PreTrainedTokenizerFast
 
     if getattr(type(tokenizer), "_decode", None) is PreTrainedTokenizerFast._decode:

@@ -12,7 +12,6 @@ N' draft vocabulary, R rows of a pass, S cache positions that are read, G kv-hea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,7 +43,6 @@ Head = SamplerHead | BlockHeads
 ANCHORS = 32  # places per sequence at which acceptance is measured
 SAMPLINGS = {"greedy": SamplingConfig(temperature=0.0), "temperature_1": SamplingConfig()}  # and that of training
 SEQUENCES = 4  # side by side: a batch needs memory for the distributions of its rows, in float64
-ROWS = 64  # distributions after one sequence, side by side
 
 
 class AnchoredRows(NamedTuple):
@@ -89,15 +87,13 @@ def anchored_rows(
     adapter: Adapter | None = None,
     head: Head | None = None,
     draft_vocab: Tensor | None = None,  # [N']
-    text: Tensor | None = None,  # [B, T, D]
 ) -> AnchoredRows:
     """Run the frozen model over sequences, and the look-ahead vectors after each anchor.
 
     With a draft vocabulary both logits are those of its tokens alone, so a draft is compared with the target's
-    distribution among them: the best that it can be. `text` are the hidden states of the sequences where they are known
-    already, for a head that drafts without look-ahead rows.
+    distribution among them: the best that it can be.
     """
-    hidden, target_hidden, next_tokens = anchored_hidden(model, vectors, tokens, anchors, adapter, head, text)
+    hidden, target_hidden, next_tokens = anchored_hidden(model, vectors, tokens, anchors, adapter, head)
     project = model.logits if draft_vocab is None else partial(model.logits_of, tokens=draft_vocab)
     with torch.no_grad():
         target_logits = project(target_hidden)
@@ -111,7 +107,6 @@ def anchored_hidden(
     anchors: Tensor,  # [N]
     adapter: Adapter | None = None,
     head: Head | None = None,
-    text: Tensor | None = None,  # [B, T, D]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [B, N, L, D], [B, N, L, D], [B, N, L]
     """Return the hidden states of the drafts after each anchor, of the text's rows beside them, and the tokens there.
 
@@ -122,10 +117,9 @@ def anchored_hidden(
     """
     depth = torch.arange(1, len(vectors) + 1, device=model.device)  # [L]
     places = anchors.unsqueeze(1) + depth  # [N, L]
-    if text is None:
-        with torch.no_grad():
-            cache = model.new_cache(tokens.shape[1], len(tokens))
-            text = model.hidden(model.embed(tokens), cache)
+    with torch.no_grad():
+        cache = model.new_cache(tokens.shape[1], len(tokens))
+        text = model.hidden(model.embed(tokens), cache)
     if head is not None and not head.uses_lookahead:
         hidden = text[:, anchors].unsqueeze(2).expand(-1, -1, len(vectors), -1)
     else:
@@ -225,30 +219,6 @@ def _log_probs(rows: AnchoredRows, temperature: float) -> list[Tensor]:
 # --- Expected acceptance ---
 
 
-def expected_acceptance(
-    model: Trainable,
-    vectors: Tensor,  # [L, D]
-    sequences: npt.NDArray[np.int64],  # [B, T]
-    sampling: SamplingConfig,
-    adapter: Adapter | None = None,
-    head: Head | None = None,
-    draft_vocab: Tensor | None = None,  # [N']
-) -> Tensor:  # [L]
-    """Return the chance that verification accepts the draft at each depth, once it is reached, on average.
-
-    acceptance[i] = mean over places of sum_v min(target_probs[v], draft_probs[v])
-
-    The places are spread evenly over text that the model did not write. The drafts before i are taken to be the text's,
-    for the head as well. Deterministic: no draw is made.
-
-    Raises:
-        ValueError: no draft has a place in sequences so short.
-
-    Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6.
-    """
-    return acceptance_of(model, vectors, sequences, [sampling], adapter, head, draft_vocab)[0]
-
-
 @torch.inference_mode()
 def acceptance_of(
     model: Trainable,
@@ -259,7 +229,15 @@ def acceptance_of(
     head: Head | None = None,
     draft_vocab: Tensor | None = None,  # [N']
 ) -> Tensor:  # [len(samplings), L]
-    """Return the expected acceptance for several samplings, from the same passes; see `expected_acceptance`."""
+    """Return the chance that verification accepts the draft at each depth, once it is reached, on average.
+
+    acceptance[i] = mean over places of sum_v min(target_probs[v], draft_probs[v])
+
+    The places are spread evenly over text that the model did not write; no place in sequences so short raises
+    ValueError. The drafts before i are taken to be the text's, for the head as well. No draw is made.
+
+    Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6.
+    """
     anchors = _places(sequences, len(vectors), model.device)
     total = torch.zeros((len(samplings), len(vectors)), dtype=torch.float64, device=model.device)
     for tokens in batches(sequences, model.device):
@@ -277,13 +255,9 @@ def drafter_acceptance(
     sequences: npt.NDArray[np.int64],  # [B, T]
     samplings: Sequence[SamplingConfig],
 ) -> list[float]:
-    """Return the chance that verification accepts a first draft, for each sampling, of a drafter without a cache.
+    """Return, for each sampling, the chance that a first draft is accepted, of a drafter without a cache.
 
-    The equation and the places are those of `expected_acceptance`. Where the drafter proposes nothing, nothing is
-    accepted.
-
-    Raises:
-        ValueError: there is no sequence, or no place in sequences so short.
+    The equation, the places and the error are those of `acceptance_of`; where it proposes nothing, nothing is accepted.
     """
     anchors, length = _places(sequences, 0, model.device), sequences.shape[1]
     total = torch.zeros(len(samplings), dtype=torch.float64, device=model.device)
@@ -376,18 +350,3 @@ def compared(
 def fixed_token_vectors(model: Trainable, num_lookahead: int, token: int = 0) -> Tensor:  # [L, D]
     """Return the paper's untrained baseline: one token's embedding in the place of every look-ahead vector."""
     return model.embed([[token] * num_lookahead])[0]
-
-
-@torch.inference_mode()
-def perplexity(
-    drafter: Drafter,
-    sequences: npt.NDArray[np.int64],  # [B, T]
-    device: torch.device,
-) -> float:
-    """Return the perplexity of a drafter without a cache: exp of the mean of -log draft_probs(next token)."""
-    total, length = 0.0, sequences.shape[1]
-    for tokens in torch.from_numpy(sequences).to(device):
-        for lengths in torch.arange(1, length, device=device).split(ROWS):
-            rows = drafter.logits(tokens.expand(len(lengths), -1), None, lengths, length).log_softmax(dim=-1)
-            total -= float(rows.gather(1, tokens[lengths].unsqueeze(1)).sum())
-    return math.exp(total / (len(sequences) * (length - 1)))

@@ -7,49 +7,23 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pass_sampling.reference.checkpoint.ngram_folder import MAX_ORDER, MAX_VOCAB_SIZE, array_bytes
+from pass_sampling.reference.checkpoint.ngram_folder import MAX_VOCAB_SIZE, array_bytes
 from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.drafters.ngram import ONE
 
 from ..drafters.ngram import NgramModel, NgramOrder
+from .config import NgramConfig
 from .tokens import check_tokens
-
-__all__ = ["NgramConfig", "count_ngrams"]
 
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class NgramConfig:
-    """How an n-gram model is counted, and how large it may become."""
-
-    order: int = 4  # tokens of the longest n-grams
-    min_counts: tuple[int, ...] = (2,)  # what is rarer is left out: for each order from 2 on, or one for all
-    max_successors: int = 256  # n-grams of a context that have a share, the most frequent ones
-    max_megabytes: float = 64  # of its arrays; what is too rare to fit is left out as well
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no model."""
-        check_integer("order", self.order, 1, MAX_ORDER)
-        check_integer("max_successors", self.max_successors, 1, MAX_VOCAB_SIZE)
-        if not 0 < self.max_megabytes <= 1e6:
-            raise ValueError(f"max_megabytes: found {self.max_megabytes}, expected a number above 0 and at most 1e6")
-        for count in self.min_counts:
-            check_integer("min_counts", count, 1, 2**31)
-        if len(self.min_counts) not in (1, self.order - 1):
-            raise ValueError(
-                f"min_counts: found {len(self.min_counts)} numbers, expected one, or {self.order - 1}, one for each "
-                f"order from 2 to {self.order}"
-            )
 
 
 class Grams(NamedTuple):

@@ -1,8 +1,10 @@
 """Train a small base model from text: the model of the demonstrations, your own, or a draft model for another one.
 
-The model is transformers' Llama and the tokenizer a byte-level BPE, so the folder opens everywhere.
+The model is transformers' Llama and the tokenizer a byte-level BPE, so the folder opens everywhere. A model that drafts
+for another one, its teacher, takes its tokenizer and learns its distributions, not those of the text: a draft x is
+accepted with the chance min(1, target[x] / draft[x]).
 
-Glossary of shapes: B windows of a batch, T tokens of a window, N tokens of a text or windows.
+Glossary of shapes: B windows of a batch, T tokens of a window, N tokens of a text or windows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,9 +13,8 @@ import json
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,76 +24,62 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pass_sampling.reference.checkpoint.folder import replace_folder
-from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.checkpoint.folder import file_in, replace_folder
+from pass_sampling.reference.config import SamplingConfig
 
+from ..checkpoint.load import load_model
 from ..model.precision import check_device
-from .acceptance import batches
-from .distillation import Teacher, distillation_loss, read_teacher
-from .resume import Progress, Report, check_output, check_rates, partial_file, peak_memory, settings_digest, step_all
+from ..model.transformer import Transformer
+from .acceptance import batches, shared_mass
+from .config import PretrainConfig
+from .resume import Progress, Report, check_output, partial_file, settings_digest, step_all
 from .text import split_texts
-from .tokens import Windows, check_tokens, encode_texts, evenly_spaced, train_tokenizer
+from .tokens import Windows, check_tokens, encode_texts, evenly_spaced, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+SAMPLINGS = (SamplingConfig(), SamplingConfig(temperature=0.8, top_k=10))  # those that acceptance is measured at
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"),
+)
+MEASURED = 128  # held-out windows for acceptance
 RECORD = "pretraining.json"
-EVALUATED = 64  # held-out windows looked at during the run; all of the held-out text at its end
-EVERY = 200  # steps
+WEIGHT_DECAY = 0.1
+WARMUP, COOLDOWN = 0.03, 0.5  # the parts of the run in which the learning rate rises, and falls to 0
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
 )
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """The shape of a base model, and how it is trained."""
+class Teacher(NamedTuple):
+    """A frozen model, and the tokenizer in its folder."""
 
-    vocab_size: int = 4096
-    hidden_size: int = 320
-    intermediate_size: int = 896
-    num_hidden_layers: int = 6
-    num_attention_heads: int = 5
-    num_key_value_heads: int = 1
-    context: int = 512  # the longest sequence it learns to read, in tokens
-    num_steps: int = 1600
-    batch_size: int = 16  # sequences of `context` tokens per step
-    learning_rate: float = 6e-3
-    weight_decay: float = 0.1
-    warmup: float = 0.03  # the part of the run in which the learning rate rises
-    cooldown: float = 0.5  # and the part in which it falls to 0
-    seed: int = 0
-    compile: bool = False  # through torch.compile, which needs a C++ compiler: about 1.3 times as fast
+    model: Transformer
+    tokenizer: PreTrainedTokenizerFast
+    tokenizer_files: dict[str, bytes]  # by name, to be handed on as they are
 
-    def __post_init__(self) -> None:
-        """Refuse sizes that make no model."""
-        for field in fields(self):
-            if field.type == "int" and field.name != "seed":
-                check_integer(field.name, getattr(self, field.name), 1, 2**31)
-        check_integer("seed", self.seed, 0, 2**63 - 1)
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        if self.hidden_size % (2 * heads):
-            raise ValueError(f"hidden_size: found {self.hidden_size}, expected a multiple of twice the {heads} heads")
-        if heads % kv_heads:
-            raise ValueError(f"num_key_value_heads: found {kv_heads}, expected a divisor of the {heads} heads")
-        if self.context < 2:
-            raise ValueError(f"context: found {self.context}, expected at least 2, a token and the next")
-        check_rates(self, positive=["learning_rate"], parts=["warmup", "cooldown"])
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay: found {self.weight_decay}, expected a number of at least 0")
+
+def read_teacher(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Teacher:
+    """Read a teacher from a Hugging Face folder, its weights in bfloat16; raise ValueError without an end of text."""
+    path = Path(folder)
+    model = load_model(path, "bfloat16", device)
+    tokenizer = load_tokenizer(path)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"teacher: found no end of text in the tokenizer of {path}, expected one to end texts with")
+    files = {name: file_in(path, name).read_bytes() for name in TOKENIZER_FILES if (path / name).is_file()}
+    return Teacher(model, tokenizer, files)
 
 
 class Corpus(NamedTuple):
-    """The text in tokens, divided into both sides, and the counts that the record needs."""
+    """The text in tokens, divided into both sides."""
 
-    teacher: Teacher | None
     tokenizer: PreTrainedTokenizerFast
     windows: Windows
     held_out: npt.NDArray[np.int64]  # [N]
-    num_training_files: int
     held_out_files: list[str]
-    held_out_bytes: int
 
 
 def pretrain(
@@ -112,20 +99,17 @@ def pretrain(
         output: a path at which there is nothing yet.
         texts: by name, as from `read_texts`.
         config: shape and training.
-        held_out: the names to keep out of training; default: about 5 %, near-duplicates on one side.
+        held_out: the names to keep out of training; default: about 5 %, copies on one side.
         device: cpu or cuda.
-        report: called after every step with `step`, `num_steps`, `loss` and, when it was measured, `held_out_loss`;
-            after the second one of a run, also with `first_step`, `seconds_per_step` and `memory`.
+        report: called after every step with what `Progress.run` says.
         teacher: the folder of a model to draft for: the new one takes its tokenizer and learns its distributions.
 
     Returns:
-        The record, as in pretraining.json: losses in nats per token, bits per byte, sizes, times, and with a teacher
+        The record, as in pretraining.json: losses in nats per token, bits per byte, sizes, seconds, and with a teacher
         the expected acceptance of drafts for it.
 
     Raises:
-        FileNotFoundError: the teacher or one of its files is missing.
-        ValueError: the output is taken, the text is too short, the teacher has other sizes, or an unfinished run
-            there was another one.
+        ValueError: the output is taken, the text too short, the teacher of other sizes, or what was begun another run.
     """
     config = PretrainConfig() if config is None else config
     report = (lambda news: None) if report is None else report
@@ -135,21 +119,22 @@ def pretrain(
     corpus = _read_corpus(texts, config, held_out, tutor)
     model = new_model(config, int(corpus.tokenizer.eos_token_id))
     model.to(place)  # type: ignore[arg-type]  # transformers hides what it takes
-    run = _run(model, corpus, config, path, report)
     windows = evenly_spaced(corpus.held_out, config.context, len(corpus.held_out))
+    seconds = _run(model, corpus, config, path, report, tutor)
     loss, held_out_tokens = held_out_loss(model, windows), len(corpus.held_out)
+    held_out_bytes = sum(len(texts[name].encode()) for name in corpus.held_out_files)
     record = {
         "held_out_loss": round(loss, 4),  # nats per token
-        "bits_per_byte": round(loss / math.log(2) * held_out_tokens / corpus.held_out_bytes, 4),
-        "bytes_per_token": round(corpus.held_out_bytes / held_out_tokens, 3),
-        **({} if tutor is None else tutor.record(model, corpus.held_out, config.context)),
+        "bits_per_byte": round(loss / math.log(2) * held_out_tokens / held_out_bytes, 4),
+        "bytes_per_token": round(held_out_bytes / held_out_tokens, 3),
+        **({} if tutor is None else _taught(tutor.model, model, corpus.held_out, config.context)),
         "num_parameters": sum(weight.numel() for weight in model.parameters()),
-        "training_files": corpus.num_training_files,
+        "training_files": len(texts) - len(corpus.held_out_files),
         "training_tokens": len(corpus.windows.tokens),
         "epochs": round(config.num_steps / corpus.windows.batches_per_epoch, 2),
         "held_out_files": corpus.held_out_files,
         "held_out_tokens": held_out_tokens,
-        **run,
+        "seconds": seconds,
         "settings": asdict(config),
     }
     files = _saved(corpus.tokenizer) if tutor is None else tutor.tokenizer_files
@@ -157,6 +142,25 @@ def pretrain(
     replace_folder(path, files)
     partial_file(path).unlink(missing_ok=True)
     return record
+
+
+def _taught(teacher: Transformer, student: LlamaForCausalLM, held_out: Any, length: int) -> dict[str, Any]:
+    """Return who taught, and the expected acceptance of the student's drafts on windows of held-out text."""
+    windows = evenly_spaced(held_out, length, MEASURED)
+    rates = [draft_acceptance(teacher, student, windows, sampling) for sampling in SAMPLINGS]
+    return {
+        "teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint},
+        "acceptance": acceptance_record(SAMPLINGS, rates),
+        "acceptance_windows": len(windows),
+    }
+
+
+def acceptance_record(samplings: Sequence[SamplingConfig], rates: Sequence[float]) -> list[dict[str, float]]:
+    """Return the acceptance at each sampling as plain values."""
+    return [
+        {"temperature": each.temperature, "top_k": each.top_k, "expected": round(rate, 4)}
+        for each, rate in zip(samplings, rates, strict=True)
+    ]
 
 
 def _read_corpus(
@@ -172,7 +176,11 @@ def _read_corpus(
     if teacher is None:
         tokenizer = train_tokenizer((texts[name] for name in names), config.vocab_size, config.context)
     else:
-        teacher.check(config.vocab_size, config.context)
+        expected, longest = teacher.model.vocab_size, teacher.model.max_position_embeddings
+        if config.vocab_size != expected:
+            raise ValueError(f"vocab_size: found {config.vocab_size}, expected {expected}, the teacher's")
+        if config.context > longest:
+            raise ValueError(f"context: found {config.context}, expected at most {longest}, the teacher's")
         tokenizer = teacher.tokenizer
     end = int(tokenizer.eos_token_id)
     order = np.random.default_rng(config.seed).permutation(len(names))
@@ -180,42 +188,34 @@ def _read_corpus(
     validation = np.concatenate([[end], *encode_texts(tokenizer, [texts[name] for name in kept_out], end)])
     check_tokens("teacher", np.concatenate([training, validation]), config.vocab_size)
     windows = Windows(training, config.context, config.batch_size, config.seed)
-    num_bytes = sum(len(texts[name].encode()) for name in kept_out)
-    return Corpus(teacher, tokenizer, windows, validation, len(names), kept_out, num_bytes)
+    return Corpus(tokenizer, windows, validation, kept_out)
 
 
-def _run(model: LlamaForCausalLM, corpus: Corpus, config: PretrainConfig, path: Path, report: Report) -> dict[str, Any]:
-    """Train; return the seconds that it took and the curve: pairs of a step and the loss on some held-out text."""
-    sample = evenly_spaced(corpus.held_out, config.context, EVALUATED)
-    optimizers, teacher = optimizers_for(model, config), corpus.teacher
+def _run(
+    model: LlamaForCausalLM, corpus: Corpus, config: PretrainConfig, path: Path, report: Report, teacher: Teacher | None
+) -> int:
+    """Train; return the seconds that it took."""
+    optimizers = optimizers_for(model, config)
     settings = {name: value for name, value in asdict(config).items() if name != "compile"}
     settings |= {} if teacher is None else {"teacher": teacher.model.fingerprint}
     digest = settings_digest(settings, corpus.windows.tokens.tobytes())
     progress = Progress(partial_file(path), digest, dict(model.named_parameters()), optimizers)
     first, notes = progress.restore()
-    notes.setdefault("seconds", 0.0)
-    notes.setdefault("curve", [])
     step_loss: Callable[..., Tensor] = loss_of if teacher is None else distillation_loss
     step_loss = torch.compile(step_loss) if config.compile else step_loss
 
     def learn(step: int) -> dict[str, Any]:
-        began = time.monotonic()
         tokens = torch.from_numpy(corpus.windows.batch(step)).to(model.device)
-        loss = step_loss(model, tokens, *([] if teacher is None else [teacher.logits(tokens)]))
+        with torch.no_grad():  # inference mode would make tensors that torch.compile cannot keep for the gradient
+            taught = [] if teacher is None else [teacher.model.forward(tokens)]
+        loss = step_loss(model, tokens, *taught)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         step_all(optimizers, schedule(step, config))
-        news: dict[str, Any] = {"loss": loss.item()}
-        if step == first + 1:  # the first one compiles, or warms up
-            news |= {"first_step": first, "seconds_per_step": time.monotonic() - began}
-            news["memory"] = peak_memory(model.device)
-        if (step + 1) % EVERY == 0:
-            news["held_out_loss"] = held_out_loss(model, sample)
-            notes["curve"].append([step + 1, round(news["held_out_loss"], 4)])
-        return news
+        return {"loss": loss.item()}
 
-    progress.run(range(first, config.num_steps), notes, learn, report)
-    return {"seconds": round(notes["seconds"]), "curve": notes["curve"]}
+    progress.run(range(first, config.num_steps), notes, learn, report, model.device)
+    return round(float(notes["seconds"]))
 
 
 def new_model(config: PretrainConfig, end: int) -> LlamaForCausalLM:
@@ -245,9 +245,9 @@ def optimizers_for(model: LlamaForCausalLM, config: PretrainConfig) -> list[torc
     inside = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     ids = {id(weight) for weight in inside}
     outside = [weight for weight in model.parameters() if id(weight) not in ids]
-    rate, decay = config.learning_rate, config.weight_decay
+    rate = config.learning_rate
     return [
-        torch.optim.Muon(inside, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(inside, lr=rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(outside, lr=rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True),
     ]
 
@@ -256,8 +256,8 @@ def schedule(step: int, config: PretrainConfig) -> float:
     """Return the part of the learning rate at a step: a rise, a plateau, a straight fall to 0."""
     done = (step + 1) / config.num_steps
     shortest = 1.0 / config.num_steps  # of a rise or a fall: one step
-    fall = (1.0 - done) / max(config.cooldown, shortest) + shortest
-    return min(1.0, done / max(config.warmup, shortest), fall)
+    fall = (1.0 - done) / max(COOLDOWN, shortest) + shortest
+    return min(1.0, done / max(WARMUP, shortest), fall)
 
 
 def loss_of(
@@ -268,6 +268,44 @@ def loss_of(
     with torch.autocast(tokens.device.type, torch.bfloat16):
         logits = model(tokens, use_cache=False).logits
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+def distillation_loss(
+    student: LlamaForCausalLM,
+    tokens: Tensor,  # [B, T]
+    teacher_logits: Tensor,  # [B, T, V]
+) -> Tensor:  # []
+    """Return the mean cross-entropy of the student's distributions against the teacher's, in nats, at temperature 1.
+
+    mean over places of - sum_v teacher[v] log student[v]
+
+    Computed in bfloat16 with weights in float32, as the loss on text is; its least value is the teacher's entropy.
+
+    Source: Hinton et al. 2015 (arXiv 1503.02531); Zhou et al. 2024 (arXiv 2310.08461) for draft models.
+    """
+    with torch.autocast(tokens.device.type, torch.bfloat16):
+        logits = student(tokens, use_cache=False).logits
+    target = teacher_logits.flatten(0, 1).float().softmax(dim=-1)
+    return functional.cross_entropy(logits.flatten(0, 1).float(), target)
+
+
+@torch.inference_mode()
+def draft_acceptance(
+    teacher: Transformer,
+    student: LlamaForCausalLM,
+    windows: npt.NDArray[np.int64],  # [B, T]
+    sampling: SamplingConfig,
+) -> float:
+    """Return the chance that the teacher accepts a draft of the student's, on average over places of a text.
+
+    The equation is that of `acceptance_of`, at every place. Both distributions are those of `sampling`.
+    """
+    total = 0.0
+    for tokens in batches(windows, student.device):
+        with torch.autocast(tokens.device.type, torch.bfloat16):
+            draft_logits = student(tokens, use_cache=False).logits
+        total += float(shared_mass(teacher.forward(tokens), draft_logits, sampling).mean(dim=1).sum())
+    return total / len(windows)
 
 
 @torch.inference_mode()

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.checkpoint.folder import read_header
+from pass_sampling.reference.checkpoint.folder import read_header, replace_file
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -25,17 +23,6 @@ def check_output(path: Path, what: str) -> None:
     """Raise ValueError for a path with a file or a folder that is not empty: nothing is overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} is there already, expected a new path for the {what}")
-
-
-def check_rates(config: object, positive: Iterable[str], parts: Iterable[str]) -> None:
-    """Raise ValueError for settings that are no positive numbers, or None, and for those that are no part of a run."""
-    for name in positive:
-        value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}: found {value}, expected a positive number")
-    for name in parts:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name}: found {getattr(config, name)}, expected a part of the run, 0 to 1")
 
 
 def partial_file(output: Path) -> Path:
@@ -69,11 +56,7 @@ class Progress:
         self._saved_at = time.monotonic()
 
     def restore(self) -> tuple[int, dict[str, Any]]:
-        """Load what an earlier, killed run has left; return the steps done (0 if none was) and its notes.
-
-        Raises:
-            ValueError: the file is damaged, or its run had other settings, another model or other text.
-        """
+        """Return the steps done (0 if none was) and the notes; raise ValueError if the file is damaged or another's."""
         from safetensors import safe_open
         from safetensors.torch import load_file
 
@@ -112,59 +95,41 @@ class Progress:
                 for key, value in moments.items():
                     tensors[f"optimizer {i} {number} {key}"] = torch.as_tensor(value).cpu().contiguous()
         state = {"digest": self.digest, "steps": str(steps), "notes": json.dumps(dict(notes))}
-        write_file(self.file, save(tensors, metadata=state))
+        replace_file(self.file, save(tensors, metadata=state))
         self._saved_at = time.monotonic()
 
-    def run(self, steps: range, notes: dict[str, Any], learn: Callable[[int], dict[str, Any]], report: Report) -> None:
+    def run(
+        self,
+        steps: range,
+        notes: dict[str, Any],
+        learn: Callable[[int], dict[str, Any]],
+        report: Report,
+        device: torch.device,
+    ) -> None:
         """Take the steps that remain, report and save after each; keep the last loss and the seconds in the notes.
 
-        `learn` takes one step and returns its `loss`, and what else to report with `step` and `num_steps`.
-
-        Raises:
-            ValueError: a loss is not finite.
+        `learn` takes one step and returns its `loss`, which must be finite. It is reported with `step` and `num_steps`;
+        after the second one, as the first one warms up, `first_step`, `seconds_per_step` and `memory` are, too.
         """
         started = time.monotonic() - float(notes.get("seconds", 0.0))
         for step in steps:
+            began = time.monotonic()
             news = {"step": step + 1, "num_steps": steps.stop} | learn(step)
             if not math.isfinite(news["loss"]):
                 raise ValueError(
                     f"the loss at step {step + 1} is {news['loss']}, expected a number; lower learning_rate"
                 )
+            if step == steps.start + 1:
+                seconds = time.monotonic() - began
+                news |= {"first_step": steps.start, "seconds_per_step": seconds, "memory": peak_memory(device)}
             report(news)
             notes |= {"seconds": time.monotonic() - started, "loss": news["loss"]}
             self.save(step + 1, notes, now=step + 1 == steps.stop)
 
     def finish(self) -> None:
         """Remove the state: the run has ended and its result is saved."""
-        self.file.unlink(missing_ok=True)
-        _unfinished(self.file).unlink(missing_ok=True)  # a run that was killed while it wrote left this
-
-
-class KeptStates:
-    """Hidden states of a frozen model over the windows of a text: computed when first asked for, then read from disk.
-
-    They take 2 bytes a number in bfloat16: 1 GB for a million tokens of a model of width 512.
-
-    Glossary of shapes: B windows, T tokens of a window, D hidden state.
-    """
-
-    def __init__(self, file: Path, num_windows: int, length: int, width: int, dtype: torch.dtype):
-        """Open the file of this run, which grows as it is written."""
-        window = np.dtype([("known", "u1"), ("states", "u1", (length, width * dtype.itemsize))])
-        size = num_windows * window.itemsize
-        begun = file.exists() and file.stat().st_size == size
-        self.file, self.dtype = file, dtype
-        self._windows = np.memmap(file, window, "r+" if begun else "w+", shape=(num_windows,))
-
-    def of(self, numbers: Sequence[int], compute: Callable[[list[int]], Tensor]) -> Tensor:  # [B, T, D]
-        """Return the states of some windows; `compute(positions in numbers)` makes those that are missing."""
-        missing = [i for i, number in enumerate(numbers) if not self._windows[number]["known"]]
-        if missing:
-            made = compute(missing).cpu().contiguous().view(torch.uint8).numpy()
-            for i, states in zip(missing, made, strict=True):
-                self._windows[numbers[i]]["states"] = states
-                self._windows[numbers[i]]["known"] = 1
-        return torch.from_numpy(self._windows["states"][list(numbers)]).view(self.dtype)
+        for file in (self.file, *self.file.parent.glob(f".{self.file.name}.*.new")):  # a run that was killed left these
+            file.unlink(missing_ok=True)
 
 
 def step_all(optimizers: Iterable[torch.optim.Optimizer], part: float) -> None:
@@ -174,25 +139,6 @@ def step_all(optimizers: Iterable[torch.optim.Optimizer], part: float) -> None:
             group["lr"] = part * optimizer.defaults["lr"]
         optimizer.step()
         optimizer.zero_grad()
-
-
-def write_file(file: Path, content: bytes) -> None:
-    """Write a file so that its old content or the new is there at every moment."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = _unfinished(file)
-    try:
-        with open(new, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(new, file)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-
-
-def _unfinished(file: Path) -> Path:
-    return file.with_name("." + file.name + ".new")
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -27,9 +27,7 @@ PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer: every text is representable, and decoding gives it back byte for byte.
 
-    Raises:
-        ValueError: `vocab_size` has no room for the 256 bytes and the end of text, or the texts are too short to fill
-            it.
+    Raise ValueError for a vocabulary without room for the bytes and the end of text, or for texts too short to fill it.
 
     Source: Sennrich et al. 2016 (arXiv 1508.07909); Radford et al. 2019 for bytes as the alphabet.
     """
@@ -59,13 +57,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreT
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer in a model's folder.
+    """Load the tokenizer in a model's folder; raise ValueError if there is none that transformers can read.
 
     Where the folder names the library's plain class, which is all in tokenizer.json, `AutoTokenizer` is not asked: it
     imports the code of models, a second of CPU time.
-
-    Raises:
-        ValueError: there is none that transformers can read.
     """
     from transformers.utils import logging
 
@@ -113,7 +108,6 @@ class Windows:
     length: int  # T
     batch_size: int  # B
     seed: int
-    moved: bool = True  # if not, every offset is 0: the same windows in every epoch
 
     def __post_init__(self) -> None:
         """Refuse a text in which no batch of windows fits."""
@@ -129,17 +123,14 @@ class Windows:
         """Return how many batches visit the whole text once."""
         return (len(self.tokens) - self.length) // (self.length * self.batch_size)
 
-    def starts(self, step: int) -> npt.NDArray[np.int64]:  # [B]
-        """Return where the windows of a step begin; steps are counted from 0."""
+    def batch(self, step: int) -> npt.NDArray[np.int64]:  # [B, T]
+        """Return the batch of a step; steps are counted from 0."""
         epoch, place = divmod(step, self.batches_per_epoch)
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=epoch))
-        offset = int(generator.integers(self.length)) if self.moved else 0
+        offset = int(generator.integers(self.length))
         order = generator.permutation(self.batches_per_epoch * self.batch_size)
-        return offset + self.length * order[place * self.batch_size : (place + 1) * self.batch_size]
-
-    def batch(self, step: int) -> npt.NDArray[np.int64]:  # [B, T]
-        """Return the batch of a step."""
-        return np.stack([self.tokens[start : start + self.length] for start in self.starts(step)])
+        starts = offset + self.length * order[place * self.batch_size : (place + 1) * self.batch_size]
+        return np.stack([self.tokens[start : start + self.length] for start in starts])
 
 
 def evenly_spaced(
@@ -147,11 +138,7 @@ def evenly_spaced(
     length: int,
     most: int,
 ) -> npt.NDArray[np.int64]:  # [B, T]
-    """Return at most `most` windows, none overlapping another, spread evenly over the text.
-
-    Raises:
-        ValueError: the text is shorter than one window.
-    """
+    """Return at most `most` windows, spread evenly over the text; raise ValueError if it is shorter than one."""
     count = min(most, len(tokens) // length)
     if count == 0:
         raise ValueError(f"the held-out text has {len(tokens)} tokens, expected at least {length}, one window")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,9 @@ FORMATS = {  # other formats, by the files that reveal them
     "snapshots/*/config.json": "a cache of models",
 }
 TOKENIZERS = dict.fromkeys(("tokenizer.json", "tokenizer.model", "vocab.json"), "a tokenizer")
+
+
+Layout = tuple[str, tuple[int, ...]]  # of a tensor: safetensors' name of its dtype, such as "BF16", and its shape
 
 
 class StoredTensor(NamedTuple):
@@ -60,15 +64,11 @@ def name_of(folder: Path) -> str:
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """Return the path of a file in the folder itself.
+    """Return the path of a file in the folder itself; raise FileNotFoundError if there is none.
 
-    A link may not lead out of the folder, except in the hub cache, where `snapshots/<revision>/<name>`, or
-    `snapshots/<revision>/<folder>/<name>`, is a link into the `blobs` folder beside `snapshots`.
-
-    Raises:
-        ValueError: the name is not a plain one, the link leads elsewhere, or in place of config.json there is a
-            folder of another kind.
-        FileNotFoundError: there is no such file.
+    The name must be plain. A link may not lead out of the folder, except in the hub cache, where
+    `snapshots/<revision>/<name>`, or `snapshots/<revision>/<folder>/<name>`, is a link into the `blobs` folder beside
+    `snapshots`. A folder of another kind is refused by what it is.
     """
     if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
         raise ValueError(f"{folder}: the file name {name!r:.80} is not plain, expected a name without a path")
@@ -116,9 +116,7 @@ def _refuse_other_formats(folder: Path, formats: dict[str, str]) -> None:
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of a checkpoint by name, from one safetensors file or all that the index lists.
 
-    Raises:
-        FileNotFoundError: there are no weights, or a shard is missing.
-        ValueError: the weights are in another format, a file is damaged, or index and shards disagree.
+    Raise FileNotFoundError for missing weights or shards, ValueError for other formats, damage, and an index that lies.
     """
     check_weights(folder)
     if (folder / SINGLE).exists():
@@ -162,6 +160,16 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def check_layout(path: Path, found: Mapping[str, Layout], expected: Mapping[str, Layout]) -> None:
+    """Raise ValueError unless a file holds exactly the tensors that are expected, in dtype and shape."""
+    for name in (*expected, *found):
+        if found.get(name) != expected.get(name):
+            has, wants = (
+                f"{some[name][0]} {list(some[name][1])}" if name in some else "nothing" for some in (found, expected)
+            )
+            raise ValueError(f"{path} holds {has} as {name!r:.80}, expected {wants}")
+
+
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
     twice: list[str] = []
 
@@ -195,14 +203,22 @@ def has_only(path: Path, names: set[str], keys: Iterable[str]) -> bool:
         return False
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file so that its old content or the new is there at every moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        new.write_text(text, encoding="utf-8")
+        _write(new, content.encode() if isinstance(content, str) else content)
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -219,10 +235,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     new.mkdir()
     try:
         for name, content in files.items():
-            with open(new / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(new / name, content)
         _flush(new)
         if folder.exists():
             os.replace(folder, old)
@@ -244,3 +257,52 @@ def _flush(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+# --- Fields of JSON objects that describe folders ---
+
+
+class Field(NamedTuple):
+    """The values that a key may have."""
+
+    is_valid: Callable[[Any], bool]
+    expected: str  # the same in words
+
+
+def integer(low: int, high: int) -> Field:
+    """Return the field of an integer between two limits, both included."""
+    return Field(lambda value: type(value) is int and low <= value <= high, f"an integer from {low} to {high}")
+
+
+def _is_digest(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
+
+
+TEXT = Field(lambda value: isinstance(value, str), "text")
+FLAG = Field(lambda value: isinstance(value, bool), "true or false")
+OBJECT = Field(lambda value: isinstance(value, dict), "an object")
+DIGEST = Field(_is_digest, "64 hexadecimal digits or null")
+
+
+def check_fields(values: Mapping[str, Any], fields: Mapping[str, Field], owner: str = "") -> None:
+    """Raise ValueError for the first field whose value is not valid; the message begins with the owner's name."""
+    for name, field in fields.items():
+        value = values.get(name)
+        if not field.is_valid(value):
+            raise ValueError(f"{owner}{name}: found {value!r:.80}, expected {field.expected}")
+
+
+def check_format(
+    settings: Mapping[str, Any], fixed: Mapping[str, Any], fields: Mapping[str, Field], folder: str
+) -> None:
+    """Raise ValueError unless a config.json has exactly the fixed values and the valid fields of a kind of folder."""
+    for name, value in fixed.items():
+        if name not in settings:
+            raise ValueError(f"{name} is missing, expected {folder}")
+        if settings[name] != value or type(settings[name]) is not type(value):
+            raise ValueError(f"{name}: found {settings[name]!r:.80}, expected {value!r}")
+    keys = (*fixed, *fields)
+    for name in (*keys, *settings):
+        if name not in settings or name not in keys:
+            raise ValueError(f"the key {name!r:.80} is missing or unknown, expected exactly {', '.join(keys)}")
+    check_fields(settings, fields)

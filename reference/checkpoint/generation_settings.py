@@ -29,19 +29,6 @@ OTHERS: Settings = {
     **dict.fromkeys(("bad_words_ids", "force_words_ids", "forced_bos_token_id", "forced_eos_token_id"), None),
     **dict.fromkeys(("exponential_decay_length_penalty", "sequence_bias", "constraints"), None),
 }
-# Settings that change no text: lengths, which the caller gives, what is returned, the machine, beams and drafts.
-NO_TEXT = set(
-    """
-    max_length max_new_tokens num_return_sequences return_dict_in_generate
-    output_attentions output_hidden_states output_scores output_logits
-    bos_token_id pad_token_id decoder_start_token_id transformers_version renormalize_logits
-    use_cache cache_implementation cache_config max_cache_len compile_config disable_compile
-    prefill_chunk_size continuous_batching_config low_memory
-    early_stopping length_penalty num_beam_groups diversity_penalty
-    num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold assistant_early_exit
-    assistant_lookbehind target_lookbehind speculation_type use_mtp prompt_lookup_num_tokens max_matching_ngram_size
-    """.split()
-)
 
 
 class GenerationSettings(NamedTuple):
@@ -69,7 +56,7 @@ def read_generation_config(folder: str | os.PathLike[str]) -> GenerationSettings
     if (root / "generation_config.json").exists():
         path = file_in(root, "generation_config.json")
         settings = read_json(path)
-    others = [name for name in sorted(settings) if _is_other(name, settings[name], settings is fallback)]
+    others = [name for name in sorted(settings) if name in OTHERS and settings[name] not in (None, OTHERS[name])]
     if others:
         logging.getLogger(__name__).warning("%s: not applied: %s", path, ", ".join(others))
     try:
@@ -83,13 +70,6 @@ def read_generation_config(folder: str | os.PathLike[str]) -> GenerationSettings
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _is_other(name: str, value: Any, in_config: bool) -> bool:
-    """Return whether a setting is in use and not applied; of config.json only known names count."""
-    if value is None or name in APPLIED or name in NO_TEXT:
-        return False
-    return value != OTHERS[name] if name in OTHERS else not in_config and not name.startswith("_")
 
 
 def _listed(name: str, value: Any, is_valid: Callable[[Any], bool], expected: str) -> tuple[Any, ...]:

@@ -51,9 +51,7 @@ def load_model(folder: str | os.PathLike[str], dtype: Any = None) -> Transformer
 def read_weights(folder: str | os.PathLike[str], config: ModelConfig, dtype: Any = None) -> tuple[Weights, str]:
     """Return the weights in a folder, and their fingerprint, see `tensors.fingerprint_of`.
 
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing.
-        ValueError: the files do not hold exactly the finite tensors that `config` calls for.
+    Raise ValueError unless the files hold exactly the finite tensors that `config` calls for.
     """
     dtype = check_dtype("float64" if dtype is None else dtype)
     root = open_folder(folder)

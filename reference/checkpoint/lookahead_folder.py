@@ -14,8 +14,20 @@ from ..lookahead.adapter import SIZES
 from ..lookahead.adapter import tensor_shapes as adapter_shapes
 from ..lookahead.block_heads import block_shapes
 from ..lookahead.head import tensor_shapes as head_shapes
-from .fields import DIGEST, FLAG, OBJECT, TEXT, Field, check_fields, check_format, integer
-from .folder import has_only, read_header
+from .folder import (
+    DIGEST,
+    FLAG,
+    OBJECT,
+    TEXT,
+    Field,
+    Layout,
+    check_fields,
+    check_format,
+    check_layout,
+    has_only,
+    integer,
+    read_header,
+)
 
 CONFIG, VECTORS, TENSOR = "config.json", "model.safetensors", "lookahead_embeddings"
 DRAFT_VOCAB = "draft_vocab"  # a tensor that need not be there
@@ -46,8 +58,7 @@ FIELDS = {
         "an object with temperature, top_k and top_p, or null",
     ),
     "base_model": Field(
-        lambda value: _has_keys(value, "name", "shapes", "fingerprint"),
-        "an object with name, shapes and fingerprint",
+        lambda value: _has_keys(value, "name", "shapes", "fingerprint"), "an object with name, shapes and fingerprint"
     ),
     "training": OBJECT,
 }
@@ -71,7 +82,8 @@ def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArr
     import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 once it is imported)
     from safetensors import safe_open
 
-    check_header(path, read_header(path), settings)
+    header = {name: (tensor.dtype, tensor.shape) for name, tensor in read_header(path).items()}
+    check_layout(path, header, _layout(header, settings))
     with safe_open(path, framework="numpy") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}
     return {name: array.astype(np.int64 if name == DRAFT_VOCAB else np.float32) for name, array in found.items()}
@@ -94,10 +106,10 @@ def read_details(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_header(path: Path, header: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a file holds exactly the tensors that config.json describes."""
+def _layout(found: Mapping[str, Layout], settings: Mapping[str, Any]) -> dict[str, Layout]:
+    """Return the tensors that config.json describes; a draft vocabulary has as many tokens as are found."""
     rank, refine, width = settings["adapter_rank"], settings["refine"], settings["hidden_size"]
-    expected = {TENSOR: ("F32", (settings["num_lookahead"], width))}
+    expected: dict[str, Layout] = {TENSOR: ("F32", (settings["num_lookahead"], width))}
     if rank:
         named = adapter_shapes(settings["base_model"]["shapes"], rank).items()
         expected |= {ADAPTER + name: ("BF16", shape) for name, shape in named}
@@ -106,18 +118,9 @@ def check_header(path: Path, header: Mapping[str, Any], settings: Mapping[str, A
         if refine["kind"] == "block":
             shapes = block_shapes(width, refine["width"], settings["num_lookahead"])
         expected |= {HEAD + name: ("BF16", shape) for name, shape in shapes.items()}
-    found = {name: (tensor.dtype, tensor.shape) for name, tensor in header.items()}
-    if DRAFT_VOCAB in found:  # as many tokens as it has
+    if DRAFT_VOCAB in found:
         expected[DRAFT_VOCAB] = ("I32", (*found[DRAFT_VOCAB][1][:1],) or (1,))
-    for name in sorted({*expected, *found}, key=lambda name: (name != TENSOR, name)):
-        if found.get(name) != expected.get(name):
-            raise ValueError(
-                f"{path} holds {_described(found.get(name))} as {name!r:.80}, expected {_described(expected.get(name))}"
-            )
-
-
-def _described(tensor: tuple[str, tuple[int, ...]] | None) -> str:
-    return "nothing" if tensor is None else f"{tensor[0]} {list(tensor[1])}"
+    return expected
 
 
 def may_replace(path: Path) -> bool:

@@ -10,8 +10,7 @@ import os
 from typing import Any
 
 from ..model.config import ModelConfig, RopeScaling
-from .fields import FLAG, Field, check_fields
-from .folder import file_in, open_folder, read_json
+from .folder import FLAG, Field, check_fields, file_in, open_folder, read_json
 
 Settings = dict[str, Any]
 
@@ -43,12 +42,7 @@ ROPE_KEYS |= {"original_max_position_embeddings", "partial_rotary_factor"}
 
 
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
-    """Return the shape of the model in a folder.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no config.json in it.
-        ValueError: config.json is damaged, absurd, or asks for something that this package does not compute.
-    """
+    """Return the shape of the model in a folder; raise ValueError for what is damaged, absurd or not supported."""
     path = file_in(open_folder(folder), "config.json")
     settings = read_json(path)
     try:

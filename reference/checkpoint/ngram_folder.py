@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import check_integer
-from .fields import DIGEST, OBJECT, TEXT, Field, check_format, integer
-from .folder import has_only, read_header
+from .folder import DIGEST, OBJECT, TEXT, Field, Layout, check_format, check_layout, has_only, integer, read_header
 
 CONFIG, ARRAYS, UNIGRAM = "config.json", "model.safetensors", "unigram"
 # The format that this version reads; other values were written by a version with more features.
@@ -36,7 +35,6 @@ FIELDS = {
 BYTES = {"F32": 4, "I32": 4, "U16": 2, "U8": 1}
 
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]  # of an order: successors, tokens, codes
-Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
@@ -48,24 +46,13 @@ def read_details(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_arrays(
-    path: Path,
-    vocab_size: int,
-    num_ngrams: Sequence[int],
+    path: Path, vocab_size: int, num_ngrams: Sequence[int]
 ) -> tuple[npt.NDArray[np.float32], list[Arrays]]:  # [V], orders
-    """Return the unigram's weights, and the successors, tokens and codes of each order from 2 on.
-
-    Raises:
-        ValueError: the file is damaged, or holds other tensors, shapes or dtypes than config.json says.
-    """
+    """Return the unigram's weights, and successors, tokens and codes of each order; raise ValueError for others."""
     from safetensors import safe_open
 
-    expected = _layout(vocab_size, num_ngrams)
     found = {name: (tensor.dtype, tensor.shape) for name, tensor in read_header(path).items()}
-    for name in (*expected, *found):
-        if found.get(name) != expected.get(name):
-            raise ValueError(
-                f"{path} holds {_described(name, found)}, expected {_described(name, expected)} as {CONFIG} says"
-            )
+    check_layout(path, found, _layout(vocab_size, num_ngrams))
     orders = []
     with safe_open(path, framework="numpy") as file:
         for order, (contexts, count) in enumerate(_sizes(vocab_size, num_ngrams), start=2):
@@ -105,9 +92,9 @@ def may_replace(path: Path) -> bool:
     return has_only(path, {CONFIG, ARRAYS}, FIXED)
 
 
-def _layout(vocab_size: int, num_ngrams: Sequence[int]) -> Layout:
+def _layout(vocab_size: int, num_ngrams: Sequence[int]) -> dict[str, Layout]:
     """Return the dtype and shape of every tensor by name."""
-    layout: Layout = {UNIGRAM: ("F32", (vocab_size,))}
+    layout: dict[str, Layout] = {UNIGRAM: ("F32", (vocab_size,))}
     for order, (contexts, count) in enumerate(_sizes(vocab_size, num_ngrams), start=2):
         layout[f"order_{order}.contexts"] = ("U8", ((contexts + count + 7) // 8,))
         layout[f"order_{order}.tokens"] = ("U16" if vocab_size <= 2**16 else "I32", (count,))
@@ -141,10 +128,3 @@ def _num_successors(marks: npt.NDArray[np.uint8], contexts: int, count: int) -> 
             f"contexts: found {len(ends)} marks{last}, expected {contexts}, the last one at {contexts + count - 1}"
         )
     return np.diff(ends, prepend=-1) - 1
-
-
-def _described(name: str, tensors: Layout) -> str:
-    if name not in tensors:
-        return f"no tensor {name!r:.80}"
-    dtype, shape = tensors[name]
-    return f"{name!r:.80} {dtype} {list(shape)}"

@@ -28,13 +28,9 @@ def check_tensors(
     shapes: Mapping[str, tuple[int, ...]],
     config: ModelConfig,
 ) -> None:
-    """Raise ValueError for names, shapes and dtypes other than those of the model.
+    """Raise ValueError for stored names, shapes and dtypes other than those of the model, by name in `shapes`.
 
-    Args:
-        root: the folder.
-        stored: its tensors by name.
-        shapes: the shapes of the tensors that fill the model, by name.
-        config: the shape of the model; a checkpoint may hold a tied output projection as well.
+    A checkpoint may hold a tied output projection as well.
     """
     missing = [name for name in shapes if name not in stored]
     if missing:

@@ -15,8 +15,6 @@ import numpy as np
 
 from ..text.token_decoder import Piece, TokenDecoder
 
-__all__ = ["PROMPT", "TINY", "WINDOWED", "Configuration", "configurations", "methods_of", "penalty"]
-
 PROMPT = (1, 0)
 TINY: dict[str, Any] = {
     "vocab_size": 3,
@@ -134,11 +132,7 @@ class Configuration:
         return package.Transformer(config, weights)
 
     def method(self, package: Any, name: str, rule: str | None) -> Any:
-        """Return a method over the model, which is registered under the name or drafts with the drafter of that name.
-
-        Raises:
-            ValueError: there is no method of that name.
-        """
+        """Return a method over the model, registered under the name or drafting with the drafter of that name."""
         methods, drafters = _registries(package)
         name, _, rescorer = name.partition("+")
         drafter = name.removesuffix("-tree")

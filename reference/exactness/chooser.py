@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
-
-import numpy as np
 
 from .unknown_uniform import Uniform
 
 MOST_CHOICES = 10_000  # in one run, so that an endless program is refused
 MOST_OUTCOMES = 1_000_000  # of one choice
+EXPECTED = "expected no randomness but that of the replaced calls (PyTorch's are those of replace=[torch_random])"
 ROUNDING = 2.0**-26  # how far from 1 a sum of probabilities may be: what numpy.random.choice allows
 
 
@@ -22,31 +22,15 @@ class HiddenRandomness(ValueError):
 class Chooser:
     """Makes and records the random choices of one run: first those of a script, then any possible ones."""
 
-    def __init__(
-        self,
-        script: Sequence[int] = (),
-        distributions: Sequence[tuple[float, ...]] = (),
-        generator: np.random.Generator | None = None,
-    ):
-        """Follow a script, whose choices had the given distributions before.
-
-        After the script, take the first possible outcome, or with a generator a random one, all equally likely.
-        """
-        self.script = tuple(script)
-        self.scripted_distributions = tuple(distributions)
+    def __init__(self, script: Sequence[int] = (), distributions: Sequence[tuple[float, ...]] = ()):
+        """Follow a script, whose choices had the given distributions before; then take the first possible outcomes."""
+        self.script, self.scripted_distributions = tuple(script), tuple(distributions)
         self.outcomes: list[int] = []
         self.distributions: list[tuple[float, ...]] = []
         self.weight = 1.0  # the probability of this run
-        self.result: Any = None
-        self._generator = generator
 
     def choose(self, probs: Sequence[float]) -> int:
-        """Return an outcome of a distribution.
-
-        Raises:
-            ValueError: the probabilities are no distribution, or the run does not end.
-            HiddenRandomness: the run differs from the one that its script came from.
-        """
+        """Return an outcome of a distribution; raise HiddenRandomness if the run differs from that of its script."""
         place = len(self.outcomes)
         distribution = checked_probs(probs, f"draw {place}")
         if place >= MOST_CHOICES:
@@ -55,12 +39,10 @@ class Chooser:
             outcome = self.script[place]
             if distribution != self.scripted_distributions[place]:
                 raise HiddenRandomness(
-                    f"draw {place}: found another distribution than in a run with the same draws before it, expected "
-                    "no randomness but that of the replaced calls"
+                    f"draw {place}: found another distribution than in a run with the same draws before it, {EXPECTED}"
                 )
         else:
-            possible = [outcome for outcome, prob in enumerate(distribution) if prob > 0]
-            outcome = possible[0] if self._generator is None else int(self._generator.choice(possible))
+            outcome = next(outcome for outcome, prob in enumerate(distribution) if prob > 0)
         self.outcomes.append(outcome)
         self.distributions.append(distribution)
         self.weight *= distribution[outcome]
@@ -68,15 +50,7 @@ class Chooser:
 
     def uniform(self) -> Uniform:
         """Return a number that is uniform in [0, 1) and not known yet."""
-        return Uniform(self)
-
-    def check_finished(self) -> None:
-        """Raise HiddenRandomness if the run has made fewer choices than its script has."""
-        if len(self.outcomes) < len(self.script):
-            raise HiddenRandomness(
-                f"draws: found {len(self.outcomes)}, expected {len(self.script)} as in a run with the same draws, and "
-                "no randomness but that of the replaced calls"
-            )
+        return Uniform(self.choose)
 
 
 def refused(name: str) -> Callable[..., NoReturn]:
@@ -88,6 +62,22 @@ def refused(name: str) -> Callable[..., NoReturn]:
         )
 
     return refuse
+
+
+@contextmanager
+def replaced(home: Any, functions: Mapping[str, Any]) -> Iterator[None]:
+    """Replace attributes of a module or class in a context; inherited ones are inherited again afterwards."""
+    before = {name: vars(home)[name] for name in functions if name in vars(home)}
+    for name, function in functions.items():
+        setattr(home, name, function)
+    try:
+        yield
+    finally:
+        for name in functions:
+            if name in before:
+                setattr(home, name, before[name])
+            else:
+                delattr(home, name)
 
 
 def checked_probs(probs: Sequence[float], where: str = "probabilities") -> tuple[float, ...]:

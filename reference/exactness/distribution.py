@@ -14,7 +14,7 @@ from typing import Any
 
 from ..ending import Ending
 from ..sampling import Probs
-from .enumeration import Enumerable, estimated_executions, every_outcome
+from .enumeration import Enumerable, every_outcome
 
 TokenTuple = tuple[int, ...]
 
@@ -77,20 +77,13 @@ def output_distribution(
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
         untraced: run every execution once more without a trace, as the loop does, and refuse a step for which that
             makes any difference; by default only the first batch of each step is run again.
-        max_executions: refuse more executions, at once if the estimate exceeds it; None: no limit and no estimate.
+        max_executions: refuse more executions, when so many have been run; None: no limit.
         batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on
             the other rows; 1 then keeps the executions consistent.
 
     Raises:
         ValueError: more executions than allowed, or a step that is not what its record says.
     """
-    if max_executions is not None:
-        estimate = estimated_executions(method, prompt, ending, num_tokens, merge, enough=max_executions)
-        if estimate > max_executions:
-            raise ValueError(
-                f"max_executions: found a tree of at least about {estimate:.1e} executions, expected at most "
-                f"{max_executions}"
-            )
     length = num_tokens if num_tokens is not None else float("inf")
     distribution: dict[TokenTuple, float] = {}
     expected: dict[str, float] = {}
@@ -136,9 +129,7 @@ def _counts(record: Any) -> dict[str, float]:
 
 
 def target_distribution(
-    next_probs: Callable[[TokenTuple], Probs],
-    ending: Ending,
-    num_tokens: int | None = None,
+    next_probs: Callable[[TokenTuple], Probs], ending: Ending, num_tokens: int | None = None
 ) -> OutputDistribution:
     """Return the distribution of drawing token after token from `next_probs(new_tokens)`: the definition."""
     length = num_tokens if num_tokens is not None else ending.max_new_tokens

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random as python_random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .chooser import Chooser, refused
+from .chooser import Chooser, refused, replaced
 from .unknown_uniform import search_each
 
 STATE = ("get_state", "set_state", "getstate", "setstate", "get_bit_generator", "set_bit_generator")
@@ -41,13 +41,7 @@ class BranchingGenerator:
         return self.random(_size(size, low, high)) * (high - low) + low
 
     def choice(
-        self,
-        a: Any,
-        size: Any = None,
-        replace: bool = True,
-        p: Any = None,
-        axis: int = 0,
-        shuffle: bool = True,
+        self, a: Any, size: Any = None, replace: bool = True, p: Any = None, axis: int = 0, shuffle: bool = True
     ) -> Any:
         """Draw from some values by their probabilities."""
         values: npt.NDArray[Any] = np.arange(a) if np.ndim(a) == 0 else np.asarray(a)
@@ -94,18 +88,6 @@ class BranchingGenerator:
             for _ in range(n):
                 counts[(*place, self._chooser.choose(distribution.tolist()))] += 1
         return counts
-
-    def binomial(self, n: int, p: Any, size: Any = None) -> Any:
-        """Draw how often something happens in n attempts."""
-        if np.ndim(n):
-            raise ValueError("numpy.random.binomial: found an array of attempts, expected a number")
-        size = _size(size, p)
-        probs = np.broadcast_to(np.asarray(p, dtype=np.float64), () if size is None else size)
-        counts = np.zeros(probs.shape, dtype=np.int64)
-        for place in np.ndindex(counts.shape):
-            distribution = (float(probs[place]), 1.0 - float(probs[place]))
-            counts[place] = sum(self._chooser.choose(distribution) == 0 for _ in range(n))
-        return int(counts) if size is None else counts
 
     def seed(self, *arguments: Any, **options: Any) -> None:
         """Do nothing: seeds have no effect."""
@@ -206,16 +188,6 @@ def numpy_random(chooser: Chooser) -> Iterator[None]:
         names = [name for name in REFUSED[module] if name in vars(source) or hasattr(type(source), name)]
         ours[module] = REFUSED[module] | {name: getattr(source, name) for name in names} | ours[module]
     with ExitStack() as stack:
-        for module, replaced in ours.items():
-            stack.enter_context(_replaced(module, replaced))
+        for module, functions in ours.items():
+            stack.enter_context(replaced(module, functions))
         yield
-
-
-@contextmanager
-def _replaced(module: Any, functions: Mapping[str, Any]) -> Iterator[None]:
-    before = {name: getattr(module, name) for name in functions}
-    vars(module).update(functions)
-    try:
-        yield
-    finally:
-        vars(module).update(before)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..config import SamplingConfig
 from ..ending import Ending
@@ -19,8 +19,6 @@ from ..methods import Autoregressive, LanguageModel
 from ..sampling import Probs, Processor
 from .cases import PROMPT, Configuration, configurations, methods_of
 from .distribution import OutputDistribution, output_distribution, target_distribution
-
-__all__ = ["EXACT", "SuiteRow", "coverage", "definition", "exact_suite", "plain_distribution"]
 
 EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong by a few times 2^-53
 
@@ -49,63 +47,45 @@ class Task(NamedTuple):
     case: Configuration
 
 
-class Found(NamedTuple):
-    """What was found of it."""
-
-    executions: int
-    steps: int
-    deviation: float
-    seconds: float
-
-
 def exact_suite(
     packages: Sequence[ModuleType],
     methods: Sequence[tuple[str, str | None]] | None = None,
     cases: Sequence[Configuration] | None = None,
-    run: Callable[[Callable[[Task], Found], Iterable[Task]], Iterable[Found]] = map,
+    run: Callable[[Callable[[Task], SuiteRow], Iterable[Task]], Iterable[SuiteRow]] = map,
 ) -> Iterator[SuiteRow]:
     """Enumerate the distribution of every method and rule on every configuration, and yield a row per method and rule.
 
-    Args:
-        packages: whose methods to run.
-        methods: names and rules; default: all that a package has registered.
-        cases: default: all configurations.
-        run: as `map` does; the `map` of a pool of processes runs them side by side.
-
-    Raises:
-        ValueError: a configuration does not verify drafts in two steps, or a step is not what its record says.
+    By default all methods and configurations; `run` is a `map`, that of a pool of processes for example. Raise
+    ValueError if a configuration does not verify drafts in two steps, or a step is not what its record says.
     """
     cases = configurations() if cases is None else cases
     rows = [(package.__name__, method, rule) for package in packages for method, rule in methods or methods_of(package)]
     results = iter(run(_enumerated, [Task(*row, case.suited(row[1])) for row in rows for case in cases]))
-    for package, method, rule in rows:
+    for _ in rows:
         found = [next(results) for _ in cases]
-        deviation, worst = max((each.deviation, case.name) for each, case in zip(found, cases, strict=True))
-        yield SuiteRow(
-            package=package.rpartition(".")[2],
-            method=method,
-            rule=rule,
+        worst = max(found, key=lambda each: each.largest_deviation)
+        yield replace(
+            worst,
             configurations=len(cases),
             executions=sum(each.executions for each in found),
             steps=max(each.steps for each in found),
-            largest_deviation=deviation,
             seconds=sum(each.seconds for each in found),
-            worst=worst,
         )
 
 
-def _enumerated(task: Task) -> Found:
+def _enumerated(task: Task) -> SuiteRow:
     """Enumerate one distribution, each execution with a trace and without, and compare it with the definition."""
     started = time.perf_counter()
     package, case = import_module(task.package), task.case
     method, ending = case.method(package, task.method, task.rule), case.ending(package)
-    distribution = output_distribution(method, PROMPT, ending, untraced=True, max_executions=None)
+    found = output_distribution(method, PROMPT, ending, untraced=True, max_executions=None)
     # Prompt lookup drafts nothing where no token has come before; a block of a few paths may reach the end at once.
     least = 1 if task.method == "prompt-lookup" or task.method.startswith(("blockwise-paths", "blockwise+head")) else 2
-    if task.method != "autoregressive" and sum(count > 0 for count in distribution.verified) < least:
+    if task.method != "autoregressive" and sum(count > 0 for count in found.verified) < least:
         raise ValueError(f"{case.name}: found one step with drafts verified, expected two")
-    deviation = max(distribution.largest_deviation(definition(case)), abs(sum(distribution.values()) - 1.0))
-    return Found(distribution.executions, distribution.steps, deviation, time.perf_counter() - started)
+    deviation = max(found.largest_deviation(definition(case)), abs(sum(found.values()) - 1.0))
+    who = (task.package.rpartition(".")[2], task.method, task.rule)
+    return SuiteRow(*who, 1, found.executions, found.steps, deviation, time.perf_counter() - started, case.name)
 
 
 @cache
@@ -154,30 +134,12 @@ def plain_distribution(
 def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> dict[str, list[str]]:
     """Say in sentences what the suite covers on these configurations, and what it does not."""
     names = " and ".join(package.__name__.rpartition(".")[2] for package in packages)
-    sampling: list[dict[str, Any]] = [case.sampling for case in cases]
-    temperatures = sorted({each.get("temperature", 1.0) for each in sampling})
-    tokens = [case.shape["vocab_size"] if case.shape else case.vocab_size for case in cases]
     tables = sum(case.shape is None for case in cases)
-    num_draft = sorted({case.num_draft for case in cases})
-    kinds = {
-        "top-k": any("top_k" in each for each in sampling),
-        "top-p": any("top_p" in each for each in sampling),
-        "tied logits": any(case.levels for case in cases),
-        "a processor": any(case.processor for case in cases),
-        "draft settings of their own": any(case.draft_sampling for case in cases),
-        "adaptive draft lengths": any(case.schedule[0] != "fixed" for case in cases),
-        "ends of text": any(case.eos_token_ids for case in cases),
-        "texts longer than a sliding window": any("sliding_window" in (case.shape or ()) for case in cases),
-    }
-    left_out = len(configurations()) - len(cases)
     covered = [
         f"The {len(methods_of(packages[0]))} pairs of a method and a rule above, in {names}.",
         f"{len(cases)} configurations: {tables} tables, each with another row after every prefix, and "
-        f"{len(cases) - tables} random transformers in float64, of {min(tokens)} to {max(tokens)} tokens, with "
-        f"{' or '.join(map(str, num_draft))} drafts per step and texts of up to "
-        f"{max(case.max_new_tokens for case in cases)} new tokens.",
-        f"Temperatures {', '.join(f'{each:g}' for each in temperatures)}; "
-        f"{', '.join(kind for kind, is_there in kinds.items() if is_there)}.",
+        f"{len(cases) - tables} random transformers in float64, with texts of up to "
+        f"{max(case.max_new_tokens for case in cases)} new tokens: {'; '.join(case.name for case in cases)}.",
         "Every way in which the uniforms of every step can decide, to the end of every text; each execution runs with "
         "a trace and once more without one, as texts are generated.",
     ]
@@ -189,5 +151,6 @@ def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> 
         "`pass-sampling verify --model FOLDER` measures it.",
         "CUDA kernels and captured graphs.",
     ]
+    left_out = len(configurations()) - len(cases)
     not_covered += [f"{left_out} more configurations: `pass-sampling verify --all` runs them."] if left_out else []
     return {"covered": covered, "not_covered": not_covered}

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partialmethod
 from itertools import pairwise
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 
+Choose = Callable[[Sequence[float]], int]  # an outcome of a distribution: `Chooser.choose`
 MOST_INTEGERS = 1_000_000  # that a number may be cut to
 COMPARISONS = dict(lt=np.less, le=np.less_equal, gt=np.greater, ge=np.greater_equal, eq=np.equal, ne=np.not_equal)
 COMBINED = ("mod", "floordiv", "pow", "rtruediv", "rmod", "rfloordiv", "rpow", "matmul", "rmatmul", "divmod")
@@ -21,13 +22,6 @@ FUNCTIONS = (
 )  # fmt: skip  # those that NumPy looks for as methods of the objects in an array
 
 
-class Choices(Protocol):
-    """Makes the choices of a run: `chooser.Chooser`."""
-
-    def choose(self, probs: Sequence[float]) -> int:
-        """Return an outcome of a distribution."""
-
-
 class Uniform:
     """A uniform number of which only an interval is known: each comparison is a choice that narrows it.
 
@@ -36,9 +30,9 @@ class Uniform:
     or 2^-53 of probability) is ignored.
     """
 
-    def __init__(self, chooser: Choices, known: list[float] | None = None, scale: float = 1.0, shift: float = 0.0):
+    def __init__(self, choose: Choose, known: list[float] | None = None, scale: float = 1.0, shift: float = 0.0):
         """Represent scale * u + shift; `known` is the interval of u, shared by all numbers made from it."""
-        self._chooser = chooser
+        self._choose = choose
         self._known = [0.0, 1.0] if known is None else known
         self._scale, self._shift = scale, shift
 
@@ -72,7 +66,7 @@ class Uniform:
         shares = [(right - left) / (high - low) for left, right in pairwise(bounds)]
         if len(edges) == 1:
             shares[1] = 1.0 - shares[0]
-        cell = self._chooser.choose(shares)
+        cell = self._choose(shares)
         self._known[:] = bounds[cell : cell + 2]
         return cell
 
@@ -91,7 +85,7 @@ class Uniform:
             return function(_boxed(self), other)
         if isinstance(other, Uniform) and other._known is self._known:  # NumPy compares a key with itself
             scale, shift = self._scale - other._scale, self._shift - other._shift
-            return function(Uniform(self._chooser, self._known, scale, shift) if scale else shift, 0.0)
+            return function(Uniform(self._choose, self._known, scale, shift) if scale else shift, 0.0)
         equality = function in (np.equal, np.not_equal)  # an event of probability 0, whatever the other is
         number = math.nan if equality and not isinstance(other, Uniform) else _known_number(other, function.__name__)
         if math.isnan(number):
@@ -106,7 +100,7 @@ class Uniform:
         scale, shift = (scale * number, shift) if times else (scale, shift * number)
         if scale == 0 or not math.isfinite(scale) or not math.isfinite(shift):
             raise ValueError(f"a uniform number: found {function.__name__} with {number}, expected a finite result")
-        return Uniform(self._chooser, self._known, self._scale * scale, self._shift * scale + shift)
+        return Uniform(self._choose, self._known, self._scale * scale, self._shift * scale + shift)
 
     def __add__(self, other: Any) -> Any:
         return self._moved(np.add, other, 1.0, 1.0)

@@ -37,14 +37,10 @@ class TokenDecoder(Decoder):
         strip: int = 0,
         can_write: Callable[[str], bool] = bool,
     ):
-        """Decode by pieces.
+        """Decode by pieces: what each token adds, None for nothing. So many leading spaces of a text are not shown.
 
-        Args:
-            piece: what a token adds; None means nothing.
-            in_runs: whether a run of tokens of one byte each is decoded as a whole, to U+FFFD for each of them unless
-                all are UTF-8; otherwise only invalid bytes become U+FFFD.
-            strip: how many leading spaces of a text are not shown.
-            can_write: returns False for a string that no tokens decode to; default: none is known.
+        A run of tokens of one byte each may be decoded as a whole, to U+FFFD for each of them unless all are UTF-8;
+        otherwise only invalid bytes become U+FFFD. `can_write` is False for a string that no tokens decode to.
         """
         self.piece, self.in_runs, self.strip, self.can_write = piece, in_runs, strip, can_write
 

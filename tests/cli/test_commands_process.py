@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from console import buffered
 from folders import edit_json
-from pass_sampling.gpu.__main__ import COMMANDS
+from pass_sampling.gpu.cli.commands import COMMANDS
 from pass_sampling.gpu.cli.options import add_arguments
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals, pipes and descriptors as on POSIX")
@@ -22,13 +21,12 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs signals, pipes and 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_has_a_help_text_that_states_its_default(name):
-    module = import_module(f"pass_sampling.gpu.cli.{name}")
-    parser = argparse.ArgumentParser()
-    add_arguments(parser, module.Options)
+    kind, parser = COMMANDS[name], argparse.ArgumentParser()
+    add_arguments(parser, kind)
     for action in parser._actions:
         optional = not action.required and action.nargs != 0 and not action.dest.startswith("prompt")
         assert action.help and ("default: " in action.help or not optional), action
-    assert f"pass-sampling {name}" in module.__doc__ and len(module.HELP) < 80
+    assert f"pass-sampling {name}" in kind.__doc__
 
 
 def test_help_and_complaints_need_no_torch():
@@ -36,7 +34,7 @@ def test_help_and_complaints_need_no_torch():
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
 from pass_sampling.gpu.__main__ import main
-statuses = [main(argv) for argv in [["--help"], *([name, "--help"] for name in {COMMANDS!r}), ["train"], []]]
+statuses = [main(argv) for argv in [["--help"], *([name, "--help"] for name in {tuple(COMMANDS)!r}), ["train"], []]]
 print(statuses)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=buffered())

@@ -161,17 +161,17 @@ def seeded_dropout() -> float:
 
 
 @pytest.mark.parametrize(
-    ("program", "replace", "source"),
+    ("program", "replace"),
     [
-        (lambda: torch.rand(1).item() < 0.5, [], r"\(torch changed; replace=\[torch_random\]"),
-        (lambda: drawn_by_name(1).item() < 0.5, [torch_random], r"\(torch changed\)$"),
-        (lambda: torch.nn.functional.dropout(torch.ones(64)).sum().item(), [torch_random], r"\(torch changed\)$"),
-        (lambda: drawn_by_name(1, generator=generator).item(), [torch_random], r"\(the variable generator changed\)$"),
-        (seeded_dropout, [torch_random], "no randomness but that of the replaced calls"),
+        (lambda: torch.rand(1).item() < 0.5, []),
+        (lambda: drawn_by_name(1).item() < 0.5, [torch_random]),
+        (lambda: torch.nn.functional.dropout(torch.ones(64)).sum().item(), [torch_random]),
+        (lambda: drawn_by_name(1, generator=generator).item(), [torch_random]),
+        (seeded_dropout, [torch_random]),
     ],
 )
-def test_randomness_that_is_not_replaced_is_found_and_named(program: Any, replace: Any, source: str) -> None:
-    with pytest.raises(HiddenRandomness, match=source):
+def test_randomness_that_is_not_replaced_is_found(program: Any, replace: Any) -> None:
+    with pytest.raises(HiddenRandomness, match="no randomness but that of the replaced calls"):
         program_distribution(program, replace=replace)
 
 

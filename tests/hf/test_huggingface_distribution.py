@@ -12,7 +12,7 @@ from hf_float64 import Float64Mode, build
 from hf_models import config_of
 from pass_sampling.gpu import Autoregressive, Ending, PaSS, PaSSOneCall, SamplingConfig, TransformersModel
 from pass_sampling.gpu import untrained_lookahead as untrained
-from pass_sampling.gpu.hf.arguments import processor_hook
+from pass_sampling.gpu.hf.generate import processor_hook
 from pass_sampling.gpu.hf.rows import RowCache, RowCaches
 from pass_sampling.reference.exactness.distribution import OutputDistribution, output_distribution
 

@@ -103,7 +103,7 @@ def _call(trainer: Callable[..., Any], config: Any, arguments: dict[str, Any], c
 
 
 def _train_parts(parts: str, output: Path, report: Any = None, **changes: Any) -> Any:
-    given = {"model": model(), "training": TOKENS[:200], "held_out": TOKENS[200:], "begin": None}
+    given = {"model": model(), "training": TOKENS[:200], "held_out": TOKENS[200:]}
     return _call(train, settings_for(parts), given | {"output": output, "report": report}, changes)
 
 
