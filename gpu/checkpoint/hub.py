@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .gguf import FETCHED, fetched_folder
+from .gguf import FETCHED, converted, fetched_folder, is_gguf_folder
 
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)  # org/name@revision
 WANTED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -49,6 +49,8 @@ def local_folder(
         if revision is not None and named[2] is not None:
             raise ValueError(f"revision: found {revision!r:.80} beside {named[0]}, expected one revision")
         path = _snapshot(named[1], revision or named[2], vectors, instead)
+    if not vectors and is_gguf_folder(path):
+        return converted(path)
     inside = path / SHARED
     return inside if vectors and inside.is_dir() and not (path / "config.json").exists() else path
 

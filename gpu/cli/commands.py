@@ -14,7 +14,16 @@ from pass_sampling.reference.config import check_integer
 from ..decode_options import SOURCES, DecodeOptions, flag_of, method_names, option, place
 from ..training.config import NgramConfig, PretrainConfig, TrainConfig
 from .console import check_unicode
-from .options import ModelOptions, SamplingOptions, TextOptions, group, json_option, output_option, plan_option
+from .options import (
+    ModelOptions,
+    OwnOptions,
+    SamplingOptions,
+    TextOptions,
+    group,
+    json_option,
+    output_option,
+    plan_option,
+)
 
 PLAIN, PLANNED = "autoregressive", "planned"
 PEERS = {  # the options that each takes
@@ -25,7 +34,7 @@ PEERS = {  # the options that each takes
 FULL = {"repeats": 5, "max_new_tokens": 96, "num_prompts": 12, "num_places": 64, "num_streams": 8}
 QUICK = {"repeats": 3, "max_new_tokens": 64, "num_prompts": 6, "num_places": 12, "num_streams": 4}
 PACKAGES = ("reference", "gpu")
-OWN_TOKENS, NGRAM_CONTEXT, VERIFY_SECONDS = 100_000, 512, 20.0
+NGRAM_CONTEXT, VERIFY_SECONDS = 512, 20.0
 
 
 def names_of_all() -> list[str]:
@@ -155,8 +164,7 @@ class Train:
     output: Path = output_option("vectors")
     target: ModelOptions = ModelOptions()
     texts: TextOptions = TextOptions()
-    own: bool = option(False, "learn from text that the model writes itself instead", flag="--self")
-    self_tokens: int | None = option(help=f"how many tokens the model writes for --self; default: {OWN_TOKENS}")
+    own: OwnOptions = OwnOptions()
     config: TrainConfig = TrainConfig()
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
@@ -197,6 +205,7 @@ class Ngram:
 
       pass-sampling ngram --model FOLDER --text CORPUS --output NGRAM
       pass-sampling ngram --output NGRAM --standard-library        for the bundled model
+      pass-sampling ngram --model smollm2-135m --self --chat --self-tokens 500000 --output NGRAM
 
     A part of the text is held out: whole files if there are many, else the end of each. On it the chance that the model
     accepts a draft is measured, at temperature 1 and at temperature 0.8 with top-k 10.
@@ -205,6 +214,7 @@ class Ngram:
     output: Path = output_option("n-gram model")
     target: ModelOptions = ModelOptions()
     texts: TextOptions = TextOptions()
+    own: OwnOptions = OwnOptions()
     config: NgramConfig = NgramConfig()
     num_sequences: int = option(64, f"sequences of {NGRAM_CONTEXT} tokens to measure on", flag="--held-out-sequences")
     json: bool = json_option()

@@ -206,6 +206,14 @@ class Conversation:
         check_room(len(tokens), room)
         return tokens, left_out
 
+    def around(self) -> tuple[list[int], list[int]]:
+        """Return the tokens before a message and after it."""
+        mark = "@@@"
+        turns = [*self._system, {"role": "user", "content": mark}]
+        text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        before, after = (self._tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(mark))
+        return list(map(int, before)), list(map(int, after))
+
     def add(self, message: str, answer: str, left_out: int = 0) -> None:
         """Keep an exchange, and forget the oldest ones."""
         turns = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]

@@ -150,6 +150,9 @@ class SamplingOptions:
         return SamplingConfig(self.temperature, self.top_k, self.top_p)
 
 
+OWN_TOKENS = 100_000
+
+
 @dataclass(frozen=True)
 class TextOptions:
     """Text to train on, and the part of it that is held out."""
@@ -161,6 +164,36 @@ class TextOptions:
     held_out_list: Path | None = option(
         help="names of files to hold out, one per line; default: about 5 % of them", metavar="FILE"
     )
+
+
+@dataclass(frozen=True)
+class OwnOptions:
+    """Text to train on that the model writes itself."""
+
+    wanted: bool = option(False, "learn from text that the model writes itself instead", flag="--self")
+    self_tokens: int | None = option(help=f"how many tokens the model writes for --self; default: {OWN_TOKENS}")
+    prompts: Path | None = option(
+        help="what the model answers for --self: a JSON object on each line, as `pass-sampling bench` reads it; "
+        "default: nothing, it begins texts by itself, and with --chat it asks the questions, too",
+        metavar="FILE",
+    )
+    chat: bool = option(False, "write for --self in the model's chat template")
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the model writes."""
+        return OWN_TOKENS if self.self_tokens is None else self.self_tokens
+
+    def check(self, texts: TextOptions) -> None:
+        """Refuse settings of --self without it, and other text with it."""
+        if self.wanted:
+            if texts.text or texts.standard_library:
+                raise ValueError("found --self and other text, expected one of --self, --text and --standard-library")
+            check_integer("self_tokens", self.num_tokens, 1, 2**40)
+            return
+        for name in ("self_tokens", "prompts", "chat"):
+            if getattr(self, name):
+                raise ValueError(f"{flag_of(name)}: found it without --self, expected both or neither")
 
 
 def group(options: Any, only: Sequence[str]) -> Any:

@@ -18,8 +18,9 @@ from transformers.utils import logging
 
 from pass_sampling.reference.checkpoint.folder import file_in, open_folder, read_json
 from pass_sampling.reference.checkpoint.model_settings import FAMILIES
-from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.config import SamplingConfig, check_integer
 
+from ..bench.prompts import read_prompts
 from ..checkpoint.load import read_config
 from ..checkpoints import HELD_OUT
 from ..decode_options import is_bundled
@@ -31,11 +32,11 @@ from ..training.config import TrainConfig
 from ..training.ngram_counts import count_ngrams
 from ..training.pretrain import SAMPLINGS, acceptance_record, pretrain
 from ..training.resume import check_output, partial_file
-from ..training.text import own_text, read_texts, split_texts, standard_library
+from ..training.text import in_turn, own_questions, own_text, read_texts, split_texts, standard_library
 from ..training.tokens import encode_texts, evenly_spaced, load_tokenizer, vocabulary_digest
 from ..training.train import train
-from .commands import NGRAM_CONTEXT, OWN_TOKENS, Ngram, Pretrain, Train
-from .console import Bar, acceptance_lines
+from .commands import NGRAM_CONTEXT, Ngram, Pretrain, Train
+from .console import Bar, Conversation, acceptance_lines, encode_prompt
 from .options import ModelOptions, TextOptions, read_names
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 Tokens = npt.NDArray[np.int64]
 CONTROLS = {"random_": "random vectors", "fixed_token_": "a fixed token"}
 HELD_OUT_PART = 0.1
+OWN_LENGTH = 256  # tokens of an own text at most
 HELD_OUT_FILES = 20  # with fewer files than this, the end of the text is held out instead of whole files
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
@@ -53,16 +55,17 @@ def run_train(options: Train) -> None:
     _check_new_folder(options.output, "look-ahead vectors")
     _check(options)
     config = options.config
-    texts = {} if options.own else _read(options.texts, "--text PATH, --standard-library or --self")
+    texts = {} if options.own.wanted else _read(options.texts)
     target = options.target.fetched()
     model = _open(target)
-    if options.own:
-        training, held_out = _own_text(model, config, options)
+    if options.own.wanted:
+        tokens = _own_text(model, target.model, options, config.context, config.sampling, config.seed)
+        training, held_out = _split(tokens, config.context)
     else:
         training, held_out = _encoded(texts, model, config, target.model, options)
     with Bar("training", quiet=options.json) as bar:
         lookahead = train(model, training, held_out, options.output, config, bar.learn)
-    _own_text_file(options).unlink(missing_ok=True)
+    _own_text_file(options.output).unlink(missing_ok=True)
     if options.json:
         print(json.dumps({"output": str(options.output), **lookahead.training}, indent=2, allow_nan=False))
         return
@@ -80,20 +83,14 @@ def _check(options: Train) -> None:
         and config.matrix_learning_rate != TrainConfig.matrix_learning_rate
     ):
         raise ValueError("--matrix-learning-rate: found it alone, expected --adapter-rank or --head-width with it")
-    if not options.own:
-        if options.self_tokens is not None:
-            raise ValueError("--self-tokens: found it without --self, expected both or neither")
-        return
-    if options.texts.text or options.texts.standard_library:
-        raise ValueError("found --self and other text, expected one of --self, --text and --standard-library")
-    count = check_integer("self_tokens", OWN_TOKENS if options.self_tokens is None else options.self_tokens, 1, 2**40)
-    if count < _least(config):
-        raise ValueError(f"self_tokens: found {count}, {_expected(config)}")
+    options.own.check(options.texts)
+    if options.own.wanted and options.own.num_tokens < _least(config):
+        raise ValueError(f"self_tokens: found {options.own.num_tokens}, {_expected(config)}")
 
 
-def _own_text_file(options: Train) -> Path:
-    """Return where text that the model wrote is kept until the vectors are saved."""
-    output = options.output.resolve()
+def _own_text_file(output: Path) -> Path:
+    """Return where text that the model wrote is kept until what learns from it is saved."""
+    output = output.resolve()
     return output.with_name(output.name + ".text.safetensors")
 
 
@@ -143,15 +140,35 @@ def _encoded(
     return _split(training, config.context)
 
 
-def _own_text(model: Trainable, config: TrainConfig, options: Train) -> tuple[Tokens, Tokens]:
+def _own_text(
+    model: Trainable, folder: Path, options: Train | Ngram, length: int, sampling: SamplingConfig, seed: int
+) -> Tokens:
     """Let the model write the text."""
-    count, room = options.self_tokens or OWN_TOKENS, model.max_position_embeddings
-    if config.context > room:
-        raise ValueError(f"context: found {config.context}, expected at most {room}, the model's")
+    own, room, begin = options.own, model.max_position_embeddings, None
+    if length > room:
+        raise ValueError(f"context: found {length}, expected at most {room}, the model's")
+    if own.prompts is not None:
+        begin = in_turn(_prompts(own.prompts, own.chat, folder, room - length), seed)
+    elif own.chat:
+        begin = own_questions(model, *Conversation(load_tokenizer(folder), folder).around(), seed)
     with Bar("writing", unit="token", quiet=options.json) as bar:
-        sizes, file = (count, config.context, config.sampling, config.seed), _own_text_file(options)
-        tokens = own_text(model, *sizes, file, lambda done: bar.show(done, count))
-    return _split(tokens, config.context)
+        file = _own_text_file(options.output)
+        return own_text(
+            model, own.num_tokens, length, sampling, seed, file, lambda done: bar.show(done, own.num_tokens), begin
+        )
+
+
+def _prompts(path: Path, chat: bool, folder: Path, room: int) -> list[list[int]]:
+    """Return the prompts that the model answers; those that leave no room for an answer are passed over."""
+    tokenizer, texts = load_tokenizer(folder), [question.turns[0] for question in read_prompts(path)]
+    if chat:
+        found = [Conversation(tokenizer, folder).tokens(text)[0] for text in texts]
+    else:
+        found = [encode_prompt(tokenizer, text, "--prompts") for text in texts]
+    found = [tokens for tokens in found if len(tokens) <= room]
+    if not found:
+        raise ValueError(f"--prompts: found none of at most {room} tokens, expected some that leave room for an answer")
+    return found
 
 
 def _print_acceptance(held_out: dict[str, Any], config: TrainConfig) -> None:
@@ -182,7 +199,7 @@ def run_pretrain(options: Pretrain) -> None:
     listed = options.texts.held_out_list
     held_out = None if listed is None else read_names(listed)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of writing the weights
-    texts = _read(options.texts)
+    texts = _read(options.texts, "--text PATH or --standard-library")
     if listed is not None:
         _divided(options.texts, texts, options.output)  # refuses a list of none or all of them
     with Bar("training", quiet=options.json) as bar:
@@ -205,9 +222,10 @@ def run_ngram(options: Ngram) -> None:
     """Read, count, measure, save, print."""
     _check_new_folder(options.output, "n-gram model")
     check_integer("num_sequences", options.num_sequences, 1, 2**31)
-    texts, target = _read(options.texts), options.target.fetched()
+    options.own.check(options.texts)
+    texts, target = {} if options.own.wanted else _read(options.texts), options.target.fetched()
     model, tokenizer = target.load(), load_tokenizer(target.model)
-    names, held = _divided(options.texts, texts, target.model)
+    names, held = ([], []) if options.own.wanted else _divided(options.texts, texts, target.model)
     begin = list(model.eos_token_ids[:1])  # the token that ends a text also comes before the next
     training, held_out = (
         [
@@ -216,6 +234,8 @@ def run_ngram(options: Ngram) -> None:
         ]
         for side in (names, held)
     )
+    if options.own.wanted:
+        training = [_own_text(model, target.model, options, OWN_LENGTH, SAMPLINGS[1], 0)]
     if not held:  # the end of each text
         cuts = [len(tokens) - int(HELD_OUT_PART * len(tokens)) for tokens in training]
         held_out = [tokens[cut:] for tokens, cut in zip(training, cuts, strict=True)]
@@ -227,6 +247,7 @@ def run_ngram(options: Ngram) -> None:
     figures = {"held_out": _measured(ngram, model, held_out, options.num_sequences)}
     ngram = replace(ngram, training={**ngram.training, **figures})
     ngram.save(options.output)
+    _own_text_file(options.output).unlink(missing_ok=True)
     size = sum(file.stat().st_size for file in options.output.iterdir())
     num_ngrams = [ngram.vocab_size, *(len(order.tokens) for order in ngram.orders)]
     result = {"output": str(options.output), "bytes": size, "num_ngrams": num_ngrams, **ngram.training}
@@ -251,7 +272,7 @@ def _measured(ngram: NgramModel, model: Transformer, held_out: list[Tokens], mos
     return {"tokens": len(tokens), "looked_at": sequences.size, "acceptance": acceptance_record(samplings, rates)}
 
 
-def _read(options: TextOptions, instead: str = "--text PATH or --standard-library") -> dict[str, str]:
+def _read(options: TextOptions, instead: str = "--text PATH, --standard-library or --self") -> dict[str, str]:
     """Return the texts by name."""
     if options.standard_library:
         if options.text:

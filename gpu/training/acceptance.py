@@ -87,13 +87,15 @@ def anchored_rows(
     adapter: Adapter | None = None,
     head: Head | None = None,
     draft_vocab: Tensor | None = None,  # [N']
+    text: Tensor | None = None,  # [B, T, D]
 ) -> AnchoredRows:
     """Run the frozen model over sequences, and the look-ahead vectors after each anchor.
 
     With a draft vocabulary both logits are those of its tokens alone, so a draft is compared with the target's
-    distribution among them: the best that it can be.
+    distribution among them: the best that it can be. `text` are the hidden states of the sequences where they are known
+    already, for a head that drafts without look-ahead rows.
     """
-    hidden, target_hidden, next_tokens = anchored_hidden(model, vectors, tokens, anchors, adapter, head)
+    hidden, target_hidden, next_tokens = anchored_hidden(model, vectors, tokens, anchors, adapter, head, text)
     project = model.logits if draft_vocab is None else partial(model.logits_of, tokens=draft_vocab)
     with torch.no_grad():
         target_logits = project(target_hidden)
@@ -107,6 +109,7 @@ def anchored_hidden(
     anchors: Tensor,  # [N]
     adapter: Adapter | None = None,
     head: Head | None = None,
+    text: Tensor | None = None,  # [B, T, D]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [B, N, L, D], [B, N, L, D], [B, N, L]
     """Return the hidden states of the drafts after each anchor, of the text's rows beside them, and the tokens there.
 
@@ -117,9 +120,10 @@ def anchored_hidden(
     """
     depth = torch.arange(1, len(vectors) + 1, device=model.device)  # [L]
     places = anchors.unsqueeze(1) + depth  # [N, L]
-    with torch.no_grad():
-        cache = model.new_cache(tokens.shape[1], len(tokens))
-        text = model.hidden(model.embed(tokens), cache)
+    if text is None:
+        with torch.no_grad():
+            cache = model.new_cache(tokens.shape[1], len(tokens))
+            text = model.hidden(model.embed(tokens), cache)
     if head is not None and not head.uses_lookahead:
         hidden = text[:, anchors].unsqueeze(2).expand(-1, -1, len(vectors), -1)
     else:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from ..methods import Autoregressive
 from ..model.language_model import LanguageModel
 
 SUFFIXES = (".py", ".txt", ".md", ".rst")
+QUESTION = 64  # tokens of a question at most
 SIDE_BY_SIDE = 32  # own texts per batch
 
 
@@ -106,29 +107,36 @@ def own_text(
     seed: int,
     file: Path | None = None,
     watch: Callable[[int], None] = lambda done: None,
+    begin: Callable[[int], Sequence[Sequence[int]]] | None = None,
 ) -> npt.NDArray[np.int64]:  # [N]
     """Let the model write texts by plain decoding, and return the tokens of one after the other.
 
-    A text begins with the end of text if the model has one, as in the text that it was trained on, else with a random
-    token, and has at most `length` tokens with it. The seed is that of the uniform streams and of random first tokens.
-    A file keeps the tokens of every batch, so that a run that was killed goes on after them; one that is damaged raises
-    ValueError. `watch` is called with the number of tokens written so far.
+    A text is a prompt and at most `length` tokens with it, or after it where `begin` gives the prompts of a batch by
+    its number. Without them a text begins with the end of text if the model has one, as in the text that it was trained
+    on, else with a random token. The seed is that of the uniform streams and of random first tokens. A file keeps the
+    tokens of every batch, so that a run that was killed goes on after them; one that is damaged raises ValueError.
+    `watch` is called with the number of tokens written so far.
     """
     from safetensors.torch import save
 
     check_integer("num_tokens", num_tokens, 1, 2**40)
     check_integer("length", length, 2, model.max_position_embeddings)
     check_integer("seed", seed, 0, 2**63 - 1)
-    described = json.dumps([model.fingerprint, num_tokens, length, vars(sampling), seed])
+    first = [] if begin is None else [list(map(int, each)) for each in begin(0)]
+    described = json.dumps([model.fingerprint, num_tokens, length, vars(sampling), seed, first])
+    described = hashlib.sha256(described.encode()).hexdigest()
     written, number = ([], 0) if file is None else _kept_text(file, described)
     method, ends = Autoregressive(model, sampling), model.eos_token_ids
     while len(written) < num_tokens:
         generator = np.random.default_rng([seed, number])
-        firsts = list(ends[:1]) * SIDE_BY_SIDE or generator.integers(model.vocab_size, size=SIDE_BY_SIDE).tolist()
-        begun = [[first] for first in firsts]
+        if begin is None:
+            firsts = list(ends[:1]) * SIDE_BY_SIDE or generator.integers(model.vocab_size, size=SIDE_BY_SIDE).tolist()
+            begun: Sequence[Sequence[int]] = [[first] for first in firsts]
+        else:
+            begun = begin(number)
         uniform_stream = int(generator.integers(2**63))  # not seed + 1, + 2 …: those are other seeds' texts
         for result in generate_batch(method, begun, length - 1, stop_strings=(), seed=uniform_stream):
-            ended = bool(ends) and written[-1:] == [result.prompt[0]]  # one end between two texts
+            ended = bool(ends) and begin is None and written[-1:] == [result.prompt[0]]  # one end between two texts
             written += [*result.prompt[ended:], *result.tokens]
         number += 1
         if file is not None:
@@ -136,6 +144,34 @@ def own_text(
             replace_file(file, save({"tokens": torch.tensor(written)}, metadata=state))
         watch(min(len(written), num_tokens))
     return np.array(written[:num_tokens], np.int64)
+
+
+def in_turn(prompts: Sequence[Sequence[int]], seed: int) -> Callable[[int], Sequence[Sequence[int]]]:
+    """Return the prompts of each batch, taken in turn in an order of their own, from the first again after the last."""
+    order = np.random.default_rng(seed).permutation(len(prompts)).tolist()
+
+    def begin(number: int) -> Sequence[Sequence[int]]:
+        first = number * SIDE_BY_SIDE
+        return [prompts[order[i % len(order)]] for i in range(first, first + SIDE_BY_SIDE)]
+
+    return begin
+
+
+def own_questions(
+    model: LanguageModel, before: Sequence[int], after: Sequence[int], seed: int
+) -> Callable[[int], Sequence[Sequence[int]]]:
+    """Return prompts that the model writes itself, between the tokens before and after a question in its chat template.
+
+    Source: Xu et al. 2024, "Magpie" (arXiv 2406.08464).
+    """
+    method = Autoregressive(model, SamplingConfig(temperature=1.0, top_k=min(200, model.vocab_size)))
+
+    def begin(number: int) -> Sequence[Sequence[int]]:
+        stream = int(np.random.default_rng([seed, number, 1]).integers(2**63))
+        asked = generate_batch(method, [before] * SIDE_BY_SIDE, QUESTION, stop_strings=(), seed=stream)
+        return [[*before, *(each for each in one.tokens if each not in model.eos_token_ids), *after] for one in asked]
+
+    return begin
 
 
 def _kept_text(file: Path, described: str) -> tuple[list[int], int]:

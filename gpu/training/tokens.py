@@ -108,6 +108,7 @@ class Windows:
     length: int  # T
     batch_size: int  # B
     seed: int
+    moved: bool = True  # if not, every offset is 0: the same windows in every epoch
 
     def __post_init__(self) -> None:
         """Refuse a text in which no batch of windows fits."""
@@ -123,14 +124,17 @@ class Windows:
         """Return how many batches visit the whole text once."""
         return (len(self.tokens) - self.length) // (self.length * self.batch_size)
 
-    def batch(self, step: int) -> npt.NDArray[np.int64]:  # [B, T]
-        """Return the batch of a step; steps are counted from 0."""
+    def starts(self, step: int) -> npt.NDArray[np.int64]:  # [B]
+        """Return where the windows of a step begin; steps are counted from 0."""
         epoch, place = divmod(step, self.batches_per_epoch)
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=epoch))
-        offset = int(generator.integers(self.length))
+        offset = int(generator.integers(self.length)) if self.moved else 0
         order = generator.permutation(self.batches_per_epoch * self.batch_size)
-        starts = offset + self.length * order[place * self.batch_size : (place + 1) * self.batch_size]
-        return np.stack([self.tokens[start : start + self.length] for start in starts])
+        return offset + self.length * order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:  # [B, T]
+        """Return the batch of a step."""
+        return np.stack([self.tokens[start : start + self.length] for start in self.starts(step)])
 
 
 def evenly_spaced(

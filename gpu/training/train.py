@@ -25,7 +25,7 @@ from ..lookahead.vectors import LookAhead
 from ..model.transformer import Transformer
 from .acceptance import LOSSES, anchored_rows, compared, mean_loss
 from .config import TrainConfig
-from .resume import Progress, Report, check_output, partial_file, settings_digest, step_all
+from .resume import KeptStates, Progress, Report, check_output, partial_file, settings_digest, step_all
 from .tokens import Windows, check_tokens, evenly_spaced
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def train(
         raise ValueError(
             f"draft_vocab_size: found {config.draft_vocab_size}, expected at most {model.vocab_size}, the vocabulary"
         )
-    windows = Windows(training, config.context, config.batch_size, config.seed)
+    windows = Windows(training, config.context, config.batch_size, config.seed, moved=not config.head_alone)
     sequences = evenly_spaced(held_out, config.context, EVALUATED)
     check_tokens("training", training, model.vocab_size)
     check_tokens("held_out", held_out, model.vocab_size)
@@ -175,12 +175,28 @@ def train(
     size = config.draft_vocab_size
     draft_vocab = torch.from_numpy(most_frequent(training, model.vocab_size, size)).to(model.device) if size else None
 
+    states = None
+    if config.head_alone:  # the text's hidden states are all that it needs of the model
+        file, number = path.resolve().with_name(f"{path.name}.{digest[:12]}.states"), len(training) // config.context
+        states = KeptStates(file, number, config.context, model.hidden_size, model.dtype)
+
+    def known(step: int, tokens: Tensor) -> Tensor | None:
+        """Return the hidden states of a step's windows, if they are kept."""
+
+        @torch.no_grad()
+        def compute(missing: list[int]) -> Tensor:
+            return model.hidden(model.embed(tokens[missing]), model.new_cache(tokens.shape[1], len(missing)))
+
+        numbers = (windows.starts(step) // config.context).tolist()
+        return None if states is None else states.of(numbers, compute).to(model.device)
+
     def learn(step: int) -> dict[str, Any]:
         generator = np.random.Generator(np.random.Philox(key=config.seed + 1, counter=step << 64))  # low word: draws
         places = config.context - config.num_lookahead - 1
         anchors = np.sort(generator.choice(places, min(config.num_anchors, places), replace=False))
         tokens, after = (torch.from_numpy(each).to(model.device) for each in (windows.batch(step), anchors))
-        rows = anchored_rows(model, parts.vectors, tokens, after, parts.adapter, parts.head, draft_vocab)
+        more = draft_vocab, known(step, tokens)
+        rows = anchored_rows(model, parts.vectors, tokens, after, parts.adapter, parts.head, *more)
         loss = mean_loss(LOSSES[config.loss](rows, config.temperature), config.depth_decay)
         loss.backward()
         step_all(optimizers, schedule(step, config))
@@ -209,6 +225,8 @@ def train(
     lookahead = replace(lookahead, training=record)
     lookahead.save_pretrained(path)
     progress.finish()
+    if states is not None:
+        states.file.unlink()
     return lookahead
 
 
