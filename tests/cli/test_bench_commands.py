@@ -34,7 +34,7 @@ def test_all_that_can_run_is_compared_and_every_figure_agrees_with_the_others(bo
     found = bench(box, capsys, *sources, "--repeats", 2)
     assert set(found) == {"machine", "versions", "settings", "rows", "plan"}
     rows, plan, settings = {row["method"]: row for row in found["rows"]}, found["plan"], found["settings"]
-    ours = ["autoregressive", "pass", "pass-one-call", "draft-model", "prompt-lookup", "ngram"]
+    ours = ["autoregressive", "pass", "pass-one-call", "draft-model", "prompt-lookup", "ngram", "lookup-ngram"]
     assert list(rows) == [*ours, "planned", *PEERS] and settings["left_out"].keys() == {"blockwise", "blockwise-paths"}
     assert rows["planned"]["options"].get("method") == plan["options"]["method"] in ours
     predicted = f"planned is {plan['options']['method']}: {plan['prediction']['ratio_to_plain']:.2f} times plain"
@@ -71,7 +71,8 @@ def test_what_cannot_run_on_the_checkpoint_is_left_out_with_the_reason(box, caps
     found = bench(box, capsys)
     ours = ["autoregressive", "prompt-lookup"]
     assert [row["method"] for row in found["rows"]] == [*ours, "transformers", "transformers-prompt-lookup"]
-    flags = {"pass": "--lookahead", "pass-one-call": "--lookahead", "draft-model": "--draft-model", "ngram": "--ngram"}
+    flags = {"pass": "--lookahead", "pass-one-call": "--lookahead", "draft-model": "--draft-model"}
+    flags |= {"ngram": "--ngram", "lookup-ngram": "--ngram"}
     said = {"planned": "no plan that is kept"} | {name: f"expected {flag} FOLDER" for name, flag in flags.items()}
     said |= dict.fromkeys(("blockwise", "blockwise-paths"), "expected --lookahead FOLDER")
     said |= {"transformers-assisted": "expected --draft-model FOLDER"}
@@ -104,7 +105,7 @@ def test_only_the_methods_asked_for_run_and_plain_decoding_with_them_and_lossy_o
 )
 def test_without_prompts_they_are_pieces_of_held_out_files(library, source, box, capsys, monkeypatch):
     if not library:
-        monkeypatch.setattr("pass_sampling.gpu.bench.prompts.read_library", lambda names: {})
+        monkeypatch.setattr("pass_sampling.gpu.cli.bench.read_library", lambda names: {})
     argv = ["bench", "--model", box.model, "--max-new-tokens", 10, "--quick", "--repeats", 1, "--json"]
     assert run(*argv, "--methods", "autoregressive") == 0
     settings = read_strictly(capsys.readouterr().out)["settings"]
@@ -114,10 +115,10 @@ def test_without_prompts_they_are_pieces_of_held_out_files(library, source, box,
 
 
 @pytest.mark.parametrize(
-    ("what", "stop", "repeats", "expected"), [("writing", 5, 0, 0), ("writing", 11, 1, 0), ("expecting", 1, 3, 1)]
+    ("what", "stop", "prompts", "expected"), [("writing", 5, 0, 0), ("writing", 13, 1, 0), ("expecting", 1, 2, 1)]
 )
 def test_a_comparison_that_is_stopped_prints_and_keeps_what_there_is(
-    what, stop, repeats, expected, box, capsys, monkeypatch, tmp_path
+    what, stop, prompts, expected, box, capsys, monkeypatch, tmp_path
 ):
     show = Bar.show
 
@@ -131,17 +132,17 @@ def test_a_comparison_that_is_stopped_prints_and_keeps_what_there_is(
     argv = arguments(box, "--methods", "prompt-lookup", "--repeats", 3, "--json", "--output", output)
     assert run(*argv) == 130
     printed = capsys.readouterr().out
-    assert (printed == "") == (not output.exists()) == (not repeats)
-    if repeats:
+    assert (printed == "") == (not output.exists()) == (not prompts)
+    if prompts:
         found = read_strictly(printed)
         assert found == read_strictly(output.read_text())
         settings = found["settings"]
         assert settings["partial"] and settings["notes"][0] == "partial: this comparison was not finished"
-        assert settings["repeats"] == repeats and ("repeats" in settings["fewer"]) == (repeats < 3)
+        assert len(settings["prompts"]["lengths"]) == prompts and ("prompts" in settings["fewer"]) == (prompts < 2)
         assert [row["method"] for row in found["rows"]] == ["autoregressive", "prompt-lookup"]
         told = [row for row in found["rows"] if row["expected_tokens_per_forward"] is not None]
         assert len(told) == expected
-    assert list(tmp_path.iterdir()) == ([output] if repeats else [])
+    assert list(tmp_path.iterdir()) == ([output] if prompts else [])
     monkeypatch.setattr(Bar, "show", show)
     assert run(*argv) == 0
     whole = read_strictly(output.read_text())

@@ -37,7 +37,7 @@ WAYS = {
     "--lookahead {vectors} --method pass-one-call --num-draft 2": ONE_CALL | {"num_lookahead": 2},
     "--lookahead {vectors} --refine none --verify block": ONE_CALL | {"verify": "block"},
     "--lookahead {vectors} --refine ngram --ngram {ngram} --verify match": ONE_CALL
-    | {"refine": "ngram", "verify": "match"},
+    | {"refine": "ngram", "lattice": None, "verify": "match"},
     "--lookahead {vectors} --method pass-one-call --groups 0,2": ONE_CALL | {"groups": [0, 2]},
     "--lookahead {root}/headed --refine head": HEADED,
     "--lookahead {root}/headed --refine none": HEADED | {"refine": "unrefined"},
@@ -105,11 +105,9 @@ def test_lenience_is_labelled_lossy_wherever_it_is_reported(box, capsys):
         assert capsys.readouterr().err.endswith(f"method draft-model{label}\n")
 
 
-@pytest.mark.parametrize("more", [["--prompt", "def"], ["--prompt", "日", "--lookahead", "vectors"], ["--prompt-file"]])
-def test_without_json_standard_output_is_the_text_and_a_newline(more, box, capsys, tmp_path):
-    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9 of")  # a byte order mark is no text
+@pytest.mark.parametrize("more", [["--prompt", "def"], ["--prompt", "日", "--lookahead", "vectors"]])
+def test_without_json_standard_output_is_the_text_and_a_newline(more, box, capsys):
     more = [*(box.vectors if each == "vectors" else each for each in more)]
-    more += [tmp_path / "marked"] if more == ["--prompt-file"] else []
     argv = ["generate", "--model", box.model, "--max-new-tokens", 8, "--verify", "token", *more]
     argv += [] if "--lookahead" in more else ["--method", "prompt-lookup"]
     assert run(*argv, "--json") == 0
@@ -118,7 +116,7 @@ def test_without_json_standard_output_is_the_text_and_a_newline(more, box, capsy
     printed = capsys.readouterr()
     assert printed.out == found["text"] + "\n"
     assert re.search(r"tokens in \d+ passes, \d\.\d\d per pass", printed.err) and printed.err.count("\n") == 1
-    assert found["prompt"] == (more[1] if more[0] == "--prompt" else "café of")
+    assert found["prompt"] == more[1]
 
 
 def test_stop_strings_of_the_folder_and_of_the_command_end_a_text(box, capsys, tmp_path):
@@ -204,7 +202,7 @@ def test_the_demo_reports_all_methods_in_json_but_pass_for_vectors_with_a_head(b
     assert len(rows) == 4 and list(rows)[3].removeprefix("plan: ") in method_names()
     for row in rows.values():
         assert row["tokens_per_forward"] == row["tokens"] / row["num_forward_passes"]
-        assert row["tokens_per_second"] == row["tokens"] / row["seconds"]
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"], rel=1e-12)
         assert row["milliseconds_per_pass"] == 1000 * row["seconds"] / row["num_forward_passes"]
         assert row["ratio_to_plain"] == row["tokens_per_second"] / rows["plain decoding"]["tokens_per_second"]
     assert rows["plain decoding"]["ratio_to_plain"] == 1.0
@@ -263,14 +261,21 @@ def test_train_makes_parts_that_decoding_uses(flags, box, capsys, tmp_path):
     assert found["options"].get("draft_vocab_size") == (12 if "vocab" in flags else None)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The prompts, batch by batch, after which a model writes text to learn from."""
+    batches, written = [], own_text.generate_batch
+
+    def write(method, prompts, *rest, **named):
+        batches.append(list(map(tuple, prompts)))
+        return written(method, prompts, *rest, **named)
+
+    monkeypatch.setattr(own_text, "generate_batch", write)
+    return batches
+
+
 @pytest.mark.parametrize("chat", [False, True])
-def test_train_learns_from_the_models_own_answers_to_prompts(chat, box, monkeypatch, tmp_path):
-    asked, written = [], own_text.generate_batch
-    monkeypatch.setattr(
-        own_text,
-        "generate_batch",
-        lambda method, prompts, *rest, **named: asked.extend(prompts) or written(method, prompts, *rest, **named),
-    )
+def test_train_learns_from_the_models_own_answers_to_prompts(chat, box, asked, tmp_path):
     folder = box.chat if chat else box.model
     flags = ["--self", "--self-tokens", 90, "--prompts", box.prompts, *["--chat"] * chat]
     assert run("train", "--model", folder, *TRAIN, *flags, "--output", tmp_path / "vectors") == 0
@@ -281,7 +286,19 @@ def test_train_learns_from_the_models_own_answers_to_prompts(chat, box, monkeypa
         expected = [tokenizer.apply_chat_template(each, add_generation_prompt=True).input_ids for each in texts]
     else:
         expected = [tokenizer(text).input_ids for text in texts]
-    assert {tuple(prompt) for prompt in asked} == {tuple(prompt) for prompt in expected}
+    assert {prompt for batch in asked for prompt in batch} == set(map(tuple, expected))
+
+
+def test_in_a_chat_without_prompts_the_model_asks_the_questions_that_it_answers(box, asked, tmp_path):
+    flags = ["--self", "--self-tokens", 90, "--chat"]
+    assert run("train", "--model", box.chat, *TRAIN, *flags, "--output", tmp_path / "vectors") == 0
+    tokenizer = AutoTokenizer.from_pretrained(str(box.chat))
+    before, after = (tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in ("<u>", "\n<a>"))
+    *questions, answers = asked
+    assert {prompt for batch in questions for prompt in batch} == {before}
+    assert len(set(answers)) > len(answers) / 2, "questions of their own"
+    for prompt in answers:
+        assert prompt[: len(before)] == before and prompt[-len(after) :] == after
 
 
 def test_pretrain_forecasts_its_cost_and_makes_a_model_that_generates(box, capsys, tmp_path):

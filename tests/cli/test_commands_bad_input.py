@@ -36,14 +36,14 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
     "": {
         "": ("pass-sampling: ", "COMMAND"),
         "dance": ("pass-sampling: ", "'dance'", "'generate'"),
-        "generate": "found 0 of --prompt, --prompt-file and --interactive, expected one",
+        "generate": "found 0 of --prompt and --interactive, expected one",
         "demo --model {model}": "--lookahead FOLDER",
         "train --model {model} --text {text}": "--output",
         f"train --model {{model}} {LEARN}": ("--text", "--standard-library", "--self"),
     },
     GENERATE: {
         "'--unknown\nflag'": "--unknown flag",
-        "--prompt-file x": "found 2 of --prompt, --prompt-file and --interactive, expected one",
+        "--interactive": "found 2 of --prompt and --interactive, expected one",
         "--model {root}/bare": ("bare holds no tokenizer", "expected"),
         "--model {root}/damaged": "model.safetensors is damaged",
         "--model {root}/no-bos --prompt ''": "--prompt is empty",
@@ -51,7 +51,6 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--lookahead {root}/others": "trained for the model 'another'",
         "--draft-model {root}/other": "other has another tokenizer than {model}, expected the same",
         "--method beam": "--method: found 'beam', expected one of autoregressive, pass, pass-one-call",
-        "--method lookahead": "--method: found 'lookahead', which is called 'pass' now",
         "--method pass": ("--method pass: found no look-ahead vectors", "--lookahead FOLDER", "pass-sampling train"),
         "--method autoregressive --lookahead {vectors}": "--lookahead: found it with plain decoding",
         "--lookahead x --draft-model x --verify token": "found --lookahead and --draft-model, expected one of them",
@@ -81,11 +80,9 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--model {chat} --chat --prompt never": "does not take (first of all, no), expected",
     },
     "generate --model {model}": {
-        "": ("--prompt", "--prompt-file"),
+        "": ("--prompt", "--interactive"),
         "--interactive --json": "--json: found it with --interactive",
-        "--model {root}/no-bos --prompt-file {root}/nothing": "nothing is empty",
-        "--prompt-file {root}/none": "none cannot be read",
-        "--prompt-file {root}/latin-1": "latin-1 is not UTF-8",
+        "--model {root}/no-bos --prompt=": "--prompt is empty",
     },
     TRAIN: {
         "--output {vectors}": "vectors is there already",
@@ -94,11 +91,10 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--text {root}/short.txt": ("--text: found", "expected at least 64 tokens"),
         "--self-tokens 7": ("--self-tokens", "without --self"),
         "--prompts {root}/two.jsonl": "--prompts: found it without --self, expected both or neither",
-        "--chat": "--chat: found it without --prompts, expected both or neither",
+        "--chat": "--chat: found it without --self, expected both or neither",
         "--draft-vocab-size 301": "--draft-vocab-size: found 301, expected at most 300, the vocabulary",
         "--draft-vocab-size 5 --loss cross-entropy": "--draft-vocab-size: found 5 with cross-entropy",
         "--loss hinge": ("--loss", "'hinge'"),
-        "--loss-temperature 1 --loss cross-entropy": "--loss-temperature: found 1.0 with",
         "--head-alone": "--head-alone: found it without a head",
         f"{ALONE} --adapter-rank 2": "--head-alone: found it with an adapter",
         "--matrix-learning-rate 1": ("--matrix-learning-rate: found it alone", "--adapter-rank"),
@@ -114,6 +110,7 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--model {root}/bare": "bare holds no tokenizer",
         "--text {root}/short.txt": ("--text: found", "to hold out", "a longer text"),
         "--held-out-list {root}/nothing": "nothing names 0 of the 12 texts",
+        "--self": "found --self and other text, expected one of --self, --text and --standard-library",
         "--order 5": ("--order: found 5", "1 to 4"),
         "--min-count 2 2": ("--min-count: found 2 numbers", "or 3"),
         "--max-megabytes 0.001": ("--max-megabytes: found 0.001", "0.001238 for 300 tokens"),
@@ -164,7 +161,7 @@ VALUES = {
     DEMO: "--repeats 0, --max-new-tokens 0, --seed -1, --top-k 301",
     TRAIN: (
         "--context 5, --steps 0, --num-lookahead 0, --batch-size 0, --anchors 0, --learning-rate nan, "
-        "--learning-rate 0, --loss-temperature 0.0, --depth-decay 1.1, --adapter-rank -1, --head-width -1"
+        "--learning-rate 0, --depth-decay 1.1, --adapter-rank -1, --head-width -1"
     ),
     SELF: "--self-tokens 0",
     NGRAM: "--min-count 0, --max-successors 0, --max-megabytes nan, --held-out-sequences 0, --device tpu",
@@ -200,29 +197,24 @@ def refused(line: str, box: Box, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize(("command", "flags", "said"), CASES, ids=[f"{each[0][:9]} {each[1]}"[-60:] for each in CASES])
 def test_bad_input_is_refused_in_one_sentence_and_changes_nothing(command, flags, said, box, capsys, monkeypatch):
-    for place in ("runs.run_all", "plan.predict"):
-        monkeypatch.setattr(f"pass_sampling.gpu.bench.{place}", lambda *some, **named: pytest.fail("something ran"))
+    for place in ("bench.run_all", "plan.predict"):
+        monkeypatch.setattr(f"pass_sampling.gpu.cli.{place}", lambda *some, **named: pytest.fail("something ran"))
     sentence = refused(f"{command} {flags}", box, capsys)
     parts = [part.format(**box._asdict()) for part in ((said,) if isinstance(said, str) else said)]
     assert [part for part in parts if part not in sentence] == []
 
 
-OTHER = {"name": "another", "fingerprint": "f" * 64}
-
-
 @pytest.mark.parametrize(
-    ("options", "made_for", "said"),
+    ("options", "said"),
     [
-        ({}, {}, "found a plan without a method, expected one of autoregressive"),
-        ({"method": "autoregressive"}, {"model": OTHER}, "found it made for 'another' (ffffffffffff), expected the"),
-        ({"method": "pass", "lookahead": "vectors"}, {"lookahead": OTHER}, "expected the look-ahead vectors 'vectors'"),
-        ({"method": "pass", "lookahead": "gone"}, {}, "expected the look-ahead vectors it was made with"),
-        ({"method": "guess"}, {}, "plan.json: method: found 'guess', expected one of autoregressive"),
+        ({}, "found a plan without a method, expected one of autoregressive"),
+        ({"method": "pass", "lookahead": "gone"}, "gone is not a folder"),
+        ({"method": "guess"}, "plan.json: method: found 'guess', expected one of autoregressive"),
     ],
 )
-def test_a_plan_for_something_else_is_refused(options, made_for, said, box, capsys, tmp_path):
+def test_a_plan_for_something_else_is_refused(options, said, box, capsys, tmp_path):
     figures = dict.fromkeys(("tokens_per_step", "milliseconds_per_step", "tokens_per_second", "ratio_to_plain"), 1.5)
-    plan, file = Plan(DecodeOptions("autoregressive"), made_for, figures), tmp_path / "plan.json"
+    plan, file = Plan(DecodeOptions("autoregressive"), figures), tmp_path / "plan.json"
     plan.save(file)
     paths = {name: str(box.root / value) for name, value in options.items() if name == "lookahead"}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"options": options | paths}))
@@ -236,7 +228,7 @@ def test_a_device_that_is_not_there_is_named(command, box, capsys):
 
 
 def test_a_text_that_the_model_has_no_tokens_for_is_refused(box, capsys, monkeypatch):
-    monkeypatch.setattr("pass_sampling.gpu.training.tokens.encode_texts", lambda *some: [torch.arange(400).numpy()])
+    monkeypatch.setattr("pass_sampling.gpu.cli.training.encode_texts", lambda *some: [torch.arange(400).numpy()])
     assert "model: its tokenizer gives the token 399" in refused(TRAIN, box, capsys)
 
 

@@ -119,7 +119,7 @@ def test_a_conversation_is_kept_and_its_oldest_exchanges_make_room(box):
 
 
 def test_every_turn_reads_those_before(box, capsys, monkeypatch):
-    import pass_sampling.gpu.generation as generation
+    import pass_sampling.gpu.cli.generate as generation
 
     read = []
     tokenizer, write = load_tokenizer(box.chat), generation.generate

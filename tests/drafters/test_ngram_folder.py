@@ -1,6 +1,7 @@
 """The folder of an n-gram model: its format, its size, and what is refused, alike in both packages."""
 
 import json
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -103,17 +104,17 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"training": []}, "training: found [], expected an object"),
 ]
 OTHER_SIZES: list[tuple[dict[str, Any], str, str]] = [
-    ({"vocab_size": 2**20}, "'unigram' F32 [3]", "'unigram' F32 [1048576]"),
-    ({"num_ngrams": [2**31 - 1]}, "'order_2.contexts' U8 [1]", "'order_2.contexts' U8 [268435457]"),
-    ({"num_ngrams": []}, "'order_2.codes' U8 [2]", "no tensor 'order_2.codes'"),
-    ({"num_ngrams": [2, 7]}, "no tensor 'order_3.contexts'", "'order_3.contexts' U8 [2]"),
+    ({"vocab_size": 2**20}, "F32 [3]", "F32 [1048576]"),
+    ({"num_ngrams": [2**31 - 1]}, "U8 [1]", "U8 [268435457]"),
+    ({"num_ngrams": []}, "U8 [2]", "nothing"),
+    ({"num_ngrams": [2, 7]}, "nothing", "U8 [2]"),
 ]
 OTHER_TENSORS: list[tuple[str, Any, str, str]] = [
-    ("unigram", np.ones(3), "'unigram' F64 [3]", "'unigram' F32 [3]"),
-    ("unigram", None, "no tensor 'unigram'", "'unigram' F32 [3]"),
-    ("extra", np.ones(3), "'extra' F64 [3]", "no tensor 'extra'"),
-    ("order_2.tokens", np.array([2, 0], np.int32), "'order_2.tokens' I32 [2]", "'order_2.tokens' U16 [2]"),
-    ("order_2.codes", np.array([9], np.uint8), "'order_2.codes' U8 [1]", "'order_2.codes' U8 [2]"),
+    ("unigram", np.ones(3), "F64 [3]", "F32 [3]"),
+    ("unigram", None, "nothing", "F32 [3]"),
+    ("extra", np.ones(3), "F64 [3]", "nothing"),
+    ("order_2.tokens", np.array([2, 0], np.int32), "I32 [2]", "U16 [2]"),
+    ("order_2.codes", np.array([9], np.uint8), "U8 [1]", "U8 [2]"),
 ]
 NUMBERS: list[tuple[str, Any, str]] = [
     (
@@ -133,10 +134,9 @@ NUMBERS += [
     ("order_2.contexts", np.array([marks], np.uint8), f"order_2.contexts: found {found}, expected 3, the last one at 4")
     for marks, found in MARKS.items()
 ]
-SAYS = "as config.json says"
 REFUSED = [(settings(**changes), f"{CONFIG}: {message}") for changes, message in CONFIGS]
 REFUSED += [
-    (tensors({name: array}), f"{ARRAYS} holds {found}, expected {expected} {SAYS}")
+    (tensors({name: array}), f"{ARRAYS} holds {found} as {name!r}, expected {expected}")
     for name, array, found, expected in OTHER_TENSORS
 ]
 REFUSED += [(tensors({name: array}), f"{ARRAYS}: {message}") for name, array, message in NUMBERS]
@@ -163,7 +163,7 @@ def test_sizes_are_compared_before_anything_is_read(package, changes, found, exp
     said = refused(load, tmp_path, settings(**changes))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert said == f"{ARRAYS} holds {found}, expected {expected} {SAYS}"
+    assert re.sub(r" as '[\w.]+'", "", said) == f"{ARRAYS} holds {found}, expected {expected}"
     assert peak < 2**20
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exactness_tools import DISTRIBUTION, EXACT, TENTHS, assert_draws, assert_refused, close, distribution_of
-from pass_sampling.reference.exactness.program import HiddenRandomness, estimated_executions, program_distribution
+from pass_sampling.reference.exactness.program import HiddenRandomness, program_distribution
 
 CDF = np.cumsum(DISTRIBUTION)
 WEIGHTS = np.array(DISTRIBUTION) * 7
@@ -40,7 +40,6 @@ DRAWS: dict[str, Callable[[], Any]] = {
     "numpy.random.uniform of limits": lambda: np.argmax(np.random.uniform([0, 0], [1, 7])[1] < np.cumsum(WEIGHTS)),
     "numpy.random.randint": lambda: TENTHS[np.random.randint(10)],
     "integers with an end": lambda: TENTHS[np.random.default_rng().integers(1, 10, endpoint=True) - 1],
-    "numpy.random.binomial": lambda: (2, 3, 0, 0)[2 * np.random.binomial(1, 0.2) + np.random.binomial(1, [0.375])[0]],
     "a product with an integer": lambda: TENTHS[int(np.random.random() * 10)],
     "floor": lambda: TENTHS[math.floor(10 * (1 - random.random()))],
     "numpy.floor": lambda: TENTHS[int(np.floor(np.random.rand(2) * 10)[1])],
@@ -226,36 +225,11 @@ def test_the_place_where_a_value_is_asked_for_is_named() -> None:
         program_distribution(lambda: np.sqrt(random.random()))
 
 
-def test_a_tree_that_is_too_large_is_refused_before_it_is_run() -> None:
-    runs = 0
-
-    def program() -> tuple[int, ...]:
-        nonlocal runs
-        runs += 1
-        return tuple(np.random.randint(10, size=7).tolist())
-
-    with pytest.raises(ValueError, match=r"^max_executions: found a tree of about 1e\+07 executions, expected at most"):
-        program_distribution(program)
-    assert runs == 48  # the paths of the estimate, and nothing else
-
-
-def test_a_tree_that_is_larger_than_its_estimate_is_refused_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_that_is_too_large_is_refused_at_the_limit() -> None:
     runs = itertools.count()
-    monkeypatch.setattr("pass_sampling.reference.exactness.program.estimated_executions", lambda *_: 1.0)
     with pytest.raises(ValueError, match=r"^max_executions: reached 20, expected fewer executions"):
         program_distribution(lambda: (random.randint(1, 30), next(runs))[0], max_executions=20)
     assert next(runs) == 20
-
-
-@pytest.mark.parametrize("depth", [1, 3, 6])
-def test_the_estimate_is_the_size_of_an_even_tree_and_near_that_of_an_uneven_one(depth: int) -> None:
-    assert estimated_executions(lambda: [random.randint(1, 3) for _ in range(depth)].count(1)) == 3**depth
-
-    def uneven() -> int:  # a second draw after one of three outcomes: 5/3 as many with each level
-        return sum(random.randint(1, 3) for _ in range(depth) if random.randint(1, 2) == 1)
-
-    assert estimated_executions(uneven) == pytest.approx(4**depth, rel=0.5)
-    assert program_distribution(uneven).executions == 4**depth if depth < 6 else True
 
 
 generator, standard, tally = np.random.default_rng(0), random.Random(1), itertools.count()
@@ -269,17 +243,17 @@ def count_up() -> int:
     return counted % 2
 
 
-HIDDEN: dict[str, tuple[Callable[[], Any], str]] = {
-    "a generator made outside": (lambda: int(generator.integers(9)), "the variable generator changed"),
-    "a random.Random made outside": (lambda: standard.random() < 0.5, "the variable standard changed"),
-    "a counter": (lambda: next(tally), "the variable tally changed"),
-    "a global number": (count_up, "the variable counted changed"),
-    "a function imported by its name": (lambda: original() < 0.5, "(random changed"),
-    "the time": (time.perf_counter_ns, "from time, or an address?"),
-    "the order of a set of objects": (lambda: tuple(map(_name, {_Named(n) for n in range(40)})), "or an address"),
-    "one way only": (lambda: random.random() < 0.5 and int(generator.integers(99)), "the variable generator changed"),
-    "the number of draws": (lambda: [random.randint(0, 1) for _ in range(count_up())].count(1), "found"),
-    "the distribution of a draw": (lambda: int(np.random.choice(2, p=([0.5, 0.5], [0.4, 0.6])[count_up()])), "found"),
+HIDDEN: dict[str, Callable[[], Any]] = {
+    "a generator made outside": lambda: int(generator.integers(9)),
+    "a random.Random made outside": lambda: standard.random() < 0.5,
+    "a counter": lambda: next(tally),
+    "a global number": count_up,
+    "a function imported by its name": lambda: original() < 0.5,
+    "the time": time.perf_counter_ns,
+    "the order of a set of objects": lambda: tuple(map(_name, {_Named(n) for n in range(40)})),
+    "one way only": lambda: random.random() < 0.5 and int(generator.integers(99)),
+    "the number of draws": lambda: [random.randint(0, 1) for _ in range(count_up())].count(1),
+    "the distribution of a draw": lambda: int(np.random.choice(2, p=([0.5, 0.5], [0.4, 0.6])[count_up()])),
 }
 
 
@@ -293,11 +267,10 @@ def _name(named: _Named) -> int:
     return named.name
 
 
-@pytest.mark.parametrize(("program", "source"), HIDDEN.values(), ids=HIDDEN)
-def test_hidden_randomness_is_found_and_named(program: Callable[[], Any], source: str) -> None:
-    with pytest.raises(HiddenRandomness, match="no randomness but that of the replaced calls") as found:
+@pytest.mark.parametrize("program", HIDDEN.values(), ids=HIDDEN)
+def test_hidden_randomness_is_found(program: Callable[[], Any]) -> None:
+    with pytest.raises(HiddenRandomness, match="no randomness but that of the replaced calls"):
         program_distribution(program)
-    assert source in str(found.value)
 
 
 def test_rare_randomness_of_a_programs_own_is_found_by_more_replays() -> None:
@@ -308,14 +281,14 @@ def test_rare_randomness_of_a_programs_own_is_found_by_more_replays() -> None:
         return (random.random() < 0.5) != (rare.random() < 0.002)
 
     assert program_distribution(program).probs == {True: 0.5, False: 0.5}  # too few runs to see it
-    with pytest.raises(HiddenRandomness, match="the variable rare changed"):
+    with pytest.raises(HiddenRandomness, match="no randomness but that"):
         program_distribution(program, replays=2000)
     with pytest.raises(ValueError, match="replays: found 0, expected an integer from 1"):
         program_distribution(program, replays=0)
 
 
-def test_randomness_of_a_library_that_is_not_replaced_is_named() -> None:
-    with pytest.raises(HiddenRandomness, match=r"\(numpy\.random changed\)$"):
+def test_randomness_of_a_library_that_is_not_replaced_is_found() -> None:
+    with pytest.raises(HiddenRandomness, match=r"PyTorch's are those of replace=\[torch_random\]"):
         program_distribution(lambda: np.random.rand() < 0.5, replace=[])
 
 

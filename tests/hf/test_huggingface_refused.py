@@ -31,7 +31,7 @@ from pass_sampling.gpu import (
 )
 from pass_sampling.gpu.hf.model_checks import check_masks, check_rope
 from pass_sampling.gpu.hf.rows import RowCache
-from pass_sampling.reference.checkpoint.generation_settings import NO_TEXT, OTHERS
+from pass_sampling.reference.checkpoint.generation_settings import APPLIED, OTHERS
 from tokenizer_kinds import tokenizer_of
 
 VECTORS = LookAhead.random(3, 16, seed=0)
@@ -305,7 +305,8 @@ def test_a_setting_of_the_folder_does_what_it_does_in_generate_or_is_refused(nam
 @quietly
 def test_what_the_folders_readers_pass_over_changes_no_text(model: Any) -> None:
     plain = outcome(model, {})
-    passed_over = {name: OTHER_VALUES[name][1] for name in NO_TEXT - {"max_length", "max_new_tokens"}} | OTHERS
+    no_text = {*settings_of()} - {*APPLIED, *OTHERS, "max_length", "max_new_tokens"}
+    passed_over = {name: OTHER_VALUES[name][1] for name in no_text} | OTHERS
     found = {name: outcome(model, {name: value}) for name, value in passed_over.items()}
     refused = {name for name, text in found.items() if isinstance(text, Exception)}
     assert refused == {"compile_config", "num_return_sequences", "use_mtp"}  # by the library itself

@@ -10,10 +10,9 @@ import torch
 from transformers import AutoTokenizer
 
 from console import Box, run
-from folders import tiny_config
 from hf_float64 import Float64Mode, build
 from hf_models import VOCAB, config_of, greedy, prompts, shared, tiny, with_pass
-from pass_sampling.gpu import Adapter, LookAhead, SamplerHead, TransformersModel, load_model, write_custom_generate
+from pass_sampling.gpu import LookAhead, SamplerHead, TransformersModel, load_model
 from pass_sampling.gpu.checkpoints import MODEL
 from pass_sampling.gpu.hf.model_checks import load_with_transformers
 from pass_sampling.gpu.training.acceptance import anchored_rows, kl_loss, mean_loss
@@ -81,33 +80,6 @@ def test_the_fingerprint_is_that_of_the_folder() -> None:
     model = TransformersModel(load_with_transformers(MODEL))
     assert (model.fingerprint, model.name) == (load_model(MODEL).fingerprint, MODEL.name)
     assert model.eos_token_ids == load_model(MODEL).eos_token_ids
-
-
-def test_a_shared_folder_is_used_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    model, inputs = shared("llama"), {"input_ids": prompts(1)}
-    lookahead = LookAhead.random(3, 16, seed=0)
-    folder = tmp_path / "shared"
-    write_custom_generate(folder, lookahead)
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    code = {"custom_generate/generate.py", "custom_generate/requirements.txt"}
-    assert files == {"README.md", "lookahead/config.json", "lookahead/model.safetensors"} | code
-    assert "- custom_generate\n" in (folder / "README.md").read_text(encoding="utf-8")
-    expected = greedy(model, inputs)
-    for settings in ({}, {"fused": True, "num_lookahead": 2}, {"lookahead": lookahead}):
-        found = greedy(model, inputs, custom_generate=str(folder), trust_remote_code=True, **settings)
-        assert torch.equal(found, expected)
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        greedy(model, inputs, custom_generate=str(folder), trust_remote_code=False)
-    with pytest.raises(ValueError, match="holds something already, expected a new path or an empty folder"):
-        write_custom_generate(folder, lookahead)
-
-
-def test_vectors_with_an_adapter_are_not_shared(tmp_path: Path) -> None:
-    lookahead = LookAhead(torch.ones(2, 24), adapter=Adapter.random(tiny_config(), 2, 0))
-    with pytest.raises(ValueError, match="lookahead: found vectors with an adapter"):
-        write_custom_generate(tmp_path / "shared", lookahead)
-    assert not (tmp_path / "shared").exists()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Rows after many anchors at once are those of PaSS's own draft calls; and the expected acceptance over them."""
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -16,8 +17,8 @@ from pass_sampling.gpu import PaSS, PaSSOneCall, SamplingConfig, Transformer, ge
 from pass_sampling.gpu.training import acceptance as home
 from pass_sampling.gpu.training.acceptance import (
     SAMPLINGS,
+    acceptance_of,
     compared,
-    expected_acceptance,
     expected_tokens,
     fixed_token_vectors,
 )
@@ -126,7 +127,9 @@ def test_gradients_reach_the_parts_alone(parts, kind, case, seed):
     model, (vectors, tokens, anchors) = passes("gpu", kind).model, case
     lookahead = with_parts("gpu", model, parts, len(vectors), seed)
     adapter, head = (in_float64("gpu", part) for part in (lookahead.adapter, lookahead.head))
-    whole = Parts(lookahead.vectors.double(), adapter, head).copy()
+    whole = copy.deepcopy(Parts(lookahead.vectors.double(), adapter, head))
+    for tensor in leaves_of(whole).values():
+        tensor.requires_grad_()
     rows = home.anchored_rows(model, whole.vectors, tokens, anchors, whole.adapter, whole.head)
     assert not rows.target_logits.requires_grad
     rows.draft_logits.square().sum().backward()
@@ -192,7 +195,7 @@ def test_it_is_the_mass_that_target_and_draft_share_over_all_places(parts, seed,
     rows = home.anchored_rows(model, lookahead.vectors.double(), *places, *rest)
     target, draft = (gpu.probs_from_logits(each, sampling) for each in (rows.target_logits, rows.draft_logits))
     expected = torch.minimum(target, draft).sum(dim=-1).mean(dim=(0, 1))
-    found = expected_acceptance(model, lookahead.vectors.double(), texts, sampling, *rest)
+    found = acceptance_of(model, lookahead.vectors.double(), texts, [sampling], *rest)[0]
     assert found.dtype == torch.float64 and float((found - expected).abs().max()) <= EXACT
 
 
@@ -210,7 +213,7 @@ def test_drafts_among_few_tokens_share_what_mass_those_have(parts: str) -> None:
         assert torch.allclose(logits, expected, rtol=0, atol=1e-5)
     draft = some.draft_logits.double().softmax(dim=-1)
     expected = torch.minimum(draft, every.target_logits.double().softmax(dim=-1)[..., few]).sum(dim=-1).mean(dim=(0, 1))
-    found = expected_acceptance(model, lookahead.vectors, texts, gpu.SamplingConfig(), *rest, few)
+    found = acceptance_of(model, lookahead.vectors, texts, [gpu.SamplingConfig()], *rest, few)[0]
     assert torch.allclose(found, expected, rtol=0, atol=1e-5)
 
 
@@ -237,7 +240,7 @@ def test_the_record_holds_what_was_trained_and_its_controls_at_every_sampling(pa
     assert record.keys() == names | SAMPLINGS.keys() and record["greedy"].keys() == names
     for place, at in places.values():
         for kind, (vectors, *rest) in kinds.items():
-            expected = expected_acceptance(model, vectors, texts, at, *rest)
+            expected = acceptance_of(model, vectors, texts, [at], *rest)[0]
             assert place[f"{kind}acceptance"] == pytest.approx(expected.tolist(), abs=6e-5)
             assert place[f"{kind}expected_tokens"] == pytest.approx(expected_tokens(expected), abs=6e-5)
     assert SAMPLINGS == {"greedy": gpu.SamplingConfig(0.0), "temperature_1": gpu.SamplingConfig(1.0)}
@@ -247,4 +250,4 @@ def test_the_record_holds_what_was_trained_and_its_controls_at_every_sampling(pa
 def test_sequences_without_a_place_are_refused(shape: tuple[int, int]) -> None:
     vectors, texts = torch.zeros(2, 24), np.zeros(shape, np.int64)
     with pytest.raises(ValueError, match=r"^sequences: found \d of \d tokens, expected some of at least 4$"):
-        expected_acceptance(with_norms(), vectors, texts, gpu.SamplingConfig())
+        acceptance_of(with_norms(), vectors, texts, [gpu.SamplingConfig()])

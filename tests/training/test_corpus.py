@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from folders import contents
 from pass_sampling.gpu import SamplingConfig, Transformer
-from pass_sampling.gpu.training.text import near_duplicates, own_text, read_texts, split_texts, standard_library
+from pass_sampling.gpu.training.text import in_turn, own_text, read_texts, split_texts, standard_library
 from pass_sampling.gpu.training.tokens import END_OF_TEXT, Windows, encode_texts, evenly_spaced, train_tokenizer
 from training import model
 
@@ -85,40 +85,6 @@ def corpus(seeds: Any, count: int = 6) -> dict[str, str]:
 seeds = st.sets(st.integers(0, 10**6), min_size=1, max_size=30)
 
 
-@st.composite
-def relatives(draw: Any) -> tuple[dict[str, str], dict[str, set[str]]]:
-    """Texts, some with relatives: copies, beginnings of at least three lines, or the text with more below it."""
-    texts = corpus(draw(seeds), 10)
-    families: dict[str, set[str]] = {}
-    for name in draw(st.sets(st.sampled_from(sorted(texts)), max_size=5)):
-        lines = texts[name].splitlines()
-        families[name] = {name}
-        for i, kind in enumerate(draw(st.lists(st.sampled_from(["copy", "part", "more", "indented"]), max_size=3))):
-            relative = draw(st.sampled_from(["a", "z"])) + f"{i}/{name}"
-            families[name].add(relative)
-            kept = lines[: draw(st.integers(3, 9))] if kind == "part" else lines
-            kept = kept + lines_of(10**7 + 100 * int(name[5:-3]) + i, 60) if kind == "more" else kept
-            texts[relative] = "\n".join(["    " + line for line in kept] if kind == "indented" else kept)
-    return texts, families
-
-
-@given(case=relatives(), boilerplate=st.booleans(), data=st.data())
-def test_copies_and_parts_are_grouped_with_their_original_and_with_nothing_else(case, boilerplate, data):
-    """In any order of the texts. Lines that stand in more than 20 of them relate nothing."""
-    texts, families = case
-    if boilerplate:
-        header = "\n".join(lines_of(10**8, 5))
-        texts = {name: f"{header}\n{text}" for name, text in texts.items()}
-        texts |= {f"header/{i}": f"{header}\n{i}" for i in range(21)}
-    texts = {name: texts[name] for name in data.draw(st.permutations(sorted(texts)))}
-    groups = near_duplicates(texts)
-    assert [group[0] for group in groups] == sorted(min(group) for group in groups)
-    assert sorted(name for group in groups for name in group) == sorted(texts)
-    related = {name: family for family in families.values() for name in family}
-    for group in groups:
-        assert group == sorted(related.get(group[0], {group[0]}))
-
-
 def sides_of(texts: dict[str, str]) -> dict[str, bool]:
     """Say of every text whether it is held out."""
     training, held_out = split_texts(texts, 0.3)
@@ -127,14 +93,14 @@ def sides_of(texts: dict[str, str]) -> dict[str, bool]:
     return dict.fromkeys(training, False) | dict.fromkeys(held_out, True)
 
 
-@given(case=relatives(), data=st.data())
-def test_relatives_stand_on_one_side_and_the_order_of_texts_is_nothing(case: Any, data: st.DataObject) -> None:
-    texts, families = case
-    texts |= corpus(range(10**6 + 1, 10**6 + 21))  # enough for both sides
-    sides = sides_of(texts)
-    for family in families.values():
-        assert len({sides[name] for name in family}) == 1
-    assert sides_of({name: texts[name] for name in data.draw(st.permutations(sorted(texts)))}) == sides
+@given(seeds=seeds, data=st.data())
+def test_copies_stand_on_one_side_and_the_order_of_texts_is_nothing(seeds: set[int], data: st.DataObject) -> None:
+    texts = corpus(seeds) | corpus(range(10**6 + 1, 10**6 + 21))  # enough for both sides
+    copies = {f"copy/{name}": f"\n{texts[name]}\n" for name in data.draw(st.sets(st.sampled_from(sorted(texts))))}
+    sides = sides_of(texts | copies)
+    assert all(sides[name] == sides[name.removeprefix("copy/")] for name in copies)
+    shuffled = data.draw(st.permutations(sorted(texts | copies)))
+    assert sides_of({name: (texts | copies)[name] for name in shuffled}) == sides
 
 
 TOKENIZER = train_tokenizer(["def main():\n    return 'é'\n" * 9, "naïve text, twice; naïve text\r\n\t"], 280, 64)
@@ -237,7 +203,7 @@ def test_between_two_own_texts_is_one_end_of_text(monkeypatch: pytest.MonkeyPatc
 def test_own_answers_follow_every_prompt_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_text_module, "SIDE_BY_SIDE", 2)
     prompts, length, texts = [[1, 2], [3, 4, 5], [6]], 4, list[tuple[int, ...]]()
-    tokens = own_text(model(), 40, length, SamplingConfig(0.7), 5, prompts=prompts).tolist()
+    tokens = own_text(model(), 40, length, SamplingConfig(0.7), 5, begin=in_turn(prompts, 5)).tolist()
     while tokens:
         (prompt,) = [tuple(each) for each in prompts if tokens[: len(each)] == each][:1]
         texts.append(prompt)
@@ -253,7 +219,7 @@ def test_own_text_goes_on_after_the_batches_that_are_kept(tmp_path: Path, monkey
             raise KeyboardInterrupt
 
     def written(file: Path | None, watch: Any = lambda done: None) -> np.ndarray:
-        return own_text(model(), 900, 8, SamplingConfig(0.5), 3, file, watch, [[1, 2], [3]])
+        return own_text(model(), 900, 8, SamplingConfig(0.5), 3, file, watch, in_turn([[1, 2], [3]], 0))
 
     with pytest.raises(KeyboardInterrupt):
         written(file, interrupt)

@@ -18,8 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from console import read_strictly, run
 from folders import contents, module
 from pass_sampling.gpu import load_model
-from pass_sampling.gpu.training.distillation import SAMPLINGS, distillation_loss, draft_acceptance, read_teacher
-from pass_sampling.gpu.training.pretrain import new_model, pretrain
+from pass_sampling.gpu.training.pretrain import (
+    SAMPLINGS,
+    distillation_loss,
+    draft_acceptance,
+    new_model,
+    pretrain,
+    read_teacher,
+)
 from pass_sampling.gpu.training.text import split_texts
 from pass_sampling.gpu.training.tokens import evenly_spaced
 from training import STUDENT, TEXTS, TINY, pretrained
@@ -136,7 +142,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
 @on_samplings
 def test_a_student_comes_nearer_to_its_teacher_than_an_untrained_model(place: int, taught: Taught) -> None:
     sampling, windows = SAMPLINGS[place], evenly_spaced(held_out_tokens(), 16, 128)
-    untrained = draft_acceptance(read_teacher(pretrained().folder), new_model(STUDENT, 0), windows, sampling)
+    untrained = draft_acceptance(read_teacher(pretrained().folder).model, new_model(STUDENT, 0), windows, sampling)
     found = taught.record["acceptance"][place]
     assert (found["temperature"], found["top_k"]) == (sampling.temperature, sampling.top_k)
     assert found["expected"] > untrained + 0.2

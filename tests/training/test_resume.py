@@ -10,7 +10,7 @@ import pytest
 
 from folders import contents, tiny_config, write_checkpoint
 from killed import kill_at_random
-from pass_sampling.gpu import LookAhead, SamplingConfig, Transformer, load_model
+from pass_sampling.gpu import LookAhead, SamplingConfig, load_model
 from training import (
     NUM_STEPS,
     ROOT,
@@ -79,13 +79,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(trainer: str, tmp_pat
     assert (output / WEIGHTS).read_bytes() == uninterrupted(trainer)
 
 
-def nameless(moved: float = 0.0) -> Transformer:
-    """Return a model that came from no folder."""
-    found = Transformer(model().config, load_model(checkpoint()).weights)
-    found.weights.embedding[0, 0] += moved
-    return found
-
-
 def another_teacher() -> Path:
     """Return a teacher with the same tokenizer, also the one that is trained where nobody teaches."""
     config, folder = tiny_config(vocab_size=300, max_position_embeddings=16), Path(ROOT.name) / "another"
@@ -110,7 +103,6 @@ ANOTHER_RUN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # the trainer
         }.items()
     ],
     ("vectors", {}, {"model": lambda: load_model(checkpoint(), "float64")}),
-    ("vectors", {"model": nameless}, {"model": partial(nameless, moved=1.0)}),
     ("base model", {}, {"num_steps": 7}),
     ("base model", {}, {"seed": 1}),
     ("base model", {}, {"texts": {name: text.replace("alpha", "omega") for name, text in TEXTS.items()}}),
