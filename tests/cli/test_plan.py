@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from pass_sampling.gpu.checkpoints import FUSED, LOOKAHEAD, MODEL
 from pass_sampling.gpu.cli import plan as command
 from pass_sampling.gpu.decode_options import DecodeOptions, flag_of, parse_candidates, written_candidates
 
-# --- The choice ---
+# As much of a method as a choice of settings asks for.
+Drafting = make_dataclass("Drafting", ["num_draft", ("rule", str, "token")])
 
 
 @pytest.mark.parametrize("gain", [0.5, 1.01, 1.03, 3.0])
@@ -29,25 +30,13 @@ def test_the_fastest_is_chosen_and_plain_decoding_if_nothing_pays(gain, monkeypa
         return np.array([1.0, *({0: (1.0, 1.0), 2: (2.0, 2.0 / gain)}.get(method.num_draft, (1.0, 9.0)))])
 
     monkeypatch.setattr(home, "_written", text)
-    drafting = Drafting(3)
-    found = home.predict(Drafting(0), [home.Candidate(DecodeOptions("ngram"), drafting)], [[0], [1], [2]], 0.1)
+    found = home.predict(Drafting(0), [home.Candidate(DecodeOptions("ngram"), Drafting(3))], [[0], [1], [2]], 0.1)
     assert [each.options.method for each in found] == ["ngram", "autoregressive"][:: 1 if gain > 1.02 else -1]
     (best,) = [each for each in found if each.options.method == "ngram"]
     assert (best.options.num_draft, best.options.verify, best.tokens_per_step) == (2, "block", 2.0)
     assert best.tokens_per_second == pytest.approx(1000 * gain)
     rounds = [each for each in written[1:] if each[2] > 0]  # the same prompts and seeds for all
     assert {num_draft for num_draft, *_ in rounds} == {0, 1, 2, 3} and len({each[1:] for each in rounds[:4]}) == 1
-
-
-@dataclass(frozen=True)
-class Drafting:
-    """As much of a method as a choice of settings asks for."""
-
-    num_draft: int
-    rule: str = "token"
-
-
-# --- The commands ---
 
 
 @pytest.fixture(scope="module")

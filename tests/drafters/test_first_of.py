@@ -1,7 +1,5 @@
 """Drafters in turn: the first that is sure proposes, and where none is, the step is a plain one."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -61,19 +61,6 @@ def test_the_format(package: str, parts: str, tmp_path: Path) -> None:
     assert (loaded.head and (loaded.head.width, loaded.head.uses_lookahead)) == ((width, not alone) if width else None)
 
 
-@both_packages
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((-1, 8, 0), "num_lookahead: found -1, expected an integer from 0 to 65536"),
-        ((1, 0, 0), "hidden_size: found 0, expected an integer from 1 to 1048576"),
-        ((1, 8, -1), "seed: found -1, expected an integer from 0 to 18446744073709551615"),
-    ],
-)
-def test_random_refuses_sizes_that_make_no_sense(package: str, arguments: Any, message: str) -> None:
-    assert said_of(class_of(package).random, *arguments) == message
-
-
 NOT_FINITE = "holds NaN or infinity, expected finite numbers"
 
 

@@ -1,7 +1,5 @@
 """Rescored blocks: what a lattice keeps, that a beam finds the best paths, and that the longest accepted one wins."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import product
 from typing import Any

@@ -21,14 +21,7 @@ from transformers import (
 
 from generation_settings import OTHER_VALUES, settings_of
 from hf_models import VOCAB, config_of, greedy, padded, prompts, shared, tiny, with_pass
-from pass_sampling.gpu import (
-    Adapter,
-    LookAhead,
-    ModelConfig,
-    TransformersModel,
-    generate_with_pass,
-    pass_generate,
-)
+from pass_sampling.gpu import Adapter, LookAhead, ModelConfig, TransformersModel, generate_with_pass, pass_generate
 from pass_sampling.gpu.hf.model_checks import check_masks, check_rope
 from pass_sampling.gpu.hf.rows import RowCache
 from pass_sampling.reference.checkpoint.generation_settings import APPLIED, OTHERS
@@ -94,13 +87,8 @@ def quantised(part: str) -> Any:
         return dynamic(model, {"lm_head"})
     if part == "the body":
         model.model = dynamic(model.model, {torch.nn.Linear})
-    elif part == "the embedding":
-        model.set_input_embeddings(torch.ao.nn.quantized.Embedding(VOCAB, 16))
-    elif part == "a head without weight":  # in the manner of layers that keep a `qweight`
-        head, model.lm_head = model.lm_head, torch.nn.Module()
-        model.lm_head.forward = head.forward
     else:
-        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().char(), requires_grad=False)
+        model.set_input_embeddings(torch.ao.nn.quantized.Embedding(VOCAB, 16))
     return model
 
 

@@ -18,14 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from console import read_strictly, run
 from folders import contents, module
 from pass_sampling.gpu import load_model
-from pass_sampling.gpu.training.pretrain import (
-    SAMPLINGS,
-    distillation_loss,
-    draft_acceptance,
-    new_model,
-    pretrain,
-    read_teacher,
-)
+from pass_sampling.gpu.training.pretrain import SAMPLINGS, draft_acceptance, new_model, pretrain, read_teacher
 from pass_sampling.gpu.training.text import split_texts
 from pass_sampling.gpu.training.tokens import evenly_spaced
 from training import STUDENT, TEXTS, TINY, pretrained
@@ -168,7 +161,7 @@ def test_the_loss_is_the_cross_entropy_of_the_distributions() -> None:
     with torch.inference_mode():
         log_probs = student(TOKENS).logits.double().log_softmax(-1)
     expected = -(target_logits.double().softmax(-1) * log_probs).sum(-1).mean()
-    assert abs(float(distillation_loss(student, TOKENS, target_logits).detach()) - float(expected)) < 2.0**-9
+    assert abs(float(home.distillation_loss(student, TOKENS, target_logits).detach()) - float(expected)) < 2.0**-9
 
 
 def test_the_command_takes_the_teachers_vocabulary_and_says_how_often_drafts_are_accepted(box, capsys, tmp_path):

@@ -21,29 +21,12 @@ from lookaheads import PARTS, on_parts
 from pass_sampling.gpu import LookAhead, PromptLookup, SamplingConfig, load_model
 from pass_sampling.gpu.training import pretrain as of_base_models
 from pass_sampling.gpu.training import train as of_look_ahead
-from pass_sampling.gpu.training.acceptance import (
-    LOSSES,
-    AnchoredRows,
-    acceptance_of,
-    anchored_rows,
-    drafter_acceptance,
-)
+from pass_sampling.gpu.training.acceptance import LOSSES, AnchoredRows, acceptance_of, anchored_rows, drafter_acceptance
 from pass_sampling.gpu.training.ngram_counts import NgramConfig, count_ngrams
 from pass_sampling.gpu.training.text import own_text
 from pass_sampling.gpu.training.train import first_parts, most_frequent, train
 from shapes import checked, functions_of, signature
-from training import (
-    LOOK_AHEAD,
-    ROOT,
-    TINY,
-    TOKENS,
-    TRAINERS,
-    VOCAB,
-    checkpoint,
-    model,
-    settings_for,
-    tensors,
-)
+from training import LOOK_AHEAD, ROOT, TINY, TOKENS, TRAINERS, VOCAB, checkpoint, model, settings_for, tensors
 
 on_trained = pytest.mark.parametrize("parts", [parts for parts in PARTS if parts != "vectors"])
 LONG = replace(LOOK_AHEAD, num_steps=80, context=16, num_anchors=8, matrix_learning_rate=0.02, depth_decay=0.9)
