@@ -15,7 +15,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
 NEW := build/checkpoints
-MADE := python-8m python-8m-lookahead python-8m-lookahead-fused python-8m-draft python-8m-ngram
+MADE := python-8m python-8m-lookahead python-8m-lookahead-fused python-8m-blocks python-8m-head python-8m-draft python-8m-ngram
 LIBRARY := --standard-library --held-out-list gpu/checkpoints/held_out.txt
 BIN := $(VENV)/bin/python
 ARGS ?=
@@ -62,6 +62,10 @@ checkpoint: $(READY) ## Make the bundled model and all that drafts for it anew.
 	test -d $(NEW)/python-8m-lookahead-fused || $(BIN) -m pass_sampling.gpu train $(LIBRARY) --model $(NEW)/python-8m \
 		--num-lookahead 6 --adapter-rank 16 --head-width 512 --anchors 32 --learning-rate 0.03 --depth-decay 0.9 \
 		--steps 3000 --output $(NEW)/python-8m-lookahead-fused
+	test -d $(NEW)/python-8m-blocks || $(BIN) -m pass_sampling.gpu train $(LIBRARY) --model $(NEW)/python-8m \
+		--num-lookahead 6 --head-alone --block-heads --head-width 240 --anchors 32 --steps 1000 --output $(NEW)/python-8m-blocks
+	test -d $(NEW)/python-8m-head || $(BIN) -m pass_sampling.gpu train $(LIBRARY) --model $(NEW)/python-8m \
+		--num-lookahead 6 --head-alone --head-width 512 --anchors 32 --steps 1000 --output $(NEW)/python-8m-head
 	test -d $(NEW)/python-8m-draft || $(BIN) -m pass_sampling.gpu pretrain $(LIBRARY) --compile \
 		--teacher $(NEW)/python-8m --hidden-size 128 --intermediate-size 512 --layers 2 --heads 2 \
 		--steps 5000 --batch-size 4 --output $(NEW)/python-8m-draft

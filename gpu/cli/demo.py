@@ -17,6 +17,7 @@ from pass_sampling.reference.ending import Ending
 
 from ..bench.figures import rate_of
 from ..bench.runs import Entry, method_writer, run_all
+from ..checkpoint.gguf import fetched_folder
 from ..checkpoints import PROMPTS
 from ..decode_options import DecodeOptions, Unavailable, is_bundled
 from ..generation import generate
@@ -24,11 +25,14 @@ from ..hf.text_decoder import decoder_of
 from ..make_method import make_method
 from ..methods import Method
 from ..training.tokens import load_tokenizer
-from .commands import Demo
+from .commands import Demo, Generate
 from .console import DIM, RESET, SourceStream, encode_prompt, is_colourful, legend
+from .generate import run_generate
+from .options import ModelOptions
 from .plan import find_plan
 
 PLAIN = "plain decoding"
+REAL, QUESTION = "smollm2-135m", "Explain in three sentences why the sky is blue."
 DRAFTING = {"PaSS": "pass", "PaSS, one call": "pass-one-call"}  # as published, and ours
 
 
@@ -63,7 +67,16 @@ def run_demo(options: Demo) -> None:
         return
     _print_table(rows, machine)
     if is_bundled(target.model):
+        _real_model()
+
+
+def _real_model() -> None:
+    """Let a real model answer, if it has been fetched; else say how to see it."""
+    if not fetched_folder(REAL).is_dir():
         print("\nA real model, SmolLM2-135M-Instruct, answers: make demo-chat, or pass-sampling fetch smollm2-135m")
+        return
+    print(f"\n----- {REAL}: {QUESTION} -----", flush=True)
+    run_generate(Generate(ModelOptions(Path(REAL)), prompt=QUESTION, chat=True, max_new_tokens=100))
 
 
 def _methods(options: Demo, model: Any, folder: Path) -> dict[str, Method]:

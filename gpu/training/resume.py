@@ -147,6 +147,7 @@ class KeptStates:
         size = num_windows * window.itemsize
         begun = file.exists() and file.stat().st_size == size
         self.file, self.dtype = file, dtype
+        file.parent.mkdir(parents=True, exist_ok=True)
         self._windows = np.memmap(file, window, "r+" if begun else "w+", shape=(num_windows,))
 
     def of(self, numbers: Sequence[int], compute: Callable[[list[int]], Tensor]) -> Tensor:  # [B, T, D]
