@@ -105,7 +105,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if isinstance(error, BrokenPipeError) or place is None:  # standard output
             raise
         reason = error.strerror or type(error).__name__
-        return _complain(command.prog, f"{_text(place)} cannot be used ({reason}), expected a place that can")
+        place = os.fsdecode(place) if isinstance(place, bytes) else place
+        return _complain(command.prog, f"{place} cannot be used ({reason}), expected a place that can")
     except ValueError as error:
         return _complain(command.prog, command.flagged(str(error)))
     except (MemoryError, RuntimeError) as error:
@@ -120,10 +121,6 @@ def _complain(who: str, message: str) -> int:
     """Print one sentence on one line."""
     print(" ".join(f"{who}: {message}".split()), file=sys.stderr)
     return BAD_INPUT
-
-
-def _text(place: object) -> str:
-    return os.fsdecode(place) if isinstance(place, bytes) else str(place)
 
 
 def _mend_streams() -> None:

@@ -34,7 +34,7 @@ def add_arguments(
         is_tuple = get_origin(hint) is tuple
         if not is_tuple:  # int | None is int
             hint = next((part for part in get_args(hint) if part is not NoneType), hint)
-        default = _default(each) if defaults is None else getattr(defaults, each.name)
+        default = each.default if defaults is None else getattr(defaults, each.name)
         if is_dataclass(hint):
             add_arguments(parser, hint, default, each.metadata.get("only"))  # type: ignore[arg-type]
             continue
@@ -61,12 +61,6 @@ def add_arguments(
         parser.add_argument(flag, dest=each.name, default=None if is_tuple else default, **settings)
 
 
-def _default(each: Any) -> Any:
-    if each.default_factory is not MISSING:
-        return each.default_factory()
-    return None if each.default is MISSING else each.default
-
-
 def _reader(read: Any) -> Any:
     """Return a function for argparse, which shows the sentence of an ArgumentTypeError and no other."""
     if read in (int, float):
@@ -90,7 +84,7 @@ def options_from(kind: type[Options], arguments: argparse.Namespace) -> Options:
             found[each.name] = options_from(hint, arguments)  # type: ignore[arg-type]
             continue
         value = getattr(arguments, each.name, None)
-        default = _default(each) if value is None else value
+        default: Any = each.default if value is None and each.default is not MISSING else value
         found[each.name] = tuple(default) if get_origin(hint) is tuple else default
     return kind(**found)
 

@@ -171,16 +171,6 @@ def row_caches(cache: KVCache) -> RowCaches:
     return cache
 
 
-def layer_kinds(config: Any) -> dict[str, tuple[int, int | None]]:
-    """Return each kind of layer that a model has, with its first layer and its sliding window, if it has one."""
-    layers = DynamicCache(config=config).layers
-    names = getattr(config, "layer_types", None) or ["attention"] * len(layers)
-    kinds: dict[str, tuple[int, int | None]] = {}
-    for place, (name, layer) in enumerate(zip(names, layers, strict=False)):
-        kinds.setdefault(name, (place, getattr(layer, "sliding_window", None)))
-    return kinds
-
-
 def row_masks(
     config: Any,
     cache: Any,
@@ -201,13 +191,17 @@ def row_masks(
     if visible.shape[1] == num_rows:
         visible = torch.cat([visible.new_ones((num_rows, length)), visible], dim=1)
     places = torch.cat([torch.arange(length, device=positions.device), positions])  # [S]
-    masks = {}
-    for name, (layer, window) in layer_kinds(config).items():
-        seen = visible
+    layers = DynamicCache(config=config).layers
+    names = getattr(config, "layer_types", None) or ["attention"] * len(layers)
+    masks: dict[str, Tensor] = {}
+    for place, (name, layer) in enumerate(zip(names, layers, strict=False)):
+        if name in masks:
+            continue
+        seen, window = visible, getattr(layer, "sliding_window", None)
         if window is not None:
             seen = seen & (positions.unsqueeze(1) - places < window)
-        if layer < len(cache.layers):
-            size, first = cache.layers[layer].get_mask_sizes(num_rows)
+        if place < len(cache.layers):
+            size, first = cache.layers[place].get_mask_sizes(num_rows)
             seen = seen[:, first : first + size]
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         masks[name] = mask.masked_fill(~seen, torch.finfo(dtype).min)[None, None]
