@@ -13,12 +13,18 @@ from models import TINY, exact_target, transformer
 from pass_sampling.gpu.engine.capture import Captured, Frozen, standing
 from pass_sampling.gpu.engine.engine import Engine, Request
 from pass_sampling.gpu.engine.rows import empty_rows, put_row
+from pass_sampling.gpu.lookahead.block_heads import BlockHeads
+from pass_sampling.gpu.lookahead.refinement import refinement_of
+from pass_sampling.gpu.lookahead.rescoring import NgramScores, Rescored
+from pass_sampling.gpu.methods import Blockwise, BlockwisePaths
 from pass_sampling.gpu.uniforms import uniform_stream
+from pass_sampling.reference.exactness.cases import bigrams
 from pass_sampling.reference.exactness.distribution import output_distribution
 
 KINDS = (
     *("plain", "lookahead", "fused", "fused head", "head alone"),
     *("draft model", "block", "heuristic", "entropy", "ngram", "tree", "k-seq", "one-call tree", "head tree"),
+    *("blocks", "rescored blocks", "paths", "lookup, n-grams"),
 )
 on_kinds = pytest.mark.parametrize("kind", KINDS)
 ENDING = port.Ending(9, (2,))
@@ -51,8 +57,18 @@ def method_of(kind: str, device: str = "cpu", **changes: Any) -> Any:
         rule = "k-seq" if kind == "k-seq" else "without-replacement"
         drafter = port.ModelDrafter(model_of(5, device)) if kind == "tree" else port.PromptLookup(model.vocab_size)
         return port.SpeculativeTree(model, drafter, sampling, rule=rule, num_candidates=(2, 1))
-    if kind == "ngram":
-        return port.SpeculativeSampling(model, port.PromptLookup(model.vocab_size), sampling, num_draft=2)
+    if "blocks" in kind or kind == "paths":
+        blocks = replace(vectors, head=BlockHeads.random(model.hidden_size, 5, 2, 7))
+        drafts = refinement_of(blocks, model.dtype, device)
+        rescored = Rescored(drafts, NgramScores(bigrams(port, model.vocab_size).to(device)), width=2)
+        if kind == "paths":
+            return BlockwisePaths(model, blocks, sampling, refinement=rescored, num_paths=2)
+        return Blockwise(model, blocks, sampling, refinement=drafts if kind == "blocks" else rescored)
+    if kind in ("ngram", "lookup, n-grams"):
+        drafter = port.PromptLookup(model.vocab_size)
+        if kind != "ngram":
+            drafter = port.FirstOf((drafter, bigrams(port, model.vocab_size).to(device)))
+        return port.SpeculativeSampling(model, drafter, sampling, num_draft=2)
     settings = {"block": {"rule": "block"}, "heuristic": {"schedule": port.Heuristic(2)}}
     settings |= {"entropy": {"schedule": port.EntropyBound()}}
     drafter = port.ModelDrafter(model_of(5, device))
