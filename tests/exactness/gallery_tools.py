@@ -22,7 +22,7 @@ COMMON = "a common mistake"
 REVIEW = "a review of this project"
 REFUSAL = re.compile(  # by our own code, of a defect that it notices; any other error would be the gallery's
     "serves? two decisions|the outcome whose cell holds it|the edges that the step decides by|before its text had ended"
-    "|a step that tracing does not change|rows that do not depend on one another"
+    "|a step that tracing does not change|a pure function of each row"
 )
 
 
