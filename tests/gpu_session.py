@@ -29,7 +29,11 @@ def steps(device: str, small: bool, out: Path) -> list[tuple[str, list[str], flo
     on = ["--device", device, "--json"]
     quick = ["--repeats", "1"] if small else []
     found: list[tuple[str, list[str], float]] = [
-        ("tests", [sys.executable, "-m", "pytest", "-q", *(["tests/heart/test_uniforms.py"] if small else ["-m", "gpu"])], 480)
+        (
+            "tests",
+            [sys.executable, "-m", "pytest", "-q", *(["tests/heart/test_uniforms.py"] if small else ["-m", "gpu"])],
+            480,
+        )
     ]
     for shape in ("tiny",) if small else ("1b", "7b"):
         found.append((f"shape-{shape}", [*COMMAND, "bench", "--shape", shape, *on, *quick], 300))

@@ -166,3 +166,19 @@ def test_both_packages_write_the_same_text_with_pass_in_float64() -> None:
     packages: tuple[Any, Any] = (reference, port)
     ours, theirs = (written(each, "pass", "float64", each.SamplingConfig(0.8, 10), 60) for each in packages)
     assert [(each.tokens, each.sources) for each in ours] == [(each.tokens, each.sources) for each in theirs]
+
+
+@pytest.mark.parametrize("method", ["lookup-ngram", "pass-one-call", "blockwise", "blockwise-paths"])
+def test_what_is_bundled_for_smollm2_is_found_and_whole(method: str) -> None:
+    """Its weights are not here, so it is not run; `pass-sampling fetch` gets them."""
+    from pass_sampling.gpu.checkpoint.gguf import fetched_folder
+    from pass_sampling.gpu.decode_options import DecodeOptions
+    from pass_sampling.gpu.make_method import folders_of
+
+    (folder,) = folders_of(DecodeOptions(method), fetched_folder("smollm2-135m")).values()
+    if method == "lookup-ngram":
+        assert port.NgramModel.load(folder).vocab_size == 49_152
+        return
+    vectors = port.LookAhead.load(folder)
+    assert vectors.hidden_size == 576 and vectors.base_model == "smollm2-135m" and vectors.head is not None
+    assert vectors.head.kind == ("head" if method == "pass-one-call" else "block") and not vectors.head.uses_lookahead
