@@ -34,11 +34,7 @@ def restricted(
 
 @pytest.mark.parametrize("tokens", [(1,), (0, 2)])
 @each_part
-@pytest.mark.parametrize(
-    ("shape", "rule"),
-    [(None, "token"), (None, "block"), ((2,), "without-replacement")],
-    ids=str,
-)
+@pytest.mark.parametrize(("shape", "rule"), [(None, "token"), (None, "block"), ((2,), "without-replacement")], ids=str)
 def test_the_distribution_is_the_targets(pkg: Any, tokens: Any, parts: str, shape: Any, rule: str) -> None:
     method = restricted(pkg, tokens, parts, shape, vocab_size=3, rule=rule)
     assert_exact(pkg, method, {"max_new_tokens": 4}, "transformer")

@@ -148,10 +148,6 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"adapter_rank": -1}, "adapter_rank: found -1, expected an integer from 0 to 65536"),
     ({"base_model": BASE}, "base_model shapes num_hidden_layers: found None, expected an integer from 1 to 4096"),
     (
-        {"base_model": BASE | {"shapes": dict.fromkeys(SIZES, 10**9)}},
-        "base_model shapes num_hidden_layers: found 1000000000, expected an integer from 1 to 4096",
-    ),
-    (
         {"base_model": BASE | {"shapes": dict.fromkeys(SIZES, 1) | {"head_dim": 0}}},
         "base_model shapes head_dim: found 0, expected an integer from 1 to 1048576",
     ),

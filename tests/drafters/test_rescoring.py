@@ -139,20 +139,14 @@ def test_what_does_not_fit_is_refused(name: str, changes: dict[str, Any], messag
     pkg = package(name)
     method = CASE.method(pkg, "blockwise-paths+ngram", "match")
     kinds, refinements = home(pkg, "lookahead.rescoring"), home(pkg, "lookahead.refinement")
-    drafts, rescorer = method.refinement.drafts, method.refinement.rescorer
-    if changes.get("head"):
-        rescorer = refinements.HeadRefinement(pkg.SamplerHead.random(8, 5, 9))
-    if "hidden_size" in changes:
-        head = replace(pkg.SamplerHead.random(changes["hidden_size"], 5, 9), uses_lookahead=False)
-        rescorer = refinements.HeadRefinement(head)
+    drafts = refinements.Unrefined() if "rows" in changes else method.refinement.drafts
+    rescorer = method.refinement.rescorer
+    if {"head", "hidden_size"} & changes.keys():
+        head = pkg.SamplerHead.random(changes.get("hidden_size", 8), 5, 9)
+        rescorer = refinements.HeadRefinement(replace(head, uses_lookahead="head" in changes))
     if "vocab_size" in changes:
         other = replace(CASE, shape=TINY | {"vocab_size": 6}).method(pkg, "blockwise-paths+ngram", "match")
         rescorer = other.refinement.rescorer
     with pytest.raises(ValueError, match=message):
-        refinement = kinds.Rescored(
-            refinements.Unrefined() if changes.get("rows") else drafts,
-            rescorer,
-            changes.get("weight", 0.5),
-            changes.get("width"),
-        )
+        refinement = kinds.Rescored(drafts, rescorer, changes.get("weight", 0.5), changes.get("width"))
         replace(method, refinement=refinement, num_paths=changes.get("paths", 2))

@@ -46,19 +46,9 @@ def test_the_tails_are_those_of_the_chi_square_distributions() -> None:
     # a normal variable with mean c, squared, is at most x if it lies between -x^(1/2) and x^(1/2)
     between = 0.5 * (math.erf((2 - 1.5) / math.sqrt(2)) + math.erf((2 + 1.5) / math.sqrt(2)))
     assert abs(chance_to_miss(1, 1.5**2, 4.0) - between) < 1e-13
-    assert (
-        abs(upper_tail(63, limit_of(63)) / 1e-9 - 1) < 1e-9
-        and chance_to_miss(63, centre_needed(63), limit_of(63)) <= 1e-6
-    )
+    assert abs(upper_tail(63, limit_of(63)) / 1e-9 - 1) < 1e-9
+    assert chance_to_miss(63, centre_needed(63), limit_of(63)) <= 1e-6
     assert 0.052 < distance_seen(20_000, 63) < 0.053
-
-
-def test_the_settings_are_what_they_are_for() -> None:
-    filters, stops = (SETTINGS[name].probs() for name in SETTINGS)
-    for distribution in (filters, stops):
-        assert abs(sum(distribution.values()) - 1.0) <= 1e-12 and len(distribution) >= 20
-        assert len({len(text) for text in distribution}) > 1, "texts should end at different lengths"
-    assert not any("ba" in "".join("abc"[token] for token in text[:-1]) for text in stops)
 
 
 def test_filters_by_brute_force_on_a_row_worked_out_by_hand() -> None:

@@ -54,13 +54,3 @@ def test_a_stale_output_is_noticed_and_a_measured_one_is_not_compared() -> None:
     assert notebooks.stale_cells(notebook("1\n", []), notebook("1\n", [])) == []
     assert len(notebooks.stale_cells(notebook("1\n", []), notebook("2\n", []))) == 1
     assert notebooks.stale_cells(notebook("1\n", ["measured"]), notebook("2\n", ["measured"])) == []
-
-
-def test_a_cell_that_holds_no_times_and_is_not_compared_is_noticed() -> None:
-    def found(*sources: str) -> list[int]:
-        cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["measured"]}) for source in sources]
-        return notebooks.cells_without_times(nbformat.v4.new_notebook(cells=cells))
-
-    assert found("print(1)") == [0]
-    assert found("import time\nstarted = time.perf_counter()", "print(started)", "print(2)") == [2]
-    assert found("def timed():\n    other = time.thread_time()", "found['a'] = timed()", "found", "other") == [3]
