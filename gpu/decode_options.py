@@ -236,7 +236,8 @@ class DecodeOptions:
     def from_json(found: Any) -> DecodeOptions:
         """Return the options that `to_json` wrote; raise ValueError for a name or a value that is none of theirs."""
         kinds: dict[str, Any] = {each.name: str for each in fields(DecodeOptions)}
-        kinds |= {"num_draft": int, "lenience": (int, float), "candidates": list, "groups": list}
+        kinds |= dict.fromkeys(("num_draft", "lattice", "paths"), int) | dict.fromkeys(("candidates", "groups"), list)
+        kinds["lenience"] = int, float
         if not isinstance(found, dict) or not found.keys() <= kinds.keys():
             raise ValueError(f"found the options {found!r:.80}, expected some of {', '.join(kinds)}")
         values = dict(found)

@@ -239,7 +239,8 @@ def described(method: Method) -> Mapping[str, Any]:
         found["refine"] = type(refinement).__name__.removesuffix("Refinement").lower()
         if isinstance(refinement, Rescored):
             found["refine"] = {NgramScores: "ngram", NoneType: "none"}.get(type(refinement.rescorer), "neural")
-            found["lattice"], refinement = refinement.width, refinement.drafts
+            found |= {} if refinement.width is None else {"lattice": refinement.width}
+            refinement = refinement.drafts
         if refinement.draft_vocab is not None:
             found["draft_vocab_size"] = len(refinement.draft_vocab)
     if "num_paths" in settings:

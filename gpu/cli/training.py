@@ -235,7 +235,8 @@ def run_ngram(options: Ngram) -> None:
         for side in (names, held)
     )
     if options.own.wanted:
-        training = [_own_text(model, target.model, options, OWN_LENGTH, SAMPLINGS[1], 0)]
+        length = min(OWN_LENGTH, model.max_position_embeddings)
+        training = [_own_text(model, target.model, options, length, SAMPLINGS[1], 0)]
     if not held:  # the end of each text
         cuts = [len(tokens) - int(HELD_OUT_PART * len(tokens)) for tokens in training]
         held_out = [tokens[cut:] for tokens, cut in zip(training, cuts, strict=True)]

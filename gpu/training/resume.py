@@ -160,6 +160,11 @@ class KeptStates:
                 self._windows[numbers[i]]["known"] = 1
         return torch.from_numpy(self._windows["states"][list(numbers)]).view(self.dtype)
 
+    def remove(self) -> None:
+        """Close the file and delete it; the states cannot be asked for any more."""
+        del self._windows
+        self.file.unlink()
+
 
 def step_all(optimizers: Iterable[torch.optim.Optimizer], part: float) -> None:
     """Take a step of each optimizer, at a part of its learning rate, and clear the gradients."""

@@ -226,7 +226,7 @@ def train(
     lookahead.save_pretrained(path)
     progress.finish()
     if states is not None:
-        states.file.unlink()
+        states.remove()
     return lookahead
 
 

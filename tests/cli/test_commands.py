@@ -37,7 +37,7 @@ WAYS = {
     "--lookahead {vectors} --method pass-one-call --num-draft 2": ONE_CALL | {"num_lookahead": 2},
     "--lookahead {vectors} --refine none --verify block": ONE_CALL | {"verify": "block"},
     "--lookahead {vectors} --refine ngram --ngram {ngram} --verify match": ONE_CALL
-    | {"refine": "ngram", "lattice": None, "verify": "match"},
+    | {"refine": "ngram", "verify": "match"},
     "--lookahead {vectors} --method pass-one-call --groups 0,2": ONE_CALL | {"groups": [0, 2]},
     "--lookahead {root}/headed --refine head": HEADED,
     "--lookahead {root}/headed --refine none": HEADED | {"refine": "unrefined"},
