@@ -42,6 +42,7 @@ def test_a_configuration_has_a_different_row_after_every_prefix(case: cases.Conf
 @pytest.mark.parametrize("name", PACKAGES)
 @pytest.mark.parametrize(("method", "rule"), PAIRS)
 def test_every_method_and_rule_is_exact(name: str, method: str, rule: str | None, some: list[Any]) -> None:
+    some = some[:14] if "+" in method else some  # with those of the other part 20; verify --all runs all
     (row,) = suite.exact_suite([package(name)], [(method, rule)], some)
     assert row.configurations == len(some) and row.package == name
     assert row.largest_deviation <= suite.EXACT
