@@ -38,7 +38,7 @@ def _run_suite(options: Verify) -> None:
     rows = []
     if not options.json:
         print(
-            f"{'package':11}{'method':20}{'rule':20}{'configurations':>15}{'executions':>12}{'steps':>8}{'deviation':>11}"
+            f"{'package':11}{'method':24}{'rule':20}{'configurations':>15}{'executions':>12}{'steps':>8}{'deviation':>11}"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = "1"  # of each process
@@ -47,7 +47,7 @@ def _run_suite(options: Verify) -> None:
             rows.append(asdict(row))
             if not options.json:
                 print(
-                    f"{row.package:11}{row.method:20}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
+                    f"{row.package:11}{row.method:24}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
                     f"{row.steps:8}{row.largest_deviation:11.1e}",
                     flush=True,
                 )

@@ -32,7 +32,7 @@ from ..model.precision import check_device
 from ..model.transformer import Transformer
 from .acceptance import batches, shared_mass
 from .config import PretrainConfig
-from .resume import Progress, Report, check_output, partial_file, settings_digest, step_all
+from .resume import Progress, Report, check_output, partial_file, remove_partial, settings_digest, step_all
 from .text import split_texts
 from .tokens import Windows, check_tokens, encode_texts, evenly_spaced, load_tokenizer, train_tokenizer
 
@@ -140,7 +140,7 @@ def pretrain(
     files = _saved(corpus.tokenizer) if tutor is None else tutor.tokenizer_files
     files = _saved(model.bfloat16()) | files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()}
     replace_folder(path, files)
-    partial_file(path).unlink(missing_ok=True)
+    remove_partial(partial_file(path))
     return record
 
 

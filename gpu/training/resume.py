@@ -32,6 +32,12 @@ def partial_file(output: Path) -> Path:
     return output.with_name(output.name + ".partial.safetensors")
 
 
+def remove_partial(file: Path) -> None:
+    """Remove the state of a run, and what writing it left behind where the run was killed."""
+    for each in (file, *file.parent.glob(f".{file.name}.*.new")):
+        each.unlink(missing_ok=True)
+
+
 def settings_digest(settings: Mapping[str, Any], *parts: bytes) -> str:
     """Return a fingerprint of all that a run depends on: resumed under other settings it would be another run."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -129,8 +135,7 @@ class Progress:
 
     def finish(self) -> None:
         """Remove the state: the run has ended and its result is saved."""
-        for file in (self.file, *self.file.parent.glob(f".{self.file.name}.*.new")):  # a run that was killed left these
-            file.unlink(missing_ok=True)
+        remove_partial(self.file)
 
 
 class KeptStates:

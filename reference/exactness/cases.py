@@ -200,7 +200,7 @@ class Configuration:
             scores = rescoring.NgramScores(bigrams(package, model.vocab_size))
             drafts = rescoring.Rescored(drafts, scores, width=min(4, model.vocab_size))
         elif rescorer == "head":
-            drafts = rescoring.Rescored(drafts, head, 0.5, 3)
+            drafts = rescoring.Rescored(drafts, head, 0.5, min(3, model.vocab_size))
         return {"lookahead": vectors, "refinement": drafts}
 
     def ending(self, package: Any) -> Any:

@@ -253,6 +253,9 @@ def test_a_damaged_folder_is_refused(package: str, shards: int, damage: Damage, 
     damage(folder)
     found = refused(package, folder, FileNotFoundError if NOT_FOUND.search(message) else ValueError)
     said = found.replace(str(folder), "", 1).replace("\\", "/")
+    if package == "gpu" and "GGUF" in message:  # which the port reads
+        assert said.startswith("/model-Q4_K_M.gguf cannot be read"), said
+        return
     assert re.fullmatch(re.escape(message).replace(r"\*", ".*"), said), said
     if package == "gpu" and message.startswith(": found"):
         with pytest.raises(ValueError, match="found") as error:
