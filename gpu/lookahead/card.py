@@ -12,9 +12,9 @@ __all__ = ["model_card"]
 
 HEADER = """---
 # license: choose one, the Hub shows it; the vectors are yours
-library_name: {library}
+library_name: pass-sampling
 {base}tags:
-- {tag}
+- pass-sampling
 - speculative-decoding
 ---
 
@@ -34,10 +34,6 @@ output = model.generate(**inputs, max_new_tokens=64, custom_generate=pass_genera
 print(tokenizer.decode(output[0]))
 ```
 """
-BY_NAME = """
-`custom_generate={place!r}, trust_remote_code=True` in place of the last two arguments does the same without the
-import: it runs `custom_generate/generate.py` of this repository, ten lines.
-"""
 IN_PACKAGE = """
 ```python
 from pass_sampling.gpu import PaSSOneCall, LookAhead, SamplingConfig, generate, load_model
@@ -52,7 +48,7 @@ ON_THE_COMMAND_LINE = """
 Where the model is a Llama, Mistral, Qwen2 or Qwen3, the command line takes them as well:
 
 ```
-pass-sampling generate --model {shell_model} --lookahead {shell_place} --prompt "def main():"
+pass-sampling generate --model {shell_model} --lookahead {shell_place}{method} --prompt "def main():"
 ```
 """
 MEASURED = """
@@ -65,29 +61,30 @@ SAMPLINGS = {"": "as trained for", "greedy": "greedy", "temperature_1": "at temp
 WHOSE = {"": "these", "random_": "random vectors", "fixed_token_": "a fixed token"}
 
 
-def model_card(lookahead: Any, place: str, custom_generate: bool = False) -> str:
+def model_card(lookahead: Any, place: str) -> str:
     """Return the text of the README.md in a folder of look-ahead vectors.
 
     Args:
         lookahead: a LookAhead, whose module imports this one.
         place: the repository or folder that they will be loaded from.
-        custom_generate: whether the repository holds the code that `generate(custom_generate=...)` takes.
     """
     model = " ".join(lookahead.base_model.split())
-    words = {"model": model or "MODEL", "place": place}
+    words = {"model": model or "MODEL", "place": place, "method": _method(lookahead)}
     words |= {f"shell_{name}": shlex.quote(words[name]) for name in ("model", "place")}
     text = HEADER.format(
-        library="transformers" if custom_generate else "pass-sampling",
         base=f"base_model: {model}\n" if is_repository(model) else "",
-        tag="custom_generate" if custom_generate else "pass-sampling",
         model=f"`{model}`" if model else "a model",
         parts=_parts(lookahead),
     )
-    if lookahead.adapter is None:
-        text += IN_GENERATE.format(**words) + (BY_NAME.format(**words) if custom_generate else "")
-    else:
-        text += IN_PACKAGE.format(**words)
-    return text + ("" if custom_generate else ON_THE_COMMAND_LINE.format(**words)) + _measured(lookahead.training)
+    text += (IN_GENERATE if lookahead.adapter is None else IN_PACKAGE).format(**words)
+    return text + ON_THE_COMMAND_LINE.format(**words) + _measured(lookahead.training)
+
+
+def _method(lookahead: Any) -> str:
+    """Return the option that vectors with other parts need: without it, `generate` refuses them."""
+    if lookahead.head is not None and lookahead.head.kind == "block":
+        return " --method blockwise"
+    return "" if lookahead.adapter is None and lookahead.head is None else " --method pass-one-call"
 
 
 def _parts(lookahead: Any) -> str:

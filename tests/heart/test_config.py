@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from folders import FAMILIES, config_json, edit_json, tiny_config, write_json
 from pass_sampling.reference.checkpoint import generation_settings as home
@@ -260,3 +262,27 @@ def test_stop_strings_are_read_beside_the_end_ids(tmp_path: Path) -> None:
         write_json(path, {"stop_strings": bad})
         with pytest.raises(ValueError, match=r"generation_config\.json: stop_strings: found .*, expected .*text"):
             read_generation_config(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = sorted(
+    {*config_json(tiny_config("qwen3")), "rope_scaling", "rope_theta", "layer_types", "auto_map", "mlp_bias"}
+    | {"eos_token_id", "do_sample", "temperature", "top_k", "top_p", "quantization_config", "max_window_layers"}
+)
+
+
+@given(family=st.sampled_from(FAMILIES), changes=st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3))
+def test_whatever_config_json_says_the_answer_is_a_config_or_one_sentence(family, changes, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "any_config"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "config.json", config_json(tiny_config(family), family) | changes)
+    for read in (read_config, read_generation_config):
+        try:
+            read(folder)
+        except ValueError as error:
+            assert str(error).startswith(str(folder / "config.json"))
+            assert "expected" in str(error) and "\n" not in str(error)

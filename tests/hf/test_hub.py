@@ -180,7 +180,10 @@ def test_a_card_says_what_the_vectors_are_and_what_was_measured(tmp_path: Path) 
     assert sorted(contents(tmp_path / "vectors")) == ["README.md", "config.json", "model.safetensors"]
     card = (tmp_path / "vectors" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n# license: ") and "\nbase_model: somebody/model\n" in card
-    assert "6 vectors of 320 numbers and a head of width 512" in card and "--lookahead vectors" in card
+    assert (
+        "6 vectors of 320 numbers and a head of width 512" in card
+        and "--lookahead vectors --method pass-one-call" in card
+    )
     assert "| these | 0.689 | 0.614 | 0.595 | 0.579 | 0.570 | 0.557 | 2.640 |" in card
     assert "| as trained for | draft 1 |" in card and "| greedy |" in card and "| random vectors | 0.187 |" in card
     for package in (LookAhead, reference.LookAhead):
