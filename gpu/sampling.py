@@ -31,10 +31,9 @@ def probs_from_logits(
 
     A row whose `largest_logits` is not finite has no distribution; its result must not be used.
     """
-    compared = compared_logits(logits)
     if sampling.temperature == 0:
-        return one_hot(compared.argmax(dim=-1), logits.shape[-1])
-    scaled = logits.double()
+        return one_hot(likeliest(logits)[0], logits.shape[-1])
+    compared, scaled = compared_logits(logits), logits.double()
     if sampling.temperature != 1:
         largest = largest_logits(logits) if largest is None else largest
         scaled = (scaled - largest.unsqueeze(-1)) / sampling.temperature
@@ -52,6 +51,16 @@ def compared_logits(
     if logits.dtype != torch.float64:
         return logits
     return ((logits * 2.0**40).round() * 2.0**-40).float()
+
+
+def likeliest(
+    logits: Tensor,  # [..., V]
+) -> tuple[Tensor, Tensor]:  # [...], [...]
+    """Return each row's likeliest token, the first among equals, and `largest_logits`."""
+    if logits.dtype == torch.float64:
+        return compared_logits(logits).argmax(dim=-1), largest_logits(logits)
+    largest, token = logits.max(dim=-1)  # on a CPU in bfloat16, argmax takes four times as long
+    return token, largest
 
 
 def largest_logits(

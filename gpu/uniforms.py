@@ -14,7 +14,7 @@ from pass_sampling.reference.config import check_integer
 
 from .batch_record import Choices
 from .host import constant, is_on_cpu
-from .sampling import Probs, cell_edges, draw
+from .sampling import Probs, cell_edges, draw, one_hot
 
 STEPS_AHEAD = 32  # whose uniforms are made together: after a pass the generator's code has left the caches
 NamedUniforms = Mapping[str, int]
@@ -124,6 +124,18 @@ class UniformRow:
         outcomes = draw(edges, self._uniforms[:, here])
         self._record(lambda made: (*made, *_split(columns, edges, outcomes, active)))
         return outcomes
+
+    def certain(
+        self,
+        name: str,
+        tokens: Tensor,  # [B, K]
+        vocab_size: int,
+        index: int = 0,
+        active: Tensor | None = None,  # [B, K]
+    ) -> None:
+        """Use K uniforms, from `name[index]` on, to draw tokens from the distributions that are one-hot at them."""
+        columns = self._take(name, index, tokens.shape[1])
+        self._record(lambda made: (*made, *_split(columns, cell_edges(one_hot(tokens, vocab_size)), tokens, active)))
 
     def restrict(
         self,

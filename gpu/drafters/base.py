@@ -5,11 +5,12 @@ Glossary of shapes: B batch, S capacity, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..model.cache import KVCache
+from ..sampling import likeliest
 
 
 class Drafter(Protocol):
@@ -50,3 +51,28 @@ class Drafter(Protocol):
         The cache holds the first `cache.lengths` tokens of a row, and all of them afterwards. The host knows that at
         most `max_pending` tokens of a row are not in it yet. Rows with nothing to feed return anything.
         """
+
+
+@runtime_checkable
+class FindsBest(Protocol):
+    """A drafter that finds its likeliest token in less than V operations."""
+
+    def best(
+        self,
+        tokens: Tensor,  # [B, S]
+        lengths: Tensor,  # [B]
+    ) -> tuple[Tensor, Tensor]:  # [B], [B]
+        """Return what `likeliest` makes of its logits."""
+
+
+def best_of(
+    drafter: Drafter,
+    tokens: Tensor,  # [B, S]
+    cache: KVCache | None,
+    lengths: Tensor,  # [B]
+    max_pending: int,
+) -> tuple[Tensor, Tensor]:  # [B], [B]
+    """Return a drafter's likeliest token and its logit: all that a greedy draft needs."""
+    if isinstance(drafter, FindsBest):
+        return drafter.best(tokens, lengths)
+    return likeliest(drafter.logits(tokens, cache, lengths, max_pending))

@@ -12,7 +12,7 @@ from pass_sampling.reference.drafters.first_of import FirstOfSettings
 
 from ..host import is_on_cpu
 from ..model.cache import KVCache
-from .base import Drafter
+from .base import Drafter, best_of
 
 __all__ = ["FirstOf", "FirstOfSettings"]
 
@@ -44,3 +44,18 @@ class FirstOf(FirstOfSettings):
                 break
         assert found is not None
         return found
+
+    def best(
+        self,
+        tokens: Tensor,  # [B, S]
+        lengths: Tensor,  # [B]
+    ) -> tuple[Tensor, Tensor]:  # [B], [B]
+        """Return the likeliest token of the first drafter that is sure, and its logit; -inf, if none is."""
+        found, logit = torch.zeros_like(lengths), torch.full_like(lengths, -torch.inf, dtype=torch.float64)
+        for drafter in self.drafters:
+            token, largest = best_of(drafter, tokens, None, lengths, 1)
+            takes = (logit == -torch.inf) & (largest >= self.least_log_prob)
+            found, logit = torch.where(takes, token, found), torch.where(takes, largest.double(), logit)
+            if is_on_cpu(logit) and bool(logit.isfinite().all()):
+                break
+        return found, logit

@@ -29,7 +29,17 @@ class PromptLookup(LookupSettings):
         lengths: Tensor,  # [B]
         max_pending: int,
     ) -> Tensor:  # [B, V]
-        """Return 0 at the token found and -inf elsewhere; everywhere, if there is none.
+        """Return 0 at the token found and -inf elsewhere; everywhere, if there is none."""
+        token, logit = self.best(tokens, lengths)
+        logits = torch.full((len(tokens), self.vocab_size), -torch.inf, dtype=torch.float64, device=tokens.device)
+        return logits.scatter_(1, token.unsqueeze(1), logit.unsqueeze(1))
+
+    def best(
+        self,
+        tokens: Tensor,  # [B, S]
+        lengths: Tensor,  # [B]
+    ) -> tuple[Tensor, Tensor]:  # [B], [B]
+        """Return the token found and 0; else token 0 and -inf.
 
         Every place gets the length of the longest common n-gram that ends there and at the end of the text. The longest
         wins, and of these the last.
@@ -44,6 +54,5 @@ class PromptLookup(LookupSettings):
         runs = same.cumprod(dim=2).sum(dim=2) * (places < last)  # [B, S], so that a token of the text follows
         best = torch.where(runs >= self.min_ngram, runs * size + places, -1).max(dim=1, keepdim=True)
         found = best.values >= 0  # [B, 1]
-        token = tokens.gather(1, (best.indices + 1).clamp(max=size - 1))
-        logits = torch.full((len(tokens), self.vocab_size), -torch.inf, dtype=torch.float64, device=tokens.device)
-        return logits.scatter_(1, token.where(found, 0), torch.where(found, 0.0, -torch.inf).double())
+        token = tokens.gather(1, (best.indices + 1).clamp(max=size - 1)).where(found, 0)
+        return token.squeeze(1), torch.where(found, 0.0, -torch.inf).double().squeeze(1)

@@ -14,7 +14,7 @@ from ..sampling import Processor
 from ..state import State
 from ..uniforms import NamedUniforms, UniformRow
 from .base import Method
-from .records import exact_record
+from .records import draw_exact
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,5 @@ class Autoregressive(Method):
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, active = state.pending, ~state.ended
         hidden = self.feed_pending(state)
-        probs, largest = self.chain_probs(state, self.model.logits(hidden), active.unsqueeze(1))
-        state = state.note_fault(largest, 0, active.unsqueeze(1))
-        token = draws.token("exact", probs[:, 0], active=active)
-        return state.commit(exact_record(probs[:, 0], token, pending, draws, active))
+        state, record, _ = draw_exact(self, state, draws, self.model.logits(hidden), pending, active)
+        return state.commit(record)

@@ -20,7 +20,7 @@ from ..state import State, bound_or_max, count_leading_true, may_any
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens, drafted
 from .base import Method
-from .records import exact_record, verify_drafts
+from .records import draw_exact, verify_drafts
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +72,18 @@ class PaSS(Method):
         # Call 1: after the last token, one exact token; after each look-ahead vector, a distribution for one draft.
         num_positions = state.pending + num_draft
         logits = self.model.logits(self.feed_pending(state, self.vectors[:depth]))
-        exact_probs, largest = self.chain_probs(state, logits[:, :1], active.unsqueeze(1))
-        state = state.note_fault(largest, 0, active.unsqueeze(1))
-        exact_token = draws.token("exact", exact_probs[:, 0], active=active)
-        record = exact_record(exact_probs[:, 0], exact_token, num_positions, draws, active)
-        active = active & ~state.ends_with(exact_token.unsqueeze(1)) & largest[:, 0].isfinite()
+        state, record, is_token = draw_exact(self, state, draws, logits[:, :1], num_positions, active)
+        exact_token = record.tokens
+        active = active & ~state.ends_with(exact_token) & is_token
         if not may_any(state, active):
             return state.commit(record)
-        drafts = self._draft(state, exact_token.unsqueeze(1), logits[:, 1:], num_draft, active, draws)
+        drafts = self._draft(state, exact_token, logits[:, 1:], num_draft, active, draws)
 
         # Call 2: the exact token and the drafts; row i holds the target's distribution after i drafts.
-        block = torch.cat([exact_token.unsqueeze(1), drafts[0]], dim=1)
+        block = torch.cat([exact_token, drafts[0]], dim=1)
         logits = self.model.logits(self.model.hidden(self.model.embed(block), state.cache))
         state, record, verification = verify_drafts(
-            self, self.rule, state, record, draws, logits, *drafts, active, exact_token.unsqueeze(1)
+            self, self.rule, state, record, draws, logits, *drafts, active, exact_token
         )
         return state.commit(record, state.lengths + (1 + verification.num_accepted) * active)
 

@@ -11,30 +11,11 @@ import torch
 from torch import Tensor
 
 from ..batch_record import ACCEPTED, BONUS, CORRECTION, EXACT, BatchRecord
-from ..sampling import Probs
-from ..state import State
+from ..sampling import Probs, likeliest
+from ..state import State, count_leading_true
 from ..uniforms import UniformRow
-from ..verify import RULES, Tokens, Verification
+from ..verify import RULES, Tokens, Verification, drafted
 from .base import Method
-
-
-def exact_record(
-    probs: Probs,  # [B, V]
-    token: Tensor,  # [B]
-    num_positions: Tensor,  # [B]
-    draws: UniformRow,
-    active: Tensor,  # [B]
-) -> BatchRecord:
-    """Record one token drawn from a row of the target, before any verification; inactive rows commit nothing."""
-    return replace(
-        drafting_record(num_positions, None, active),
-        tokens=token.unsqueeze(1),
-        sources=torch.full_like(token, EXACT).unsqueeze(1),
-        log_probs=probs.gather(1, token.unsqueeze(1)).log(),
-        count=(once := active.long()),
-        num_forward_passes=once,
-        choices=draws.choices,
-    )
 
 
 def drafting_record(
@@ -60,34 +41,6 @@ def drafting_record(
         num_forward_passes=none,
         num_positions=num_positions * active,
         num_draft_passes=none if num_draft_passes is None else num_draft_passes * active,
-    )
-
-
-def verified_record(
-    record: BatchRecord,
-    target_probs: Probs,  # [B, K+1, V]
-    draft_probs: Probs,  # [B, K, V]
-    draft_tokens: Tokens,  # [B, K]
-    verification: Verification,
-    draws: UniformRow,
-    num_draft: Tensor,  # [B]
-    has_bonus_row: Tensor,  # [B]
-    active: Tensor,  # [B]
-) -> BatchRecord:
-    """Add one verification pass to the record of a step, in the active rows."""
-    num_accepted, drafts = verification.num_accepted * active, draft_tokens.unsqueeze(-1)
-    has_final = active & (has_bonus_row | (num_accepted < num_draft))
-    block = with_final(draft_tokens, verification.final_token, num_accepted)
-    log_probs = target_probs.gather(-1, block.unsqueeze(-1)).squeeze(-1).log()
-    is_bonus = num_accepted == num_draft
-    return replace(
-        add_verification(
-            record, block, log_probs, num_accepted, has_final, is_bonus, num_draft * active, draws, active
-        ),
-        draft_tokens=draft_tokens,
-        draft_token_probs=draft_probs.gather(-1, drafts).squeeze(-1),
-        target_token_probs=target_probs[:, : draft_tokens.shape[1]].gather(-1, drafts).squeeze(-1),
-        accept_probs=verification.accept_probs,
     )
 
 
@@ -138,6 +91,36 @@ def _joined(
     return torch.cat([before, more], dim=1) if before.shape[1] else more
 
 
+def draw_exact(
+    method: Method,
+    state: State,
+    draws: UniformRow,
+    logits: Tensor,  # [B, 1, V]
+    num_positions: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> tuple[State, BatchRecord, Tensor]:  # [B]
+    """Draw the token after the committed prefix; return the state with its faults, the record, and where it is one."""
+    wanted = active.unsqueeze(1)
+    if method.sampling.temperature == 0:
+        token, largest = likeliest(method.process(state, logits, wanted))
+        draws.certain("exact", token, logits.shape[-1], active=wanted)
+        log_probs = torch.zeros_like(token, dtype=torch.float64)
+    else:
+        probs, largest = method.chain_probs(state, logits, wanted)
+        token = draws.token("exact", probs[:, 0], active=active).unsqueeze(1)
+        log_probs = probs[:, 0].gather(1, token).log()
+    record = replace(
+        drafting_record(num_positions, None, active),
+        tokens=token,
+        sources=torch.full_like(token, EXACT),
+        log_probs=log_probs,
+        count=(once := active.long()),
+        num_forward_passes=once,
+        choices=draws.choices,
+    )
+    return state.note_fault(largest, 0, wanted), record, largest[:, 0].isfinite()
+
+
 def verify_drafts(
     method: Method,
     rule: str,
@@ -146,7 +129,7 @@ def verify_drafts(
     draws: UniformRow,
     logits: Tensor,  # [B, K+1, V], of the pass over the drafts; row i follows i of them
     draft_tokens: Tokens,  # [B, K]
-    draft_probs: Probs,  # [B, K, V]
+    draft_probs: Probs | None,  # [B, K, V]; None: one-hot, as the target's must be too
     num_draft: Tensor,  # [B]
     has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
@@ -155,14 +138,73 @@ def verify_drafts(
 ) -> tuple[State, BatchRecord, Verification]:
     """Verify drafts by a rule; return the state with its faults, the whole record, and the verification."""
     block = draft_tokens if exact_token is None else torch.cat([exact_token, draft_tokens], dim=1)
-    num_more = block.shape[1] - draft_tokens.shape[1]
+    num_tokens, drafts = draft_tokens.shape[1], draft_tokens.unsqueeze(-1)
+    num_more = block.shape[1] - num_tokens
     rows = torch.arange(logits.shape[1], device=logits.device)
     used = (rows < (num_draft + has_bonus_row).unsqueeze(1)) & active.unsqueeze(1)
-    target_probs, largest = method.chain_probs(state, logits, used, block, num_more)
-    lenient_probs = draft_probs if lenience == 1 else lenience * draft_probs
-    verification = RULES[rule](target_probs, lenient_probs, draft_tokens, draws, num_draft, has_bonus_row, active)
+    if draft_probs is None:
+        draft_token_probs = torch.ones_like(draft_tokens, dtype=torch.float64)
+    else:
+        draft_token_probs = draft_probs.gather(-1, drafts).squeeze(-1)
+    target_probs = None
+    if method.sampling.temperature == 0:
+        target, largest = likeliest(method.process(state, logits, used, block, num_more))
+        rest = draws, num_draft, has_bonus_row, active, logits.shape[-1]
+        verification = verify_greedily(target, draft_tokens, rule, *rest)
+        target_token_probs = (target[:, :num_tokens] == draft_tokens).double()
+    else:
+        assert draft_probs is not None
+        target_probs, largest = method.chain_probs(state, logits, used, block, num_more)
+        lenient_probs = draft_probs if lenience == 1 else lenience * draft_probs
+        verification = RULES[rule](target_probs, lenient_probs, draft_tokens, draws, num_draft, has_bonus_row, active)
+        target_token_probs = target_probs[:, :num_tokens].gather(-1, drafts).squeeze(-1)
     state = state.note_fault(largest, num_more, used & (rows <= verification.num_accepted.unsqueeze(1)))
-    record = verified_record(
-        record, target_probs, draft_probs, draft_tokens, verification, draws, num_draft, has_bonus_row, active
+
+    num_accepted = verification.num_accepted * active
+    has_final, is_bonus = active & (has_bonus_row | (num_accepted < num_draft)), num_accepted == num_draft
+    verified = with_final(draft_tokens, verification.final_token, num_accepted)
+    log_probs = torch.zeros_like(verified, dtype=torch.float64)
+    if target_probs is not None:
+        log_probs = target_probs.gather(-1, verified.unsqueeze(-1)).squeeze(-1).log()
+    record = replace(
+        add_verification(
+            record, verified, log_probs, num_accepted, has_final, is_bonus, num_draft * active, draws, active
+        ),
+        draft_tokens=draft_tokens,
+        draft_token_probs=draft_token_probs,
+        target_token_probs=target_token_probs,
+        accept_probs=verification.accept_probs,
     )
     return state, record, verification
+
+
+def verify_greedily(
+    target: Tokens,  # [B, K+1], the likeliest tokens of the target
+    draft_tokens: Tokens,  # [B, K]
+    rule: str,
+    draws: UniformRow,
+    num_draft: Tensor,  # [B]
+    has_bonus_row: Tensor,  # [B]
+    active: Tensor,  # [B]
+    vocab_size: int,
+) -> Verification:
+    """Do what any of the rules does where the target's distributions are one-hot: accept drafts as long as they match.
+
+    Acceptances are 0 or 1, and every token is certain, so no row of V numbers is needed but in a trace.
+    """
+    num_tokens, is_draft = draft_tokens.shape[1], drafted(draft_tokens, num_draft)
+    matched = (target[:, :num_tokens] == draft_tokens) & is_draft
+    num_accepted = count_leading_true(matched)
+    accept = matched.double()
+    reached = is_draft & active.unsqueeze(1)
+    if rule == "match":
+        asked = torch.arange(num_tokens, device=target.device) <= num_accepted.unsqueeze(1)
+        draws.certain("accept", target[:, :num_tokens], vocab_size, active=reached & asked)
+        is_final = has_bonus_row & (num_accepted == num_draft)
+    else:
+        accept = accept.cumprod(dim=1) if rule == "block" else accept
+        draws.accept("accept", accept.masked_fill(~reached, float("nan")), from_last=rule == "block")
+        is_final = has_bonus_row | (num_accepted < num_draft)
+    final_token = target.gather(1, num_accepted.unsqueeze(1))
+    draws.certain("final", final_token, vocab_size, active=(active & is_final).unsqueeze(1))
+    return Verification(num_accepted, final_token.squeeze(1), accept)

@@ -19,11 +19,11 @@ from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context, check_lenience
 
 from ..batch_record import BatchRecord
-from ..drafters.base import Drafter
+from ..drafters.base import Drafter, best_of
 from ..drafters.schedule import Schedule
 from ..host import is_on_cpu
 from ..model.language_model import LanguageModel
-from ..sampling import Probs, Processor, largest_logits, probs_from_logits
+from ..sampling import Probs, Processor, largest_logits, likeliest, probs_from_logits
 from ..state import State, bound_or_max, count_leading_true, may_any
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens, drafted
@@ -35,7 +35,7 @@ class Drafts(NamedTuple):
     """The drafts of a step. The entries after a row's own drafts mean nothing."""
 
     tokens: Tokens  # [B, K]
-    probs: Probs  # [B, K, V], the very distributions that the tokens were drawn from
+    probs: Probs | None  # [B, K, V], the very distributions that the tokens were drawn from; None: one-hot
     has_bonus_row: Tensor  # [B], whether the text goes on after the last
     num_asked: Tensor  # [B], distributions asked for
     num_draft: Tensor  # [B]
@@ -51,6 +51,7 @@ def draft_left_to_right(
     wanted: Callable[[int, Tensor], Tensor] | None = None,
     bound: int | None = None,
     all_logits: Callable[[int], Tensor] | None = None,
+    next_best: Callable[[Tokens, Tensor, int], tuple[Tensor, Tensor]] | None = None,
 ) -> Drafts:
     """Draw drafts one by one: `next_logits(tokens, lengths, i)` gives the logits of draft i after the text so far.
 
@@ -60,47 +61,62 @@ def draft_left_to_right(
     All rows run along until the last one has stopped, and the draws of the others are ignored. On a CPU, and where a
     schedule or a processor asks the host anyway, every draft first checks whether any row goes on. No limit is above
     `bound`, by default the number of uniforms. Drafts whose logits do not depend on one another, `all_logits(K)` of
-    shape `[B, K, V]`, are drawn side by side.
+    shape `[B, K, V]`, are drawn side by side. Where all is greedy, a draft is its row's likeliest token, which
+    `next_best` may know without a row.
     """
     limit = limit.clamp(min=0) * ~state.ended
     most = bound_or_max(state, limit, draws.room("draft") if bound is None else bound)
     step_by_step = wanted is not None or method.processor is not None
-    looks = step_by_step or is_on_cpu(limit)
+    looks, greedy = step_by_step or is_on_cpu(limit), method.sampling.temperature == sampling.temperature == 0
     going, text = limit > 0, state.tokens.clone()
     nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
     tokens, distributions, valid = [text[:, :0]], [nothing], []
+
+    def add(logits: Tensor | None, best: Tokens | None, start: int) -> None:
+        if logits is None or best is not None:
+            assert best is not None
+            draws.certain("draft", best, method.model.vocab_size, start)
+        else:
+            distributions.append(probs_from_logits(logits, sampling))
+            best = draws.tokens("draft", distributions[-1], start)
+        tokens.append(best)
+
+    logits: Tensor | None = None
     if all_logits is not None and most and not step_by_step:
         logits = all_logits(most)
-        valid.append(largest_logits(logits).isfinite())
-        distributions.append(probs_from_logits(logits, sampling))
-        tokens.append(draws.tokens("draft", distributions[-1]))
+        best, largest = likeliest(logits) if greedy else (None, largest_logits(logits))
+        valid.append(largest.isfinite())
+        add(logits, best, 0)
         most = 0
-    while len(distributions) <= most and (not looks or may_any(state, going)):
-        depth, lengths = len(distributions) - 1, state.lengths + (len(distributions) - 1)
-        logits = next_logits(text, lengths, depth).unsqueeze(1)
-        if method.processor is not None:
-            logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
-        valid.append(largest_logits(logits).isfinite())
-        if wanted is not None:
+    while len(tokens) <= most and (not looks or may_any(state, going)):
+        depth, lengths, logits = len(tokens) - 1, state.lengths + (len(tokens) - 1), None
+        if greedy and next_best is not None and not step_by_step:
+            best, largest = (each.unsqueeze(1) for each in next_best(text, lengths, depth))
+        else:
+            logits = next_logits(text, lengths, depth).unsqueeze(1)
+            if method.processor is not None:
+                logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
+            best, largest = likeliest(logits) if greedy else (None, largest_logits(logits))
+        valid.append(largest.isfinite())
+        if wanted is not None and logits is not None:
             valid[-1] = valid[-1] & wanted(depth, logits[:, 0]).unsqueeze(1)
         going = going & valid[-1][:, 0]
         if looks and not may_any(state, going):
             break
-        distributions.append(probs_from_logits(logits, sampling))
-        tokens.append(draws.tokens("draft", distributions[-1], depth))
+        add(logits, best, depth)
         text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:
             ends = state.num_kept(torch.cat(tokens, dim=1), (depth + 1) * going)[1]
             going = going & ~ends
         going = going & (limit > depth + 1)
-    block = torch.cat(tokens, dim=1)
+    block, probs = torch.cat(tokens, dim=1), None if greedy else torch.cat(distributions, dim=1)
     if not valid:
-        return Drafts(block, nothing, limit == 0, limit, limit)
+        return Drafts(block, probs, limit == 0, limit, limit)
     can = torch.minimum(limit, count_leading_true(torch.cat(valid, dim=1)))
     num_draft, ended = state.num_kept(block, can)
     draws.restrict("draft", drafted(block, num_draft))
     num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))
-    return Drafts(block, torch.cat(distributions, dim=1), ~ended, num_asked, num_draft)
+    return Drafts(block, probs, ~ended, num_asked, num_draft)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,9 +213,13 @@ class SpeculativeSampling(DrafterMethod):
         def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
             return self.drafter.logits(tokens, state.draft_cache, lengths, 1 if depth else state.draft_pending)
 
+        def next_best(tokens: Tokens, lengths: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+            pending = 1 if depth else state.draft_pending
+            return best_of(self.drafter, tokens, state.draft_cache, lengths, pending)
+
         def wanted(depth: int, logits: Tensor) -> Tensor:
             return self.schedule.continues(state.pace, depth, logits)
 
         limit = torch.minimum(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
         settings, asked = self.draft_sampling or self.sampling, wanted if self.schedule.adapts else None
-        return draft_left_to_right(self, state, limit, draws, next_logits, settings, asked)
+        return draft_left_to_right(self, state, limit, draws, next_logits, settings, asked, next_best=next_best)
