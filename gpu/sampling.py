@@ -17,6 +17,7 @@ from .host import is_on_cpu
 
 Probs = Tensor
 TOP_P_TOLERANCE = 2.0**-24
+TIES = 6  # tokens that are picked beyond top-k
 PART = 512  # numbers that are summed one after the other
 Processor = Callable[[tuple[int, ...], Tensor], Tensor]
 """A pure hook `(prefix, logits [V]) -> logits [V]`; see `reference.sampling.Processor`."""
@@ -33,15 +34,38 @@ def probs_from_logits(
     """
     if sampling.temperature == 0:
         return one_hot(likeliest(logits)[0], logits.shape[-1])
-    compared, scaled = compared_logits(logits), logits.double()
-    if sampling.temperature != 1:
-        largest = largest_logits(logits) if largest is None else largest
-        scaled = (scaled - largest.unsqueeze(-1)) / sampling.temperature
+    compared = compared_logits(logits)
+    largest = (largest_logits(logits) if largest is None else largest).unsqueeze(-1)
     if 0 < sampling.top_k < logits.shape[-1]:
-        kth_largest = compared.topk(sampling.top_k, dim=-1).values[..., -1:]
-        scaled = torch.where(compared < kth_largest, float("-inf"), scaled)
-    probs = scaled.softmax(dim=-1)
+        probs = _top_k_probs(logits, compared, largest, sampling)
+    else:
+        probs = _scaled(logits, largest, sampling).softmax(dim=-1)
     return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, compared, sampling.top_p)
+
+
+def _scaled(logits: Tensor, largest: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Return logits over the temperature, in float64."""
+    wide = logits.double()
+    return wide if sampling.temperature == 1 else (wide - largest) / sampling.temperature
+
+
+def _top_k_probs(logits: Tensor, compared: Tensor, largest: Tensor, sampling: SamplingConfig) -> Probs:  # [..., V]
+    """Keep the k likeliest tokens, and those tied with the last of them.
+
+    On a CPU the kept tokens are picked first: float64 over all V takes as long as a tenth of a pass. Where more are
+    tied than were picked, which only the host can ask, all V are computed.
+    """
+    k, on_cpu = sampling.top_k, is_on_cpu(logits)
+    found, tokens = compared.topk(min(k + TIES, logits.shape[-1]) if on_cpu else k, dim=-1)
+    least = found[..., k - 1, None]
+    if on_cpu:
+        kept = _scaled(logits.gather(-1, tokens), largest, sampling).masked_fill(found < least, float("-inf"))
+        few = torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, tokens, kept.softmax(dim=-1))
+        tied = found[..., -1:] >= least
+        if not bool(tied.any()):
+            return few
+    probs = torch.where(compared < least, float("-inf"), _scaled(logits, largest, sampling)).softmax(dim=-1)
+    return torch.where(tied, probs, few) if on_cpu else probs
 
 
 def compared_logits(

@@ -72,9 +72,9 @@ class PaSS(Method):
         # Call 1: after the last token, one exact token; after each look-ahead vector, a distribution for one draft.
         num_positions = state.pending + num_draft
         logits = self.model.logits(self.feed_pending(state, self.vectors[:depth]))
-        state, record, is_token = draw_exact(self, state, draws, logits[:, :1], num_positions, active)
+        state, record, largest = draw_exact(self, state, draws, logits[:, :1], num_positions, active)
         exact_token = record.tokens
-        active = active & ~state.ends_with(exact_token) & is_token
+        active = active & ~state.ends_with(exact_token) & largest.isfinite()
         if not may_any(state, active):
             return state.commit(record)
         drafts = self._draft(state, exact_token, logits[:, 1:], num_draft, active, draws)

@@ -99,7 +99,7 @@ def draw_exact(
     num_positions: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> tuple[State, BatchRecord, Tensor]:  # [B]
-    """Draw the token after the committed prefix; return the state with its faults, the record, and where it is one."""
+    """Draw the token after the committed prefix; return the state with its faults, the record, and largest logits."""
     wanted = active.unsqueeze(1)
     if method.sampling.temperature == 0:
         token, largest = likeliest(method.process(state, logits, wanted))
@@ -118,7 +118,7 @@ def draw_exact(
         num_forward_passes=once,
         choices=draws.choices,
     )
-    return state.note_fault(largest, 0, wanted), record, largest[:, 0].isfinite()
+    return state.note_fault(largest, 0, wanted), record, largest[:, 0]
 
 
 def verify_drafts(
@@ -163,8 +163,9 @@ def verify_drafts(
     num_accepted = verification.num_accepted * active
     has_final, is_bonus = active & (has_bonus_row | (num_accepted < num_draft)), num_accepted == num_draft
     verified = with_final(draft_tokens, verification.final_token, num_accepted)
-    log_probs = torch.zeros_like(verified, dtype=torch.float64)
-    if target_probs is not None:
+    if target_probs is None:
+        log_probs = torch.zeros_like(verified, dtype=torch.float64)
+    else:
         log_probs = target_probs.gather(-1, verified.unsqueeze(-1)).squeeze(-1).log()
     record = replace(
         add_verification(

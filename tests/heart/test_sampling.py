@@ -98,6 +98,25 @@ def test_a_distribution_is_what_the_definition_says(impl, case, extreme_temperat
 
 
 @each_impl
+@given(
+    st.integers(0, 2**32), st.integers(12, 60), st.integers(1, 9), st.lists(st.integers(1, 60), min_size=1, max_size=4)
+)
+def test_more_tokens_than_top_k_are_kept_where_they_are_tied_and_rows_do_not_matter_to_one_another(
+    impl, seed, size, top_k, levels
+):
+    """Also where more are tied than a port picks at first."""
+    random, settings = np.random.default_rng(seed), {"temperature": 0.7, "top_k": top_k}
+    logits = np.stack([random.integers(0, level, size) / 8 for level in levels])
+    for dtype in (np.float64, np.float32):
+        probs = impl.probs(logits.astype(dtype), **settings)
+        for row, found in zip(logits.astype(dtype), probs, strict=True):
+            expected = by_definition(row, **settings)
+            assert np.all((found > 0) == (expected > 0))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=rounding(size))
+            np.testing.assert_array_equal(found, impl.probs(row, **settings))
+
+
+@each_impl
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=9), st.data())
 def test_top_p_is_exact_where_a_set_reaches_it_exactly(impl, weights, data):
     order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
