@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -35,6 +36,19 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     assert dead == []
 
 
+def test_the_files_that_pages_name_are_there() -> None:
+    named = {
+        (page.name, file)
+        for page in PAGES
+        if page.name not in ("CHANGELOG.md", "decisions.md")  # which name what was there once
+        for file in re.findall(
+            r"`((?:reference|gpu|tests|docs|notebooks)/[\w/.-]+\.(?:py|md|ipynb|txt|jsonl))",
+            page.read_text(encoding="utf-8"),
+        )
+    }
+    assert len(named) > 80 and sorted((page, file) for page, file in named if not (ROOT / file).is_file()) == []
+
+
 def test_the_check_of_the_proof_runs_and_prints_what_is_shown() -> None:
     ((program, shown),) = re.findall(
         r"^```python\n(.*?)^```\n\n```\n(.*?)^```", read("docs/algorithm.md"), re.DOTALL | re.MULTILINE
@@ -58,3 +72,53 @@ def test_the_glossary_defines_every_term_once() -> None:
         if row not in ("term", "---")
     ]
     assert len(terms) > 60 and sorted(terms) == sorted(set(terms))
+
+
+def cells(notebook: Path) -> list[tuple[str, str]]:
+    """The kind and source of every cell."""
+    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in found]
+
+
+def markdown(file: Path) -> str:
+    """The text of a page, or of a notebook's markdown cells."""
+    if file.suffix == ".ipynb":
+        return "\n".join(source for kind, source in cells(file) if kind == "markdown")
+    return file.read_text(encoding="utf-8")
+
+
+def lines(stop: Path, heading: str) -> int:
+    """The lines of a stop up to a heading, or all: of a notebook those of its cells."""
+    count = 0
+    for kind, source in cells(stop) if stop.suffix == ".ipynb" else [("", stop.read_text(encoding="utf-8"))]:
+        if heading and kind == "markdown" and source.startswith(f"## {heading}"):
+            return count
+        count += len(source.splitlines())
+    assert not heading, f"{stop.name} has no section {heading!r}"
+    return count
+
+
+def stops() -> list[tuple[Path, str]]:
+    """The stops of the evening, and the heading at which each ends."""
+    rows = re.findall(r"^\| \d\. \[.+?\]\((.+?)\)(?:, up to “(.+?)”)? \|", read("docs/evening.md"), re.MULTILINE)
+    return [((ROOT / "docs" / file).resolve(), heading) for file, heading in rows]
+
+
+def test_the_evening_has_at_most_1500_lines() -> None:
+    found = {stop.name: lines(stop, heading) for stop, heading in stops()}
+    assert len(found) == 8 and sum(found.values()) <= 1500, found
+
+
+def test_the_twenty_questions_are_answered_on_the_route() -> None:
+    rows = re.findall(r"^\| (\d+) \| .+\? .*\| (.+) \|$", read("docs/questions.md"), re.MULTILINE)
+    assert [number for number, _ in rows] == [str(number) for number in range(1, 21)]
+    route = {stop for stop, _ in stops()}
+    for number, places in rows:
+        links = re.findall(r"\]\((.+?)\)([^\[]*)", places)
+        assert links, number
+        for file, said in links:
+            there = (ROOT / "docs" / file).resolve()
+            headings, functions = re.findall(r"“(.+?)”", said), re.findall(r"`(\w+)`", said)
+            assert there in route and (headings or functions), f"question {number}: {file}"
+            assert all(f"\n## {heading}\n" in markdown(there) for heading in headings), f"question {number}"
+            assert all(f"def {name}(" in there.read_text(encoding="utf-8") for name in functions), f"question {number}"
