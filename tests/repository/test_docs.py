@@ -74,6 +74,18 @@ def test_the_glossary_defines_every_term_once() -> None:
     assert len(terms) > 60 and sorted(terms) == sorted(set(terms))
 
 
+def test_the_index_of_decisions_lists_every_entry_once() -> None:
+    index, _, entries = read("docs/decisions.md").partition("\n## The house\n")
+    titles = re.findall(r"^### (.+)$", entries, re.MULTILINE)
+    listed = re.findall(r"\[([^\]]+)\]\(#", index.partition("## Index")[2])
+    assert len(titles) > 80 and len(set(titles)) == len(titles)
+    assert [title for title in listed if title in titles] == titles
+
+
+def test_the_readme_is_short() -> None:
+    assert len(read("README.md").splitlines()) <= 150
+
+
 def cells(notebook: Path) -> list[tuple[str, str]]:
     """The kind and source of every cell."""
     found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
