@@ -10,10 +10,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "tests" / "README.md"])
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def cells(notebook: Path) -> list[tuple[str, str]]:
+    """The kind and source of every cell."""
+    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in found]
+
+
+def markdown(file: Path) -> str:
+    """The text of a page, or of a notebook's markdown cells."""
+    if file.suffix == ".ipynb":
+        return "\n".join(source for kind, source in cells(file) if kind == "markdown")
+    return file.read_text(encoding="utf-8")
 
 
 def anchors(page: str) -> set[str]:
@@ -22,11 +36,10 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
     dead = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", markdown(page)):
         if re.match(r"https?:", target):
             continue
         file, _, anchor = target.partition("#")
@@ -82,21 +95,19 @@ def test_the_index_of_decisions_lists_every_entry_once() -> None:
     assert [title for title in listed if title in titles] == titles
 
 
+def test_the_notebooks_are_one_story() -> None:
+    """Each says what it assumes and what it teaches, and ends with the next one."""
+    assert len(NOTEBOOKS) == 8
+    for number, notebook in enumerate(NOTEBOOKS, 1):
+        title, empty, *said = cells(notebook)[0][1].splitlines()
+        assert title.startswith(f"# {number:02} · ") and not empty
+        assert [line.partition(" ")[0] for line in said[:2]] == ["**Assumes:**", "**Teaches:**"], notebook.name
+        following = NOTEBOOKS[number].name if number < len(NOTEBOOKS) else ""
+        assert f"({following})" in cells(notebook)[-1][1].splitlines()[-1] or not following, notebook.name
+
+
 def test_the_readme_is_short() -> None:
     assert len(read("README.md").splitlines()) <= 150
-
-
-def cells(notebook: Path) -> list[tuple[str, str]]:
-    """The kind and source of every cell."""
-    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return [(cell["cell_type"], "".join(cell["source"])) for cell in found]
-
-
-def markdown(file: Path) -> str:
-    """The text of a page, or of a notebook's markdown cells."""
-    if file.suffix == ".ipynb":
-        return "\n".join(source for kind, source in cells(file) if kind == "markdown")
-    return file.read_text(encoding="utf-8")
 
 
 def lines(stop: Path, heading: str) -> int:
