@@ -39,7 +39,7 @@ def accept_probs(
 ) -> Probs:  # [B, K]
     """Return the probability with which each draft token is accepted, should it be reached.
 
-    accept[i] = min(1, target_probs[i, x_i] / draft_probs[i, x_i])
+    accept[i] = min(1, target_probs[i, x[i]] / draft_probs[i, x[i]])
     """
     return (_at(target_probs, draft_tokens) / _at(draft_probs, draft_tokens)).clamp(max=1.0)
 
@@ -110,7 +110,7 @@ def block_probs(
 ) -> tuple[Probs, Probs]:  # [B, K+1], [B, K]
     """Return the weight of every run of drafts, and the probability of keeping it once all longer ones are rejected.
 
-    weight[0] = 1, weight[i] = min(1, weight[i-1] target_probs[i-1, x_i] / draft_probs[i-1, x_i])
+    weight[0] = 1, weight[i+1] = min(1, weight[i] target_probs[i, x[i]] / draft_probs[i, x[i]])
 
     accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
     """
@@ -164,7 +164,7 @@ def verify_match(
 ) -> Verification:
     """Draw each token from the target, and continue while the draw equals the draft.
 
-    accept[i] = target_probs[i, x_i]
+    accept[i] = target_probs[i, x[i]]
     """
     num_tokens = draft_tokens.shape[1]
     accept = _at(target_probs, draft_tokens)

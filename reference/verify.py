@@ -1,10 +1,10 @@
 """The rules of verification: how many drafts are accepted, and which token follows them.
 
-Every rule takes the drafts `x_1 .. x_K`, the distributions they were drawn from, and the target's distributions after
-the prefix and after each draft. It returns the number of accepted drafts and one final token. Whatever the draft
-distributions are, the emitted tokens are distributed as if each had been drawn from the target. If the last draft ends
-the text, the target has no distribution after it: `target_probs` then has K rows, and no final token is drawn after K
-accepted drafts.
+Every rule takes the drafts `x[0] .. x[K-1]`, the distributions they were drawn from, and the target's distributions
+after the prefix and after each draft. It returns the number of accepted drafts and one final token. Whatever the
+draft distributions are, the emitted tokens are distributed as if each had been drawn from the target. If the last
+draft ends the text, the target has no distribution after it: `target_probs` then has K rows, and no final token is
+drawn after K accepted drafts.
 
 Proof for the token rule: a token x is emitted by acceptance with probability draft(x) min(1, target(x) / draft(x)) =
 min(draft(x), target(x)). A rejection has probability 1 - sum(min(draft, target)) = sum(max(0, target - draft)), which
@@ -44,7 +44,7 @@ def accept_probs(
 ) -> Probs:  # [K]
     """Return the probability with which each draft token is accepted, should it be reached.
 
-    accept[i] = min(1, target_probs[i, x_i] / draft_probs[i, x_i])
+    accept[i] = min(1, target_probs[i, x[i]] / draft_probs[i, x[i]])
 
     Raises:
         ValueError: a draft token has probability 0 under its draft distribution, so it was not drawn from it.
@@ -134,7 +134,7 @@ def block_probs(
 ) -> tuple[Probs, Probs]:  # [K+1], [K]
     """Return the weight of every run of drafts, and the probability of keeping it once all longer ones are rejected.
 
-    weight[0] = 1, weight[i] = min(1, weight[i-1] target_probs[i-1, x_i] / draft_probs[i-1, x_i])
+    weight[0] = 1, weight[i+1] = min(1, weight[i] target_probs[i, x[i]] / draft_probs[i, x[i]])
 
     accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
 
@@ -167,7 +167,7 @@ def verify_match(
 ) -> Verification:
     """Draw each token from the target, and continue while the draw equals the draft.
 
-    accept[i] = target_probs[i, x_i]
+    accept[i] = target_probs[i, x[i]]
 
     Every emitted token is the target's own draw, so the distribution is kept for any draft; the drafts only decide how
     many rows of the pass are used. The rule needs no draft distributions, and its acceptance is never above the token
