@@ -44,6 +44,33 @@ def drafting_record(
     )
 
 
+def verified_record(
+    record: BatchRecord,
+    verified: Tokens,  # [B, K+1], see `with_final`
+    log_probs: Probs,  # [B, K+1], of these tokens
+    draft_tokens: Tokens,  # [B, K]
+    draft_token_probs: Probs,  # [B, K]
+    target_token_probs: Probs,  # [B, K]
+    verification: Verification,
+    draws: UniformRow,
+    num_draft: Tensor,  # [B]
+    has_bonus_row: Tensor,  # [B]
+    active: Tensor,  # [B]
+) -> BatchRecord:
+    """Add one verification pass to the record of a step, in the active rows."""
+    num_accepted = verification.num_accepted * active
+    has_final, is_bonus = active & (has_bonus_row | (num_accepted < num_draft)), num_accepted == num_draft
+    return replace(
+        add_verification(
+            record, verified, log_probs, num_accepted, has_final, is_bonus, num_draft * active, draws, active
+        ),
+        draft_tokens=draft_tokens,
+        draft_token_probs=draft_token_probs,
+        target_token_probs=target_token_probs,
+        accept_probs=verification.accept_probs,
+    )
+
+
 def with_final(
     draft_tokens: Tokens,  # [B, K]
     final_token: Tensor,  # [B]
@@ -160,21 +187,14 @@ def verify_drafts(
         target_token_probs = target_probs[:, :num_tokens].gather(-1, drafts).squeeze(-1)
     state = state.note_fault(largest, num_more, used & (rows <= verification.num_accepted.unsqueeze(1)))
 
-    num_accepted = verification.num_accepted * active
-    has_final, is_bonus = active & (has_bonus_row | (num_accepted < num_draft)), num_accepted == num_draft
-    verified = with_final(draft_tokens, verification.final_token, num_accepted)
+    verified = with_final(draft_tokens, verification.final_token, verification.num_accepted * active)
     if target_probs is None:
         log_probs = torch.zeros_like(verified, dtype=torch.float64)
     else:
         log_probs = target_probs.gather(-1, verified.unsqueeze(-1)).squeeze(-1).log()
-    record = replace(
-        add_verification(
-            record, verified, log_probs, num_accepted, has_final, is_bonus, num_draft * active, draws, active
-        ),
-        draft_tokens=draft_tokens,
-        draft_token_probs=draft_token_probs,
-        target_token_probs=target_token_probs,
-        accept_probs=verification.accept_probs,
+    drafts_of = draft_tokens, draft_token_probs, target_token_probs
+    record = verified_record(
+        record, verified, log_probs, *drafts_of, verification, draws, num_draft, has_bonus_row, active
     )
     return state, record, verification
 
