@@ -220,6 +220,6 @@ class PaSSOneCall(OneCall):
         state, record, verification = verify_drafts(
             self, self.rule, state, record, draws, self.model.logits(real), *drafts, active
         )
-        valid_length = state.lengths + verification.num_accepted * active  # neither rejected drafts nor look-ahead rows
+        valid_length = state.lengths + verification.num_accepted  # neither rejected drafts nor look-ahead rows
         state, record = state.commit(record, valid_length)
         return self._carry(state, verification.num_accepted, real, ahead), record

@@ -58,7 +58,7 @@ def verified_record(
     active: Tensor,  # [B]
 ) -> BatchRecord:
     """Add one verification pass to the record of a step, in the active rows."""
-    num_accepted = verification.num_accepted * active
+    num_accepted = verification.num_accepted
     has_final, is_bonus = active & (has_bonus_row | (num_accepted < num_draft)), num_accepted == num_draft
     return replace(
         add_verification(
@@ -187,7 +187,8 @@ def verify_drafts(
         target_token_probs = target_probs[:, :num_tokens].gather(-1, drafts).squeeze(-1)
     state = state.note_fault(largest, num_more, used & (rows <= verification.num_accepted.unsqueeze(1)))
 
-    verified = with_final(draft_tokens, verification.final_token, verification.num_accepted * active)
+    verification = replace(verification, num_accepted=verification.num_accepted * active)
+    verified = with_final(draft_tokens, verification.final_token, verification.num_accepted)
     if target_probs is None:
         log_probs = torch.zeros_like(verified, dtype=torch.float64)
     else:

@@ -205,7 +205,7 @@ class SpeculativeSampling(DrafterMethod):
         if state.pace.shape[1]:
             pace = self.schedule.follow(state.pace, self.num_draft, num_draft, verification.num_accepted)
             state = replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace))
-        return state.commit(record, state.lengths + verification.num_accepted * active)
+        return state.commit(record, state.lengths + verification.num_accepted)
 
     def _draft(self, state: State, draws: UniformRow) -> Drafts:
         """Draft as many tokens as the schedule wants; a final token comes as well."""
