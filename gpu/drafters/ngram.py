@@ -40,7 +40,7 @@ class NgramModel(NgramTables):
         object.__setattr__(self, "unigram", torch.as_tensor(self.unigram).detach().to(torch.float32, copy=True))
         self._check_tables()
 
-    def _unigram_on_host(self) -> npt.NDArray[np.float32]:  # [V]
+    def _unigram_on_host(self) -> npt.NDArray[np.float32]:
         return self.unigram.numpy(force=True)
 
     def new_cache(self, capacity: int, batch_size: int = 1) -> None:

@@ -102,30 +102,18 @@ class HeadRefinement(HeadSettings, Refinement):
 
     head: SamplerHead | BlockHeads
 
-    def apart(
-        self,
-        lookahead_hidden: Tensor,  # [B, L+1, D']
-    ) -> Tensor:  # [B, L, D']
+    def apart(self, lookahead_hidden: Tensor) -> Tensor:
         """Run block heads on the last text row."""
         found: Tensor = self.head.start(lookahead_hidden[:, 0])
         return found
 
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Tensor,  # [B, L+1, D']
-    ) -> Memory:
+    def start(self, model: LanguageModel, lookahead_hidden: Tensor) -> Memory:
         """Begin the head's state."""
         return (self.head.start(lookahead_hidden[:, 0]),)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Tensor,  # [B, D']
-        tokens: Tensor,  # [B, S]
-        memory: Memory,
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Memory]:  # [B, V]
+        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
+    ) -> tuple[Tensor, Memory]:
         """Refine the row's hidden state by the last token and the head's state."""
         last = tokens.gather(1, lengths.unsqueeze(1) - 1)
         refined, state = self.head.step(hidden, model.embed(last)[:, 0], memory[0])

@@ -33,13 +33,8 @@ class NgramScores(Refinement):
         self.ngram.check(model)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Tensor,  # [B, D']
-        tokens: Tensor,  # [B, S]
-        memory: Memory,
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Memory]:  # [B, V]
+        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
+    ) -> tuple[Tensor, Memory]:
         """Return the scores after the tokens."""
         return self.ngram.logits(tokens, None, lengths, 1) - self._log_unigram, ()
 
@@ -59,23 +54,14 @@ class Rescored(RescoredSettings, Refinement):
     rescorer: Refinement | None
     are_scores = True
 
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Tensor,  # [B, L+1, D']
-    ) -> Memory:
+    def start(self, model: LanguageModel, lookahead_hidden: Tensor) -> Memory:
         """Begin both."""
         begun = self.drafts.start(model, lookahead_hidden)
         return begun if self.rescorer is None else begun + self.rescorer.start(model, lookahead_hidden)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Tensor,  # [B, D']
-        tokens: Tensor,  # [B, S]
-        memory: Memory,
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Memory]:  # [B, V]
+        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
+    ) -> tuple[Tensor, Memory]:
         """Rescore drafts' logits."""
         cut = self.drafts.num_memories
         logits, kept = self.drafts.logits(model, hidden, tokens, memory[:cut], lengths)

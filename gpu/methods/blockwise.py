@@ -87,12 +87,7 @@ class BlockwisePaths(OneCall):
         """A draw from the model for each depth, and the final draw."""
         return {"accept": self.depth, "final": 1}
 
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, K+1]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: the best paths from the row of the pass before, one pass that verifies them."""
         draws, pending, active = UniformRow(uniforms, self.named_uniforms, trace), state.pending, ~state.ended
         drafts = self._best_paths(state)

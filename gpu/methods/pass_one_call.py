@@ -190,12 +190,7 @@ class PaSSOneCall(OneCall):
         """A draw and an acceptance per draft, and the final draw."""
         return {"draft": len(self.vectors), "accept": len(self.vectors), "final": 1}
 
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, 2L+1]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
         draws, memory = UniformRow(uniforms, self.named_uniforms, trace), self._memory(state)
         pending, active, rows = state.pending, ~state.ended, state.lookahead_hidden

@@ -57,12 +57,7 @@ class PaSS(Method):
         """Positions that may be written after the longest text: an exact token, L drafts and a final token."""
         return len(self.vectors) + 2
 
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, 2L+2]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: call 1 yields an exact token and K drafts, call 2 verifies them; 2 + accepted tokens."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         active = ~state.ended

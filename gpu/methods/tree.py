@@ -73,12 +73,7 @@ class SpeculativeTree(DrafterMethod):
         """The drafter has read one path of the tree, and none of it may be the accepted one."""
         return len(self.tree.num_candidates) + 1
 
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, num_uniforms]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: a tree of drafts, one pass of the target, 1 + accepted tokens."""
         draws, active = UniformRow(uniforms, self.named_uniforms, trace), ~state.ended
         record, drafts, real = self.propose(state, draws)
@@ -141,12 +136,7 @@ class PaSSOneCallTree(OneCall):
         """Those of the tree."""
         return self.tree.named_uniforms
 
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, num_uniforms]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: a tree of drafts from rows of the pass before, one pass that verifies it and looks ahead."""
         draws, active = UniformRow(uniforms, self.named_uniforms, trace), ~state.ended
         record, drafts, real, ahead = self.propose(state, draws)

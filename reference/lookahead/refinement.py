@@ -127,21 +127,13 @@ class HeadRefinement(HeadSettings, Refinement):
 
     head: SamplerHead | BlockHeads
 
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Array,  # [L+1, D']
-    ) -> Memory:
+    def start(self, model: LanguageModel, lookahead_hidden: Array) -> Memory:
         """Begin the head's state."""
         return (self.head.start(lookahead_hidden[0]),)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Array,  # [D']
-        tokens: Sequence[int],
-        memory: Memory,
-    ) -> tuple[Array, Memory]:  # [V]
+        self, model: LanguageModel, hidden: Array, tokens: Sequence[int], memory: Memory
+    ) -> tuple[Array, Memory]:
         """Refine the row's hidden state by the last token and the head's state."""
         refined, state = self.head.step(hidden, model.embed(tokens[-1:])[0], memory[0])
         return self.projected(model, refined), (state,)

@@ -43,12 +43,8 @@ class NgramScores(Refinement):
         self.ngram.check(model)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Array,  # [D']
-        tokens: Sequence[int],
-        memory: Memory,
-    ) -> tuple[Array, Memory]:  # [V]
+        self, model: LanguageModel, hidden: Array, tokens: Sequence[int], memory: Memory
+    ) -> tuple[Array, Memory]:
         """Return the scores after the tokens."""
         return self.ngram.logits(tokens, None) - self._log_unigram, ()
 
@@ -118,22 +114,14 @@ class Rescored(RescoredSettings, Refinement):
     rescorer: Refinement | None
     are_scores = True
 
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Array,  # [L+1, D']
-    ) -> Memory:
+    def start(self, model: LanguageModel, lookahead_hidden: Array) -> Memory:
         """Begin both."""
         begun = self.drafts.start(model, lookahead_hidden)
         return begun if self.rescorer is None else begun + self.rescorer.start(model, lookahead_hidden)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Array,  # [D']
-        tokens: Sequence[int],
-        memory: Memory,
-    ) -> tuple[Array, Memory]:  # [V]
+        self, model: LanguageModel, hidden: Array, tokens: Sequence[int], memory: Memory
+    ) -> tuple[Array, Memory]:
         """Rescore a draft's logits."""
         cut = self.drafts.num_memories
         logits, kept = self.drafts.logits(model, hidden, tokens, memory[:cut])

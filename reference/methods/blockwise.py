@@ -111,12 +111,7 @@ class BlockwisePaths(OneCall):
         """A draw from the model for each depth, and the final draw."""
         return {"accept": self.depth, "final": 1}
 
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [K+1]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: the best paths from the row of the pass before, one pass that verifies them."""
         draws, num_pending = UniformRow(uniforms, self.named_uniforms, trace), len(state.pending)
         drafts = self._best_paths(state)

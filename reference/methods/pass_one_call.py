@@ -160,12 +160,7 @@ class PaSSOneCall(OneCall):
         """A draw and an acceptance per draft, and the final draw."""
         return {"draft": len(self.vectors), "accept": len(self.vectors), "final": 1}
 
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [2L+1]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         num_pending, prefix = len(state.pending), state.tokens

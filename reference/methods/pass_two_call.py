@@ -58,12 +58,7 @@ class PaSS(Method):
         num_lookahead = len(self.vectors)
         return {"exact": 1, "draft": num_lookahead, "accept": num_lookahead, "final": 1}
 
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [2L+2]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: call 1 yields an exact token and K drafts, call 2 verifies them; 2 + accepted tokens."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         num_draft = max(0, min(len(self.vectors), state.remaining - 2))  # an exact and a final token come as well

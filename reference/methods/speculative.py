@@ -129,12 +129,7 @@ class SpeculativeSampling(DrafterMethod):
         """Return the state before the first step, with the first pace; see `DrafterMethod.start`."""
         return replace(super().start(prompt, ending), pace=self.schedule.start(self.num_draft))
 
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [2K+1]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: K drafts, one pass of the target, 1 + accepted tokens."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, prefix = state.pending, state.tokens

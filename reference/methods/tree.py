@@ -74,12 +74,7 @@ class SpeculativeTree(DrafterMethod):
         """Those of the tree."""
         return self.tree.named_uniforms
 
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [num_uniforms]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: a tree of drafts, one pass of the target, 1 + accepted tokens."""
         draws, pending = UniformRow(uniforms, self.named_uniforms, trace), state.pending
         drafts, num_asked = self._draft(state, draws)
@@ -126,12 +121,7 @@ class PaSSOneCallTree(OneCall):
         """Those of the tree."""
         return self.tree.named_uniforms
 
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [num_uniforms]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: a tree of drafts from rows of the pass before, one pass that verifies it and looks ahead."""
         draws, num_pending = UniformRow(uniforms, self.named_uniforms, trace), len(state.pending)
         limit, next_logits = self._drafting(state)

@@ -13,7 +13,7 @@ import pytest
 import pass_sampling.reference as reference
 from folders import LINEAR, LLAMA3, both_packages, module, tiny_config
 from pass_sampling.reference.exactness.cases import Configuration, methods_of, penalty
-from shapes import Bindings, Comment, ShapeError, checked, fields, functions_of, parse, signature
+from shapes import Bindings, Comment, ShapeError, checked, fields, functions_of, own_signature, parse, signature
 
 ROOT = Path(__file__).resolve().parents[2]
 Array = np.ndarray
@@ -146,7 +146,7 @@ def all_comments(package: str) -> list[tuple[str, str, Comment]]:
     found = []
     for name, home in modules_of(package).items():
         for function in functions_of(home):
-            found += [(name, function.__qualname__, comment) for comment in signature(function).comments]
+            found += [(name, function.__qualname__, comment) for comment in own_signature(function).comments]
         for cls in vars(home).values():
             if isinstance(cls, type) and cls.__module__ == home.__name__:
                 found += [(name, cls.__qualname__, comment) for comment in fields(cls).values()]
