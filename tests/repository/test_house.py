@@ -127,6 +127,7 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
     "reference.methods.blockwise",  # checks of its settings
     "reference.methods.tree_shape",  # the shape of a tree, and its check
     "reference.model.language_model",  # the protocol of a model's sizes and names
+    "reference.model.table",  # a table that replaces a model in tests
     "reference.model.weights",  # the names of checkpoint tensors, and random ones
     # Fields, checks, shapes of tensors, and folders.
     *(
