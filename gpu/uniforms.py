@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import check_integer
+from pass_sampling.reference import uniforms as reference
 
 from .batch_record import Choices
 from .host import constant, is_on_cpu
 from .sampling import Probs, cell_edges, draw
 
+NamedUniforms = reference.NamedUniforms
 STEPS_AHEAD = 32  # whose uniforms are made together: after a pass the generator's code has left the caches
-NamedUniforms = Mapping[str, int]
-"""The names of a step's uniforms in order, and the number of each, such as {"exact": 1, "draft": 4}."""
 
 
 def uniform_stream(
@@ -45,18 +43,7 @@ def uniform_streams(
     device: torch.device | str = "cpu",
 ) -> Tensor:  # [num_steps, B, num_uniforms]
     """Return the uniforms of some steps, from the first on, as `uniform_stream` of each, but faster."""
-    for name, value in (("seed", seed), *(("request", value) for value in requests), ("step", first)):
-        check_integer(name, value, 0, 2**64 - 1)
-    check_integer("step", int(first) + max(num_steps, 1) - 1, 0, 2**64 - 1)
-    counter = np.array([0, first, 0, 0], np.uint64)
-    to_next = 2**64 - -(-num_uniforms // 4)  # after the blocks of four that a step has used
-    found = np.empty((num_steps, len(requests), num_uniforms))
-    for place, request in enumerate(requests):
-        philox = np.random.Philox(counter=counter, key=np.array([seed, request], np.uint64))
-        generator = np.random.Generator(philox)
-        for row in found[:, place]:
-            generator.random(out=row)
-            philox.advance(to_next)
+    found = reference.uniform_streams(seed, requests, first, num_steps, num_uniforms)
     return torch.from_numpy(found).to(device)
 
 

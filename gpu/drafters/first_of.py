@@ -5,6 +5,8 @@ Glossary of shapes: B batch, S capacity, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,26 +19,17 @@ from .base import Drafter
 __all__ = ["FirstOf", "FirstOfSettings"]
 
 
-class FirstOf(FirstOfSettings):
+class FirstOf(FirstOfSettings, Drafter):
     """Drafts from the first drafter whose likeliest token has a probability of at least `least`."""
 
     drafters: tuple[Drafter, ...]
 
-    def new_cache(self, capacity: int, batch_size: int = 1) -> None:
-        """Return None: nothing is computed twice."""
-
-    def logits(
-        self,
-        tokens: Tensor,  # [B, S]
-        cache: KVCache | None,
-        lengths: Tensor,  # [B]
-        max_pending: int,
-    ) -> Tensor:  # [B, V]
+    def logits(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> Tensor:
         """Return the logits of the first drafter that is sure; -inf everywhere, if none is."""
         found = taken = None
         for drafter in self.drafters:
             rows = drafter.logits(tokens, None, lengths, max_pending)
-            sure = rows.amax(dim=1, keepdim=True) >= self.least_log_prob
+            sure = rows.amax(dim=1, keepdim=True) >= math.log(self.least)
             rows = rows.masked_fill(~sure, -torch.inf)
             found = rows if found is None or taken is None else torch.where(taken, found, rows)
             taken = sure if taken is None else taken | sure

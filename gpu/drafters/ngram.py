@@ -11,8 +11,6 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,50 +18,36 @@ from pass_sampling.reference.drafters.ngram import NgramOrder, NgramTables
 
 from ..model.cache import KVCache
 from ..model.precision import check_device
+from .base import Drafter
 from .ngram_index import NgramIndex, build_index
 
 __all__ = ["NgramModel", "NgramOrder", "NgramTables"]
 
 
 @dataclass(frozen=True, eq=False)
-class NgramModel(NgramTables):
+class NgramModel(NgramTables, Drafter):
     """Drafts from tables of n-grams: the longest known context first, which leaves the rest to the next shorter."""
 
-    unigram: Tensor  # [V], in proportion to probs(v)
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
-        """Check the tables.
+        """Hold the tables on the host; see `NgramTables`."""
+        if isinstance(self.unigram, Tensor):
+            object.__setattr__(self, "unigram", self.unigram.numpy(force=True))
+        super().__post_init__()
 
-        Raises:
-            ValueError: they make no distribution, or no tree.
-        """
-        object.__setattr__(self, "unigram", torch.as_tensor(self.unigram).detach().to(torch.float32, copy=True))
-        self._check_tables()
-
-    def _unigram_on_host(self) -> npt.NDArray[np.float32]:
-        return self.unigram.numpy(force=True)
-
-    def new_cache(self, capacity: int, batch_size: int = 1) -> None:
-        """Return None: nothing is computed twice."""
-
-    def logits(
-        self,
-        tokens: Tensor,  # [B, S]
-        cache: KVCache | None,
-        lengths: Tensor,  # [B]
-        max_pending: int,
-    ) -> Tensor:  # [B, V]
+    def logits(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> Tensor:
         """Return the logarithm of the distribution after the first `lengths` tokens of each row."""
         return self._index.logits(tokens, lengths)
 
     @cached_property
     def _index(self) -> NgramIndex:
         """The same tables, laid out for a batch."""
-        return build_index(self.unigram, self.orders)
+        return build_index(torch.from_numpy(self.unigram.copy()).to(self.device), self.orders)
 
     def to(self, device: torch.device | str) -> NgramModel:
         """Return the same model on another device."""
-        return replace(self, unigram=self.unigram.to(check_device(device)))
+        return replace(self, device=check_device(device))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> NgramModel:
@@ -73,5 +57,4 @@ class NgramModel(NgramTables):
             FileNotFoundError: the folder or one of its files is missing.
             ValueError: a file is damaged, or was made for another version of this package.
         """
-        device = check_device(device)
-        return cls._read(folder, lambda unigram: torch.from_numpy(unigram).to(device))
+        return cls._read(folder, device=check_device(device))

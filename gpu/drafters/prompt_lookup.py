@@ -12,23 +12,15 @@ from torch.nn.functional import pad
 from pass_sampling.reference.drafters.prompt_lookup import LookupSettings
 
 from ..model.cache import KVCache
+from .base import Drafter
 
 __all__ = ["LookupSettings", "PromptLookup"]
 
 
-class PromptLookup(LookupSettings):
+class PromptLookup(LookupSettings, Drafter):
     """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text."""
 
-    def new_cache(self, capacity: int, batch_size: int = 1) -> None:
-        """Return None: nothing is computed twice."""
-
-    def logits(
-        self,
-        tokens: Tensor,  # [B, S]
-        cache: KVCache | None,
-        lengths: Tensor,  # [B]
-        max_pending: int,
-    ) -> Tensor:  # [B, V]
+    def logits(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> Tensor:
         """Return 0 at the token found and -inf elsewhere; everywhere, if there is none.
 
         Every place gets the length of the longest common n-gram that ends there and at the end of the text. The longest

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from pass_sampling.reference.lookahead.rescoring import HEAD_WEIGHT, NGRAM_WEIGHT, RescoredSettings
@@ -40,7 +41,7 @@ class NgramScores(Refinement):
 
     @cached_property
     def _log_unigram(self) -> Tensor:  # [V]
-        return self.ngram.unigram.double().log()
+        return torch.from_numpy(self.ngram.log_unigram).to(self.ngram.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,12 +45,7 @@ class NgramScores(Refinement):
         self, model: LanguageModel, hidden: Array, tokens: Sequence[int], memory: Memory
     ) -> tuple[Array, Memory]:
         """Return the scores after the tokens."""
-        return self.ngram.logits(tokens, None) - self._log_unigram, ()
-
-    @cached_property
-    def _log_unigram(self) -> Array:  # [V]
-        unigram: Array = np.log(self.ngram.unigram.astype(np.float64))
-        return unigram
+        return self.ngram.logits(tokens, None) - self.ngram.log_unigram, ()
 
 
 @dataclass(frozen=True, eq=False)

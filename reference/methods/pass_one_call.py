@@ -31,9 +31,8 @@ from ..record import Record
 from ..sampling import Processor
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, State, drafting_record, verify_drafts
+from .base import Method, State, draft_left_to_right, drafting_record, verify_drafts
 from .checks import check_groups
-from .speculative import draft_left_to_right
 from .tree_shape import DraftTree, layout
 
 

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from ..config import SamplingConfig, check_integer, check_settings, check_token
 from ..model.layers import Array
 from ..record import Record
-from ..sampling import Probs, Processor, has_distribution, probs_from_logits
+from ..sampling import Probs, Processor
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, State, exact_record, verify_drafts
+from .base import Method, State, draft_left_to_right, exact_record, verify_drafts
 
 if TYPE_CHECKING:
     from ..lookahead.vectors import LookAhead
@@ -88,24 +88,11 @@ class PaSS(Method):
         logits: Array,  # [N, V]
         draws: UniformRow,
     ) -> tuple[Tokens, Probs, bool]:  # [K], [K, V]
-        """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after them.
-
-        Drafting stops at a row without a distribution, and after a draft that ends the text: both are known before the
-        next draft is drawn.
-        """
-        tokens: list[int] = []
-        probs = np.zeros(logits.shape)
-        has_bonus_row = True
-        for i, row in enumerate(logits):
-            row = self.process((*state.tokens, exact_token, *tokens), row)
-            if not has_distribution(row):
-                break
-            probs[i] = probs_from_logits(row, self.draft_sampling or self.sampling)
-            tokens.append(draws.token("draft", probs[i], i))
-            if state.ends_with([exact_token, *tokens]):
-                has_bonus_row = False
-                break
-        return np.array(tokens, dtype=np.int64), probs[: len(tokens)], has_bonus_row
+        """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after them."""
+        settings, limit = self.draft_sampling or self.sampling, len(logits)
+        return draft_left_to_right(
+            self, state, limit, draws, lambda tokens, i: logits[i], settings, before=(exact_token,)
+        )[:3]
 
     def _input_vectors(self) -> Array:  # [L, D]
         """Return the vectors to feed: trained ones, or copies of the embedding of the fixed token."""

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Array = np.ndarray
 EXECUTED = """
     sampling uniforms verify state generation batch_record theory model.layers model.cache model.transformer model.table
-    drafters.schedule drafters.model drafters.ngram drafters.ngram_index drafters.ngram_order drafters.prompt_lookup
+    drafters.schedule drafters.base drafters.ngram drafters.ngram_index drafters.ngram_order drafters.prompt_lookup
     methods.base methods.autoregressive methods.pass_two_call methods.pass_one_call methods.speculative methods.tree
     methods.tree_rules methods.tree_shape lookahead.adapter lookahead.head lookahead.refinement
 """.split()
@@ -106,11 +106,10 @@ def exercise(package: str) -> None:
     if package == "gpu":
         uniforms.uniform_stream(1, [2, 3], 3, 4)
         sampling._sum_in_parts(tensor(package, [0.25, 0.75]))
-        number, angles = tensor(package, np.ones(1)), tensor(package, np.ones((1, 1, 2, 3)))
+        number = tensor(package, np.ones(1))
         row = tensor(package, np.full((1, method.num_uniforms), 0.5))
         method.step(method.start([1, 2], ending(4)), row)[1].pack()
         module(package, "drafters.schedule").Schedule().follow(number[None, :0], 2, number, number)
-        module(package, "model.layers").rope(tensor(package, np.ones((1, 4, 2, 6))), angles, angles)
     else:
         theory, rows = module(package, "theory"), np.full((2, 3, 4), 0.25)
         theory.expected_tokens(theory.acceptance_rate(rows, rows, "match", np.ones((2, 3))), 3)

@@ -120,6 +120,7 @@ def test_no_file_mentions_a_place_on_somebodys_machine() -> None:
 
 SHARED = {  # what the port imports of the reference: nothing that computes with logits
     *("reference.config", "reference.record", "reference.ending", "reference.model.config", "reference.methods.checks"),
+    "reference.uniforms",  # the seeded stream
     *(
         f"reference.checkpoint.{name}"
         for name in ("folder", "generation_settings", "lookahead_folder", "model_settings", "ngram_folder", "tensors")
@@ -127,6 +128,7 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
     "reference.methods.blockwise",  # checks of its settings
     "reference.methods.tree_shape",  # the shape of a tree, and its check
     "reference.model.language_model",  # the protocol of a model's sizes and names
+    "reference.model.layers",  # the frequencies of rotary positions, which are constants of a configuration
     "reference.model.table",  # a table that replaces a model in tests
     "reference.model.weights",  # the names of checkpoint tensors, and random ones
     # Fields, checks, shapes of tensors, and folders.
