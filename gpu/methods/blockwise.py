@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pass_sampling.reference.methods.blockwise import STEP, check_block, check_paths
+from pass_sampling.reference.methods.blockwise import STEP
+from pass_sampling.reference.methods.settings import BlockSettings, PathSettings
 
 from ..batch_record import BatchRecord
 from ..lookahead.rescoring import log_probs
 from ..state import State
-from ..uniforms import NamedUniforms, UniformRow
+from ..uniforms import UniformRow
 from ..verify import row
 from .pass_one_call import OneCall, PaSSOneCall
 from .records import drafting_record
@@ -32,21 +33,12 @@ NEVER = float("-inf")
 
 
 @dataclass(frozen=True, eq=False)
-class Blockwise(PaSSOneCall):
+class Blockwise(BlockSettings, PaSSOneCall):
     """Verify a block of drafts and draft the next one by heads, in one pass without look-ahead rows."""
-
-    def __post_init__(self) -> None:
-        """Check the settings; see `OneCall`.
-
-        Raises:
-            ValueError: the drafts need look-ahead rows, or read the drafts before without being rescored.
-        """
-        super().__post_init__()
-        check_block(self.refinement)
 
 
 @dataclass(frozen=True, eq=False)
-class BlockwisePaths(OneCall):
+class BlockwisePaths(PathSettings, OneCall):
     """Draft the best paths through a block's lattice, and verify them side by side: the longest accepted one wins.
 
     A path's score is the sum of its drafts' scores, see `Rescored`, which depend on the path. The paths are found by a
@@ -55,37 +47,10 @@ class BlockwisePaths(OneCall):
     continue with it.
     """
 
-    num_paths: int = 4
-    rule: str = "match"
-    rules = ("match",)
-
-    def __post_init__(self) -> None:
-        """Check the settings; see `OneCall`.
-
-        Raises:
-            ValueError: the drafts are no block of heads, or there are not so many paths.
-        """
-        super().__post_init__()
-        check_block(self.refinement)
-        check_paths(self.num_paths, getattr(self.refinement, "width", None) or self.model.vocab_size, self.depth)
-
-    @property
-    def depth(self) -> int:
-        """Drafts of a path: one for each head."""
-        return len(self.vectors)
-
     @cached_property
     def tree(self) -> DraftTree:
         """Chains beside one another, after the last token."""
-        return DraftTree((self.num_paths, *(1,) * (self.depth - 1))[: self.depth], self.model.device)
-
-    def _num_vectors(self) -> int | None:
-        return None
-
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """A draw from the model for each depth, and the final draw."""
-        return {"accept": self.depth, "final": 1}
+        return DraftTree(self.chains, self.model.device)
 
     def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: the best paths from the row of the pass before, one pass that verifies them."""

@@ -125,7 +125,8 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
         f"reference.checkpoint.{name}"
         for name in ("folder", "generation_settings", "lookahead_folder", "model_settings", "ngram_folder", "tensors")
     ),
-    "reference.methods.blockwise",  # checks of its settings
+    "reference.methods.blockwise",  # the grid of its scores
+    "reference.methods.settings",  # fields and checks
     "reference.methods.tree_shape",  # the shape of a tree, and its check
     "reference.model.language_model",  # the protocol of a model's sizes and names
     "reference.model.layers",  # the frequencies of rotary positions, which are constants of a configuration
