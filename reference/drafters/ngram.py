@@ -7,7 +7,6 @@ Glossary of shapes: P contexts, N n-grams, V vocabulary.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint.folder import file_in, open_folder, read_json, replace_folder
+from ..checkpoint.folder import errors_of, file_in, open_folder, packed_settings, read_json, replace_folder
 from ..checkpoint.ngram_folder import ARRAYS, CONFIG, FIXED, MAX_ORDER, may_replace, packed, read_arrays, read_details
 from ..model.cache import KVCache
 from ..model.layers import Array
@@ -130,10 +129,8 @@ class NgramTables:
             raise ValueError(f"orders: found {len(self.orders)}, expected at most {MAX_ORDER - 1}")
         num_contexts = self.vocab_size
         for number, order in enumerate(self.orders, start=2):
-            try:
+            with errors_of(f"order_{number}", "."):
                 order.check(num_contexts, self.vocab_size)
-            except ValueError as error:
-                raise ValueError(f"order_{number}.{error}") from None
             num_contexts = len(order.tokens)
 
     @cached_property
@@ -181,13 +178,9 @@ class NgramTables:
             "tokenizer": self.tokenizer,
             "training": dict(self.training),
         }
-        try:
-            text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
         orders = [(order.num_successors, order.tokens, order.codes) for order in self.orders]
         arrays = packed(self.unigram, orders)
-        replace_folder(path, {ARRAYS: arrays, CONFIG: text.encode()})
+        replace_folder(path, {ARRAYS: arrays, CONFIG: packed_settings(settings)})
 
     @classmethod
     def _read(cls, folder: str | os.PathLike[str], **more: Any) -> Self:
@@ -195,16 +188,12 @@ class NgramTables:
         root = open_folder(folder)
         path = file_in(root, CONFIG)
         settings = read_json(path)
-        try:
+        with errors_of(path):
             details = read_details(settings)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
         path = file_in(root, ARRAYS)
         unigram, orders = read_arrays(path, settings["vocab_size"], settings["num_ngrams"])
-        try:
+        with errors_of(path):
             return cls(unigram, tuple(NgramOrder(*arrays) for arrays in orders), **details, **more)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,10 @@ Memory = tuple[npt.NDArray[Any], ...]
 """What a refinement carries from one draft to the next."""
 
 
-class Refinement:
-    """Makes the logits of drafts, one after another; the base takes the look-ahead rows as they are.
+class RefinementFacts:
+    """What both packages know of a refinement besides its numbers.
 
-    `memory` is what a refinement carries from one draft to the next. A small `draft_vocab` makes a draft cheap: its
+    A small `draft_vocab` makes a draft cheap: its
     logits are those of N rows of the output projection, and no other token is drafted.
 
     Source: Zhao et al. 2025 (arXiv 2502.14856), for drafts among the most frequent tokens of the vocabulary.
@@ -51,8 +51,12 @@ class Refinement:
         """The length of the memory."""
         return 0
 
-    def check(self, model: LanguageModel) -> None:
+    def check(self, model: Any) -> None:
         """Raise ValueError unless it fits a model."""
+
+
+class Refinement(RefinementFacts):
+    """Makes the logits of drafts, one after another; the base takes the look-ahead rows as they are."""
 
     def start(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint import lookahead_folder as disk
-from ..checkpoint.folder import file_in, open_folder, read_json, replace_folder
+from ..checkpoint.folder import errors_of, file_in, open_folder, packed_settings, read_json, replace_folder
 from ..config import SamplingConfig, check_integer
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
@@ -101,11 +100,7 @@ class TrainedVectors:
             "base_model": {"name": self.base_model, "shapes": dict(self.base_shapes), "fingerprint": self.fingerprint},
             "training": dict(self.training),
         }
-        try:
-            text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
-        files = {disk.VECTORS: self._packed(), disk.CONFIG: text.encode()}
+        files = {disk.VECTORS: self._packed(), disk.CONFIG: packed_settings(settings)}
         if card is not None or (path / disk.CARD).is_file():
             files[disk.CARD] = (path / disk.CARD).read_bytes() if card is None else card.encode()
         replace_folder(path, files)
@@ -124,10 +119,8 @@ class TrainedVectors:
         """Read a look-ahead folder; `tensors_of(path, settings)` reads its tensors."""
         path = file_in(root, disk.CONFIG)
         settings = read_json(path)
-        try:
+        with errors_of(path):
             details = disk.read_details(settings)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
         path = file_in(root, disk.VECTORS)
         tensors = tensors_of(path, settings)
         adapter, head = (
@@ -138,10 +131,8 @@ class TrainedVectors:
         refine = settings["refine"]
         details["head"] = cls.kinds[1][refine["kind"]].of(head, not refine["alone"]) if head else None
         details["draft_vocab"] = tensors.get(disk.DRAFT_VOCAB)
-        try:
+        with errors_of(path):
             return cls(tensors[disk.TENSOR], **details)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
 
 
 def check_draft_vocab(tokens: Any) -> npt.NDArray[np.int64]:  # [N]
