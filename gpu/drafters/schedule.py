@@ -57,12 +57,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Heuristic(HeuristicSettings, Schedule):
-    """Draft two tokens more after a step in which all were accepted, one fewer after any other; at least one.
-
-    The pace is the number of tokens to draft.
-
-    Source: transformers' `num_assistant_tokens_schedule="heuristic"`.
-    """
+    """Draft two tokens more after a step in which all were accepted, one fewer after any other; at least one."""
 
     def limit(self, pace: Pace, num_draft: int) -> Tensor:
         """Return the pace."""
@@ -76,15 +71,7 @@ class Heuristic(HeuristicSettings, Schedule):
 
 @dataclass(frozen=True)
 class EntropyBound(EntropySettings, Schedule):
-    """Stop drafting where the draft distribution is so flat that its token would hardly be accepted.
-
-    accept_rate >= 1 - sqrt(weight entropy(draft)), entropy in nats, of the logits' softmax
-
-    A token is drafted while this bound is not below a threshold; the first one always. The threshold follows the
-    share of accepted drafts, so that this stays near `target_rate`. The pace is threshold and share.
-
-    Source: Agrawal et al. 2024, "AdaEDL" (arXiv 2410.18351), Algorithm 1.
-    """
+    """Stop drafting where the draft distribution is so flat that its token would hardly be accepted."""
 
     def continues(self, pace: Pace, depth: int, logits: Tensor) -> Tensor:
         """Compare the bound with the threshold."""

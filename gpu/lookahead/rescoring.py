@@ -55,11 +55,6 @@ class Rescored(RescoredSettings, Refinement):
     rescorer: Refinement | None
     are_scores = True
 
-    def start(self, model: LanguageModel, lookahead_hidden: Tensor) -> Memory:
-        """Begin both."""
-        begun = self.drafts.start(model, lookahead_hidden)
-        return begun if self.rescorer is None else begun + self.rescorer.start(model, lookahead_hidden)
-
     def logits(
         self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
     ) -> tuple[Tensor, Memory]:

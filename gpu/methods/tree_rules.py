@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pass_sampling.reference.config import SamplingConfig
+from pass_sampling.reference.methods.tree_rules import HALVINGS, CandidateRule
 
 from ..host import constant
 from ..sampling import Probs, largest_logits, one_hot, probs_from_logits
@@ -93,9 +94,6 @@ def recursive_probs(
         used = (c < num_candidates).unsqueeze(1)
         rest = torch.where(used, residual_probs(rest, candidate_probs[:, c]), rest)
     return torch.cat(accept, dim=1), rest
-
-
-HALVINGS = 64  # of an interval of length C - 1: more than float64 can tell apart
 
 
 def k_seq_probs(
@@ -191,14 +189,6 @@ def _match(
     accepted = torch.where(found.any(dim=1), found.long().argmax(dim=1), -1)
     final_probs = one_hot(token, target_probs.shape[1])  # it has been drawn
     return Selection(accepted, final_probs, target_probs.gather(1, tokens))
-
-
-@dataclass(frozen=True)
-class CandidateRule:
-    """How candidates must be drawn, with replacement or without, and how they are verified."""
-
-    replacement: bool
-    verify: Verify
 
 
 RULES: dict[str, CandidateRule] = {

@@ -90,6 +90,11 @@ class RescoredSettings:
         if self.width is not None and self.width > model.vocab_size:
             raise ValueError(f"width: found a lattice of {self.width} tokens, expected at most {model.vocab_size}")
 
+    def start(self, model: Any, lookahead_hidden: Any) -> Any:
+        """Begin both."""
+        begun = self.drafts.start(model, lookahead_hidden)
+        return begun if self.rescorer is None else begun + self.rescorer.start(model, lookahead_hidden)
+
 
 @dataclass(frozen=True, eq=False)
 class Rescored(RescoredSettings, Refinement):
@@ -107,11 +112,6 @@ class Rescored(RescoredSettings, Refinement):
     drafts: Refinement
     rescorer: Refinement | None
     are_scores = True
-
-    def start(self, model: LanguageModel, lookahead_hidden: Array) -> Memory:
-        """Begin both."""
-        begun = self.drafts.start(model, lookahead_hidden)
-        return begun if self.rescorer is None else begun + self.rescorer.start(model, lookahead_hidden)
 
     def logits(
         self, model: LanguageModel, hidden: Array, tokens: Sequence[int], memory: Memory

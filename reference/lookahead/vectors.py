@@ -79,6 +79,13 @@ class TrainedVectors:
                 f"dataclasses.replace(lookahead, fingerprint=None) uses them all the same"
             )
 
+    def _checked_number(self, model: Any, num_lookahead: int | None) -> int:
+        """Return how many vectors are wanted of a model that they were trained for."""
+        wanted = self.num_lookahead if num_lookahead is None else num_lookahead
+        check_integer("num_lookahead", wanted, 0, self.num_lookahead)
+        self.check(model)
+        return wanted
+
     def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
         """Write a look-ahead folder, whole or not at all; one that is there already is replaced.
 
@@ -135,6 +142,15 @@ class TrainedVectors:
             return cls(tensors[disk.TENSOR], **details)
 
 
+def random_vectors(num_lookahead: int, hidden_size: int, seed: int) -> npt.NDArray[np.float32]:  # [L, D]
+    """Draw untrained vectors; raise ValueError for numbers out of range."""
+    check_integer("num_lookahead", num_lookahead, 0, 2**16)
+    check_integer("hidden_size", hidden_size, 1, 2**20)
+    check_integer("seed", seed, 0, 2**64 - 1)
+    numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
+    return numbers.astype(np.float32)
+
+
 def check_draft_vocab(tokens: Any) -> npt.NDArray[np.int64]:  # [N]
     """Return the tokens of a draft vocabulary; raise ValueError unless they are token ids in ascending order."""
     found = np.asarray(tokens)
@@ -174,11 +190,7 @@ class LookAhead(TrainedVectors):
     @classmethod
     def random(cls, num_lookahead: int, hidden_size: int, seed: int) -> LookAhead:
         """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
-        check_integer("num_lookahead", num_lookahead, 0, 2**16)
-        check_integer("hidden_size", hidden_size, 1, 2**20)
-        check_integer("seed", seed, 0, 2**64 - 1)
-        numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
-        return cls(numbers.astype(np.float32))
+        return cls(random_vectors(num_lookahead, hidden_size, seed))
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Array:  # [L, D]
         """Return the first `num_lookahead` vectors (default: all) as input vectors of a model, in its dtype.
@@ -186,9 +198,7 @@ class LookAhead(TrainedVectors):
         Raises:
             ValueError: they were trained for another one, are fewer, or too large for the dtype.
         """
-        wanted = self.num_lookahead if num_lookahead is None else num_lookahead
-        check_integer("num_lookahead", wanted, 0, self.num_lookahead)
-        self.check(model)
+        wanted = self._checked_number(model, num_lookahead)
         with np.errstate(over="ignore"):
             vectors = self.vectors[:wanted].astype(model.embed([0]).dtype)
         if not np.isfinite(vectors).all():

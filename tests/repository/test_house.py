@@ -126,7 +126,8 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
         for name in ("folder", "generation_settings", "lookahead_folder", "model_settings", "ngram_folder", "tensors")
     ),
     "reference.methods.blockwise",  # the grid of its scores
-    "reference.methods.settings",  # fields and checks
+    *("reference.methods.settings", "reference.methods.pass_two_call"),  # fields and checks
+    "reference.methods.tree_rules",  # the form of a rule
     "reference.methods.tree_shape",  # the shape of a tree, and its check
     "reference.model.language_model",  # the protocol of a model's sizes and names
     "reference.model.layers",  # the frequencies of rotary positions, which are constants of a configuration
