@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pass_sampling.reference import uniforms as reference
+from pass_sampling.reference.config import check_integer
 
 from .batch_record import Choices
 from .host import constant, is_on_cpu
 from .sampling import Probs, cell_edges, draw
 
-NamedUniforms = reference.NamedUniforms
 STEPS_AHEAD = 32  # whose uniforms are made together: after a pass the generator's code has left the caches
+NamedUniforms = Mapping[str, int]
+"""The names of a step's uniforms in order, and the number of each, such as {"exact": 1, "draft": 4}."""
 
 
 def uniform_stream(
@@ -43,7 +45,18 @@ def uniform_streams(
     device: torch.device | str = "cpu",
 ) -> Tensor:  # [num_steps, B, num_uniforms]
     """Return the uniforms of some steps, from the first on, as `uniform_stream` of each, but faster."""
-    found = reference.uniform_streams(seed, requests, first, num_steps, num_uniforms)
+    for name, value in (("seed", seed), *(("request", value) for value in requests), ("step", first)):
+        check_integer(name, value, 0, 2**64 - 1)
+    check_integer("step", int(first) + max(num_steps, 1) - 1, 0, 2**64 - 1)
+    counter = np.array([0, first, 0, 0], np.uint64)
+    to_next = 2**64 - -(-num_uniforms // 4)  # after the blocks of four that a step has used
+    found = np.empty((num_steps, len(requests), num_uniforms))
+    for place, request in enumerate(requests):
+        philox = np.random.Philox(counter=counter, key=np.array([seed, request], np.uint64))
+        generator = np.random.Generator(philox)
+        for row in found[:, place]:
+            generator.random(out=row)
+            philox.advance(to_next)
     return torch.from_numpy(found).to(device)
 
 
@@ -87,26 +100,16 @@ class UniformRow:
         self,
         name: str,
         probs: Probs,  # [B, K, V]
-        index: int = 0,
+        index: int | Sequence[int] = 0,
         active: Tensor | None = None,  # [B, K]
     ) -> Tensor:  # [B, K]
-        """Draw K tokens from K distributions, with the uniforms from `name[index]` on."""
-        return self._draw(self._take(name, index, probs.shape[1]), probs, active)
-
-    def tokens_at(
-        self,
-        name: str,
-        probs: Probs,  # [B, K, V]
-        indices: Sequence[int],
-        active: Tensor,  # [B, K]
-    ) -> Tensor:  # [B, K]
-        """Draw K tokens from K distributions, token i with the uniform `name[indices[i]]`."""
-        return self._draw([self._take(name, index, 1).start for index in indices], probs, active)
-
-    def _draw(self, columns: slice | Sequence[int], probs: Probs, active: Tensor | None) -> Tensor:  # [B, K]
+        """Draw K tokens from K distributions, with the uniforms from `name[index]` on, or with those at K indices."""
         edges = cell_edges(probs)
-        if not isinstance(columns, slice):
-            columns = tuple(columns)
+        columns: slice | tuple[int, ...]
+        if isinstance(index, int):
+            columns = self._take(name, index, probs.shape[1])
+        else:
+            columns = tuple(self._take(name, each, 1).start for each in index)
         here = columns if isinstance(columns, slice) else constant(columns, edges.device)
         outcomes = draw(edges, self._uniforms[:, here])
         self._record(lambda made: (*made, *_split(columns, edges, outcomes, active)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 
 import numpy as np
@@ -28,27 +28,10 @@ def uniform_stream(seed: int, request: int, step: int, num_uniforms: int) -> npt
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
     with the step in the counter's second word, which the draws of one step never reach.
     """
-    row: npt.NDArray[np.float64] = uniform_streams(seed, [request], step, 1, num_uniforms)[0, 0]
-    return row
-
-
-def uniform_streams(
-    seed: int, requests: Sequence[int], first: int, num_steps: int, num_uniforms: int
-) -> npt.NDArray[np.float64]:  # [num_steps, len(requests), num_uniforms]
-    """Return the uniforms of some requests and steps, from the first on, as `uniform_stream` of each, but faster."""
-    for name, value in (("seed", seed), *(("request", value) for value in requests), ("step", first)):
+    for name, value in (("seed", seed), ("request", request), ("step", step)):
         check_integer(name, value, 0, 2**64 - 1)
-    check_integer("step", int(first) + max(num_steps, 1) - 1, 0, 2**64 - 1)
-    counter = np.array([0, first, 0, 0], np.uint64)
-    to_next = 2**64 - -(-num_uniforms // 4)  # after the blocks of four that a step has used
-    found = np.empty((num_steps, len(requests), num_uniforms))
-    for place, request in enumerate(requests):
-        philox = np.random.Philox(counter=counter, key=np.array([seed, request], np.uint64))
-        generator = np.random.Generator(philox)
-        for row in found[:, place]:
-            generator.random(out=row)
-            philox.advance(to_next)
-    return found
+    counter, key = np.array([0, step, 0, 0], np.uint64), np.array([seed, request], np.uint64)
+    return np.random.Generator(np.random.Philox(counter=counter, key=key)).random(num_uniforms)
 
 
 class UniformRow:

@@ -66,7 +66,7 @@ def draw_candidates(
         going = going & largest_logits(left).isfinite()
         distributions.append(probs_from_logits(left, SamplingConfig(sampling.temperature)))
         columns += [first[place] + c for place in places]
-        tokens.append(draws.tokens_at("draft", distributions[-1], columns[-len(places) :], going))
+        tokens.append(draws.tokens("draft", distributions[-1], columns[-len(places) :], going))
         used.append(going)
         if not replacement:
             left = left.scatter(2, tokens[-1].unsqueeze(2), float("-inf"))
