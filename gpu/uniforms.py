@@ -22,12 +22,7 @@ NamedUniforms = Mapping[str, int]
 
 
 def uniform_stream(
-    seed: int,
-    request: int | Sequence[int],
-    step: int,
-    num_uniforms: int,
-    *,
-    device: torch.device | str = "cpu",
+    seed: int, request: int | Sequence[int], step: int, num_uniforms: int, *, device: torch.device | str = "cpu"
 ) -> Tensor:  # [num_uniforms], or [B, num_uniforms] for B requests
     """Return the uniforms of one step of one request or of several: the numbers and errors of the reference."""
     requests = list(request) if isinstance(request, Sequence) else [request]

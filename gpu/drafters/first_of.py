@@ -16,8 +16,6 @@ from ..host import is_on_cpu
 from ..model.cache import KVCache
 from .base import Drafter
 
-__all__ = ["FirstOf", "FirstOfSettings"]
-
 
 class FirstOf(FirstOfSettings, Drafter):
     """Drafts from the first drafter whose likeliest token has a probability of at least `least`."""

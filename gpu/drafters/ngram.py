@@ -19,7 +19,7 @@ from pass_sampling.reference.drafters.ngram import NgramOrder, NgramTables
 from ..model.cache import KVCache
 from ..model.precision import check_device
 from .base import Drafter
-from .ngram_index import NgramIndex, build_index
+from .ngram_index import NgramIndex
 
 __all__ = ["NgramModel", "NgramOrder", "NgramTables"]
 
@@ -43,7 +43,7 @@ class NgramModel(NgramTables, Drafter):
     @cached_property
     def _index(self) -> NgramIndex:
         """The same tables, laid out for a batch."""
-        return build_index(torch.from_numpy(self.unigram.copy()).to(self.device), self.orders)
+        return NgramIndex(torch.from_numpy(self.unigram.copy()).to(self.device), self.orders)
 
     def to(self, device: torch.device | str) -> NgramModel:
         """Return the same model on another device."""

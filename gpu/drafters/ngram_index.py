@@ -7,7 +7,6 @@ W the most n-grams of a context.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,24 +17,43 @@ from torch import Tensor
 from pass_sampling.reference.drafters.ngram import ONE, NgramOrder
 
 
-@dataclass(frozen=True, eq=False)
 class NgramIndex:
     """Contexts by their keys, the tokens as digits in base V + 1 from 1 on, so that lengths do not mix.
 
     One more entry, without n-grams, serves every unknown context. W more n-grams are padding, and masked.
     """
 
-    unigram: Tensor  # [V]
-    log_unigram: Tensor  # [V]
-    powers: Tensor  # [C, C], from the tokens of a text, the last one first, to keys, the longest one first
-    steps: Tensor  # [C], the distance of each token from the end of the text
-    keys: Tensor  # [P+1], sorted
-    starts: Tensor  # [P+1], the first n-gram of each context
-    counts: Tensor  # [P+1], how many it has
-    backoff: Tensor  # [P+1], what its shares leave
-    tokens: Tensor  # [N+W]
-    shares: Tensor  # [N+W]
-    window: Tensor  # [W], 0 to W - 1
+    def __init__(
+        self,
+        unigram: Tensor,  # [V]
+        orders: Sequence[NgramOrder],
+    ):
+        """Lay out tables on the device of the unigram."""
+        base, device = len(unigram) + 1, unigram.device
+        contexts = np.arange(1, base)
+        parts: list[tuple[npt.NDArray[Any], ...]] = []
+        for order in orders:
+            used = order.codes > 0  # the others only continue the tree
+            counts = order.sums(used)
+            known = counts > 0
+            backoff, shares = 1.0 - order.totals[known] / ONE, order.codes[used].astype(np.float32) ** 2 / ONE
+            parts.append((contexts[known], counts[known], backoff, order.tokens[used], shares))
+            contexts = np.repeat(contexts, order.num_successors) * base + order.tokens + 1
+        none = np.zeros(0, np.int32), np.zeros(0, np.float32)
+        parts.append((np.array([2**63 - 1]), np.array([0]), np.array([1.0]), *none))  # for an unknown context
+        keys, counts, backoff, tokens, shares = map(np.concatenate, zip(*parts, strict=True))
+        widest, num_lengths = max(1, int(counts.max())), max(1, len(orders))
+        arrays = keys, np.cumsum(counts) - counts, counts, backoff, np.pad(tokens, (0, widest))
+        placed = [torch.from_numpy(each).to(device) for each in (*arrays, np.pad(shares, (0, widest)))]
+        self.keys, self.starts, self.counts, self.backoff = placed[:4]  # each [P+1]: sorted; of the n-grams; how many
+        self.tokens, self.shares = placed[4:]  # each [N+W]
+        self.unigram = unigram.double() / unigram.double().sum()  # [V]
+        self.log_unigram = self.unigram.log()  # [V]
+        # From the tokens of a text, the last one first, to keys, the longest one first.
+        powers = (base ** torch.arange(num_lengths)).repeat(num_lengths, 1).tril()
+        self.powers = powers.flip(0).to(device)  # [C, C]
+        self.steps = torch.arange(1, num_lengths + 1, device=device)  # [C], of each token from the end of the text
+        self.window = torch.arange(widest, device=device)  # [W]
 
     def logits(
         self,
@@ -62,42 +80,3 @@ class NgramIndex:
             probs.scatter_add_(1, successors[:, i], shares[:, i])
         some = successors.flatten(1)  # logarithms of these only, not of V numbers
         return (self.log_unigram + passed[:, -1:].log()).scatter_(1, some, probs.gather(1, some).log())
-
-
-def build_index(
-    unigram: Tensor,  # [V]
-    orders: Sequence[NgramOrder],
-) -> NgramIndex:
-    """Lay out tables on the device of the unigram."""
-    base, device = len(unigram) + 1, unigram.device
-    contexts = np.arange(1, base)
-    parts: list[tuple[npt.NDArray[Any], ...]] = []
-    for order in orders:
-        used = order.codes > 0  # the others only continue the tree
-        counts = order.sums(used)
-        known = counts > 0
-        backoff, shares = 1.0 - order.totals[known] / ONE, order.codes[used].astype(np.float32) ** 2 / ONE
-        parts.append((contexts[known], counts[known], backoff, order.tokens[used], shares))
-        contexts = np.repeat(contexts, order.num_successors) * base + order.tokens + 1
-    none = np.zeros(0, np.int32), np.zeros(0, np.float32)
-    parts.append((np.array([2**63 - 1]), np.array([0]), np.array([1.0]), *none))  # for an unknown context
-    keys, counts, backoff, tokens, shares = map(np.concatenate, zip(*parts, strict=True))
-    widest, num_lengths = max(1, int(counts.max())), max(1, len(orders))
-
-    def placed(array: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    probs = unigram.double() / unigram.double().sum()
-    return NgramIndex(
-        unigram=probs,
-        log_unigram=probs.log(),
-        powers=(base ** torch.arange(num_lengths)).repeat(num_lengths, 1).tril().flip(0).to(device),
-        steps=torch.arange(1, num_lengths + 1, device=device),
-        keys=placed(keys),
-        starts=placed(np.cumsum(counts) - counts),
-        counts=placed(counts),
-        backoff=placed(backoff),
-        tokens=placed(np.pad(tokens, (0, widest))),
-        shares=placed(np.pad(shares, (0, widest))),
-        window=torch.arange(widest, device=device),
-    )

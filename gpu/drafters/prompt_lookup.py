@@ -14,8 +14,6 @@ from pass_sampling.reference.drafters.prompt_lookup import LookupSettings
 from ..model.cache import KVCache
 from .base import Drafter
 
-__all__ = ["LookupSettings", "PromptLookup"]
-
 
 class PromptLookup(LookupSettings, Drafter):
     """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text."""

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from pass_sampling.reference.drafters.schedule import EntropySettings, HeuristicSettings
 
-__all__ = ["SCHEDULES", "EntropyBound", "EntropySettings", "Heuristic", "HeuristicSettings", "Pace", "Schedule"]
-
 Pace = Tensor
 
 

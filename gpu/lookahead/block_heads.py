@@ -16,8 +16,6 @@ from torch.nn import functional
 from pass_sampling.reference.lookahead.adapter import random_tensors
 from pass_sampling.reference.lookahead.block_heads import BlockWeights, block_shapes
 
-__all__ = ["BlockHeads", "BlockWeights", "block_shapes"]
-
 
 @dataclass(frozen=True, eq=False)
 class BlockHeads(BlockWeights):

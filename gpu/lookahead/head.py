@@ -15,13 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pass_sampling.reference.lookahead.adapter import random_tensors
-from pass_sampling.reference.lookahead.head import HeadWeights, tensor_shapes
+from pass_sampling.reference.lookahead.head import EPSILON, HeadWeights, tensor_shapes
 
 from ..model.linear import Linear, choices, linear
-
-__all__ = ["HeadWeights", "SamplerHead", "tensor_shapes"]
-
-EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,6 @@ from .block_heads import BlockHeads
 from .card import model_card
 from .head import SamplerHead
 
-__all__ = ["LookAhead", "TrainedVectors", "random_vectors"]
-
 
 @dataclass(frozen=True, eq=False)
 class LookAhead(TrainedVectors):
@@ -55,13 +53,7 @@ class LookAhead(TrainedVectors):
             raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
 
     @classmethod
-    def random(
-        cls,
-        num_lookahead: int,
-        hidden_size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-    ) -> LookAhead:
+    def random(cls, num_lookahead: int, hidden_size: int, seed: int, device: torch.device | str = "cpu") -> LookAhead:
         """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
         vectors = torch.from_numpy(random_vectors(num_lookahead, hidden_size, seed))
         return cls(vectors.to(check_device(device)))

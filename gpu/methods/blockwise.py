@@ -27,8 +27,6 @@ from .pass_one_call import OneCall, PaSSOneCall
 from .records import drafting_record
 from .tree_shape import DraftTree, TreeDrafts, Walk, ends_text, tree_record
 
-__all__ = ["Blockwise", "BlockwisePaths"]
-
 NEVER = float("-inf")
 
 

@@ -13,8 +13,6 @@ from pass_sampling.reference.model.table import TableRows, pair_codes
 from ..lookahead.vectors import LookAhead
 from .cache import KVCache
 
-__all__ = ["TableModel", "TableRows", "pair_codes"]
-
 
 class TableModel(TableRows):
     """Rows are hashed from the visible pairs (position, input vector), see `row`."""

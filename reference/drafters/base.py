@@ -30,11 +30,7 @@ class Drafter(ABC):
         return None
 
     @abstractmethod
-    def logits(
-        self,
-        tokens: Sequence[int],
-        cache: KVCache | None,
-    ) -> Array:  # [V]
+    def logits(self, tokens: Sequence[int], cache: KVCache | None) -> Array:  # [V]
         """Return the logits after the tokens; where none is finite, there is nothing to propose.
 
         The cache holds the first `cache.length` tokens, at most all but one, and holds all of them afterwards.

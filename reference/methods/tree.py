@@ -30,16 +30,7 @@ from .pass_one_call import OneCall
 from .settings import TreeSettings
 from .speculative import DrafterMethod
 from .tree_rules import RULES
-from .tree_shape import (
-    DraftTree,
-    TreeDrafts,
-    Walk,
-    check_tree,
-    draw_tree,
-    layout,
-    tree_record,
-    walk_tree,
-)
+from .tree_shape import DraftTree, TreeDrafts, Walk, check_tree, draw_tree, layout, tree_record, walk_tree
 
 
 @dataclass(frozen=True, eq=False)
