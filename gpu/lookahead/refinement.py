@@ -16,8 +16,7 @@ from torch import Tensor
 from pass_sampling.reference.lookahead.refinement import HeadSettings, RefinementFacts
 
 from ..model.language_model import LanguageModel
-from .block_heads import BlockHeads
-from .head import SamplerHead
+from .head import BlockHeads, SamplerHead
 from .vectors import LookAhead
 
 Memory = tuple[Tensor, ...]

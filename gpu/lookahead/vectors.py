@@ -20,9 +20,8 @@ from ..checkpoint.hub import local_folder, upload_folder
 from ..model.language_model import LanguageModel
 from ..model.precision import check_device
 from .adapter import Adapter
-from .block_heads import BlockHeads
 from .card import model_card
-from .head import SamplerHead
+from .head import BlockHeads, SamplerHead
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +58,7 @@ class LookAhead(TrainedVectors):
         return cls(vectors.to(check_device(device)))
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Tensor:  # [L, D]
-        """Return the first `num_lookahead` vectors (default: all) as input vectors of a model, in its dtype.
-
-        Raises:
-            ValueError: they were trained for another one, are fewer, or too large for the dtype.
-        """
+        """Return the first `num_lookahead` vectors (default: all) as input vectors of a model; see the reference."""
         vectors = self.vectors[: self._checked_number(model, num_lookahead)].detach().to(model.device, model.dtype)
         if not bool(vectors.isfinite().all()):
             dtype = str(vectors.dtype).removeprefix("torch.")

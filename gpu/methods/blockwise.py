@@ -39,10 +39,7 @@ class Blockwise(BlockSettings, PaSSOneCall):
 class BlockwisePaths(PathSettings, OneCall):
     """Draft the best paths through a block's lattice, and verify them side by side: the longest accepted one wins.
 
-    A path's score is the sum of its drafts' scores, see `Rescored`, which depend on the path. The paths are found by a
-    beam of as many: exactly the best ones where nothing rescores the block and none of them ends the text. Nothing is
-    drawn to draft, so the one rule is `match`: each token is the model's own draw, and goes on along the paths that
-    continue with it.
+    See the reference for the scores, the search and the rule.
     """
 
     @cached_property
@@ -100,13 +97,7 @@ class BlockwisePaths(PathSettings, OneCall):
         certain = torch.ones((1, 1, 1), dtype=torch.float64, device=active.device)  # as nothing was drawn
         return TreeDrafts(tree, used, tokens, certain.expand(*tokens.shape, self.model.vocab_size))
 
-    def _walk(
-        self,
-        state: State,
-        drafts: TreeDrafts,
-        logits: Tensor,  # [B, N+1, V]
-        draws: UniformRow,
-    ) -> tuple[State, Walk]:
+    def _walk(self, state: State, drafts: TreeDrafts, logits: Tensor, draws: UniformRow) -> tuple[State, Walk]:
         """Draw token after token from the model, as long as a path goes on with it."""
         shape, going = (len(drafts.tree.num_candidates), self.num_paths), drafts.used[:, 0]
         tokens, used = (each[:, 1:].unflatten(1, shape) for each in (drafts.tokens, drafts.used))

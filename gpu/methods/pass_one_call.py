@@ -77,15 +77,10 @@ class OneCall(OneCallSettings, Method):
         """Cache positions that may be written after the longest text: drafts, a group after each, a final token."""
         return (len(self.vectors) + 1) * (self.tree.num_drafts + 1) + 1
 
-    def _one_call(
-        self,
-        state: State,
-        tree: DraftTree,
-        draft_tokens: Tokens,  # [B, R-1]
-    ) -> tuple[Tensor, Ahead]:  # [B, R, D']
+    def _one_call(self, state: State, tree: DraftTree, draft_tokens: Tokens) -> tuple[Tensor, Ahead]:
         """Run the one call, over the pending tokens, the drafts, and groups of look-ahead vectors after them.
 
-        Returns the hidden states after each place, the first of which is the last token, and of the groups.
+        Returns the hidden states [B, R, D'] after each place, the first of which is the last token, and of the groups.
         """
         cache, pending, active = state.cache, state.pending.unsqueeze(1), ~state.ended
         depths = (state.remaining - 2).clamp(0, len(self.vectors)) * active  # this step and the next end in a token
@@ -108,13 +103,7 @@ class OneCall(OneCallSettings, Method):
         groups = hidden[:, num_tokens:].unflatten(1, (len(anchors), depth)) if anchors else hidden[:, :0, None]
         return real, Ahead(groups, places, depths)
 
-    def _carry(
-        self,
-        state: State,
-        place: Tensor,  # [B]
-        real: Tensor,  # [B, R, D']
-        ahead: Ahead,
-    ) -> State:
+    def _carry(self, state: State, place: Tensor, real: Tensor, ahead: Ahead) -> State:
         """Keep what the next step drafts from: the group after the last accepted draft, as far as it is useful."""
         useful, last = torch.minimum(ahead.depths, state.remaining - 1).clamp(min=0), row(real, place).unsqueeze(1)
         if not self.refinement.uses_lookahead:

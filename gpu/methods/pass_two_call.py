@@ -66,18 +66,13 @@ class PaSS(PaSSSettings, Method):
         return state.commit(record, state.lengths + (1 + verification.num_accepted) * active)
 
     def _draft(
-        self,
-        state: State,
-        block: Tokens,  # [B, 1] the exact token
-        logits: Tensor,  # [B, K, V]
-        num_draft: Tensor,  # [B]
-        active: Tensor,  # [B]
-        draws: UniformRow,
-    ) -> tuple[Tokens, Probs, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
+        self, state: State, block: Tokens, logits: Tensor, num_draft: Tensor, active: Tensor, draws: UniformRow
+    ) -> tuple[Tokens, Probs, Tensor, Tensor]:
         """Draw the drafts; return the distributions they were drawn from, how many, and whether the text goes on.
 
-        Drafting stops at a row without a distribution, and after a draft that ends the text. All drafts are drawn at
-        once, or one by one if a processor makes a draft's distribution depend on the drafts before it.
+        The `block` is the exact token, [B, 1], and the logits of the drafts are [B, K, V]. Drafting stops at a row
+        without a distribution, and after a draft that ends the text. All drafts are drawn at once, or one by one if a
+        processor makes a draft's distribution depend on the drafts before it.
         """
         depth = logits.shape[1]
         at_once = 1 if depth == 0 or self.processor is not None else depth

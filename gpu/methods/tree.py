@@ -34,11 +34,7 @@ from .tree_shape import DraftTree, TreeDrafts, draw_tree, rows_of_pass, tree_rec
 
 @dataclass(frozen=True, eq=False)
 class SpeculativeTree(TreeSettings, DrafterMethod):
-    """Draft a tree with a drafter, then verify it.
-
-    The tree is cut where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft
-    distribution.
-    """
+    """Draft a tree with a drafter, then verify it; see the reference."""
 
     def __post_init__(self) -> None:
         """Raise ValueError unless the settings, the drafter and the tree suit the model."""
@@ -101,10 +97,7 @@ class SpeculativeTree(TreeSettings, DrafterMethod):
 
 @dataclass(frozen=True, eq=False)
 class PaSSOneCallTree(TreeSettings, OneCall):
-    """Draft a tree from the rows of the step before, then verify it and look ahead in one pass; 1 + accepted tokens.
-
-    The tree has at most as many depths as there are look-ahead vectors, and uses one vector per depth.
-    """
+    """Draft a tree from rows of the step before, verify it and look ahead in one pass; see the reference."""
 
     rules = RULES
 

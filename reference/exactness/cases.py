@@ -180,13 +180,12 @@ class Configuration:
 
     def _block(self, package: Any, model: Any, vectors: Any, rescorer: str) -> dict[str, Any]:
         """Return what blockwise decoding drafts from: untrained heads, or in a table its last row as it is."""
-        rooms = ("refinement", "rescoring", "block_heads")
-        refinement, rescoring, block_heads = (_room(package, f"lookahead.{room}") for room in rooms)
+        refinement, rescoring = (_room(package, f"lookahead.{room}") for room in ("refinement", "rescoring"))
         if self.shape is None:
             drafts = head = type("LastRow", (refinement.Unrefined,), {"uses_lookahead": False})()
         else:
             dtype, size = vectors.inputs(model).dtype, model.hidden_size
-            drawn = block_heads.BlockHeads.random(size, 5, max(1, self.num_draft), seed=10)
+            drawn = _room(package, "lookahead.head").BlockHeads.random(size, 5, max(1, self.num_draft), seed=10)
             alone = replace(package.SamplerHead.random(size, 5, seed=9), uses_lookahead=False)
             drafts, head = (refinement.HeadRefinement(each.to(dtype)) for each in (drawn, alone))
         if rescorer == "ngram":

@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
-from .block_heads import BlockHeads
-from .head import SamplerHead
+from .head import BlockHeads, SamplerHead
 from .vectors import LookAhead
 
 Memory = tuple[npt.NDArray[Any], ...]

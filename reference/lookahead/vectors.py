@@ -17,8 +17,7 @@ from ..config import SamplingConfig, check_integer
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from .adapter import Adapter, sizes_of, tensor_shapes
-from .block_heads import BlockHeads
-from .head import SamplerHead
+from .head import BlockHeads, SamplerHead
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,16 +56,11 @@ class OneCall(OneCallSettings, Method):
         adapter = self.lookahead.adapter
         return adapter and adapter.to(self.vectors.dtype)
 
-    def _one_call(
-        self,
-        state: State,
-        places: list[int],
-        draft_tokens: Tokens,  # [R-1]
-    ) -> tuple[Array, dict[int, Array]]:  # [R, D']
+    def _one_call(self, state: State, places: list[int], draft_tokens: Tokens) -> tuple[Array, dict[int, Array]]:
         """Run the one call, over the pending tokens, the drafts, and groups of look-ahead vectors after them.
 
-        Returns the hidden states after each of the `places`, the first of which is the last token, and of the group
-        after a place, if it has one.
+        Returns the hidden states [R, D'] after each of the `places`, the first of which is the last token, and of the
+        group after a place, if it has one.
         """
         pending = state.pending
         text = [*pending, *draft_tokens.tolist()]

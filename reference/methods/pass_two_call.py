@@ -108,13 +108,7 @@ class PaSS(PaSSSettings, Method):
         prefix = (*state.tokens, exact_token)
         return state.commit(*verify_drafts(self, self.rule, prefix, record, draws, logits, draft_tokens, draft_probs))
 
-    def _draft(
-        self,
-        state: State,
-        exact_token: int,
-        logits: Array,  # [N, V]
-        draws: UniformRow,
-    ) -> tuple[Tokens, Probs, bool]:  # [K], [K, V]
+    def _draft(self, state: State, exact_token: int, logits: Array, draws: UniformRow) -> tuple[Tokens, Probs, bool]:
         """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after them."""
         settings, limit = self.draft_sampling or self.sampling, len(logits)
         return draft_left_to_right(

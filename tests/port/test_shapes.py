@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Array = np.ndarray
 EXECUTED = """
     sampling uniforms verify state generation batch_record theory model.layers model.cache model.transformer model.table
-    drafters.schedule drafters.base drafters.ngram drafters.ngram_index drafters.ngram_order drafters.prompt_lookup
+    drafters.schedule drafters.base drafters.ngram drafters.prompt_lookup
     methods.base methods.autoregressive methods.pass_two_call methods.pass_one_call methods.speculative methods.tree
     methods.tree_rules methods.tree_shape lookahead.adapter lookahead.head lookahead.refinement
 """.split()
