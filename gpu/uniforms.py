@@ -22,12 +22,7 @@ NamedUniforms = Mapping[str, int]
 
 
 def uniform_stream(
-    seed: int,
-    request: int | Sequence[int],
-    step: int,
-    num_uniforms: int,
-    *,
-    device: torch.device | str = "cpu",
+    seed: int, request: int | Sequence[int], step: int, num_uniforms: int, *, device: torch.device | str = "cpu"
 ) -> Tensor:  # [num_uniforms], or [B, num_uniforms] for B requests
     """Return the uniforms of one step of one request or of several: the numbers and errors of the reference."""
     requests = list(request) if isinstance(request, Sequence) else [request]
@@ -100,26 +95,16 @@ class UniformRow:
         self,
         name: str,
         probs: Probs,  # [B, K, V]
-        index: int = 0,
+        index: int | Sequence[int] = 0,
         active: Tensor | None = None,  # [B, K]
     ) -> Tensor:  # [B, K]
-        """Draw K tokens from K distributions, with the uniforms from `name[index]` on."""
-        return self._draw(self._take(name, index, probs.shape[1]), probs, active)
-
-    def tokens_at(
-        self,
-        name: str,
-        probs: Probs,  # [B, K, V]
-        indices: Sequence[int],
-        active: Tensor,  # [B, K]
-    ) -> Tensor:  # [B, K]
-        """Draw K tokens from K distributions, token i with the uniform `name[indices[i]]`."""
-        return self._draw([self._take(name, index, 1).start for index in indices], probs, active)
-
-    def _draw(self, columns: slice | Sequence[int], probs: Probs, active: Tensor | None) -> Tensor:  # [B, K]
+        """Draw K tokens from K distributions, with the uniforms from `name[index]` on, or with those at K indices."""
         edges = cell_edges(probs)
-        if not isinstance(columns, slice):
-            columns = tuple(columns)
+        columns: slice | tuple[int, ...]
+        if isinstance(index, int):
+            columns = self._take(name, index, probs.shape[1])
+        else:
+            columns = tuple(self._take(name, each, 1).start for each in index)
         here = columns if isinstance(columns, slice) else constant(columns, edges.device)
         outcomes = draw(edges, self._uniforms[:, here])
         self._record(lambda made: (*made, *_split(columns, edges, outcomes, active)))

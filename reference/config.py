@@ -92,11 +92,7 @@ def check_context(prompt_length: int, max_new_tokens: int, max_positions: int, r
 
 
 def check_settings(
-    vocab_size: int,
-    sampling: SamplingConfig,
-    draft_sampling: SamplingConfig | None,
-    rule: str,
-    rules: Collection[str],
+    vocab_size: int, sampling: SamplingConfig, draft_sampling: SamplingConfig | None, rule: str, rules: Collection[str]
 ) -> None:
     """Raise ValueError unless settings fit the vocabulary and the rule is one."""
     sampling.check(vocab_size)

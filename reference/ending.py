@@ -95,13 +95,6 @@ class Ending:
         text = self.written(prompt).after(new_tokens)
         return text.news + text.rest
 
-    def safe_text(self, new_tokens: Sequence[int], prompt: Sequence[int] = ()) -> str:
-        """Return the part of an unfinished text that no later token changes: of a plain decoder's text, nothing.
-
-        Withheld are the beginning of a stop string, an unfinished character, and what else the decoder may take back.
-        """
-        return self.written(prompt).after(new_tokens).news
-
 
 @dataclass(frozen=True)
 class Reading:

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .ending import ending_for
-from .methods.base import Method, State
+from .methods.base import Method
 from .record import Generation, NotFiniteError, Record
 from .uniforms import uniform_stream
 
 if TYPE_CHECKING:
     from .text.decoder import Decode
-
-__all__ = ["Callback", "State", "generate", "generate_batch"]
 
 Callback = Callable[[int, Record], None]
 """Called as `callback(request, record)` after every step of a request: `record.tokens` are new in its text."""

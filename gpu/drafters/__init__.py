@@ -1,4 +1,4 @@
-"""What proposes tokens, one file per drafter; `DRAFTERS` has them all by name.
+"""What proposes tokens; `DRAFTERS` has all drafters by name.
 
 A drafter that is registered here is found by the exact suite, the coupling tests, the benchmark and the command line.
 There it is made from the size of the vocabulary, if it needs no files.
@@ -6,9 +6,8 @@ There it is made from the size of the vocabulary, if it needs no files.
 
 from typing import Any
 
-from .base import Drafter
+from .base import Drafter, ModelDrafter
 from .first_of import FirstOf
-from .model import ModelDrafter
 from .ngram import NgramModel
 from .prompt_lookup import PromptLookup
 

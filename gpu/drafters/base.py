@@ -1,44 +1,33 @@
-"""The interface of drafters, which propose the tokens that the target verifies.
+"""The interface of drafters, which propose the tokens that the target verifies, and a model as the drafter.
 
 Glossary of shapes: B batch, S capacity, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from ..model.cache import KVCache
+from ..model.language_model import LanguageModel
 from ..sampling import likeliest
 
 
-class Drafter(Protocol):
-    """Gives the logits of the next token after each row's text, one token after another.
+class Drafter(ABC):
+    """Gives the logits of the next token after each row's text, one token after another; see the reference's."""
 
-    The text's distribution stays the target's with any logits; good ones make drafts that are accepted. The logits may
-    depend on the tokens only. A cache saves work, and is cut to a prefix of the tokens before it is used.
-    """
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the target's."""
-
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-
-    @property
-    def passes_per_draft(self) -> int:
-        """Passes of a model that one draft costs: 1, or 0 for a drafter that is free."""
-
-    @property
-    def max_position_embeddings(self) -> int | None:
-        """The longest text it can read; None: any."""
+    vocab_size: int  # V, the target's
+    name: str  # in messages
+    passes_per_draft = 0  # passes of a model that one draft costs: 1, or 0 for a drafter that is free
+    max_position_embeddings: int | None = None  # the longest text it can read; None: any
 
     def new_cache(self, capacity: int, batch_size: int = 1) -> KVCache | None:
-        """Return an empty cache for texts of so many tokens, if it needs one."""
+        """Return an empty cache for texts of so many tokens, if the drafter needs one."""
+        return None
 
+    @abstractmethod
     def logits(
         self,
         tokens: Tensor,  # [B, S]
@@ -52,27 +41,37 @@ class Drafter(Protocol):
         most `max_pending` tokens of a row are not in it yet. Rows with nothing to feed return anything.
         """
 
-
-@runtime_checkable
-class FindsBest(Protocol):
-    """A drafter that finds its likeliest token in less than V operations."""
-
     def best(
         self,
         tokens: Tensor,  # [B, S]
+        cache: KVCache | None,
         lengths: Tensor,  # [B]
+        max_pending: int,
     ) -> tuple[Tensor, Tensor]:  # [B], [B]
-        """Return what `likeliest` makes of its logits."""
+        """Return the likeliest token and its logit, as `logits` has them: all that a greedy draft needs."""
+        return likeliest(self.logits(tokens, cache, lengths, max_pending))
 
 
-def best_of(
-    drafter: Drafter,
-    tokens: Tensor,  # [B, S]
-    cache: KVCache | None,
-    lengths: Tensor,  # [B]
-    max_pending: int,
-) -> tuple[Tensor, Tensor]:  # [B], [B]
-    """Return a drafter's likeliest token and its logit: all that a greedy draft needs."""
-    if isinstance(drafter, FindsBest):
-        return drafter.best(tokens, lengths)
-    return likeliest(drafter.logits(tokens, cache, lengths, max_pending))
+class ModelDrafter(Drafter):
+    """Drafts from a second, smaller language model over the target's vocabulary, one pass per token."""
+
+    passes_per_draft = 1
+
+    def __init__(self, model: LanguageModel):
+        self.model, self.name, self.vocab_size = model, model.name, model.vocab_size
+        self.max_position_embeddings = model.max_position_embeddings
+
+    def new_cache(self, capacity: int, batch_size: int = 1) -> KVCache:
+        """Return an empty cache of the draft model."""
+        return self.model.new_cache(capacity, batch_size)
+
+    def logits(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> Tensor:
+        """Feed the tokens of each row that are not in the cache yet, and return the logits after its text."""
+        assert cache is not None
+        before, positions = cache.lengths, cache.next_positions(max_pending)
+        hidden = self.model.hidden(self.model.embed(tokens.gather(1, positions)), cache)
+        cache.truncate(lengths)  # rows with less to feed were padded
+        if max_pending == 1:
+            return self.model.logits(hidden[:, -1])
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return self.model.logits(hidden[rows, (lengths - before - 1).clamp(min=0)])

@@ -5,6 +5,8 @@ Glossary of shapes: B batch, S capacity, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,31 +14,20 @@ from pass_sampling.reference.drafters.first_of import FirstOfSettings
 
 from ..host import is_on_cpu
 from ..model.cache import KVCache
-from .base import Drafter, best_of
-
-__all__ = ["FirstOf", "FirstOfSettings"]
+from .base import Drafter
 
 
-class FirstOf(FirstOfSettings):
+class FirstOf(FirstOfSettings, Drafter):
     """Drafts from the first drafter whose likeliest token has a probability of at least `least`."""
 
     drafters: tuple[Drafter, ...]
 
-    def new_cache(self, capacity: int, batch_size: int = 1) -> None:
-        """Return None: nothing is computed twice."""
-
-    def logits(
-        self,
-        tokens: Tensor,  # [B, S]
-        cache: KVCache | None,
-        lengths: Tensor,  # [B]
-        max_pending: int,
-    ) -> Tensor:  # [B, V]
+    def logits(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> Tensor:
         """Return the logits of the first drafter that is sure; -inf everywhere, if none is."""
         found = taken = None
         for drafter in self.drafters:
             rows = drafter.logits(tokens, None, lengths, max_pending)
-            sure = rows.amax(dim=1, keepdim=True) >= self.least_log_prob
+            sure = rows.amax(dim=1, keepdim=True) >= math.log(self.least)
             rows = rows.masked_fill(~sure, -torch.inf)
             found = rows if found is None or taken is None else torch.where(taken, found, rows)
             taken = sure if taken is None else taken | sure
@@ -45,16 +36,12 @@ class FirstOf(FirstOfSettings):
         assert found is not None
         return found
 
-    def best(
-        self,
-        tokens: Tensor,  # [B, S]
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Tensor]:  # [B], [B]
+    def best(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> tuple[Tensor, Tensor]:
         """Return the likeliest token of the first drafter that is sure, and its logit; -inf, if none is."""
         found, logit = torch.zeros_like(lengths), torch.full_like(lengths, -torch.inf, dtype=torch.float64)
         for drafter in self.drafters:
-            token, largest = best_of(drafter, tokens, None, lengths, 1)
-            takes = (logit == -torch.inf) & (largest >= self.least_log_prob)
+            token, largest = drafter.best(tokens, None, lengths, max_pending)
+            takes = (logit == -torch.inf) & (largest >= math.log(self.least))
             found, logit = torch.where(takes, token, found), torch.where(takes, largest.double(), logit)
             if is_on_cpu(logit) and bool(logit.isfinite().all()):
                 break

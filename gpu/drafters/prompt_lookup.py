@@ -12,33 +12,19 @@ from torch.nn.functional import pad
 from pass_sampling.reference.drafters.prompt_lookup import LookupSettings
 
 from ..model.cache import KVCache
+from .base import Drafter
 
-__all__ = ["LookupSettings", "PromptLookup"]
 
-
-class PromptLookup(LookupSettings):
+class PromptLookup(LookupSettings, Drafter):
     """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text."""
 
-    def new_cache(self, capacity: int, batch_size: int = 1) -> None:
-        """Return None: nothing is computed twice."""
-
-    def logits(
-        self,
-        tokens: Tensor,  # [B, S]
-        cache: KVCache | None,
-        lengths: Tensor,  # [B]
-        max_pending: int,
-    ) -> Tensor:  # [B, V]
+    def logits(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> Tensor:
         """Return 0 at the token found and -inf elsewhere; everywhere, if there is none."""
-        token, logit = self.best(tokens, lengths)
+        token, logit = self.best(tokens, cache, lengths, max_pending)
         logits = torch.full((len(tokens), self.vocab_size), -torch.inf, dtype=torch.float64, device=tokens.device)
         return logits.scatter_(1, token.unsqueeze(1), logit.unsqueeze(1))
 
-    def best(
-        self,
-        tokens: Tensor,  # [B, S]
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Tensor]:  # [B], [B]
+    def best(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> tuple[Tensor, Tensor]:
         """Return the token found and 0; else token 0 and -inf.
 
         Every place gets the length of the longest common n-gram that ends there and at the end of the text. The longest

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from pass_sampling.reference.drafters.schedule import EntropySettings, HeuristicSettings
 
-__all__ = ["SCHEDULES", "EntropyBound", "EntropySettings", "Heuristic", "HeuristicSettings", "Pace", "Schedule"]
-
 Pace = Tensor
 
 
@@ -57,28 +55,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Heuristic(HeuristicSettings, Schedule):
-    """Draft two tokens more after a step in which all were accepted, one fewer after any other; at least one.
+    """Draft two tokens more after a step in which all were accepted, one fewer after any other; at least one."""
 
-    The pace is the number of tokens to draft.
-
-    Source: transformers' `num_assistant_tokens_schedule="heuristic"`.
-    """
-
-    def limit(
-        self,
-        pace: Pace,  # [B, 1]
-        num_draft: int,
-    ) -> Tensor:  # [B]
+    def limit(self, pace: Pace, num_draft: int) -> Tensor:
         """Return the pace."""
         return pace[:, 0].long()
 
-    def follow(
-        self,
-        pace: Pace,  # [B, 1]
-        num_draft: int,
-        num_drafted: Tensor,  # [B]
-        num_accepted: Tensor,  # [B]
-    ) -> Pace:  # [B, 1]
+    def follow(self, pace: Pace, num_draft: int, num_drafted: Tensor, num_accepted: Tensor) -> Pace:
         """Raise or lower the number."""
         all_accepted = num_accepted.unsqueeze(1) == pace
         return torch.where(all_accepted, (pace + 2.0).clamp(max=num_draft), (pace - 1.0).clamp(min=1.0))
@@ -86,22 +69,9 @@ class Heuristic(HeuristicSettings, Schedule):
 
 @dataclass(frozen=True)
 class EntropyBound(EntropySettings, Schedule):
-    """Stop drafting where the draft distribution is so flat that its token would hardly be accepted.
+    """Stop drafting where the draft distribution is so flat that its token would hardly be accepted."""
 
-    accept_rate >= 1 - sqrt(weight entropy(draft)), entropy in nats, of the logits' softmax
-
-    A token is drafted while this bound is not below a threshold; the first one always. The threshold follows the
-    share of accepted drafts, so that this stays near `target_rate`. The pace is threshold and share.
-
-    Source: Agrawal et al. 2024, "AdaEDL" (arXiv 2410.18351), Algorithm 1.
-    """
-
-    def continues(
-        self,
-        pace: Pace,  # [B, 2]
-        depth: int,
-        logits: Tensor,  # [B, V]
-    ) -> Tensor:  # [B]
+    def continues(self, pace: Pace, depth: int, logits: Tensor) -> Tensor:
         """Compare the bound with the threshold."""
         if depth == 0:
             return super().continues(pace, depth, logits)
@@ -109,13 +79,7 @@ class EntropyBound(EntropySettings, Schedule):
         bound: Tensor = 1.0 - (self.weight * entropy).sqrt()
         return bound >= pace[:, 0]
 
-    def follow(
-        self,
-        pace: Pace,  # [B, 2]
-        num_draft: int,
-        num_drafted: Tensor,  # [B]
-        num_accepted: Tensor,  # [B]
-    ) -> Pace:  # [B, 2]
+    def follow(self, pace: Pace, num_draft: int, num_drafted: Tensor, num_accepted: Tensor) -> Pace:
         """Move the share half of the way to this step's, and the threshold a little after it."""
         threshold, rate = pace.unbind(dim=1)
         rate = 0.5 * rate + 0.5 * num_accepted.double() / num_drafted

@@ -55,7 +55,8 @@ class SymbolicTensor(Tensor):
     ) -> Any:
         name, kwargs = _name(func), kwargs or {}
         if name == "__get__" or name in ASKED:
-            return _asked(func, args, kwargs)
+            found = plain(func, args, kwargs)
+            return _reshaped(func, args, kwargs) if isinstance(found, Tensor) else found  # of `.T` and its like
         if name in BELOW and len(args) == 2 and not kwargs:
             return _compare(name, *args)
         if name in ARITHMETIC and not kwargs:
@@ -66,8 +67,7 @@ class SymbolicTensor(Tensor):
             if name in SHAPES:
                 return _reshaped(func, args, kwargs)
             if name in CASTS:
-                with torch._C.DisableTorchFunctionSubclass():
-                    kind = func(torch.empty(0, dtype=args[0].dtype), *args[1:], **kwargs).dtype
+                kind = plain(func, (torch.empty(0, dtype=args[0].dtype), *args[1:]), kwargs).dtype
                 return SymbolicTensor.of(args[0].numbers, args[0].places, kind)
             if name == "__iter__":
                 return iter(args[0].unbind(0))
@@ -109,11 +109,10 @@ def _name(func: Callable[..., Any]) -> str:
     return plain if plain in (*BELOW, *ARITHMETIC) else name
 
 
-def _asked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return a property of a tensor; for `.T` and its like, the same numbers in other places."""
+def plain(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function of PyTorch on the tensors in memory."""
     with torch._C.DisableTorchFunctionSubclass():
-        found = func(*args, **kwargs)
-    return _reshaped(func, args, kwargs) if isinstance(found, Tensor) else found
+        return func(*args, **kwargs)
 
 
 def _listed(numbers: list[Any], places: Any) -> Any:

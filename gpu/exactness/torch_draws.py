@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pass_sampling.reference.exactness.chooser import Chooser, refused, replaced
 
-from .symbolic_tensor import ASKED, SymbolicTensor, become
+from .symbolic_tensor import ASKED, SymbolicTensor, become, plain
 
 MOST_VALUES = 1_000_000  # of one integer
 REFUSED = {
@@ -38,11 +38,8 @@ class Noise(SymbolicTensor):
                 raise ValueError("torch.div: found noise that is shared, expected a number of its own for each weight")
             target = weights if name in ("div_", "itruediv") else weights.new_empty(weights.shape)
             return become(target, Race, weights=weights.detach().clone(), chooser=noise.numbers.pop(), drawn=None)
-        if name in ("__get__", *ASKED) and not name == "T":
-            with torch._C.DisableTorchFunctionSubclass():
-                found = func(*args, **(kwargs or {}))
-            if not isinstance(found, Tensor):
-                return found
+        if name in ("__get__", *ASKED) and not isinstance(found := plain(func, args, kwargs or {}), Tensor):
+            return found
         raise ValueError(f"torch.{name}: found it used on exponential noise, expected weights divided by it")
 
 
@@ -58,11 +55,8 @@ class Race(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name, kwargs = func.__name__, kwargs or {}
-        if name in ("__get__", *ASKED):
-            with torch._C.DisableTorchFunctionSubclass():
-                found = func(*args, **kwargs)
-            if not isinstance(found, Tensor):
-                return found
+        if name in ("__get__", *ASKED) and not isinstance(found := plain(func, args, kwargs), Tensor):
+            return found
         if name != "argmax":
             raise ValueError(f"torch.{name}: found it used on weights over noise, expected only their argmax")
         race = args[0]

@@ -7,44 +7,28 @@ Glossary of shapes: R rank, I inputs and O outputs of a linear layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pass_sampling.reference.lookahead.adapter import (
-    SIZES,
-    AdapterTerms,
-    LayerAdapter,
-    random_tensors,
-    sizes_of,
-    tensor_shapes,
-)
+from pass_sampling.reference.lookahead.adapter import SIZES, AdapterTerms, random_tensors, sizes_of, tensor_shapes
 from pass_sampling.reference.model.config import ModelConfig
 
-__all__ = ["SIZES", "Adapter", "AdapterTerms", "LayerAdapter", "LowRank", "random_tensors", "sizes_of", "tensor_shapes"]
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """A term of rank R that is added to a linear layer: y + up (down x)."""
-
-    down: Tensor  # [R, I]
-    up: Tensor  # [O, R]
-
-    def __call__(
-        self,
-        x: Tensor,  # [..., I]
-    ) -> Tensor:  # [..., O]
-        """Return the term, without y."""
-        return functional.linear(functional.linear(x, self.down), self.up)
+__all__ = ["SIZES", "Adapter", "AdapterTerms", "random_tensors", "sizes_of", "tensor_shapes"]
 
 
 class Adapter(AdapterTerms):
-    """The terms of all layers; sources in the reference."""
+    """A term of rank R that is added to the output y of each linear layer: y + up (down x)."""
 
-    kinds = (LowRank,)
+    def __call__(
+        self,
+        layer: int,
+        site: str,
+        x: Tensor,  # [..., I]
+    ) -> Tensor:  # [..., O]
+        """Return the term of some rows, without y."""
+        down, up = (self.matrices[f"{layer}.{site}.{side}"] for side in ("down", "up"))
+        return functional.linear(functional.linear(x, down), up)
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Adapter:
         """Return the adapter in a dtype, on a device."""

@@ -8,8 +8,6 @@ from typing import Any
 
 from ..checkpoint.hub import is_repository
 
-__all__ = ["model_card"]
-
 HEADER = """---
 # license: choose one, the Hub shows it; the vectors are yours
 library_name: pass-sampling

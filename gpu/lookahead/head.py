@@ -1,8 +1,6 @@
-"""The sampler head: a small recurrent network that conditions each draft on the drafts before it.
+"""Heads: small networks that draft from hidden states; `reference.lookahead.head` has the equations and the sources.
 
-The equations and the source are in the reference.
-
-Glossary of shapes: D hidden state, F width of the head.
+Glossary of shapes: D hidden state, F width of a head, K block heads.
 """
 
 from __future__ import annotations
@@ -15,13 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pass_sampling.reference.lookahead.adapter import random_tensors
-from pass_sampling.reference.lookahead.head import HeadWeights, tensor_shapes
+from pass_sampling.reference.lookahead.head import EPSILON, BlockWeights, HeadWeights, block_shapes, tensor_shapes
 
 from ..model.linear import Linear, choices, linear
-
-__all__ = ["HeadWeights", "SamplerHead", "tensor_shapes"]
-
-EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,3 +59,36 @@ class SamplerHead(HeadWeights):
     def _linears(self) -> dict[str, Linear]:
         (layouts,) = choices([list(self.tensors().values())])
         return {name: linear(tensor, None, layouts) for name, tensor in self.tensors().items()}
+
+
+@dataclass(frozen=True, eq=False)
+class BlockHeads(BlockWeights):
+    """A feed-forward network with a residual for each draft, under the model's own output layer."""
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> BlockHeads:
+        """Return the heads in a dtype, on a device."""
+        return BlockHeads.of({name: tensor.to(device, dtype) for name, tensor in self.tensors().items()})
+
+    @classmethod
+    def random(cls, hidden_size: int, width: int, num_heads: int, seed: int) -> BlockHeads:
+        """Draw untrained heads that change what they refine; the same in both packages."""
+        arrays = random_tensors(block_shapes(hidden_size, width, num_heads), seed)
+        return cls.of({name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def start(
+        self,
+        real_hidden: Tensor,  # [..., D]
+    ) -> Tensor:  # [..., K, D]
+        """Return the refined hidden states of all drafts."""
+        inner = [functional.silu(functional.linear(real_hidden, first)) for first in self.first]
+        pairs = zip(self.out, inner, strict=True)
+        return torch.stack([real_hidden + functional.linear(each, out) for out, each in pairs], dim=-2)
+
+    def step(
+        self,
+        hidden: Tensor,  # [..., D]
+        embedding: Tensor,  # [..., D]
+        state: Tensor,  # [..., K, D]
+    ) -> tuple[Tensor, Tensor]:  # [..., D], [..., K, D]
+        """Return the next draft's refined hidden state and those after it, whatever the token before it is."""
+        return state[..., 0, :], state[..., 1:, :]

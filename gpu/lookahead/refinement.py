@@ -13,33 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.lookahead.refinement import HeadSettings
+from pass_sampling.reference.lookahead.refinement import HeadSettings, RefinementFacts
 
 from ..model.language_model import LanguageModel
-from .block_heads import BlockHeads
-from .head import SamplerHead
+from .head import BlockHeads, SamplerHead
 from .vectors import LookAhead
 
 Memory = tuple[Tensor, ...]
 """What a refinement carries from one draft to the next: tensors with a row for each row of the batch."""
 
 
-class Refinement:
-    """Makes the logits of drafts, one after another; the base takes the look-ahead rows as they are.
-
-    `memory` is what a refinement carries from one draft to the next. A small `draft_vocab` makes a draft cheap: its
-    logits are those of N rows of the output projection, and no other token is drafted.
-
-    Source: Zhao et al. 2025 (arXiv 2502.14856), for drafts among the most frequent tokens of the vocabulary.
-    """
-
-    draft_vocab: Tensor | None = None  # [N], in the order of their ids; None: all tokens
-    are_scores: bool = False  # whether logits are scores to add to others; if not, their log-probabilities are
-
-    @property
-    def reads_drafts(self) -> bool:
-        """Whether a draft's logits depend on the drafts before it; if not, all are projected at once."""
-        return False
+class Refinement(RefinementFacts):
+    """Makes the logits of drafts, one after another; the base takes the look-ahead rows as they are."""
 
     def apart(
         self,
@@ -47,19 +32,6 @@ class Refinement:
     ) -> Tensor:  # [B, L, D']
         """Return the hidden states of all drafts, where none reads those before it."""
         return lookahead_hidden[:, 1:]
-
-    @property
-    def uses_lookahead(self) -> bool:
-        """Whether it needs look-ahead rows; if not, it takes the last text row's hidden state in place of each."""
-        return True
-
-    @property
-    def num_memories(self) -> int:
-        """The length of the memory."""
-        return 0
-
-    def check(self, model: LanguageModel) -> None:
-        """Raise ValueError unless it fits a model."""
 
     def start(
         self,
@@ -102,30 +74,18 @@ class HeadRefinement(HeadSettings, Refinement):
 
     head: SamplerHead | BlockHeads
 
-    def apart(
-        self,
-        lookahead_hidden: Tensor,  # [B, L+1, D']
-    ) -> Tensor:  # [B, L, D']
+    def apart(self, lookahead_hidden: Tensor) -> Tensor:
         """Run block heads on the last text row."""
         found: Tensor = self.head.start(lookahead_hidden[:, 0])
         return found
 
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Tensor,  # [B, L+1, D']
-    ) -> Memory:
+    def start(self, model: LanguageModel, lookahead_hidden: Tensor) -> Memory:
         """Begin the head's state."""
         return (self.head.start(lookahead_hidden[:, 0]),)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Tensor,  # [B, D']
-        tokens: Tensor,  # [B, S]
-        memory: Memory,
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Memory]:  # [B, V]
+        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
+    ) -> tuple[Tensor, Memory]:
         """Refine the row's hidden state by the last token and the head's state."""
         last = tokens.gather(1, lengths.unsqueeze(1) - 1)
         refined, state = self.head.step(hidden, model.embed(last)[:, 0], memory[0])

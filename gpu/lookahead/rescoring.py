@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from pass_sampling.reference.lookahead.rescoring import HEAD_WEIGHT, NGRAM_WEIGHT, RescoredSettings
@@ -33,19 +34,14 @@ class NgramScores(Refinement):
         self.ngram.check(model)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Tensor,  # [B, D']
-        tokens: Tensor,  # [B, S]
-        memory: Memory,
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Memory]:  # [B, V]
+        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
+    ) -> tuple[Tensor, Memory]:
         """Return the scores after the tokens."""
         return self.ngram.logits(tokens, None, lengths, 1) - self._log_unigram, ()
 
     @cached_property
     def _log_unigram(self) -> Tensor:  # [V]
-        return self.ngram.unigram.double().log()
+        return torch.from_numpy(self.ngram.log_unigram).to(self.ngram.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +55,9 @@ class Rescored(RescoredSettings, Refinement):
     rescorer: Refinement | None
     are_scores = True
 
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Tensor,  # [B, L+1, D']
-    ) -> Memory:
-        """Begin both."""
-        begun = self.drafts.start(model, lookahead_hidden)
-        return begun if self.rescorer is None else begun + self.rescorer.start(model, lookahead_hidden)
-
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Tensor,  # [B, D']
-        tokens: Tensor,  # [B, S]
-        memory: Memory,
-        lengths: Tensor,  # [B]
-    ) -> tuple[Tensor, Memory]:  # [B, V]
+        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
+    ) -> tuple[Tensor, Memory]:
         """Rescore drafts' logits."""
         cut = self.drafts.num_memories
         logits, kept = self.drafts.logits(model, hidden, tokens, memory[:cut], lengths)

@@ -9,24 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pass_sampling.reference.checkpoint.folder import open_folder
 from pass_sampling.reference.checkpoint.lookahead_folder import CARD, DRAFT_VOCAB, TENSOR, read_tensors
-from pass_sampling.reference.config import check_integer
-from pass_sampling.reference.lookahead.vectors import TrainedVectors, check_draft_vocab
+from pass_sampling.reference.lookahead.vectors import TrainedVectors, check_draft_vocab, random_vectors
 
 from ..checkpoint.hub import local_folder, upload_folder
 from ..model.language_model import LanguageModel
 from ..model.precision import check_device
 from .adapter import Adapter
-from .block_heads import BlockHeads
 from .card import model_card
-from .head import SamplerHead
-
-__all__ = ["LookAhead", "TrainedVectors"]
+from .head import BlockHeads, SamplerHead
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,30 +52,14 @@ class LookAhead(TrainedVectors):
             raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
 
     @classmethod
-    def random(
-        cls,
-        num_lookahead: int,
-        hidden_size: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-    ) -> LookAhead:
+    def random(cls, num_lookahead: int, hidden_size: int, seed: int, device: torch.device | str = "cpu") -> LookAhead:
         """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
-        check_integer("num_lookahead", num_lookahead, 0, 2**16)
-        check_integer("hidden_size", hidden_size, 1, 2**20)
-        check_integer("seed", seed, 0, 2**64 - 1)
-        numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
-        return cls(torch.from_numpy(numbers).to(torch.float32).to(check_device(device)))
+        vectors = torch.from_numpy(random_vectors(num_lookahead, hidden_size, seed))
+        return cls(vectors.to(check_device(device)))
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Tensor:  # [L, D]
-        """Return the first `num_lookahead` vectors (default: all) as input vectors of a model, in its dtype.
-
-        Raises:
-            ValueError: they were trained for another one, are fewer, or too large for the dtype.
-        """
-        wanted = self.num_lookahead if num_lookahead is None else num_lookahead
-        check_integer("num_lookahead", wanted, 0, self.num_lookahead)
-        self.check(model)
-        vectors = self.vectors[:wanted].detach().to(model.device, model.dtype)
+        """Return the first `num_lookahead` vectors (default: all) as input vectors of a model; see the reference."""
+        vectors = self.vectors[: self._checked_number(model, num_lookahead)].detach().to(model.device, model.dtype)
         if not bool(vectors.isfinite().all()):
             dtype = str(vectors.dtype).removeprefix("torch.")
             raise ValueError(f"lookahead: found vectors too large for {dtype}, expected a wider dtype")
@@ -122,12 +101,7 @@ class LookAhead(TrainedVectors):
         path = Path(folder)
         self.save(path, None if (path / CARD).is_file() else model_card(self, path.resolve().name))
 
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu", revision: str | None = None
-    ) -> LookAhead:
-        """Read a look-ahead folder, or one on the Hub: `load` under the name that is usual there."""
-        return cls.load(folder, device, revision)
+    from_pretrained = load  # the name that is usual there
 
     def push_to_hub(
         self,

@@ -4,11 +4,9 @@ A method that is registered here is found by the exact suite, the coupling tests
 method whose name ends in `-tree` drafts a tree where the method without the ending drafts a chain.
 """
 
-from dataclasses import fields
+from pass_sampling.reference.methods import rules_of
 
-from .. import verify
 from ..model.language_model import LanguageModel
-from . import tree_rules
 from .autoregressive import Autoregressive
 from .base import Method
 from .blockwise import Blockwise, BlockwisePaths
@@ -42,12 +40,3 @@ METHODS: dict[str, type[Method]] = {
     "speculative": SpeculativeSampling,  # with any drafter
     "speculative-tree": SpeculativeTree,
 }
-
-
-def rules_of(name: str) -> tuple[str, ...]:
-    """Return the rules by which a method can verify its drafts, its default first."""
-    settings = {each.name for each in fields(METHODS[name])}  # type: ignore[arg-type]  # every method is a dataclass
-    if "rule" not in settings:
-        return ()
-    rules = tree_rules.RULES if "num_candidates" in settings else verify.RULES
-    return tuple(getattr(METHODS[name], "rules", rules))

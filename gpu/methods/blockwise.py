@@ -15,84 +15,39 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pass_sampling.reference.methods.blockwise import STEP, check_block, check_paths
+from pass_sampling.reference.methods.blockwise import STEP
+from pass_sampling.reference.methods.settings import BlockSettings, PathSettings
 
 from ..batch_record import BatchRecord
 from ..lookahead.rescoring import log_probs
 from ..state import State
-from ..uniforms import NamedUniforms, UniformRow
+from ..uniforms import UniformRow
 from ..verify import row
 from .pass_one_call import OneCall, PaSSOneCall
 from .records import drafting_record
 from .tree_shape import DraftTree, TreeDrafts, Walk, ends_text, tree_record
 
-__all__ = ["Blockwise", "BlockwisePaths"]
-
 NEVER = float("-inf")
 
 
 @dataclass(frozen=True, eq=False)
-class Blockwise(PaSSOneCall):
+class Blockwise(BlockSettings, PaSSOneCall):
     """Verify a block of drafts and draft the next one by heads, in one pass without look-ahead rows."""
-
-    def __post_init__(self) -> None:
-        """Check the settings; see `OneCall`.
-
-        Raises:
-            ValueError: the drafts need look-ahead rows, or read the drafts before without being rescored.
-        """
-        super().__post_init__()
-        check_block(self.refinement)
 
 
 @dataclass(frozen=True, eq=False)
-class BlockwisePaths(OneCall):
+class BlockwisePaths(PathSettings, OneCall):
     """Draft the best paths through a block's lattice, and verify them side by side: the longest accepted one wins.
 
-    A path's score is the sum of its drafts' scores, see `Rescored`, which depend on the path. The paths are found by a
-    beam of as many: exactly the best ones where nothing rescores the block and none of them ends the text. Nothing is
-    drawn to draft, so the one rule is `match`: each token is the model's own draw, and goes on along the paths that
-    continue with it.
+    See the reference for the scores, the search and the rule.
     """
-
-    num_paths: int = 4
-    rule: str = "match"
-    rules = ("match",)
-
-    def __post_init__(self) -> None:
-        """Check the settings; see `OneCall`.
-
-        Raises:
-            ValueError: the drafts are no block of heads, or there are not so many paths.
-        """
-        super().__post_init__()
-        check_block(self.refinement)
-        check_paths(self.num_paths, getattr(self.refinement, "width", None) or self.model.vocab_size, self.depth)
-
-    @property
-    def depth(self) -> int:
-        """Drafts of a path: one for each head."""
-        return len(self.vectors)
 
     @cached_property
     def tree(self) -> DraftTree:
         """Chains beside one another, after the last token."""
-        return DraftTree((self.num_paths, *(1,) * (self.depth - 1))[: self.depth], self.model.device)
+        return DraftTree(self.chains, self.model.device)
 
-    def _num_vectors(self) -> int | None:
-        return None
-
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """A draw from the model for each depth, and the final draw."""
-        return {"accept": self.depth, "final": 1}
-
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, K+1]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: the best paths from the row of the pass before, one pass that verifies them."""
         draws, pending, active = UniformRow(uniforms, self.named_uniforms, trace), state.pending, ~state.ended
         drafts = self._best_paths(state)
@@ -142,13 +97,7 @@ class BlockwisePaths(OneCall):
         certain = torch.ones((1, 1, 1), dtype=torch.float64, device=active.device)  # as nothing was drawn
         return TreeDrafts(tree, used, tokens, certain.expand(*tokens.shape, self.model.vocab_size))
 
-    def _walk(
-        self,
-        state: State,
-        drafts: TreeDrafts,
-        logits: Tensor,  # [B, N+1, V]
-        draws: UniformRow,
-    ) -> tuple[State, Walk]:
+    def _walk(self, state: State, drafts: TreeDrafts, logits: Tensor, draws: UniformRow) -> tuple[State, Walk]:
         """Draw token after token from the model, as long as a path goes on with it."""
         shape, going = (len(drafts.tree.num_candidates), self.num_paths), drafts.used[:, 0]
         tokens, used = (each[:, 1:].unflatten(1, shape) for each in (drafts.tokens, drafts.used))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pass_sampling.reference.config import SamplingConfig, check_settings
-from pass_sampling.reference.methods.checks import check_groups
+from pass_sampling.reference.methods.settings import ChainSettings, OneCallSettings
 
 from ..batch_record import BatchRecord
 from ..host import constant
@@ -27,9 +26,8 @@ from ..lookahead.adapter import Adapter
 from ..lookahead.refinement import Memory, Refinement, refinement_of
 from ..lookahead.vectors import LookAhead
 from ..model.language_model import LanguageModel
-from ..sampling import Processor
 from ..state import State, bound_or_max
-from ..uniforms import NamedUniforms, UniformRow
+from ..uniforms import UniformRow
 from ..verify import RULES, Tokens, row
 from .base import Method
 from .records import drafting_record, verify_drafts
@@ -52,53 +50,21 @@ class Ahead(NamedTuple):
         return used[:, self.anchors].sum(dim=1) * self.depths
 
 
-@dataclass(frozen=True, eq=False)
-class OneCall(Method):
-    """A method whose one call per step verifies drafts and looks ahead for the next ones.
-
-    `refinement` makes the drafts' logits from look-ahead rows and the tokens between (default: the head that was
-    trained with the vectors, if any). `groups` are the numbers of accepted drafts after which a group follows (default:
-    all); after another number, the next step drafts nothing. A head without look-ahead rows needs no groups.
-    """
+class OneCall(OneCallSettings, Method):
+    """A method whose one call per step verifies drafts and looks ahead for the next ones."""
 
     model: LanguageModel
     lookahead: LookAhead
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    draft_sampling: SamplingConfig | None = None
-    rule: str = "token"
-    processor: Processor | None = None
-    refinement: Refinement = None  # type: ignore[assignment]  # that of the folder
-    groups: tuple[int, ...] | None = None
+    refinement: Refinement
     rules: ClassVar[Collection[str]] = RULES
-
-    def __post_init__(self) -> None:
-        """Check the settings, and make what was trained ready for the model.
-
-        Raises:
-            ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative number of
-                them or more than there are, a group after more drafts than there can be, or a refinement for another
-                model.
-        """
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, self.rules)
-        check_groups(self.groups, len(self.vectors))
-        if self.refinement is None:
-            refinement = refinement_of(self.lookahead, self.vectors.dtype, self.model.device)
-            object.__setattr__(self, "refinement", refinement)
-        self.refinement.check(self.model)
 
     @property
     @abstractmethod
     def tree(self) -> DraftTree:
         """The shape of the drafts."""
 
-    @abstractmethod
-    def _num_vectors(self) -> int | None:
-        """Return L; None: all vectors."""
-
-    @cached_property
-    def vectors(self) -> Tensor:  # [L, D]
-        """The look-ahead vectors in use, as inputs of the model."""
-        return self.lookahead.inputs(self.model, self._num_vectors())
+    def _trained(self) -> Refinement:
+        return refinement_of(self.lookahead, self.vectors.dtype, self.model.device)
 
     @cached_property
     def adapter(self) -> Adapter | None:
@@ -111,21 +77,16 @@ class OneCall(Method):
         """Cache positions that may be written after the longest text: drafts, a group after each, a final token."""
         return (len(self.vectors) + 1) * (self.tree.num_drafts + 1) + 1
 
-    def _one_call(
-        self,
-        state: State,
-        tree: DraftTree,
-        draft_tokens: Tokens,  # [B, R-1]
-    ) -> tuple[Tensor, Ahead]:  # [B, R, D']
+    def _one_call(self, state: State, tree: DraftTree, draft_tokens: Tokens) -> tuple[Tensor, Ahead]:
         """Run the one call, over the pending tokens, the drafts, and groups of look-ahead vectors after them.
 
-        Returns the hidden states after each place, the first of which is the last token, and of the groups.
+        Returns the hidden states [B, R, D'] after each place, the first of which is the last token, and of the groups.
         """
         cache, pending, active = state.cache, state.pending.unsqueeze(1), ~state.ended
         depths = (state.remaining - 2).clamp(0, len(self.vectors)) * active  # this step and the next end in a token
         depth = bound_or_max(state, depths, len(self.vectors))
         num_tokens = state.max_pending + tree.num_drafts
-        levels = [level for number, level in enumerate(tree.levels) if depth and self._has_group(number)]
+        levels = [level for number, level in enumerate(tree.levels) if depth and self.has_group(number)]
         anchors = tuple(place for level in levels for place in level)
         places = constant(anchors, pending.device)
         if not anchors and tree.num_drafts < len(tree.levels):  # a chain of drafts, and nothing else
@@ -142,17 +103,7 @@ class OneCall(Method):
         groups = hidden[:, num_tokens:].unflatten(1, (len(anchors), depth)) if anchors else hidden[:, :0, None]
         return real, Ahead(groups, places, depths)
 
-    def _has_group(self, num_accepted: int) -> bool:
-        """Say whether a group follows so many accepted drafts."""
-        return self.refinement.uses_lookahead and (self.groups is None or num_accepted in self.groups)
-
-    def _carry(
-        self,
-        state: State,
-        place: Tensor,  # [B]
-        real: Tensor,  # [B, R, D']
-        ahead: Ahead,
-    ) -> State:
+    def _carry(self, state: State, place: Tensor, real: Tensor, ahead: Ahead) -> State:
         """Keep what the next step drafts from: the group after the last accepted draft, as far as it is useful."""
         useful, last = torch.minimum(ahead.depths, state.remaining - 1).clamp(min=0), row(real, place).unsqueeze(1)
         if not self.refinement.uses_lookahead:
@@ -172,44 +123,30 @@ class OneCall(Method):
 
 
 @dataclass(frozen=True, eq=False)
-class PaSSOneCall(OneCall):
+class PaSSOneCall(OneCall, ChainSettings):
     """Verify the drafts of the step before and draft the next ones in the same pass; 1 + accepted tokens per call."""
-
-    num_lookahead: int | None = None  # L; default: all vectors
 
     @cached_property
     def tree(self) -> DraftTree:
         """A chain: one draft per vector."""
         return DraftTree((1,) * len(self.vectors), self.model.device)
 
-    def _num_vectors(self) -> int | None:
-        return self.num_lookahead
-
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """A draw and an acceptance per draft, and the final draw."""
-        return {"draft": len(self.vectors), "accept": len(self.vectors), "final": 1}
-
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, 2L+1]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
         draws, memory = UniformRow(uniforms, self.named_uniforms, trace), self._memory(state)
         pending, active, rows = state.pending, ~state.ended, state.lookahead_hidden
+        refinement: Refinement = self.refinement
 
         def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
             nonlocal memory
-            logits, memory = self.refinement.logits(self.model, rows[:, 1 + depth], tokens, memory, lengths)
+            logits, memory = refinement.logits(self.model, rows[:, 1 + depth], tokens, memory, lengths)
             return logits
 
         def all_logits(most: int) -> Tensor:
-            return self.refinement.projected(self.model, self.refinement.apart(rows)[:, :most])
+            return refinement.projected(self.model, refinement.apart(rows)[:, :most])
 
         settings, bound = self.draft_sampling or self.sampling, rows.shape[1] - 1  # no rows before the first pass
-        apart = None if self.refinement.reads_drafts else all_logits
+        apart = None if refinement.reads_drafts else all_logits
         draft_tokens, draft_probs, has_bonus_row, _, num_draft = draft_left_to_right(
             self, state, state.num_lookahead_hidden, draws, next_logits, settings, bound=bound, all_logits=apart
         )

@@ -5,64 +5,40 @@ The method and its source are those of `reference.methods.pass_two_call`, for a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import SamplingConfig, check_integer, check_settings, check_token
+from pass_sampling.reference.methods.pass_two_call import PaSSSettings
 
 from ..batch_record import BatchRecord
 from ..lookahead.vectors import LookAhead
 from ..model.language_model import LanguageModel
-from ..sampling import Probs, Processor
+from ..sampling import Probs
 from ..state import State, bound_or_max, count_leading_true, may_any
-from ..uniforms import NamedUniforms, UniformRow
-from ..verify import RULES, Tokens, drafted
+from ..uniforms import UniformRow
+from ..verify import Tokens, drafted
 from .base import Method
 from .records import draw_exact, verify_drafts
 
 
 @dataclass(frozen=True, eq=False)
-class PaSS(Method):
-    """Draft L tokens at once from L look-ahead vectors, then verify them with the same model.
-
-    `lookahead=None` is the paper's baseline: the embedding of `fixed_token` replaces every trained vector.
-    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them.
-    """
+class PaSS(PaSSSettings, Method):
+    """Draft L tokens at once from L look-ahead vectors, then verify them with the same model."""
 
     model: LanguageModel
     lookahead: LookAhead | None
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    draft_sampling: SamplingConfig | None = None
-    rule: str = "token"
-    processor: Processor | None = None
-    num_lookahead: int | None = None  # L; default: all vectors, or 4 fixed tokens
-    fixed_token: int = 0
-    vectors: Tensor = field(init=False, repr=False)  # [L, D]
 
-    def __post_init__(self) -> None:
-        """Raise ValueError unless the settings, the rule and the vectors fit the model."""
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
-        object.__setattr__(self, "vectors", self._input_vectors())
-
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """One exact draw, a draw and an acceptance per draft, and the final draw."""
-        num_lookahead = len(self.vectors)
-        return {"exact": 1, "draft": num_lookahead, "accept": num_lookahead, "final": 1}
+    def _fixed_vectors(self, tokens: list[int]) -> Tensor:
+        return self.model.embed([[*tokens, 0]])[0, : len(tokens)]
 
     @property
     def scratch(self) -> int:
         """Positions that may be written after the longest text: an exact token, L drafts and a final token."""
         return len(self.vectors) + 2
 
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, 2L+2]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: call 1 yields an exact token and K drafts, call 2 verifies them; 2 + accepted tokens."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         active = ~state.ended
@@ -88,18 +64,13 @@ class PaSS(Method):
         return state.commit(record, state.lengths + (1 + verification.num_accepted) * active)
 
     def _draft(
-        self,
-        state: State,
-        block: Tokens,  # [B, 1] the exact token
-        logits: Tensor,  # [B, K, V]
-        num_draft: Tensor,  # [B]
-        active: Tensor,  # [B]
-        draws: UniformRow,
-    ) -> tuple[Tokens, Probs, Tensor, Tensor]:  # [B, K], [B, K, V], [B], [B]
+        self, state: State, block: Tokens, logits: Tensor, num_draft: Tensor, active: Tensor, draws: UniformRow
+    ) -> tuple[Tokens, Probs, Tensor, Tensor]:
         """Draw the drafts; return the distributions they were drawn from, how many, and whether the text goes on.
 
-        Drafting stops at a row without a distribution, and after a draft that ends the text. All drafts are drawn at
-        once, or one by one if a processor makes a draft's distribution depend on the drafts before it.
+        The `block` is the exact token, [B, 1], and the logits of the drafts are [B, K, V]. Drafting stops at a row
+        without a distribution, and after a draft that ends the text. All drafts are drawn at once, or one by one if a
+        processor makes a draft's distribution depend on the drafts before it.
         """
         depth = logits.shape[1]
         at_once = 1 if depth == 0 or self.processor is not None else depth
@@ -121,17 +92,3 @@ class PaSS(Method):
             distributions.append(probs)
         draws.restrict("draft", drafted(block[:, 1:], num_draft) & active.unsqueeze(1))
         return block[:, 1:], torch.cat(distributions, dim=1), num_draft, has_bonus_row
-
-    def _input_vectors(self) -> Tensor:  # [L, D]
-        """Return the vectors to feed: trained ones, or copies of the embedding of the fixed token."""
-        if self.lookahead is None:
-            wanted = 4 if self.num_lookahead is None else self.num_lookahead
-            check_integer("num_lookahead", wanted, 0, 2**16)
-            check_token("fixed_token", self.fixed_token, self.model.vocab_size)
-            return self.model.embed([[self.fixed_token] * wanted])[0] if wanted else self.model.embed([[0]])[0, :0]
-        if self.lookahead.adapter is not None or self.lookahead.head is not None:
-            raise ValueError(
-                "lookahead: found vectors trained with an adapter or a head, which are of no use here, expected "
-                "PaSSOneCall (pass-one-call), or dataclasses.replace(lookahead, adapter=None, head=None)"
-            )
-        return self.lookahead.inputs(self.model, self.num_lookahead)

@@ -19,7 +19,7 @@ from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context, check_lenience
 
 from ..batch_record import BatchRecord
-from ..drafters.base import Drafter, best_of
+from ..drafters.base import Drafter
 from ..drafters.schedule import Schedule
 from ..host import is_on_cpu
 from ..model.language_model import LanguageModel
@@ -215,7 +215,7 @@ class SpeculativeSampling(DrafterMethod):
 
         def next_best(tokens: Tokens, lengths: Tensor, depth: int) -> tuple[Tensor, Tensor]:
             pending = 1 if depth else state.draft_pending
-            return best_of(self.drafter, tokens, state.draft_cache, lengths, pending)
+            return self.drafter.best(tokens, state.draft_cache, lengths, pending)
 
         def wanted(depth: int, logits: Tensor) -> Tensor:
             return self.schedule.continues(state.pace, depth, logits)

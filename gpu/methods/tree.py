@@ -17,12 +17,13 @@ from torch import Tensor
 
 from pass_sampling.reference.config import check_settings
 from pass_sampling.reference.methods.checks import check_drafter
-from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
+from pass_sampling.reference.methods.settings import TreeSettings
+from pass_sampling.reference.methods.tree_shape import check_tree
 
 from ..batch_record import BatchRecord
 from ..host import constant
 from ..state import State
-from ..uniforms import NamedUniforms, UniformRow
+from ..uniforms import UniformRow
 from ..verify import Tokens
 from .pass_one_call import Ahead, OneCall
 from .records import drafting_record
@@ -32,23 +33,11 @@ from .tree_shape import DraftTree, TreeDrafts, draw_tree, rows_of_pass, tree_rec
 
 
 @dataclass(frozen=True, eq=False)
-class SpeculativeTree(DrafterMethod):
-    """Draft a tree with a drafter, `num_candidates[d]` tokens after each place of depth d, then verify it.
-
-    The tree is cut where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft
-    distribution.
-    """
-
-    rule: str = "without-replacement"
-    num_candidates: NumCandidates = (2, 2, 1)
+class SpeculativeTree(TreeSettings, DrafterMethod):
+    """Draft a tree with a drafter, then verify it; see the reference."""
 
     def __post_init__(self) -> None:
-        """Check the settings and the drafter against the model.
-
-        Raises:
-            ValueError: an unknown rule, settings beyond the vocabulary, a drafter with another vocabulary, or numbers
-                of candidates that are not positive integers.
-        """
+        """Raise ValueError unless the settings, the drafter and the tree suit the model."""
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         check_drafter(self.model, self.drafter, 0)
         check_tree(self.num_candidates)
@@ -57,11 +46,6 @@ class SpeculativeTree(DrafterMethod):
     def tree(self) -> DraftTree:
         """The shape of the drafts."""
         return DraftTree(check_tree(self.num_candidates), self.model.device)
-
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """Those of the tree."""
-        return self.tree.named_uniforms
 
     @property
     def scratch(self) -> int:
@@ -73,12 +57,7 @@ class SpeculativeTree(DrafterMethod):
         """The drafter has read one path of the tree, and none of it may be the accepted one."""
         return len(self.tree.num_candidates) + 1
 
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, num_uniforms]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: a tree of drafts, one pass of the target, 1 + accepted tokens."""
         draws, active = UniformRow(uniforms, self.named_uniforms, trace), ~state.ended
         record, drafts, real = self.propose(state, draws)
@@ -117,15 +96,9 @@ class SpeculativeTree(DrafterMethod):
 
 
 @dataclass(frozen=True, eq=False)
-class PaSSOneCallTree(OneCall):
-    """Draft a tree from the rows of the step before, then verify it and look ahead in one pass; 1 + accepted tokens.
+class PaSSOneCallTree(TreeSettings, OneCall):
+    """Draft a tree from rows of the step before, verify it and look ahead in one pass; see the reference."""
 
-    `num_candidates[d]` tokens follow each place of depth d, see `DraftTree`. The tree has at most as many depths as
-    there are look-ahead vectors, and uses one vector per depth.
-    """
-
-    rule: str = "without-replacement"
-    num_candidates: NumCandidates = (2, 2, 1)
     rules = RULES
 
     @cached_property
@@ -133,20 +106,12 @@ class PaSSOneCallTree(OneCall):
         """The shape of the drafts; see `check_tree`."""
         return DraftTree(check_tree(self.num_candidates, self.lookahead.num_lookahead), self.model.device)
 
-    def _num_vectors(self) -> int | None:
+    @property
+    def num_vectors(self) -> int:
+        """One for each depth of the tree."""
         return len(self.tree.num_candidates)
 
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """Those of the tree."""
-        return self.tree.named_uniforms
-
-    def step(
-        self,
-        state: State,
-        uniforms: Tensor,  # [B, num_uniforms]
-        trace: bool = False,
-    ) -> tuple[State, BatchRecord]:
+    def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: a tree of drafts from rows of the pass before, one pass that verifies it and looks ahead."""
         draws, active = UniformRow(uniforms, self.named_uniforms, trace), ~state.ended
         record, drafts, real, ahead = self.propose(state, draws)

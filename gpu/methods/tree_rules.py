@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pass_sampling.reference.config import SamplingConfig
+from pass_sampling.reference.methods.tree_rules import HALVINGS, CandidateRule
 
 from ..host import constant
 from ..sampling import Probs, largest_logits, one_hot, probs_from_logits
@@ -43,14 +44,11 @@ def draw_candidates(
     """Draw candidates for N positions; return them, their very distributions, and which of them there are.
 
     Position n has `num_candidates[n]` of them. Those of the first position come first, with the uniforms from
-    `draft[index]` on, then those of the next.
+    `draft[index]` on, then those of the next. There are fewer candidates where no token is left, and none where the
+    logits have no distribution.
 
     candidate_probs[0] = the distribution of the logits; candidate_probs[c+1] = candidate_probs[c] without token c,
     renormalised
-
-    At temperature 0 a distribution is one-hot, so the next candidate is the likeliest of the other tokens, the limit of
-    small temperatures. There are fewer candidates where no token is left, and none where the logits have no
-    distribution. With replacement, all come from the first distribution.
     """
     kept = probs_from_logits(logits, sampling) > 0
     left = logits if sampling.temperature == 0 else logits.masked_fill(~kept, float("-inf"))
@@ -65,7 +63,7 @@ def draw_candidates(
         going = going & largest_logits(left).isfinite()
         distributions.append(probs_from_logits(left, SamplingConfig(sampling.temperature)))
         columns += [first[place] + c for place in places]
-        tokens.append(draws.tokens_at("draft", distributions[-1], columns[-len(places) :], going))
+        tokens.append(draws.tokens("draft", distributions[-1], columns[-len(places) :], going))
         used.append(going)
         if not replacement:
             left = left.scatter(2, tokens[-1].unsqueeze(2), float("-inf"))
@@ -93,9 +91,6 @@ def recursive_probs(
         used = (c < num_candidates).unsqueeze(1)
         rest = torch.where(used, residual_probs(rest, candidate_probs[:, c]), rest)
     return torch.cat(accept, dim=1), rest
-
-
-HALVINGS = 64  # of an interval of length C - 1: more than float64 can tell apart
 
 
 def k_seq_probs(
@@ -127,9 +122,6 @@ def k_seq_division(
     """Return d, which divides the chances: the mean number of candidates tried. The paper calls it rho.
 
     d = 1 + r + ... + r^(C-1), r = sum(max(0, draft_probs - target_probs / d)), the chance that a candidate is rejected
-
-    So r^C = 1 - d (1 - r) = sum(max(0, target_probs - d draft_probs)). The right side falls with d and the left side
-    grows, so halving the interval from 1 to C finds the smallest d. Both sides are sums without cancellation.
     """
     low, num_candidates = torch.ones_like(target_probs[:, :1]), num_candidates.clamp(min=1).unsqueeze(1)
     high = num_candidates * low
@@ -181,24 +173,13 @@ def _match(
     num_candidates: Tensor,
     active: Tensor,
 ) -> Selection:
-    """Draw the token from the target with the uniform `accept[index]`: accept[c] = target_probs[x_c].
-
-    This is exact however the candidates were found. Other rules are compared with it.
-    """
+    """Draw the token from the target with the uniform `accept[index]`: accept[c] = target_probs[x_c]."""
     token = draws.token("accept", target_probs, index, active)
     places = torch.arange(tokens.shape[1], device=token.device)
     found = (tokens == token.unsqueeze(1)) & (places < (num_candidates * active).unsqueeze(1))
     accepted = torch.where(found.any(dim=1), found.long().argmax(dim=1), -1)
     final_probs = one_hot(token, target_probs.shape[1])  # it has been drawn
     return Selection(accepted, final_probs, target_probs.gather(1, tokens))
-
-
-@dataclass(frozen=True)
-class CandidateRule:
-    """How candidates must be drawn, with replacement or without, and how they are verified."""
-
-    replacement: bool
-    verify: Verify
 
 
 RULES: dict[str, CandidateRule] = {

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pass_sampling.reference.config import SamplingConfig
-from pass_sampling.reference.methods.tree_shape import NumCandidates, TreeShape
+from pass_sampling.reference.methods.tree_shape import TreeShape
 
 from ..batch_record import BatchRecord
 from ..host import constant
@@ -29,19 +29,6 @@ from ..verify import Tokens, row
 from .base import Method
 from .records import add_verification, with_final
 from .tree_rules import RULES, draw_candidates
-
-__all__ = [
-    "DraftTree",
-    "NumCandidates",
-    "TreeDrafts",
-    "TreeShape",
-    "Walk",
-    "draw_tree",
-    "ends_text",
-    "rows_of_pass",
-    "tree_record",
-    "walk_tree",
-]
 
 
 @dataclass(frozen=True)
@@ -194,10 +181,7 @@ def ends_text(
 
 
 def rows_of_pass(
-    state: State,
-    tree: DraftTree,
-    anchors: tuple[int, ...] = (),
-    depth: int = 0,
+    state: State, tree: DraftTree, anchors: tuple[int, ...] = (), depth: int = 0
 ) -> tuple[Tensor, Tensor]:  # [B, T], [..., T, T]
     """Return the positions of the rows of one pass, and which rows they attend to; see `layout`."""
     if state.max_pending > 1:

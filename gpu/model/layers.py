@@ -6,13 +6,12 @@ width, H query heads, G key/value heads (G divides H), E head size, F mlp width.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pass_sampling.reference.model.config import ModelConfig, RopeScaling
+from pass_sampling.reference.model import layers as reference
+from pass_sampling.reference.model.config import ModelConfig
 
 
 def rms_norm(
@@ -25,23 +24,8 @@ def rms_norm(
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:  # [E/2]
-    """Return the angular frequency of each rotated pair, in radians per position, float64."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    frequencies = config.rope_theta**-exponents
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling.rope_type == "linear":
-        return frequencies / scaling.factor
-    return _stretch_slow_frequencies(frequencies, scaling)
-
-
-def _stretch_slow_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:  # [E/2]
-    """Divide slow frequencies by the factor, keep fast ones, interpolate linearly in the number of turns between."""
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = kept.clamp(0.0, 1.0)
-    return kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
+    """Return the angular frequency of each rotated pair, in radians per position, float64: the reference's numbers."""
+    return torch.from_numpy(reference.rope_frequencies(config))
 
 
 def rope_tables(
@@ -51,15 +35,6 @@ def rope_tables(
     """Return cosine and sine of every angle, position times frequency, in float64."""
     angles = positions.unsqueeze(-1).double() * frequencies
     return angles.cos(), angles.sin()
-
-
-def rope(
-    x: Tensor,  # [B, heads, T, E]
-    cos: Tensor,  # [B, 1, T, E/2]
-    sin: Tensor,  # [B, 1, T, E/2]
-) -> Tensor:  # [B, heads, T, E]
-    """Rotate the pair (x[i], x[i + E/2]) of every head by its angle."""
-    return rotate(x, *rotation(cos, sin))
 
 
 def rotation(
@@ -75,7 +50,7 @@ def rotate(
     kept: Tensor,  # [B, 1, T, E]
     exchanged: Tensor,  # [B, 1, T, E]
 ) -> Tensor:  # [B, heads, T, E]
-    """Apply a `rotation`: `rope` in half as many operations, with the same bits."""
+    """Rotate the pair (x[i], x[i + E/2]) of every head by its angle, with the factors of a `rotation`."""
     return x * kept + x.roll(x.shape[-1] // 2, -1) * exchanged
 
 

@@ -42,10 +42,7 @@ class Weights:
 
     @staticmethod
     def random(
-        config: ModelConfig,
-        seed: int,
-        dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
+        config: ModelConfig, seed: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
     ) -> Weights:
         """Draw the numbers of the reference: one NumPy generator, in the order of `weight_table`."""
         generator = np.random.default_rng(seed)
@@ -80,11 +77,7 @@ def weight_table(config: ModelConfig) -> Iterator[TensorEntry]:
         yield TensorEntry(name, shape, layer, *fused.get(field, (field,)))
 
 
-def allocate(
-    config: ModelConfig,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str = "cpu",
-) -> Weights:
+def allocate(config: ModelConfig, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Weights:
     """Return tensors of the right shapes whose contents are still to be written."""
     top: dict[str, tuple[int, ...]] = {}
     layers: list[dict[str, tuple[int, ...]]] = [{} for _ in range(config.num_hidden_layers)]

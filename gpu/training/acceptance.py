@@ -26,8 +26,7 @@ from pass_sampling.reference.config import SamplingConfig
 
 from ..drafters.base import Drafter
 from ..lookahead.adapter import Adapter
-from ..lookahead.block_heads import BlockHeads
-from ..lookahead.head import SamplerHead
+from ..lookahead.head import BlockHeads, SamplerHead
 from ..lookahead.refinement import draft_logits
 from ..lookahead.vectors import LookAhead
 from ..model.cache import KVCache

@@ -19,8 +19,7 @@ from torch import Tensor
 from pass_sampling.reference.checkpoint.lookahead_folder import ADAPTER, HEAD
 
 from ..lookahead.adapter import SIZES, Adapter
-from ..lookahead.block_heads import BlockHeads
-from ..lookahead.head import SamplerHead
+from ..lookahead.head import BlockHeads, SamplerHead
 from ..lookahead.vectors import LookAhead
 from ..model.transformer import Transformer
 from .acceptance import LOSSES, anchored_rows, compared, mean_loss

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,6 +201,23 @@ def has_only(path: Path, names: set[str], keys: Iterable[str]) -> bool:
         return not found or (found <= names and set(keys) <= set(read_json(path / CONFIG)))
     except (OSError, ValueError):
         return False
+
+
+@contextlib.contextmanager
+def errors_of(place: str | os.PathLike[str], joint: str = ": ") -> Iterator[None]:
+    """Begin the message of a ValueError with the place of what is wrong, such as a file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}{joint}{error}") from None
+
+
+def packed_settings(settings: Mapping[str, Any]) -> bytes:
+    """Return the content of a config.json; raise ValueError if its `training` is no plain JSON."""
+    try:
+        return (json.dumps(settings, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

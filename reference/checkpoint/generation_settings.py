@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..config import SamplingConfig
-from .folder import file_in, open_folder, read_json
+from .folder import errors_of, file_in, open_folder, read_json
 
 Settings = dict[str, Any]
 
@@ -59,7 +59,7 @@ def read_generation_config(folder: str | os.PathLike[str]) -> GenerationSettings
     others = [name for name in sorted(settings) if name in OTHERS and settings[name] not in (None, OTHERS[name])]
     if others:
         logging.getLogger(__name__).warning("%s: not applied: %s", path, ", ".join(others))
-    try:
+    with errors_of(path):
         eos = settings.get("eos_token_id")
         eos = fallback.get("eos_token_id") if eos is None else eos
         stops = settings.get("stop_strings")
@@ -68,8 +68,6 @@ def read_generation_config(folder: str | os.PathLike[str]) -> GenerationSettings
             _sampling(settings, fallback),
             _listed("stop_strings", stops, _is_text, "a text, or several, none of them empty"),
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _listed(name: str, value: Any, is_valid: Callable[[Any], bool], expected: str) -> tuple[Any, ...]:

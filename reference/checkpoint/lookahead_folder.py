@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..config import SamplingConfig
 from ..lookahead.adapter import SIZES
 from ..lookahead.adapter import tensor_shapes as adapter_shapes
-from ..lookahead.block_heads import block_shapes
+from ..lookahead.head import block_shapes
 from ..lookahead.head import tensor_shapes as head_shapes
 from .folder import (
     DIGEST,

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from ..model.config import ModelConfig, RopeScaling
-from .folder import FLAG, Field, check_fields, file_in, open_folder, read_json
+from .folder import FLAG, Field, check_fields, errors_of, file_in, open_folder, read_json
 
 Settings = dict[str, Any]
 
@@ -45,10 +45,8 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
     """Return the shape of the model in a folder; raise ValueError for what is damaged, absurd or not supported."""
     path = file_in(open_folder(folder), "config.json")
     settings = read_json(path)
-    try:
+    with errors_of(path):
         return _model_config(settings)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _model_config(settings: Settings) -> ModelConfig:

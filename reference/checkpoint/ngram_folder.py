@@ -17,7 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import check_integer
-from .folder import DIGEST, OBJECT, TEXT, Field, Layout, check_format, check_layout, has_only, integer, read_header
+from .folder import (
+    DIGEST,
+    OBJECT,
+    TEXT,
+    Field,
+    Layout,
+    check_format,
+    check_layout,
+    errors_of,
+    has_only,
+    integer,
+    read_header,
+)
 
 CONFIG, ARRAYS, UNIGRAM = "config.json", "model.safetensors", "unigram"
 # The format that this version reads; other values were written by a version with more features.
@@ -59,10 +71,8 @@ def read_arrays(
             marks, tokens, codes = (
                 file.get_tensor(f"order_{order}.{name}") for name in ("contexts", "tokens", "codes")
             )
-            try:
+            with errors_of(f"{path}: order_{order}", "."):
                 orders.append((_num_successors(marks, contexts, count), tokens, codes))
-            except ValueError as error:
-                raise ValueError(f"{path}: order_{order}.{error}") from None
         unigram: npt.NDArray[np.float32] = file.get_tensor(UNIGRAM)
     return unigram, orders
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,34 +26,22 @@ class FirstOfSettings:
 
     drafters: tuple[Any, ...]
     least: float = 0.3  # probability of a drafter's likeliest token, from which on it is sure
-    passes_per_draft = 0
-    max_position_embeddings = None
+
+    vocab_size: int = field(init=False)
+    name: str = field(init=False)
 
     def __post_init__(self) -> None:
         """Refuse drafters that are not free, or not over one vocabulary, and a probability that is none."""
-        sizes = {drafter.vocab_size for drafter in self.drafters}
+        name, sizes = ", then ".join(each.name for each in self.drafters), {each.vocab_size for each in self.drafters}
         if len(sizes) != 1 or any(drafter.passes_per_draft for drafter in self.drafters):
-            raise ValueError(f"drafters: found {self.name or 'none'!r}, expected free ones over one vocabulary")
+            raise ValueError(f"drafters: found {name or 'none'!r}, expected free ones over one vocabulary")
         if not 0 < self.least <= 1:
             raise ValueError(f"least: found {self.least!r:.80}, expected a number above 0 and at most 1")
-
-    @property
-    def name(self) -> str:
-        """The names of all."""
-        return ", then ".join(drafter.name for drafter in self.drafters)
-
-    @property
-    def least_log_prob(self) -> float:
-        """The logarithm of `least`."""
-        return math.log(self.least)
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return int(self.drafters[0].vocab_size)
+        object.__setattr__(self, "vocab_size", sizes.pop())
+        object.__setattr__(self, "name", name)
 
 
-class FirstOf(FirstOfSettings):
+class FirstOf(FirstOfSettings, Drafter):
     """Drafts from the first drafter whose likeliest token has a probability of at least `least`.
 
     Source: Stewart et al. 2024, "The N-Grammys" (arXiv 2411.03786), for n-grams of the context before n-grams of the
@@ -62,17 +50,10 @@ class FirstOf(FirstOfSettings):
 
     drafters: tuple[Drafter, ...]
 
-    def new_cache(self, capacity: int) -> None:
-        """Return None: nothing is computed twice."""
-
-    def logits(
-        self,
-        tokens: Sequence[int],
-        cache: KVCache | None,
-    ) -> Array:  # [V]
+    def logits(self, tokens: Sequence[int], cache: KVCache | None) -> Array:
         """Return the logits of the first drafter that is sure; -inf everywhere, if none is."""
         for drafter in self.drafters:
             row = drafter.logits(tokens, None)
-            if row.max() >= self.least_log_prob:
+            if row.max() >= math.log(self.least):
                 return row
         return np.full(self.vocab_size, -np.inf)

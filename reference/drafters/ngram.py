@@ -7,9 +7,8 @@ Glossary of shapes: P contexts, N n-grams, V vocabulary.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint.folder import file_in, open_folder, read_json, replace_folder
+from ..checkpoint.folder import errors_of, file_in, open_folder, packed_settings, read_json, replace_folder
 from ..checkpoint.ngram_folder import ARRAYS, CONFIG, FIXED, MAX_ORDER, may_replace, packed, read_arrays, read_details
 from ..model.cache import KVCache
 from ..model.layers import Array
 from ..sampling import Probs
+from .base import Drafter
 
 ONE = 65536  # a share is code^2 / 65536: fine where it is small, and a sum of shares is exact
 
@@ -106,47 +106,43 @@ class NgramTables:
     Source: Ney, Essen and Kneser 1994, "On Structuring Probabilistic Dependences in Stochastic Language Modelling".
     """
 
-    unigram: Any  # [V], in proportion to probs(v)
+    unigram: Any  # [V], in proportion to probs(v), kept in float32 on the host
     orders: tuple[NgramOrder, ...] = ()  # of 2 tokens, of 3, of 4
     base_model: str = ""  # the name of the model with whose tokenizer they were counted
     tokenizer: str | None = None  # a digest of that tokenizer's vocabulary; None: not known, so not checked
     training: Mapping[str, Any] = field(default_factory=dict)  # how they were counted, free of form
-    passes_per_draft = 0
-    max_position_embeddings = None
+    vocab_size: int = field(init=False)  # V
+    name: str = field(init=False)
 
-    def _check_tables(self) -> None:
+    def __post_init__(self) -> None:
         """Raise ValueError unless the tables make a distribution and a tree."""
-        unigram = self._unigram_on_host()
+        with np.errstate(over="ignore"):
+            unigram = np.array(self.unigram, dtype=np.float32)
+        unigram.flags.writeable = False
         if unigram.ndim != 1 or unigram.size == 0 or not (np.isfinite(unigram) & (unigram > 0)).all():
             raise ValueError("unigram: found something else, expected a finite positive number for each token")
-        object.__setattr__(self, "orders", tuple(self.orders))
+        orders = tuple(self.orders)
+        own = {"unigram": unigram, "orders": orders, "vocab_size": len(unigram), "name": f"{len(orders) + 1}-gram"}
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
         if self.order > MAX_ORDER:
             raise ValueError(f"orders: found {len(self.orders)}, expected at most {MAX_ORDER - 1}")
         num_contexts = self.vocab_size
         for number, order in enumerate(self.orders, start=2):
-            try:
+            with errors_of(f"order_{number}", "."):
                 order.check(num_contexts, self.vocab_size)
-            except ValueError as error:
-                raise ValueError(f"order_{number}.{error}") from None
             num_contexts = len(order.tokens)
 
-    def _unigram_on_host(self) -> npt.NDArray[np.float32]:  # [V]
-        return np.asarray(self.unigram)
-
-    @property
-    def vocab_size(self) -> int:
-        """V."""
-        return len(self.unigram)
+    @cached_property
+    def log_unigram(self) -> npt.NDArray[np.float64]:  # [V]
+        """The logarithms of the unigram."""
+        found: npt.NDArray[np.float64] = np.log(self.unigram.astype(np.float64))
+        return found
 
     @property
     def order(self) -> int:
         """The length of the longest n-grams."""
         return len(self.orders) + 1
-
-    @property
-    def name(self) -> str:
-        """The name of the drafter."""
-        return f"{self.order}-gram"
 
     def check(self, model: Any, tokenizer: str | None = None) -> None:
         """Refuse a model whose tokens mean something else; `tokenizer` is the digest of its tokenizer's vocabulary.
@@ -182,60 +178,29 @@ class NgramTables:
             "tokenizer": self.tokenizer,
             "training": dict(self.training),
         }
-        try:
-            text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
         orders = [(order.num_successors, order.tokens, order.codes) for order in self.orders]
-        arrays = packed(self._unigram_on_host(), orders)
-        replace_folder(path, {ARRAYS: arrays, CONFIG: text.encode()})
+        arrays = packed(self.unigram, orders)
+        replace_folder(path, {ARRAYS: arrays, CONFIG: packed_settings(settings)})
 
     @classmethod
-    def _read(
-        cls, folder: str | os.PathLike[str], place: Callable[[npt.NDArray[np.float32]], Any] = np.asarray
-    ) -> Self:
-        """Read the folder of an n-gram model; `place` makes the package's array of the unigram."""
+    def _read(cls, folder: str | os.PathLike[str], **more: Any) -> Self:
+        """Read the folder of an n-gram model; a package may have more fields."""
         root = open_folder(folder)
         path = file_in(root, CONFIG)
         settings = read_json(path)
-        try:
+        with errors_of(path):
             details = read_details(settings)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
         path = file_in(root, ARRAYS)
         unigram, orders = read_arrays(path, settings["vocab_size"], settings["num_ngrams"])
-        try:
-            return cls(place(unigram), tuple(NgramOrder(*arrays) for arrays in orders), **details)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        with errors_of(path):
+            return cls(unigram, tuple(NgramOrder(*arrays) for arrays in orders), **details, **more)
 
 
 @dataclass(frozen=True, eq=False)
-class NgramModel(NgramTables):
+class NgramModel(NgramTables, Drafter):
     """Drafts from tables of n-grams: the longest known context first, which leaves the rest to the next shorter."""
 
-    unigram: npt.NDArray[np.float32]  # [V], in proportion to probs(v)
-
-    def __post_init__(self) -> None:
-        """Check the tables.
-
-        Raises:
-            ValueError: they make no distribution, or no tree.
-        """
-        with np.errstate(over="ignore"):
-            unigram = np.array(self.unigram, dtype=np.float32)
-        unigram.flags.writeable = False
-        object.__setattr__(self, "unigram", unigram)
-        self._check_tables()
-
-    def new_cache(self, capacity: int) -> None:
-        """Return None: nothing is computed twice."""
-
-    def logits(
-        self,
-        tokens: Sequence[int],
-        cache: KVCache | None,
-    ) -> Array:  # [V]
+    def logits(self, tokens: Sequence[int], cache: KVCache | None) -> Array:
         """Return the logarithm of the distribution after the tokens."""
         probs = self._unigram_probs.copy()
         for order, length in zip(self.orders, range(1, len(tokens) + 1), strict=False):

@@ -13,6 +13,7 @@ import numpy as np
 from ..config import check_integer
 from ..model.cache import KVCache
 from ..model.layers import Array
+from .base import Drafter
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +24,6 @@ class LookupSettings:
     max_ngram: int = 3
     min_ngram: int = 1
     name = "prompt lookup"
-    passes_per_draft = 0
-    max_position_embeddings = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -33,7 +32,7 @@ class LookupSettings:
         check_integer("min_ngram", self.min_ngram, 1, self.max_ngram)
 
 
-class PromptLookup(LookupSettings):
+class PromptLookup(LookupSettings, Drafter):
     """Drafts the token that followed the most recent earlier occurrence of the longest n-gram that ends the text.
 
     It looks again for each draft, after the drafts before it. transformers takes the first occurrence, and all tokens
@@ -42,14 +41,7 @@ class PromptLookup(LookupSettings):
     Source: Saxena 2023, "Prompt Lookup Decoding" (github.com/apoorvumang/prompt-lookup-decoding).
     """
 
-    def new_cache(self, capacity: int) -> None:
-        """Return None: nothing is computed twice."""
-
-    def logits(
-        self,
-        tokens: Sequence[int],
-        cache: KVCache | None,
-    ) -> Array:  # [V]
+    def logits(self, tokens: Sequence[int], cache: KVCache | None) -> Array:
         """Return 0 at the token found and -inf elsewhere; everywhere, if there is none."""
         text, row = tuple(tokens), np.full(self.vocab_size, -np.inf)
         for length in range(min(self.max_ngram, len(text) - 1), self.min_ngram - 1, -1):

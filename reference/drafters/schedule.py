@@ -114,12 +114,7 @@ class EntropyBound(EntropySettings, Schedule):
     Source: Agrawal et al. 2024, "AdaEDL" (arXiv 2410.18351), Algorithm 1.
     """
 
-    def continues(
-        self,
-        pace: Pace,
-        depth: int,
-        logits: Array,  # [V]
-    ) -> bool:
+    def continues(self, pace: Pace, depth: int, logits: Array) -> bool:
         """Compare the bound with the threshold."""
         if depth == 0:
             return True

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..drafters.ngram import NgramOrder
 from ..text.token_decoder import Piece, TokenDecoder
 
 PROMPT = (1, 0)
@@ -37,7 +38,7 @@ def methods_of(package: Any) -> list[tuple[str, str | None]]:
     Speculative sampling is there with every drafter, under the drafter's name; with a tree it is there with one.
     Blockwise decoding is there as it is, and with its drafts rescored by n-grams or by a sampler head.
     """
-    methods, drafters = _registries(package)
+    methods, drafters = _room(package, "methods"), _room(package, "drafters").DRAFTERS
     found: list[tuple[str, str | None]] = []
     for name in methods.METHODS:
         rescored = [name, f"{name}+ngram", f"{name}+head"]
@@ -51,11 +52,9 @@ def methods_of(package: Any) -> list[tuple[str, str | None]]:
     return found
 
 
-def _registries(package: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the module with the methods of a package, and its drafters by name."""
-    names = (f"{package.__name__}.{room}" for room in ("methods", "drafters"))
-    methods, drafters = map(import_module, names)
-    return methods, drafters.DRAFTERS
+def _room(package: Any, name: str) -> Any:
+    """Return a module of a package."""
+    return import_module(f"{package.__name__}.{name}")
 
 
 def penalty(prefix: tuple[int, ...], logits: Any) -> Any:
@@ -66,17 +65,10 @@ def penalty(prefix: tuple[int, ...], logits: Any) -> Any:
 
 def bigrams(package: Any, vocab_size: int) -> Any:
     """Return an n-gram model in which each token is followed by two of the others, more often than by the rest."""
-    ngrams = import_module(f"{package.__name__}.drafters.ngram")
     followers = [sorted({(token + 1) % vocab_size, (token + 2) % vocab_size}) for token in range(vocab_size)]
-    arrays: list[Any] = [
-        np.arange(1, vocab_size + 1, dtype=np.float32),
-        np.array([len(each) for each in followers]),
-        np.concatenate(followers),
-        np.array([150 + 10 * (place % 4) for place in range(sum(map(len, followers)))]),
-    ]
-    if package.__name__.endswith("gpu"):
-        arrays = list(map(import_module("torch").from_numpy, arrays))
-    return ngrams.NgramModel(arrays[0], (ngrams.NgramOrder(*arrays[1:]),))
+    codes = np.array([150 + 10 * (place % 4) for place in range(sum(map(len, followers)))])
+    order = NgramOrder(np.array([len(each) for each in followers]), np.concatenate(followers), codes)
+    return package.NgramModel(np.arange(1, vocab_size + 1, dtype=np.float32), (order,))
 
 
 @dataclass(frozen=True)
@@ -133,10 +125,10 @@ class Configuration:
 
     def method(self, package: Any, name: str, rule: str | None) -> Any:
         """Return a method over the model, registered under the name or drafting with the drafter of that name."""
-        methods, drafters = _registries(package)
+        methods, drafters = _room(package, "methods").METHODS, _room(package, "drafters").DRAFTERS
         name, _, rescorer = name.partition("+")
         drafter = name.removesuffix("-tree")
-        kind = methods.METHODS.get(name.replace(drafter, "speculative") if drafter in drafters else name)
+        kind = methods.get(name.replace(drafter, "speculative") if drafter in drafters else name)
         if kind is None:
             names = sorted({each for each, _ in methods_of(package)})
             raise ValueError(f"method: found {name!r}, expected one of {', '.join(names)}")
@@ -158,8 +150,8 @@ class Configuration:
             if name.startswith("blockwise"):
                 settings |= self._block(package, model, vectors, rescorer)
         if "schedule" in taken:
-            schedules = import_module(f"{package.__name__}.drafters.schedule").SCHEDULES
-            settings["schedule"] = schedules[self.schedule[0]](**self.schedule[1])
+            kinds, (schedule, numbers) = _room(package, "drafters.schedule").SCHEDULES, self.schedule
+            settings["schedule"] = kinds[schedule](**numbers)
         own = {setting: value for setting, value in settings.items() if setting in taken}
         return kind(model=model, sampling=sampling, processor=self.processor, **own)
 
@@ -170,7 +162,9 @@ class Configuration:
             return package.ModelDrafter(self._model(package, self.seed + 50, 0))
         if name == "lookup-ngram":
             return package.FirstOf((package.PromptLookup(vocab_size, 3, 2), bigrams(package, vocab_size)), 0.3)
-        return bigrams(package, vocab_size) if name == "ngram" else _registries(package)[1][name](vocab_size)
+        return (
+            bigrams(package, vocab_size) if name == "ngram" else _room(package, "drafters").DRAFTERS[name](vocab_size)
+        )
 
     def suited(self, method: str) -> Configuration:
         """Return the configuration for a method: a head that rescores reads the hidden states of a transformer."""
@@ -182,18 +176,16 @@ class Configuration:
         """Return what refines drafts from look-ahead rows, or None for what belongs to them."""
         if self.refine != "ngram":
             return None
-        ngram = bigrams(package, self.vocab_size)
-        return import_module(f"{package.__name__}.lookahead.rescoring").ngram_refinement(ngram)
+        return _room(package, "lookahead.rescoring").ngram_refinement(bigrams(package, self.vocab_size))
 
     def _block(self, package: Any, model: Any, vectors: Any, rescorer: str) -> dict[str, Any]:
         """Return what blockwise decoding drafts from: untrained heads, or in a table its last row as it is."""
-        rooms = (f"{package.__name__}.lookahead.{room}" for room in ("refinement", "rescoring", "block_heads"))
-        refinement, rescoring, block_heads = map(import_module, rooms)
+        refinement, rescoring = (_room(package, f"lookahead.{room}") for room in ("refinement", "rescoring"))
         if self.shape is None:
             drafts = head = type("LastRow", (refinement.Unrefined,), {"uses_lookahead": False})()
         else:
             dtype, size = vectors.inputs(model).dtype, model.hidden_size
-            drawn = block_heads.BlockHeads.random(size, 5, max(1, self.num_draft), seed=10)
+            drawn = _room(package, "lookahead.head").BlockHeads.random(size, 5, max(1, self.num_draft), seed=10)
             alone = replace(package.SamplerHead.random(size, 5, seed=9), uses_lookahead=False)
             drafts, head = (refinement.HeadRefinement(each.to(dtype)) for each in (drawn, alone))
         if rescorer == "ngram":

@@ -8,8 +8,8 @@ Glossary of shapes: T rows of a pass, R rank, I inputs and O outputs of a linear
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,76 +22,46 @@ SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", *HEADS)
 
 
 @dataclass(frozen=True, eq=False)
-class LayerAdapter:
-    """The terms of one layer. Projections of the same rows share one term, as the port fuses them."""
-
-    query_key_value: Any
-    output: Any
-    gate_up: Any
-    down: Any
-
-
-SITES = tuple(field.name for field in fields(LayerAdapter))
-
-
-@dataclass(frozen=True, eq=False)
 class AdapterTerms:
-    """The terms of all layers, of either package."""
+    """The matrices of all layers, of either package, by layer, site and side: `0.output.down` and `0.output.up`.
 
-    layers: tuple[LayerAdapter, ...]
-    kinds: ClassVar[tuple[Any]]  # the package's class of terms
+    A site is a linear layer, or several of the same rows, which share one term as the port fuses them.
+    """
 
-    def __call__(self, layer: int, site: str, x: Any) -> Any:
-        """Return the term of one linear layer, which a transformer adds at its last rows."""
-        return getattr(self.layers[layer], site)(x)
+    matrices: Mapping[str, Any]  # down: [R, I], up: [O, R]
 
     @property
     def rank(self) -> int:
         """R."""
-        return int(self.tensors()["0.output.down"].shape[0])
+        return int(self.matrices["0.output.down"].shape[0])
 
     @classmethod
     def of(cls, tensors: Mapping[str, Any]) -> Self:
-        """Return the adapter whose tensors have these names; see `tensors`."""
-        layers = []
-        for i in sorted({int(name.split(".")[0]) for name in tensors}):
-            sides = {site: (tensors[f"{i}.{site}.down"], tensors[f"{i}.{site}.up"]) for site in SITES}
-            layers.append(LayerAdapter(**{site: cls.kinds[0](*pair) for site, pair in sides.items()}))
-        return cls(tuple(layers))
+        """Return the adapter with these matrices."""
+        return cls(tensors)
 
     def tensors(self) -> dict[str, Any]:
-        """Return every tensor by its name: layer, site in it, and side."""
-        return {
-            f"{i}.{site}.{side}": getattr(getattr(layer, site), side)
-            for i, layer in enumerate(self.layers)
-            for site in SITES
-            for side in ("down", "up")
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """A term of rank R that is added to a linear layer: y + up (down x)."""
-
-    down: Array  # [R, I]
-    up: Array  # [O, R]
-
-    def __call__(
-        self,
-        x: Array,  # [..., I]
-    ) -> Array:  # [..., O]
-        """Return the term, without y."""
-        return x @ self.down.T @ self.up.T
+        """Return every matrix by its name."""
+        return dict(self.matrices)
 
 
 class Adapter(AdapterTerms):
-    """The terms of all layers.
+    """A term of rank R that is added to the output y of each linear layer: y + up (down x).
 
     Source: Samragh et al. 2025, "Your LLM Knows the Future" (arXiv 2507.11851), gated LoRA; Hu et al. 2021 (arXiv
     2106.09685) for the low rank.
     """
 
-    kinds = (LowRank,)
+    def __call__(
+        self,
+        layer: int,
+        site: str,
+        x: Array,  # [..., I]
+    ) -> Array:  # [..., O]
+        """Return the term of some rows, without y."""
+        down, up = (self.matrices[f"{layer}.{site}.{side}"] for side in ("down", "up"))
+        found: Array = x @ down.T @ up.T
+        return found
 
     def to(self, dtype: npt.DTypeLike) -> Adapter:
         """Return the adapter in a dtype."""

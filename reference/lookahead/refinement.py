@@ -16,18 +16,17 @@ import numpy.typing as npt
 
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
-from .block_heads import BlockHeads
-from .head import SamplerHead
+from .head import BlockHeads, SamplerHead
 from .vectors import LookAhead
 
 Memory = tuple[npt.NDArray[Any], ...]
 """What a refinement carries from one draft to the next."""
 
 
-class Refinement:
-    """Makes the logits of drafts, one after another; the base takes the look-ahead rows as they are.
+class RefinementFacts:
+    """What both packages know of a refinement besides its numbers.
 
-    `memory` is what a refinement carries from one draft to the next. A small `draft_vocab` makes a draft cheap: its
+    A small `draft_vocab` makes a draft cheap: its
     logits are those of N rows of the output projection, and no other token is drafted.
 
     Source: Zhao et al. 2025 (arXiv 2502.14856), for drafts among the most frequent tokens of the vocabulary.
@@ -51,8 +50,12 @@ class Refinement:
         """The length of the memory."""
         return 0
 
-    def check(self, model: LanguageModel) -> None:
+    def check(self, model: Any) -> None:
         """Raise ValueError unless it fits a model."""
+
+
+class Refinement(RefinementFacts):
+    """Makes the logits of drafts, one after another; the base takes the look-ahead rows as they are."""
 
     def start(
         self,
@@ -127,21 +130,13 @@ class HeadRefinement(HeadSettings, Refinement):
 
     head: SamplerHead | BlockHeads
 
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Array,  # [L+1, D']
-    ) -> Memory:
+    def start(self, model: LanguageModel, lookahead_hidden: Array) -> Memory:
         """Begin the head's state."""
         return (self.head.start(lookahead_hidden[0]),)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Array,  # [D']
-        tokens: Sequence[int],
-        memory: Memory,
-    ) -> tuple[Array, Memory]:  # [V]
+        self, model: LanguageModel, hidden: Array, tokens: Sequence[int], memory: Memory
+    ) -> tuple[Array, Memory]:
         """Refine the row's hidden state by the last token and the head's state."""
         refined, state = self.head.step(hidden, model.embed(tokens[-1:])[0], memory[0])
         return self.projected(model, refined), (state,)

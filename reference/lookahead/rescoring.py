@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,19 +42,10 @@ class NgramScores(Refinement):
         self.ngram.check(model)
 
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Array,  # [D']
-        tokens: Sequence[int],
-        memory: Memory,
-    ) -> tuple[Array, Memory]:  # [V]
+        self, model: LanguageModel, hidden: Array, tokens: Sequence[int], memory: Memory
+    ) -> tuple[Array, Memory]:
         """Return the scores after the tokens."""
-        return self.ngram.logits(tokens, None) - self._log_unigram, ()
-
-    @cached_property
-    def _log_unigram(self) -> Array:  # [V]
-        unigram: Array = np.log(self.ngram.unigram.astype(np.float64))
-        return unigram
+        return self.ngram.logits(tokens, None) - self.ngram.log_unigram, ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +90,11 @@ class RescoredSettings:
         if self.width is not None and self.width > model.vocab_size:
             raise ValueError(f"width: found a lattice of {self.width} tokens, expected at most {model.vocab_size}")
 
+    def start(self, model: Any, lookahead_hidden: Any) -> Any:
+        """Begin both."""
+        begun = self.drafts.start(model, lookahead_hidden)
+        return begun if self.rescorer is None else begun + self.rescorer.start(model, lookahead_hidden)
+
 
 @dataclass(frozen=True, eq=False)
 class Rescored(RescoredSettings, Refinement):
@@ -118,22 +113,9 @@ class Rescored(RescoredSettings, Refinement):
     rescorer: Refinement | None
     are_scores = True
 
-    def start(
-        self,
-        model: LanguageModel,
-        lookahead_hidden: Array,  # [L+1, D']
-    ) -> Memory:
-        """Begin both."""
-        begun = self.drafts.start(model, lookahead_hidden)
-        return begun if self.rescorer is None else begun + self.rescorer.start(model, lookahead_hidden)
-
     def logits(
-        self,
-        model: LanguageModel,
-        hidden: Array,  # [D']
-        tokens: Sequence[int],
-        memory: Memory,
-    ) -> tuple[Array, Memory]:  # [V]
+        self, model: LanguageModel, hidden: Array, tokens: Sequence[int], memory: Memory
+    ) -> tuple[Array, Memory]:
         """Rescore a draft's logits."""
         cut = self.drafts.num_memories
         logits, kept = self.drafts.logits(model, hidden, tokens, memory[:cut])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint import lookahead_folder as disk
-from ..checkpoint.folder import file_in, open_folder, read_json, replace_folder
+from ..checkpoint.folder import errors_of, file_in, open_folder, packed_settings, read_json, replace_folder
 from ..config import SamplingConfig, check_integer
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from .adapter import Adapter, sizes_of, tensor_shapes
-from .block_heads import BlockHeads
-from .head import SamplerHead
+from .head import BlockHeads, SamplerHead
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +78,13 @@ class TrainedVectors:
                 f"dataclasses.replace(lookahead, fingerprint=None) uses them all the same"
             )
 
+    def _checked_number(self, model: Any, num_lookahead: int | None) -> int:
+        """Return how many vectors are wanted of a model that they were trained for."""
+        wanted = self.num_lookahead if num_lookahead is None else num_lookahead
+        check_integer("num_lookahead", wanted, 0, self.num_lookahead)
+        self.check(model)
+        return wanted
+
     def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
         """Write a look-ahead folder, whole or not at all; one that is there already is replaced.
 
@@ -101,11 +106,7 @@ class TrainedVectors:
             "base_model": {"name": self.base_model, "shapes": dict(self.base_shapes), "fingerprint": self.fingerprint},
             "training": dict(self.training),
         }
-        try:
-            text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
-        files = {disk.VECTORS: self._packed(), disk.CONFIG: text.encode()}
+        files = {disk.VECTORS: self._packed(), disk.CONFIG: packed_settings(settings)}
         if card is not None or (path / disk.CARD).is_file():
             files[disk.CARD] = (path / disk.CARD).read_bytes() if card is None else card.encode()
         replace_folder(path, files)
@@ -124,10 +125,8 @@ class TrainedVectors:
         """Read a look-ahead folder; `tensors_of(path, settings)` reads its tensors."""
         path = file_in(root, disk.CONFIG)
         settings = read_json(path)
-        try:
+        with errors_of(path):
             details = disk.read_details(settings)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
         path = file_in(root, disk.VECTORS)
         tensors = tensors_of(path, settings)
         adapter, head = (
@@ -138,10 +137,17 @@ class TrainedVectors:
         refine = settings["refine"]
         details["head"] = cls.kinds[1][refine["kind"]].of(head, not refine["alone"]) if head else None
         details["draft_vocab"] = tensors.get(disk.DRAFT_VOCAB)
-        try:
+        with errors_of(path):
             return cls(tensors[disk.TENSOR], **details)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+
+
+def random_vectors(num_lookahead: int, hidden_size: int, seed: int) -> npt.NDArray[np.float32]:  # [L, D]
+    """Draw untrained vectors; raise ValueError for numbers out of range."""
+    check_integer("num_lookahead", num_lookahead, 0, 2**16)
+    check_integer("hidden_size", hidden_size, 1, 2**20)
+    check_integer("seed", seed, 0, 2**64 - 1)
+    numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
+    return numbers.astype(np.float32)
 
 
 def check_draft_vocab(tokens: Any) -> npt.NDArray[np.int64]:  # [N]
@@ -183,11 +189,7 @@ class LookAhead(TrainedVectors):
     @classmethod
     def random(cls, num_lookahead: int, hidden_size: int, seed: int) -> LookAhead:
         """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
-        check_integer("num_lookahead", num_lookahead, 0, 2**16)
-        check_integer("hidden_size", hidden_size, 1, 2**20)
-        check_integer("seed", seed, 0, 2**64 - 1)
-        numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
-        return cls(numbers.astype(np.float32))
+        return cls(random_vectors(num_lookahead, hidden_size, seed))
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Array:  # [L, D]
         """Return the first `num_lookahead` vectors (default: all) as input vectors of a model, in its dtype.
@@ -195,9 +197,7 @@ class LookAhead(TrainedVectors):
         Raises:
             ValueError: they were trained for another one, are fewer, or too large for the dtype.
         """
-        wanted = self.num_lookahead if num_lookahead is None else num_lookahead
-        check_integer("num_lookahead", wanted, 0, self.num_lookahead)
-        self.check(model)
+        wanted = self._checked_number(model, num_lookahead)
         with np.errstate(over="ignore"):
             vectors = self.vectors[:wanted].astype(model.embed([0]).dtype)
         if not np.isfinite(vectors).all():

@@ -35,12 +35,7 @@ class Autoregressive(Method):
         """One draw per step."""
         return {"exact": 1}
 
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [1]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Feed the tokens that no pass has read yet, and draw the next one."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending = state.pending

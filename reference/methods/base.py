@@ -7,9 +7,9 @@ verification reached.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -195,6 +195,47 @@ class Method(ABC):
             if has_distribution(processed):
                 probs[i] = probs_from_logits(processed, self.sampling)
         return probs
+
+
+class Drafts(NamedTuple):
+    """The drafts of a step."""
+
+    tokens: Tokens  # [K]
+    probs: Probs  # [K, V], the very distributions that the tokens were drawn from
+    has_bonus_row: bool  # whether the text goes on after the last
+    num_asked: int  # distributions asked for
+
+
+def draft_left_to_right(
+    method: Method,
+    state: State,
+    limit: int,
+    draws: UniformRow,
+    next_logits: Callable[[tuple[int, ...], int], Array],
+    sampling: SamplingConfig,
+    wanted: Callable[[int, Array], bool] | None = None,
+    before: tuple[int, ...] = (),
+) -> Drafts:
+    """Draw drafts one by one: `next_logits(tokens, i)` gives the logits of draft i after the text and its drafts.
+
+    The tokens `before` have been drawn in this step already, and the drafts follow them. Drafting stops at the limit,
+    where the logits make no distribution, where the draft is not `wanted(i, logits)`, and after a draft that ends the
+    text. All of that is known before the next draft is drawn.
+    """
+    tokens: list[int] = []
+    probs: list[Probs] = []
+    num_asked, has_bonus_row = 0, True
+    while len(tokens) < limit and has_bonus_row:
+        prefix, depth = (*state.tokens, *before, *tokens), len(tokens)
+        logits = method.process(prefix, next_logits(prefix, depth))
+        num_asked += 1
+        if not has_distribution(logits) or not (wanted is None or wanted(depth, logits)):
+            break
+        probs.append(probs_from_logits(logits, sampling))
+        tokens.append(draws.token("draft", probs[-1], depth))
+        has_bonus_row = not state.ends_with([*before, *tokens])
+    rows = np.array(probs).reshape(len(tokens), method.model.vocab_size)
+    return Drafts(np.array(tokens, dtype=np.int64), rows, has_bonus_row, num_asked)
 
 
 def verify_drafts(

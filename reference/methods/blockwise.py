@@ -26,49 +26,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import check_integer
 from ..lookahead.refinement import Memory
 from ..lookahead.rescoring import log_probs
 from ..model.layers import Array
 from ..record import Record
-from ..uniforms import NamedUniforms, UniformRow
+from ..uniforms import UniformRow
 from .base import State, drafting_record
 from .pass_one_call import OneCall, PaSSOneCall
+from .settings import BlockSettings, PathSettings
 from .tree_shape import DraftTree, TreeDrafts, Walk, tree_record
-
-__all__ = ["STEP", "Blockwise", "BlockwisePaths", "check_block", "check_paths"]
 
 STEP = 2.0**-24  # scores are multiples of it, so that sums are exact, and equal where they should be
 
 
 @dataclass(frozen=True, eq=False)
-class Blockwise(PaSSOneCall):
+class Blockwise(BlockSettings, PaSSOneCall):
     """Verify a block of drafts and draft the next one by heads, in one pass without look-ahead rows."""
-
-    def __post_init__(self) -> None:
-        """Check the settings; see `OneCall`.
-
-        Raises:
-            ValueError: the drafts need look-ahead rows, or read the drafts before without being rescored.
-        """
-        super().__post_init__()
-        check_block(self.refinement)
-
-
-def check_block(refinement: Any) -> None:
-    """Raise ValueError unless what drafts is a block of heads, rescored or not."""
-    drafts = getattr(refinement, "drafts", refinement)
-    if drafts.uses_lookahead or drafts.reads_drafts:
-        raise ValueError("lookahead: found parts that are no block heads, expected some for blockwise decoding")
 
 
 @dataclass(frozen=True, eq=False)
-class BlockwisePaths(OneCall):
+class BlockwisePaths(PathSettings, OneCall):
     """Draft the best paths through a block's lattice, and verify them side by side: the longest accepted one wins.
 
     A path's score is the sum of its drafts' scores, see `Rescored`, which depend on the path. The paths are found by a
@@ -79,44 +60,12 @@ class BlockwisePaths(OneCall):
     Source: Kim et al. 2024 (arXiv 2404.09221), for p-best rescoring and its control without a model of language.
     """
 
-    num_paths: int = 4
-    rule: str = "match"
-    rules = ("match",)
-
-    def __post_init__(self) -> None:
-        """Check the settings; see `OneCall`.
-
-        Raises:
-            ValueError: the drafts are no block of heads, or there are not so many paths.
-        """
-        super().__post_init__()
-        check_block(self.refinement)
-        check_paths(self.num_paths, getattr(self.refinement, "width", None) or self.model.vocab_size, self.depth)
-
-    @property
-    def depth(self) -> int:
-        """Drafts of a path: one for each head."""
-        return len(self.vectors)
-
     @cached_property
     def tree(self) -> DraftTree:
         """Chains beside one another, after the last token."""
-        return DraftTree((self.num_paths, *(1,) * (self.depth - 1))[: self.depth])
+        return DraftTree(self.chains)
 
-    def _num_vectors(self) -> int | None:
-        return None
-
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """A draw from the model for each depth, and the final draw."""
-        return {"accept": self.depth, "final": 1}
-
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [K+1]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: the best paths from the row of the pass before, one pass that verifies them."""
         draws, num_pending = UniformRow(uniforms, self.named_uniforms, trace), len(state.pending)
         drafts = self._best_paths(state)
@@ -177,10 +126,3 @@ class BlockwisePaths(OneCall):
             path.append(alive[0])
             candidates = [child for place in alive for child in self.tree.children[place]]
         return Walk(path, log_probs, final_token, not candidates, accept, accept)
-
-
-def check_paths(num_paths: int, width: int, depth: int) -> None:
-    """Raise ValueError unless a lattice of such a width and depth has so many paths."""
-    check_integer("num_paths", num_paths, 1, 2**16)
-    if depth and num_paths > width**depth:
-        raise ValueError(f"num_paths: found {num_paths}, expected at most {width**depth}, as {depth} drafts of {width}")

@@ -1,4 +1,4 @@
-"""Checks of the settings of features: drafters, lenience, groups of look-ahead rows."""
+"""Checks of the settings of methods that draft by drafters, of either package."""
 
 from __future__ import annotations
 
@@ -30,9 +30,3 @@ def check_lenience(lenience: float, rule: str) -> None:
         raise ValueError(f"lenience: found {lenience!r:.80}, expected a number above 0 and at most 1")
     if lenience < 1 and rule != "token":
         raise ValueError(f"lenience: found {lenience} with the rule {rule!r}, expected the rule 'token'")
-
-
-def check_groups(groups: tuple[int, ...] | None, num_lookahead: int) -> None:
-    """Raise ValueError unless groups follow possible numbers of accepted drafts, each once."""
-    if groups is not None and (len(set(groups)) < len(groups) or not set(groups) <= set(range(num_lookahead + 1))):
-        raise ValueError(f"groups: found {groups!r:.80}, expected different numbers of drafts, 0 to {num_lookahead}")

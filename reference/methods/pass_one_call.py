@@ -14,75 +14,41 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig, check_settings
 from ..lookahead.adapter import Adapter
 from ..lookahead.refinement import Refinement, refinement_of
 from ..lookahead.vectors import LookAhead
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from ..record import Record
-from ..sampling import Processor
-from ..uniforms import NamedUniforms, UniformRow
+from ..uniforms import UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, State, drafting_record, verify_drafts
-from .checks import check_groups
-from .speculative import draft_left_to_right
+from .base import Method, State, draft_left_to_right, drafting_record, verify_drafts
+from .settings import ChainSettings, OneCallSettings
 from .tree_shape import DraftTree, layout
 
 
-@dataclass(frozen=True, eq=False)
-class OneCall(Method):
-    """A method whose one call per step verifies drafts and looks ahead for the next ones.
-
-    `refinement` makes the drafts' logits from look-ahead rows and the tokens between (default: the head that was
-    trained with the vectors, if any). `groups` are the numbers of accepted drafts after which a group follows (default:
-    all); after another number, the next step drafts nothing. A head without look-ahead rows needs no groups.
-    """
+class OneCall(OneCallSettings, Method):
+    """A method whose one call per step verifies drafts and looks ahead for the next ones."""
 
     model: LanguageModel
     lookahead: LookAhead
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    draft_sampling: SamplingConfig | None = None
-    rule: str = "token"
-    processor: Processor | None = None
-    refinement: Refinement = None  # type: ignore[assignment]  # that of the folder
-    groups: tuple[int, ...] | None = None
+    refinement: Refinement
     rules: ClassVar[Collection[str]] = RULES
-
-    def __post_init__(self) -> None:
-        """Check the settings, and make what was trained ready for the model.
-
-        Raises:
-            ValueError: an unknown rule, settings beyond the vocabulary, vectors of another model, a negative number of
-                them or more than there are, a group after more drafts than there can be, or a refinement for another
-                model.
-        """
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, self.rules)
-        check_groups(self.groups, len(self.vectors))
-        if self.refinement is None:
-            object.__setattr__(self, "refinement", refinement_of(self.lookahead, self.vectors.dtype))
-        self.refinement.check(self.model)
 
     @property
     @abstractmethod
     def tree(self) -> DraftTree:
         """The shape of the drafts."""
 
-    @abstractmethod
-    def _num_vectors(self) -> int | None:
-        """Return L; None: all vectors."""
-
-    @cached_property
-    def vectors(self) -> Array:  # [L, D]
-        """The look-ahead vectors in use, as inputs of the model."""
-        return self.lookahead.inputs(self.model, self._num_vectors())
+    def _trained(self) -> Refinement:
+        return refinement_of(self.lookahead, self.vectors.dtype)
 
     @cached_property
     def adapter(self) -> Adapter | None:
@@ -90,21 +56,16 @@ class OneCall(Method):
         adapter = self.lookahead.adapter
         return adapter and adapter.to(self.vectors.dtype)
 
-    def _one_call(
-        self,
-        state: State,
-        places: list[int],
-        draft_tokens: Tokens,  # [R-1]
-    ) -> tuple[Array, dict[int, Array]]:  # [R, D']
+    def _one_call(self, state: State, places: list[int], draft_tokens: Tokens) -> tuple[Array, dict[int, Array]]:
         """Run the one call, over the pending tokens, the drafts, and groups of look-ahead vectors after them.
 
-        Returns the hidden states after each of the `places`, the first of which is the last token, and of the group
-        after a place, if it has one.
+        Returns the hidden states [R, D'] after each of the `places`, the first of which is the last token, and of the
+        group after a place, if it has one.
         """
         pending = state.pending
         text = [*pending, *draft_tokens.tolist()]
         depth = max(0, min(len(self.vectors), state.remaining - 2))  # of a group: this step and the next end in a token
-        anchors = [place for place in places if depth and self._has_group(int(self.tree.depths[place]))]
+        anchors = [place for place in places if depth and self.has_group(int(self.tree.depths[place]))]
         inputs = np.concatenate([self.model.embed(text), *[self.vectors[:depth]] * len(anchors)])
         positions, visible = layout(state.cached, len(pending), self.tree, places, anchors, depth)
         adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": len(anchors) * depth}
@@ -112,10 +73,6 @@ class OneCall(Method):
         starts = range(len(text), len(hidden), depth or 1)
         ahead = {place: hidden[start : start + depth] for place, start in zip(anchors, starts, strict=True)}
         return hidden[len(pending) - 1 : len(text)], ahead
-
-    def _has_group(self, num_accepted: int) -> bool:
-        """Say whether a group follows so many accepted drafts."""
-        return self.refinement.uses_lookahead and (self.groups is None or num_accepted in self.groups)
 
     def _carry(self, state: State, last: Array, group: Array | None) -> State:
         """Keep what the next step drafts from: the group after the last accepted draft, as far as it is useful."""
@@ -142,30 +99,15 @@ class OneCall(Method):
 
 
 @dataclass(frozen=True, eq=False)
-class PaSSOneCall(OneCall):
+class PaSSOneCall(OneCall, ChainSettings):
     """Verify the drafts of the step before and draft the next ones in the same pass; 1 + accepted tokens per call."""
-
-    num_lookahead: int | None = None  # L; default: all vectors
 
     @cached_property
     def tree(self) -> DraftTree:
         """A chain: one draft per vector."""
         return DraftTree((1,) * len(self.vectors))
 
-    def _num_vectors(self) -> int | None:
-        return self.num_lookahead
-
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """A draw and an acceptance per draft, and the final draw."""
-        return {"draft": len(self.vectors), "accept": len(self.vectors), "final": 1}
-
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [2L+1]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         num_pending, prefix = len(state.pending), state.tokens

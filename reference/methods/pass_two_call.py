@@ -10,8 +10,9 @@ Glossary of shapes: L look-ahead vectors, N of them fed in this step, K drafts, 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,10 @@ import numpy.typing as npt
 from ..config import SamplingConfig, check_integer, check_settings, check_token
 from ..model.layers import Array
 from ..record import Record
-from ..sampling import Probs, Processor, has_distribution, probs_from_logits
+from ..sampling import Probs
 from ..uniforms import NamedUniforms, UniformRow
 from ..verify import RULES, Tokens
-from .base import Method, State, exact_record, verify_drafts
+from .base import Method, State, draft_left_to_right, exact_record, verify_drafts
 
 if TYPE_CHECKING:
     from ..lookahead.vectors import LookAhead
@@ -30,27 +31,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class PaSS(Method):
-    """Draft L tokens at once from L look-ahead vectors, then verify them with the same model.
+class PaSSSettings:
+    """The settings of `PaSS`, of either package.
 
     `lookahead=None` is the paper's baseline: the embedding of `fixed_token` replaces every trained vector.
     `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them.
     """
 
-    model: LanguageModel
-    lookahead: LookAhead | None
+    model: Any
+    lookahead: Any
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     draft_sampling: SamplingConfig | None = None
     rule: str = "token"
-    processor: Processor | None = None
+    processor: Any = None
     num_lookahead: int | None = None  # L; default: all vectors, or 4 fixed tokens
     fixed_token: int = 0
-    vectors: Array = field(init=False, repr=False)  # [L, D]
+    vectors: Any = field(init=False, repr=False)  # [L, D]
 
     def __post_init__(self) -> None:
         """Raise ValueError unless the settings, the rule and the vectors fit the model."""
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
-        object.__setattr__(self, "vectors", self._input_vectors())
+        if self.lookahead is None:
+            wanted = check_integer("num_lookahead", 4 if self.num_lookahead is None else self.num_lookahead, 0, 2**16)
+            check_token("fixed_token", self.fixed_token, self.model.vocab_size)
+            vectors = self._fixed_vectors([self.fixed_token] * wanted)
+        elif self.lookahead.adapter is not None or self.lookahead.head is not None:
+            raise ValueError(
+                "lookahead: found vectors trained with an adapter or a head, which are of no use here, expected "
+                "PaSSOneCall (pass-one-call), or dataclasses.replace(lookahead, adapter=None, head=None)"
+            )
+        else:
+            vectors = self.lookahead.inputs(self.model, self.num_lookahead)
+        object.__setattr__(self, "vectors", vectors)
+
+    @abstractmethod
+    def _fixed_vectors(self, tokens: list[int]) -> Any:  # [L, D]
+        """Return the embeddings of tokens."""
 
     @property
     def named_uniforms(self) -> NamedUniforms:
@@ -58,12 +74,18 @@ class PaSS(Method):
         num_lookahead = len(self.vectors)
         return {"exact": 1, "draft": num_lookahead, "accept": num_lookahead, "final": 1}
 
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [2L+2]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+
+@dataclass(frozen=True, eq=False)
+class PaSS(PaSSSettings, Method):
+    """Draft L tokens at once from L look-ahead vectors, then verify them with the same model."""
+
+    model: LanguageModel
+    lookahead: LookAhead | None
+
+    def _fixed_vectors(self, tokens: list[int]) -> Array:
+        return self.model.embed(tokens)
+
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: call 1 yields an exact token and K drafts, call 2 verifies them; 2 + accepted tokens."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         num_draft = max(0, min(len(self.vectors), state.remaining - 2))  # an exact and a final token come as well
@@ -86,42 +108,9 @@ class PaSS(Method):
         prefix = (*state.tokens, exact_token)
         return state.commit(*verify_drafts(self, self.rule, prefix, record, draws, logits, draft_tokens, draft_probs))
 
-    def _draft(
-        self,
-        state: State,
-        exact_token: int,
-        logits: Array,  # [N, V]
-        draws: UniformRow,
-    ) -> tuple[Tokens, Probs, bool]:  # [K], [K, V]
-        """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after them.
-
-        Drafting stops at a row without a distribution, and after a draft that ends the text: both are known before the
-        next draft is drawn.
-        """
-        tokens: list[int] = []
-        probs = np.zeros(logits.shape)
-        has_bonus_row = True
-        for i, row in enumerate(logits):
-            row = self.process((*state.tokens, exact_token, *tokens), row)
-            if not has_distribution(row):
-                break
-            probs[i] = probs_from_logits(row, self.draft_sampling or self.sampling)
-            tokens.append(draws.token("draft", probs[i], i))
-            if state.ends_with([exact_token, *tokens]):
-                has_bonus_row = False
-                break
-        return np.array(tokens, dtype=np.int64), probs[: len(tokens)], has_bonus_row
-
-    def _input_vectors(self) -> Array:  # [L, D]
-        """Return the vectors to feed: trained ones, or copies of the embedding of the fixed token."""
-        if self.lookahead is None:
-            wanted = 4 if self.num_lookahead is None else self.num_lookahead
-            check_integer("num_lookahead", wanted, 0, 2**16)
-            check_token("fixed_token", self.fixed_token, self.model.vocab_size)
-            return self.model.embed([self.fixed_token] * wanted)
-        if self.lookahead.adapter is not None or self.lookahead.head is not None:
-            raise ValueError(
-                "lookahead: found vectors trained with an adapter or a head, which are of no use here, expected "
-                "PaSSOneCall (pass-one-call), or dataclasses.replace(lookahead, adapter=None, head=None)"
-            )
-        return self.lookahead.inputs(self.model, self.num_lookahead)
+    def _draft(self, state: State, exact_token: int, logits: Array, draws: UniformRow) -> tuple[Tokens, Probs, bool]:
+        """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after them."""
+        settings, limit = self.draft_sampling or self.sampling, len(logits)
+        return draft_left_to_right(
+            self, state, limit, draws, lambda tokens, i: logits[i], settings, before=(exact_token,)
+        )[:3]

@@ -1,20 +1,16 @@
 """Speculative sampling: a drafter proposes tokens one by one, and one pass of the target verifies them all.
 
-The drafter is a smaller model, as published, or anything else that gives a distribution after a text. The function
-`draft_left_to_right` draws a chain for other methods as well.
+The drafter is a smaller model, as published, or anything else that gives a distribution after a text.
 
 Source: Chen et al. 2023, "Accelerating Large Language Model Decoding with Speculative Sampling" (arXiv 2302.01318),
 Algorithm 2; Leviathan, Kalman and Matias 2023, "Fast Inference from Transformers via Speculative Decoding" (arXiv
 2211.17192), Algorithm 1.
-
-Glossary of shapes: K drafts, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,50 +22,11 @@ from ..ending import Ending
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from ..record import Record
-from ..sampling import Probs, Processor, has_distribution, probs_from_logits
+from ..sampling import Processor
 from ..uniforms import NamedUniforms, UniformRow
-from ..verify import RULES, Tokens
-from .base import Method, State, drafting_record, verify_drafts
+from ..verify import RULES
+from .base import Drafts, Method, State, draft_left_to_right, drafting_record, verify_drafts
 from .checks import check_drafter, check_drafter_context, check_lenience
-
-
-class Drafts(NamedTuple):
-    """The drafts of a step."""
-
-    tokens: Tokens  # [K]
-    probs: Probs  # [K, V], the very distributions that the tokens were drawn from
-    has_bonus_row: bool  # whether the text goes on after the last
-    num_asked: int  # distributions asked for
-
-
-def draft_left_to_right(
-    method: Method,
-    state: State,
-    limit: int,
-    draws: UniformRow,
-    next_logits: Callable[[tuple[int, ...], int], Array],
-    sampling: SamplingConfig,
-    wanted: Callable[[int, Array], bool] | None = None,
-) -> Drafts:
-    """Draw drafts one by one: `next_logits(tokens, i)` gives the logits of draft i after the text and its drafts.
-
-    Drafting stops at the limit, where the logits make no distribution, where the draft is not `wanted(i, logits)`, and
-    after a draft that ends the text. All of that is known before the next draft is drawn.
-    """
-    tokens: list[int] = []
-    probs: list[Probs] = []
-    num_asked, has_bonus_row = 0, True
-    while len(tokens) < limit and has_bonus_row:
-        prefix, depth = (*state.tokens, *tokens), len(tokens)
-        logits = method.process(prefix, next_logits(prefix, depth))
-        num_asked += 1
-        if not has_distribution(logits) or not (wanted is None or wanted(depth, logits)):
-            break
-        probs.append(probs_from_logits(logits, sampling))
-        tokens.append(draws.token("draft", probs[-1], depth))
-        has_bonus_row = not state.ends_with(tokens)
-    rows = np.array(probs).reshape(len(tokens), method.model.vocab_size)
-    return Drafts(np.array(tokens, dtype=np.int64), rows, has_bonus_row, num_asked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +86,7 @@ class SpeculativeSampling(DrafterMethod):
         """Return the state before the first step, with the first pace; see `DrafterMethod.start`."""
         return replace(super().start(prompt, ending), pace=self.schedule.start(self.num_draft))
 
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [2K+1]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: K drafts, one pass of the target, 1 + accepted tokens."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, prefix = state.pending, state.tokens

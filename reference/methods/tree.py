@@ -23,43 +23,26 @@ import numpy.typing as npt
 from ..config import check_settings
 from ..model.layers import Array
 from ..record import Record
-from ..uniforms import NamedUniforms, UniformRow
+from ..uniforms import UniformRow
 from .base import State, drafting_record
 from .checks import check_drafter
 from .pass_one_call import OneCall
+from .settings import TreeSettings
 from .speculative import DrafterMethod
 from .tree_rules import RULES
-from .tree_shape import (
-    DraftTree,
-    NumCandidates,
-    TreeDrafts,
-    Walk,
-    check_tree,
-    draw_tree,
-    layout,
-    tree_record,
-    walk_tree,
-)
+from .tree_shape import DraftTree, TreeDrafts, Walk, check_tree, draw_tree, layout, tree_record, walk_tree
 
 
 @dataclass(frozen=True, eq=False)
-class SpeculativeTree(DrafterMethod):
-    """Draft a tree with a drafter, `num_candidates[d]` tokens after each place of depth d, then verify it.
+class SpeculativeTree(TreeSettings, DrafterMethod):
+    """Draft a tree with a drafter, then verify it.
 
     The tree is cut where the text may end soon. Nothing follows a draft that ends the text, or a place without a draft
     distribution.
     """
 
-    rule: str = "without-replacement"
-    num_candidates: NumCandidates = (2, 2, 1)
-
     def __post_init__(self) -> None:
-        """Check the settings and the drafter against the model.
-
-        Raises:
-            ValueError: an unknown rule, settings beyond the vocabulary, a drafter with another vocabulary, or numbers
-                of candidates that are not positive integers.
-        """
+        """Raise ValueError unless the settings, the drafter and the tree suit the model."""
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         check_drafter(self.model, self.drafter, 0)
         check_tree(self.num_candidates)
@@ -69,17 +52,7 @@ class SpeculativeTree(DrafterMethod):
         """The shape of the drafts."""
         return DraftTree(check_tree(self.num_candidates))
 
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """Those of the tree."""
-        return self.tree.named_uniforms
-
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [num_uniforms]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: a tree of drafts, one pass of the target, 1 + accepted tokens."""
         draws, pending = UniformRow(uniforms, self.named_uniforms, trace), state.pending
         drafts, num_asked = self._draft(state, draws)
@@ -102,15 +75,12 @@ class SpeculativeTree(DrafterMethod):
 
 
 @dataclass(frozen=True, eq=False)
-class PaSSOneCallTree(OneCall):
+class PaSSOneCallTree(TreeSettings, OneCall):
     """Draft a tree from the rows of the step before, then verify it and look ahead in one pass; 1 + accepted tokens.
 
-    `num_candidates[d]` tokens follow each place of depth d, see `DraftTree`. The tree has at most as many depths as
-    there are look-ahead vectors, and uses one vector per depth.
+    The tree has at most as many depths as there are look-ahead vectors, and uses one vector per depth.
     """
 
-    rule: str = "without-replacement"
-    num_candidates: NumCandidates = (2, 2, 1)
     rules = RULES
 
     @cached_property
@@ -118,20 +88,12 @@ class PaSSOneCallTree(OneCall):
         """The shape of the drafts; see `check_tree`."""
         return DraftTree(check_tree(self.num_candidates, self.lookahead.num_lookahead))
 
-    def _num_vectors(self) -> int | None:
+    @property
+    def num_vectors(self) -> int:
+        """One for each depth of the tree."""
         return len(self.tree.num_candidates)
 
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """Those of the tree."""
-        return self.tree.named_uniforms
-
-    def step(
-        self,
-        state: State,
-        uniforms: npt.NDArray[np.float64],  # [num_uniforms]
-        trace: bool = False,
-    ) -> tuple[State, Record]:
+    def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: a tree of drafts from rows of the pass before, one pass that verifies it and looks ahead."""
         draws, num_pending = UniformRow(uniforms, self.named_uniforms, trace), len(state.pending)
         limit, next_logits = self._drafting(state)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -174,10 +175,10 @@ def _match(target_probs: Probs, candidate_probs: Probs, tokens: Tokens, draws: U
 
 @dataclass(frozen=True)
 class CandidateRule:
-    """How candidates must be drawn, with replacement or without, and how they are verified."""
+    """How candidates must be drawn, with replacement or without, and how they are verified; of either package."""
 
     replacement: bool
-    verify: Verify
+    verify: Any  # `Verify`
 
 
 RULES: dict[str, CandidateRule] = {

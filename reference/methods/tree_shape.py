@@ -163,12 +163,7 @@ def draw_tree(
 
 
 def layout(
-    cached: int,
-    num_pending: int,
-    tree: DraftTree,
-    places: Sequence[int],
-    anchors: Sequence[int] = (),
-    depth: int = 0,
+    cached: int, num_pending: int, tree: DraftTree, places: Sequence[int], anchors: Sequence[int] = (), depth: int = 0
 ) -> tuple[npt.NDArray[np.int64], Mask]:  # [T], [T, T]
     """Return the positions of the rows of one pass, and which rows they attend to.
 
@@ -193,12 +188,7 @@ def layout(
 
 
 def walk_tree(
-    method: Method,
-    state: State,
-    drafts: TreeDrafts,
-    logits: dict[int, Array],
-    draws: UniformRow,
-    rule: str,
+    method: Method, state: State, drafts: TreeDrafts, logits: dict[int, Array], draws: UniformRow, rule: str
 ) -> Walk:
     """Verify from place to place: the candidates after it, then those after the one that was accepted.
 

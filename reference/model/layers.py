@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .config import ModelConfig, RopeScaling
+from .config import ModelConfig
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -35,7 +35,7 @@ def rope_frequencies(config: ModelConfig) -> Array:  # [E/2]
     """Return the angular frequency of each rotated pair, in radians per position, float64.
 
     frequency[i] = theta^(-2i/E), then stretched: "linear" divides all by a factor; "llama3" divides only the slow
-    ones, whose wavelength exceeds the original context, and blends in between.
+    ones, whose wavelength exceeds the original context, and interpolates linearly in the number of turns between.
 
     Source: Su et al. 2021 (arXiv 2104.09864), Sec. 3.2.2; Chen et al. 2023 (arXiv 2306.15595) for "linear"; the
     Llama 3.1 release for "llama3".
@@ -47,14 +47,9 @@ def rope_frequencies(config: ModelConfig) -> Array:  # [E/2]
         return frequencies
     if scaling.rope_type == "linear":
         return np.asarray(frequencies / scaling.factor)
-    return _stretch_slow_frequencies(frequencies, scaling)
-
-
-def _stretch_slow_frequencies(frequencies: Array, scaling: RopeScaling) -> Array:  # [E/2]
-    """Divide slow frequencies by the factor, keep fast ones, interpolate linearly in the number of turns between."""
     turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = np.clip(kept, 0.0, 1.0)
+    kept = np.clip(kept, 0.0, 1.0)  # 0 for slow frequencies, 1 for fast ones
     return np.asarray(kept * frequencies + (1.0 - kept) * frequencies / scaling.factor)
 
 

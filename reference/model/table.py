@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(eq=False)
-class TableModel:
-    """Rows are hashed from the visible pairs (position, input vector), see `row`."""
+class TableRows:
+    """The settings and the rows of a table, of either package."""
 
     vocab_size: int
     num_lookahead: int = 0
@@ -42,6 +43,42 @@ class TableModel:
     def __post_init__(self) -> None:
         """Give every token and every look-ahead vector a unit vector of its own."""
         self.hidden_size = self.vocab_size + self.num_lookahead
+
+    def logits(
+        self,
+        hidden: Any,  # [..., V]
+    ) -> Any:  # [..., V]
+        """Return the rows as they are."""
+        return hidden
+
+    def logits_of(
+        self,
+        hidden: Any,  # [..., V]
+        tokens: Any,  # [N]
+    ) -> Any:  # [..., N]
+        """Return the logits of some tokens."""
+        return hidden[..., tokens]
+
+    def row(
+        self,
+        code: Codes,  # [...]
+    ) -> Array:  # [..., V]
+        """Return the logits after everything that has this code; at least one is finite."""
+        tokens = np.arange(self.vocab_size, dtype=np.uint64)
+        seed = _mix(np.array([self.seed], dtype=np.uint64))
+        bits = _mix(code[..., None] + seed + tokens * _GOLDEN)
+        masked = _unit(_mix(bits)) < self.zeros
+        masked &= tokens != code[..., None] % np.uint64(self.vocab_size)
+        heights = _unit(bits)
+        if self.levels:
+            heights = np.floor(heights * self.levels) / (self.levels - 1)
+        logits = self.spread * (2.0 * heights - 1.0)
+        logits[..., list(self.popular)] += 4.0 * self.spread
+        return np.where(masked, -np.inf, logits)
+
+
+class TableModel(TableRows):
+    """Rows are hashed from the visible pairs (position, input vector), see `row`."""
 
     def lookahead(self) -> LookAhead:
         """Return this table's look-ahead vectors: the unit vectors that no token uses."""
@@ -78,45 +115,13 @@ class TableModel:
         codes = pair_codes(keys[0], places)
         return self.row((codes * in_sight).sum(axis=1, dtype=np.uint64))
 
-    def logits(
-        self,
-        hidden: Array,  # [..., V]
-    ) -> Array:  # [..., V]
-        """Return the rows as they are."""
-        return hidden
-
-    def logits_of(
-        self,
-        hidden: Array,  # [..., V]
-        tokens: npt.NDArray[np.integer],  # [N]
-    ) -> Array:  # [..., N]
-        """Return the logits of some tokens."""
-        return hidden[..., tokens]
-
-    def row(
-        self,
-        code: Codes,  # [...]
-    ) -> Array:  # [..., V]
-        """Return the logits after everything that has this code; at least one is finite."""
-        tokens = np.arange(self.vocab_size, dtype=np.uint64)
-        seed = _mix(np.array([self.seed], dtype=np.uint64))
-        bits = _mix(code[..., None] + seed + tokens * _GOLDEN)
-        masked = _unit(_mix(bits)) < self.zeros
-        masked &= tokens != code[..., None] % np.uint64(self.vocab_size)
-        heights = _unit(bits)
-        if self.levels:
-            heights = np.floor(heights * self.levels) / (self.levels - 1)
-        logits = self.spread * (2.0 * heights - 1.0)
-        logits[..., list(self.popular)] += 4.0 * self.spread
-        return np.where(masked, -np.inf, logits)
-
 
 def pair_codes(
-    keys: Array,  # [S, D]
-    positions: npt.NDArray[np.integer],  # [S]
-) -> Codes:  # [S]
+    keys: Array,  # [..., S, D]
+    positions: npt.NDArray[np.integer],  # [..., S]
+) -> Codes:  # [..., S]
     """Hash each finite input vector together with its position; the code of a sequence is the sum of these codes."""
-    labels = keys @ np.arange(1.0, keys.shape[1] + 1.0)
+    labels = keys @ np.arange(1.0, keys.shape[-1] + 1.0)
     if not np.isfinite(labels).all():
         raise ValueError("keys: found a value that is not finite, expected cached input vectors")
     return _mix(_mix(labels.view(np.uint64)) + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN)

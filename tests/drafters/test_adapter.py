@@ -99,13 +99,13 @@ def test_both_packages_compute_the_same(settings: dict[str, Any], rank: int, see
 
 def merged(model: Any, adapter: Any) -> Any:
     """Return a model of the port whose own matrices hold the terms of an adapter."""
-    layers = tuple(
-        dataclasses.replace(
-            layer, **{name: getattr(layer, name) + term.up @ term.down for name, term in vars(terms).items()}
-        )
-        for layer, terms in zip(model.weights.layers, adapter.layers, strict=True)
-    )
-    return type(model)(model.config, dataclasses.replace(model.weights, layers=layers))
+    layers = list(model.weights.layers)
+    for name, up in adapter.tensors().items():
+        layer, site, side = name.split(".")
+        if side == "up":
+            changed = getattr(layers[int(layer)], site) + up @ adapter.tensors()[f"{layer}.{site}.down"]
+            layers[int(layer)] = dataclasses.replace(layers[int(layer)], **{site: changed})
+    return type(model)(model.config, dataclasses.replace(model.weights, layers=tuple(layers)))
 
 
 @pytest.mark.torch

@@ -150,7 +150,7 @@ def what_was_shown_is_never_taken_back(site: Site) -> None:
     decoder, tokens = site.module("text.token_decoder"), [0, 0, 1, 2]
     ending = site.pkg.Ending(9, (), ("bc",), decoder.TokenDecoder(lambda token: decoder.Piece("abc"[token])))
     for count in range(len(tokens)):
-        assert ending.text(tokens).startswith(ending.safe_text(tokens[:count]))
+        assert ending.text(tokens).startswith(ending.written().after(tokens[:count]).news)
 
 
 def positions_stay_below_the_limit(site: Site) -> None:

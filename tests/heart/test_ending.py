@@ -88,7 +88,10 @@ def test_a_batch_ends_where_each_of_its_texts_does(port, texts, limit, eos, stop
 def test_what_was_shown_is_never_taken_back(text: list[int], limit: int, eos: list[int], stops: list[str]) -> None:
     ending = Ending(limit, eos, stops, KNOWN)
     kept = text[: ending.first([], text)[0]]
-    shown = [*(ending.safe_text(kept[:n]) for n in range(len(kept))), ending.text(kept)]  # as the text goes on
+    shown = [
+        *(ending.written().after(kept[:n]).news for n in range(len(kept))),
+        ending.text(kept),
+    ]  # as the text goes on
     assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
     assert not any(stop in part for part in shown for stop in stops), "a stop string was shown"
 
@@ -100,7 +103,7 @@ def test_what_was_shown_is_never_taken_back(text: list[int], limit: int, eos: li
 def test_no_more_is_withheld_than_must_be(text: list[int], stops: list[str]) -> None:
     ending = Ending(99, (), stops, KNOWN)
     assume(ending.reason(text) is None)
-    shown, more = ending.safe_text(text), range(len(PIECES))
+    shown, more = ending.written().after(text).news, range(len(PIECES))
     longer = [decode([*text, *rest]) for rest in ((), *product(more, more))]
     beginnings = (longer[0][:count] for count in range(len(longer[0]), -1, -1))
     certain = next(each for each in beginnings if all(whole.startswith(each) for whole in longer))
@@ -111,9 +114,9 @@ def test_no_more_is_withheld_than_must_be(text: list[int], stops: list[str]) -> 
 
 def test_without_a_decoder_there_is_no_text_and_nothing_of_a_plain_one_is_safe() -> None:
     assert Ending(2).text([1, 2]) is None
-    assert Ending(9, decode=decode).safe_text([A, B]) == ""
+    assert Ending(9, decode=decode).written().after([A, B]).news == ""
     with pytest.raises(ValueError, match=r"^decode: found None, expected a function that turns tokens into text$"):
-        Ending(2).safe_text([1])
+        Ending(2).written()
 
 
 @pytest.mark.parametrize(

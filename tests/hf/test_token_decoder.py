@@ -125,7 +125,7 @@ def test_no_answer_depends_on_what_was_asked_before(case: Case, stops: tuple[str
         known.append((reading, text, shown + text.news, stop))
         fresh = Ending(len(tokens), (), stops, case.decoder)
         assert reading.reason == fresh.reason(tokens[:stop], prompt)
-        assert shown + text.news == fresh.safe_text(tokens[:stop], prompt)
+        assert shown + text.news == fresh.written(prompt).after(tokens[:stop]).news
         assert shown + text.news + text.rest == fresh.text(tokens[:stop], prompt)
         more = tokens[stop : stop + data.draw(st.integers(0, 3))]
         assert (

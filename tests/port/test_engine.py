@@ -13,7 +13,7 @@ from models import TINY, exact_target, transformer
 from pass_sampling.gpu.engine.capture import Captured, Frozen, standing
 from pass_sampling.gpu.engine.engine import Engine, Request
 from pass_sampling.gpu.engine.rows import empty_rows, put_row
-from pass_sampling.gpu.lookahead.block_heads import BlockHeads
+from pass_sampling.gpu.lookahead.head import BlockHeads
 from pass_sampling.gpu.lookahead.refinement import refinement_of
 from pass_sampling.gpu.lookahead.rescoring import NgramScores, Rescored
 from pass_sampling.gpu.methods import Blockwise, BlockwisePaths

@@ -13,13 +13,13 @@ import pytest
 import pass_sampling.reference as reference
 from folders import LINEAR, LLAMA3, both_packages, module, tiny_config
 from pass_sampling.reference.exactness.cases import Configuration, methods_of, penalty
-from shapes import Bindings, Comment, ShapeError, checked, fields, functions_of, parse, signature
+from shapes import Bindings, Comment, ShapeError, checked, fields, functions_of, own_signature, parse, signature
 
 ROOT = Path(__file__).resolve().parents[2]
 Array = np.ndarray
 EXECUTED = """
     sampling uniforms verify state generation batch_record theory model.layers model.cache model.transformer model.table
-    drafters.schedule drafters.model drafters.ngram drafters.ngram_index drafters.ngram_order drafters.prompt_lookup
+    drafters.schedule drafters.base drafters.ngram drafters.prompt_lookup
     methods.base methods.autoregressive methods.pass_two_call methods.pass_one_call methods.speculative methods.tree
     methods.tree_rules methods.tree_shape lookahead.adapter lookahead.head lookahead.refinement
 """.split()
@@ -106,11 +106,10 @@ def exercise(package: str) -> None:
     if package == "gpu":
         uniforms.uniform_stream(1, [2, 3], 3, 4)
         sampling._sum_in_parts(tensor(package, [0.25, 0.75]))
-        number, angles = tensor(package, np.ones(1)), tensor(package, np.ones((1, 1, 2, 3)))
+        number = tensor(package, np.ones(1))
         row = tensor(package, np.full((1, method.num_uniforms), 0.5))
         method.step(method.start([1, 2], ending(4)), row)[1].pack()
         module(package, "drafters.schedule").Schedule().follow(number[None, :0], 2, number, number)
-        module(package, "model.layers").rope(tensor(package, np.ones((1, 4, 2, 6))), angles, angles)
     else:
         theory, rows = module(package, "theory"), np.full((2, 3, 4), 0.25)
         theory.expected_tokens(theory.acceptance_rate(rows, rows, "match", np.ones((2, 3))), 3)
@@ -146,7 +145,7 @@ def all_comments(package: str) -> list[tuple[str, str, Comment]]:
     found = []
     for name, home in modules_of(package).items():
         for function in functions_of(home):
-            found += [(name, function.__qualname__, comment) for comment in signature(function).comments]
+            found += [(name, function.__qualname__, comment) for comment in own_signature(function).comments]
         for cls in vars(home).values():
             if isinstance(cls, type) and cls.__module__ == home.__name__:
                 found += [(name, cls.__qualname__, comment) for comment in fields(cls).values()]

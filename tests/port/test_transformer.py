@@ -206,7 +206,8 @@ def test_rope_is_the_same_in_both_and_turns_without_stretching(device, heads, ro
     tables = port_layers.rope_tables(
         torch.tensor(frequencies, device=device), torch.tensor(places[None], device=device)
     )
-    found = port_layers.rope(torch.tensor(x[None], device=device), *(table.unsqueeze(1) for table in tables))
+    factors = (each.unsqueeze(1) for each in port_layers.rotation(*tables))
+    found = port_layers.rotate(torch.tensor(x[None], device=device), *factors)
     assert difference(found[0].cpu().numpy(), expected) <= 1e-9  # an angle of 10^6 radians is known to 10^-10
     pairs, turned = (v[..., :half] + 1j * v[..., half:] for v in (x, expected))
     assert difference(np.abs(turned), np.abs(pairs)) <= 1e-12

@@ -124,15 +124,16 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
         f"reference.checkpoint.{name}"
         for name in ("folder", "generation_settings", "lookahead_folder", "model_settings", "ngram_folder", "tensors")
     ),
-    "reference.methods.blockwise",  # checks of its settings
+    "reference.methods.blockwise",  # the grid of its scores
+    *("reference.methods.settings", "reference.methods.pass_two_call"),  # fields and checks
+    "reference.methods.tree_rules",  # the form of a rule
     "reference.methods.tree_shape",  # the shape of a tree, and its check
     "reference.model.language_model",  # the protocol of a model's sizes and names
+    "reference.model.layers",  # the frequencies of rotary positions, which are constants of a configuration
+    "reference.model.table",  # a table that replaces a model in tests
     "reference.model.weights",  # the names of checkpoint tensors, and random ones
     # Fields, checks, shapes of tensors, and folders.
-    *(
-        f"reference.lookahead.{name}"
-        for name in ("adapter", "block_heads", "head", "refinement", "rescoring", "vectors")
-    ),
+    *(f"reference.lookahead.{name}" for name in ("adapter", "head", "refinement", "rescoring", "vectors")),
     *(f"reference.drafters.{name}" for name in ("first_of", "ngram", "prompt_lookup", "schedule")),
     *("reference.text.decoder", "reference.text.token_decoder"),
     *("reference.exactness.chooser", "reference.exactness.unknown_uniform"),  # draws that branch

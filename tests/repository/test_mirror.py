@@ -21,8 +21,8 @@ CORE = """
     sampling verify uniforms generation model.layers model.cache model.transformer model.weights model.table
     methods.base methods.autoregressive methods.pass_two_call methods.pass_one_call methods.speculative methods.tree
     methods.tree_rules methods.tree_shape lookahead.vectors lookahead.adapter lookahead.head lookahead.refinement
-    lookahead.block_heads lookahead.rescoring methods.blockwise
-    drafters.base drafters.first_of drafters.model drafters.ngram drafters.prompt_lookup drafters.schedule
+    lookahead.rescoring methods.blockwise
+    drafters.base drafters.first_of drafters.ngram drafters.prompt_lookup drafters.schedule
 """.split()
 
 # Names of the reference that the port has elsewhere, or does not need, and why.
@@ -31,11 +31,14 @@ ELSEWHERE = {
     "methods.base.State": "state.State, a batch in tensors",
     **{f"methods.base.{name}_record": "methods.records" for name in ("exact", "drafting", "verified")},
     "methods.base.verify_drafts": "methods.records",
+    "methods.base.draft_left_to_right": "methods.speculative",
+    "methods.base.Drafts": "methods.speculative",
     "methods.base.Method.probs": "one prefix after another",
     "drafters.ngram.NgramOrder": "the reference's",
     "methods.tree_shape.NumCandidates": "the reference's",
     "methods.tree_shape.check_tree": "the reference's",
     **{f"lookahead.rescoring.{name}": "analyses" for name in ("lattice", "oracle_lengths", "repetition", "confidence")},
+    "model.layers.rope": "`rotation` and `rotate`, in half as many operations",
     "model.weights.check_dtype": "model.precision",
     "model.weights.draw": "the reference's",
 }

@@ -86,9 +86,11 @@ def trained(package: str, parts: str = "adapter and head", seed: int = 0, num_lo
 
 
 def plain(value: Any) -> Any:
-    """Return all that an object holds, in plain Python."""
+    """Return all that an object holds, wherever it is, in plain Python."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.name != "device"}
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
     if isinstance(value, tuple):
         return [plain(each) for each in value]
     return as_numpy(value).tolist() if hasattr(value, "shape") else value

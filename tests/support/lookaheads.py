@@ -28,7 +28,7 @@ def with_parts(package: str, model: Any, parts: str, num_lookahead: int = 3, see
     head = module(package, "lookahead.head").SamplerHead.random(model.hidden_size, width, seed) if width else None
     head = head and replace(head, uses_lookahead=not alone)
     if parts == "block heads":
-        heads = module(package, "lookahead.block_heads").BlockHeads
+        heads = module(package, "lookahead.head").BlockHeads
         head = heads.random(model.hidden_size, width, num_lookahead, seed)
     return replace(vectors, vectors=50 * vectors.vectors, adapter=adapter, head=head)
 

@@ -18,7 +18,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from fractions import Fraction
 from functools import cache
 from types import CodeType, FrameType
@@ -199,6 +199,25 @@ def _source(thing: Any) -> tuple[Any, dict[int | None, Comment]]:
 
 @cache
 def signature(function: Callable[..., Any]) -> Signature:
+    """Return the shape comments of a function; what it does not say itself, the method that it overrides says."""
+    own, before = own_signature(function), overridden(function)
+    if before is None:
+        return own
+    theirs, names = signature(before), inspect.signature(function).parameters
+    arguments = {name: comment for name, comment in theirs.arguments.items() if name in names}
+    return replace(own, arguments={**arguments, **own.arguments}, returns=own.returns or theirs.returns)
+
+
+def overridden(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return the method of a base class that a method overrides, if any."""
+    owner, _, name = function.__qualname__.rpartition(".")
+    bases = getattr(getattr(sys.modules[function.__module__], owner, None), "__mro__", ())[1:]
+    found = next((vars(base)[name] for base in bases if name in vars(base)), None)
+    return _plain(found) if inspect.isfunction(_plain(found)) else None
+
+
+@cache
+def own_signature(function: Callable[..., Any]) -> Signature:
     """Read the shape comments of a function."""
     node, comments = _source(function)
     last = None if node.returns is None else node.returns.end_lineno
@@ -236,10 +255,16 @@ def _functions(thing: Any, home: str) -> Iterator[Callable[..., Any]]:
     if inspect.isclass(thing):
         for member in vars(thing).values():
             yield from _functions(member, home)
-    for name in ("fget", "func", "__func__", "__wrapped__"):
-        thing = getattr(thing, name, thing)
+    thing = _plain(thing)
     if inspect.isfunction(thing) and thing.__module__ == home and not thing.__code__.co_filename.startswith("<"):
         yield thing
+
+
+def _plain(thing: Any) -> Any:
+    """Return the function inside of a property, a static or a class method."""
+    for name in ("fget", "func", "__func__", "__wrapped__"):
+        thing = getattr(thing, name, thing)
+    return thing
 
 
 CONFIG_LETTERS = {

@@ -1,0 +1,145 @@
+"""The settings of the methods that draft by look-ahead rows, by heads, or a tree, of either package, and their checks.
+
+Glossary of shapes: L look-ahead vectors, D input vector.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+from ..config import SamplingConfig, check_integer, check_settings
+from ..uniforms import NamedUniforms
+from .tree_shape import NumCandidates, TreeShape
+
+
+@dataclass(frozen=True, eq=False)
+class OneCallSettings:
+    """The settings of a method whose one call per step verifies drafts and looks ahead for the next ones.
+
+    `refinement` makes the drafts' logits from look-ahead rows and the tokens between (default: the head that was
+    trained with the vectors, if any). `groups` are the numbers of accepted drafts after which a group follows (default:
+    all); after another number, the next step drafts nothing. A head without look-ahead rows needs no groups.
+    """
+
+    model: Any
+    lookahead: Any
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    draft_sampling: SamplingConfig | None = None
+    rule: str = "token"
+    processor: Any = None
+    refinement: Any = None  # that of the folder
+    groups: tuple[int, ...] | None = None
+    rules: ClassVar[Collection[str]]
+
+    def __post_init__(self) -> None:
+        """Make what was trained ready; raise ValueError unless it suits the model, and all settings one another."""
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, self.rules)
+        most, groups = len(self.vectors), self.groups
+        if groups is not None and (len(set(groups)) < len(groups) or not set(groups) <= set(range(most + 1))):
+            raise ValueError(f"groups: found {groups!r:.80}, expected different numbers of drafts, 0 to {most}")
+        if self.refinement is None:
+            object.__setattr__(self, "refinement", self._trained())
+        self.refinement.check(self.model)
+
+    @abstractmethod
+    def _trained(self) -> Any:
+        """Return the refinement that was trained with the vectors."""
+
+    @property
+    def num_vectors(self) -> int | None:
+        """L; None: all vectors."""
+        return None
+
+    @cached_property
+    def vectors(self) -> Any:  # [L, D]
+        """The look-ahead vectors in use, as inputs of the model."""
+        return self.lookahead.inputs(self.model, self.num_vectors)
+
+    def has_group(self, num_accepted: int) -> bool:
+        """Return whether a group of look-ahead rows follows so many accepted drafts."""
+        return self.refinement.uses_lookahead and (self.groups is None or num_accepted in self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class ChainSettings(OneCallSettings):
+    """The settings of a method that drafts one token per look-ahead vector."""
+
+    num_lookahead: int | None = None  # L; default: all vectors
+
+    @property
+    def num_vectors(self) -> int | None:
+        """The number that is asked for."""
+        return self.num_lookahead
+
+    @property
+    def named_uniforms(self) -> NamedUniforms:
+        """A draw and an acceptance per draft, and the final draw."""
+        return {"draft": len(self.vectors), "accept": len(self.vectors), "final": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSettings(OneCallSettings):
+    """The settings of a method that drafts by block heads: they use no look-ahead rows, nor the drafts before."""
+
+    def __post_init__(self) -> None:
+        """Check the settings, and that what drafts is a block of heads, rescored or not."""
+        super().__post_init__()
+        drafts = getattr(self.refinement, "drafts", self.refinement)
+        if drafts.uses_lookahead or drafts.reads_drafts:
+            raise ValueError("lookahead: found parts that are no block heads, expected some for blockwise decoding")
+
+
+@dataclass(frozen=True, eq=False)
+class PathSettings(BlockSettings):
+    """The settings of a method that drafts several paths through the lattice of a block."""
+
+    num_paths: int = 4
+    rule: str = "match"
+    rules: ClassVar[Collection[str]] = ("match",)
+
+    def __post_init__(self) -> None:
+        """Check the settings, and that the lattice has so many paths."""
+        super().__post_init__()
+        check_integer("num_paths", self.num_paths, 1, 2**16)
+        width, depth = getattr(self.refinement, "width", None) or self.model.vocab_size, self.depth
+        if depth and self.num_paths > width**depth:
+            raise ValueError(
+                f"num_paths: found {self.num_paths}, expected at most {width**depth}, as {depth} drafts of {width}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Drafts of a path: one for each head."""
+        return len(self.vectors)
+
+    @property
+    def chains(self) -> NumCandidates:
+        """The shape of the paths: chains beside one another, after the last token."""
+        return (self.num_paths, *(1,) * (self.depth - 1))[: self.depth]
+
+    @property
+    def named_uniforms(self) -> NamedUniforms:
+        """A draw from the model for each depth, and the final draw."""
+        return {"accept": self.depth, "final": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class TreeSettings:
+    """The settings of a method that drafts a tree: `num_candidates[d]` tokens after each place of depth d."""
+
+    rule: str = "without-replacement"
+    num_candidates: NumCandidates = (2, 2, 1)
+
+    @property
+    @abstractmethod
+    def tree(self) -> TreeShape:
+        """The shape of the drafts."""
+
+    @property
+    def named_uniforms(self) -> NamedUniforms:
+        """Those of the tree."""
+        return self.tree.named_uniforms
