@@ -9,6 +9,7 @@ import pytest
 import pass_sampling.reference as reference
 from console import read_strictly, run
 from coupled import assert_same, generations
+from folders import module
 from models import PACKAGES, package
 from pass_sampling.reference.exactness import suite
 from pass_sampling.reference.exactness.cases import configurations, methods_of
@@ -65,6 +66,10 @@ class PortToy(Toy):
 
         last = tokens.gather(1, lengths.unsqueeze(1) - 1)[:, 0]
         return torch.stack([torch.from_numpy(self.row(int(token))) for token in last])
+
+    def best(self, *asked: Any) -> Any:
+        """Return the likeliest token of every row, and its logit."""
+        return module("gpu", "sampling").likeliest(self.logits(*asked))
 
 
 @pytest.fixture

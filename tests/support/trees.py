@@ -55,6 +55,9 @@ class RowDrafter:
         last = [row[length - 1] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
         return tokens.new_tensor([self.rows[token] for token in last], dtype=package("gpu").TableModel.dtype)
 
+    def best(self, *asked: Any) -> Any:
+        return module("gpu", "sampling").likeliest(self.logits(*asked))
+
 
 def target_of(pkg: Any, kind: str = "table", **changes: Any) -> Any:
     """Return a table with some tokens masked, or a transformer, "windowed" with a window shorter than its texts."""
