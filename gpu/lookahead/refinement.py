@@ -16,6 +16,7 @@ from torch import Tensor
 from pass_sampling.reference.lookahead.refinement import HeadSettings, RefinementFacts
 
 from ..model.language_model import LanguageModel
+from ..sampling import likeliest
 from .head import BlockHeads, SamplerHead
 from .vectors import LookAhead
 
@@ -50,7 +51,21 @@ class Refinement(RefinementFacts):
         lengths: Tensor,  # [B]
     ) -> tuple[Tensor, Memory]:  # [B, V]
         """Return the logits of drafts from their look-ahead rows, after the first `lengths` tokens, and the memory."""
-        return self.projected(model, hidden), ()
+        refined, memory = self.refined(model, hidden, tokens, memory, lengths)
+        return self.projected(model, refined), memory
+
+    def best(
+        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Memory]:
+        """Return the likeliest token of these logits `[B]`, its logit `[B]`, and the memory."""
+        logits, memory = self.logits(model, hidden, tokens, memory, lengths)
+        return *likeliest(logits), memory
+
+    def refined(
+        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
+    ) -> tuple[Tensor, Memory]:
+        """Return the hidden states `[B, D']` that these logits are projected from, and the memory."""
+        return hidden, ()
 
     def projected(
         self,
@@ -83,13 +98,13 @@ class HeadRefinement(HeadSettings, Refinement):
         """Begin the head's state."""
         return (self.head.start(lookahead_hidden[:, 0]),)
 
-    def logits(
+    def refined(
         self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
     ) -> tuple[Tensor, Memory]:
         """Refine the row's hidden state by the last token and the head's state."""
         last = tokens.gather(1, lengths.unsqueeze(1) - 1)
         refined, state = self.head.step(hidden, model.embed(last)[:, 0], memory[0])
-        return self.projected(model, refined), (state,)
+        return refined, (state,)
 
 
 def draft_logits(

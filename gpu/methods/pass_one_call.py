@@ -142,13 +142,18 @@ class PaSSOneCall(OneCall, ChainSettings):
             logits, memory = refinement.logits(self.model, rows[:, 1 + depth], tokens, memory, lengths)
             return logits
 
+        def next_best(tokens: Tokens, lengths: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+            nonlocal memory
+            token, logit, memory = self.refinement.best(self.model, rows[:, 1 + depth], tokens, memory, lengths)
+            return token, logit
+
         def all_logits(most: int) -> Tensor:
             return refinement.projected(self.model, refinement.apart(rows)[:, :most])
 
         settings, bound = self.draft_sampling or self.sampling, rows.shape[1] - 1  # no rows before the first pass
         apart = None if refinement.reads_drafts else all_logits
         draft_tokens, draft_probs, has_bonus_row, _, num_draft = draft_left_to_right(
-            self, state, state.num_lookahead_hidden, draws, next_logits, settings, bound=bound, all_logits=apart
+            self, state, state.num_lookahead_hidden, draws, next_logits, settings, None, bound, apart, next_best
         )
         real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
         num_ahead = ahead.num_rows(torch.arange(real.shape[1], device=real.device) <= num_draft.unsqueeze(1))

@@ -36,7 +36,8 @@ def methods_of(package: Any) -> list[tuple[str, str | None]]:
     """Return the pairs of a method and a rule that a package has registered; see `Configuration.method`.
 
     Speculative sampling is there with every drafter, under the drafter's name; with a tree it is there with one.
-    Blockwise decoding is there as it is, and with its drafts rescored by n-grams or by a sampler head.
+    Blockwise decoding is there as it is, and with its drafts rescored by n-grams or by a sampler head; PaSS in one call
+    with a free drafter before its own drafts.
     """
     methods, drafters = _room(package, "methods"), _room(package, "drafters").DRAFTERS
     found: list[tuple[str, str | None]] = []
@@ -45,6 +46,7 @@ def methods_of(package: Any) -> list[tuple[str, str | None]]:
         names = {
             "speculative": [*drafters],
             "speculative-tree": ["draft-model-tree"],
+            "pass-one-call": [name, f"{name}+lookup"],
             "blockwise": rescored,
             "blockwise-paths": rescored,
         }.get(name, [name])
@@ -146,7 +148,7 @@ class Configuration:
         if "lookahead" in taken:
             vectors = self._lookahead(package, model)
             settings["lookahead"] = vectors if "refinement" in taken else replace(vectors, adapter=None, head=None)
-            settings["refinement"] = self._refinement(package)
+            settings["refinement"] = self._refinement(package, vectors, model, rescorer)
             if name.startswith("blockwise"):
                 settings |= self._block(package, model, vectors, rescorer)
         if "schedule" in taken:
@@ -172,8 +174,12 @@ class Configuration:
             return self
         return replace(self, name=f"{self.name}, as a transformer", shape=TINY | {"vocab_size": self.vocab_size})
 
-    def _refinement(self, package: Any) -> Any:
+    def _refinement(self, package: Any, vectors: Any, model: Any, rescorer: str) -> Any:
         """Return what refines drafts from look-ahead rows, or None for what belongs to them."""
+        if rescorer == "lookup":
+            own = _room(package, "lookahead.refinement").refinement_of(vectors, vectors.inputs(model).dtype)
+            drafter = self._drafter(package, "lookup-ngram")
+            return _room(package, "lookahead.free_first").FreeFirst(drafter, own, 0.4)
         if self.refine != "ngram":
             return None
         return _room(package, "lookahead.rescoring").ngram_refinement(bigrams(package, self.vocab_size))

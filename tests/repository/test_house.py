@@ -133,7 +133,10 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
     "reference.model.table",  # a table that replaces a model in tests
     "reference.model.weights",  # the names of checkpoint tensors, and random ones
     # Fields, checks, shapes of tensors, and folders.
-    *(f"reference.lookahead.{name}" for name in ("adapter", "head", "refinement", "rescoring", "vectors")),
+    *(
+        f"reference.lookahead.{name}"
+        for name in ("adapter", "free_first", "head", "refinement", "rescoring", "vectors")
+    ),
     *(f"reference.drafters.{name}" for name in ("first_of", "ngram", "prompt_lookup", "schedule")),
     *("reference.text.decoder", "reference.text.token_decoder"),
     *("reference.exactness.chooser", "reference.exactness.unknown_uniform"),  # draws that branch

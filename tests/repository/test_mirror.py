@@ -21,7 +21,7 @@ CORE = """
     sampling verify uniforms generation model.layers model.cache model.transformer model.weights model.table
     methods.base methods.autoregressive methods.pass_two_call methods.pass_one_call methods.speculative methods.tree
     methods.tree_rules methods.tree_shape lookahead.vectors lookahead.adapter lookahead.head lookahead.refinement
-    lookahead.rescoring methods.blockwise
+    lookahead.rescoring lookahead.free_first methods.blockwise
     drafters.base drafters.first_of drafters.ngram drafters.prompt_lookup drafters.schedule
 """.split()
 
