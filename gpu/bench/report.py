@@ -192,24 +192,6 @@ def category_lines(categories: Mapping[str, Mapping[str, Mapping[str, float]]]) 
     return lines
 
 
-def shape_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return what was measured of a shape as lines."""
-    where, passes = result["machine"], result["milliseconds_per_pass"]
-    return [
-        f"{result['shape']}, random weights of {result['weights_gigabytes']:.2f} GB in {result['dtype']}; "
-        f"{where['processor']}, threads {where['threads']}, reads {result['gigabytes_per_second']:.0f} GB/s",
-        "rows of a pass  " + "".join(f"{rows:>9}" for rows in passes),
-        "milliseconds    " + "".join(f"{each:9.2f}" for each in passes.values()),
-        "times one row   " + "".join(f"{each:9.2f}" for each in result["times_one_row"].values()),
-        f"a pass over one row runs at {result['of_the_limit']:.0%} of the memory's speed",
-        f"plain decoding {result['tokens_per_second']:.1f} tokens per second, {result['overhead']:.1%} outside passes",
-        *(
-            f"transformers {name:10} {rate:.1f} tokens per second; ours {result['times_transformers'][name]:.2f} times"
-            for name, rate in result["transformers"].items()
-        ),
-    ]
-
-
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 

@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pass_sampling.reference.checkpoint.folder import replace_file
 from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.ending import Ending
@@ -20,8 +18,7 @@ from pass_sampling.reference.ending import Ending
 from ..bench.expectation import expected_tokens_per_forward
 from ..bench.plan import Plan
 from ..bench.prompts import Question, pieces, prefixes_of, read_library, read_prompts, room_of
-from ..bench.report import Comparison, machine, shape_lines, table_lines, versions
-from ..bench.roofline import SHAPES, measure_shape
+from ..bench.report import Comparison, table_lines
 from ..bench.runs import Baseline, Entry, Runs, load_peer, method_writer, peer_writer, run_all, spare_threads
 from ..checkpoints import HELD_OUT, PROMPTS
 from ..decode_options import NUM_DRAFT, DecodeOptions, Unavailable, flag_of, options_taken
@@ -29,7 +26,6 @@ from ..generation import generate
 from ..hf.text_decoder import decoder_of
 from ..make_method import described, folders_of, make_method
 from ..methods import Autoregressive, Method
-from ..model.precision import asked_dtype, check_device
 from ..model.transformer import Transformer
 from ..training.tokens import load_tokenizer
 from .commands import FULL, PEERS, PLAIN, PLANNED, QUICK, Bench, names_of_all
@@ -63,9 +59,6 @@ def _names(options: Bench) -> list[str]:
     for name in ("chat", "limit"):
         if getattr(options, name) and options.prompts is None:
             raise ValueError(f"--{name}: found it without --prompts, expected both or neither")
-    for name in ("methods", "prompts", "output", "plan", "max_new_tokens"):
-        if options.shape is not None and getattr(options, name) is not None:
-            raise ValueError(f"{flag_of(name)}: found it with --shape, which has no use for it, expected neither")
     known = names_of_all()
     asked = known if options.methods is None else [name.strip() for name in options.methods.split(",")]
     for name in asked:
@@ -83,9 +76,6 @@ def _names(options: Bench) -> list[str]:
 def run_bench(options: Bench) -> None:
     """Check, load, compare, print."""
     names = _names(options)
-    if options.shape is not None:
-        _run_shape(options)
-        return
     check_file("--output", options.output)
     source, questions = _questions(options)
     texts = [question.turns[0] for question in questions]
@@ -261,19 +251,3 @@ def _places(options: Bench, tokenizer: Any, texts: list[str], prompts: Texts, ro
         return [prefix[:room] for prefix in prefixes_of(prompts, count)]
     length = min(PREFIX_LENGTH, room)
     return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, count, length)]
-
-
-def _run_shape(options: Bench) -> None:
-    """Measure a model of a real shape with random weights against the memory's speed, and print it."""
-    device = torch.device(check_device(options.target.device))
-    dtype = asked_dtype(options.target.dtype) or torch.bfloat16
-    with Bar("measuring", unit="part") as bar:
-        found = measure_shape(SHAPES[str(options.shape)], dtype, device, _size(options, "repeats"), bar.show)
-    result = {
-        "machine": machine(device),
-        "versions": versions(),
-        "shape": options.shape,
-        "dtype": str(dtype).removeprefix("torch."),
-        **found,
-    }
-    print(json.dumps(result, indent=2, allow_nan=False) if options.json else "\n".join(shape_lines(result)))

@@ -276,11 +276,6 @@ class Bench:
     quick: bool = option(
         False, "about two minutes, on free cores: fewer runs, prompts and tokens, as many as there is time for"
     )
-    shape: str | None = option(
-        help="instead of all this, measure passes over random weights of the shape of a model of 1B or 7B parameters "
-        "against the memory's speed; default: none",
-        choices=("tiny", "1b", "7b"),
-    )
     output: Path | None = option(
         help="write the JSON object there as well, after every paired run what there is so far; default: nowhere",
         metavar="FILE.json",

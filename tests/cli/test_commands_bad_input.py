@@ -138,7 +138,6 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--max-new-tokens 96": ("--max-new-tokens: found", "96 together"),
         "--model {root}/bare": "bare holds no tokenizer",
         "--output {root}": ("--output: ", "cannot be written", "a file in a folder that is there"),
-        "--shape tiny": "found it with --shape, which has no use for it, expected neither",
     },
     "verify": {  # a proof of the small models must not look like one of something else
         "--device cuda": "--device: found it without --model, expected both or neither",
