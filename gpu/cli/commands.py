@@ -14,16 +14,7 @@ from pass_sampling.reference.config import check_integer
 from ..decode_options import SOURCES, DecodeOptions, flag_of, method_names, option, place
 from ..training.config import NgramConfig, PretrainConfig, TrainConfig
 from .console import check_unicode
-from .options import (
-    ModelOptions,
-    OwnOptions,
-    SamplingOptions,
-    TextOptions,
-    group,
-    json_option,
-    output_option,
-    plan_option,
-)
+from .options import ModelOptions, SamplingOptions, TextOptions, group, json_option, output_option
 
 PLAIN, PLANNED = "autoregressive", "planned"
 PEERS = {  # the options that each takes
@@ -108,7 +99,11 @@ class Generate:
 
     target: ModelOptions = ModelOptions()
     decode: DecodeOptions = DecodeOptions()
-    plan: Path | None = plan_option()
+    plan: Path | None = option(
+        help="decode by a plan that `pass-sampling plan --json` printed; default: by what was measured on this "
+        "machine, if no other option says how to decode",
+        metavar="FILE",
+    )
     prompt: str | None = option(help="the text to continue; default: none", metavar="TEXT")
     interactive: bool = option(False, "read prompts from standard input, line by line")
     chat: bool = option(False, "put the prompt as a message into the chat template of the model's tokenizer")
@@ -164,7 +159,6 @@ class Train:
     output: Path = output_option("vectors")
     target: ModelOptions = ModelOptions()
     texts: TextOptions = TextOptions()
-    own: OwnOptions = OwnOptions()
     config: TrainConfig = TrainConfig()
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
@@ -186,7 +180,7 @@ class Pretrain:
     """
 
     output: Path = output_option("model")
-    texts: TextOptions = TextOptions()
+    texts: TextOptions = group(TextOptions(), ["text", "standard_library", "held_out_list"])
     teacher: Path | None = option(
         help="a Hugging Face folder whose model is to be drafted for; default: none, the text itself is learned",
         metavar="FOLDER",
@@ -214,7 +208,6 @@ class Ngram:
     output: Path = output_option("n-gram model")
     target: ModelOptions = ModelOptions()
     texts: TextOptions = TextOptions()
-    own: OwnOptions = OwnOptions()
     config: NgramConfig = NgramConfig()
     num_sequences: int = option(64, f"sequences of {NGRAM_CONTEXT} tokens to measure on", flag="--held-out-sequences")
     json: bool = json_option()
@@ -225,7 +218,7 @@ class Plan:
     """Measure which way of decoding is the fastest for a model on this machine, and write it down.
 
       pass-sampling plan
-      pass-sampling plan --model FOLDER --lookahead VECTORS --output plan.json
+      pass-sampling plan --model FOLDER --lookahead VECTORS --json > plan.json
       pass-sampling generate --model FOLDER --plan plan.json --prompt 'def main():'
 
     Every available way of drafting writes short texts, with few drafts and with many, in turn with plain decoding. If
@@ -236,7 +229,6 @@ class Plan:
     target: ModelOptions = ModelOptions()
     sources: DecodeOptions = group(DecodeOptions(), tuple(SOURCES))
     again: bool = option(False, "measure again what was measured before")
-    output: Path | None = option(help="write the plan here as well; default: nowhere", metavar="FILE")
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
@@ -246,7 +238,7 @@ class Bench:
     """Compare every way of decoding on one checkpoint and one set of prompts, with transformers beside them.
 
       pass-sampling bench
-      pass-sampling bench --quick --json --output FILE.json
+      pass-sampling bench --quick --json > FILE.json
       pass-sampling bench --model FOLDER --lookahead VECTORS --draft-model FOLDER --prompts FILE.jsonl
 
     All take turns in one process, and every speed is a ratio of paired runs. Tokens per pass are measured in the texts
@@ -262,7 +254,6 @@ class Bench:
     decode: DecodeOptions = group(
         DecodeOptions(), [each.name for each in fields(DecodeOptions) if each.name != "method"]
     )
-    plan: Path | None = plan_option()
     prompts: Path | None = option(
         help="a JSON object on each line, with a `prompt`, or with `turns` and a `category` as in Spec-Bench's "
         "question.jsonl; default: pieces of those files of Python's standard library "
@@ -275,10 +266,6 @@ class Bench:
     repeats: int | None = option(help=f"paired runs behind each figure; {_sizes('repeats')}")
     quick: bool = option(
         False, "about two minutes, on free cores: fewer runs, prompts and tokens, as many as there is time for"
-    )
-    output: Path | None = option(
-        help="write the JSON object there as well, after every paired run what there is so far; default: nowhere",
-        metavar="FILE.json",
     )
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
@@ -328,4 +315,4 @@ class Verify:
 COMMANDS: dict[str, Any] = {
     kind.__name__.lower(): kind for kind in (Demo, Fetch, Generate, Train, Pretrain, Ngram, Plan, Bench, Verify)
 }
-HOMES = {"fetch": "generate", "train": "training", "pretrain": "training", "ngram": "training"}
+HOMES = {"fetch": "generate", "demo": "generate", "train": "training", "pretrain": "training", "ngram": "training"}

@@ -167,12 +167,7 @@ def _read_corpus(
     texts: Mapping[str, str], config: PretrainConfig, held_out: Sequence[str] | None, teacher: Teacher | None
 ) -> Corpus:
     """Divide the texts, encode both sides by the teacher's tokenizer, else by one trained on the training side."""
-    if held_out is None:
-        names, kept_out = split_texts(texts)
-    else:
-        names, kept_out = sorted(set(texts) - set(held_out)), sorted(set(held_out) & set(texts))
-    if not kept_out or not names:
-        raise ValueError(f"held_out names {len(kept_out)} of the {len(texts)} texts, expected some of them and not all")
+    names, kept_out = split_texts(texts, held_out=held_out)
     if teacher is None:
         tokenizer = train_tokenizer((texts[name] for name in names), config.vocab_size, config.context)
     else:

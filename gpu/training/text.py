@@ -73,12 +73,19 @@ def standard_library() -> dict[str, str]:
     return read_texts([root], (".py",), packaged + generated)
 
 
-def split_texts(texts: Mapping[str, str], fraction: float = 0.05) -> tuple[list[str], list[str]]:
-    """Divide texts by name into a training side and a held-out side, about a `fraction` of them.
+def split_texts(
+    texts: Mapping[str, str], fraction: float = 0.05, held_out: Iterable[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Divide texts by name into a training side and a held-out side: those named, or about a `fraction` of them.
 
-    Which side follows from a text alone, so that copies stay together, and texts on their side when others are added.
-    Raise ValueError if there are too few to have both sides.
+    Without names, the side follows from a text alone, so that copies stay together, and texts on their side when others
+    are added. Raise ValueError if there are too few to have both sides.
     """
+    if held_out is not None:
+        held = sorted(set(held_out) & texts.keys())
+        if not 0 < len(held) < len(texts):
+            raise ValueError(f"held_out names {len(held)} of the {len(texts)} texts, expected some of them and not all")
+        return sorted(texts.keys() - held), held
     digests = {name: hashlib.sha256(text.strip().encode()).digest()[:8] for name, text in texts.items()}
     draws = {name: int.from_bytes(digest, "little") / 2**64 for name, digest in digests.items()}
     if len(set(draws.values())) < 2:
