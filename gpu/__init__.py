@@ -66,52 +66,15 @@ _HOMES = {  # the public names by the modules that define them
     "reference.record": "Choice Generation NotFiniteError Record",
 }
 
-__all__ = [
-    "Adapter",
-    "Autoregressive",
-    "Choice",
-    "Drafter",
-    "Ending",
-    "Engine",
-    "EntropyBound",
-    "FirstOf",
-    "Generation",
-    "Heuristic",
-    "LanguageModel",
-    "LookAhead",
-    "Method",
-    "ModelConfig",
-    "ModelDrafter",
-    "NgramModel",
-    "NotFiniteError",
-    "PaSS",
-    "PaSSOneCall",
-    "PaSSOneCallTree",
-    "PromptLookup",
-    "Record",
-    "Request",
-    "RopeScaling",
-    "SamplerHead",
-    "SamplingConfig",
-    "Schedule",
-    "SpeculativeSampling",
-    "SpeculativeTree",
-    "TableModel",
-    "Transformer",
-    "TransformersModel",
-    "Weights",
-    "decoder_of",
-    "generate",
-    "generate_batch",
-    "generate_with_pass",
-    "load_model",
-    "pass_generate",
-    "probs_from_logits",
-    "read_config",
-    "read_generation_config",
-    "read_weights",
-    "untrained_lookahead",
-]
+__all__ = ["load_model", "read_config", "read_generation_config", "read_weights"]
+__all__ += ["Drafter", "EntropyBound", "FirstOf", "Heuristic", "ModelDrafter", "NgramModel", "PromptLookup", "Schedule"]
+__all__ += ["Engine", "Request", "generate", "generate_batch"]
+__all__ += ["TransformersModel", "decoder_of", "generate_with_pass", "pass_generate", "untrained_lookahead"]
+__all__ += ["Adapter", "LookAhead", "SamplerHead"]
+__all__ += ["Autoregressive", "LanguageModel", "Method", "PaSS", "PaSSOneCall", "PaSSOneCallTree"]
+__all__ += ["SpeculativeSampling", "SpeculativeTree"]
+__all__ += ["ModelConfig", "RopeScaling", "TableModel", "Transformer", "Weights"]
+__all__ += ["Choice", "Ending", "Generation", "NotFiniteError", "Record", "SamplingConfig", "probs_from_logits"]
 
 
 def __getattr__(name: str) -> Any:
@@ -124,11 +87,8 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise
-        raise ModuleNotFoundError(
-            f"pass_sampling.gpu: found no {error.name}, expected it installed: pip install {error.name}, or "
-            "'.[gpu]' here",
-            name=error.name,
-        ) from error
+        said = f"found no {error.name}, expected it installed: pip install {error.name}, or '.[gpu]' here"
+        raise ModuleNotFoundError(f"pass_sampling.gpu: {said}", name=error.name) from error
 
 
 def __dir__() -> list[str]:

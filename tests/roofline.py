@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from pass_sampling.gpu.bench.figures import clock
 from pass_sampling.gpu.bench.report import machine, versions
+from pass_sampling.gpu.bench.runs import clock
 from pass_sampling.gpu.generation import generate
 from pass_sampling.gpu.methods import Autoregressive
 from pass_sampling.gpu.model.memory import check_memory, memory_of, tensors_of

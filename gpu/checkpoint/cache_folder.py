@@ -13,11 +13,8 @@ def cache_folder(what: str) -> Path:
     home = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
     try:
         return Path(home or Path.home() / ".cache") / "pass-sampling" / what
-    except RuntimeError:  # nobody's home is known
-        return _own_folder() / what
+    except RuntimeError:  # nobody's home is known: a folder of this process alone
+        return Path(_temporary()) / what
 
 
-@cache
-def _own_folder() -> Path:
-    """Return a folder of this process alone: what lies in one that others can write to is not to be trusted."""
-    return Path(tempfile.mkdtemp(prefix="pass-sampling-"))
+_temporary = cache(tempfile.mkdtemp)

@@ -1,12 +1,8 @@
 """PaSS in transformers' `generate`: `model.generate(**inputs, custom_generate=pass_generate, lookahead=folder)`.
 
 The steps are this package's own, over any causal model whose cache can be rolled back. The model's own logits
-processors are applied after every prefix, drafts included, and its stopping criteria are asked of every prefix. So the
-text has the distribution that `generate` gives it, whatever the vectors; greedy, it is the same text up to rounding.
-
-Texts of a batch have different lengths, so hooks are asked about one row at a time, with the padding in front of it, as
-in the library's own loop. Some know rows by their place in the batch: they are given a batch in which every row is that
-one.
+processors and stopping criteria are asked about every prefix, drafts included: one row at a time, with the padding in
+front of it, in a batch in which every row is that one, as some know rows by their place.
 
 Glossary of shapes: B rows, T tokens of a row, padding included, T' tokens with the new ones, V vocabulary.
 """
@@ -73,9 +69,8 @@ def generate_with_pass(
 ) -> Any:
     """Call `model.generate` with `pass_generate`, and hand on what it would lose: the streamer, and stop strings.
 
-    Everything else is as in `generate`; see `pass_generate` for `fused` and `num_lookahead`. Stop strings in
-    `generation_config`, or in the model's own, end a text as well. An assistant raises ValueError, and stop strings
-    without a tokenizer or that no tokens decode to.
+    Everything else is as in `generate`; see `pass_generate` for `fused` and `num_lookahead`. An assistant raises
+    ValueError, and stop strings without a tokenizer or that no tokens decode to.
     """
     if named.get("assistant_model") is not None:
         raise ValueError("assistant_model: found one, expected none: the model drafts for itself")
@@ -127,16 +122,12 @@ def pass_generate(
         ValueError: something is asked for that would not be exact, or the vectors are another model's.
     """
     check_model(model)
-    check_generation(generation_config)
-    check_arguments(model_kwargs)
-    check_processors(logits_processor or [])
-    num_padding = paddings(input_ids, model_kwargs.get("attention_mask"))
-    check_positions(model_kwargs.get("position_ids"), num_padding, input_ids.shape[1])
-    num_cached = check_cache(model_kwargs.get("past_key_values"), len(input_ids))
-    if num_cached >= input_ids.shape[1] - num_padding[0]:
-        raise ValueError(
-            f"past_key_values: found {num_cached} positions of a prompt of {input_ids.shape[1]} tokens, expected fewer"
-        )
+    _check_generation(generation_config, logits_processor or [])
+    num_padding = _paddings(input_ids, model_kwargs)
+    held, room = model_kwargs.get("past_key_values"), input_ids.shape[1] - num_padding[0]
+    num_cached = _check_cache(held, len(input_ids))
+    if num_cached >= room:
+        raise ValueError(f"past_key_values: found {num_cached} positions of {room} tokens, expected fewer")
     if streamer is not None and len(input_ids) > 1:
         raise ValueError(f"streamer: found one with {len(input_ids)} rows, expected it with one")
     longest = generation_config.max_length
@@ -161,8 +152,7 @@ def pass_generate(
     texts, cache = [], None
     for place, (prompt, padding, ending) in enumerate(zip(prompts, num_padding, endings, strict=True)):
         hook = processor_hook(logits_processor or [], input_ids, place, padding, adapted.dtype)
-        cache = model_kwargs.get("past_key_values") if len(input_ids) == 1 else None
-        cache = DynamicCache(config=adapted.text_config) if cache is None else cache
+        cache = DynamicCache(config=adapted.text_config) if held is None or len(input_ids) > 1 else held
         text, cache = _write(replace(method, processor=hook), prompt, ending, cache, num_cached, show)
         texts.append(text)
     if streamer is not None:
@@ -220,10 +210,7 @@ def _vectors(model: TransformersModel, lookahead: LookAhead | str | os.PathLike[
     if not isinstance(lookahead, LookAhead):
         lookahead = LookAhead.load(lookahead)
     if lookahead.adapter is not None:
-        raise ValueError(
-            "lookahead: found vectors with an adapter, which stands inside this package's own Transformer, expected "
-            "none for a model of transformers"
-        )
+        raise ValueError("lookahead: found vectors with an adapter, expected none for a model of transformers")
     vocab_size = lookahead.base_shapes.get("vocab_size", model.vocab_size)
     if vocab_size != model.vocab_size:
         raise ValueError(f"lookahead: found vectors for {vocab_size} tokens, expected {model.vocab_size}, the model's")
@@ -250,34 +237,26 @@ def _method(
 # --- Arguments of `generate`: what is refused before any pass, and hooks for each row ---
 
 
-def check_generation(config: Any) -> None:
+def _check_generation(config: Any, processors: Sequence[Any]) -> None:
     """Raise ValueError for settings of `generate` that would not be exact, or need outputs that drafts do not have."""
-    mode = config.get_generation_mode()
+    mode = config.get_generation_mode().value
     if (config.num_beams or 1) > 1:
         raise ValueError(f"num_beams: found {config.num_beams}, expected 1")
-    if mode.value not in ("greedy_search", "sample"):
-        raise ValueError(f"generation_config: found settings for {mode.value}, expected greedy decoding or sampling")
+    if mode not in ("greedy_search", "sample"):
+        raise ValueError(f"generation_config: found settings for {mode}, expected greedy decoding or sampling")
     if config.guidance_scale not in (None, 1, 1.0):
         raise ValueError(f"guidance_scale: found {config.guidance_scale}, expected None")
     if config.use_cache is False:
         raise ValueError("use_cache: found False, expected True: rejected drafts are rolled back in a cache")
-    reasons = dict.fromkeys(OUTPUTS, "rows of drafts would be among them")
-    reasons["is_assistant"] = "a draft's end depends on scores of its own passes"
-    for name, reason in reasons.items():
+    for name in (*OUTPUTS, "is_assistant"):
         if getattr(config, name, None):
-            raise ValueError(f"{name}: found True, expected False: {reason}")
+            raise ValueError(f"{name}: found True, expected False: rows of drafts would count")
+    for processor in processors:
+        if (name := type(processor).__name__) in STATEFUL:
+            raise ValueError(f"logits_processor: found {name}, expected a function of the prefix and its logits alone")
 
 
-def check_arguments(named: dict[str, Any]) -> None:
-    """Raise ValueError for an argument that the model's forward would be given in addition to the tokens."""
-    for name, value in named.items():
-        if name == "token_type_ids" and isinstance(value, Tensor) and not bool(value.any()):
-            continue  # of a tokenizer that marks one text with zeros
-        if name not in IGNORED and value is not None and value is not False:
-            raise ValueError(f"{name}: found a {type(value).__name__}, expected a prompt of tokens alone")
-
-
-def check_cache(cache: Any, batch_size: int) -> int:
+def _check_cache(cache: Any, batch_size: int) -> int:
     """Return how many positions a given cache holds; raise ValueError for one of several rows or of another kind."""
     if cache is None:
         return 0
@@ -290,46 +269,31 @@ def check_cache(cache: Any, batch_size: int) -> int:
     return held
 
 
-def paddings(
-    input_ids: Tensor,  # [B, T]
-    attention_mask: Tensor | None,  # [B, T]
-) -> list[int]:
-    """Return how many tokens of padding are in front of each row; raise ValueError for padding anywhere else."""
+def _paddings(input_ids: Tensor, named: dict[str, Any]) -> list[int]:  # input_ids [B, T]
+    """Return how many tokens of padding are in front of each row.
+
+    Raise ValueError for padding anywhere else, for other positions than those that count the tokens, and for an
+    argument that the model's forward would be given in addition to the tokens.
+    """
+    for name, value in named.items():
+        if name == "token_type_ids" and isinstance(value, Tensor) and not bool(value.any()):
+            continue  # of a tokenizer that marks one text with zeros
+        if name not in IGNORED and value is not None and value is not False:
+            raise ValueError(f"{name}: found a {type(value).__name__}, expected a prompt of tokens alone")
+    mask, positions = named.get("attention_mask"), named.get("position_ids")
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
         raise ValueError(f"input_ids: found shape {list(input_ids.shape)}, expected rows of at least one token")
-    if attention_mask is None:
-        return [0] * len(input_ids)
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask: found shape {list(attention_mask.shape)}, expected {list(input_ids.shape)}, that of the "
-            "tokens"
-        )
-    shown = attention_mask.bool()
-    if bool((shown[:, :-1] & ~shown[:, 1:]).any()) or not bool(shown[:, -1].all()):
+    seen = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    if seen.shape != input_ids.shape:
+        raise ValueError(f"attention_mask: found shape {list(seen.shape)}, expected {list(input_ids.shape)}")
+    if bool((seen[:, :-1] & ~seen[:, 1:]).any()) or not bool(seen[:, -1].all()):
         raise ValueError("attention_mask: found zeros after a token, expected padding in front of the text alone")
-    return (~shown).sum(dim=1).tolist()
-
-
-def check_positions(
-    position_ids: Tensor | None,  # [B, T]
-    num_padding: list[int],
-    num_tokens: int,
-) -> None:
-    """Raise ValueError unless every row's tokens are at the positions 0, 1, 2, and so on."""
-    if position_ids is None:
-        return
-    for row, padding in zip(position_ids, num_padding, strict=False):
-        expected = torch.arange(num_tokens - padding, device=row.device)
+    padded: list[int] = (~seen).sum(dim=1).tolist()
+    for row, padding in zip([] if positions is None else positions, padded, strict=False):
+        expected = torch.arange(input_ids.shape[1] - padding, device=row.device)
         if row.ndim != 1 or not torch.equal(row[-len(expected) :], expected[-len(row) :]):
             raise ValueError("position_ids: found positions of another kind, expected those that count the tokens")
-
-
-def check_processors(processors: Sequence[Any]) -> None:
-    """Raise ValueError for a processor that is no function of the prefix and its logits."""
-    for processor in processors:
-        name = type(processor).__name__
-        if name in STATEFUL:
-            raise ValueError(f"logits_processor: found {name}, expected a function of the prefix and its logits alone")
+    return padded
 
 
 def processor_hook(

@@ -1,8 +1,7 @@
 """Train a small base model from text: the model of the demonstrations, your own, or a draft model for another one.
 
 The model is transformers' Llama and the tokenizer a byte-level BPE, so the folder opens everywhere. A model that drafts
-for another one, its teacher, takes its tokenizer and learns its distributions, not those of the text: a draft x is
-accepted with the chance min(1, target[x] / draft[x]).
+for another one, its teacher, takes its tokenizer and learns its distributions, not those of the text.
 
 Glossary of shapes: B windows of a batch, T tokens of a window, N tokens of a text or windows, V vocabulary.
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch.nn import functional
 from pass_sampling.reference.checkpoint.folder import file_in, replace_folder
 from pass_sampling.reference.config import SamplingConfig
 
+from ..checkpoint.gguf import saved_files
 from ..checkpoint.load import load_model
 from ..model.precision import check_device
 from ..model.transformer import Transformer
@@ -48,10 +47,6 @@ MEASURED = 128  # held-out windows for acceptance
 RECORD = "pretraining.json"
 WEIGHT_DECAY = 0.1
 WARMUP, COOLDOWN = 0.03, 0.5  # the parts of the run in which the learning rate rises, and falls to 0
-SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-)
 
 
 class Teacher(NamedTuple):
@@ -112,8 +107,7 @@ def pretrain(
         ValueError: the output is taken, the text too short, the teacher of other sizes, or what was begun another run.
     """
     config = PretrainConfig() if config is None else config
-    report = (lambda news: None) if report is None else report
-    path, place = Path(output), check_device(device)
+    report, path, place = report or bool, Path(output), check_device(device)
     check_output(path, "model")
     tutor = None if teacher is None else read_teacher(teacher, place)
     corpus = _read_corpus(texts, config, held_out, tutor)
@@ -122,12 +116,17 @@ def pretrain(
     windows = evenly_spaced(corpus.held_out, config.context, len(corpus.held_out))
     seconds = _run(model, corpus, config, path, report, tutor)
     loss, held_out_tokens = held_out_loss(model, windows), len(corpus.held_out)
-    held_out_bytes = sum(len(texts[name].encode()) for name in corpus.held_out_files)
+    held_out_bytes, taught = sum(len(texts[name].encode()) for name in corpus.held_out_files), dict[str, Any]()
+    if tutor is not None:
+        measured = evenly_spaced(corpus.held_out, config.context, MEASURED)
+        rates = [draft_acceptance(tutor.model, model, measured, sampling) for sampling in SAMPLINGS]
+        taught = {"teacher": {"name": tutor.model.name, "fingerprint": tutor.model.fingerprint}}
+        taught |= {"acceptance": acceptance_record(SAMPLINGS, rates), "acceptance_windows": len(measured)}
     record = {
         "held_out_loss": round(loss, 4),  # nats per token
         "bits_per_byte": round(loss / math.log(2) * held_out_tokens / held_out_bytes, 4),
         "bytes_per_token": round(held_out_bytes / held_out_tokens, 3),
-        **({} if tutor is None else _taught(tutor.model, model, corpus.held_out, config.context)),
+        **taught,
         "num_parameters": sum(weight.numel() for weight in model.parameters()),
         "training_files": len(texts) - len(corpus.held_out_files),
         "training_tokens": len(corpus.windows.tokens),
@@ -137,22 +136,11 @@ def pretrain(
         "seconds": seconds,
         "settings": asdict(config),
     }
-    files = _saved(corpus.tokenizer) if tutor is None else tutor.tokenizer_files
-    files = _saved(model.bfloat16()) | files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()}
+    files = saved_files(corpus.tokenizer) if tutor is None else tutor.tokenizer_files
+    files = saved_files(model.bfloat16()) | files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()}
     replace_folder(path, files)
-    remove_partial(partial_file(path))
+    remove_partial(path)
     return record
-
-
-def _taught(teacher: Transformer, student: LlamaForCausalLM, held_out: Any, length: int) -> dict[str, Any]:
-    """Return who taught, and the expected acceptance of the student's drafts on windows of held-out text."""
-    windows = evenly_spaced(held_out, length, MEASURED)
-    rates = [draft_acceptance(teacher, student, windows, sampling) for sampling in SAMPLINGS]
-    return {
-        "teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint},
-        "acceptance": acceptance_record(SAMPLINGS, rates),
-        "acceptance_windows": len(windows),
-    }
 
 
 def acceptance_record(samplings: Sequence[SamplingConfig], rates: Sequence[float]) -> list[dict[str, float]]:
@@ -196,8 +184,7 @@ def _run(
     digest = settings_digest(settings, corpus.windows.tokens.tobytes())
     progress = Progress(partial_file(path), digest, dict(model.named_parameters()), optimizers)
     first, notes = progress.restore()
-    step_loss: Callable[..., Tensor] = loss_of if teacher is None else distillation_loss
-    step_loss = torch.compile(step_loss) if config.compile else step_loss
+    step_loss: Callable[..., Tensor] = torch.compile(loss_of) if config.compile else loss_of
 
     def learn(step: int) -> dict[str, Any]:
         tokens = torch.from_numpy(corpus.windows.batch(step)).to(model.device)
@@ -218,13 +205,17 @@ def new_model(config: PretrainConfig, end: int) -> LlamaForCausalLM:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = LlamaConfig(
-        **{name: getattr(config, name) for name in SIZES},
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
         head_dim=config.hidden_size // config.num_attention_heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
         bos_token_id=end,
         eos_token_id=end,
-        use_cache=True,
     )
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         torch.default_generator.manual_seed(config.seed)
@@ -258,30 +249,21 @@ def schedule(step: int, config: PretrainConfig) -> float:
 def loss_of(
     model: LlamaForCausalLM,
     tokens: Tensor,  # [B, T]
+    teacher_logits: Tensor | None = None,  # [B, T, V]
 ) -> Tensor:  # []
-    """Return the mean loss, in nats per token, computed in bfloat16 with weights in float32."""
-    with torch.autocast(tokens.device.type, torch.bfloat16):
-        logits = model(tokens, use_cache=False).logits
-    return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    """Return the mean loss, in nats per token, computed in bfloat16 with weights in float32.
 
-
-def distillation_loss(
-    student: LlamaForCausalLM,
-    tokens: Tensor,  # [B, T]
-    teacher_logits: Tensor,  # [B, T, V]
-) -> Tensor:  # []
-    """Return the mean cross-entropy of the student's distributions against the teacher's, in nats, at temperature 1.
+    With a teacher, it is the cross-entropy against the teacher's distributions at temperature 1:
 
     mean over places of - sum_v teacher[v] log student[v]
-
-    Computed in bfloat16 with weights in float32, as the loss on text is; its least value is the teacher's entropy.
 
     Source: Hinton et al. 2015 (arXiv 1503.02531); Zhou et al. 2024 (arXiv 2310.08461) for draft models.
     """
     with torch.autocast(tokens.device.type, torch.bfloat16):
-        logits = student(tokens, use_cache=False).logits
-    target = teacher_logits.flatten(0, 1).float().softmax(dim=-1)
-    return functional.cross_entropy(logits.flatten(0, 1).float(), target)
+        logits = model(tokens, use_cache=False).logits
+    if teacher_logits is None:
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    return functional.cross_entropy(logits.flatten(0, 1).float(), teacher_logits.flatten(0, 1).float().softmax(dim=-1))
 
 
 @torch.inference_mode()
@@ -311,10 +293,3 @@ def held_out_loss(
     """Return the mean loss over windows, in nats per token."""
     total = sum(float(loss_of(model, part)) * len(part) for part in batches(windows, model.device))
     return total / len(windows)
-
-
-def _saved(thing: Any) -> dict[str, bytes]:
-    """Return the files that `save_pretrained` writes, by name."""
-    with tempfile.TemporaryDirectory() as temporary:
-        thing.save_pretrained(temporary)
-        return {file.name: file.read_bytes() for file in sorted(Path(temporary).iterdir())}

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pass_sampling.reference.checkpoint.folder import read_header, replace_file
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, Any]], object]
 
 
 def check_output(path: Path, what: str) -> None:
@@ -32,8 +31,9 @@ def partial_file(output: Path) -> Path:
     return output.with_name(output.name + ".partial.safetensors")
 
 
-def remove_partial(file: Path) -> None:
-    """Remove the state of a run, and what writing it left behind where the run was killed."""
+def remove_partial(output: Path) -> None:
+    """Remove the state of a run towards `output`, and what writing it left behind where the run was killed."""
+    file = partial_file(output)
     for each in (file, *file.parent.glob(f".{file.name}.*.new")):
         each.unlink(missing_ok=True)
 
@@ -73,10 +73,8 @@ class Progress:
         with safe_open(self.file, framework="pt") as file:
             state = file.metadata() or {}
         if state.get("digest") != self.digest:
-            raise ValueError(
-                f"{self.file} is an unfinished run with other settings, another model or other text, expected the "
-                "same ones; remove it to begin anew"
-            )
+            what = "is an unfinished run with other settings, another model or other text"
+            raise ValueError(f"{self.file} {what}, expected the same ones; remove it to begin anew")
         tensors = load_file(self.file)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -115,8 +113,8 @@ class Progress:
     ) -> None:
         """Take the steps that remain, report and save after each; keep the last loss and the seconds in the notes.
 
-        `learn` takes one step and returns its `loss`, which must be finite. It is reported with `step` and `num_steps`;
-        after the second one, as the first one warms up, `first_step`, `seconds_per_step` and `memory` are, too.
+        `learn` takes one step and returns its `loss`. It is reported with `step` and `num_steps`; after the second one,
+        as the first one warms up, `first_step`, `seconds_per_step` and `memory` are, too.
         """
         started = time.monotonic() - float(notes.get("seconds", 0.0))
         for step in steps:
@@ -124,7 +122,7 @@ class Progress:
             news = {"step": step + 1, "num_steps": steps.stop} | learn(step)
             if not math.isfinite(news["loss"]):
                 raise ValueError(
-                    f"the loss at step {step + 1} is {news['loss']}, expected a number; lower learning_rate"
+                    f"the loss of step {step + 1} is {news['loss']}, expected a number: lower learning_rate"
                 )
             if step == steps.start + 1:
                 seconds = time.monotonic() - began
@@ -132,43 +130,6 @@ class Progress:
             report(news)
             notes |= {"seconds": time.monotonic() - started, "loss": news["loss"]}
             self.save(step + 1, notes, now=step + 1 == steps.stop)
-
-    def finish(self) -> None:
-        """Remove the state: the run has ended and its result is saved."""
-        remove_partial(self.file)
-
-
-class KeptStates:
-    """Hidden states of a frozen model over the windows of a text: computed when first asked for, then read from disk.
-
-    They take 2 bytes a number in bfloat16: 1 GB for a million tokens of a model of width 512.
-
-    Glossary of shapes: B windows, T tokens of a window, D hidden state.
-    """
-
-    def __init__(self, file: Path, num_windows: int, length: int, width: int, dtype: torch.dtype):
-        """Open the file of this run, which grows as it is written."""
-        window = np.dtype([("known", "u1"), ("states", "u1", (length, width * dtype.itemsize))])
-        size = num_windows * window.itemsize
-        begun = file.exists() and file.stat().st_size == size
-        self.file, self.dtype = file, dtype
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._windows = np.memmap(file, window, "r+" if begun else "w+", shape=(num_windows,))
-
-    def of(self, numbers: Sequence[int], compute: Callable[[list[int]], Tensor]) -> Tensor:  # [B, T, D]
-        """Return the states of some windows; `compute(positions in numbers)` makes those that are missing."""
-        missing = [i for i, number in enumerate(numbers) if not self._windows[number]["known"]]
-        if missing:
-            made = compute(missing).cpu().contiguous().view(torch.uint8).numpy()
-            for i, states in zip(missing, made, strict=True):
-                self._windows[numbers[i]]["states"] = states
-                self._windows[numbers[i]]["known"] = 1
-        return torch.from_numpy(self._windows["states"][list(numbers)]).view(self.dtype)
-
-    def remove(self) -> None:
-        """Close the file and delete it; the states cannot be asked for any more."""
-        del self._windows
-        self.file.unlink()
 
 
 def step_all(optimizers: Iterable[torch.optim.Optimizer], part: float) -> None:

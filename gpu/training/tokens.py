@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..decode_options import reason_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -72,7 +74,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return Kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises anything here
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
 
 
