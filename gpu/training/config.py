@@ -23,11 +23,7 @@ class TrainConfig:
     head_width: int = option(0, "width of a sampler head; default: none", metavar="F")
     head_alone: bool = option(False, "train a head that drafts without look-ahead rows")
     block_heads: bool = option(False, "with --head-alone, a head for each draft: blockwise parallel decoding")
-    draft_vocab_size: int = option(
-        0,
-        "draft among the N most frequent tokens of the text, which makes a draft cheap; default: among all",
-        metavar="N",
-    )
+    draft_vocab_size: int = option(0, "draft among the N most frequent tokens of the text; default: among all")
     loss: str = option(
         "kl",
         "kl, total-variation: towards the model's own distributions; cross-entropy: on the text, as in the paper",
@@ -57,18 +53,13 @@ class TrainConfig:
             check_rate(name, getattr(self, name))
         if self.depth_decay > 1:
             raise ValueError(f"depth_decay: found {self.depth_decay}, expected at most 1")
-        if self.draft_vocab_size and self.loss == "cross-entropy":
-            raise ValueError(
-                f"draft_vocab_size: found {self.draft_vocab_size} with cross-entropy, expected it with a loss on "
-                "distributions"
-            )
+        if (size := self.draft_vocab_size) and self.loss == "cross-entropy":
+            raise ValueError(f"draft_vocab_size: found {size} with cross-entropy, expected a loss on distributions")
         if self.block_heads and not self.head_alone:
             raise ValueError("block_heads: found them with look-ahead rows, expected head_alone with them")
         if self.head_alone and (self.adapter_rank or not self.head_width):
             found = "with an adapter" if self.adapter_rank else "without a head"
-            raise ValueError(
-                f"head_alone: found it {found}, expected a head and no adapter, as there are no look-ahead rows"
-            )
+            raise ValueError(f"head_alone: found it {found}, expected a head and no adapter: there are no such rows")
 
     @property
     def temperature(self) -> float:
@@ -115,10 +106,7 @@ class NgramConfig:
 
     order: int = option(4, "tokens of the longest n-grams, 1 to 4")
     min_counts: tuple[int, ...] = option(
-        (2,),
-        "leave out n-grams that are rarer: a number for each order from 2 on, or one for all; default: 2",
-        flag="--min-count",
-        metavar="N",
+        (2,), "leave out rarer n-grams: a number for each order from 2 on, or one; default: 2", flag="--min-count"
     )
     max_successors: int = option(256, "how many tokens each context proposes at most")
     max_megabytes: float = option(64.0, "leave out more rare n-grams until the model is no larger")
@@ -131,11 +119,9 @@ class NgramConfig:
             raise ValueError(f"max_megabytes: found {self.max_megabytes}, expected a number above 0 and at most 1e6")
         for count in self.min_counts:
             check_integer("min_counts", count, 1, 2**31)
-        if len(self.min_counts) not in (1, self.order - 1):
-            raise ValueError(
-                f"min_counts: found {len(self.min_counts)} numbers, expected one, or {self.order - 1}, one for each "
-                f"order from 2 to {self.order}"
-            )
+        if (found_counts := len(self.min_counts)) not in (1, self.order - 1):
+            each = f"{self.order - 1}, one for each order from 2 to {self.order}"
+            raise ValueError(f"min_counts: found {found_counts} numbers, expected one, or {each}")
 
 
 def check_rate(name: str, value: float) -> None:

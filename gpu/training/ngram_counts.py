@@ -59,11 +59,9 @@ def count_ngrams(
     check_integer("vocab_size", vocab_size, 1, MAX_VOCAB_SIZE)
     if not sum(map(len, texts)):
         raise ValueError("found no tokens, expected some to count")
-    smallest = array_bytes(vocab_size, [0] * (config.order - 1)) / 1e6
-    if smallest > config.max_megabytes:
-        raise ValueError(
-            f"max_megabytes: found {config.max_megabytes:g}, expected at least {smallest:g} for {vocab_size} tokens"
-        )
+    least_size, most = array_bytes(vocab_size, [0] * (config.order - 1)) / 1e6, config.max_megabytes
+    if least_size > most:
+        raise ValueError(f"max_megabytes: found {most:g}, expected at least {least_size:g} for {vocab_size} tokens")
     tokens = np.concatenate(texts)
     check_tokens("texts", tokens, vocab_size)
     levels = _distinct(tokens.astype(np.int32), np.array([len(text) for text in texts]), vocab_size, config.order)
@@ -75,24 +73,21 @@ def count_ngrams(
         return _kept(levels, shares, [max(least, count) for count in minima], config.max_successors)
 
     def fits(least: int) -> bool:
-        return array_bytes(vocab_size, [int(mask.sum()) for mask in kept(least)]) <= config.max_megabytes * 1e6
+        return array_bytes(vocab_size, [int(mask.sum()) for mask in kept(least)]) <= most * 1e6
 
     largest = max(int(grams.counts.max(initial=0)) for grams in levels)
     least = 1 + bisect_left(range(1, largest + 1), True, key=fits)
-    return NgramModel(
-        torch.from_numpy(shares[0] + (1.0 - shares[0].sum()) / vocab_size),
-        tuple(_orders(levels, shares, kept(least), config.max_successors)),
-        base_model,
-        tokenizer,
-        {
-            "texts": len(texts),
-            "tokens": len(tokens),
-            "min_counts": [max(least, count) for count in minima],
-            "max_successors": config.max_successors,
-            "distinct": [len(grams.tokens) for grams in levels],
-            "discounts": [[round(value, 4) for value in each] for each in discounts],
-        },
-    )
+    orders = tuple(_orders(levels, shares, kept(least), config.max_successors))
+    training = {
+        "texts": len(texts),
+        "tokens": len(tokens),
+        "min_counts": [max(least, count) for count in minima],
+        "max_successors": config.max_successors,
+        "distinct": [len(grams.tokens) for grams in levels],
+        "discounts": [[round(value, 4) for value in each] for each in discounts],
+    }
+    unigram = torch.from_numpy(shares[0] + (1.0 - shares[0].sum()) / vocab_size)
+    return NgramModel(unigram, orders, base_model, tokenizer, training)
 
 
 def _distinct(tokens: Ints, lengths: Ints, vocab_size: int, order: int) -> list[Grams]:
@@ -103,12 +98,8 @@ def _distinct(tokens: Ints, lengths: Ints, vocab_size: int, order: int) -> list[
     below = tokens  # which n-gram begins at each place
     for n in range(2, order + 1):
         places = np.flatnonzero(remaining >= n)
-        keys, first, inverse, counts = np.unique(
-            below[places] * np.int64(vocab_size) + tokens[places + (n - 1)],
-            return_index=True,
-            return_inverse=True,
-            return_counts=True,
-        )
+        every = below[places] * np.int64(vocab_size) + tokens[places + (n - 1)]
+        keys, first, inverse, counts = np.unique(every, True, True, True)
         contexts, last = (part.astype(np.int32) for part in np.divmod(keys, vocab_size))
         levels.append(Grams(contexts, last, below[places[first] + 1], counts))
         below = np.full(len(tokens), -1, dtype=np.int32)
