@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .checkpoint.load import load_model, read_config, read_generation_config, read_weights
     from .drafters import Drafter, FirstOf, ModelDrafter, NgramModel, PromptLookup
     from .drafters.schedule import EntropyBound, Heuristic, Schedule
-    from .engine.engine import Engine, Request
+    from .engine.engine import Engine
+    from .engine.rows import Request
     from .generation import generate, generate_batch
     from .hf.generate import generate_with_pass, pass_generate, untrained_lookahead
     from .hf.model import TransformersModel
@@ -46,7 +47,8 @@ _HOMES = {  # the public names by the modules that define them
     "gpu.checkpoint.load": "load_model read_config read_generation_config read_weights",
     "gpu.drafters": "Drafter FirstOf ModelDrafter NgramModel PromptLookup",
     "gpu.drafters.schedule": "EntropyBound Heuristic Schedule",
-    "gpu.engine.engine": "Engine Request",
+    "gpu.engine.engine": "Engine",
+    "gpu.engine.rows": "Request",
     "gpu.generation": "generate generate_batch",
     "gpu.hf.generate": "generate_with_pass pass_generate untrained_lookahead",
     "gpu.hf.model": "TransformersModel",

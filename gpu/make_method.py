@@ -83,7 +83,11 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
             found[name] = options.given[each]
     method: Method = kind(model, **found)  # type: ignore[call-arg]
     if options.method == "draft-model":  # sizes of vocabularies first
-        _check_same_tokens(folder, _folder("draft_model", options, folder))
+        both = folder, _folder("draft_model", options, folder)
+        if all((each / "tokenizer.json").is_file() for each in both):
+            one, other = (vocabulary_digest(load_tokenizer(each)) for each in both)
+            if one != other:
+                raise ValueError(f"--draft-model: {both[1]} has another tokenizer than {folder}, expected the same")
     return method
 
 
@@ -178,14 +182,6 @@ def _ngram(options: DecodeOptions, model: Transformer, folder: Path) -> NgramMod
     ngram = NgramModel.load(_folder("ngram", options, folder), model.device)
     ngram.check(model, vocabulary_digest(load_tokenizer(folder)))
     return ngram
-
-
-def _check_same_tokens(model: Path, draft_model: Path) -> None:
-    """Refuse a draft model whose tokens mean something else, where both folders hold a tokenizer."""
-    if all((folder / "tokenizer.json").is_file() for folder in (model, draft_model)):
-        one, other = (vocabulary_digest(load_tokenizer(folder)) for folder in (model, draft_model))
-        if one != other:
-            raise ValueError(f"--draft-model: {draft_model} has another tokenizer than {model}, expected the same")
 
 
 def described(method: Method) -> Mapping[str, Any]:

@@ -143,17 +143,15 @@ class Train:
       pass-sampling train --output VECTORS --standard-library        for the bundled model
 
     With --adapter-rank, look-ahead rows also pass through low-rank terms beside the model's layers; with --head-width a
-    small network conditions each draft on the drafts before it. Both raise acceptance and leave the rows of the text
-    alone, so the distribution of a text stays the same.
+    small network conditions each draft on the drafts before it. Both raise acceptance.
       pass-sampling train --text CORPUS --output FOLDER --num-lookahead 6 --adapter-rank 16 --head-width 512
     The control of a head is one that drafts without look-ahead rows: --head-alone.
 
     Models of other kinds than Llama, Mistral, Qwen2 and Qwen3 are run by transformers, without an adapter; their
     vectors are for transformers' generate, see docs/huggingface.md.
 
-    Minutes and memory are stated after the second step. Run the same command again to resume a run that was killed; at
-    most 20 seconds of training are repeated. At the end the expected acceptance on held-out text is measured at the
-    given sampling, greedy, and at temperature 1, beside that of untrained vectors.
+    Minutes and memory are stated after the second step. Run the same command again to resume a run that was killed. At
+    the end the expected acceptance on held-out text is measured, beside that of untrained vectors.
     """
 
     output: Path = output_option("vectors")
@@ -175,8 +173,7 @@ class Pretrain:
     With --teacher the new model drafts for MODEL: it takes its tokenizer and learns its distributions, and the chance
     that its drafts are accepted is measured at the end.
 
-    Run the same command again to resume a run that was killed; at most 20 seconds of training are repeated. About 5 %
-    of the files are held out; copies stay on one side. Minutes and memory are stated after the second step.
+    Run the same command again to resume a run that was killed. About 5 % of the files are held out.
     """
 
     output: Path = output_option("model")
@@ -221,9 +218,9 @@ class Plan:
       pass-sampling plan --model FOLDER --lookahead VECTORS --json > plan.json
       pass-sampling generate --model FOLDER --plan plan.json --prompt 'def main():'
 
-    Every available way of drafting writes short texts, with few drafts and with many, in turn with plain decoding. If
-    no way is faster, the plan is plain decoding. `generate` without a method makes a plan once, for 200 tokens or more,
-    and keeps it. A plan never changes the distribution of a text.
+    Every available way of drafting writes short texts, with few drafts and with many, in turn with plain decoding,
+    which may be the plan. `generate` without a method makes a plan once, for 200 tokens or more, and keeps it. A plan
+    never changes the distribution of a text.
     """
 
     target: ModelOptions = ModelOptions()
@@ -242,8 +239,7 @@ class Bench:
       pass-sampling bench --model FOLDER --lookahead VECTORS --draft-model FOLDER --prompts FILE.jsonl
 
     All take turns in one process, and every speed is a ratio of paired runs. Tokens per pass are measured in the texts
-    that a method wrote and, as an exact expectation, at places of text that it did not write, because texts that repeat
-    themselves flatter. Ctrl-C stops the comparison; what was compared until then is printed and marked as partial.
+    that a method wrote and at places of text that it did not write. Ctrl-C prints what there is and stops.
     """
 
     target: ModelOptions = ModelOptions()
@@ -264,9 +260,7 @@ class Bench:
     limit: int | None = option(help="questions of each category; default: all")
     max_new_tokens: int | None = option(help=f"length of each text; {_sizes('max_new_tokens')}")
     repeats: int | None = option(help=f"paired runs behind each figure; {_sizes('repeats')}")
-    quick: bool = option(
-        False, "about two minutes, on free cores: fewer runs, prompts and tokens, as many as there is time for"
-    )
+    quick: bool = option(False, "about two minutes, on free cores: as many runs, prompts and tokens as fit into them")
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
@@ -281,9 +275,8 @@ class Verify:
       pass-sampling verify --model FOLDER --lookahead VECTORS --device cuda
 
     Without --model, every way in which the random choices of every method can fall is run on small models, one process
-    per core, and the distribution of what comes out is compared with the target's; the last lines say what that covers.
-    With --model: how far the rows of a verify pass are from those of one-token passes in this dtype on this device, and
-    a test of the first two tokens, with the total variation that it could detect.
+    per core, and the distribution of what comes out is compared with the target's. With --model: how far the rows of a
+    verify pass are from those of one-token passes, and a test of the first two tokens.
     """
 
     package: str | None = option(help="which package to enumerate; default: both", choices=PACKAGES)
@@ -299,12 +292,12 @@ class Verify:
 
     def __post_init__(self) -> None:
         """Refuse options that would be ignored: a proof must not look like one of something else."""
-        given = {"--lookahead": self.lookahead, "--seconds": self.seconds}
+        given = {name: getattr(self, name) for name in ("lookahead", "seconds")}
         for mine, plain in ((self.target, ModelOptions()), (self.tested, SamplingOptions(1.0, 0))):
-            given |= {flag_of(name): value != getattr(plain, name) for name, value in vars(mine).items()}
+            given |= {name: value != getattr(plain, name) for name, value in vars(mine).items()}
         for name, value in given.items():
             if self.model is None and value:
-                raise ValueError(f"{name}: found it without --model, expected both or neither")
+                raise ValueError(f"{flag_of(name)}: found it without --model, expected both or neither")
         for name in ("package", "all"):
             if self.model is not None and getattr(self, name):
                 raise ValueError(f"--{name}: found it with --model, which the port runs, expected one of them")

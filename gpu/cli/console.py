@@ -55,8 +55,7 @@ class SourceStream:
         self._text = ending.written(prompt)
         self._stream = sys.stdout if stream is None else stream
         self._colourful = is_colourful(self._stream) if colourful is None else colourful
-        self._plain = plain
-        self._num_shown = 0
+        self._plain, self._num_shown = plain, 0
         self._source = self._last = ""  # of the text that is shown, and of the last token
 
     def __enter__(self) -> SourceStream:
@@ -137,9 +136,8 @@ class Bar:
         if self._bar is None:
             from tqdm import tqdm
 
-            named: Any = {"desc": self._what, "unit": self._unit, "disable": self._quiet, "dynamic_ncols": True}
-            self._bar = tqdm(total=total, initial=self._first or 0, **named)
-        self._bar.total = total
+            about: Any = {"desc": self._what, "unit": self._unit, "disable": self._quiet, "dynamic_ncols": True}
+            self._bar = tqdm(total=total, initial=self._first or 0, **about)
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 
@@ -150,8 +148,8 @@ class Bar:
             minutes = news["seconds_per_step"] * (news["num_steps"] - self._first) / 60
             memory = "" if news["memory"] is None else f" and {news['memory'] / 2**30:.1f} GiB of memory"
             resumed = f", going on after step {self._first}" if self._first else ""
-            if not self._quiet:
-                print(f"training will take about {minutes:.1f} minutes{memory}{resumed}", file=sys.stderr)
+            forecast = f"training will take about {minutes:.1f} minutes{memory}{resumed}\n"
+            sys.stderr.write("" if self._quiet else forecast)
         if "step" in news and self._first is not None:
             self.show(news["step"], news["num_steps"], loss=f"{news['loss']:.3f}")
 
@@ -169,17 +167,14 @@ def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt", room: int
 
 def _check_room(count: int, room: int | None) -> None:
     if room is not None and count > room:
-        raise ValueError(
-            f"found a prompt of {count} tokens, expected at most {room}: the model's context, less --max-new-tokens"
-        )
+        most = f"{room}: the model's context, less --max-new-tokens"
+        raise ValueError(f"found a prompt of {count} tokens, expected at most {most}")
 
 
 def check_unicode(flag: str, text: str) -> str:
     """Return a text from the command line, which may have held bytes that are no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{flag} is not UTF-8: found {text!a:.80}, expected text") from None
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{flag} is not UTF-8: found {text!a:.80}, expected text")
     return text
 
 

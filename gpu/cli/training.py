@@ -214,9 +214,6 @@ def _encoded(
         names, held = split_texts(texts, held_out=None if listed is None else read_names(listed))
     end = model.eos_token_ids[0] if model.eos_token_ids else None
     found = encode_texts(load_tokenizer(folder), [texts[name] for name in [*names, *held]], end)
-    last, most = model.vocab_size - 1, max((int(tokens.max()) for tokens in found if len(tokens)), default=0)
-    if most > last:
-        raise ValueError(f"{folder}: its tokenizer gives the token {most}, expected at most {last}, the model's last")
     return found[: len(names)], found[len(names) :]
 
 

@@ -18,8 +18,6 @@ from .capture import why_not
 from .engine import Engine
 from .rows import Callback, Request
 
-__all__ = ["close_engines", "decode_through_engine", "takes"]
-
 MOST_ROWS = 64  # more texts take turns
 LEAST_LENGTH = 256  # tokens of a prompt, and new ones
 

@@ -1,8 +1,7 @@
 """The engine: many requests through a few rows; the next request takes the row of a finished text.
 
-The engine runs the method's own step. A row uses the uniforms of its request, so its text does not depend on the other
-rows, as far as the model's logits are the same numbers. On a GPU the step is captured once, replayed without the host,
-and read one step late. On a CPU it runs eagerly.
+A row uses the uniforms of its request, so its text does not depend on the other rows, as far as the model's logits are
+the same numbers. On a GPU the step is captured once, replayed without the host, and read one step late.
 
 Glossary of shapes: B rows.
 """
@@ -29,8 +28,6 @@ from ..uniforms import STEPS_AHEAD, uniform_streams
 from .capture import Captured, CaptureError, capture
 from .rows import Callback, InFlightStep, Request, Row, empty_rows, free_row, generation_of, put_row
 
-__all__ = ["Engine", "Request"]
-
 
 class Engine:
     """Decodes requests with one method; all of them end alike."""
@@ -44,27 +41,15 @@ class Engine:
         seed: int = 0,
         captures: bool | None = None,
     ):
-        """Reserve the rows, before any pass.
+        """Reserve the rows, before any pass: for `num_rows` texts side by side, after prompts of at most that length.
 
-        Args:
-            method: how to decode, over which model, with which sampling settings.
-            ending: where every text ends.
-            num_rows: texts that are decoded side by side, B.
-            longest_prompt: tokens of a prompt at most.
-            seed: selects the stream of uniforms.
-            captures: whether to capture the step; default: on a GPU, if possible.
-
-        Raises:
-            ValueError: a number is out of range, prompts and new tokens do not fit into the model's context, or the
-                model is one of transformers.
+        The step is captured if `captures`; default: on a GPU, if possible. Raise ValueError if a number is out of
+        range, prompts and new tokens do not fit into the model's context, or the model is one of transformers.
         """
         check_integer("num_rows", num_rows, 1, 2**16)
         check_integer("longest_prompt", longest_prompt, 1, 2**31)
         check_integer("seed", seed, 0, 2**64 - 1)
-        self.method = method
-        self.ending = ending
-        self.seed = seed
-        self._longest = longest_prompt
+        self.method, self.ending, self.seed, self._longest = method, ending, seed, longest_prompt
         self._rows: list[Row | None] = [None] * num_rows
         self._state = empty_rows(method, ending, num_rows, longest_prompt)
         if type(self._state.cache) is not KVCache:
@@ -140,9 +125,8 @@ class Engine:
     def _admit(self, place: int, request: Request) -> None:
         """Give a free row to a request; the first step, which reads the prompt, runs alone."""
         if len(request.prompt) > self._longest:
-            raise ValueError(
-                f"prompt: found {len(request.prompt)} tokens, expected at most {self._longest}, longest_prompt"
-            )
+            found, most = len(request.prompt), self._longest
+            raise ValueError(f"prompt: found {found} tokens, expected at most {most}, longest_prompt")
         with self._on_device():
             self._run_alone(place, Row(request), self.method.start(request.prompt, request.ending or self.ending))
 

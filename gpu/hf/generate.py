@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -109,14 +109,13 @@ def pass_generate(
     Args:
         model: a causal model of transformers.
         input_ids: rows of tokens, padded in front.
-        logits_processor: applied after every prefix; a pure function of it.
+        logits_processor: pure functions of a prefix, applied after every one.
         stopping_criteria: asked of every prefix.
-        generation_config: as `generate` has completed it.
+        generation_config: as `generate` has completed it, like the `model_kwargs`.
         lookahead: vectors, or the folder that keeps them, or as a string its name on the Hub.
         fused: one call per step (`PaSSOneCall`) instead of two (`PaSS`); default: as the vectors were trained.
         num_lookahead: how many of the vectors to use; default: all.
         streamer: given the new tokens; `generate` itself does not pass it on, see `generate_with_pass`.
-        model_kwargs: what else `generate` has prepared.
 
     Raises:
         ValueError: something is asked for that would not be exact, or the vectors are another model's.
@@ -138,22 +137,24 @@ def pass_generate(
         raise ValueError("pad_token_id: found None with rows that may end apart, expected a token")
 
     adapted = TransformersModel(model)
-    method = _method(adapted, _vectors(adapted, lookahead), fused, num_lookahead, bool(generation_config.do_sample))
+    vectors = _vectors(adapted, lookahead)
+    # Temperature and the like are among the processors.
+    sampling = SamplingConfig() if generation_config.do_sample else SamplingConfig(temperature=0.0)
+    kind = PaSSOneCall if fused or (fused is None and vectors.head is not None) else PaSS
+    if kind is PaSSOneCall:
+        adapted.require_masks()
+    method: Any = kind(adapted, vectors, sampling, num_lookahead=num_lookahead)
     prompts = [row[padding:].tolist() for row, padding in zip(input_ids, num_padding, strict=True)]
     for prompt, ending in zip(prompts, endings, strict=True):
         check_context(len(prompt), ending.max_new_tokens, adapted.max_position_embeddings)
-        beyond = len(method.vectors) if isinstance(method, PaSSOneCall) else 0
+        beyond = len(method.vectors) if kind is PaSSOneCall else 0
         check_rope(adapted.text_config, len(prompt), ending.max_new_tokens, beyond)
-
-    def show(record: Record) -> None:
-        for token in record.tokens if streamer is not None else ():
-            streamer.put(torch.tensor([token]))
 
     texts, cache = [], None
     for place, (prompt, padding, ending) in enumerate(zip(prompts, num_padding, endings, strict=True)):
         hook = processor_hook(logits_processor or [], input_ids, place, padding, adapted.dtype)
         cache = DynamicCache(config=adapted.text_config) if held is None or len(input_ids) > 1 else held
-        text, cache = _write(replace(method, processor=hook), prompt, ending, cache, num_cached, show)
+        text, cache = _write(replace(method, processor=hook), prompt, ending, cache, num_cached, streamer)
         texts.append(text)
     if streamer is not None:
         streamer.end()
@@ -171,7 +172,7 @@ def pass_generate(
 
 
 def _write(
-    method: Method, prompt: Sequence[int], ending: Ending, cache: Any, num_cached: int, show: Callable[[Record], None]
+    method: Method, prompt: Sequence[int], ending: Ending, cache: Any, num_cached: int, streamer: Any
 ) -> tuple[Generation, Any]:
     """Continue a prompt after what a cache holds of it; return the text, and the cache of all but its last token.
 
@@ -182,14 +183,14 @@ def _write(
     caches = RowCaches([RowCache(cache, num_cached)], lengths, state.cache.capacity)
     state = replace(state, cache=caches, cached=caches.lengths, max_pending=len(prompt) - num_cached)
     records: list[Record] = []
-    greedy = method.sampling.temperature == 0
     while not bool(state.ended):
-        shape = (1, method.num_uniforms)
-        uniforms = torch.full(shape, 0.5, dtype=torch.float64) if greedy else torch.rand(shape, dtype=torch.float64)
+        uniforms = torch.full((1, method.num_uniforms), 0.5, dtype=torch.float64)
+        uniforms = torch.rand_like(uniforms) if method.sampling.temperature > 0 else uniforms
         state, batch = method.step(state, uniforms.to(method.model.device))
         state.raise_fault()
         records += batch.rows()
-        show(records[-1])
+        for token in records[-1].tokens if streamer is not None else ():
+            streamer.put(torch.tensor([token]))
     tokens = tuple(token for record in records for token in record.tokens)
     text = Generation(tuple(prompt), tokens, ending.reason(tokens) or "length", tuple(records))
     return text, caches.rows[0].release(min(int(caches.lengths), len(prompt) + len(tokens) - 1))
@@ -215,23 +216,9 @@ def _vectors(model: TransformersModel, lookahead: LookAhead | str | os.PathLike[
     if vocab_size != model.vocab_size:
         raise ValueError(f"lookahead: found vectors for {vocab_size} tokens, expected {model.vocab_size}, the model's")
     if lookahead.fingerprint not in (None, model.fingerprint):
-        warnings.warn(
-            f"lookahead: these vectors were trained for {lookahead.base_model!r}, and that {model.name!r} is the same "
-            "cannot be seen from its weights; another's vectors keep the text's distribution, and make it slow",
-            stacklevel=4,
-        )
+        known = f"trained for {lookahead.base_model!r}, and that {model.name!r} is the same cannot be seen"
+        warnings.warn(f"lookahead: these vectors were {known}; another's are exact, and slow", stacklevel=4)
     return replace(lookahead, fingerprint=None)
-
-
-def _method(
-    model: TransformersModel, lookahead: LookAhead, fused: bool | None, num_lookahead: int | None, do_sample: bool
-) -> PaSS | PaSSOneCall:
-    """Return the method. Temperature and the like are among the processors, so its sampling is a plain draw."""
-    sampling = SamplingConfig() if do_sample else SamplingConfig(temperature=0.0)
-    if fused or (fused is None and lookahead.head is not None):
-        model.require_masks()
-        return PaSSOneCall(model, lookahead, sampling, num_lookahead=num_lookahead)
-    return PaSS(model, lookahead, sampling, num_lookahead=num_lookahead)
 
 
 # --- Arguments of `generate`: what is refused before any pass, and hooks for each row ---
@@ -303,10 +290,7 @@ def processor_hook(
     num_padding: int,
     dtype: torch.dtype,
 ) -> Processor | None:
-    """Return the processors as one hook for a row of the batch, or None where there are none.
-
-    They are given float32 logits, as in `generate`; those of a float64 model stay float64.
-    """
+    """Return the processors as one hook for a row of the batch, given float32 logits as in `generate`, or float64."""
     if not processors:
         return None
     every: Any = LogitsProcessorList(processors)
@@ -327,10 +311,7 @@ def ending_of(
     place: int,
     max_length: int,
 ) -> Ending:
-    """Return where the text of a row ends: at a length, at tokens, or at a prefix that a criterion ends.
-
-    Lengths and end-of-sequence tokens are checked without asking the host.
-    """
+    """Return where the text of a row ends: at a length, at tokens, or at a prefix that another criterion ends."""
     eos: set[int] = set()
     others: Any = StoppingCriteriaList()
     for criterion in criteria:
@@ -347,11 +328,7 @@ def ending_of(
     return Ending(max_length - input_ids.shape[1], sorted(eos), criterion=ends if others else None)
 
 
-def _rows_of(
-    input_ids: Tensor,  # [B, T]
-    place: int,
-    new_tokens: Sequence[int],
-) -> Tensor:  # [B, T']
+def _rows_of(input_ids: Tensor, place: int, new_tokens: Sequence[int]) -> Tensor:  # [B, T']
     """Return a row of the batch with new tokens after it, as often as there are rows."""
     new = torch.tensor(new_tokens, dtype=input_ids.dtype, device=input_ids.device)
     return torch.cat([input_ids[place], new]).repeat(len(input_ids), 1)

@@ -65,12 +65,7 @@ class IdentityBody(torch.nn.Module):
         """The same, for models whose body has a decoder inside."""
         return self
 
-    def forward(
-        self,
-        *arguments: Any,
-        inputs_embeds: Tensor,  # [1, T, D]
-        **named: Any,
-    ) -> _BodyOutput:
+    def forward(self, *arguments: Any, inputs_embeds: Any, **named: Any) -> _BodyOutput:
         """Return the vectors in the form that a head expects."""
         return _BodyOutput(last_hidden_state=inputs_embeds)
 
@@ -79,10 +74,7 @@ class TransformersModel:
     """What a method needs of a model, over any causal model of transformers whose passes can be undone."""
 
     def __init__(self, model: Any):
-        """Take a model in eval mode, as `from_pretrained` returns it.
-
-        The first time a model is seen, a few short passes find out whether its cache can be rolled back.
-        """
+        """Take a model in eval mode; the first time, short passes find out whether its cache can be rolled back."""
         check_model(model)
         self.model = model
         self.text_config = model.config.get_text_config(decoder=True)
@@ -131,10 +123,7 @@ class TransformersModel:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and first values of the weights, as `read_weights` takes it of a checkpoint.
-
-        It is the same where names and dtype are those in the file; transformers renames the weights of some models.
-        """
+        """SHA-256 over names, shapes and first values of the weights, that of its checkpoint."""
         if self.model not in _FINGERPRINTS:
             lines = [
                 f"{name} {list(each.shape)}\n".encode()
@@ -185,12 +174,11 @@ class TransformersModel:
         found = []
         for b, (row, length) in enumerate(zip(caches.rows, caches.lengths.tolist(), strict=True)):
             row.settle(length)
-            places = torch.arange(length, length + num_rows, device=self.device)
+            places = torch.arange(length, length + num_rows, device=self.device) if positions is None else positions[b]
             masks = None
             if positions is None and visible is None:
                 places = places[: max(1, self.max_position_embeddings - length)]
             else:
-                places = places if positions is None else positions[b]
                 self.require_masks()
                 places = places.clamp(max=self.max_position_embeddings - 1)
                 seen = visible if visible is None or visible.ndim == 2 else visible[b]
@@ -220,14 +208,8 @@ class TransformersModel:
         """Return the logits of some tokens: taken from those of all, with whatever the model does to them."""
         return self.logits(hidden)[..., tokens]
 
-    def _pass(
-        self,
-        inputs: Tensor,  # [1, T, D]
-        cache: Any,
-        positions: Tensor,  # [1, T]
-        masks: Any,
-    ) -> Tensor:  # [1, T, D']
-        """Run the body over one row."""
+    def _pass(self, inputs: Tensor, cache: Any, positions: Tensor, masks: Any) -> Tensor:  # [1, T, D']
+        """Run the body over one row: inputs [1, T, D], positions [1, T]."""
         named = {"inputs_embeds": inputs, "past_key_values": cache, "use_cache": True, "position_ids": positions}
         named = {name: value for name, value in named.items() if name in self._named}
         if masks is not None:

@@ -136,9 +136,8 @@ def row_masks(
 ) -> Tensor | dict[str, Tensor]:  # [1, 1, T, S]
     """Return the mask of a pass after `length` cached positions; if layers differ, a mask for each kind.
 
-    Every row attends to what is cached, and to the rows of the pass in `visible` (default: a chain). With S columns the
-    mask also covers cached positions. A layer with a window w hides keys w or more positions back, and its cache has
-    dropped some of those already.
+    Every row attends to what is cached, and to the rows of the pass in `visible` (default: a chain). With S columns
+    `visible` also covers cached positions. A layer with a window w hides keys w or more positions back.
     """
     num_rows = len(positions)
     if visible is None:

@@ -142,8 +142,8 @@ def anchored_hidden(
     return hidden, text[:, places], tokens[:, places + 1]
 
 
-def _visible(anchors: Tensor, depth: Tensor, length: int) -> Tensor:  # [N*L, T+N*L]
-    """Return what each look-ahead row attends to: the text up to its anchor, and its own group up to itself."""
+def _visible(anchors: Tensor, depth: Tensor, length: int) -> Tensor:
+    """Return what each look-ahead row attends to, [N*L, T+N*L]: the text up to its anchor, its group up to itself."""
     owner = torch.arange(len(anchors), device=anchors.device).repeat_interleave(len(depth))
     order = depth.repeat(len(anchors))
     text = torch.arange(length, device=anchors.device) <= anchors[owner].unsqueeze(1)
@@ -156,19 +156,9 @@ def kl_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
 
     sum_v target[v] (log target[v] - log draft[v]), both at the temperature
     """
-    draft, target = _log_probs(rows, temperature)
+    both = rows.draft_logits, rows.target_logits
+    draft, target = ((logits.float() / temperature).log_softmax(dim=-1) for logits in both)
     return functional.kl_div(draft, target, reduction="none", log_target=True).sum(dim=-1)
-
-
-def total_variation_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
-    """Return how often each draft would be rejected, at the temperature.
-
-    0.5 sum_v |target[v] - draft[v]| = 1 - sum_v min(target[v], draft[v])
-
-    Source: Leviathan et al. 2023 (arXiv 2211.17192), Sec. 3.2; Zhou et al. 2024 (arXiv 2310.08461), as a loss.
-    """
-    draft, target = _log_probs(rows, temperature)
-    return 0.5 * (target.exp() - draft.exp()).abs().sum(dim=-1)
 
 
 def cross_entropy_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
@@ -180,7 +170,7 @@ def cross_entropy_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B,
     return functional.cross_entropy(logits, rows.next_tokens.flatten(), reduction="none").view_as(rows.next_tokens)
 
 
-LOSSES = {"kl": kl_loss, "total-variation": total_variation_loss, "cross-entropy": cross_entropy_loss}
+LOSSES = {"kl": kl_loss, "cross-entropy": cross_entropy_loss}
 
 
 def mean_loss(
@@ -193,11 +183,6 @@ def mean_loss(
     """
     weights = depth_decay ** torch.arange(losses.shape[-1], device=losses.device)
     return (losses.mean(dim=(0, 1)) * (weights / weights.sum())).sum()
-
-
-def _log_probs(rows: AnchoredRows, temperature: float) -> list[Tensor]:
-    """Return the logarithms of the draft and the target probabilities."""
-    return [(logits.float() / temperature).log_softmax(dim=-1) for logits in (rows.draft_logits, rows.target_logits)]
 
 
 @torch.inference_mode()

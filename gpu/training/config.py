@@ -10,7 +10,7 @@ from pass_sampling.reference.config import SamplingConfig, check_integer
 
 from ..decode_options import option
 
-LOSSES = ("kl", "total-variation", "cross-entropy")
+LOSSES = ("kl", "cross-entropy")
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class TrainConfig:
     block_heads: bool = option(False, "with --head-alone, a head for each draft: blockwise parallel decoding")
     draft_vocab_size: int = option(0, "draft among the N most frequent tokens of the text; default: among all")
     loss: str = option(
-        "kl",
-        "kl, total-variation: towards the model's own distributions; cross-entropy: on the text, as in the paper",
-        choices=LOSSES,
+        "kl", "towards the model's own distributions; or cross-entropy: on the text, as in the paper", choices=LOSSES
     )
     depth_decay: float = option(1.0, "weight of a draft in the loss over that of the draft before it")
     num_steps: int = option(150, "steps of training", flag="--steps")

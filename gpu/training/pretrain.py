@@ -100,11 +100,7 @@ def pretrain(
         teacher: the folder of a model to draft for: the new one takes its tokenizer and learns its distributions.
 
     Returns:
-        The record, as in pretraining.json: losses in nats per token, bits per byte, sizes, seconds, and with a teacher
-        the expected acceptance of drafts for it.
-
-    Raises:
-        ValueError: the output is taken, the text too short, the teacher of other sizes, or what was begun another run.
+        The record, as in pretraining.json.
     """
     config = PretrainConfig() if config is None else config
     report, path, place = report or bool, Path(output), check_device(device)
@@ -166,9 +162,11 @@ def _read_corpus(
             raise ValueError(f"context: found {config.context}, expected at most {longest}, the teacher's")
         tokenizer = teacher.tokenizer
     end = int(tokenizer.eos_token_id)
-    order = np.random.default_rng(config.seed).permutation(len(names))
-    training = np.concatenate([[end], *encode_texts(tokenizer, [texts[names[i]] for i in order], end)])
-    validation = np.concatenate([[end], *encode_texts(tokenizer, [texts[name] for name in kept_out], end)])
+    names = [names[i] for i in np.random.default_rng(config.seed).permutation(len(names))]
+    training, validation = (
+        np.concatenate([[end], *encode_texts(tokenizer, [texts[name] for name in side], end)])
+        for side in (names, kept_out)
+    )
     check_tokens("teacher", np.concatenate([training, validation]), config.vocab_size)
     windows = Windows(training, config.context, config.batch_size, config.seed)
     return Corpus(tokenizer, windows, validation, kept_out)
@@ -229,8 +227,7 @@ def optimizers_for(model: LlamaForCausalLM, config: PretrainConfig) -> list[torc
     rate and weight decay.
     """
     inside = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
-    ids = {id(weight) for weight in inside}
-    outside = [weight for weight in model.parameters() if id(weight) not in ids]
+    outside = [weight for weight in model.parameters() if all(weight is not each for each in inside)]
     rate = config.learning_rate
     return [
         torch.optim.Muon(inside, lr=rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
@@ -240,10 +237,8 @@ def optimizers_for(model: LlamaForCausalLM, config: PretrainConfig) -> list[torc
 
 def schedule(step: int, config: PretrainConfig) -> float:
     """Return the part of the learning rate at a step: a rise, a plateau, a straight fall to 0."""
-    done = (step + 1) / config.num_steps
-    shortest = 1.0 / config.num_steps  # of a rise or a fall: one step
-    fall = (1.0 - done) / max(COOLDOWN, shortest) + shortest
-    return min(1.0, done / max(WARMUP, shortest), fall)
+    done, shortest = (step + 1) / config.num_steps, 1.0 / config.num_steps  # of a rise or a fall: one step
+    return min(1.0, done / max(WARMUP, shortest), (1.0 - done) / max(COOLDOWN, shortest) + shortest)
 
 
 def loss_of(
@@ -273,10 +268,7 @@ def draft_acceptance(
     windows: npt.NDArray[np.int64],  # [B, T]
     sampling: SamplingConfig,
 ) -> float:
-    """Return the chance that the teacher accepts a draft of the student's, on average over places of a text.
-
-    The equation is that of `acceptance_of`, at every place. Both distributions are those of `sampling`.
-    """
+    """Return the chance that the teacher accepts a draft of the student's, as `acceptance_of`, at every place."""
     total = 0.0
     for tokens in batches(windows, student.device):
         with torch.autocast(tokens.device.type, torch.bfloat16):

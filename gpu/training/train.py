@@ -87,15 +87,10 @@ def _learning(tensor: Tensor) -> Tensor:
 
 def first_vectors(model: LanguageModel, num_lookahead: int, seed: int) -> Tensor:  # [L, D]
     """Return vectors at the mean embedding, each pushed off by noise of a tenth of an embedding's spread."""
-    embedding = _embedding(model)
+    embedding = model.embed(torch.arange(model.vocab_size, device=model.device).unsqueeze(0))[0].detach().float()
     noise = np.random.default_rng(seed).standard_normal((num_lookahead, model.hidden_size))
     spread = 0.1 * embedding.std(dim=0)
     return embedding.mean(dim=0) + spread * torch.from_numpy(noise).float().to(model.device)
-
-
-def _embedding(model: LanguageModel) -> Tensor:
-    """Return the input vectors of all tokens in float32."""
-    return model.embed(torch.arange(model.vocab_size, device=model.device).unsqueeze(0))[0].detach().float()
 
 
 def optimizers_for(parts: Parts, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -135,12 +130,9 @@ def train(
         model: frozen; nothing of it changes. One of transformers is in a `TransformersModel`, without an adapter.
         training: the tokens of the text to learn from.
         held_out: other text, on which acceptance is measured.
-        output: a path at which there is nothing yet.
+        output: a path at which there is nothing yet, else ValueError is raised.
         config: what to train, and how long.
         report: called after every step with what `Progress.run` says, at the end with what `compared` finds.
-
-    Raises:
-        ValueError: the output is taken, a text is too short or not this model's, or what was begun is another run.
     """
     config = TrainConfig() if config is None else config
     report, path = report or bool, Path(output)
@@ -195,9 +187,8 @@ def train(
     progress.run(range(first, config.num_steps), notes, learn, report, model.device)
     with torch.no_grad():  # rounded as it will be stored, before it is measured
         names = (model.name, base_shapes(model), model.fingerprint, config.sampling)
-        lookahead = LookAhead(
-            parts.vectors.cpu(), *names, adapter=parts.adapter, head=parts.head, draft_vocab=draft_vocab
-        )
+        others: Any = {"adapter": parts.adapter, "head": parts.head, "draft_vocab": draft_vocab}
+        lookahead = LookAhead(parts.vectors.cpu(), *names, **others)
     outcome = compared(model, lookahead, sequences, config.sampling, config.seed)
     report(outcome)
     record = {

@@ -31,11 +31,11 @@ SETTINGS: dict[str, tuple[Any, list[tuple[dict[str, Any], str]]]] = {
             *each(POSITIVE_RATES, NOT_POSITIVE, "{}, expected a positive number$"),
             *each(("adapter_rank", "head_width"), [-1], "-1, expected an integer from 0 to 65536$"),
             ({"context": 3}, r"^context: found 3, expected an integer from 4"),
-            ({"loss": "mse"}, r"^loss: found 'mse', expected one of kl, total-variation, cross-entropy$"),
+            ({"loss": "mse"}, r"^loss: found 'mse', expected one of kl, cross-entropy$"),
             ({"depth_decay": 1.5}, r"^depth_decay: found 1.5, expected at most 1$"),
             (
                 {"head_alone": True, "head_width": 4, "adapter_rank": 2},
-                r"^head_alone: found it with an adapter, expected a head and no adapter, as there are no look-ahead",
+                r"^head_alone: found it with an adapter, expected a head and no adapter",
             ),
         ],
     ),
