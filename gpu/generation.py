@@ -11,7 +11,7 @@ from pass_sampling.reference.record import Generation, NotFiniteError, Record
 from pass_sampling.reference.text.decoder import Decode
 
 from .batch_record import Packed
-from .engine.cached import decode_through_engine, takes
+from .engine.engine import decode_through_engine, takes
 from .engine.rows import Callback, generation_of
 from .methods.base import Method
 from .uniforms import STEPS_AHEAD, uniform_streams

@@ -71,6 +71,7 @@ class Entry:
     name: str
     write: Runner
     options: Mapping[str, Any] = field(default_factory=dict)
+    method: Method | None = None  # None for transformers' own
 
 
 def method_writer(method: Method, eos_token_ids: Sequence[int] = ()) -> Runner:

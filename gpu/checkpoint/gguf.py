@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 from pass_sampling.reference.checkpoint.folder import replace_folder
 from pass_sampling.reference.checkpoint.model_settings import FAMILIES
 
-from ..decode_options import reason_of
-from .cache_folder import cache_folder
+from ..outside import cache_folder, reason_of
 
 ROOM = 4  # times the size of a GGUF file that its conversion may need
 

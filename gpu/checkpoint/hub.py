@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..decode_options import reason_of
+from ..outside import reason_of
 from .gguf import FETCHED, converted, fetched_folder, is_gguf_folder
 
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)  # org/name@revision

@@ -22,7 +22,7 @@ from ..decode_options import NUM_DRAFT, DecodeOptions, Unavailable, flag_of, opt
 from ..generation import generate
 from ..hf.text_decoder import decoder_of
 from ..make_method import described, folders_of, make_method
-from ..methods import Autoregressive, Method
+from ..methods import Autoregressive
 from ..model.transformer import Transformer
 from ..training.tokens import load_tokenizer
 from .commands import FULL, PEERS, PLAIN, PLANNED, QUICK, Bench, names_of_all
@@ -77,8 +77,8 @@ def run_bench(options: Bench) -> None:
     prompts, categories = _prompts(options, model, tokenizer, questions)
     if options.quick:
         spare_threads(model.device.type)  # before anything is timed
-    entries, methods, reasons, plan = _entries(options, model, names)
-    length = _size(options, "max_new_tokens")
+    entries, reasons, plan = _entries(options, model, names)
+    length, methods = _size(options, "max_new_tokens"), {each.name: each.method for each in entries if each.method}
     for method in methods.values():
         for prompt in prompts:
             method.start(prompt, Ending(length))  # refuses what does not fit, before anything is run
@@ -122,12 +122,9 @@ def _plan(options: Bench, model: Transformer) -> Plan:
 
 def _entries(
     options: Bench, model: Transformer, names: Sequence[str]
-) -> tuple[list[Entry], dict[str, Method], dict[str, str], Plan | None]:
-    """Return all that take part, the methods among them by name, the reason of each that does not, and the plan."""
-    made: list[Entry] = []
-    methods: dict[str, Method] = {}
-    reasons: dict[str, str] = {}
-    plan = None
+) -> tuple[list[Entry], dict[str, str], Plan | None]:
+    """Return all that take part, the reason of each that does not, and the plan."""
+    made, reasons, plan = list[Entry](), dict[str, str](), None
     ends = model.eos_token_ids if options.chat else ()
 
     @cache
@@ -144,14 +141,14 @@ def _entries(
                 continue
             own = {each: value for each, value in options.decode.given.items() if each in _taken(name)}
             decode = DecodeOptions(name, **own) if name != PLANNED else (plan := _plan(options, model)).options
-            methods[name] = make_method(decode, model, options.sampling.config, options.target.model)
+            method = make_method(decode, model, options.sampling.config, options.target.model)
             settings = {"method": decode.method} if name == PLANNED else {}
-            made.append(Entry(name, method_writer(methods[name], ends), settings | dict(described(methods[name]))))
+            made.append(Entry(name, method_writer(method, ends), settings | dict(described(method)), method))
         except Unavailable as error:
             if options.methods is not None:
                 raise ValueError(f"--methods {name}: {error}") from None
             reasons[name] = str(error)
-    return made, methods, reasons, plan
+    return made, reasons, plan
 
 
 def _peer(name: str, options: Bench, model: Transformer, load: Callable[[Path], Baseline]) -> Entry:
@@ -163,10 +160,8 @@ def _peer(name: str, options: Bench, model: Transformer, load: Callable[[Path], 
         draft = DecodeOptions("draft-model", draft_model=options.decode.draft_model)
         folder = folders_of(draft, options.target.model)["draft_model"]
         assistant = load(folder)
-        if assistant.model.config.vocab_size != model.vocab_size:
-            raise Unavailable(
-                f"{folder} has {assistant.model.config.vocab_size} tokens, expected {model.vocab_size}, the model's"
-            )
+        if (size := assistant.model.config.vocab_size) != model.vocab_size:
+            raise Unavailable(f"{folder} has {size} tokens, expected {model.vocab_size}, the model's")
         settings = {"assistant": folder.name, **settings}
     target, ends = load(options.target.model), model.eos_token_ids if options.chat else ()
     return Entry(name, peer_writer(target, options.sampling.config, assistant, depth, ends), settings)

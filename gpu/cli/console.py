@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ..decode_options import reason_of, shown
+from ..decode_options import shown
+from ..outside import reason_of
 
 if TYPE_CHECKING:
     from pass_sampling.reference.ending import Ending

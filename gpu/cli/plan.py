@@ -14,13 +14,13 @@ from ..bench.plan import Candidate, Plan, most_drafts, predict
 from ..bench.prompts import context_of, pieces, read_library
 from ..bench.report import machine, versions
 from ..bench.runs import MOST_REPEATED, repeated_ngrams
-from ..checkpoint.cache_folder import cache_folder
 from ..checkpoints import HELD_OUT, PROMPTS, QUESTIONS
 from ..decode_options import SOURCES, DecodeOptions, Unavailable, flag_of, method_names, options_taken, registered
 from ..generation import generate_batch
 from ..make_method import folders_of, make_method
 from ..methods import Autoregressive, LanguageModel, Method
 from ..model.transformer import Transformer
+from ..outside import cache_folder
 from ..training.tokens import load_tokenizer
 from . import commands
 from .console import Bar, Conversation, encode_prompt, print_json

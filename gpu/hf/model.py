@@ -27,9 +27,9 @@ from transformers.utils.generic import ModelOutput
 from pass_sampling.reference.checkpoint.folder import name_of
 
 from ..checkpoint.hub import is_repository
-from ..decode_options import reason_of
 from ..lookahead.adapter import Adapter
 from ..model.cache import KVCache
+from ..outside import reason_of
 from .model_checks import body_name, check_masks, check_model, longest_text
 from .rows import RowCache, RowCaches, row_caches, row_masks
 

@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from pass_sampling.reference.checkpoint.folder import CONFIG, check_weights, file_in, open_folder
 
-from ..decode_options import reason_of
 from ..model.precision import asked_dtype, automatic_dtype, check_device
+from ..outside import reason_of
 
 ATTENTION = ("eager", "sdpa")  # those that take a mask of numbers
 KINDS = {"full_attention", "sliding_attention"}

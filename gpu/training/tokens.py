@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..decode_options import reason_of
+from ..outside import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -226,7 +226,7 @@ def test_a_tree_is_written_as_it_is_read():
         ({"options": 3}, "found the options 3, expected some of method"),
         ({"options": {"temperature": 0.5}}, "found the options {'temperature': 0.5}, expected some of method"),
         ({"options": {"verify": "guess"}}, "verify: found 'guess', expected one of token, block, match"),
-        ({"options": {"num_draft": "3"}}, "num_draft: found '3', expected a value of another kind"),
+        ({"options": {"num_draft": "3"}}, "num_draft: found '3', expected an integer from 1"),
         ({"options": {"num_draft": 0}}, "num_draft: found 0, expected an integer from 1"),
         ({"options": {"groups": [0, -1]}}, "groups: found -1, expected an integer from 0"),
         ({"options": {"candidates": [2, [1]]}}, "found (1,) after 2 places, expected a number for each"),
