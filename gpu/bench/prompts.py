@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from ..methods import Method
 from ..training.text import standard_library
-from .expectation import most_new_tokens
 
 CHARACTERS_PER_TOKEN = 12  # more than a token has, so that a piece is long enough
 GOLDEN_RATIO = 0.6180339887498949  # its multiples without their whole parts are spread evenly
@@ -88,8 +87,3 @@ def context_of(method: Method) -> int:
     """Return how many tokens the model and the drafter of a method can read."""
     room = method.model.max_position_embeddings
     return min(room, getattr(getattr(method, "drafter", None), "max_position_embeddings", None) or room)
-
-
-def room_of(method: Method) -> int:
-    """Return the length of a text after which a method has room for a step."""
-    return context_of(method) - most_new_tokens(method)

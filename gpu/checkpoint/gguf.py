@@ -107,11 +107,6 @@ def _check_room(folder: Path, num_bytes: int) -> None:
         raise OSError(f"{folder} has {free / 1e6:.0f} MB free, expected {num_bytes / 1e6:.0f}")
 
 
-def is_gguf_folder(folder: Path) -> bool:
-    """Say whether a folder's model is in GGUF files, and in no other."""
-    return folder.is_dir() and any(folder.glob("*.gguf")) and not any(folder.glob("model*.safetensors"))
-
-
 def converted(folder: Path) -> Path:
     """Return the Hugging Face folder of a folder's GGUF file, made when first asked for and kept in the user's cache.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..outside import reason_of
-from .gguf import FETCHED, converted, fetched_folder, is_gguf_folder
+from .gguf import FETCHED, converted, fetched_folder
 
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)  # org/name@revision
 WANTED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -50,7 +50,7 @@ def local_folder(
         if revision is not None and named[2] is not None:
             raise ValueError(f"revision: found {revision!r:.80} beside {named[0]}, expected one revision")
         path = _snapshot(named[1], revision or named[2], vectors, instead)
-    if not vectors and is_gguf_folder(path):
+    if not vectors and path.is_dir() and any(path.glob("*.gguf")) and not any(path.glob("model*.safetensors")):
         return converted(path)
     inside = path / SHARED
     return inside if vectors and inside.is_dir() and not (path / "config.json").exists() else path

@@ -12,9 +12,9 @@ from typing import Any
 from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.ending import Ending
 
-from ..bench.expectation import expected_tokens_per_forward
+from ..bench.expectation import expected_tokens_per_forward, most_new_tokens
 from ..bench.plan import Plan
-from ..bench.prompts import Question, pieces, prefixes_of, read_library, read_prompts, room_of
+from ..bench.prompts import Question, context_of, pieces, prefixes_of, read_library, read_prompts
 from ..bench.report import Comparison, table_lines
 from ..bench.runs import Baseline, Entry, Runs, load_peer, method_writer, peer_writer, run_all, spare_threads
 from ..checkpoints import HELD_OUT, PROMPTS
@@ -82,7 +82,7 @@ def run_bench(options: Bench) -> None:
     for method in methods.values():
         for prompt in prompts:
             method.start(prompt, Ending(length))  # refuses what does not fit, before anything is run
-    room = min(map(room_of, methods.values()))
+    room = min(context_of(method) - most_new_tokens(method) for method in methods.values())
     places = [] if options.chat else _places(options, tokenizer, questions, prompts, room)
 
     asked = {name: _size(options, name) for name in FULL} | asdict(options.sampling)

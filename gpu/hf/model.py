@@ -30,7 +30,7 @@ from ..checkpoint.hub import is_repository
 from ..lookahead.adapter import Adapter
 from ..model.cache import KVCache
 from ..outside import reason_of
-from .model_checks import body_name, check_masks, check_model, longest_text
+from .model_checks import NO_LIMIT, body_name, check_masks, check_model
 from .rows import RowCache, RowCaches, row_caches, row_masks
 
 SEEN = [  # which row attends to which: a token, a draft, a group after each
@@ -85,7 +85,8 @@ class TransformersModel:
         self._embedding = model.get_input_embeddings()
         self._named = inspect.signature(self._body.forward).parameters.keys()
         self.vocab_size, self.hidden_size = map(int, self._embedding.weight.shape)
-        self.max_position_embeddings = longest_text(self.text_config)
+        longest = getattr(self.text_config, "max_position_embeddings", None)  # some models have no limit
+        self.max_position_embeddings = longest if isinstance(longest, int) and longest > 0 else NO_LIMIT
         self._takes_masks = False
         _probe(self, "a rolled-back cache", _rolled_back)
 

@@ -104,12 +104,6 @@ def check_masks(model: Any, config: Any) -> None:
         raise ValueError(f"model: found {found}, expected full attention and sliding windows")
 
 
-def longest_text(config: Any) -> int:
-    """Return the longest sequence that a model can read; some have no limit."""
-    found = getattr(config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else NO_LIMIT
-
-
 def check_rope(config: Any, prompt_length: int, max_new_tokens: int, num_beyond: int = 0) -> None:
     """Raise ValueError where rotary frequencies would change within the text: then a pass is not what it was.
 

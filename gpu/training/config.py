@@ -107,14 +107,11 @@ class NgramConfig:
         (2,), "leave out rarer n-grams: a number for each order from 2 on, or one; default: 2", flag="--min-count"
     )
     max_successors: int = option(256, "how many tokens each context proposes at most")
-    max_megabytes: float = option(64.0, "leave out more rare n-grams until the model is no larger")
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no model."""
         check_integer("order", self.order, 1, MAX_ORDER)
         check_integer("max_successors", self.max_successors, 1, MAX_VOCAB_SIZE)
-        if not 0 < self.max_megabytes <= 1e6:
-            raise ValueError(f"max_megabytes: found {self.max_megabytes}, expected a number above 0 and at most 1e6")
         for count in self.min_counts:
             check_integer("min_counts", count, 1, 2**31)
         if (found_counts := len(self.min_counts)) not in (1, self.order - 1):

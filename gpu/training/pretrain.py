@@ -31,7 +31,7 @@ from ..model.precision import check_device
 from ..model.transformer import Transformer
 from .acceptance import batches, shared_mass
 from .config import PretrainConfig
-from .resume import Progress, Report, check_output, partial_file, remove_partial, settings_digest, step_all
+from .resume import Progress, Report, check_output, remove_partial
 from .text import split_texts
 from .tokens import Windows, check_tokens, encode_texts, evenly_spaced, load_tokenizer, train_tokenizer
 
@@ -176,25 +176,22 @@ def _run(
     model: LlamaForCausalLM, corpus: Corpus, config: PretrainConfig, path: Path, report: Report, teacher: Teacher | None
 ) -> int:
     """Train; return the seconds that it took."""
-    optimizers = optimizers_for(model, config)
     settings = {name: value for name, value in asdict(config).items() if name != "compile"}
     settings |= {} if teacher is None else {"teacher": teacher.model.fingerprint}
-    digest = settings_digest(settings, corpus.windows.tokens.tobytes())
-    progress = Progress(partial_file(path), digest, dict(model.named_parameters()), optimizers)
-    first, notes = progress.restore()
+    texts, parameters = [corpus.windows.tokens.tobytes()], dict(model.named_parameters())
+    progress = Progress(path, settings, texts, parameters, optimizers_for(model, config))
     step_loss: Callable[..., Tensor] = torch.compile(loss_of) if config.compile else loss_of
 
-    def learn(step: int) -> dict[str, Any]:
+    def learn(step: int) -> Tensor:
         tokens = torch.from_numpy(corpus.windows.batch(step)).to(model.device)
         with torch.no_grad():  # inference mode would make tensors that torch.compile cannot keep for the gradient
             taught = [] if teacher is None else [teacher.model.forward(tokens)]
         loss = step_loss(model, tokens, *taught)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        step_all(optimizers, schedule(step, config))
-        return {"loss": loss.item()}
+        return loss
 
-    progress.run(range(first, config.num_steps), notes, learn, report, model.device)
+    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report, model.device)
     return round(float(notes["seconds"]))
 
 

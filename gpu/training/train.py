@@ -25,7 +25,7 @@ from ..lookahead.vectors import LookAhead
 from ..model.transformer import Transformer
 from .acceptance import LOSSES, anchored_rows, compared, mean_loss
 from .config import TrainConfig
-from .resume import Progress, Report, check_output, partial_file, remove_partial, settings_digest, step_all
+from .resume import Progress, Report, check_output, remove_partial
 from .tokens import Windows, check_tokens, evenly_spaced
 
 if TYPE_CHECKING:
@@ -153,9 +153,7 @@ def train(
     parts = first_parts(model, config)
     optimizers = optimizers_for(parts, config)
     run = asdict(config) | {"fingerprint": model.fingerprint, "dtype": str(model.dtype)}
-    digest = settings_digest(run, training.tobytes(), held_out.tobytes())
-    progress = Progress(partial_file(path), digest, parts.parameters(), optimizers)
-    first, notes = progress.restore()
+    progress = Progress(path, run, [training.tobytes(), held_out.tobytes()], parts.parameters(), optimizers)
     draft_vocab = torch.from_numpy(most_frequent(training, model.vocab_size, size)).to(model.device) if size else None
     states: dict[int, Tensor] = {}  # of windows, for a head alone: all that it needs of the model
     room = KEPT_BYTES // (config.context * model.hidden_size * model.dtype.itemsize)
@@ -172,7 +170,7 @@ def train(
             found = torch.stack([states[start] for start in starts])
         return found.to(model.device)
 
-    def learn(step: int) -> dict[str, Any]:
+    def learn(step: int) -> Tensor:
         generator = np.random.Generator(np.random.Philox(key=config.seed + 1, counter=step << 64))  # low word: draws
         places = config.context - config.num_lookahead - 1
         anchors = np.sort(generator.choice(places, min(config.num_anchors, places), replace=False))
@@ -181,10 +179,9 @@ def train(
         rows = anchored_rows(model, parts.vectors, tokens, after, parts.adapter, parts.head, *more)
         loss = mean_loss(LOSSES[config.loss](rows, config.temperature), config.depth_decay)
         loss.backward()
-        step_all(optimizers, schedule(step, config))
-        return {"loss": loss.item()}
+        return loss
 
-    progress.run(range(first, config.num_steps), notes, learn, report, model.device)
+    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report, model.device)
     with torch.no_grad():  # rounded as it will be stored, before it is measured
         names = (model.name, base_shapes(model), model.fingerprint, config.sampling)
         others: Any = {"adapter": parts.adapter, "head": parts.head, "draft_vocab": draft_vocab}

@@ -113,7 +113,6 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--self": "found several texts, expected one of --self, --text and --standard-library",
         "--order 5": ("--order: found 5", "1 to 4"),
         "--min-count 2 2": ("--min-count: found 2 numbers", "or 3"),
-        "--max-megabytes 0.001": ("--max-megabytes: found 0.001", "0.001238 for 300 tokens"),
     },
     PRETRAIN: {
         "--output {vectors}": "vectors is there already",
@@ -161,7 +160,7 @@ VALUES = {
         "--learning-rate 0, --depth-decay 1.1, --adapter-rank -1, --head-width -1"
     ),
     SELF: "--self-tokens 0",
-    NGRAM: "--min-count 0, --max-successors 0, --max-megabytes nan, --held-out-sequences 0, --device tpu",
+    NGRAM: "--min-count 0, --max-successors 0, --held-out-sequences 0, --device tpu",
     PRETRAIN: (
         "--hidden-size 18, --layers 0, --heads 0, --kv-heads 3, --steps 0, --context 1, --learning-rate nan, "
         "--seed -1, --device tpu, --vocab-size 9"
