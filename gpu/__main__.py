@@ -114,7 +114,6 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _complain(who: str, message: str) -> int:
-    """Print one sentence on one line."""
     print(" ".join(f"{who}: {message}".split()), file=sys.stderr)
     return BAD_INPUT
 

@@ -150,7 +150,6 @@ class DecodeOptions:
     )
 
     def __post_init__(self) -> None:
-        """Check each option by itself."""
         allowed = {"method": method_names(), "verify": ALL_RULES, "schedule": SCHEDULES, "refine": REFINEMENTS}
         for name, values in allowed.items():
             if (found := getattr(self, name)) is not None and found not in values:

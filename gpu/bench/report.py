@@ -120,8 +120,7 @@ class Comparison:
     is_partial: bool = True
 
     def __post_init__(self) -> None:
-        """Look at the machine before it is busy."""
-        self.where = machine(self.model.device)
+        self.where = machine(self.model.device)  # before it is busy
 
     def result(self) -> dict[str, Any]:
         """Return all of it as plain values."""

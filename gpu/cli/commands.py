@@ -61,7 +61,6 @@ class Demo:
     json: bool = json_option()
 
     def __post_init__(self) -> None:
-        """Check numbers and texts, before anything is loaded."""
         check_integer("repeats", self.repeats, 1, 10**6)
         check_integer("max_new_tokens", self.max_new_tokens, 1, 2**30)
         for text in self.prompt:
@@ -121,7 +120,6 @@ class Generate:
     json: bool = json_option()
 
     def __post_init__(self) -> None:
-        """Refuse options that do not go together, before anything is loaded."""
         check_integer("max_new_tokens", self.max_new_tokens, 1, 2**30)
         if (self.prompt is not None) == self.interactive:
             raise ValueError(f"found {2 * self.interactive} of --prompt and --interactive, expected one")

@@ -120,7 +120,6 @@ class Bar:
     """A bar that is made when the first figure arrives, and closed when the work ends or fails."""
 
     def __init__(self, what: str, unit: str = "step", quiet: bool = False):
-        """Describe the work; `quiet` shows nothing."""
         self._what, self._unit, self._quiet = what, unit, quiet
         self._bar: Any = None
         self._first: int | None = None  # where a training goes on
@@ -183,7 +182,6 @@ class Conversation:
     """The messages so far, in the chat template of a tokenizer."""
 
     def __init__(self, tokenizer: Any, folder: Path, system: str | None = None):
-        """Begin a conversation."""
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(f"--chat: found no chat template in the tokenizer of {shown(folder)}, expected one")
         self._tokenizer, self._folder = tokenizer, folder

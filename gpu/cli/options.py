@@ -132,7 +132,6 @@ class SamplingOptions:
     seed: int = option(0, "the same seed, machine and settings give the same result")
 
     def __post_init__(self) -> None:
-        """Check the settings and the seed, before anything is loaded."""
         check_integer("seed", self.seed, 0, 2**64 - 1)
         _ = self.config
 

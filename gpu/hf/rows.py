@@ -26,7 +26,6 @@ class RowCache:
     """
 
     def __init__(self, cache: Any, held: int = 0):
-        """Take over a cache that holds so many positions."""
         self.cache, self.held = cache, held
         self._before = held  # what it held before the last pass
         for layer in cache.layers:

@@ -37,7 +37,6 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings with which nothing can be trained."""
         if self.loss not in LOSSES:
             raise ValueError(f"loss: found {self.loss!r}, expected one of {', '.join(LOSSES)}")
         for name in ("num_lookahead", "num_steps", "batch_size", "num_anchors"):
@@ -83,7 +82,6 @@ class PretrainConfig:
     compile: bool = option(False, "use torch.compile, which is faster and needs a C++ compiler")
 
     def __post_init__(self) -> None:
-        """Refuse sizes that make no model."""
         for each in fields(self):
             if each.type == "int" and each.name != "seed":
                 check_integer(each.name, getattr(self, each.name), 1, 2**31)
@@ -109,7 +107,6 @@ class NgramConfig:
     max_successors: int = option(256, "how many tokens each context proposes at most")
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no model."""
         check_integer("order", self.order, 1, MAX_ORDER)
         check_integer("max_successors", self.max_successors, 1, MAX_VOCAB_SIZE)
         for count in self.min_counts:

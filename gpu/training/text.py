@@ -97,7 +97,6 @@ def split_texts(
 
 
 def _read(path: Path) -> str:
-    """Return the text of a file; nothing if it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
     except (UnicodeDecodeError, OSError):

@@ -101,7 +101,6 @@ class Windows:
     moved: bool = True  # if not, every offset is 0: the same windows in every epoch
 
     def __post_init__(self) -> None:
-        """Refuse a text in which no batch of windows fits."""
         needed = self.length * (self.batch_size + 1)
         if len(self.tokens) < needed:
             what = f"batches of {self.batch_size} windows of {self.length}"
