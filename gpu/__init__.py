@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .checkpoint.load import load_model, read_config, read_generation_config, read_weights
     from .drafters import Drafter, FirstOf, ModelDrafter, NgramModel, PromptLookup
     from .drafters.schedule import EntropyBound, Heuristic, Schedule
-    from .engine.engine import Engine, Request
+    from .engine.engine import Engine
+    from .engine.rows import Request
     from .generation import generate, generate_batch
     from .hf.generate import generate_with_pass, pass_generate, untrained_lookahead
     from .hf.model import TransformersModel
@@ -46,7 +47,8 @@ _HOMES = {  # the public names by the modules that define them
     "gpu.checkpoint.load": "load_model read_config read_generation_config read_weights",
     "gpu.drafters": "Drafter FirstOf ModelDrafter NgramModel PromptLookup",
     "gpu.drafters.schedule": "EntropyBound Heuristic Schedule",
-    "gpu.engine.engine": "Engine Request",
+    "gpu.engine.engine": "Engine",
+    "gpu.engine.rows": "Request",
     "gpu.generation": "generate generate_batch",
     "gpu.hf.generate": "generate_with_pass pass_generate untrained_lookahead",
     "gpu.hf.model": "TransformersModel",
@@ -66,52 +68,15 @@ _HOMES = {  # the public names by the modules that define them
     "reference.record": "Choice Generation NotFiniteError Record",
 }
 
-__all__ = [
-    "Adapter",
-    "Autoregressive",
-    "Choice",
-    "Drafter",
-    "Ending",
-    "Engine",
-    "EntropyBound",
-    "FirstOf",
-    "Generation",
-    "Heuristic",
-    "LanguageModel",
-    "LookAhead",
-    "Method",
-    "ModelConfig",
-    "ModelDrafter",
-    "NgramModel",
-    "NotFiniteError",
-    "PaSS",
-    "PaSSOneCall",
-    "PaSSOneCallTree",
-    "PromptLookup",
-    "Record",
-    "Request",
-    "RopeScaling",
-    "SamplerHead",
-    "SamplingConfig",
-    "Schedule",
-    "SpeculativeSampling",
-    "SpeculativeTree",
-    "TableModel",
-    "Transformer",
-    "TransformersModel",
-    "Weights",
-    "decoder_of",
-    "generate",
-    "generate_batch",
-    "generate_with_pass",
-    "load_model",
-    "pass_generate",
-    "probs_from_logits",
-    "read_config",
-    "read_generation_config",
-    "read_weights",
-    "untrained_lookahead",
-]
+__all__ = ["load_model", "read_config", "read_generation_config", "read_weights"]
+__all__ += ["Drafter", "EntropyBound", "FirstOf", "Heuristic", "ModelDrafter", "NgramModel", "PromptLookup", "Schedule"]
+__all__ += ["Engine", "Request", "generate", "generate_batch"]
+__all__ += ["TransformersModel", "decoder_of", "generate_with_pass", "pass_generate", "untrained_lookahead"]
+__all__ += ["Adapter", "LookAhead", "SamplerHead"]
+__all__ += ["Autoregressive", "LanguageModel", "Method", "PaSS", "PaSSOneCall", "PaSSOneCallTree"]
+__all__ += ["SpeculativeSampling", "SpeculativeTree"]
+__all__ += ["ModelConfig", "RopeScaling", "TableModel", "Transformer", "Weights"]
+__all__ += ["Choice", "Ending", "Generation", "NotFiniteError", "Record", "SamplingConfig", "probs_from_logits"]
 
 
 def __getattr__(name: str) -> Any:
@@ -124,13 +89,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers"):
             raise
-        raise ModuleNotFoundError(
-            f"pass_sampling.gpu: found no {error.name}, expected it installed: pip install {error.name}, or "
-            "'.[gpu]' here",
-            name=error.name,
-        ) from error
+        said = f"found no {error.name}, expected it installed: pip install {error.name}, or '.[gpu]' here"
+        raise ModuleNotFoundError(f"pass_sampling.gpu: {said}", name=error.name) from error
 
 
 def __dir__() -> list[str]:
-    """List the public names."""
     return __all__

@@ -16,8 +16,6 @@ from typing import Any, NoReturn
 from .cli.commands import COMMANDS, HOMES
 from .cli.options import add_arguments, options_from
 
-__all__ = ["main"]
-
 DESCRIPTION = """One frozen language model drafts several tokens at once from a few trained look-ahead vectors,
 verifies them itself, and keeps exactly its output distribution."""
 EPILOG = """to begin with:
@@ -60,14 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run(argv)
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        _drop_output()
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough
-        _drop_output()
-        return 0
-    except OSError as error:
-        _drop_output()
+    except (KeyboardInterrupt, OSError) as error:  # what is on its way to standard output is dropped
+        with contextlib.suppress(OSError, ValueError):  # it may be no file
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        if isinstance(error, KeyboardInterrupt | BrokenPipeError):  # whoever read the output has seen enough
+            return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 0
         reason = error.strerror or error
         return _complain("pass-sampling", f"standard output cannot be written ({reason}), expected room for the result")
 
@@ -105,8 +102,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if isinstance(error, BrokenPipeError) or place is None:  # standard output
             raise
         reason = error.strerror or type(error).__name__
-        place = os.fsdecode(place) if isinstance(place, bytes) else place
-        return _complain(command.prog, f"{place} cannot be used ({reason}), expected a place that can")
+        return _complain(command.prog, f"{os.fsdecode(place)} cannot be used ({reason}), expected a place that can")
     except ValueError as error:
         return _complain(command.prog, command.flagged(str(error)))
     except (MemoryError, RuntimeError) as error:
@@ -118,7 +114,6 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _complain(who: str, message: str) -> int:
-    """Print one sentence on one line."""
     print(" ".join(f"{who}: {message}".split()), file=sys.stderr)
     return BAD_INPUT
 
@@ -131,14 +126,6 @@ def _mend_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _drop_output() -> None:
-    """Send what is still on its way to a standard output that takes nothing any more to nowhere."""
-    with contextlib.suppress(OSError, ValueError):  # it may be no file
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 if __name__ == "__main__":

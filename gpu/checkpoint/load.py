@@ -50,17 +50,15 @@ def load_model(
     Args:
         folder: config.json, model.safetensors or its shards, and perhaps generation_config.json; or as a string
             `org/name`, which is fetched if there is no folder of that name.
-        dtype: float64, float32, bfloat16 or float16, as a torch dtype or by name; default: the dtype in which the
-            embedding is stored, but float32 on a CPU that is slow in 16 bits, see `automatic_dtype`.
+        dtype: as a torch dtype or by name; default: the dtype in which the embedding is stored, but float32 on a CPU
+            that is slow in 16 bits, see `automatic_dtype`.
         device: cpu, or cuda with or without a number.
         revision: branch, tag or commit of a name on the Hub; default: main.
         weights: `stored`, or `int8`: the matrices are rounded to 8 bits with a scale per output. That is another model,
-            of another distribution, and faster where a CPU's memory is what a pass waits for; default dtype: bfloat16.
+            faster where a CPU's memory is what a pass waits for; default dtype: bfloat16.
 
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing, or cannot be fetched.
-        ValueError: a file is damaged, absurd or unsupported, or does not match the others; or the device is
-            not there.
+    Raise FileNotFoundError if a file is missing or cannot be fetched, ValueError if one is damaged, absurd or
+    unsupported, or does not match the others, or if the device is not there.
     """
     from ..model.transformer import Transformer
 

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pass_sampling.reference.checkpoint.folder import replace_file
 from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.ending import Ending
 
-from ..bench.expectation import expected_tokens_per_forward
+from ..bench.expectation import expected_tokens_per_forward, most_new_tokens
 from ..bench.plan import Plan
-from ..bench.prompts import Question, pieces, prefixes_of, read_library, read_prompts, room_of
-from ..bench.report import Comparison, machine, shape_lines, table_lines, versions
-from ..bench.roofline import SHAPES, measure_shape
+from ..bench.prompts import Question, context_of, pieces, prefixes_of, read_library, read_prompts
+from ..bench.report import Comparison, table_lines
 from ..bench.runs import Baseline, Entry, Runs, load_peer, method_writer, peer_writer, run_all, spare_threads
 from ..checkpoints import HELD_OUT, PROMPTS
 from ..decode_options import NUM_DRAFT, DecodeOptions, Unavailable, flag_of, options_taken
 from ..generation import generate
 from ..hf.text_decoder import decoder_of
 from ..make_method import described, folders_of, make_method
-from ..methods import Autoregressive, Method
-from ..model.precision import asked_dtype, check_device
+from ..methods import Autoregressive
 from ..model.transformer import Transformer
 from ..training.tokens import load_tokenizer
 from .commands import FULL, PEERS, PLAIN, PLANNED, QUICK, Bench, names_of_all
-from .console import Bar, Conversation, check_unicode, encode_prompt
-from .options import check_file, read_names
-from .plan import find_plan, read_plan
+from .console import Bar, Conversation, check_unicode, encode_prompt, print_json
+from .options import read_names
+from .plan import find_plan
 
 QUICK_SECONDS = 60  # of the runs, with --quick
 PROMPT_LENGTH, PREFIX_LENGTH = 96, 128  # tokens
@@ -56,16 +49,12 @@ def _taken(name: str) -> set[str]:
 
 def _names(options: Bench) -> list[str]:
     """Return the methods to compare, plain decoding first whether or not it was asked for."""
-    check_integer("repeats", _size(options, "repeats"), 1, 10**6)
-    check_integer("max_new_tokens", _size(options, "max_new_tokens"), 1, 2**30)
-    if options.limit is not None:
-        check_integer("limit", options.limit, 1, 10**6)
+    for name in ("repeats", "max_new_tokens", "limit"):
+        if (number := getattr(options, name)) is not None:
+            check_integer(name, number, 1, 2**20)
     for name in ("chat", "limit"):
         if getattr(options, name) and options.prompts is None:
             raise ValueError(f"--{name}: found it without --prompts, expected both or neither")
-    for name in ("methods", "prompts", "output", "plan", "max_new_tokens"):
-        if options.shape is not None and getattr(options, name) is not None:
-            raise ValueError(f"{flag_of(name)}: found it with --shape, which has no use for it, expected neither")
     known = names_of_all()
     asked = known if options.methods is None else [name.strip() for name in options.methods.split(",")]
     for name in asked:
@@ -73,9 +62,8 @@ def _names(options: Bench) -> list[str]:
             raise ValueError(f"--methods: found {name!r:.80}, expected some of {', '.join(known)}, with commas between")
         if asked.count(name) > 1:
             raise ValueError(f"--methods: found {name} twice, expected every method once")
-    takes = set[str]().union(*map(_taken, asked))
     for each in options.decode.given:
-        if each not in takes:
+        if not any(each in _taken(name) for name in asked):
             raise ValueError(f"{flag_of(each)}: found it without a method that takes it, expected one in --methods")
     return [PLAIN, *(name for name in asked if name != PLAIN)]
 
@@ -83,37 +71,23 @@ def _names(options: Bench) -> list[str]:
 def run_bench(options: Bench) -> None:
     """Check, load, compare, print."""
     names = _names(options)
-    if options.shape is not None:
-        _run_shape(options)
-        return
-    check_file("--output", options.output)
     source, questions = _questions(options)
-    texts = [question.turns[0] for question in questions]
-    target = options.target.fetched()
-    options = replace(options, target=target, decode=options.decode.fetched())
-    model, tokenizer = target.load(), load_tokenizer(target.model)
-    if options.chat:
-        prompts, categories = _conversations(options, model, tokenizer, questions)
-    else:
-        prompts = _prompts(options, tokenizer, texts, model.max_position_embeddings)
-        categories = [question.category for question in questions] if options.prompts else []
+    options = replace(options, target=options.target.fetched(), decode=options.decode.fetched())
+    model, tokenizer = options.target.load(), load_tokenizer(options.target.model)
+    prompts, categories = _prompts(options, model, tokenizer, questions)
     if options.quick:
         spare_threads(model.device.type)  # before anything is timed
-    entries, methods, reasons, plan = _entries(options, model, names)
-    length = _size(options, "max_new_tokens")
+    entries, reasons, plan = _entries(options, model, names)
+    length, methods = _size(options, "max_new_tokens"), {each.name: each.method for each in entries if each.method}
     for method in methods.values():
         for prompt in prompts:
             method.start(prompt, Ending(length))  # refuses what does not fit, before anything is run
-    places = [] if options.chat else _places(options, tokenizer, texts, prompts, min(map(room_of, methods.values())))
+    room = min(context_of(method) - most_new_tokens(method) for method in methods.values())
+    places = [] if options.chat else _places(options, tokenizer, questions, prompts, room)
 
     asked = {name: _size(options, name) for name in FULL} | asdict(options.sampling)
     asked |= {"quick": options.quick, "chat": options.chat, "decode": options.decode.to_json(), "source": source}
     found = Comparison(asked, model, prompts, places, entries, reasons, plan, categories)
-
-    def save() -> None:
-        if options.output is not None and any(found.runs.values()):
-            replace_file(options.output, json.dumps(found.result(), indent=2, allow_nan=False) + "\n")
-
     num_streams, seed = _size(options, "num_streams"), options.sampling.seed
     try:
         with Bar("writing", unit="text") as bar:
@@ -121,8 +95,6 @@ def run_bench(options: Bench) -> None:
             def written(done: int, total: int, runs: Runs) -> None:
                 bar.show(done, total)
                 found.runs = runs
-                if done % len(entries) == 0:
-                    save()
 
             repeats, seconds = _size(options, "repeats"), QUICK_SECONDS if options.quick else None
             found.runs = run_all(entries, prompts, length, repeats, seed, model.device, written, seconds, options.chat)
@@ -130,23 +102,15 @@ def run_bench(options: Bench) -> None:
             for name, method in methods.items() if places else ():
                 found.expectations[name] = expected_tokens_per_forward(method, places, num_streams, seed)
                 bar.show(len(found.expectations), len(methods))
-                save()
         found.is_partial = False
     finally:  # also where Ctrl-C has stopped it
-        save()
         if any(found.runs.values()):
             result = found.result()
-            print(json.dumps(result, indent=2, allow_nan=False) if options.json else "\n".join(table_lines(result)))
-            sys.stdout.flush()
+            print_json(result) if options.json else print(*table_lines(result), sep="\n", flush=True)
 
 
 def _plan(options: Bench, model: Transformer) -> Plan:
-    """Return the plan that takes part.
-
-    --quick makes none, which takes some seconds, unless it is asked for by name.
-    """
-    if options.plan is not None:
-        return read_plan(options.plan, options.decode)
+    """Return the plan that takes part; --quick makes none, which takes some seconds, unless it is asked for by name."""
     if not options.decode.is_open:
         raise Unavailable("flags say how to decode, expected none of them for a plan")
     make = not options.quick or options.methods is not None
@@ -158,12 +122,9 @@ def _plan(options: Bench, model: Transformer) -> Plan:
 
 def _entries(
     options: Bench, model: Transformer, names: Sequence[str]
-) -> tuple[list[Entry], dict[str, Method], dict[str, str], Plan | None]:
-    """Return all that take part, the methods among them by name, the reason of each that does not, and the plan."""
-    made: list[Entry] = []
-    methods: dict[str, Method] = {}
-    reasons: dict[str, str] = {}
-    plan = None
+) -> tuple[list[Entry], dict[str, str], Plan | None]:
+    """Return all that take part, the reason of each that does not, and the plan."""
+    made, reasons, plan = list[Entry](), dict[str, str](), None
     ends = model.eos_token_ids if options.chat else ()
 
     @cache
@@ -180,14 +141,14 @@ def _entries(
                 continue
             own = {each: value for each, value in options.decode.given.items() if each in _taken(name)}
             decode = DecodeOptions(name, **own) if name != PLANNED else (plan := _plan(options, model)).options
-            methods[name] = make_method(decode, model, options.sampling.config, options.target.model)
+            method = make_method(decode, model, options.sampling.config, options.target.model)
             settings = {"method": decode.method} if name == PLANNED else {}
-            made.append(Entry(name, method_writer(methods[name], ends), settings | dict(described(methods[name]))))
+            made.append(Entry(name, method_writer(method, ends), settings | dict(described(method)), method))
         except Unavailable as error:
             if options.methods is not None:
                 raise ValueError(f"--methods {name}: {error}") from None
             reasons[name] = str(error)
-    return made, methods, reasons, plan
+    return made, reasons, plan
 
 
 def _peer(name: str, options: Bench, model: Transformer, load: Callable[[Path], Baseline]) -> Entry:
@@ -199,10 +160,8 @@ def _peer(name: str, options: Bench, model: Transformer, load: Callable[[Path], 
         draft = DecodeOptions("draft-model", draft_model=options.decode.draft_model)
         folder = folders_of(draft, options.target.model)["draft_model"]
         assistant = load(folder)
-        if assistant.model.config.vocab_size != model.vocab_size:
-            raise Unavailable(
-                f"{folder} has {assistant.model.config.vocab_size} tokens, expected {model.vocab_size}, the model's"
-            )
+        if (size := assistant.model.config.vocab_size) != model.vocab_size:
+            raise Unavailable(f"{folder} has {size} tokens, expected {model.vocab_size}, the model's")
         settings = {"assistant": folder.name, **settings}
     target, ends = load(options.target.model), model.eos_token_ids if options.chat else ()
     return Entry(name, peer_writer(target, options.sampling.config, assistant, depth, ends), settings)
@@ -223,12 +182,21 @@ def _questions(options: Bench) -> tuple[str, list[Question]]:
     return "beginnings that come with the package", [Question((text,)) for text in PROMPTS]  # the library is an archive
 
 
-def _conversations(
+def _prompts(
     options: Bench, model: Transformer, tokenizer: Any, questions: Sequence[Question]
 ) -> tuple[list[list[int]], list[str]]:
-    """Return a prompt for every turn of every question, and its category; plain decoding answers turns in between."""
-    plain, decode = Autoregressive(model, options.sampling.config), decoder_of(tokenizer)
-    prompts, categories, length = [], [], _size(options, "max_new_tokens")
+    """Return the prompts that all continue, and their categories: in a chat, a prompt for every turn of every question.
+
+    Plain decoding answers the turns in between.
+    """
+    length, texts = _size(options, "max_new_tokens"), [question.turns[0] for question in questions]
+    if options.prompts is None:
+        room, count = max(1, min(PROMPT_LENGTH, model.max_position_embeddings - length)), _size(options, "num_prompts")
+        return [encode_prompt(tokenizer, text)[:room] for text in pieces(texts, count, room)], []
+    if not options.chat:
+        prompts = [encode_prompt(tokenizer, text, "--prompts") for text in texts]
+        return prompts, [question.category for question in questions]
+    plain, decode, prompts, categories = Autoregressive(model, options.sampling.config), decoder_of(tokenizer), [], []
     for question in questions:
         conversation = Conversation(tokenizer, options.target.model)
         for number, turn in enumerate(question.turns, 1):
@@ -241,15 +209,9 @@ def _conversations(
     return prompts, categories
 
 
-def _prompts(options: Bench, tokenizer: Any, texts: list[str], room: int) -> list[list[int]]:
-    """Return the prompts that all continue."""
-    if options.prompts is not None:
-        return [encode_prompt(tokenizer, text, "--prompts") for text in texts]
-    length = max(1, min(PROMPT_LENGTH, room - _size(options, "max_new_tokens")))
-    return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, _size(options, "num_prompts"), length)]
-
-
-def _places(options: Bench, tokenizer: Any, texts: list[str], prompts: Texts, room: int) -> list[list[int]]:
+def _places(
+    options: Bench, tokenizer: Any, questions: Sequence[Question], prompts: Texts, room: int
+) -> list[list[int]]:
     """Return prefixes of text that the model did not write."""
     if room < 1:
         raise ValueError(
@@ -259,21 +221,5 @@ def _places(options: Bench, tokenizer: Any, texts: list[str], prompts: Texts, ro
     count = _size(options, "num_places")
     if options.prompts is not None:
         return [prefix[:room] for prefix in prefixes_of(prompts, count)]
-    length = min(PREFIX_LENGTH, room)
+    length, texts = min(PREFIX_LENGTH, room), [question.turns[0] for question in questions]
     return [encode_prompt(tokenizer, text)[:length] for text in pieces(texts, count, length)]
-
-
-def _run_shape(options: Bench) -> None:
-    """Measure a model of a real shape with random weights against the memory's speed, and print it."""
-    device = torch.device(check_device(options.target.device))
-    dtype = asked_dtype(options.target.dtype) or torch.bfloat16
-    with Bar("measuring", unit="part") as bar:
-        found = measure_shape(SHAPES[str(options.shape)], dtype, device, _size(options, "repeats"), bar.show)
-    result = {
-        "machine": machine(device),
-        "versions": versions(),
-        "shape": options.shape,
-        "dtype": str(dtype).removeprefix("torch."),
-        **found,
-    }
-    print(json.dumps(result, indent=2, allow_nan=False) if options.json else "\n".join(shape_lines(result)))

@@ -14,16 +14,7 @@ from pass_sampling.reference.config import check_integer
 from ..decode_options import SOURCES, DecodeOptions, flag_of, method_names, option, place
 from ..training.config import NgramConfig, PretrainConfig, TrainConfig
 from .console import check_unicode
-from .options import (
-    ModelOptions,
-    OwnOptions,
-    SamplingOptions,
-    TextOptions,
-    group,
-    json_option,
-    output_option,
-    plan_option,
-)
+from .options import ModelOptions, SamplingOptions, TextOptions, group, json_option, output_option
 
 PLAIN, PLANNED = "autoregressive", "planned"
 PEERS = {  # the options that each takes
@@ -70,7 +61,6 @@ class Demo:
     json: bool = json_option()
 
     def __post_init__(self) -> None:
-        """Check numbers and texts, before anything is loaded."""
         check_integer("repeats", self.repeats, 1, 10**6)
         check_integer("max_new_tokens", self.max_new_tokens, 1, 2**30)
         for text in self.prompt:
@@ -108,7 +98,11 @@ class Generate:
 
     target: ModelOptions = ModelOptions()
     decode: DecodeOptions = DecodeOptions()
-    plan: Path | None = plan_option()
+    plan: Path | None = option(
+        help="decode by a plan that `pass-sampling plan --json` printed; default: by what was measured on this "
+        "machine, if no other option says how to decode",
+        metavar="FILE",
+    )
     prompt: str | None = option(help="the text to continue; default: none", metavar="TEXT")
     interactive: bool = option(False, "read prompts from standard input, line by line")
     chat: bool = option(False, "put the prompt as a message into the chat template of the model's tokenizer")
@@ -126,7 +120,6 @@ class Generate:
     json: bool = json_option()
 
     def __post_init__(self) -> None:
-        """Refuse options that do not go together, before anything is loaded."""
         check_integer("max_new_tokens", self.max_new_tokens, 1, 2**30)
         if (self.prompt is not None) == self.interactive:
             raise ValueError(f"found {2 * self.interactive} of --prompt and --interactive, expected one")
@@ -148,23 +141,20 @@ class Train:
       pass-sampling train --output VECTORS --standard-library        for the bundled model
 
     With --adapter-rank, look-ahead rows also pass through low-rank terms beside the model's layers; with --head-width a
-    small network conditions each draft on the drafts before it. Both raise acceptance and leave the rows of the text
-    alone, so the distribution of a text stays the same.
+    small network conditions each draft on the drafts before it. Both raise acceptance.
       pass-sampling train --text CORPUS --output FOLDER --num-lookahead 6 --adapter-rank 16 --head-width 512
     The control of a head is one that drafts without look-ahead rows: --head-alone.
 
     Models of other kinds than Llama, Mistral, Qwen2 and Qwen3 are run by transformers, without an adapter; their
     vectors are for transformers' generate, see docs/huggingface.md.
 
-    Minutes and memory are stated after the second step. Run the same command again to resume a run that was killed; at
-    most 20 seconds of training are repeated. At the end the expected acceptance on held-out text is measured at the
-    given sampling, greedy, and at temperature 1, beside that of untrained vectors.
+    Minutes and memory are stated after the second step. Run the same command again to resume a run that was killed. At
+    the end the expected acceptance on held-out text is measured, beside that of untrained vectors.
     """
 
     output: Path = output_option("vectors")
     target: ModelOptions = ModelOptions()
     texts: TextOptions = TextOptions()
-    own: OwnOptions = OwnOptions()
     config: TrainConfig = TrainConfig()
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
@@ -181,12 +171,11 @@ class Pretrain:
     With --teacher the new model drafts for MODEL: it takes its tokenizer and learns its distributions, and the chance
     that its drafts are accepted is measured at the end.
 
-    Run the same command again to resume a run that was killed; at most 20 seconds of training are repeated. About 5 %
-    of the files are held out; copies stay on one side. Minutes and memory are stated after the second step.
+    Run the same command again to resume a run that was killed. About 5 % of the files are held out.
     """
 
     output: Path = output_option("model")
-    texts: TextOptions = TextOptions()
+    texts: TextOptions = group(TextOptions(), ["text", "standard_library", "held_out_list"])
     teacher: Path | None = option(
         help="a Hugging Face folder whose model is to be drafted for; default: none, the text itself is learned",
         metavar="FOLDER",
@@ -214,7 +203,6 @@ class Ngram:
     output: Path = output_option("n-gram model")
     target: ModelOptions = ModelOptions()
     texts: TextOptions = TextOptions()
-    own: OwnOptions = OwnOptions()
     config: NgramConfig = NgramConfig()
     num_sequences: int = option(64, f"sequences of {NGRAM_CONTEXT} tokens to measure on", flag="--held-out-sequences")
     json: bool = json_option()
@@ -225,18 +213,17 @@ class Plan:
     """Measure which way of decoding is the fastest for a model on this machine, and write it down.
 
       pass-sampling plan
-      pass-sampling plan --model FOLDER --lookahead VECTORS --output plan.json
+      pass-sampling plan --model FOLDER --lookahead VECTORS --json > plan.json
       pass-sampling generate --model FOLDER --plan plan.json --prompt 'def main():'
 
-    Every available way of drafting writes short texts, with few drafts and with many, in turn with plain decoding. If
-    no way is faster, the plan is plain decoding. `generate` without a method makes a plan once, for 200 tokens or more,
-    and keeps it. A plan never changes the distribution of a text.
+    Every available way of drafting writes short texts, with few drafts and with many, in turn with plain decoding,
+    which may be the plan. `generate` without a method makes a plan once, for 200 tokens or more, and keeps it. A plan
+    never changes the distribution of a text.
     """
 
     target: ModelOptions = ModelOptions()
     sources: DecodeOptions = group(DecodeOptions(), tuple(SOURCES))
     again: bool = option(False, "measure again what was measured before")
-    output: Path | None = option(help="write the plan here as well; default: nowhere", metavar="FILE")
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
@@ -246,12 +233,11 @@ class Bench:
     """Compare every way of decoding on one checkpoint and one set of prompts, with transformers beside them.
 
       pass-sampling bench
-      pass-sampling bench --quick --json --output FILE.json
+      pass-sampling bench --quick --json > FILE.json
       pass-sampling bench --model FOLDER --lookahead VECTORS --draft-model FOLDER --prompts FILE.jsonl
 
     All take turns in one process, and every speed is a ratio of paired runs. Tokens per pass are measured in the texts
-    that a method wrote and, as an exact expectation, at places of text that it did not write, because texts that repeat
-    themselves flatter. Ctrl-C stops the comparison; what was compared until then is printed and marked as partial.
+    that a method wrote and at places of text that it did not write. Ctrl-C prints what there is and stops.
     """
 
     target: ModelOptions = ModelOptions()
@@ -262,7 +248,6 @@ class Bench:
     decode: DecodeOptions = group(
         DecodeOptions(), [each.name for each in fields(DecodeOptions) if each.name != "method"]
     )
-    plan: Path | None = plan_option()
     prompts: Path | None = option(
         help="a JSON object on each line, with a `prompt`, or with `turns` and a `category` as in Spec-Bench's "
         "question.jsonl; default: pieces of those files of Python's standard library "
@@ -273,18 +258,7 @@ class Bench:
     limit: int | None = option(help="questions of each category; default: all")
     max_new_tokens: int | None = option(help=f"length of each text; {_sizes('max_new_tokens')}")
     repeats: int | None = option(help=f"paired runs behind each figure; {_sizes('repeats')}")
-    quick: bool = option(
-        False, "about two minutes, on free cores: fewer runs, prompts and tokens, as many as there is time for"
-    )
-    shape: str | None = option(
-        help="instead of all this, measure passes over random weights of the shape of a model of 1B or 7B parameters "
-        "against the memory's speed; default: none",
-        choices=("tiny", "1b", "7b"),
-    )
-    output: Path | None = option(
-        help="write the JSON object there as well, after every paired run what there is so far; default: nowhere",
-        metavar="FILE.json",
-    )
+    quick: bool = option(False, "about two minutes, on free cores: as many runs, prompts and tokens as fit into them")
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
@@ -299,9 +273,8 @@ class Verify:
       pass-sampling verify --model FOLDER --lookahead VECTORS --device cuda
 
     Without --model, every way in which the random choices of every method can fall is run on small models, one process
-    per core, and the distribution of what comes out is compared with the target's; the last lines say what that covers.
-    With --model: how far the rows of a verify pass are from those of one-token passes in this dtype on this device, and
-    a test of the first two tokens, with the total variation that it could detect.
+    per core, and the distribution of what comes out is compared with the target's. With --model: how far the rows of a
+    verify pass are from those of one-token passes, and a test of the first two tokens.
     """
 
     package: str | None = option(help="which package to enumerate; default: both", choices=PACKAGES)
@@ -317,12 +290,12 @@ class Verify:
 
     def __post_init__(self) -> None:
         """Refuse options that would be ignored: a proof must not look like one of something else."""
-        given = {"--lookahead": self.lookahead, "--seconds": self.seconds}
+        given = {name: getattr(self, name) for name in ("lookahead", "seconds")}
         for mine, plain in ((self.target, ModelOptions()), (self.tested, SamplingOptions(1.0, 0))):
-            given |= {flag_of(name): value != getattr(plain, name) for name, value in vars(mine).items()}
+            given |= {name: value != getattr(plain, name) for name, value in vars(mine).items()}
         for name, value in given.items():
             if self.model is None and value:
-                raise ValueError(f"{name}: found it without --model, expected both or neither")
+                raise ValueError(f"{flag_of(name)}: found it without --model, expected both or neither")
         for name in ("package", "all"):
             if self.model is not None and getattr(self, name):
                 raise ValueError(f"--{name}: found it with --model, which the port runs, expected one of them")
@@ -333,4 +306,4 @@ class Verify:
 COMMANDS: dict[str, Any] = {
     kind.__name__.lower(): kind for kind in (Demo, Fetch, Generate, Train, Pretrain, Ngram, Plan, Bench, Verify)
 }
-HOMES = {"fetch": "generate", "train": "training", "pretrain": "training", "ngram": "training"}
+HOMES = {"fetch": "generate", "demo": "generate", "train": "training", "pretrain": "training", "ngram": "training"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..decode_options import shown
+from ..outside import reason_of
 
 if TYPE_CHECKING:
     from pass_sampling.reference.ending import Ending
@@ -25,6 +27,11 @@ LEGEND = {
 DIM, RESET = "\033[2m", "\033[0m"
 
 
+def print_json(result: Any) -> None:
+    """Print an object as JSON, which has no NaN."""
+    print(json.dumps(result, indent=2, allow_nan=False))
+
+
 def is_colourful(stream: TextIO) -> bool:
     """Say whether a stream shows colours: a terminal does, unless NO_COLOR is set or TERM is dumb."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -33,8 +40,8 @@ def is_colourful(stream: TextIO) -> bool:
 class SourceStream:
     """Prints new text as soon as later tokens cannot take it back; pass `record` as a generation's callback.
 
-    Neighbouring tokens from the same source are marked together, so that the text stays readable. As a context, it
-    closes what it has opened, so that a terminal is not left in colour where generation fails or is interrupted.
+    Neighbouring tokens from the same source are marked together. As a context, it closes what it has opened, so that a
+    terminal is not left in colour where generation fails or is interrupted.
     """
 
     def __init__(
@@ -45,15 +52,11 @@ class SourceStream:
         plain: bool = False,
         prompt: Sequence[int] = (),
     ):
-        """Print what follows a prompt to a stream (default: standard output).
-
-        It is printed in colours, with marks in the text, or `plain`.
-        """
+        """Print what follows a prompt to a stream, by default standard output: in colours, with marks, or `plain`."""
         self._text = ending.written(prompt)
         self._stream = sys.stdout if stream is None else stream
         self._colourful = is_colourful(self._stream) if colourful is None else colourful
-        self._plain = plain
-        self._num_shown = 0
+        self._plain, self._num_shown = plain, 0
         self._source = self._last = ""  # of the text that is shown, and of the last token
 
     def __enter__(self) -> SourceStream:
@@ -88,37 +91,35 @@ class SourceStream:
         """Close the mark of the last source, open that of the next."""
         if source == self._source or self._plain:
             return
-        before, after = self._source, source
-        self._source = source
+        before, self._source = self._source, source
         if self._colourful:
-            self._stream.write((RESET if before and COLOURS[before] else "") + (COLOURS[after] if after else ""))
+            self._stream.write((RESET if COLOURS.get(before) else "") + COLOURS.get(source, ""))
         else:
-            self._stream.write((MARKS[before][1] if before else "") + (MARKS[after][0] if after else ""))
+            self._stream.write((MARKS[before][1] if before else "") + (MARKS[source][0] if source else ""))
 
 
-def legend(colourful: bool) -> str:
-    """Return one line that explains the colours, or the marks."""
-    parts = []
-    for source, meaning in LEGEND.items():
-        name = f"{COLOURS[source]}{source}{RESET}" if colourful else source.join(MARKS[source])
-        parts.append(f"{name} {meaning}")
-    return "; ".join(parts)
+def dimmed(text: str) -> str:
+    """Return a text for standard output, dim where that shows colours."""
+    return f"{DIM}{text}{RESET}" if is_colourful(sys.stdout) else text
+
+
+def legend() -> str:
+    """Return one line that explains the colours of standard output, or the marks."""
+    colourful = is_colourful(sys.stdout)
+    names = {each: f"{COLOURS[each]}{each}{RESET}" if colourful else each.join(MARKS[each]) for each in LEGEND}
+    return "; ".join(f"{names[source]} {meaning}" for source, meaning in LEGEND.items())
 
 
 def acceptance_lines(acceptance: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each setting at which the acceptance of drafts was measured."""
-    return [
-        f"expected acceptance of its drafts at temperature {each['temperature']:g}, top-k {each['top_k']}: "
-        f"{each['expected']:.3f}"
-        for each in acceptance
-    ]
+    line = "expected acceptance of its drafts at temperature {temperature:g}, top-k {top_k}: {expected:.3f}"
+    return [line.format(**each) for each in acceptance]
 
 
 class Bar:
     """A bar that is made when the first figure arrives, and closed when the work ends or fails."""
 
     def __init__(self, what: str, unit: str = "step", quiet: bool = False):
-        """Describe the work; `quiet` shows nothing."""
         self._what, self._unit, self._quiet = what, unit, quiet
         self._bar: Any = None
         self._first: int | None = None  # where a training goes on
@@ -135,9 +136,8 @@ class Bar:
         if self._bar is None:
             from tqdm import tqdm
 
-            named: Any = {"desc": self._what, "unit": self._unit, "disable": self._quiet, "dynamic_ncols": True}
-            self._bar = tqdm(total=total, initial=self._first or 0, **named)
-        self._bar.total = total
+            about: Any = {"desc": self._what, "unit": self._unit, "disable": self._quiet, "dynamic_ncols": True}
+            self._bar = tqdm(total=total, initial=self._first or 0, **about)
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 
@@ -148,36 +148,33 @@ class Bar:
             minutes = news["seconds_per_step"] * (news["num_steps"] - self._first) / 60
             memory = "" if news["memory"] is None else f" and {news['memory'] / 2**30:.1f} GiB of memory"
             resumed = f", going on after step {self._first}" if self._first else ""
-            if not self._quiet:
-                print(f"training will take about {minutes:.1f} minutes{memory}{resumed}", file=sys.stderr)
+            forecast = f"training will take about {minutes:.1f} minutes{memory}{resumed}\n"
+            sys.stderr.write("" if self._quiet else forecast)
         if "step" in news and self._first is not None:
             self.show(news["step"], news["num_steps"], loss=f"{news['loss']:.3f}")
 
 
-def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt") -> list[int]:
+def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt", room: int | None = None) -> list[int]:
     """Return a prompt's tokens; an empty prompt is the token that texts begin with, where there is one."""
     tokens = list(tokenizer(text)["input_ids"])
     if not tokens and tokenizer.bos_token_id is not None:
         tokens = [tokenizer.bos_token_id]
     if not tokens:
         raise ValueError(f"{origin} is empty, expected at least one token of text")
+    _check_room(len(tokens), room)
     return tokens
 
 
-def check_room(count: int, room: int | None) -> None:
-    """Raise ValueError unless there is room for the tokens of a prompt."""
+def _check_room(count: int, room: int | None) -> None:
     if room is not None and count > room:
-        raise ValueError(
-            f"found a prompt of {count} tokens, expected at most {room}: the model's context, less --max-new-tokens"
-        )
+        most = f"{room}: the model's context, less --max-new-tokens"
+        raise ValueError(f"found a prompt of {count} tokens, expected at most {most}")
 
 
 def check_unicode(flag: str, text: str) -> str:
     """Return a text from the command line, which may have held bytes that are no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{flag} is not UTF-8: found {text!a:.80}, expected text") from None
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{flag} is not UTF-8: found {text!a:.80}, expected text")
     return text
 
 
@@ -185,14 +182,9 @@ class Conversation:
     """The messages so far, in the chat template of a tokenizer."""
 
     def __init__(self, tokenizer: Any, folder: Path, system: str | None = None):
-        """Begin a conversation."""
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError(
-                f"--chat: found no chat template in the tokenizer of {shown(folder)}, expected that of a model that "
-                "was trained for conversations"
-            )
-        self._tokenizer = tokenizer
-        self._folder = folder
+            raise ValueError(f"--chat: found no chat template in the tokenizer of {shown(folder)}, expected one")
+        self._tokenizer, self._folder = tokenizer, folder
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self._exchanges: list[list[dict[str, str]]] = []
 
@@ -203,7 +195,7 @@ class Conversation:
             tokens = self._written([*self._system, *turns, {"role": "user", "content": message}])
             if room is None or len(tokens) <= room:
                 break
-        check_room(len(tokens), room)
+        _check_room(len(tokens), room)
         return tokens, left_out
 
     def around(self) -> tuple[list[int], list[int]]:
@@ -223,9 +215,6 @@ class Conversation:
         try:
             found = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
         except Exception as error:  # templates raise errors of their own
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"--chat: found a conversation that the template of {shown(self._folder)} does not take ({reason}), "
-                "expected one that it does"
-            ) from None
+            what = f"a conversation that the template of {shown(self._folder)} does not take"
+            raise ValueError(f"--chat: found {what} ({reason_of(error)}), expected another") from None
         return list(map(int, found["input_ids"]))

@@ -1,34 +1,45 @@
-"""Continue a text, or one after another; and fetch a model that can."""
+"""Continue a text, or one after another; the demo, which also times what it shows; and fetch a model that can chat."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
+from pass_sampling.reference.config import check_context, check_prompt
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Generation, Record
 
-from ..bench.plan import Plan
 from ..bench.prompts import context_of
+from ..bench.report import rate_of
+from ..bench.runs import Entry, method_writer, run_all
 from ..checkpoint.gguf import FETCHED, fetch, fetched_folder
-from ..decode_options import DecodeOptions, Unavailable
+from ..checkpoints import PROMPTS
+from ..decode_options import DecodeOptions, Unavailable, is_bundled
 from ..generation import generate
 from ..hf.text_decoder import decoder_of
 from ..make_method import described, make_method
 from ..methods import Autoregressive, Method
+from ..model.transformer import Transformer
 from ..training.tokens import load_tokenizer
-from .commands import Fetch, Generate
-from .console import Conversation, SourceStream, check_room, check_unicode, encode_prompt
+from .commands import Demo, Fetch, Generate
+from .console import Conversation, SourceStream, check_unicode, dimmed, encode_prompt, legend, print_json
+from .options import ModelOptions
 from .plan import find_plan, read_plan
 
 QUIT = "/quit"
 ENOUGH_TOKENS = 200  # for which the seconds that a plan takes pay
+PLAIN = "plain decoding"
+REAL, QUESTION = "smollm2-135m", "Explain in three sentences why the sky is blue."
+DRAFTING = {"PaSS": "pass", "PaSS, one call": "pass-one-call"}  # as published, and ours
 
 
 def run_fetch(options: Fetch) -> None:
@@ -41,25 +52,21 @@ def run_fetch(options: Fetch) -> None:
 
 def run_generate(options: Generate) -> None:
     """Load, generate, print."""
-    text = options.prompt or ""
-    target = options.target.fetched()
+    text, target = options.prompt or "", options.target.fetched()
     model, tokenizer = target.load(), load_tokenizer(target.model)
     conversation = Conversation(tokenizer, target.model, options.system) if options.chat else None
     if options.interactive:
         prompt = [0]  # in the place of the first one
-    elif conversation is not None:
-        prompt, _ = conversation.tokens(text)
     else:
-        prompt = encode_prompt(tokenizer, text)
+        prompt = encode_prompt(tokenizer, text) if conversation is None else conversation.tokens(text)[0]
     stops = [*options.stop_strings, *model.stop_strings]
     ending = Ending(options.max_new_tokens, model.eos_token_ids, stops, decoder_of(tokenizer))
     decode, sampling, plan = options.decode.fetched(), options.sampling, None
     if options.plan is not None:
         plan = read_plan(options.plan, decode)
     elif decode.is_open:
-        plain = Autoregressive(model, sampling.config)
+        check = partial(Autoregressive(model, sampling.config).start, prompt, ending)
         pays = options.interactive or options.max_new_tokens >= ENOUGH_TOKENS
-        check = partial(plain.start, prompt, ending)
         plan = find_plan(target, model, sampling, decode, make=pays, quiet=options.json, check=check)
         if plan is None and not decode.given:
             decode = DecodeOptions("autoregressive")
@@ -76,55 +83,36 @@ def run_generate(options: Generate) -> None:
     started = time.perf_counter()
     result = _written(method, prompt, ending, sampling.seed, shown=not options.json)
     seconds = time.perf_counter() - started
+    dtype = str(model.dtype).removeprefix("torch.") + (", weights in int8" if model.int8 else "")
     if options.json:
-        found = _result(options, method, decode.method, text, plan, result, seconds)
-        print(json.dumps(found, indent=2, allow_nan=False))
+        about: dict[str, Any] = {"method": decode.method, "seconds": seconds, "dtype": dtype, **asdict(sampling)}
+        about |= {"prompt": text, "chat": options.chat, "system": options.system, "plan": plan and plan.to_json()}
+        print_json(_figures(result, method) | about)
         return
     print(
         f"{len(result.tokens)} tokens in {result.num_forward_passes} passes, {result.tokens_per_forward:.2f} per pass, "
-        f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), {_dtype(method)}, method {how}",
+        f"{seconds:.2f} s ({len(result.tokens) / seconds:.0f} tokens per second), {dtype}, method {how}",
         file=sys.stderr,
     )
 
 
-def _dtype(method: Method) -> str:
-    weights = ", weights in int8" if getattr(method.model, "int8", False) else ""
-    return str(method.model.dtype).removeprefix("torch.") + weights
-
-
-def _result(
-    options: Generate,
-    method: Method,
-    how: str | None,
-    prompt: str,
-    plan: Plan | None,
-    result: Generation,
-    seconds: float,
-) -> dict[str, Any]:
-    """Return the text, its cost and its settings as plain values."""
-    model, rate = method.model, result.draft_acceptance_rate
+def _figures(result: Generation, method: Method) -> dict[str, Any]:
+    """Return a text and its cost as plain values."""
+    rate = result.draft_acceptance_rate
     counts = ("num_forward_passes", "num_draft_passes", "num_positions", "num_drafts", "num_draft_tokens")
     return {
         "text": result.text,
         "tokens": list(result.tokens),
         "end": result.end,
-        "method": how,
         **{name: getattr(result, name) for name in (*counts, "num_accepted_tokens", "tokens_per_forward")},
-        "seconds": seconds,
         "draft_acceptance_rate": rate if rate == rate else None,
         "accepted_per_position": list(result.accepted_per_position),
         "sources": list(result.sources),
         "log_prob": sum(result.log_probs),
-        "prompt": prompt,
-        "chat": options.chat,
-        "system": options.system,
-        "model": model.name,
+        "model": method.model.name,
         "verify": getattr(method, "rule", None),
         "options": described(method),
-        **asdict(options.sampling),
-        "dtype": _dtype(method),
-        "device": str(model.device),
-        "plan": plan and plan.to_json(),
+        "device": str(method.model.device),
     }
 
 
@@ -174,8 +162,7 @@ def _talk(
         try:
             check_unicode("standard input", text)
             if conversation is None:
-                tokens, left_out = encode_prompt(tokenizer, text, "the prompt"), 0
-                check_room(len(tokens), room)
+                tokens, left_out = encode_prompt(tokenizer, text, "the prompt", room), 0
             else:
                 tokens, left_out = conversation.tokens(text, room)
         except ValueError as error:
@@ -183,53 +170,132 @@ def _talk(
             continue
         if left_out:
             print(f"the context is full: forgot the {left_out} oldest exchanges", file=sys.stderr, flush=True)
-        result = _written(method, tokens, ending, seed, len(done), until_interrupted=True)
-        done.append(result)
+        done.append(_written(method, tokens, ending, seed, len(done), until_interrupted=True))
         if conversation is not None:
-            conversation.add(text, result.text or "", left_out)
+            conversation.add(text, done[-1].text or "", left_out)
     tokens_written, passes = sum(len(each.tokens) for each in done), sum(each.num_forward_passes for each in done)
-    print(
-        f"{len(done)} texts, {tokens_written} tokens in {passes} passes, "
-        f"{tokens_written / max(passes, 1):.2f} per pass, method {how}",
-        file=sys.stderr,
-    )
+    rate = tokens_written / max(passes, 1)
+    said = f"{len(done)} texts, {tokens_written} tokens in {passes} passes, {rate:.2f} per pass, method {how}"
+    print(said, file=sys.stderr)
 
 
 def _written(
     method: Method,
-    tokens: list[int],
+    tokens: Sequence[int],
     ending: Ending,
     seed: int,
     number: int = 0,
     shown: bool = True,
     until_interrupted: bool = False,
+    plain: bool = True,
 ) -> Generation:
     """Write a text, shown as it is accepted; Ctrl-C may end it, and then what there is of it counts."""
-    stream, records = SourceStream(ending, plain=True, prompt=tokens), []
+    records: list[Record] = []
+    with SourceStream(ending, plain=plain, prompt=tokens) as stream:
 
-    def record(request: int, each: Record) -> None:
-        records.append(each)
+        def record(request: int, each: Record) -> None:
+            records.append(each)
+            if shown:
+                stream.record(request, each)
+
+        length, stops = ending.max_new_tokens, ending.stop_strings
+        try:
+            result = generate(method, tokens, length, None, stops, ending.decode, seed, number, callback=record)
+        except KeyboardInterrupt:
+            if not until_interrupted:
+                raise
+            new = tuple(token for each in records for token in each.tokens)
+            result = Generation(tuple(tokens), new, "interrupted", tuple(records), ending.text(new, tokens))
         if shown:
-            stream.record(request, each)
-
-    try:
-        result = generate(
-            method,
-            tokens,
-            ending.max_new_tokens,
-            stop_strings=ending.stop_strings,
-            decode=ending.decode,
-            seed=seed,
-            request=number,
-            callback=record,
-        )
-    except KeyboardInterrupt:
-        if not until_interrupted:
-            raise
-        new = tuple(token for each in records for token in each.tokens)
-        result = Generation(tuple(tokens), new, "interrupted", tuple(records), ending.text(new, tokens))
-    if shown:
-        stream.finish(result.text or "")
+            stream.finish(result.text or "")
     if result.end == "interrupted":
         print("stopped; Ctrl-C once more leaves", file=sys.stderr, flush=True)
     return result
+
+
+def run_demo(options: Demo) -> None:
+    """Show the texts, then the figures, then the answer of a real model, if one has been fetched."""
+    target, texts, sampling = options.target.fetched(), options.prompt or PROMPTS, options.sampling
+    model, tokenizer = target.load(), load_tokenizer(target.model)
+    methods = _methods(options, model, target.model)
+    begun = [encode_prompt(tokenizer, text) for text in texts]
+    for prompt in begun:  # before anything is shown
+        check_prompt(prompt, model.vocab_size)
+        check_context(len(prompt), options.max_new_tokens, model.max_position_embeddings)
+    if not options.json:
+        ending = Ending(options.max_new_tokens, model.eos_token_ids, model.stop_strings, decoder_of(tokenizer))
+        print(f"{model.name} writes with PaSS. {legend()}.")
+        for number, (text, prompt) in enumerate(zip(texts, begun, strict=True)):
+            print(f"\n----- {number + 1} -----\n{dimmed(text)}", end="")
+            _written(list(methods.values())[-1], prompt, ending, sampling.seed, number, plain=False)
+        print()
+    plan = find_plan(target, model, sampling, options.decode.fetched(), quiet=options.json)
+    assert plan is not None
+    methods[f"plan: {plan.options.method}"] = make_method(plan.options, model, sampling.config, target.model)
+    rows = _measure(methods, begun, options)
+    dtype, threads = str(model.dtype).removeprefix("torch."), torch.get_num_threads()
+    if options.json:
+        about = {"model": model.name, "dtype": dtype, "device": str(model.device), "threads": threads}
+        sizes = {"max_new_tokens": options.max_new_tokens, "repeats": options.repeats}
+        print_json({"rows": rows, **about, **asdict(sampling), **sizes})
+        return
+    print(
+        f"The same distribution, temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p "
+        f"{sampling.top_p:g}, in {len(rows)} ways (texts differ, and may end early): {dtype} on {model.device}, "
+        f"{threads} threads, the median of {options.repeats} paired runs."
+    )
+    print(" " * 24 + "tokens  passes  tokens per pass  ms per pass  seconds  tokens per s  ratio")
+    for name, row in rows.items():
+        print(
+            f"{name:22}{row['tokens']:8}{row['num_forward_passes']:8}{row['tokens_per_forward']:17.2f}"
+            f"{row['milliseconds_per_pass']:13.2f}{row['seconds']:9.2f}{row['tokens_per_second']:14.0f}"
+            f"{row['ratio_to_plain']:7.2f}"
+        )
+    if not is_bundled(target.model):
+        return
+    if fetched_folder(REAL).is_dir():
+        print(f"\n----- {REAL}: {QUESTION} -----", flush=True)
+        run_generate(Generate(ModelOptions(Path(REAL)), prompt=QUESTION, chat=True, max_new_tokens=100))
+    else:
+        print("\nA real model, SmolLM2-135M-Instruct, answers: make demo-chat, or pass-sampling fetch smollm2-135m")
+
+
+def _methods(options: Demo, model: Transformer, folder: Path) -> dict[str, Method]:
+    """Return plain decoding and the uses of the vectors: those with an adapter or a head serve one call alone."""
+    given, sampling = options.decode.fetched().lookahead, options.sampling.config
+    methods = {PLAIN: make_method(DecodeOptions("autoregressive"), model, sampling, folder)}
+    for name, method in DRAFTING.items():
+        try:
+            methods[name] = make_method(DecodeOptions(method, given), model, sampling, folder)
+        except Unavailable:
+            if method != "pass" or (given is None and not is_bundled(folder)):
+                raise
+    return methods
+
+
+def _measure(methods: Mapping[str, Method], prompts: Sequence[Sequence[int]], options: Demo) -> dict[str, Any]:
+    """Let the methods write in turn; return the figures of the run with the last one's median ratio.
+
+    All figures are those of one run, so that they agree with one another.
+    """
+    model = methods[PLAIN].model
+    entries = [Entry(name, method_writer(method, model.eos_token_ids)) for name, method in methods.items()]
+    sizes = options.max_new_tokens, options.repeats, options.sampling.seed
+    runs = run_all(entries, prompts, *sizes, model.device, may_end=True)
+    rates = {name: [rate_of(texts) for texts in repeats] for name, repeats in runs.items()}
+    ratios = [mine / plain for mine, plain in zip(rates[list(methods)[-1]], rates[PLAIN], strict=True)]
+    median, rows = ratios.index(statistics.median_low(ratios)), {}
+    for name, repeats in runs.items():
+        texts, rate = repeats[median], rates[name][median]
+        seconds = sum(text.seconds for text in texts)
+        tokens, passes = sum(len(text.tokens) for text in texts), sum(text.num_forward_passes for text in texts)
+        rows[name] = {
+            "tokens": tokens,
+            "num_forward_passes": passes,
+            "tokens_per_forward": tokens / passes,
+            "seconds": seconds,
+            "tokens_per_second": rate,
+            "milliseconds_per_pass": 1000 * seconds / passes,
+            "ratio_to_plain": rate / rates[PLAIN][median],
+        }
+    return rows

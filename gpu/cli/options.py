@@ -6,7 +6,6 @@ A field of a dataclass is an argument, a field that is itself a dataclass is a g
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -55,10 +54,9 @@ def add_arguments(
         if "type" in settings:
             settings["type"] = _reader(settings["type"])
         settings["help"] = settings["help"].replace("%", "%%")
-        if not flag.startswith("-"):
-            parser.add_argument(flag, **settings)
-            continue
-        parser.add_argument(flag, dest=each.name, default=None if is_tuple else default, **settings)
+        if flag.startswith("-"):
+            settings |= {"dest": each.name, "default": None if is_tuple else default}
+        parser.add_argument(flag, **settings)
 
 
 def _reader(read: Any) -> Any:
@@ -134,7 +132,6 @@ class SamplingOptions:
     seed: int = option(0, "the same seed, machine and settings give the same result")
 
     def __post_init__(self) -> None:
-        """Check the settings and the seed, before anything is loaded."""
         check_integer("seed", self.seed, 0, 2**64 - 1)
         _ = self.config
 
@@ -144,12 +141,9 @@ class SamplingOptions:
         return SamplingConfig(self.temperature, self.top_k, self.top_p)
 
 
-OWN_TOKENS = 100_000
-
-
 @dataclass(frozen=True)
 class TextOptions:
-    """Text to train on, and the part of it that is held out."""
+    """Text to train on, the part of it that is held out, or how the model writes it itself."""
 
     text: tuple[Path, ...] = option(
         (), "text to learn from: files, and folders of .py, .txt, .md and .rst files", metavar="PATH"
@@ -158,14 +152,8 @@ class TextOptions:
     held_out_list: Path | None = option(
         help="names of files to hold out, one per line; default: about 5 % of them", metavar="FILE"
     )
-
-
-@dataclass(frozen=True)
-class OwnOptions:
-    """Text to train on that the model writes itself."""
-
-    wanted: bool = option(False, "learn from text that the model writes itself instead", flag="--self")
-    self_tokens: int | None = option(help=f"how many tokens the model writes for --self; default: {OWN_TOKENS}")
+    own: bool = option(False, "learn from text that the model writes itself instead", flag="--self")
+    self_tokens: int | None = option(help="how many tokens the model writes for --self; default: 100000")
     prompts: Path | None = option(
         help="what the model answers for --self: a JSON object on each line, as `pass-sampling bench` reads it; "
         "default: nothing, it begins texts by itself, and with --chat it asks the questions, too",
@@ -173,21 +161,19 @@ class OwnOptions:
     )
     chat: bool = option(False, "write for --self in the model's chat template")
 
+    def __post_init__(self) -> None:
+        """Refuse settings of --self without it, and other text with it."""
+        if self.own + bool(self.text) + self.standard_library > 1:
+            raise ValueError("found several texts, expected one of --self, --text and --standard-library")
+        check_integer("self_tokens", self.num_tokens, 1, 2**40)
+        for name in ("self_tokens", "prompts", "chat"):
+            if getattr(self, name) and not self.own:
+                raise ValueError(f"{flag_of(name)}: found it without --self, expected both or neither")
+
     @property
     def num_tokens(self) -> int:
         """How many tokens the model writes."""
-        return OWN_TOKENS if self.self_tokens is None else self.self_tokens
-
-    def check(self, texts: TextOptions) -> None:
-        """Refuse settings of --self without it, and other text with it."""
-        if self.wanted:
-            if texts.text or texts.standard_library:
-                raise ValueError("found --self and other text, expected one of --self, --text and --standard-library")
-            check_integer("self_tokens", self.num_tokens, 1, 2**40)
-            return
-        for name in ("self_tokens", "prompts", "chat"):
-            if getattr(self, name):
-                raise ValueError(f"{flag_of(name)}: found it without --self, expected both or neither")
+        return 100_000 if self.self_tokens is None else self.self_tokens
 
 
 def group(options: Any, only: Sequence[str]) -> Any:
@@ -198,15 +184,6 @@ def group(options: Any, only: Sequence[str]) -> Any:
 def json_option() -> Any:
     """Return the field of --json."""
     return option(False, "print one JSON object, and nothing else on standard output")
-
-
-def plan_option() -> Any:
-    """Return the field of --plan."""
-    return option(
-        help="decode by a plan that `pass-sampling plan --output FILE` wrote; default: by what was measured on this "
-        "machine, if no other option says how to decode",
-        metavar="FILE",
-    )
 
 
 def output_option(what: str) -> Any:
@@ -221,18 +198,3 @@ def read_names(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8, expected a text file with a name on each line") from None
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-def check_file(flag: str, path: Path | None) -> None:
-    """Refuse a file that cannot be written, before minutes are spent on its contents."""
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"{flag}: {path} cannot be written, expected a file in a folder that is there")
-    try:
-        if path.exists():
-            path.open("ab").close()
-        else:
-            tempfile.TemporaryFile(dir=path.parent).close()  # permissions alone do not tell
-    except OSError as error:
-        raise ValueError(f"{flag}: {path} cannot be written ({error.strerror}), expected a place that can") from None

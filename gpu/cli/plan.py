@@ -5,36 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..bench.figures import MOST_REPEATED, repeated_ngrams
 from ..bench.plan import Candidate, Plan, most_drafts, predict
 from ..bench.prompts import context_of, pieces, read_library
 from ..bench.report import machine, versions
-from ..checkpoint.cache_folder import cache_folder
+from ..bench.runs import MOST_REPEATED, repeated_ngrams
 from ..checkpoints import HELD_OUT, PROMPTS, QUESTIONS
-from ..decode_options import (
-    SOURCES,
-    DecodeOptions,
-    Unavailable,
-    flag_of,
-    method_names,
-    options_taken,
-    registered,
-    text_of,
-)
+from ..decode_options import SOURCES, DecodeOptions, Unavailable, flag_of, method_names, options_taken, registered
 from ..generation import generate_batch
 from ..make_method import folders_of, make_method
 from ..methods import Autoregressive, LanguageModel, Method
 from ..model.transformer import Transformer
+from ..outside import cache_folder
 from ..training.tokens import load_tokenizer
 from . import commands
-from .console import Bar, Conversation, encode_prompt
-from .options import ModelOptions, SamplingOptions, check_file, read_names
+from .console import Bar, Conversation, encode_prompt, print_json
+from .options import ModelOptions, SamplingOptions, read_names
 
 NUM_PREFIXES, PREFIX_LENGTH = 32, 96  # places in text that are continued, and their tokens
 MOST_DRAFTS = 6  # of drafters that could go on
@@ -42,19 +32,13 @@ MOST_DRAFTS = 6  # of drafters that could go on
 
 def run_plan(options: commands.Plan) -> None:
     """Measure, choose, print."""
-    check_file("--output", options.output)
-    target = options.target.fetched()
-    sources = options.sources.fetched()
+    target, sources = options.target.fetched(), options.sources.fetched()
     plan = find_plan(target, target.load(), options.sampling, sources, options.again, quiet=options.json)
     assert plan is not None
-    if options.output is not None:
-        plan.save(options.output)
     if options.json:
-        print(json.dumps(plan.to_json(), indent=2, allow_nan=False))
-        return
-    _print(plan)
-    if options.output is not None:
-        print(f"saved in {options.output}")
+        print_json(plan.to_json())
+    else:
+        _print(plan)
 
 
 def read_plan(path: Path, decode: DecodeOptions) -> Plan:
@@ -91,9 +75,7 @@ def find_plan(
     plain = Autoregressive(model, sampling.config)
     places, candidates = _places(target, plain), _candidates(target, model, sampling, ways)
     check()
-    if not quiet:
-        print("measuring which way of drafting pays here, once for this model and machine", file=sys.stderr)
-    with Bar("measuring", unit="round", quiet=quiet) as bar:
+    with Bar("measuring which way of drafting pays here, once", unit="round", quiet=quiet) as bar:
         found = predict(plain, candidates, places, report=bar.show)
     rate = next(each.tokens_per_second for each in found if each.options.method == "autoregressive")
     considered = [{"options": each.options.to_json(), **each.figures(rate)} for each in found]
@@ -157,10 +139,9 @@ def _prefix_length(model: LanguageModel) -> int:
 
 def _digest(model: Transformer, sampling: SamplingOptions, ways: Sequence[DecodeOptions]) -> str:
     """Return a digest of all that a plan depends on: model, folders, sampling, machine."""
-    digest = hashlib.sha256()
-    where = {name: value for name, value in machine(model.device).items() if name != "load"}
-    settings = [repr(model.config), model.fingerprint, str(model.dtype), asdict(sampling.config), where, versions()]
-    digest.update(json.dumps([*settings, [way.method for way in ways]], sort_keys=True).encode())
+    settings: list[Any] = [repr(model.config), model.fingerprint, str(model.dtype), asdict(sampling.config), versions()]
+    settings += [machine(model.device) | {"load": 0}, [way.method for way in ways]]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for folder in (path for way in ways for path in way.given.values() if isinstance(path, Path)):
         for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
             digest.update(f"{folder.name} {path.name} {path.stat().st_size}".encode())
@@ -183,5 +164,5 @@ def _print(plan: Plan) -> None:
 
 def as_flags(options: DecodeOptions) -> str:
     """Return settings of drafts as flags."""
-    shown = {name: text_of(value) for name, value in options.given.items() if name not in ("method", *SOURCES)}
-    return " ".join(f"{flag_of(name)} {text}" for name, text in shown.items())
+    shown = [name for name in options.given if name not in ("method", *SOURCES)]
+    return " ".join(f"{flag_of(name)} {options.text_of(name)}" for name in shown)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 from ..checkpoints import LOOKAHEAD
 from ..decode_options import is_bundled
 from .commands import PACKAGES, VERIFY_SECONDS, Verify
+from .console import print_json
 from .options import ModelOptions
 
 POSITIONS = 500
@@ -23,8 +23,8 @@ def run_verify(options: Verify) -> None:
     """Run the suite, or check a model."""
     if options.model is None:
         _run_suite(options)
-        return
-    _check_model(options, options.target.fetched())
+    else:
+        _check_model(options, options.target.fetched())
 
 
 def _run_suite(options: Verify) -> None:
@@ -34,46 +34,35 @@ def _run_suite(options: Verify) -> None:
         package.TableModel  # noqa: B018  (what is missing, shows before anything is run)
     suite: Any = import_module("pass_sampling.reference.exactness.suite")  # by its name: no package imports the other
     cases = import_module("pass_sampling.reference.exactness.cases").configurations(options.all)
-    started = time.perf_counter()
-    rows = []
+    started, rows = time.perf_counter(), list[dict[str, Any]]()
+    columns = ("configurations", "executions", "steps", "deviation")
+    line = "{:11}{:24}{:20}{:>15}{:>12}{:>8}{:>11}"
     if not options.json:
-        print(
-            f"{'package':11}{'method':24}{'rule':20}{'configurations':>15}{'executions':>12}{'steps':>8}{'deviation':>11}"
-        )
+        print(line.format("package", "method", "rule", *columns))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ["OMP_NUM_THREADS"] = "1"  # of each process
     with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
         for row in suite.exact_suite(packages, cases=cases, run=map if cores == 1 else pool.map):
             rows.append(asdict(row))
             if not options.json:
-                print(
-                    f"{row.package:11}{row.method:24}{row.rule or '-':20}{row.configurations:15}{row.executions:12}"
-                    f"{row.steps:8}{row.largest_deviation:11.1e}",
-                    flush=True,
-                )
-    coverage = suite.coverage(packages, cases)
-    result = {
-        "configurations": sum(row["configurations"] for row in rows),
-        "executions": sum(row["executions"] for row in rows),
-        "largest_deviation": max(row["largest_deviation"] for row in rows),
-        "seconds": time.perf_counter() - started,
-        "rows": rows,
-        **coverage,
-    }
+                counts = row.configurations, row.executions, row.steps, f"{row.largest_deviation:.1e}"
+                print(line.format(row.package, row.method, row.rule or "-", *counts), flush=True)
+    coverage, seconds = suite.coverage(packages, cases), time.perf_counter() - started
+    sums = {name: sum(row[name] for row in rows) for name in ("configurations", "executions")}
+    worst = max(rows, key=lambda row: float(row["largest_deviation"]))
+    deviation = worst["largest_deviation"]
     if options.json:
-        print(json.dumps(result, indent=2, allow_nan=False))
+        print_json({**sums, "largest_deviation": deviation, "seconds": seconds, "rows": rows, **coverage})
     else:
         print(
-            f"{result['configurations']} exact distributions by {result['executions']} executions in "
-            f"{result['seconds']:.0f} s; "
-            f"largest deviation from the target's distribution {result['largest_deviation']:.1e} (1e-12 is asked)"
+            f"{sums['configurations']} exact distributions by {sums['executions']} executions in {seconds:.0f} s; "
+            f"largest deviation from the target's distribution {deviation:.1e} (1e-12 is asked)"
         )
         for title, sentences in (("Covered:", "covered"), ("Not covered:", "not_covered")):
             print(title, *coverage[sentences], sep="\n  ")
-    if not result["largest_deviation"] <= suite.EXACT:
-        worst = max(rows, key=lambda row: float(row["largest_deviation"]))
+    if not deviation <= suite.EXACT:
         raise ValueError(
-            f"{worst['package']} {worst['method']}: the distribution deviates by {worst['largest_deviation']:.1e} on "
+            f"{worst['package']} {worst['method']}: the distribution deviates by {deviation:.1e} on "
             f"{worst['worst']!r}, expected at most {suite.EXACT:.0e}"
         )
 
@@ -99,15 +88,9 @@ def _check_model(options: Verify, target: ModelOptions) -> None:
     rows = row_check(model, texts, sampling, lookahead.num_lookahead, POSITIONS)
     draws = draw_check(PaSS(model, lookahead, sampling), texts[0][:4], options.seconds or VERIFY_SECONDS, seed=seed)
     dtype = str(model.dtype).removeprefix("torch.")
-    result = {
-        "model": model.name,
-        "dtype": dtype,
-        "device": str(model.device),
-        "rows": asdict(rows),
-        "draws": asdict(draws),
-    }
     if options.json:
-        print(json.dumps(result, indent=2, allow_nan=False))
+        about = {"model": model.name, "dtype": dtype, "device": str(model.device)}
+        print_json(about | {"rows": asdict(rows), "draws": asdict(draws)})
     else:
         print(f"{model.name}, {dtype} on {model.device}, {lookahead.num_lookahead} look-ahead vectors")
         print(

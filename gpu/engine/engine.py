@@ -1,8 +1,8 @@
 """The engine: many requests through a few rows; the next request takes the row of a finished text.
 
-The engine runs the method's own step. A row uses the uniforms of its request, so its text does not depend on the other
-rows, as far as the model's logits are the same numbers. On a GPU the step is captured once, replayed without the host,
-and read one step late. On a CPU it runs eagerly.
+A row uses the uniforms of its request, so its text does not depend on the other rows, as far as the model's logits are
+the same numbers. On a GPU the step is captured once, replayed without the host, and read one step late. `generate`
+decodes through engines there, which a method keeps: one for each power of two of rows and tokens.
 
 Glossary of shapes: B rows.
 """
@@ -10,7 +10,7 @@ Glossary of shapes: B rows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -18,18 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import check_integer
+from pass_sampling.reference.config import check_context, check_integer, check_prompt
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Generation, NotFiniteError, Record
 
 from ..methods.base import Method
 from ..model.cache import KVCache
+from ..model.transformer import Transformer
 from ..state import State
 from ..uniforms import STEPS_AHEAD, uniform_streams
-from .capture import Captured, CaptureError, capture
+from .capture import Captured, CaptureError, capture, why_not
 from .rows import Callback, InFlightStep, Request, Row, empty_rows, free_row, generation_of, put_row
 
-__all__ = ["Engine", "Request"]
+MOST_ROWS = 64  # more texts take turns
+LEAST_LENGTH = 256  # tokens of a prompt, and new ones
 
 
 class Engine:
@@ -44,27 +46,15 @@ class Engine:
         seed: int = 0,
         captures: bool | None = None,
     ):
-        """Reserve the rows, before any pass.
+        """Reserve the rows, before any pass: for `num_rows` texts side by side, after prompts of at most that length.
 
-        Args:
-            method: how to decode, over which model, with which sampling settings.
-            ending: where every text ends.
-            num_rows: texts that are decoded side by side, B.
-            longest_prompt: tokens of a prompt at most.
-            seed: selects the stream of uniforms.
-            captures: whether to capture the step; default: on a GPU, if possible.
-
-        Raises:
-            ValueError: a number is out of range, prompts and new tokens do not fit into the model's context, or the
-                model is one of transformers.
+        The step is captured if `captures`; default: on a GPU, if possible. Raise ValueError if a number is out of
+        range, prompts and new tokens do not fit into the model's context, or the model is one of transformers.
         """
         check_integer("num_rows", num_rows, 1, 2**16)
         check_integer("longest_prompt", longest_prompt, 1, 2**31)
         check_integer("seed", seed, 0, 2**64 - 1)
-        self.method = method
-        self.ending = ending
-        self.seed = seed
-        self._longest = longest_prompt
+        self.method, self.ending, self.seed, self._longest = method, ending, seed, longest_prompt
         self._rows: list[Row | None] = [None] * num_rows
         self._state = empty_rows(method, ending, num_rows, longest_prompt)
         if type(self._state.cache) is not KVCache:
@@ -140,9 +130,8 @@ class Engine:
     def _admit(self, place: int, request: Request) -> None:
         """Give a free row to a request; the first step, which reads the prompt, runs alone."""
         if len(request.prompt) > self._longest:
-            raise ValueError(
-                f"prompt: found {len(request.prompt)} tokens, expected at most {self._longest}, longest_prompt"
-            )
+            found, most = len(request.prompt), self._longest
+            raise ValueError(f"prompt: found {found} tokens, expected at most {most}, longest_prompt")
         with self._on_device():
             self._run_alone(place, Row(request), self.method.start(request.prompt, request.ending or self.ending))
 
@@ -221,3 +210,77 @@ class Engine:
             found = uniform_streams(seed, [row.request.number], step, STEPS_AHEAD, self.method.num_uniforms)
             row.first, row.uniforms = step, found.squeeze(1)
         return row.uniforms[step - row.first]
+
+
+# --- The engines of a method, which `generate` and `generate_batch` decode through on a GPU ---
+
+
+def takes(method: Method, ending: Ending) -> bool:
+    """Return whether an engine would capture a method's steps, so that it pays."""
+    return isinstance(method.model, Transformer) and why_not(method, ending) is None
+
+
+def close_engines(method: Method) -> None:
+    """Give back the memory of all engines that a method keeps."""
+    for engine in _engines_of(method).values():
+        engine.close()
+    _engines_of(method).clear()
+
+
+def decode_through_engine(
+    method: Method,
+    prompts: Sequence[Sequence[int]],
+    requests: Sequence[int],
+    ending: Ending,
+    seed: int,
+    callback: Callback | None = None,
+) -> tuple[list[Generation | None], dict[int, str]]:
+    """Return the texts, and the faults of those that are None, by place; requests name the uniforms.
+
+    Raises:
+        ValueError: a prompt is empty, too long or holds no tokens; nothing is decoded then.
+    """
+    for prompt in prompts:
+        room = method.model.max_position_embeddings
+        check_context(len(check_prompt(prompt, method.model.vocab_size)), ending.max_new_tokens, room)
+    texts: list[Generation | None] = [None] * len(prompts)
+    faults: dict[int, str] = {}
+    places = {request: place for place, request in enumerate(requests)}
+    engine = _engine_for(method, ending, len(prompts), max(map(len, prompts)))
+    asked = (Request(request, prompt, ending, seed) for request, prompt in zip(requests, prompts, strict=True))
+    try:
+        while None in [text for place, text in enumerate(texts) if place not in faults]:
+            try:
+                for number, text in engine.run(asked, callback):
+                    texts[places[number]] = text
+            except NotFiniteError as error:
+                request, _, said = str(error).removeprefix("request ").partition(": ")
+                faults[places[int(request)]] = said
+    finally:
+        engine.clear()
+    return texts, faults
+
+
+def _engines_of(method: Method) -> dict[tuple[object, ...], Engine]:
+    engines: dict[tuple[object, ...], Engine] = vars(method).setdefault("_engines", {})
+    return engines
+
+
+def _engine_for(method: Method, ending: Ending, num_texts: int, longest_prompt: int) -> Engine:
+    """Return an engine with enough rows and room, the one that is kept for their kind."""
+    contexts = [method.model, getattr(method, "drafter", None)]
+    room = min(each for model in contexts if (each := getattr(model, "max_position_embeddings", None)) is not None)
+    rows = _power_of_two(min(num_texts, MOST_ROWS))
+    new_tokens = min(_power_of_two(max(ending.max_new_tokens, LEAST_LENGTH)), room - 1)
+    longest = min(_power_of_two(max(longest_prompt, LEAST_LENGTH)), room - new_tokens)
+    if longest < longest_prompt:  # the context has no room for both powers
+        longest, new_tokens = longest_prompt, room - longest_prompt
+    key = (rows, longest, new_tokens, ending.eos_token_ids)
+    engines = _engines_of(method)
+    if key not in engines:
+        engines[key] = Engine(method, Ending(new_tokens, ending.eos_token_ids), rows, longest)
+    return engines[key]
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

@@ -81,7 +81,6 @@ class InFlightStep:
 
 
 def _sent(tensor: Tensor) -> Tensor:  # [B, ...]
-    """Return host memory that a device tensor is being copied to."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 

@@ -1,12 +1,8 @@
 """PaSS in transformers' `generate`: `model.generate(**inputs, custom_generate=pass_generate, lookahead=folder)`.
 
 The steps are this package's own, over any causal model whose cache can be rolled back. The model's own logits
-processors are applied after every prefix, drafts included, and its stopping criteria are asked of every prefix. So the
-text has the distribution that `generate` gives it, whatever the vectors; greedy, it is the same text up to rounding.
-
-Texts of a batch have different lengths, so hooks are asked about one row at a time, with the padding in front of it, as
-in the library's own loop. Some know rows by their place in the batch: they are given a batch in which every row is that
-one.
+processors and stopping criteria are asked about every prefix, drafts included: one row at a time, with the padding in
+front of it, in a batch in which every row is that one, as some know rows by their place.
 
 Glossary of shapes: B rows, T tokens of a row, padding included, T' tokens with the new ones, V vocabulary.
 """
@@ -15,7 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -73,9 +69,8 @@ def generate_with_pass(
 ) -> Any:
     """Call `model.generate` with `pass_generate`, and hand on what it would lose: the streamer, and stop strings.
 
-    Everything else is as in `generate`; see `pass_generate` for `fused` and `num_lookahead`. Stop strings in
-    `generation_config`, or in the model's own, end a text as well. An assistant raises ValueError, and stop strings
-    without a tokenizer or that no tokens decode to.
+    Everything else is as in `generate`; see `pass_generate` for `fused` and `num_lookahead`. An assistant raises
+    ValueError, and stop strings without a tokenizer or that no tokens decode to.
     """
     if named.get("assistant_model") is not None:
         raise ValueError("assistant_model: found one, expected none: the model drafts for itself")
@@ -114,29 +109,24 @@ def pass_generate(
     Args:
         model: a causal model of transformers.
         input_ids: rows of tokens, padded in front.
-        logits_processor: applied after every prefix; a pure function of it.
+        logits_processor: pure functions of a prefix, applied after every one.
         stopping_criteria: asked of every prefix.
-        generation_config: as `generate` has completed it.
+        generation_config: as `generate` has completed it, like the `model_kwargs`.
         lookahead: vectors, or the folder that keeps them, or as a string its name on the Hub.
         fused: one call per step (`PaSSOneCall`) instead of two (`PaSS`); default: as the vectors were trained.
         num_lookahead: how many of the vectors to use; default: all.
         streamer: given the new tokens; `generate` itself does not pass it on, see `generate_with_pass`.
-        model_kwargs: what else `generate` has prepared.
 
     Raises:
         ValueError: something is asked for that would not be exact, or the vectors are another model's.
     """
     check_model(model)
-    check_generation(generation_config)
-    check_arguments(model_kwargs)
-    check_processors(logits_processor or [])
-    num_padding = paddings(input_ids, model_kwargs.get("attention_mask"))
-    check_positions(model_kwargs.get("position_ids"), num_padding, input_ids.shape[1])
-    num_cached = check_cache(model_kwargs.get("past_key_values"), len(input_ids))
-    if num_cached >= input_ids.shape[1] - num_padding[0]:
-        raise ValueError(
-            f"past_key_values: found {num_cached} positions of a prompt of {input_ids.shape[1]} tokens, expected fewer"
-        )
+    _check_generation(generation_config, logits_processor or [])
+    num_padding = _paddings(input_ids, model_kwargs)
+    held, room = model_kwargs.get("past_key_values"), input_ids.shape[1] - num_padding[0]
+    num_cached = _check_cache(held, len(input_ids))
+    if num_cached >= room:
+        raise ValueError(f"past_key_values: found {num_cached} positions of {room} tokens, expected fewer")
     if streamer is not None and len(input_ids) > 1:
         raise ValueError(f"streamer: found one with {len(input_ids)} rows, expected it with one")
     longest = generation_config.max_length
@@ -147,23 +137,24 @@ def pass_generate(
         raise ValueError("pad_token_id: found None with rows that may end apart, expected a token")
 
     adapted = TransformersModel(model)
-    method = _method(adapted, _vectors(adapted, lookahead), fused, num_lookahead, bool(generation_config.do_sample))
+    vectors = _vectors(adapted, lookahead)
+    # Temperature and the like are among the processors.
+    sampling = SamplingConfig() if generation_config.do_sample else SamplingConfig(temperature=0.0)
+    kind = PaSSOneCall if fused or (fused is None and vectors.head is not None) else PaSS
+    if kind is PaSSOneCall:
+        adapted.require_masks()
+    method: Any = kind(adapted, vectors, sampling, num_lookahead=num_lookahead)
     prompts = [row[padding:].tolist() for row, padding in zip(input_ids, num_padding, strict=True)]
     for prompt, ending in zip(prompts, endings, strict=True):
         check_context(len(prompt), ending.max_new_tokens, adapted.max_position_embeddings)
-        beyond = len(method.vectors) if isinstance(method, PaSSOneCall) else 0
+        beyond = len(method.vectors) if kind is PaSSOneCall else 0
         check_rope(adapted.text_config, len(prompt), ending.max_new_tokens, beyond)
-
-    def show(record: Record) -> None:
-        for token in record.tokens if streamer is not None else ():
-            streamer.put(torch.tensor([token]))
 
     texts, cache = [], None
     for place, (prompt, padding, ending) in enumerate(zip(prompts, num_padding, endings, strict=True)):
         hook = processor_hook(logits_processor or [], input_ids, place, padding, adapted.dtype)
-        cache = model_kwargs.get("past_key_values") if len(input_ids) == 1 else None
-        cache = DynamicCache(config=adapted.text_config) if cache is None else cache
-        text, cache = _write(replace(method, processor=hook), prompt, ending, cache, num_cached, show)
+        cache = DynamicCache(config=adapted.text_config) if held is None or len(input_ids) > 1 else held
+        text, cache = _write(replace(method, processor=hook), prompt, ending, cache, num_cached, streamer)
         texts.append(text)
     if streamer is not None:
         streamer.end()
@@ -181,7 +172,7 @@ def pass_generate(
 
 
 def _write(
-    method: Method, prompt: Sequence[int], ending: Ending, cache: Any, num_cached: int, show: Callable[[Record], None]
+    method: Method, prompt: Sequence[int], ending: Ending, cache: Any, num_cached: int, streamer: Any
 ) -> tuple[Generation, Any]:
     """Continue a prompt after what a cache holds of it; return the text, and the cache of all but its last token.
 
@@ -192,14 +183,14 @@ def _write(
     caches = RowCaches([RowCache(cache, num_cached)], lengths, state.cache.capacity)
     state = replace(state, cache=caches, cached=caches.lengths, max_pending=len(prompt) - num_cached)
     records: list[Record] = []
-    greedy = method.sampling.temperature == 0
     while not bool(state.ended):
-        shape = (1, method.num_uniforms)
-        uniforms = torch.full(shape, 0.5, dtype=torch.float64) if greedy else torch.rand(shape, dtype=torch.float64)
+        uniforms = torch.full((1, method.num_uniforms), 0.5, dtype=torch.float64)
+        uniforms = torch.rand_like(uniforms) if method.sampling.temperature > 0 else uniforms
         state, batch = method.step(state, uniforms.to(method.model.device))
         state.raise_fault()
         records += batch.rows()
-        show(records[-1])
+        for token in records[-1].tokens if streamer is not None else ():
+            streamer.put(torch.tensor([token]))
     tokens = tuple(token for record in records for token in record.tokens)
     text = Generation(tuple(prompt), tokens, ending.reason(tokens) or "length", tuple(records))
     return text, caches.rows[0].release(min(int(caches.lengths), len(prompt) + len(tokens) - 1))
@@ -220,64 +211,39 @@ def _vectors(model: TransformersModel, lookahead: LookAhead | str | os.PathLike[
     if not isinstance(lookahead, LookAhead):
         lookahead = LookAhead.load(lookahead)
     if lookahead.adapter is not None:
-        raise ValueError(
-            "lookahead: found vectors with an adapter, which stands inside this package's own Transformer, expected "
-            "none for a model of transformers"
-        )
+        raise ValueError("lookahead: found vectors with an adapter, expected none for a model of transformers")
     vocab_size = lookahead.base_shapes.get("vocab_size", model.vocab_size)
     if vocab_size != model.vocab_size:
         raise ValueError(f"lookahead: found vectors for {vocab_size} tokens, expected {model.vocab_size}, the model's")
     if lookahead.fingerprint not in (None, model.fingerprint):
-        warnings.warn(
-            f"lookahead: these vectors were trained for {lookahead.base_model!r}, and that {model.name!r} is the same "
-            "cannot be seen from its weights; another's vectors keep the text's distribution, and make it slow",
-            stacklevel=4,
-        )
+        known = f"trained for {lookahead.base_model!r}, and that {model.name!r} is the same cannot be seen"
+        warnings.warn(f"lookahead: these vectors were {known}; another's are exact, and slow", stacklevel=4)
     return replace(lookahead, fingerprint=None)
-
-
-def _method(
-    model: TransformersModel, lookahead: LookAhead, fused: bool | None, num_lookahead: int | None, do_sample: bool
-) -> PaSS | PaSSOneCall:
-    """Return the method. Temperature and the like are among the processors, so its sampling is a plain draw."""
-    sampling = SamplingConfig() if do_sample else SamplingConfig(temperature=0.0)
-    if fused or (fused is None and lookahead.head is not None):
-        model.require_masks()
-        return PaSSOneCall(model, lookahead, sampling, num_lookahead=num_lookahead)
-    return PaSS(model, lookahead, sampling, num_lookahead=num_lookahead)
 
 
 # --- Arguments of `generate`: what is refused before any pass, and hooks for each row ---
 
 
-def check_generation(config: Any) -> None:
+def _check_generation(config: Any, processors: Sequence[Any]) -> None:
     """Raise ValueError for settings of `generate` that would not be exact, or need outputs that drafts do not have."""
-    mode = config.get_generation_mode()
+    mode = config.get_generation_mode().value
     if (config.num_beams or 1) > 1:
         raise ValueError(f"num_beams: found {config.num_beams}, expected 1")
-    if mode.value not in ("greedy_search", "sample"):
-        raise ValueError(f"generation_config: found settings for {mode.value}, expected greedy decoding or sampling")
+    if mode not in ("greedy_search", "sample"):
+        raise ValueError(f"generation_config: found settings for {mode}, expected greedy decoding or sampling")
     if config.guidance_scale not in (None, 1, 1.0):
         raise ValueError(f"guidance_scale: found {config.guidance_scale}, expected None")
     if config.use_cache is False:
         raise ValueError("use_cache: found False, expected True: rejected drafts are rolled back in a cache")
-    reasons = dict.fromkeys(OUTPUTS, "rows of drafts would be among them")
-    reasons["is_assistant"] = "a draft's end depends on scores of its own passes"
-    for name, reason in reasons.items():
+    for name in (*OUTPUTS, "is_assistant"):
         if getattr(config, name, None):
-            raise ValueError(f"{name}: found True, expected False: {reason}")
+            raise ValueError(f"{name}: found True, expected False: rows of drafts would count")
+    for processor in processors:
+        if (name := type(processor).__name__) in STATEFUL:
+            raise ValueError(f"logits_processor: found {name}, expected a function of the prefix and its logits alone")
 
 
-def check_arguments(named: dict[str, Any]) -> None:
-    """Raise ValueError for an argument that the model's forward would be given in addition to the tokens."""
-    for name, value in named.items():
-        if name == "token_type_ids" and isinstance(value, Tensor) and not bool(value.any()):
-            continue  # of a tokenizer that marks one text with zeros
-        if name not in IGNORED and value is not None and value is not False:
-            raise ValueError(f"{name}: found a {type(value).__name__}, expected a prompt of tokens alone")
-
-
-def check_cache(cache: Any, batch_size: int) -> int:
+def _check_cache(cache: Any, batch_size: int) -> int:
     """Return how many positions a given cache holds; raise ValueError for one of several rows or of another kind."""
     if cache is None:
         return 0
@@ -290,46 +256,31 @@ def check_cache(cache: Any, batch_size: int) -> int:
     return held
 
 
-def paddings(
-    input_ids: Tensor,  # [B, T]
-    attention_mask: Tensor | None,  # [B, T]
-) -> list[int]:
-    """Return how many tokens of padding are in front of each row; raise ValueError for padding anywhere else."""
+def _paddings(input_ids: Tensor, named: dict[str, Any]) -> list[int]:  # input_ids [B, T]
+    """Return how many tokens of padding are in front of each row.
+
+    Raise ValueError for padding anywhere else, for other positions than those that count the tokens, and for an
+    argument that the model's forward would be given in addition to the tokens.
+    """
+    for name, value in named.items():
+        if name == "token_type_ids" and isinstance(value, Tensor) and not bool(value.any()):
+            continue  # of a tokenizer that marks one text with zeros
+        if name not in IGNORED and value is not None and value is not False:
+            raise ValueError(f"{name}: found a {type(value).__name__}, expected a prompt of tokens alone")
+    mask, positions = named.get("attention_mask"), named.get("position_ids")
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:
         raise ValueError(f"input_ids: found shape {list(input_ids.shape)}, expected rows of at least one token")
-    if attention_mask is None:
-        return [0] * len(input_ids)
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask: found shape {list(attention_mask.shape)}, expected {list(input_ids.shape)}, that of the "
-            "tokens"
-        )
-    shown = attention_mask.bool()
-    if bool((shown[:, :-1] & ~shown[:, 1:]).any()) or not bool(shown[:, -1].all()):
+    seen = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    if seen.shape != input_ids.shape:
+        raise ValueError(f"attention_mask: found shape {list(seen.shape)}, expected {list(input_ids.shape)}")
+    if bool((seen[:, :-1] & ~seen[:, 1:]).any()) or not bool(seen[:, -1].all()):
         raise ValueError("attention_mask: found zeros after a token, expected padding in front of the text alone")
-    return (~shown).sum(dim=1).tolist()
-
-
-def check_positions(
-    position_ids: Tensor | None,  # [B, T]
-    num_padding: list[int],
-    num_tokens: int,
-) -> None:
-    """Raise ValueError unless every row's tokens are at the positions 0, 1, 2, and so on."""
-    if position_ids is None:
-        return
-    for row, padding in zip(position_ids, num_padding, strict=False):
-        expected = torch.arange(num_tokens - padding, device=row.device)
+    padded: list[int] = (~seen).sum(dim=1).tolist()
+    for row, padding in zip([] if positions is None else positions, padded, strict=False):
+        expected = torch.arange(input_ids.shape[1] - padding, device=row.device)
         if row.ndim != 1 or not torch.equal(row[-len(expected) :], expected[-len(row) :]):
             raise ValueError("position_ids: found positions of another kind, expected those that count the tokens")
-
-
-def check_processors(processors: Sequence[Any]) -> None:
-    """Raise ValueError for a processor that is no function of the prefix and its logits."""
-    for processor in processors:
-        name = type(processor).__name__
-        if name in STATEFUL:
-            raise ValueError(f"logits_processor: found {name}, expected a function of the prefix and its logits alone")
+    return padded
 
 
 def processor_hook(
@@ -339,10 +290,7 @@ def processor_hook(
     num_padding: int,
     dtype: torch.dtype,
 ) -> Processor | None:
-    """Return the processors as one hook for a row of the batch, or None where there are none.
-
-    They are given float32 logits, as in `generate`; those of a float64 model stay float64.
-    """
+    """Return the processors as one hook for a row of the batch, given float32 logits as in `generate`, or float64."""
     if not processors:
         return None
     every: Any = LogitsProcessorList(processors)
@@ -363,10 +311,7 @@ def ending_of(
     place: int,
     max_length: int,
 ) -> Ending:
-    """Return where the text of a row ends: at a length, at tokens, or at a prefix that a criterion ends.
-
-    Lengths and end-of-sequence tokens are checked without asking the host.
-    """
+    """Return where the text of a row ends: at a length, at tokens, or at a prefix that another criterion ends."""
     eos: set[int] = set()
     others: Any = StoppingCriteriaList()
     for criterion in criteria:
@@ -383,11 +328,7 @@ def ending_of(
     return Ending(max_length - input_ids.shape[1], sorted(eos), criterion=ends if others else None)
 
 
-def _rows_of(
-    input_ids: Tensor,  # [B, T]
-    place: int,
-    new_tokens: Sequence[int],
-) -> Tensor:  # [B, T']
+def _rows_of(input_ids: Tensor, place: int, new_tokens: Sequence[int]) -> Tensor:  # [B, T']
     """Return a row of the batch with new tokens after it, as often as there are rows."""
     new = torch.tensor(new_tokens, dtype=input_ids.dtype, device=input_ids.device)
     return torch.cat([input_ids[place], new]).repeat(len(input_ids), 1)

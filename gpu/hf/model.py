@@ -1,8 +1,7 @@
 """A causal model of transformers as the language model of a method: embeddings in, logits out, a cache per row.
 
-The library's own forward is run in two halves: first the body, then a copy of the whole model with an `IdentityBody`.
-So whatever a model does to its logits (a scale, a cap) is done to them. Rows of a batch have a pass each: no padding,
-no mask, and no row's numbers depend on its neighbours.
+The library's own forward is run in two halves: first the body, then a copy of the whole model with an `IdentityBody`,
+which does to the logits what the model does. Rows of a batch have a pass each: no padding, no mask.
 
 Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state, V vocabulary, N tokens of it.
 """
@@ -30,8 +29,9 @@ from pass_sampling.reference.checkpoint.folder import name_of
 from ..checkpoint.hub import is_repository
 from ..lookahead.adapter import Adapter
 from ..model.cache import KVCache
-from .model_checks import body_name, check_masks, check_model, longest_text
-from .rows import Apart, RowCache, RowCaches, row_caches, row_masks
+from ..outside import reason_of
+from .model_checks import NO_LIMIT, body_name, check_masks, check_model
+from .rows import RowCache, RowCaches, row_caches, row_masks
 
 SEEN = [  # which row attends to which: a token, a draft, a group after each
     [1, 0, 0, 0, 0, 0],
@@ -65,12 +65,7 @@ class IdentityBody(torch.nn.Module):
         """The same, for models whose body has a decoder inside."""
         return self
 
-    def forward(
-        self,
-        *arguments: Any,
-        inputs_embeds: Tensor,  # [1, T, D]
-        **named: Any,
-    ) -> _BodyOutput:
+    def forward(self, *arguments: Any, inputs_embeds: Any, **named: Any) -> _BodyOutput:
         """Return the vectors in the form that a head expects."""
         return _BodyOutput(last_hidden_state=inputs_embeds)
 
@@ -79,10 +74,7 @@ class TransformersModel:
     """What a method needs of a model, over any causal model of transformers whose passes can be undone."""
 
     def __init__(self, model: Any):
-        """Take a model in eval mode, as `from_pretrained` returns it.
-
-        The first time a model is seen, a few short passes find out whether its cache can be rolled back.
-        """
+        """Take a model in eval mode; the first time, short passes find out whether its cache can be rolled back."""
         check_model(model)
         self.model = model
         self.text_config = model.config.get_text_config(decoder=True)
@@ -93,7 +85,8 @@ class TransformersModel:
         self._embedding = model.get_input_embeddings()
         self._named = inspect.signature(self._body.forward).parameters.keys()
         self.vocab_size, self.hidden_size = map(int, self._embedding.weight.shape)
-        self.max_position_embeddings = longest_text(self.text_config)
+        longest = getattr(self.text_config, "max_position_embeddings", None)  # some models have no limit
+        self.max_position_embeddings = longest if isinstance(longest, int) and longest > 0 else NO_LIMIT
         self._takes_masks = False
         _probe(self, "a rolled-back cache", _rolled_back)
 
@@ -118,21 +111,20 @@ class TransformersModel:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end a text, as the model's generation config says."""
-        found = getattr(self.model.generation_config, "eos_token_id", None)
-        return () if found is None else (found,) if isinstance(found, int) else tuple(found)
+        return self._suggested("eos_token_id")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Strings that end a text, as the model's generation config says."""
-        found = getattr(self.model.generation_config, "stop_strings", None)
-        return () if found is None else (found,) if isinstance(found, str) else tuple(found)
+        return self._suggested("stop_strings")
+
+    def _suggested(self, name: str) -> tuple[Any, ...]:
+        found = getattr(self.model.generation_config, name, None)
+        return () if found is None else (found,) if isinstance(found, int | str) else tuple(found)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and first values of the weights, as `read_weights` takes it of a checkpoint.
-
-        It is the same where names and dtype are those in the file; transformers renames the weights of some models.
-        """
+        """SHA-256 over names, shapes and first values of the weights, that of its checkpoint."""
         if self.model not in _FINGERPRINTS:
             lines = [
                 f"{name} {list(each.shape)}\n".encode()
@@ -173,10 +165,9 @@ class TransformersModel:
         adapter: Adapter | None = None,
         num_adapted: int = 0,
     ) -> Tensor:  # [B, T, D']
-        """Run one pass per row after its cached positions; see `Transformer.hidden`.
+        """Run one pass per row after its cached positions; see `Transformer.hidden`. An adapter raises ValueError.
 
-        Rows after the model's last position are padding and get no pass. An adapter is refused, and a mask for a model
-        that takes none.
+        Rows after the model's last position are padding and get no pass.
         """
         if adapter is not None:
             raise ValueError(f"adapter: found one for {self.name!r}, expected none for a model of transformers")
@@ -184,24 +175,17 @@ class TransformersModel:
         found = []
         for b, (row, length) in enumerate(zip(caches.rows, caches.lengths.tolist(), strict=True)):
             row.settle(length)
-            places = torch.arange(length, length + num_rows, device=self.device)
-            masks, seen = None, None
+            places = torch.arange(length, length + num_rows, device=self.device) if positions is None else positions[b]
+            masks = None
             if positions is None and visible is None:
                 places = places[: max(1, self.max_position_embeddings - length)]
             else:
-                places = places if positions is None else positions[b]
                 self.require_masks()
                 places = places.clamp(max=self.max_position_embeddings - 1)
                 seen = visible if visible is None or visible.ndim == 2 else visible[b]
                 masks = row_masks(self.text_config, row.cache, length, places, seen, self.dtype)
-            fed = inputs[b : b + 1, : len(places)]
-            hidden = self._pass(fed, row.cache, places.unsqueeze(0), masks)
+            hidden = self._pass(inputs[b : b + 1, : len(places)], row.cache, places.unsqueeze(0), masks)
             row.grow(len(places))
-            if len(places) > 1 and not bool(hidden.isfinite().all()):
-                row.settle(length)
-                apart = Apart(row.cache)
-                hidden = apart.spoil(self._pass(fed, apart, places.unsqueeze(0), masks), seen)
-                row.grow(len(places))
             if len(places) < num_rows:
                 hidden = torch.nn.functional.pad(hidden, (0, 0, 0, num_rows - len(places)))
             found.append(hidden)
@@ -225,14 +209,8 @@ class TransformersModel:
         """Return the logits of some tokens: taken from those of all, with whatever the model does to them."""
         return self.logits(hidden)[..., tokens]
 
-    def _pass(
-        self,
-        inputs: Tensor,  # [1, T, D]
-        cache: Any,
-        positions: Tensor,  # [1, T]
-        masks: Any,
-    ) -> Tensor:  # [1, T, D']
-        """Run the body over one row."""
+    def _pass(self, inputs: Tensor, cache: Any, positions: Tensor, masks: Any) -> Tensor:  # [1, T, D']
+        """Run the body over one row: inputs [1, T, D], positions [1, T]."""
         named = {"inputs_embeds": inputs, "past_key_values": cache, "use_cache": True, "position_ids": positions}
         named = {name: value for name, value in named.items() if name in self._named}
         if masks is not None:
@@ -251,10 +229,8 @@ class TransformersModel:
 def _probe(model: TransformersModel, what: str, passes: Callable[[TransformersModel, Tensor], Any]) -> None:
     """Raise ValueError unless passes find the logits of the model's plain forward over the same tokens.
 
-    They are compared once for a model, its device, dtype and attention. The logits may differ by rounding, so half of
-    the digits of the dtype must agree, and of float64 half of those of float32, in which transformers computes norms
-    and some softmaxes. A cache that is not rolled back or a mask that is ignored changes logits by as much as they
-    differ from each other.
+    They are compared once for a model, its device, dtype and attention. Half of the digits of the dtype must agree, and
+    of float64 half of those of float32, in which transformers computes norms and some softmaxes.
     """
     kind = (what, model.device, model.dtype, getattr(model.model.config, "_attn_implementation", None))
     if kind in _PROBED.setdefault(model.model, set()):
@@ -264,10 +240,9 @@ def _probe(model: TransformersModel, what: str, passes: Callable[[TransformersMo
         with torch.no_grad():
             found, expected = passes(model, tokens)
     except Exception as error:  # the model's own code may raise anything
-        reason = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {reason_of(error)}"
         raise ValueError(
-            f"model: found {model.name!r}, which takes no pass with {what} ({type(error).__name__}: {reason}), "
-            "expected a causal model that does"
+            f"model: found {model.name!r}, which takes no pass with {what} ({reason}), expected a model that does"
         ) from error
     expected = expected.double()
     epsilon = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)

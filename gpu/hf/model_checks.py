@@ -14,6 +14,7 @@ from transformers.utils import logging
 from pass_sampling.reference.checkpoint.folder import CONFIG, check_weights, file_in, open_folder
 
 from ..model.precision import asked_dtype, automatic_dtype, check_device
+from ..outside import reason_of
 
 ATTENTION = ("eager", "sdpa")  # those that take a mask of numbers
 KINDS = {"full_attention", "sliding_attention"}
@@ -38,7 +39,7 @@ def load_with_transformers(
             str(folder), dtype=asked or "auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:  # transformers raises anything here
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise ValueError(
             f"{folder} holds nothing for transformers ({reason}), expected a model that it reads"
         ) from None
@@ -56,45 +57,28 @@ def check_model(model: Any) -> None:
         raise ValueError(f"model: found {name}, whose recurrent state cannot be rolled back, expected attention alone")
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "hidden_size_per_layer_input", 0):
-        raise ValueError(
-            f"model: found {name}, which adds embeddings of tokens in every layer, expected a model that reads "
-            "inputs_embeds alone"
-        )
+        raise ValueError(f"model: found {name} with embeddings of tokens in every layer, expected them in front alone")
     if model.training:
         raise ValueError(f"model: found {name} in training mode, expected model.eval()")
     body = getattr(model, body_name(model), None)
     accepted = {} if body is None else inspect.signature(body.forward).parameters
-    missing = [each for each in ("inputs_embeds", "past_key_values") if each not in accepted]
-    if missing:
-        found = "is not apart from its head" if body is None else f"takes no {missing[0]}"
-        raise ValueError(
-            f"model: found {name}, whose body {found}, expected one that takes inputs_embeds and past_key_values"
-        )
+    for each in ("inputs_embeds", "past_key_values"):
+        if each not in accepted:
+            raise ValueError(f"model: found {name}, whose body takes no {each}, expected one that does")
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     read: Any = model.get_input_embeddings()
-    _check_weights(model, (read, head))
+    # PyTorch's own quantisation may scale all rows of a pass together.
+    wrong = [layer for layer in model.modules() if callable(getattr(layer, "weight", None))]
+    ends = [layer for layer in (read, head) if layer is not None]
+    wrong += [each for each in ends if not isinstance(each.weight, Tensor) or not each.weight.is_floating_point()]
+    if wrong:
+        kind = f"{type(wrong[0]).__module__}.{type(wrong[0]).__qualname__}"
+        what = f"weights that are not floating-point numbers ({kind})"
+        raise ValueError(f"model: found {name} with {what}, expected a model that is not quantised")
     inputs = read.weight.shape[0]
     if head is None or head.weight.shape[0] != inputs:
         found = "no output embeddings" if head is None else f"logits of {head.weight.shape[0]} tokens"
         raise ValueError(f"model: found {name} with {found}, expected those of the {inputs} tokens it reads")
-
-
-def _check_weights(model: Any, ends: tuple[Any, Any]) -> None:
-    """Raise ValueError for layers of PyTorch's own quantisation, which may scale all rows of a pass together.
-
-    The embeddings also need a matrix of numbers: its shape gives the number of tokens.
-    """
-    found = [layer for layer in model.modules() if callable(getattr(layer, "weight", None))]
-    for layer in ends:
-        weight = getattr(layer, "weight", None)
-        if layer is not None and not (isinstance(weight, Tensor) and weight.is_floating_point()):
-            found.append(layer)
-    if found:
-        kind = f"{type(found[0]).__module__}.{type(found[0]).__qualname__}"
-        raise ValueError(
-            f"model: found {type(model).__name__} with weights that are not floating-point numbers ({kind}), expected "
-            "a model that is not quantised"
-        )
 
 
 def body_name(model: Any) -> str:
@@ -107,10 +91,7 @@ def check_masks(model: Any, config: Any) -> None:
     takes_positions = "position_ids" in inspect.signature(getattr(model, body_name(model)).forward).parameters
     if not takes_positions or getattr(config, "alibi", False):
         why = "attention counts distances in the cache, alibi" if takes_positions else "body takes no position_ids"
-        raise ValueError(
-            f"model: found {type(model).__name__}, whose {why}, expected positions that can be told to it: drafts of "
-            "one depth share theirs"
-        )
+        raise ValueError(f"model: found {type(model).__name__}, whose {why}, expected positions that can be told to it")
     kind = getattr(config, "_attn_implementation", None)
     if kind not in ATTENTION:
         raise ValueError(
@@ -119,16 +100,8 @@ def check_masks(model: Any, config: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or KINDS)
     local = set(getattr(config, "attention_layers", None) or ()) - {"global"}
     if local or not kinds <= KINDS:
-        raise ValueError(
-            f"model: found {type(model).__name__} with layers of the kinds {sorted(local or kinds)}, expected full "
-            "attention and sliding windows, for which masks of numbers are enough"
-        )
-
-
-def longest_text(config: Any) -> int:
-    """Return the longest sequence that a model can read; some have no limit."""
-    found = getattr(config, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else NO_LIMIT
+        found = f"{type(model).__name__} with layers of the kinds {sorted(local or kinds)}"
+        raise ValueError(f"model: found {found}, expected full attention and sliding windows")
 
 
 def check_rope(config: Any, prompt_length: int, max_new_tokens: int, num_beyond: int = 0) -> None:
@@ -143,7 +116,6 @@ def check_rope(config: Any, prompt_length: int, max_new_tokens: int, num_beyond:
         if table.get("rope_type") != "longrope" or prompt_length > original:
             continue
         if prompt_length + max_new_tokens + num_beyond > original:
-            raise ValueError(
-                f"max_new_tokens: found a prompt of {prompt_length} tokens and {max_new_tokens} new ones, expected at "
-                f"most {original - num_beyond} together or a longer prompt: there the model's rotary frequencies change"
-            )
+            found = f"a prompt of {prompt_length} tokens and {max_new_tokens} new ones"
+            most = f"{original - num_beyond} together or a longer prompt: there the rotary frequencies change"
+            raise ValueError(f"max_new_tokens: found {found}, expected at most {most}")

@@ -1,10 +1,8 @@
 """Caches of transformers for a batch of which every row has its own pass, and the masks of such a pass.
 
-Masks are additive and of floating point, one per kind of layer. The library's eager attention would silently take a
-boolean mask for numbers.
+Masks are additive and of floating point, one per kind of layer: eager attention would take a boolean one for numbers.
 
-Glossary of shapes: B batch, N rows of the batch that are kept, T rows of the pass, S cache positions that are read
-(cached and of the pass), G key/value heads, E size of a key, E_v of a value, D' hidden state.
+Glossary of shapes: B batch, N rows of the batch that are kept, T rows of the pass, S cache positions that are read.
 """
 
 from __future__ import annotations
@@ -28,9 +26,7 @@ class RowCache:
     """
 
     def __init__(self, cache: Any, held: int = 0):
-        """Take over a cache that holds so many positions."""
-        self.cache = cache
-        self.held = held
+        self.cache, self.held = cache, held
         self._before = held  # what it held before the last pass
         for layer in cache.layers:
             if hasattr(layer, "activate_past_recording"):
@@ -42,8 +38,7 @@ class RowCache:
             return
         if length < self._before and any(hasattr(layer, "record_past") for layer in self.cache.layers):
             raise ValueError(
-                f"length: found {length}, expected at least {self._before}, what was cached before the last pass: a "
-                "sliding window remembers no more"
+                f"length: found {length}, expected at least {self._before}: a sliding window forgets the rest"
             )
         self.cache.crop(length - self.held)
         self.held = self._before = length
@@ -65,13 +60,12 @@ class RowCache:
         """Return whether two caches are equal, up to rounding, in what both still hold of `length` positions."""
         self.settle(length)
         other.settle(length)
+        pairs = []
         for layer, twin in zip(self.cache.layers, other.cache.layers, strict=True):
             if isinstance(getattr(layer, "keys", None), Tensor) and layer.keys.numel():
-                held = min(layer.keys.shape[-2], twin.keys.shape[-2])
-                pairs = ((layer.keys, twin.keys), (layer.values, twin.values))
-                if not all(same(mine[..., -held:, :], yours[..., -held:, :]) for mine, yours in pairs):
-                    return False
-        return True
+                pairs += [(layer.keys, twin.keys), (layer.values, twin.values)]
+        held = [min(mine.shape[-2], yours.shape[-2]) for mine, yours in pairs]
+        return all(same(a[..., -n:, :], b[..., -n:, :]) for n, (a, b) in zip(held, pairs, strict=True))
 
 
 class RowCaches(KVCache):
@@ -96,10 +90,7 @@ class RowCaches(KVCache):
         count: Tensor | None = None,  # [B]
     ) -> None:
         """Refuse to keep the path through a tree of drafts."""
-        raise ValueError(
-            "rows: found a tree of drafts over a model of transformers, expected drafts one after another, as "
-            "PaSS and SpeculativeSampling make them"
-        )
+        raise ValueError("rows: found a tree of drafts over a model of transformers, expected one draft after another")
 
     def select(
         self,
@@ -127,43 +118,6 @@ class RowCaches(KVCache):
         return RowCaches(rows, torch.cat([cache.lengths for cache in caches]), caches[0].capacity)
 
 
-class Apart(DynamicCache):
-    """A cache that stores keys and values that are not finite as zeros, for one pass over another cache's layers.
-
-    A masked NaN would change every row, as 0 times NaN is NaN. Rows that attend to one become NaN afterwards.
-    """
-
-    def __init__(self, cache: DynamicCache):
-        """Take over the layers of a cache."""
-        vars(self).update(vars(cache))
-        self.overflowed: list[Tensor] = []  # of each layer, [1, T]
-
-    def update(
-        self,
-        key_states: Tensor,  # [1, G, T, E]
-        value_states: Tensor,  # [1, G, T, E_v]
-        *args: Any,
-        **named: Any,
-    ) -> tuple[Tensor, Tensor]:  # [1, G, S, E], [1, G, S, E_v]
-        """Cache one layer's rows of the pass."""
-        finite = [each.isfinite().all(dim=-1).all(dim=1) for each in (key_states, value_states)]
-        self.overflowed.append(~(finite[0] & finite[1]))
-        keys, values = (each.nan_to_num(0.0, 0.0, 0.0) for each in (key_states, value_states))
-        return super().update(keys, values, *args, **named)
-
-    def spoil(
-        self,
-        hidden: Tensor,  # [1, T, D']
-        visible: Tensor | None,  # [T, T], or [T, S]
-    ) -> Tensor:  # [1, T, D']
-        """Return the rows of the pass, NaN for those that attend to keys or values that were not finite."""
-        num_rows = hidden.shape[1]
-        if visible is None:
-            visible = torch.ones((num_rows, num_rows), dtype=torch.bool, device=hidden.device).tril()
-        overflowed = torch.stack([each.to(hidden.device) for each in self.overflowed]).any(dim=0)
-        return hidden.masked_fill((visible[:, -num_rows:] & overflowed).any(dim=1).unsqueeze(1), float("nan"))
-
-
 def row_caches(cache: KVCache) -> RowCaches:
     """Return the cache if it is one of these; raise ValueError otherwise."""
     if not isinstance(cache, RowCaches):
@@ -181,9 +135,8 @@ def row_masks(
 ) -> Tensor | dict[str, Tensor]:  # [1, 1, T, S]
     """Return the mask of a pass after `length` cached positions; if layers differ, a mask for each kind.
 
-    Every row attends to what is cached, and to the rows of the pass in `visible` (default: a chain). With S columns the
-    mask also covers cached positions. A layer with a window w hides keys w or more positions back, and its cache has
-    dropped some of those already.
+    Every row attends to what is cached, and to the rows of the pass in `visible` (default: a chain). With S columns
+    `visible` also covers cached positions. A layer with a window w hides keys w or more positions back.
     """
     num_rows = len(positions)
     if visible is None:

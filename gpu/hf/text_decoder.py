@@ -1,8 +1,7 @@
 """Decoders made from tokenizers, which know what each token adds to a text.
 
-The tokenizers library describes a decoder as a list of steps. Known are byte-level decoders (GPT-2, Llama 3, Qwen),
-those with byte fallback (Llama 2, Mistral, Gemma), Metaspace, WordPiece, and none at all. A text of any other decoder
-is decoded from its beginning whenever it is asked about.
+Known are byte-level decoders (GPT-2, Llama 3, Qwen), those with byte fallback (Llama 2, Mistral, Gemma), Metaspace,
+WordPiece, and none at all. A text of any other decoder is decoded from its beginning whenever it is asked about.
 """
 
 from __future__ import annotations

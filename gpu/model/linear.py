@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from pass_sampling.reference.checkpoint.folder import replace_file
 
-from ..checkpoint.cache_folder import cache_folder
+from ..outside import cache_folder
 from .memory import free_memory
 from .precision import processor_name
 from .weights import LayerWeights, Weights

@@ -1,10 +1,8 @@
 """Drafts at many places of a text at once: their logits, the losses that train them, and their expected acceptance.
 
-An anchor is the last token that a draft call has fed. A group of L look-ahead rows follows it, as in PaSS's draft call.
-The rows of a group attend to the text up to their anchor and to one another, in order, and to nothing else. So one
-masked pass computes the draft calls at all anchors, and gradients can go through it. The text's own rows are those of
-the frozen model, computed once, without gradients. A sampler head refines the rows of a group one after another, each
-given the text's token before its own, as drafting does.
+An anchor is the last token that a draft call has fed. A group of L look-ahead rows follows it, which attend to the text
+up to their anchor and to one another, in order. So one masked pass computes the draft calls at all anchors, and
+gradients can go through it; the text's own rows are those of the frozen model.
 
 Glossary of shapes: B sequences, T tokens of a sequence, N anchors, L look-ahead vectors, D model, V vocabulary,
 N' draft vocabulary, R rows of a pass, S cache positions that are read, G kv-heads, E head size.
@@ -90,9 +88,8 @@ def anchored_rows(
 ) -> AnchoredRows:
     """Run the frozen model over sequences, and the look-ahead vectors after each anchor.
 
-    With a draft vocabulary both logits are those of its tokens alone, so a draft is compared with the target's
-    distribution among them: the best that it can be. `text` are the hidden states of the sequences where they are known
-    already, for a head that drafts without look-ahead rows.
+    With a draft vocabulary both logits are those of its tokens alone, so a draft is compared with the best that it can
+    be. `text` are the hidden states of the sequences, if they are known and the head needs no look-ahead rows.
     """
     hidden, target_hidden, next_tokens = anchored_hidden(model, vectors, tokens, anchors, adapter, head, text)
     project = model.logits if draft_vocab is None else partial(model.logits_of, tokens=draft_vocab)
@@ -133,33 +130,19 @@ def anchored_hidden(
         visible = _visible(anchors, depth, tokens.shape[1])
         adapter = adapter and adapter.to(model.dtype, model.device)
         hidden = model.hidden(groups, cache, positions, visible, adapter, groups.shape[1]).unflatten(1, places.shape)
-    if head is not None:
-        hidden = _refined(model, head.to(model.dtype, model.device), hidden, text[:, anchors], tokens[:, places])
+    if head is not None:  # it refines a group from left to right, each row given the text's token before its draft
+        head, before = head.to(model.dtype, model.device), tokens[:, places]
+        embeddings = model.embed(before.flatten(1)).unflatten(1, before.shape[1:])
+        memory, rows = head.start(text[:, anchors]), []
+        for row, embedding in zip(hidden.unbind(2), embeddings.unbind(2), strict=True):
+            refined, memory = head.step(row, embedding, memory)
+            rows.append(refined)
+        hidden = torch.stack(rows, dim=2)
     return hidden, text[:, places], tokens[:, places + 1]
 
 
-def _refined(
-    model: Trainable,
-    head: Head,
-    hidden: Tensor,  # [B, N, L, D]
-    real_hidden: Tensor,  # [B, N, D]
-    tokens: Tensor,  # [B, N, L]
-) -> Tensor:  # [B, N, L, D]
-    """Run the head along every group, from left to right; each of `tokens` is the one before a draft."""
-    embeddings = model.embed(tokens.flatten(1)).unflatten(1, tokens.shape[1:])
-    memory, rows = head.start(real_hidden), []
-    for row, embedding in zip(hidden.unbind(2), embeddings.unbind(2), strict=True):
-        refined, memory = head.step(row, embedding, memory)
-        rows.append(refined)
-    return torch.stack(rows, dim=2)
-
-
-def _visible(
-    anchors: Tensor,  # [N]
-    depth: Tensor,  # [L]
-    length: int,  # T
-) -> Tensor:  # [N*L, T+N*L]
-    """Return what each look-ahead row attends to: the text up to its anchor, and its own group up to itself."""
+def _visible(anchors: Tensor, depth: Tensor, length: int) -> Tensor:
+    """Return what each look-ahead row attends to, [N*L, T+N*L]: the text up to its anchor, its group up to itself."""
     owner = torch.arange(len(anchors), device=anchors.device).repeat_interleave(len(depth))
     order = depth.repeat(len(anchors))
     text = torch.arange(length, device=anchors.device) <= anchors[owner].unsqueeze(1)
@@ -167,27 +150,14 @@ def _visible(
     return torch.cat([text, group], dim=1)
 
 
-# --- Losses ---
-
-
 def kl_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
     """Return the divergence of each draft distribution from the frozen model's own, in nats.
 
     sum_v target[v] (log target[v] - log draft[v]), both at the temperature
     """
-    draft, target = _log_probs(rows, temperature)
+    both = rows.draft_logits, rows.target_logits
+    draft, target = ((logits.float() / temperature).log_softmax(dim=-1) for logits in both)
     return functional.kl_div(draft, target, reduction="none", log_target=True).sum(dim=-1)
-
-
-def total_variation_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
-    """Return how often each draft would be rejected, at the temperature.
-
-    0.5 sum_v |target[v] - draft[v]| = 1 - sum_v min(target[v], draft[v])
-
-    Source: Leviathan et al. 2023 (arXiv 2211.17192), Sec. 3.2; Zhou et al. 2024 (arXiv 2310.08461), as a loss.
-    """
-    draft, target = _log_probs(rows, temperature)
-    return 0.5 * (target.exp() - draft.exp()).abs().sum(dim=-1)
 
 
 def cross_entropy_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B, N, L]
@@ -199,7 +169,7 @@ def cross_entropy_loss(rows: AnchoredRows, temperature: float) -> Tensor:  # [B,
     return functional.cross_entropy(logits, rows.next_tokens.flatten(), reduction="none").view_as(rows.next_tokens)
 
 
-LOSSES = {"kl": kl_loss, "total-variation": total_variation_loss, "cross-entropy": cross_entropy_loss}
+LOSSES = {"kl": kl_loss, "cross-entropy": cross_entropy_loss}
 
 
 def mean_loss(
@@ -212,14 +182,6 @@ def mean_loss(
     """
     weights = depth_decay ** torch.arange(losses.shape[-1], device=losses.device)
     return (losses.mean(dim=(0, 1)) * (weights / weights.sum())).sum()
-
-
-def _log_probs(rows: AnchoredRows, temperature: float) -> list[Tensor]:
-    """Return the logarithms of the draft and the target probabilities."""
-    return [(logits.float() / temperature).log_softmax(dim=-1) for logits in (rows.draft_logits, rows.target_logits)]
-
-
-# --- Expected acceptance ---
 
 
 @torch.inference_mode()
@@ -236,8 +198,8 @@ def acceptance_of(
 
     acceptance[i] = mean over places of sum_v min(target_probs[v], draft_probs[v])
 
-    The places are spread evenly over text that the model did not write; no place in sequences so short raises
-    ValueError. The drafts before i are taken to be the text's, for the head as well. No draw is made.
+    The places are spread evenly over the text; no place in sequences so short raises ValueError. The drafts before i
+    are taken to be the text's, for the head as well. No draw is made.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Corollary 3.6.
     """
@@ -275,11 +237,7 @@ def drafter_acceptance(
     return (total / len(sequences)).tolist()
 
 
-def _places(
-    sequences: npt.NDArray[np.int64],  # [B, T]
-    depth: int,
-    device: torch.device,
-) -> Tensor:  # [N]
+def _places(sequences: npt.NDArray[np.int64], depth: int, device: torch.device) -> Tensor:  # [N]
     """Return anchors from the first place of a sequence to the last one; raise ValueError where there is none."""
     length = sequences.shape[1]
     if length < depth + 2 or not len(sequences):
@@ -312,8 +270,7 @@ def expected_tokens(
 
     tokens = 1 + a_1 + a_1 a_2 + ... + a_1 ... a_L
 
-    The number is approximate, because these are means over all places. It takes acceptance at one depth to be
-    independent of the next, and drafts after accepted ones to fare as those after the text's own tokens.
+    The number is approximate: it takes acceptance at one depth to be independent of the next.
 
     Source: Leviathan et al. 2023, Eq. 1, with a rate for each depth.
     """
@@ -334,10 +291,9 @@ def compared(
     depth, named = lookahead.num_lookahead, {"": sampling} | SAMPLINGS
     samplings, vectors = list(named.values()), lookahead.vectors.to(model.device)
     small = LookAhead.random(depth, model.hidden_size, seed, model.device).vectors
+    parts = lookahead.adapter, lookahead.head, lookahead.draft_vocab
     found = {
-        "": acceptance_of(
-            model, vectors, sequences, samplings, lookahead.adapter, lookahead.head, lookahead.draft_vocab
-        ),
+        "": acceptance_of(model, vectors, sequences, samplings, *parts),
         "random_": acceptance_of(model, small, sequences, samplings),
         "fixed_token_": acceptance_of(model, fixed_token_vectors(model, depth), sequences, samplings),
     }

@@ -10,7 +10,7 @@ from pass_sampling.reference.config import SamplingConfig, check_integer
 
 from ..decode_options import option
 
-LOSSES = ("kl", "total-variation", "cross-entropy")
+LOSSES = ("kl", "cross-entropy")
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,9 @@ class TrainConfig:
     head_width: int = option(0, "width of a sampler head; default: none", metavar="F")
     head_alone: bool = option(False, "train a head that drafts without look-ahead rows")
     block_heads: bool = option(False, "with --head-alone, a head for each draft: blockwise parallel decoding")
-    draft_vocab_size: int = option(
-        0,
-        "draft among the N most frequent tokens of the text, which makes a draft cheap; default: among all",
-        metavar="N",
-    )
+    draft_vocab_size: int = option(0, "draft among the N most frequent tokens of the text; default: among all")
     loss: str = option(
-        "kl",
-        "kl, total-variation: towards the model's own distributions; cross-entropy: on the text, as in the paper",
-        choices=LOSSES,
+        "kl", "towards the model's own distributions; or cross-entropy: on the text, as in the paper", choices=LOSSES
     )
     depth_decay: float = option(1.0, "weight of a draft in the loss over that of the draft before it")
     num_steps: int = option(150, "steps of training", flag="--steps")
@@ -43,7 +37,6 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings with which nothing can be trained."""
         if self.loss not in LOSSES:
             raise ValueError(f"loss: found {self.loss!r}, expected one of {', '.join(LOSSES)}")
         for name in ("num_lookahead", "num_steps", "batch_size", "num_anchors"):
@@ -57,18 +50,13 @@ class TrainConfig:
             check_rate(name, getattr(self, name))
         if self.depth_decay > 1:
             raise ValueError(f"depth_decay: found {self.depth_decay}, expected at most 1")
-        if self.draft_vocab_size and self.loss == "cross-entropy":
-            raise ValueError(
-                f"draft_vocab_size: found {self.draft_vocab_size} with cross-entropy, expected it with a loss on "
-                "distributions"
-            )
+        if (size := self.draft_vocab_size) and self.loss == "cross-entropy":
+            raise ValueError(f"draft_vocab_size: found {size} with cross-entropy, expected a loss on distributions")
         if self.block_heads and not self.head_alone:
             raise ValueError("block_heads: found them with look-ahead rows, expected head_alone with them")
         if self.head_alone and (self.adapter_rank or not self.head_width):
             found = "with an adapter" if self.adapter_rank else "without a head"
-            raise ValueError(
-                f"head_alone: found it {found}, expected a head and no adapter, as there are no look-ahead rows"
-            )
+            raise ValueError(f"head_alone: found it {found}, expected a head and no adapter: there are no such rows")
 
     @property
     def temperature(self) -> float:
@@ -94,7 +82,6 @@ class PretrainConfig:
     compile: bool = option(False, "use torch.compile, which is faster and needs a C++ compiler")
 
     def __post_init__(self) -> None:
-        """Refuse sizes that make no model."""
         for each in fields(self):
             if each.type == "int" and each.name != "seed":
                 check_integer(each.name, getattr(self, each.name), 1, 2**31)
@@ -115,27 +102,18 @@ class NgramConfig:
 
     order: int = option(4, "tokens of the longest n-grams, 1 to 4")
     min_counts: tuple[int, ...] = option(
-        (2,),
-        "leave out n-grams that are rarer: a number for each order from 2 on, or one for all; default: 2",
-        flag="--min-count",
-        metavar="N",
+        (2,), "leave out rarer n-grams: a number for each order from 2 on, or one; default: 2", flag="--min-count"
     )
     max_successors: int = option(256, "how many tokens each context proposes at most")
-    max_megabytes: float = option(64.0, "leave out more rare n-grams until the model is no larger")
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no model."""
         check_integer("order", self.order, 1, MAX_ORDER)
         check_integer("max_successors", self.max_successors, 1, MAX_VOCAB_SIZE)
-        if not 0 < self.max_megabytes <= 1e6:
-            raise ValueError(f"max_megabytes: found {self.max_megabytes}, expected a number above 0 and at most 1e6")
         for count in self.min_counts:
             check_integer("min_counts", count, 1, 2**31)
-        if len(self.min_counts) not in (1, self.order - 1):
-            raise ValueError(
-                f"min_counts: found {len(self.min_counts)} numbers, expected one, or {self.order - 1}, one for each "
-                f"order from 2 to {self.order}"
-            )
+        if (found_counts := len(self.min_counts)) not in (1, self.order - 1):
+            each = f"{self.order - 1}, one for each order from 2 to {self.order}"
+            raise ValueError(f"min_counts: found {found_counts} numbers, expected one, or {each}")
 
 
 def check_rate(name: str, value: float) -> None:

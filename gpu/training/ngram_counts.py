@@ -1,11 +1,10 @@
-"""An n-gram model from tokens: counted, discounted, and cut to a size.
+"""An n-gram model from tokens: counted, discounted, and without what is rare.
 
 Glossary of shapes: N n-grams of one order.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pass_sampling.reference.checkpoint.ngram_folder import MAX_VOCAB_SIZE, array_bytes
+from pass_sampling.reference.checkpoint.ngram_folder import MAX_VOCAB_SIZE
 from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.drafters.ngram import ONE
 
@@ -51,7 +50,7 @@ def count_ngrams(
     and the rest goes to the shorter contexts.
 
     Raises:
-        ValueError: there is no token, or one that is not in the vocabulary; or not even single tokens fit.
+        ValueError: there is no token, or one that is not in the vocabulary.
 
     Source: Kneser and Ney 1995, "Improved Backing-off for M-gram Language Modeling"; Chen and Goodman 1999, "An
     Empirical Study of Smoothing Techniques for Language Modeling", Sec. 3, for interpolation and three discounts.
@@ -59,40 +58,22 @@ def count_ngrams(
     check_integer("vocab_size", vocab_size, 1, MAX_VOCAB_SIZE)
     if not sum(map(len, texts)):
         raise ValueError("found no tokens, expected some to count")
-    smallest = array_bytes(vocab_size, [0] * (config.order - 1)) / 1e6
-    if smallest > config.max_megabytes:
-        raise ValueError(
-            f"max_megabytes: found {config.max_megabytes:g}, expected at least {smallest:g} for {vocab_size} tokens"
-        )
     tokens = np.concatenate(texts)
     check_tokens("texts", tokens, vocab_size)
     levels = _distinct(tokens.astype(np.int32), np.array([len(text) for text in texts]), vocab_size, config.order)
     shares, discounts = zip(*(_shares(levels, n) for n in range(config.order)), strict=True)
-
-    minima = config.min_counts * (config.order - 1 if len(config.min_counts) == 1 else 1)
-
-    def kept(least: int) -> list[Mask]:  # the larger the count that is asked for, the smaller the model
-        return _kept(levels, shares, [max(least, count) for count in minima], config.max_successors)
-
-    def fits(least: int) -> bool:
-        return array_bytes(vocab_size, [int(mask.sum()) for mask in kept(least)]) <= config.max_megabytes * 1e6
-
-    largest = max(int(grams.counts.max(initial=0)) for grams in levels)
-    least = 1 + bisect_left(range(1, largest + 1), True, key=fits)
-    return NgramModel(
-        torch.from_numpy(shares[0] + (1.0 - shares[0].sum()) / vocab_size),
-        tuple(_orders(levels, shares, kept(least), config.max_successors)),
-        base_model,
-        tokenizer,
-        {
-            "texts": len(texts),
-            "tokens": len(tokens),
-            "min_counts": [max(least, count) for count in minima],
-            "max_successors": config.max_successors,
-            "distinct": [len(grams.tokens) for grams in levels],
-            "discounts": [[round(value, 4) for value in each] for each in discounts],
-        },
-    )
+    minima, most = config.min_counts * (config.order - 1 if len(config.min_counts) == 1 else 1), config.max_successors
+    orders = tuple(_orders(levels, shares, _kept(levels, shares, minima, most), most))
+    training = {
+        "texts": len(texts),
+        "tokens": len(tokens),
+        "min_counts": list(minima),
+        "max_successors": config.max_successors,
+        "distinct": [len(grams.tokens) for grams in levels],
+        "discounts": [[round(value, 4) for value in each] for each in discounts],
+    }
+    unigram = torch.from_numpy(shares[0] + (1.0 - shares[0].sum()) / vocab_size)
+    return NgramModel(unigram, orders, base_model, tokenizer, training)
 
 
 def _distinct(tokens: Ints, lengths: Ints, vocab_size: int, order: int) -> list[Grams]:
@@ -103,12 +84,8 @@ def _distinct(tokens: Ints, lengths: Ints, vocab_size: int, order: int) -> list[
     below = tokens  # which n-gram begins at each place
     for n in range(2, order + 1):
         places = np.flatnonzero(remaining >= n)
-        keys, first, inverse, counts = np.unique(
-            below[places] * np.int64(vocab_size) + tokens[places + (n - 1)],
-            return_index=True,
-            return_inverse=True,
-            return_counts=True,
-        )
+        every = below[places] * np.int64(vocab_size) + tokens[places + (n - 1)]
+        keys, first, inverse, counts = np.unique(every, True, True, True)
         contexts, last = (part.astype(np.int32) for part in np.divmod(keys, vocab_size))
         levels.append(Grams(contexts, last, below[places[first] + 1], counts))
         below = np.full(len(tokens), -1, dtype=np.int32)

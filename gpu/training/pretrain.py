@@ -1,8 +1,7 @@
 """Train a small base model from text: the model of the demonstrations, your own, or a draft model for another one.
 
 The model is transformers' Llama and the tokenizer a byte-level BPE, so the folder opens everywhere. A model that drafts
-for another one, its teacher, takes its tokenizer and learns its distributions, not those of the text: a draft x is
-accepted with the chance min(1, target[x] / draft[x]).
+for another one, its teacher, takes its tokenizer and learns its distributions, not those of the text.
 
 Glossary of shapes: B windows of a batch, T tokens of a window, N tokens of a text or windows, V vocabulary.
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,12 +25,13 @@ from torch.nn import functional
 from pass_sampling.reference.checkpoint.folder import file_in, replace_folder
 from pass_sampling.reference.config import SamplingConfig
 
+from ..checkpoint.gguf import saved_files
 from ..checkpoint.load import load_model
 from ..model.precision import check_device
 from ..model.transformer import Transformer
 from .acceptance import batches, shared_mass
 from .config import PretrainConfig
-from .resume import Progress, Report, check_output, partial_file, remove_partial, settings_digest, step_all
+from .resume import Progress, Report, check_output, remove_partial
 from .text import split_texts
 from .tokens import Windows, check_tokens, encode_texts, evenly_spaced, load_tokenizer, train_tokenizer
 
@@ -48,10 +47,6 @@ MEASURED = 128  # held-out windows for acceptance
 RECORD = "pretraining.json"
 WEIGHT_DECAY = 0.1
 WARMUP, COOLDOWN = 0.03, 0.5  # the parts of the run in which the learning rate rises, and falls to 0
-SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-)
 
 
 class Teacher(NamedTuple):
@@ -105,15 +100,10 @@ def pretrain(
         teacher: the folder of a model to draft for: the new one takes its tokenizer and learns its distributions.
 
     Returns:
-        The record, as in pretraining.json: losses in nats per token, bits per byte, sizes, seconds, and with a teacher
-        the expected acceptance of drafts for it.
-
-    Raises:
-        ValueError: the output is taken, the text too short, the teacher of other sizes, or what was begun another run.
+        The record, as in pretraining.json.
     """
     config = PretrainConfig() if config is None else config
-    report = (lambda news: None) if report is None else report
-    path, place = Path(output), check_device(device)
+    report, path, place = report or bool, Path(output), check_device(device)
     check_output(path, "model")
     tutor = None if teacher is None else read_teacher(teacher, place)
     corpus = _read_corpus(texts, config, held_out, tutor)
@@ -122,12 +112,17 @@ def pretrain(
     windows = evenly_spaced(corpus.held_out, config.context, len(corpus.held_out))
     seconds = _run(model, corpus, config, path, report, tutor)
     loss, held_out_tokens = held_out_loss(model, windows), len(corpus.held_out)
-    held_out_bytes = sum(len(texts[name].encode()) for name in corpus.held_out_files)
+    held_out_bytes, taught = sum(len(texts[name].encode()) for name in corpus.held_out_files), dict[str, Any]()
+    if tutor is not None:
+        measured = evenly_spaced(corpus.held_out, config.context, MEASURED)
+        rates = [draft_acceptance(tutor.model, model, measured, sampling) for sampling in SAMPLINGS]
+        taught = {"teacher": {"name": tutor.model.name, "fingerprint": tutor.model.fingerprint}}
+        taught |= {"acceptance": acceptance_record(SAMPLINGS, rates), "acceptance_windows": len(measured)}
     record = {
         "held_out_loss": round(loss, 4),  # nats per token
         "bits_per_byte": round(loss / math.log(2) * held_out_tokens / held_out_bytes, 4),
         "bytes_per_token": round(held_out_bytes / held_out_tokens, 3),
-        **({} if tutor is None else _taught(tutor.model, model, corpus.held_out, config.context)),
+        **taught,
         "num_parameters": sum(weight.numel() for weight in model.parameters()),
         "training_files": len(texts) - len(corpus.held_out_files),
         "training_tokens": len(corpus.windows.tokens),
@@ -137,22 +132,11 @@ def pretrain(
         "seconds": seconds,
         "settings": asdict(config),
     }
-    files = _saved(corpus.tokenizer) if tutor is None else tutor.tokenizer_files
-    files = _saved(model.bfloat16()) | files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()}
+    files = saved_files(corpus.tokenizer) if tutor is None else tutor.tokenizer_files
+    files = saved_files(model.bfloat16()) | files | {RECORD: (json.dumps(record, indent=2) + "\n").encode()}
     replace_folder(path, files)
-    remove_partial(partial_file(path))
+    remove_partial(path)
     return record
-
-
-def _taught(teacher: Transformer, student: LlamaForCausalLM, held_out: Any, length: int) -> dict[str, Any]:
-    """Return who taught, and the expected acceptance of the student's drafts on windows of held-out text."""
-    windows = evenly_spaced(held_out, length, MEASURED)
-    rates = [draft_acceptance(teacher, student, windows, sampling) for sampling in SAMPLINGS]
-    return {
-        "teacher": {"name": teacher.name, "fingerprint": teacher.fingerprint},
-        "acceptance": acceptance_record(SAMPLINGS, rates),
-        "acceptance_windows": len(windows),
-    }
 
 
 def acceptance_record(samplings: Sequence[SamplingConfig], rates: Sequence[float]) -> list[dict[str, float]]:
@@ -167,12 +151,7 @@ def _read_corpus(
     texts: Mapping[str, str], config: PretrainConfig, held_out: Sequence[str] | None, teacher: Teacher | None
 ) -> Corpus:
     """Divide the texts, encode both sides by the teacher's tokenizer, else by one trained on the training side."""
-    if held_out is None:
-        names, kept_out = split_texts(texts)
-    else:
-        names, kept_out = sorted(set(texts) - set(held_out)), sorted(set(held_out) & set(texts))
-    if not kept_out or not names:
-        raise ValueError(f"held_out names {len(kept_out)} of the {len(texts)} texts, expected some of them and not all")
+    names, kept_out = split_texts(texts, held_out=held_out)
     if teacher is None:
         tokenizer = train_tokenizer((texts[name] for name in names), config.vocab_size, config.context)
     else:
@@ -183,9 +162,11 @@ def _read_corpus(
             raise ValueError(f"context: found {config.context}, expected at most {longest}, the teacher's")
         tokenizer = teacher.tokenizer
     end = int(tokenizer.eos_token_id)
-    order = np.random.default_rng(config.seed).permutation(len(names))
-    training = np.concatenate([[end], *encode_texts(tokenizer, [texts[names[i]] for i in order], end)])
-    validation = np.concatenate([[end], *encode_texts(tokenizer, [texts[name] for name in kept_out], end)])
+    names = [names[i] for i in np.random.default_rng(config.seed).permutation(len(names))]
+    training, validation = (
+        np.concatenate([[end], *encode_texts(tokenizer, [texts[name] for name in side], end)])
+        for side in (names, kept_out)
+    )
     check_tokens("teacher", np.concatenate([training, validation]), config.vocab_size)
     windows = Windows(training, config.context, config.batch_size, config.seed)
     return Corpus(tokenizer, windows, validation, kept_out)
@@ -195,26 +176,22 @@ def _run(
     model: LlamaForCausalLM, corpus: Corpus, config: PretrainConfig, path: Path, report: Report, teacher: Teacher | None
 ) -> int:
     """Train; return the seconds that it took."""
-    optimizers = optimizers_for(model, config)
     settings = {name: value for name, value in asdict(config).items() if name != "compile"}
     settings |= {} if teacher is None else {"teacher": teacher.model.fingerprint}
-    digest = settings_digest(settings, corpus.windows.tokens.tobytes())
-    progress = Progress(partial_file(path), digest, dict(model.named_parameters()), optimizers)
-    first, notes = progress.restore()
-    step_loss: Callable[..., Tensor] = loss_of if teacher is None else distillation_loss
-    step_loss = torch.compile(step_loss) if config.compile else step_loss
+    texts, parameters = [corpus.windows.tokens.tobytes()], dict(model.named_parameters())
+    progress = Progress(path, settings, texts, parameters, optimizers_for(model, config))
+    step_loss: Callable[..., Tensor] = torch.compile(loss_of) if config.compile else loss_of
 
-    def learn(step: int) -> dict[str, Any]:
+    def learn(step: int) -> Tensor:
         tokens = torch.from_numpy(corpus.windows.batch(step)).to(model.device)
         with torch.no_grad():  # inference mode would make tensors that torch.compile cannot keep for the gradient
             taught = [] if teacher is None else [teacher.model.forward(tokens)]
         loss = step_loss(model, tokens, *taught)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        step_all(optimizers, schedule(step, config))
-        return {"loss": loss.item()}
+        return loss
 
-    progress.run(range(first, config.num_steps), notes, learn, report, model.device)
+    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report, model.device)
     return round(float(notes["seconds"]))
 
 
@@ -223,13 +200,17 @@ def new_model(config: PretrainConfig, end: int) -> LlamaForCausalLM:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = LlamaConfig(
-        **{name: getattr(config, name) for name in SIZES},
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
         head_dim=config.hidden_size // config.num_attention_heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
         bos_token_id=end,
         eos_token_id=end,
-        use_cache=True,
     )
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         torch.default_generator.manual_seed(config.seed)
@@ -243,8 +224,7 @@ def optimizers_for(model: LlamaForCausalLM, config: PretrainConfig) -> list[torc
     rate and weight decay.
     """
     inside = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
-    ids = {id(weight) for weight in inside}
-    outside = [weight for weight in model.parameters() if id(weight) not in ids]
+    outside = [weight for weight in model.parameters() if all(weight is not each for each in inside)]
     rate = config.learning_rate
     return [
         torch.optim.Muon(inside, lr=rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
@@ -254,39 +234,28 @@ def optimizers_for(model: LlamaForCausalLM, config: PretrainConfig) -> list[torc
 
 def schedule(step: int, config: PretrainConfig) -> float:
     """Return the part of the learning rate at a step: a rise, a plateau, a straight fall to 0."""
-    done = (step + 1) / config.num_steps
-    shortest = 1.0 / config.num_steps  # of a rise or a fall: one step
-    fall = (1.0 - done) / max(COOLDOWN, shortest) + shortest
-    return min(1.0, done / max(WARMUP, shortest), fall)
+    done, shortest = (step + 1) / config.num_steps, 1.0 / config.num_steps  # of a rise or a fall: one step
+    return min(1.0, done / max(WARMUP, shortest), (1.0 - done) / max(COOLDOWN, shortest) + shortest)
 
 
 def loss_of(
     model: LlamaForCausalLM,
     tokens: Tensor,  # [B, T]
+    teacher_logits: Tensor | None = None,  # [B, T, V]
 ) -> Tensor:  # []
-    """Return the mean loss, in nats per token, computed in bfloat16 with weights in float32."""
-    with torch.autocast(tokens.device.type, torch.bfloat16):
-        logits = model(tokens, use_cache=False).logits
-    return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    """Return the mean loss, in nats per token, computed in bfloat16 with weights in float32.
 
-
-def distillation_loss(
-    student: LlamaForCausalLM,
-    tokens: Tensor,  # [B, T]
-    teacher_logits: Tensor,  # [B, T, V]
-) -> Tensor:  # []
-    """Return the mean cross-entropy of the student's distributions against the teacher's, in nats, at temperature 1.
+    With a teacher, it is the cross-entropy against the teacher's distributions at temperature 1:
 
     mean over places of - sum_v teacher[v] log student[v]
-
-    Computed in bfloat16 with weights in float32, as the loss on text is; its least value is the teacher's entropy.
 
     Source: Hinton et al. 2015 (arXiv 1503.02531); Zhou et al. 2024 (arXiv 2310.08461) for draft models.
     """
     with torch.autocast(tokens.device.type, torch.bfloat16):
-        logits = student(tokens, use_cache=False).logits
-    target = teacher_logits.flatten(0, 1).float().softmax(dim=-1)
-    return functional.cross_entropy(logits.flatten(0, 1).float(), target)
+        logits = model(tokens, use_cache=False).logits
+    if teacher_logits is None:
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    return functional.cross_entropy(logits.flatten(0, 1).float(), teacher_logits.flatten(0, 1).float().softmax(dim=-1))
 
 
 @torch.inference_mode()
@@ -296,10 +265,7 @@ def draft_acceptance(
     windows: npt.NDArray[np.int64],  # [B, T]
     sampling: SamplingConfig,
 ) -> float:
-    """Return the chance that the teacher accepts a draft of the student's, on average over places of a text.
-
-    The equation is that of `acceptance_of`, at every place. Both distributions are those of `sampling`.
-    """
+    """Return the chance that the teacher accepts a draft of the student's, as `acceptance_of`, at every place."""
     total = 0.0
     for tokens in batches(windows, student.device):
         with torch.autocast(tokens.device.type, torch.bfloat16):
@@ -316,10 +282,3 @@ def held_out_loss(
     """Return the mean loss over windows, in nats per token."""
     total = sum(float(loss_of(model, part)) * len(part) for part in batches(windows, model.device))
     return total / len(windows)
-
-
-def _saved(thing: Any) -> dict[str, bytes]:
-    """Return the files that `save_pretrained` writes, by name."""
-    with tempfile.TemporaryDirectory() as temporary:
-        thing.save_pretrained(temporary)
-        return {file.name: file.read_bytes() for file in sorted(Path(temporary).iterdir())}

@@ -7,17 +7,16 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pass_sampling.reference.checkpoint.folder import read_header, replace_file
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, Any]], object]
 
 
 def check_output(path: Path, what: str) -> None:
@@ -32,38 +31,70 @@ def partial_file(output: Path) -> Path:
     return output.with_name(output.name + ".partial.safetensors")
 
 
-def remove_partial(file: Path) -> None:
-    """Remove the state of a run, and what writing it left behind where the run was killed."""
+def remove_partial(output: Path) -> None:
+    """Remove the state of a run towards `output`, and what writing it left behind where the run was killed."""
+    file = partial_file(output)
     for each in (file, *file.parent.glob(f".{file.name}.*.new")):
         each.unlink(missing_ok=True)
 
 
-def settings_digest(settings: Mapping[str, Any], *parts: bytes) -> str:
-    """Return a fingerprint of all that a run depends on: resumed under other settings it would be another run."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for part in parts:
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()
-
-
 class Progress:
-    """The state of one run: parameters, optimizers, the number of steps done, and some numbers to remember."""
+    """One run towards an output: its parameters and optimizers, whose state is kept in a file next to the output."""
 
     def __init__(
         self,
-        file: Path,
-        digest: str,
+        output: Path,
+        settings: Mapping[str, Any],
+        texts: Sequence[bytes],
         parameters: Mapping[str, Tensor],
         optimizers: Sequence[torch.optim.Optimizer],
         every: float = 20.0,
     ):
-        """Describe a run whose state goes to `file`, at most once in `every` seconds."""
-        self.file, self.digest, self.every = file, digest, every
+        """Describe a run by all that it depends on; its state is written at most once in `every` seconds."""
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for text in texts:
+            digest.update(hashlib.sha256(text).digest())
+        self.file, self.digest, self.every = partial_file(output), digest.hexdigest(), every
         self.parameters, self.optimizers = parameters, optimizers
         self._saved_at = time.monotonic()
 
-    def restore(self) -> tuple[int, dict[str, Any]]:
-        """Return the steps done (0 if none was) and the notes; raise ValueError if the file is damaged or another's."""
+    def run(
+        self,
+        num_steps: int,
+        learn: Callable[[int], Tensor],
+        rate: Callable[[int], float],
+        report: Report,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """Take the steps that remain, report and save after each; return the last loss and the seconds.
+
+        `learn` computes a step's loss and its gradients, `rate` is the part of the learning rate. A report has `step`,
+        `num_steps` and `loss`; the second one, as the first step warms up, `first_step`, `seconds_per_step` and
+        `memory`, too. Raise ValueError if the file is damaged or another run's, or the loss is not finite.
+        """
+        first, notes = self._restore()
+        started = time.monotonic() - float(notes.get("seconds", 0.0))
+        for step in range(first, num_steps):
+            began, loss = time.monotonic(), learn(step).item()
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss at step {step + 1} is {loss}, expected a number; lower learning_rate")
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(step) * optimizer.defaults["lr"]
+                optimizer.step()
+                optimizer.zero_grad()
+            news: dict[str, Any] = {"step": step + 1, "num_steps": num_steps, "loss": loss}
+            if step == first + 1:
+                seconds = time.monotonic() - began
+                news |= {"first_step": first, "seconds_per_step": seconds, "memory": peak_memory(device)}
+            report(news)
+            notes = {"seconds": time.monotonic() - started, "loss": loss}
+            if step + 1 == num_steps or time.monotonic() - self._saved_at >= self.every:
+                self._save(step + 1, notes)
+        return notes
+
+    def _restore(self) -> tuple[int, dict[str, Any]]:
+        """Return the steps done, 0 if none was, and the notes."""
         from safetensors import safe_open
         from safetensors.torch import load_file
 
@@ -73,10 +104,8 @@ class Progress:
         with safe_open(self.file, framework="pt") as file:
             state = file.metadata() or {}
         if state.get("digest") != self.digest:
-            raise ValueError(
-                f"{self.file} is an unfinished run with other settings, another model or other text, expected the "
-                "same ones; remove it to begin anew"
-            )
+            what = "is an unfinished run with other settings, another model or other text"
+            raise ValueError(f"{self.file} {what}, expected the same ones; remove it to begin anew")
         tensors = load_file(self.file)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -90,12 +119,9 @@ class Progress:
             optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         return int(state["steps"]), dict(json.loads(state["notes"]))
 
-    def save(self, steps: int, notes: Mapping[str, Any], now: bool = False) -> None:
-        """Write the state, if the last time is long enough ago or it must be `now`."""
+    def _save(self, steps: int, notes: Mapping[str, Any]) -> None:
         from safetensors.torch import save
 
-        if not now and time.monotonic() - self._saved_at < self.every:
-            return
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters.items()}
         for i, optimizer in enumerate(self.optimizers):
             for number, moments in optimizer.state_dict()["state"].items():
@@ -104,80 +130,6 @@ class Progress:
         state = {"digest": self.digest, "steps": str(steps), "notes": json.dumps(dict(notes))}
         replace_file(self.file, save(tensors, metadata=state))
         self._saved_at = time.monotonic()
-
-    def run(
-        self,
-        steps: range,
-        notes: dict[str, Any],
-        learn: Callable[[int], dict[str, Any]],
-        report: Report,
-        device: torch.device,
-    ) -> None:
-        """Take the steps that remain, report and save after each; keep the last loss and the seconds in the notes.
-
-        `learn` takes one step and returns its `loss`, which must be finite. It is reported with `step` and `num_steps`;
-        after the second one, as the first one warms up, `first_step`, `seconds_per_step` and `memory` are, too.
-        """
-        started = time.monotonic() - float(notes.get("seconds", 0.0))
-        for step in steps:
-            began = time.monotonic()
-            news = {"step": step + 1, "num_steps": steps.stop} | learn(step)
-            if not math.isfinite(news["loss"]):
-                raise ValueError(
-                    f"the loss at step {step + 1} is {news['loss']}, expected a number; lower learning_rate"
-                )
-            if step == steps.start + 1:
-                seconds = time.monotonic() - began
-                news |= {"first_step": steps.start, "seconds_per_step": seconds, "memory": peak_memory(device)}
-            report(news)
-            notes |= {"seconds": time.monotonic() - started, "loss": news["loss"]}
-            self.save(step + 1, notes, now=step + 1 == steps.stop)
-
-    def finish(self) -> None:
-        """Remove the state: the run has ended and its result is saved."""
-        remove_partial(self.file)
-
-
-class KeptStates:
-    """Hidden states of a frozen model over the windows of a text: computed when first asked for, then read from disk.
-
-    They take 2 bytes a number in bfloat16: 1 GB for a million tokens of a model of width 512.
-
-    Glossary of shapes: B windows, T tokens of a window, D hidden state.
-    """
-
-    def __init__(self, file: Path, num_windows: int, length: int, width: int, dtype: torch.dtype):
-        """Open the file of this run, which grows as it is written."""
-        window = np.dtype([("known", "u1"), ("states", "u1", (length, width * dtype.itemsize))])
-        size = num_windows * window.itemsize
-        begun = file.exists() and file.stat().st_size == size
-        self.file, self.dtype = file, dtype
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._windows = np.memmap(file, window, "r+" if begun else "w+", shape=(num_windows,))
-
-    def of(self, numbers: Sequence[int], compute: Callable[[list[int]], Tensor]) -> Tensor:  # [B, T, D]
-        """Return the states of some windows; `compute(positions in numbers)` makes those that are missing."""
-        missing = [i for i, number in enumerate(numbers) if not self._windows[number]["known"]]
-        if missing:
-            made = compute(missing).cpu().contiguous().view(torch.uint8).numpy()
-            for i, states in zip(missing, made, strict=True):
-                self._windows[numbers[i]]["states"] = states
-                self._windows[numbers[i]]["known"] = 1
-        return torch.from_numpy(self._windows["states"][list(numbers)]).view(self.dtype)
-
-    def remove(self) -> None:
-        """Close the file and delete it; the states cannot be asked for any more."""
-        del self._windows
-        self.file.unlink()
-
-
-def step_all(optimizers: Iterable[torch.optim.Optimizer], part: float) -> None:
-    """Take a step of each optimizer, at a part of its learning rate, and clear the gradients."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = part * optimizer.defaults["lr"]
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def peak_memory(device: torch.device) -> int | None:

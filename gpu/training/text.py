@@ -1,6 +1,6 @@
 """Text to train on: from disk, divided into a training side and a held-out side, or written by the model itself.
 
-Texts are divided by file, never within one, and copies stay together: else the held-out loss would measure memory.
+Texts are divided by file, and copies stay together: else the held-out loss would measure memory.
 
 Glossary of shapes: N tokens of a text.
 """
@@ -36,9 +36,8 @@ def read_texts(
 ) -> dict[str, str]:
     """Read files, and every file with one of the suffixes below folders, in the order of their names; return by name.
 
-    A name is a file's own, or its path from a folder, with "/". Below folders, names that begin with one of `left_out`
-    are not read, nor are files that are empty or not UTF-8. Raise FileNotFoundError for a path that is not there,
-    ValueError for one without text, and for two files of one name.
+    Below folders, names that begin with one of `left_out` are not read, nor are files that are empty or not UTF-8.
+    Raise FileNotFoundError for a path that is not there, ValueError for one without text, and for two files of a name.
     """
     texts: dict[str, str] = {}
     for path in map(Path, paths):
@@ -52,10 +51,8 @@ def read_texts(
             raise FileNotFoundError(f"{path} is not there, expected a text file or a folder of such")
         found = {name: text for name, file in named if (text := _read(file))}
         if not found:
-            kinds = ", ".join(suffixes)
-            raise ValueError(f"{path} holds no text, expected UTF-8 text (in a folder: {kinds} files)")
-        twice = texts.keys() & found.keys()
-        if twice:
+            raise ValueError(f"{path} holds no text, expected UTF-8 text (in a folder: {', '.join(suffixes)} files)")
+        if twice := texts.keys() & found.keys():
             raise ValueError(f"{path} holds {min(twice)!r}, found before, expected every name once")
         texts |= found
     if not texts:
@@ -73,12 +70,19 @@ def standard_library() -> dict[str, str]:
     return read_texts([root], (".py",), packaged + generated)
 
 
-def split_texts(texts: Mapping[str, str], fraction: float = 0.05) -> tuple[list[str], list[str]]:
-    """Divide texts by name into a training side and a held-out side, about a `fraction` of them.
+def split_texts(
+    texts: Mapping[str, str], fraction: float = 0.05, held_out: Iterable[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """Divide texts by name into a training side and a held-out side: those named, or about a `fraction` of them.
 
-    Which side follows from a text alone, so that copies stay together, and texts on their side when others are added.
-    Raise ValueError if there are too few to have both sides.
+    Without names, the side follows from a text alone, so that copies stay together, and texts on their side when others
+    are added. Raise ValueError if there are too few to have both sides.
     """
+    if held_out is not None:
+        held = sorted(set(held_out) & texts.keys())
+        if not 0 < len(held) < len(texts):
+            raise ValueError(f"held_out names {len(held)} of the {len(texts)} texts, expected some of them and not all")
+        return sorted(texts.keys() - held), held
     digests = {name: hashlib.sha256(text.strip().encode()).digest()[:8] for name, text in texts.items()}
     draws = {name: int.from_bytes(digest, "little") / 2**64 for name, digest in digests.items()}
     if len(set(draws.values())) < 2:
@@ -93,7 +97,6 @@ def split_texts(texts: Mapping[str, str], fraction: float = 0.05) -> tuple[list[
 
 
 def _read(path: Path) -> str:
-    """Return the text of a file; nothing if it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
     except (UnicodeDecodeError, OSError):
@@ -113,10 +116,9 @@ def own_text(
     """Let the model write texts by plain decoding, and return the tokens of one after the other.
 
     A text is a prompt and at most `length` tokens with it, or after it where `begin` gives the prompts of a batch by
-    its number. Without them a text begins with the end of text if the model has one, as in the text that it was trained
-    on, else with a random token. The seed is that of the uniform streams and of random first tokens. A file keeps the
-    tokens of every batch, so that a run that was killed goes on after them; one that is damaged raises ValueError.
-    `watch` is called with the number of tokens written so far.
+    its number. Without them a text begins with the end of text if the model has one, else with a random token. A file
+    keeps the tokens of every batch, so that a run that was killed goes on after them; one that is damaged raises
+    ValueError. `watch` is called with the number of tokens written so far.
     """
     from safetensors.torch import save
 
@@ -130,11 +132,8 @@ def own_text(
     method, ends = Autoregressive(model, sampling), model.eos_token_ids
     while len(written) < num_tokens:
         generator = np.random.default_rng([seed, number])
-        if begin is None:
-            firsts = list(ends[:1]) * SIDE_BY_SIDE or generator.integers(model.vocab_size, size=SIDE_BY_SIDE).tolist()
-            begun: Sequence[Sequence[int]] = [[first] for first in firsts]
-        else:
-            begun = begin(number)
+        firsts = list(ends[:1]) * SIDE_BY_SIDE or generator.integers(model.vocab_size, size=SIDE_BY_SIDE).tolist()
+        begun = [[first] for first in firsts] if begin is None else begin(number)
         uniform_stream = int(generator.integers(2**63))  # not seed + 1, + 2 …: those are other seeds' texts
         for result in generate_batch(method, begun, length - 1, stop_strings=(), seed=uniform_stream):
             ended = bool(ends) and begin is None and written[-1:] == [result.prompt[0]]  # one end between two texts

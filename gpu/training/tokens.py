@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..outside import reason_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -40,49 +42,37 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int) -> PreT
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    found = tokenizer.get_vocab_size()
-    if found != vocab_size:
+    settings: Any = {"vocab_size": vocab_size, "special_tokens": [END_OF_TEXT], "initial_alphabet": alphabet}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**settings, show_progress=False))
+    if (found := tokenizer.get_vocab_size()) != vocab_size:
         raise ValueError(f"the text is too short: it gives a vocabulary of {found} tokens, expected {vocab_size}")
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-        model_max_length=context,
-    )
+    ends = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "clean_up_tokenization_spaces": False}
+    kind: Any = PreTrainedTokenizerFast
+    return kind(tokenizer_object=tokenizer, model_max_length=context, **ends)  # type: ignore[no-any-return]
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer in a model's folder; raise ValueError if there is none that transformers can read.
 
-    Where the folder names the library's plain class, which is all in tokenizer.json, `AutoTokenizer` is not asked: it
-    imports the code of models, a second of CPU time.
+    `AutoTokenizer` imports the code of models, a second of CPU time, so it reads other classes than the plain one only.
     """
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if _is_plain(folder):
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        is_plain = (folder / "tokenizer.json").is_file() and settings.get("tokenizer_class") in PLAIN_CLASSES
+    except (OSError, ValueError, AttributeError):
+        is_plain = False  # AutoTokenizer has the better sentence
+    if is_plain:
         from transformers import PreTrainedTokenizerFast as Kind
     else:
         from transformers import AutoTokenizer as Kind  # type: ignore[assignment]
     try:
         return Kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises anything here
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
-
-
-def _is_plain(folder: Path) -> bool:
-    """Say whether a folder's tokenizer is of the class that reads tokenizer.json and nothing else."""
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return (folder / "tokenizer.json").is_file() and settings.get("tokenizer_class") in PLAIN_CLASSES
-    except (OSError, ValueError, AttributeError):
-        return False  # AutoTokenizer has the better sentence
 
 
 def encode_texts(
@@ -111,13 +101,10 @@ class Windows:
     moved: bool = True  # if not, every offset is 0: the same windows in every epoch
 
     def __post_init__(self) -> None:
-        """Refuse a text in which no batch of windows fits."""
         needed = self.length * (self.batch_size + 1)
         if len(self.tokens) < needed:
-            raise ValueError(
-                f"the text has {len(self.tokens)} tokens, expected at least {needed} "
-                f"for batches of {self.batch_size} windows of {self.length}"
-            )
+            what = f"batches of {self.batch_size} windows of {self.length}"
+            raise ValueError(f"the text has {len(self.tokens)} tokens, expected at least {needed} for {what}")
 
     @property
     def batches_per_epoch(self) -> int:

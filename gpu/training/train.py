@@ -24,7 +24,7 @@ from ..lookahead.vectors import LookAhead
 from ..model.transformer import Transformer
 from .acceptance import LOSSES, anchored_rows, compared, mean_loss
 from .config import TrainConfig
-from .resume import KeptStates, Progress, Report, check_output, partial_file, settings_digest, step_all
+from .resume import Progress, Report, check_output, remove_partial
 from .tokens import Windows, check_tokens, evenly_spaced
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Tokens = npt.NDArray[np.int64]
 EVALUATED = 64  # held-out sequences
+KEPT_BYTES = 2**31  # of the model's hidden states, while a head alone learns from them
 WEIGHT_DECAY = 0.01  # of matrices
 WARMUP = 0.05  # the part of the run in which the learning rate rises; then it falls as a cosine
 
@@ -59,8 +60,7 @@ class Parts:
 def first_parts(model: Trainable, config: TrainConfig) -> Parts:
     """Return untrained parts: vectors near the mean embedding, and an adapter and a head that change nothing yet.
 
-    The last matrices of adapters and heads are 0, those before them random. So the first step moves the last ones, and
-    later steps move all.
+    The last matrices of adapters and heads are 0, those before them random.
 
     Source: Hu et al. 2021 (arXiv 2106.09685), Sec. 4.1.
     """
@@ -86,15 +86,10 @@ def _learning(tensor: Tensor) -> Tensor:
 
 def first_vectors(model: LanguageModel, num_lookahead: int, seed: int) -> Tensor:  # [L, D]
     """Return vectors at the mean embedding, each pushed off by noise of a tenth of an embedding's spread."""
-    embedding = _embedding(model)
+    embedding = model.embed(torch.arange(model.vocab_size, device=model.device).unsqueeze(0))[0].detach().float()
     noise = np.random.default_rng(seed).standard_normal((num_lookahead, model.hidden_size))
     spread = 0.1 * embedding.std(dim=0)
     return embedding.mean(dim=0) + spread * torch.from_numpy(noise).float().to(model.device)
-
-
-def _embedding(model: LanguageModel) -> Tensor:
-    """Return the input vectors of all tokens in float32."""
-    return model.embed(torch.arange(model.vocab_size, device=model.device).unsqueeze(0))[0].detach().float()
 
 
 def optimizers_for(parts: Parts, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -134,32 +129,21 @@ def train(
         model: frozen; nothing of it changes. One of transformers is in a `TransformersModel`, without an adapter.
         training: the tokens of the text to learn from.
         held_out: other text, on which acceptance is measured.
-        output: a path at which there is nothing yet.
+        output: a path at which there is nothing yet, else ValueError is raised.
         config: what to train, and how long.
-        report: called after every step with what `Progress.run` says, at the end with what `compared` finds:
-            acceptance, and that of untrained controls.
-
-    Raises:
-        ValueError: the output is taken, a text is too short or not this model's, or what was begun is another run.
+        report: called after every step with what `Progress.run` says, at the end with what `compared` finds.
     """
     config = TrainConfig() if config is None else config
-    report = (lambda news: None) if report is None else report
-    path = Path(output)
+    report, path = report or bool, Path(output)
     check_output(path, "look-ahead vectors")
     config.sampling.check(model.vocab_size)
     if config.adapter_rank and not isinstance(model, Transformer):
-        raise ValueError(
-            f"adapter_rank: found {config.adapter_rank} with a model of transformers, expected 0: an adapter stands "
-            "inside the layers of this package's own Transformer"
-        )
-    if config.context > model.max_position_embeddings:
-        raise ValueError(
-            f"context: found {config.context}, expected at most {model.max_position_embeddings}, the model's"
-        )
-    if config.draft_vocab_size > model.vocab_size:
-        raise ValueError(
-            f"draft_vocab_size: found {config.draft_vocab_size}, expected at most {model.vocab_size}, the vocabulary"
-        )
+        raise ValueError(f"adapter_rank: found {config.adapter_rank} with a model of transformers, expected 0")
+    if config.context > (most := model.max_position_embeddings):
+        raise ValueError(f"context: found {config.context}, expected at most {most}, the model's")
+    size = config.draft_vocab_size
+    if size > model.vocab_size:
+        raise ValueError(f"draft_vocab_size: found {size}, expected at most {model.vocab_size}, the vocabulary")
     windows = Windows(training, config.context, config.batch_size, config.seed, moved=not config.head_alone)
     sequences = evenly_spaced(held_out, config.context, EVALUATED)
     check_tokens("training", training, model.vocab_size)
@@ -168,45 +152,39 @@ def train(
     parts = first_parts(model, config)
     optimizers = optimizers_for(parts, config)
     run = asdict(config) | {"fingerprint": model.fingerprint, "dtype": str(model.dtype)}
-    digest = settings_digest(run, training.tobytes(), held_out.tobytes())
-    progress = Progress(partial_file(path), digest, parts.parameters(), optimizers)
-    first, notes = progress.restore()
-    size = config.draft_vocab_size
+    progress = Progress(path, run, [training.tobytes(), held_out.tobytes()], parts.parameters(), optimizers)
     draft_vocab = torch.from_numpy(most_frequent(training, model.vocab_size, size)).to(model.device) if size else None
+    states: dict[int, Tensor] = {}  # of windows, for a head alone: all that it needs of the model
+    room = KEPT_BYTES // (config.context * model.hidden_size * model.dtype.itemsize)
 
-    states = None
-    if config.head_alone:  # the text's hidden states are all that it needs of the model
-        file, number = path.resolve().with_name(f"{path.name}.{digest[:12]}.states"), len(training) // config.context
-        states = KeptStates(file, number, config.context, model.hidden_size, model.dtype)
+    @torch.no_grad()
+    def hidden_states(step: int, tokens: Tensor) -> Tensor:
+        starts = windows.starts(step).tolist()
+        if missing := [i for i, start in enumerate(starts) if start not in states]:
+            made = model.hidden(model.embed(tokens[missing]), model.new_cache(config.context, len(missing))).cpu()
+            new = {starts[i]: each for i, each in zip(missing, made, strict=True)}
+            found = torch.stack([new[start] if start in new else states[start] for start in starts])
+            states.update(new if len(states) < room else {})
+        else:
+            found = torch.stack([states[start] for start in starts])
+        return found.to(model.device)
 
-    def known(step: int, tokens: Tensor) -> Tensor | None:
-        """Return the hidden states of a step's windows, if they are kept."""
-
-        @torch.no_grad()
-        def compute(missing: list[int]) -> Tensor:
-            return model.hidden(model.embed(tokens[missing]), model.new_cache(tokens.shape[1], len(missing)))
-
-        numbers = (windows.starts(step) // config.context).tolist()
-        return None if states is None else states.of(numbers, compute).to(model.device)
-
-    def learn(step: int) -> dict[str, Any]:
+    def learn(step: int) -> Tensor:
         generator = np.random.Generator(np.random.Philox(key=config.seed + 1, counter=step << 64))  # low word: draws
         places = config.context - config.num_lookahead - 1
         anchors = np.sort(generator.choice(places, min(config.num_anchors, places), replace=False))
         tokens, after = (torch.from_numpy(each).to(model.device) for each in (windows.batch(step), anchors))
-        more = draft_vocab, known(step, tokens)
+        more = draft_vocab, hidden_states(step, tokens) if config.head_alone else None
         rows = anchored_rows(model, parts.vectors, tokens, after, parts.adapter, parts.head, *more)
         loss = mean_loss(LOSSES[config.loss](rows, config.temperature), config.depth_decay)
         loss.backward()
-        step_all(optimizers, schedule(step, config))
-        return {"loss": loss.item()}
+        return loss
 
-    progress.run(range(first, config.num_steps), notes, learn, report, model.device)
+    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report, model.device)
     with torch.no_grad():  # rounded as it will be stored, before it is measured
         names = (model.name, base_shapes(model), model.fingerprint, config.sampling)
-        lookahead = LookAhead(
-            parts.vectors.cpu(), *names, adapter=parts.adapter, head=parts.head, draft_vocab=draft_vocab
-        )
+        others: Any = {"adapter": parts.adapter, "head": parts.head, "draft_vocab": draft_vocab}
+        lookahead = LookAhead(parts.vectors.cpu(), *names, **others)
     outcome = compared(model, lookahead, sequences, config.sampling, config.seed)
     report(outcome)
     record = {
@@ -223,9 +201,7 @@ def train(
     }
     lookahead = replace(lookahead, training=record)
     lookahead.save_pretrained(path)
-    progress.finish()
-    if states is not None:
-        states.remove()
+    remove_partial(path)
     return lookahead
 
 

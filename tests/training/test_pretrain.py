@@ -161,7 +161,7 @@ def test_the_loss_is_the_cross_entropy_of_the_distributions() -> None:
     with torch.inference_mode():
         log_probs = student(TOKENS).logits.double().log_softmax(-1)
     expected = -(target_logits.double().softmax(-1) * log_probs).sum(-1).mean()
-    assert abs(float(home.distillation_loss(student, TOKENS, target_logits).detach()) - float(expected)) < 2.0**-9
+    assert abs(float(home.loss_of(student, TOKENS, target_logits).detach()) - float(expected)) < 2.0**-9
 
 
 def test_the_command_takes_the_teachers_vocabulary_and_says_how_often_drafts_are_accepted(box, capsys, tmp_path):

@@ -51,8 +51,7 @@ def test_a_run_that_was_interrupted_at_every_step_goes_on_to_the_same_weights(tr
     output = tmp_path / "out"
     for step in (2, 3, 3, 4):
         interrupt(trainer, output, step)
-        kept = {name for name in os.listdir(tmp_path) if re.fullmatch(r"out\.[0-9a-f]{12}\.states", name)}
-        assert {*os.listdir(tmp_path)} - kept == {STATE} and len(kept) == (trainer in ("head alone", "block heads"))
+        assert os.listdir(tmp_path) == [STATE]
     assert steps_of(trainer, output) == [NUM_STEPS]
     assert (output / WEIGHTS).read_bytes() == uninterrupted(trainer)
     assert os.listdir(tmp_path) == ["out"]

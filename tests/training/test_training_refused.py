@@ -31,11 +31,11 @@ SETTINGS: dict[str, tuple[Any, list[tuple[dict[str, Any], str]]]] = {
             *each(POSITIVE_RATES, NOT_POSITIVE, "{}, expected a positive number$"),
             *each(("adapter_rank", "head_width"), [-1], "-1, expected an integer from 0 to 65536$"),
             ({"context": 3}, r"^context: found 3, expected an integer from 4"),
-            ({"loss": "mse"}, r"^loss: found 'mse', expected one of kl, total-variation, cross-entropy$"),
+            ({"loss": "mse"}, r"^loss: found 'mse', expected one of kl, cross-entropy$"),
             ({"depth_decay": 1.5}, r"^depth_decay: found 1.5, expected at most 1$"),
             (
                 {"head_alone": True, "head_width": 4, "adapter_rank": 2},
-                r"^head_alone: found it with an adapter, expected a head and no adapter, as there are no look-ahead",
+                r"^head_alone: found it with an adapter, expected a head and no adapter",
             ),
         ],
     ),
@@ -52,7 +52,6 @@ SETTINGS: dict[str, tuple[Any, list[tuple[dict[str, Any], str]]]] = {
         NgramConfig(),
         [
             *each(["order"], [0, 5], "{}, expected an integer from 1 to 4$"),
-            *each(["max_megabytes"], [0.0, math.nan, 2e6], "{}, expected a number above 0 and at most 1e6$"),
             ({"min_counts": (0,)}, r"^min_counts: found 0, expected an integer from 1 to 2147483648$"),
             *[
                 (
@@ -133,7 +132,6 @@ def test_a_teacher_that_cannot_teach_is_refused_and_nothing_is_written(tmp_path:
     [
         ([], {}, r"^found no tokens, expected some to count$"),
         ([[0, 3]], {}, r"^texts: found the token 3, expected 0 to 2, the model's$"),
-        ([[0]], {"max_megabytes": 1e-5}, r"^max_megabytes: found 1e-05, expected at least 1.3e-05 for 3 tokens$"),
     ],
 )
 def test_texts_that_cannot_be_counted_are_refused(texts: Any, settings: dict[str, Any], message: str) -> None:

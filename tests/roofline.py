@@ -1,26 +1,29 @@
 """What passes cost on models of real shapes with random weights, against the time it takes to read the weights once.
 
+    python tests/roofline.py --shape 1b --device cuda
+
 The limit of a pass over few rows is memory traffic: every weight is read, and the cache. Whether text is good does not
-matter for that, so nothing need be downloaded.
+matter for that, so nothing need be downloaded. It prints JSON.
 """
 
-from __future__ import annotations
-
+import argparse
+import json
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from pass_sampling.gpu.bench.report import machine, versions
+from pass_sampling.gpu.bench.runs import clock
+from pass_sampling.gpu.generation import generate
+from pass_sampling.gpu.methods import Autoregressive
+from pass_sampling.gpu.model.memory import check_memory, memory_of, tensors_of
+from pass_sampling.gpu.model.precision import check_device
+from pass_sampling.gpu.model.transformer import Transformer
+from pass_sampling.gpu.model.weights import allocate
 from pass_sampling.reference.config import SamplingConfig
 from pass_sampling.reference.model.config import ModelConfig
-
-from ..generation import generate
-from ..methods import Autoregressive
-from ..model.memory import check_memory, memory_of, tensors_of
-from ..model.transformer import Transformer
-from ..model.weights import allocate
-from .figures import clock
 
 CONTEXT = 512  # tokens that stand in the cache while passes are timed
 NEW_TOKENS = 64
@@ -60,7 +63,6 @@ def measure_shape(
     dtype: torch.dtype,
     device: torch.device,
     repeats: int = 5,
-    report: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measure passes over 1 to 128 rows, plain decoding, and transformers' own.
 
@@ -68,21 +70,16 @@ def measure_shape(
     one row; `overhead` is the part of a token of plain decoding that is not such a pass. Raise ValueError if it does
     not fit into the memory that is free.
     """
-    report = report or (lambda done, total: None)
     needed = memory_of(config, dtype, CONTEXT + 2 * max(ROWS), CONTEXT)
     check_memory(needed, device)
     speed = bandwidth(device, min(2**30, 64 * needed.weights))
     model = random_model(config, dtype, device)
-    report(1, 4)
     passes = _passes(model, repeats)
-    report(2, 4)
     tokens = _plain(model, repeats)
     read = needed.weights - (0 if config.tie_word_embeddings else model.weights.embedding.nbytes)
     read += needed.cache * CONTEXT // (CONTEXT + 2 * max(ROWS))
     del model  # the next one takes as much room
-    report(3, 4)
     peers = _peers(config, dtype, device, repeats)
-    report(4, 4)
     one = passes[1] / 1000
     return {
         "gigabytes_per_second": speed / 1e9,
@@ -160,3 +157,21 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
     started = clock(device)
     run()
     return clock(device) - started
+
+
+def main() -> None:
+    """Measure one shape and print every figure as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="1b", choices=SHAPES)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    asked = parser.parse_args()
+    device = torch.device(check_device(asked.device))
+    found = measure_shape(SHAPES[asked.shape], getattr(torch, asked.dtype), device, asked.repeats)
+    about = {"machine": machine(device), "versions": versions(), "shape": asked.shape, "dtype": asked.dtype}
+    print(json.dumps(about | found, indent=2, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()
