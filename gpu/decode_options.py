@@ -26,7 +26,7 @@ from .checkpoints import MODEL
 NUM_DRAFT = 4
 LATTICE = 16
 SCHEDULES = ("fixed", "heuristic", "entropy")
-REFINEMENTS = ("none", "ngram", "head", "neural")
+REFINEMENTS = ("none", "ngram", "head", "neural", "lookup")
 SOURCES = {"lookahead": "look-ahead vectors", "draft_model": "draft model", "ngram": "n-gram model"}
 SOURCES |= {"rescorer": "sampler head"}
 """The options that name what drafts come from."""
@@ -128,8 +128,8 @@ class DecodeOptions:
     refine: str | None = option(
         None,
         "what makes a draft from look-ahead rows, or of block heads, depend on the drafts before it: nothing, an "
-        "n-gram model, the head trained with the vectors, or (neural) that of --rescorer; default: the head, if there "
-        "is one",
+        "n-gram model, the head trained with the vectors, (neural) that of --rescorer, or (lookup) prompt lookup and "
+        "n-grams where they are sure, else the head; default: the head, if there is one",
         choices=REFINEMENTS,
     )
     rescorer: Path | None = folder_option("what `train --head-alone` made, for --refine neural")

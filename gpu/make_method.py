@@ -30,6 +30,7 @@ from .decode_options import (
 )
 from .drafters import DRAFTERS, FirstOf, ModelDrafter, NgramModel, PromptLookup
 from .drafters.schedule import SCHEDULES, Schedule
+from .lookahead.free_first import FreeFirst
 from .lookahead.refinement import Refinement, refinement_of
 from .lookahead.rescoring import HEAD_WEIGHT, NGRAM_WEIGHT, NgramScores, Rescored
 from .lookahead.vectors import LookAhead
@@ -100,6 +101,7 @@ def folders_of(options: DecodeOptions, model: Path) -> dict[str, Path]:
     assert options.method is not None
     needed = {FOLDERS.get(options.method)} | ({"lookahead"} & options_taken(options.method))
     needed |= {name for name, refine in {"ngram": "ngram", "rescorer": "neural"}.items() if options.refine == refine}
+    needed |= {"ngram"} if options.refine == "lookup" and _has_ngram(options, model) else set()
     return {name: _folder(name, options, model) for name in SOURCES if name in needed}
 
 
@@ -145,12 +147,16 @@ def _lookahead(options: DecodeOptions, model: Transformer, folder: Path, setting
 def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, folder: Path) -> Refinement:
     """Return the refinement that is asked for; by default the one that was trained with the vectors."""
     refine, width, blockwise = options.refine, options.lattice, str(options.method).startswith("blockwise")
-    if refine == "head" and blockwise:
-        raise ValueError("--refine: found head with block heads, expected none, ngram or neural")
+    if refine in ("head", "lookup") and blockwise:
+        raise ValueError(f"--refine: found {refine} with block heads, expected none, ngram or neural")
     if refine == "head" and vectors.head is None:
         raise ValueError("--refine: found head, and vectors without one, expected none, ngram or another --lookahead")
-    parts = vectors if blockwise or refine in (None, "head") else replace(vectors, head=None)
+    parts = vectors if blockwise or refine in (None, "head", "lookup") else replace(vectors, head=None)
     drafts = refinement_of(parts, model.dtype, model.device)
+    if refine == "lookup":
+        if width is not None:
+            raise ValueError(f"--lattice: found {width} with --refine lookup, expected it without")
+        return FreeFirst(_lookup(options, model, folder), drafts)
     rescored = refine in ("ngram", "neural")
     if width is None and blockwise and (rescored or options.method == "blockwise-paths"):
         width = min(LATTICE, model.vocab_size)
@@ -174,8 +180,20 @@ def _drafter(options: DecodeOptions, model: Transformer, folder: Path) -> Any:
     if options.method == "ngram":
         return _ngram(options, model, folder)
     if options.method == "lookup-ngram":
-        return FirstOf((PromptLookup(model.vocab_size, *LOOKUP), _ngram(options, model, folder)))
+        return _lookup(options, model, folder)
     return DRAFTERS[options.method](model.vocab_size)
+
+
+def _lookup(options: DecodeOptions, model: Transformer, folder: Path) -> FirstOf:
+    """Return prompt lookup, then n-grams; `--refine lookup` does without n-grams where there are none."""
+    lookup = PromptLookup(model.vocab_size, *LOOKUP)
+    if options.refine == "lookup" and not _has_ngram(options, folder):
+        return FirstOf((lookup,))
+    return FirstOf((lookup, _ngram(options, model, folder)))
+
+
+def _has_ngram(options: DecodeOptions, folder: Path) -> bool:
+    return options.ngram is not None or "ngram" in _bundled(folder)
 
 
 def _ngram(options: DecodeOptions, model: Transformer, folder: Path) -> NgramModel:
@@ -199,6 +217,8 @@ def described(method: Method) -> Mapping[str, Any]:
         refinement, lookahead = settings["refinement"], settings["lookahead"]
         found["parts"] = [part for part in ("adapter", "head") if getattr(lookahead, part) is not None]
         found["refine"] = type(refinement).__name__.removesuffix("Refinement").lower()
+        if isinstance(refinement, FreeFirst):
+            found["refine"], refinement = "lookup", refinement.drafts
         if isinstance(refinement, Rescored):
             found["refine"] = {NgramScores: "ngram", NoneType: "none"}.get(type(refinement.rescorer), "neural")
             found |= {} if refinement.width is None else {"lattice": refinement.width}

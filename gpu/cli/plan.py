@@ -93,9 +93,11 @@ def _ways(target: ModelOptions, sources: DecodeOptions) -> list[DecodeOptions]:
         if "num_draft" not in taken or (sources.given and not sources.given.keys() & taken):
             continue
         given: dict[str, Any] = {source: path for source, path in sources.given.items() if source in taken}
-        with contextlib.suppress(Unavailable):
-            folders: Any = folders_of(DecodeOptions(name, **given), target.model)
-            found.append(DecodeOptions(name, **{each: folder.resolve() for each, folder in folders.items()}))
+        for given["refine"] in (None, "lookup") if name == "pass-one-call" else (None,):
+            with contextlib.suppress(Unavailable):
+                folders: Any = folders_of(DecodeOptions(name, **given), target.model)
+                places = {each: folder.resolve() for each, folder in folders.items()}
+                found.append(DecodeOptions(name, **places, refine=given["refine"]))
     return found
 
 

@@ -55,16 +55,26 @@ class Refinement(RefinementFacts):
         return self.projected(model, refined), memory
 
     def best(
-        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
-    ) -> tuple[Tensor, Tensor, Memory]:
-        """Return the likeliest token of these logits `[B]`, its logit `[B]`, and the memory."""
+        self,
+        model: LanguageModel,
+        hidden: Tensor,  # [B, D']
+        tokens: Tensor,  # [B, S]
+        memory: Memory,
+        lengths: Tensor,  # [B]
+    ) -> tuple[Tensor, Tensor, Memory]:  # [B], [B]
+        """Return the likeliest token of these logits, its logit, and the memory."""
         logits, memory = self.logits(model, hidden, tokens, memory, lengths)
         return *likeliest(logits), memory
 
     def refined(
-        self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor
-    ) -> tuple[Tensor, Memory]:
-        """Return the hidden states `[B, D']` that these logits are projected from, and the memory."""
+        self,
+        model: LanguageModel,
+        hidden: Tensor,  # [B, D']
+        tokens: Tensor,  # [B, S]
+        memory: Memory,
+        lengths: Tensor,  # [B]
+    ) -> tuple[Tensor, Memory]:  # [B, D']
+        """Return the hidden states that these logits are projected from, and the memory."""
         return hidden, ()
 
     def projected(

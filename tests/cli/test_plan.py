@@ -114,7 +114,7 @@ def test_a_plan_knows_the_folder_of_its_own_method(method, folder, tmp_path, cap
     """Two methods may draft from two folders of one kind: the bundled ones do."""
 
     def predict(plain, candidates, prefixes, report):
-        (options,) = [each.options for each in candidates if each.options.method == method]
+        options, *_ = [each.options for each in candidates if each.options.method == method]
         return [Prediction(options, 2.0, 1.0), Prediction(DecodeOptions("autoregressive"), 1.0, 1.0)]
 
     monkeypatch.setattr(command, "predict", predict)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from folders import as_numpy
 from models import PACKAGES, package, table
-from pass_sampling.reference.exactness.cases import bigrams
+from pass_sampling.reference.exactness.cases import TINY, Configuration, bigrams
 from trees import assert_exact, target_of
 
 texts = st.lists(st.integers(0, 3), min_size=1, max_size=9)
@@ -61,3 +61,60 @@ def test_drafters_that_cost_passes_or_do_not_go_together_are_refused(name: str) 
             pkg.FirstOf(drafters)
     with pytest.raises(ValueError, match=r"^least: found 0, expected a number above 0 and at most 1$"):
         pkg.FirstOf((pkg.PromptLookup(3),), 0)
+
+
+@pytest.mark.torch
+@given(texts, st.sampled_from([0.01, 0.3, 0.45, 1.0]), st.integers(1, 3))
+def test_the_likeliest_token_is_that_of_the_logits(text: list[int], least: float, shortest: int) -> None:
+    import torch
+
+    pkg = package("gpu")
+    asked = torch.tensor([[*text, 0, 0], [*text[::-1], 0, 0]]), None, torch.tensor([len(text), 1]), 1
+    for drafter in (pkg.PromptLookup(4, 3, shortest), bigrams(pkg, 4), drafters_of("gpu", least)):
+        token, logit = drafter.best(*asked)
+        rows = drafter.logits(*asked)
+        assert logit.tolist() == rows.amax(dim=1).tolist()
+        proposed = logit.isfinite()
+        assert token[proposed].tolist() == rows.argmax(dim=1)[proposed].tolist()
+
+
+CASE = Configuration("a transformer", TINY, seed=3, num_draft=3)
+
+
+def with_free_drafts(pkg: Any, least: float = 0.25, **changes: Any) -> Any:
+    method = CASE.method(pkg, "pass-one-call+lookup", "token")
+    lookup = {"drafter": pkg.FirstOf((pkg.PromptLookup(3, 3, 2),))}
+    return replace(method, refinement=replace(method.refinement, least=least, **(lookup | changes)))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_free_drafter_drafts_where_it_is_sure_and_the_model_where_it_is_not(name: str) -> None:
+    pkg = package(name)
+    num_drafts = [
+        pkg.generate(with_free_drafts(pkg, least), [0, 1], 30, seed=2).num_draft_tokens for least in (0.01, 1)
+    ]
+    alone = pkg.generate(with_free_drafts(pkg, 1.0), [0, 1], 30, seed=2, trace=True)
+    assert num_drafts[0] > num_drafts[1] > 0
+    drafter, tokens = with_free_drafts(pkg).refinement.drafter, [*alone.prompt]
+    for record in alone.records:
+        for i, token in enumerate(record.draft_tokens):
+            row = row_of(name, drafter, [*tokens, *record.draft_tokens[:i]])
+            assert row[token] > -np.inf, "a draft that the free drafter does not propose"
+        tokens += record.tokens
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_what_does_not_go_before_a_models_own_drafts_is_refused(name: str) -> None:
+    pkg = package(name)
+    costly, rescored = pkg.ModelDrafter(table(pkg, num_lookahead=0)), CASE.method(pkg, "blockwise+ngram", "token")
+    for changes, message in (
+        ({"drafter": costly}, r"^drafter: found '.*', which runs a model, expected a free one$"),
+        ({"drafter": pkg.PromptLookup(4)}, r"^drafter: found 4 tokens, expected 3$"),
+        (
+            {"drafts": rescored.refinement},
+            r"^drafts: found rescored drafts, expected a head or look-ahead rows as they ",
+        ),
+        ({"least": 0}, r"^least: found 0, expected a number above 0 and at most 1$"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with_free_drafts(pkg, **changes)
