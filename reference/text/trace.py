@@ -54,7 +54,7 @@ def trace_page(decodings: Sequence[Traced], decode: Decode | None = None) -> str
         content = _content(decodings, decode or (lambda tokens: "".join(f"[{token}]" for token in tokens)), num_top)
         if len(content) <= limit:
             break
-    page = files(__package__).joinpath("trace.html").read_text(encoding="utf-8")
+    page = files(__package__).joinpath("trace.html").read_text("utf-8")
     return page.replace("{{trace}}", content.replace("<", "\\u003c"))
 
 
@@ -83,11 +83,10 @@ def pieces(generation: Generation, decode: Decode) -> list[str]:
     """Return the text that each new token adds; a character of several tokens belongs to the last of them."""
     if not isinstance(decode, TokenDecoder):
         return [decode([token]) for token in generation.tokens]
-    text, found = decode.start((), generation.prompt), list[str]()
+    texts = [decode.start((), generation.prompt)]
     for token in generation.tokens:
-        text = text.after((token,))
-        found.append(text.news)
-    return [*found[:-1], *(last + text.rest for last in found[-1:])]
+        texts.append(texts[-1].after((token,)))
+    return [text.news for text in texts[1:-1]] + [text.news + text.rest for text in texts[1:][-1:]]
 
 
 @dataclass(frozen=True)
@@ -123,18 +122,18 @@ class _Step:
         return sorted((each for each in self.record.choices or () if each.column in columns), key=lambda c: c.column)
 
     def drafts(self, parents: Sequence[int], depths: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the drafts; of those that verification did not reach, the token and its probability."""
+        """Return the drafts; of those that verification did not reach, no more than token and place."""
         record, drawn, found = self.record, self.choices("draft"), []
-        tokens, rows, rule = record.draft_tokens, self.traced.target_probs, getattr(self.traced.method, "rule", None)
+        tokens, rule = record.draft_tokens, getattr(self.traced.method, "rule", None)
         has_drawn, start = [each.outcome for each in drawn] == list(tokens), self.start + len(self.choices("exact"))
+        rows = self.traced.target_probs[start : start + record.num_accepted + 1]
         for i, (verdict, choice) in enumerate(verdicts(record, parents, self.choices("accept"), rule)):
             draft: dict[str, Any] = {"token": self.number(tokens[i]), "parent": parents[i]}
-            draft["draft"], row = _short(record.draft_token_probs[i]), start + depths[i] - 1
             if verdict:
-                probs = {"target": record.target_token_probs[i], "accept": record.accept_probs[i]}
-                draft |= {"verdict": verdict} | {name: _short(prob) for name, prob in probs.items()}
+                draft |= {"verdict": verdict, "draft": _short(record.draft_token_probs[i])}
+                draft |= {"target": _short(record.target_token_probs[i]), "accept": _short(record.accept_probs[i])}
                 draft |= {"drawn": self.drawn(drawn[i])} if has_drawn else {}
-                draft |= {"row": self.top(np.cumsum(rows[row]))} if row < len(rows) else {}
+                draft |= {"row": self.top(np.cumsum(rows[depths[i] - 1]))} if depths[i] <= len(rows) else {}
             if choice is not None:
                 draft |= {"matched": self.drawn(choice)} if rule == "match" else {"uniform": self.uniform(choice)}
             found.append(draft)
