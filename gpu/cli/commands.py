@@ -122,6 +122,10 @@ class Generate:
         action="append",
         metavar="TEXT",
     )
+    trace: Path | None = option(
+        help="write an HTML page that shows every draft, its probabilities and its verdict; default: nowhere",
+        metavar="FILE.html",
+    )
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
@@ -134,6 +138,8 @@ class Generate:
             raise ValueError("--system: found it without --chat, expected both or neither")
         if self.interactive and self.json:
             raise ValueError("--json: found it with --interactive, expected one of them")
+        if self.interactive and self.trace is not None:
+            raise ValueError("--trace: found it with --interactive, expected one of them")
         stops = [("--stop", each) for each in self.stop_strings]
         for flag, text in [("--prompt", self.prompt or ""), ("--system", self.system or ""), *stops]:
             check_unicode(flag, text)

@@ -25,7 +25,9 @@ from ..methods import Autoregressive, Method
 from ..training.tokens import load_tokenizer
 from .commands import Fetch, Generate
 from .console import Conversation, SourceStream, check_room, check_unicode, encode_prompt
+from .options import check_file
 from .plan import find_plan, read_plan
+from .trace import write_trace
 
 QUIT = "/quit"
 ENOUGH_TOKENS = 200  # for which the seconds that a plan takes pay
@@ -41,6 +43,7 @@ def run_fetch(options: Fetch) -> None:
 
 def run_generate(options: Generate) -> None:
     """Load, generate, print."""
+    check_file("--trace", options.trace)
     text = options.prompt or ""
     target = options.target.fetched()
     model, tokenizer = target.load(), load_tokenizer(target.model)
@@ -74,8 +77,11 @@ def run_generate(options: Generate) -> None:
         _talk(method, how, tokenizer, ending, conversation, sampling.seed)
         return
     started = time.perf_counter()
-    result = _written(method, prompt, ending, sampling.seed, shown=not options.json)
+    is_traced = options.trace is not None
+    result = _written(method, prompt, ending, sampling.seed, shown=not options.json, trace=is_traced)
     seconds = time.perf_counter() - started
+    if options.trace is not None:
+        write_trace(options.trace, method, how, result, ending, sampling.seed)
     if options.json:
         found = _result(options, method, decode.method, text, plan, result, seconds)
         print(json.dumps(found, indent=2, allow_nan=False))
@@ -203,6 +209,7 @@ def _written(
     number: int = 0,
     shown: bool = True,
     until_interrupted: bool = False,
+    trace: bool = False,
 ) -> Generation:
     """Write a text, shown as it is accepted; Ctrl-C may end it, and then what there is of it counts."""
     stream, records = SourceStream(ending, plain=True, prompt=tokens), []
@@ -221,6 +228,7 @@ def _written(
             decode=ending.decode,
             seed=seed,
             request=number,
+            trace=trace,
             callback=record,
         )
     except KeyboardInterrupt:

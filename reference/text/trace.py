@@ -21,7 +21,7 @@ from .decoder import Decode
 from .token_decoder import TokenDecoder
 
 MOST_TOP = 5  # tokens of each distribution
-BYTES, BYTES_PER_TOKEN = 60_000, 1_000  # of a page with so many; a page that would be longer has fewer
+BYTES, BYTES_PER_TOKEN = 50_000, 1_100  # of a page with so many; a page that would be longer has fewer
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Traced:
     generation: Generation
     seed: int = 0
     request: int = 0
-    target_probs: Sequence[Probs] = ()  # [N, V], or fewer rows
+    target_probs: Sequence[Probs] | Probs = ()  # [N, V], or fewer rows
 
 
 def trace_page(decodings: Sequence[Traced], decode: Decode | None = None) -> str:
@@ -49,18 +49,17 @@ def trace_page(decodings: Sequence[Traced], decode: Decode | None = None) -> str
         raise ValueError(f"decodings: found {count} prompts, expected one or more decodings of one prompt")
     if any(record.choices is None for each in decodings for record in each.generation.records):
         raise ValueError("decodings: found a record without choices, expected generate(..., trace=True)")
-    limit = BYTES + BYTES_PER_TOKEN * sum(len(each.generation.tokens) for each in decodings)
+    limit = BYTES + BYTES_PER_TOKEN * max(len(each.generation.tokens) for each in decodings)
     for num_top in range(MOST_TOP, 0, -1):
-        content = _content(decodings, decode or (lambda tokens: "".join(f"[{token}]" for token in tokens)), num_top)
+        content = _content(decodings, decode or (lambda tokens: "".join(map("[{}]".format, tokens))), num_top)
         if len(content) <= limit:
             break
-    page = files(__package__).joinpath("trace.html").read_text("utf-8")
-    return page.replace("{{trace}}", content.replace("<", "\\u003c"))
+    return (files(__package__) / "trace.html").read_text("utf-8").replace("{{trace}}", content.replace("<", "\\u003c"))
 
 
 def _content(decodings: Sequence[Traced], decode: Decode, num_top: int) -> str:
     """Return all that the page shows as JSON: the text of each token once, and tokens as indices into the texts."""
-    numbers: dict[int, int] = {}
+    numbers: dict[int, int] = {}  # of tokens on the page
     runs = [_run(each, decode, numbers, num_top) for each in decodings]
     texts = [decode([token]) for token in numbers]
     found = {"prompt": decode(decodings[0].generation.prompt), "tokens": texts, "ids": list(numbers), "runs": runs}
@@ -75,7 +74,8 @@ def _run(traced: Traced, decode: Decode, numbers: dict[int, int], num_top: int) 
         start += len(record.tokens)
     counts = ("num_forward_passes", "num_draft_passes", "num_draft_tokens", "num_accepted_tokens")
     found = {"name": traced.name, "rule": getattr(traced.method, "rule", None), "seed": traced.seed, "steps": steps}
-    found |= {"sampling": asdict(traced.method.sampling), "pieces": pieces(generation, decode)}
+    found |= {"sampling": asdict(traced.method.sampling), "lenience": getattr(traced.method, "lenience", 1.0)}
+    found["pieces"] = pieces(generation, decode)
     return found | {name: getattr(generation, name) for name in counts}
 
 
@@ -97,7 +97,7 @@ class _Step:
     record: Record
     index: int
     start: int  # new tokens before the step
-    numbers: dict[int, int]  # of the tokens on the page
+    numbers: dict[int, int]  # of tokens on the page
     num_top: int
 
     def content(self) -> dict[str, Any]:

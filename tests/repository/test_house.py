@@ -134,7 +134,7 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
         for name in ("adapter", "block_heads", "head", "refinement", "rescoring", "vectors")
     ),
     *(f"reference.drafters.{name}" for name in ("first_of", "ngram", "prompt_lookup", "schedule")),
-    *("reference.text.decoder", "reference.text.token_decoder"),
+    *("reference.text.decoder", "reference.text.token_decoder", "reference.text.trace"),
     *("reference.exactness.chooser", "reference.exactness.unknown_uniform"),  # draws that branch
 }
 
