@@ -19,6 +19,7 @@ from .options import (
     OwnOptions,
     SamplingOptions,
     TextOptions,
+    check_file,
     group,
     json_option,
     output_option,
@@ -140,6 +141,7 @@ class Generate:
             raise ValueError("--json: found it with --interactive, expected one of them")
         if self.interactive and self.trace is not None:
             raise ValueError("--trace: found it with --interactive, expected one of them")
+        check_file("--trace", self.trace)
         stops = [("--stop", each) for each in self.stop_strings]
         for flag, text in [("--prompt", self.prompt or ""), ("--system", self.system or ""), *stops]:
             check_unicode(flag, text)

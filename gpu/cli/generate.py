@@ -25,7 +25,6 @@ from ..methods import Autoregressive, Method
 from ..training.tokens import load_tokenizer
 from .commands import Fetch, Generate
 from .console import Conversation, SourceStream, check_room, check_unicode, encode_prompt
-from .options import check_file
 from .plan import find_plan, read_plan
 from .trace import write_trace
 
@@ -43,7 +42,6 @@ def run_fetch(options: Fetch) -> None:
 
 def run_generate(options: Generate) -> None:
     """Load, generate, print."""
-    check_file("--trace", options.trace)
     text = options.prompt or ""
     target = options.target.fetched()
     model, tokenizer = target.load(), load_tokenizer(target.model)
