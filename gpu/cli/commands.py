@@ -5,6 +5,7 @@ The docstring of a class is the description of its command. What runs is in a mo
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from .options import (
     OwnOptions,
     SamplingOptions,
     TextOptions,
-    check_file,
     group,
     json_option,
     output_option,
@@ -141,7 +141,8 @@ class Generate:
             raise ValueError("--json: found it with --interactive, expected one of them")
         if self.interactive and self.trace is not None:
             raise ValueError("--trace: found it with --interactive, expected one of them")
-        check_file("--trace", self.trace)
+        if self.trace is not None and (self.trace.is_dir() or not os.access(self.trace.parent, os.W_OK)):
+            raise ValueError(f"--trace: {self.trace} cannot be written, expected a file in a folder that can")
         stops = [("--stop", each) for each in self.stop_strings]
         for flag, text in [("--prompt", self.prompt or ""), ("--system", self.system or ""), *stops]:
             check_unicode(flag, text)
