@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import inspect
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def mend(app: Any, what: str, name: str, each: Any, options: Any, lines: list[st
 
 
 def write_entrance(app: Any, error: Exception | None) -> None:
-    """Let the top folder of the site lead to its first page."""
+    """Let the top folder of the site lead to its first page, and copy the figures, which pages name in HTML."""
+    shutil.copytree(ROOT / "docs" / "figures", Path(app.outdir) / "docs" / "figures", dirs_exist_ok=True)
     link = f'<meta http-equiv="refresh" content="0; url={root_doc}.html"><a href="{root_doc}.html">{project}</a>'
     (Path(app.outdir) / "index.html").write_text(f"<!doctype html>{link}\n", encoding="utf-8")
 

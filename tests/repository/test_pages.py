@@ -1,8 +1,9 @@
-"""The documents: each block of Python in them runs, and the page of the command line is that of its options."""
+"""The documents: each block of Python in them runs, and what scripts write into docs/ is up to date."""
 
 import re
 import runpy
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -31,3 +32,11 @@ def test_the_page_of_the_command_line_is_that_of_its_options() -> None:
     page = maker["page"]()
     assert page == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), "expected python docs/make_cli.py to be run"
     assert page.count("\n## ") == len(maker["COMMANDS"]) and page.count("| `--") > 80
+
+
+def test_the_figures_are_those_that_the_script_draws() -> None:
+    drawn = runpy.run_path(str(ROOT / "docs" / "figures.py"))["figures"]()
+    stored = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "figures").iterdir()}
+    assert stored == drawn, "expected python docs/figures.py to be run"
+    for text in drawn.values():
+        assert ElementTree.fromstring(text).tag.endswith("svg") and len(text) < 10_000
