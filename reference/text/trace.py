@@ -127,10 +127,10 @@ class _Step:
         tokens, rule = record.draft_tokens, getattr(self.traced.method, "rule", None)
         has_drawn, start = [each.outcome for each in drawn] == list(tokens), self.start + len(self.choices("exact"))
         rows = self.traced.target_probs[start : start + record.num_accepted + 1]
-        for i, (verdict, choice) in enumerate(verdicts(record, parents, self.choices("accept"), rule)):
+        for i, (outcome, choice) in enumerate(outcomes(record, parents, self.choices("accept"), rule)):
             draft: dict[str, Any] = {"token": self.number(tokens[i]), "parent": parents[i]}
-            if verdict:
-                draft |= {"verdict": verdict, "draft": _short(record.draft_token_probs[i])}
+            if outcome:
+                draft |= {"outcome": outcome, "draft": _short(record.draft_token_probs[i])}
                 draft |= {"target": _short(record.target_token_probs[i]), "accept": _short(record.accept_probs[i])}
                 draft |= {"drawn": self.drawn(drawn[i])} if has_drawn else {}
                 draft |= {"row": self.top(np.cumsum(rows[depths[i] - 1]))} if depths[i] <= len(rows) else {}
@@ -172,10 +172,10 @@ class _Step:
         return [value for each in found for value in each]
 
 
-def verdicts(
+def outcomes(
     record: Record, parents: Sequence[int], accepts: Sequence[Choice], rule: str | None
 ) -> list[tuple[str, Choice | None]]:
-    """Return the verdict on each draft, "accepted", "rejected" or "" if it was not reached, and its choice, if any."""
+    """Return the outcome of each draft, "accepted", "rejected" or "" if it was not reached, and its choice, if any."""
     found: list[tuple[str, Choice | None]] = [("", None)] * len(record.draft_tokens)
     if rule == "block":
         unasked = [None] * (len(found) - len(accepts))  # of runs shorter than the one that is kept

@@ -72,22 +72,22 @@ def test_the_page_of_every_method_shows_what_the_records_hold(name: str, method:
         for step, record in zip(run["steps"], made.generation.records, strict=True):
             assert step["sources"] == [source[0] for source in record.sources]
             assert [found["ids"][each["token"]] for each in step["drafts"]] == list(record.draft_tokens)
-            verdicts = [draft.get("verdict") for draft in step["drafts"]]
+            outcomes = [draft.get("outcome") for draft in step["drafts"]]
             twice = len(set(zip(record.draft_parents, record.draft_tokens, strict=False)))  # paths may share drafts
-            assert verdicts.count("accepted") == record.num_accepted or twice < len(record.draft_parents)
-            assert verdicts.count("accepted") >= record.num_accepted
+            assert outcomes.count("accepted") == record.num_accepted or twice < len(record.draft_parents)
+            assert outcomes.count("accepted") >= record.num_accepted
             for i, draft in enumerate(step["drafts"]):
                 num_drafts += 1
-                if "verdict" not in draft:
+                if "outcome" not in draft:
                     continue
                 assert near(draft["draft"], record.draft_token_probs[i])
                 assert near(draft["target"], record.target_token_probs[i]), (i, draft)
                 assert near(draft["accept"], record.accept_probs[i])
                 if "uniform" in draft and draft["uniform"] != draft["accept"]:
-                    assert (draft["uniform"] < draft["accept"]) == (draft["verdict"] == "accepted")
+                    assert (draft["uniform"] < draft["accept"]) == (draft["outcome"] == "accepted")
                 if "matched" in draft:
                     check_draw(draft["matched"])
-                    assert (draft["matched"]["token"] == draft["token"]) == (draft["verdict"] == "accepted")
+                    assert (draft["matched"]["token"] == draft["token"]) == (draft["outcome"] == "accepted")
                 if "drawn" in draft:
                     check_draw(draft["drawn"])
                     assert draft["drawn"]["token"] == draft["token"]
@@ -238,6 +238,6 @@ def test_a_browser_steps_through_the_page_by_keyboard(tmp_path: Path) -> None:
         for each, box in zip(made, re.findall(r'<div class="ribbon".*?</div>', document, re.DOTALL), strict=True):
             written = html.unescape(re.sub(r"<span[^>]*>|</span>|<div[^>]*>|</div>", "", box))
             assert written == decode((1, 0)) + decode(each.generation.tokens)
-        verdicts = [draft.get("verdict", "unreached") for draft in steps[number - 1]["drafts"]]
-        assert re.findall(r'class="decision (accepted|rejected|unreached)"', document) == verdicts
+        outcomes = [draft.get("outcome", "unreached") for draft in steps[number - 1]["drafts"]]
+        assert re.findall(r'class="decision (accepted|rejected|unreached)"', document) == outcomes
     assert f"Step 5 of {last}" in browse(page, tmp_path, place="#5")
