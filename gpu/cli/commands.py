@@ -124,7 +124,7 @@ class Generate:
         metavar="TEXT",
     )
     trace: Path | None = option(
-        help="write an HTML page that shows every draft, its probabilities and whether it was accepted; default: nowhere",
+        help="write an HTML page that shows each draft, its probabilities and what became of it; default: nowhere",
         metavar="FILE.html",
     )
     sampling: SamplingOptions = SamplingOptions()
