@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ def write_trace(path: Path, method: Method, name: str, result: Generation, endin
         beside = generate(plain, result.prompt, length, eos, stops, decode, seed, trace=True)
         decodings.append(Traced("plain decoding", plain, beside, seed))
     replace_file(path, trace_page(decodings, ending.decode))
+    print(f"wrote {path}", file=sys.stderr)
 
 
 @torch.inference_mode()

@@ -34,7 +34,9 @@ def test_the_page_shows_the_text_that_the_command_writes(way, box, tmp_path, cap
     settings = ["--prompt", "def café value", "--max-new-tokens", 20, "--seed", 4, "--temperature", 1, "--top-k", 0]
     flags = way.format(**box._asdict()).split()
     assert run("generate", "--model", box.model, *settings, *flags, "--trace", path, "--json") == 0
-    told = read_strictly(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    told = read_strictly(printed.out)
+    assert printed.err.endswith(f"wrote {path}\n")
     assert run("generate", "--model", box.model, *settings, *flags, "--json") == 0
     assert read_strictly(capsys.readouterr().out)["tokens"] == told["tokens"]  # a trace changes nothing
     found = content(path)
