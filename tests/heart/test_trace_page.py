@@ -215,6 +215,22 @@ def browse(page: str, folder: Path, *keys: str, place: str = "") -> str:
     return found.partition('<script type="application/json"')[0]
 
 
+def masks_of(document: str) -> list[list[list[int]]]:
+    return [json.loads(html.unescape(each)) for each in re.findall(r'data-mask="(.*?)"', document)]
+
+
+@needs_browser
+@pytest.mark.parametrize("method", ["pass-one-call", "pass-one-call-tree", "blockwise-paths"])
+def test_a_browser_draws_the_masks(method: str, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.shape)
+    rule = next(rule for name, rule in cases.methods_of(reference) if name == method)
+    page = trace_page([traced(case.method(reference, method, rule), length=12, eos_token_ids=())])
+    (run,) = content(page)["runs"]
+    widest = max(run["steps"], key=lambda step: len(attended(step, 0)))
+    document = browse(page, tmp_path, place=f"#{run['steps'].index(widest) + 1}")
+    assert masks_of(document) == [attended(widest, 0)] and len(attended(widest, 0)) > 3
+
+
 @needs_browser
 def test_a_browser_steps_through_the_page_by_keyboard(tmp_path: Path) -> None:
     pkg, texts = reference, ("<b>a</b>", " b\n", "&amp;")
@@ -233,8 +249,7 @@ def test_a_browser_steps_through_the_page_by_keyboard(tmp_path: Path) -> None:
         now = re.findall(r'<span class="token \w+ now"[^>]*>([^<]*)</span>', document.split('data-run="1"')[0])
         record = made[0].generation.records[number - 1]
         assert list(map(html.unescape, now)) == [texts[token] for token in record.tokens]
-        masks = [json.loads(html.unescape(each)) for each in re.findall(r'data-mask="(.*?)"', document)]
-        assert masks == [attended(steps[number - 1], i) for i in range(len(masks))] and masks
+        assert masks_of(document) == [attended(steps[number - 1], i) for i in range(len(steps[number - 1]["passes"]))]
         for each, box in zip(made, re.findall(r'<div class="ribbon".*?</div>', document, re.DOTALL), strict=True):
             written = html.unescape(re.sub(r"<span[^>]*>|</span>|<div[^>]*>|</div>", "", box))
             assert written == decode((1, 0)) + decode(each.generation.tokens)
