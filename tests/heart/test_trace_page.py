@@ -220,6 +220,7 @@ def masks_of(document: str) -> list[list[list[int]]]:
 
 
 @needs_browser
+@pytest.mark.check
 @pytest.mark.parametrize("method", ["pass-one-call", "pass-one-call-tree", "blockwise-paths"])
 def test_a_browser_draws_the_masks(method: str, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.shape)
@@ -232,6 +233,7 @@ def test_a_browser_draws_the_masks(method: str, tmp_path: Path) -> None:
 
 
 @needs_browser
+@pytest.mark.check
 def test_a_browser_steps_through_the_page_by_keyboard(tmp_path: Path) -> None:
     pkg, texts = reference, ("<b>a</b>", " b\n", "&amp;")
     model = transformer(pkg)
