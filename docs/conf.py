@@ -35,7 +35,7 @@ include_patterns = [
 ]
 exclude_patterns = [".venv", "build", "dist", "docs/_build", "**/.*"]
 html_theme = "furo"
-html_copy_source = html_show_copyright = False
+html_copy_source = html_show_copyright = smartquotes = False
 suppress_warnings = ["ref.python"]  # the packages have the same names, so a bare name may mean two things
 
 nb_execution_mode = "off"  # notebooks are stored with what they print

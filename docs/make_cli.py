@@ -43,7 +43,7 @@ def _description(kind: Any) -> str:
         is_code, was_code = line.startswith("  "), bool(lines) and lines[-1].startswith("    ")
         if is_code != was_code and line and lines and lines[-1]:
             lines.append("")
-        lines.append(f"  {line}" if is_code else line)
+        lines.append(f"  {line}" if is_code else _marked(line))
     return "\n".join(lines)
 
 
@@ -59,7 +59,14 @@ def _name(action: argparse.Action) -> str:
 def _text(action: argparse.Action) -> str:
     """Return what an option does, in a cell of a table; a name in angle brackets is no HTML there."""
     text = (action.help or "").replace("%%", "%").replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")
-    return text + ("; required" if action.required and action.option_strings else "")
+    return _marked(text) + ("; required" if action.required and action.option_strings else "")
+
+
+def _marked(text: str) -> str:
+    """Mark options as code, where they are not part of code already."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"`\g<0>`", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 if __name__ == "__main__":
