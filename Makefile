@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-chat test test-docs check check-all notebooks checkpoint
+.PHONY: help demo demo-chat test test-docs check check-all docs notebooks checkpoint
 
 # The first interpreter that runs, is neither too old nor too new, and can make environments.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
@@ -14,6 +14,7 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 VENV := .venv
 READY := $(VENV)/.ready
 READY_DOCS := $(VENV)/.ready-docs
+READY_SITE := $(VENV)/.ready-site
 NEW := build/checkpoints
 MADE := python-8m python-8m-lookahead python-8m-lookahead-fused python-8m-blocks python-8m-head python-8m-draft python-8m-ngram
 LIBRARY := --standard-library --held-out-list gpu/checkpoints/held_out.txt
@@ -49,6 +50,9 @@ check-all: $(READY_DOCS) ## Run everything, the tests of minutes and the noteboo
 test-docs: $(READY_DOCS) ## Run the notebooks and compare what they print with what is stored in them.
 	$(BIN) -m pytest -m docs $(ARGS)
 
+docs: $(READY_SITE) ## Build the site; docs/_build/html/index.html is its first page.
+	$(BIN) -m sphinx -q -W --keep-going -j auto -c docs . docs/_build/html
+
 notebooks: $(READY_DOCS) ## Run the notebooks and store what they print.
 	$(BIN) tests/notebooks.py
 
@@ -83,4 +87,8 @@ $(READY): pyproject.toml constraints.txt
 
 $(READY_DOCS): $(READY)
 	$(BIN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[gpu,dev,notebooks]"
+	@touch $@
+
+$(READY_SITE): $(READY)
+	$(BIN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[gpu,dev,docs]"
 	@touch $@

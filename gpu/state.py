@@ -166,7 +166,7 @@ class State:
         return replace(self, fault=fault, fault_position=torch.where(new, position, self.fault_position))
 
     def complaints(self) -> dict[int, str]:
-        """Return the faults of the logits by the places of their rows; the host asks once per step."""
+        """Return the faults of the logits by the places of their rows. One transfer from the device per step."""
         faults = self.fault.tolist()
         return complaints_of(faults, self.fault_position.tolist() if any(faults) else [])
 

@@ -159,7 +159,7 @@ class UniformRow:
         start = self._start[name] + index
         columns = range(start, start + count)
         if not 0 <= index <= index + count <= self._named[name]:
-            raise RuntimeError(f"uniform {name}[{index + count - 1}] is not in its slot of {self._named[name]}")
+            raise RuntimeError(f"uniform {name}[{index + count - 1}] is not among its {self._named[name]} uniforms")
         if not self._used.isdisjoint(columns):
             raise RuntimeError(f"uniform {name}[{index}] would serve two decisions")
         self._used.update(columns)

@@ -279,7 +279,7 @@ def tree_tokens(accept_rates: Sequence[Sequence[float]], num_candidates: NumCand
 
 
 def best_tree(accept_rates: Sequence[Sequence[float]], num_rows: int, rows_behind: Sequence[int] = ()) -> NumCandidates:
-    """Return the shape of the tree with most `tree_tokens`, of all whose drafts take at most so many rows in the pass.
+    """Return the shape of the tree with most `tree_tokens`, of all whose drafts take at most `num_rows` rows.
 
     best[d, c, n] = max(0, max_m accept_rates[d][c] (1 + best[d+1, 0, m]) + best[d, c+1, n - rows - m])
 

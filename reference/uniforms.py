@@ -71,7 +71,7 @@ class UniformRow:
     def _choose(self, name: str, index: int, edges: npt.NDArray[np.float64]) -> int:
         column = self._start[name] + index
         if not 0 <= index < self._named[name]:
-            raise RuntimeError(f"uniform {name}[{index}] is not in its slot of {self._named[name]}")
+            raise RuntimeError(f"uniform {name}[{index}] is not among its {self._named[name]} uniforms")
         if column in self._used:
             raise RuntimeError(f"uniform {name}[{index}] would serve two decisions")
         self._used.add(column)

@@ -5,6 +5,7 @@ The docstring of a class is the description of its command. What runs is in a mo
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,10 @@ class Generate:
         action="append",
         metavar="TEXT",
     )
+    trace: Path | None = option(
+        help="write an HTML page that shows each draft, its probabilities and what became of it; default: nowhere",
+        metavar="FILE.html",
+    )
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
@@ -127,6 +132,10 @@ class Generate:
             raise ValueError("--system: found it without --chat, expected both or neither")
         if self.interactive and self.json:
             raise ValueError("--json: found it with --interactive, expected one of them")
+        if self.interactive and self.trace is not None:
+            raise ValueError("--trace: found it with --interactive, expected one of them")
+        if self.trace is not None and (self.trace.is_dir() or not os.access(self.trace.parent, os.W_OK)):
+            raise ValueError(f"--trace: {self.trace} cannot be written, expected a file in a folder that can")
         stops = [("--stop", each) for each in self.stop_strings]
         for flag, text in [("--prompt", self.prompt or ""), ("--system", self.system or ""), *stops]:
             check_unicode(flag, text)

@@ -34,6 +34,7 @@ from .commands import Demo, Fetch, Generate
 from .console import Conversation, SourceStream, check_unicode, dimmed, encode_prompt, legend, print_json
 from .options import ModelOptions
 from .plan import find_plan, read_plan
+from .trace import write_trace
 
 QUIT = "/quit"
 ENOUGH_TOKENS = 200  # for which the seconds that a plan takes pay
@@ -81,9 +82,12 @@ def run_generate(options: Generate) -> None:
         _talk(method, how, tokenizer, ending, conversation, sampling.seed)
         return
     started = time.perf_counter()
-    result = _written(method, prompt, ending, sampling.seed, shown=not options.json)
+    is_traced = options.trace is not None
+    result = _written(method, prompt, ending, sampling.seed, shown=not options.json, trace=is_traced)
     seconds = time.perf_counter() - started
     dtype = str(model.dtype).removeprefix("torch.") + (", weights in int8" if model.int8 else "")
+    if options.trace is not None:
+        write_trace(options.trace, method, how, result, ending, sampling.seed)
     if options.json:
         about: dict[str, Any] = {"method": decode.method, "seconds": seconds, "dtype": dtype, **asdict(sampling)}
         about |= {"prompt": text, "chat": options.chat, "system": options.system, "plan": plan and plan.to_json()}
@@ -188,6 +192,7 @@ def _written(
     shown: bool = True,
     until_interrupted: bool = False,
     plain: bool = True,
+    trace: bool = False,
 ) -> Generation:
     """Write a text, shown as it is accepted; Ctrl-C may end it, and then what there is of it counts."""
     records: list[Record] = []
@@ -200,7 +205,7 @@ def _written(
 
         length, stops = ending.max_new_tokens, ending.stop_strings
         try:
-            result = generate(method, tokens, length, None, stops, ending.decode, seed, number, callback=record)
+            result = generate(method, tokens, length, None, stops, ending.decode, seed, number, trace, record)
         except KeyboardInterrupt:
             if not until_interrupted:
                 raise

@@ -94,7 +94,7 @@ def generation_of(prompt: Sequence[int], records: Sequence[Record], ending: Endi
 
 
 def empty_rows(method: Method, ending: Ending, num_rows: int, longest_prompt: int) -> State:
-    """Return a state whose rows have all ended, with room for prompts of so many tokens."""
+    """Return a state whose rows have all ended, with room for prompts of at most `longest_prompt` tokens."""
     state = method.start_batch([[0] * longest_prompt] * num_rows, ending)
     one = torch.ones_like(state.lengths)  # every row needs a last token
     lookahead_hidden = state.lookahead_hidden

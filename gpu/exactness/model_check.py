@@ -58,7 +58,7 @@ def row_check(
 ) -> RowCheck:
     """Compare each row of passes over several tokens with the same row computed one token at a time.
 
-    The texts are longer than `num_draft`, K; a pass has K + 1 rows, and so many positions are enough.
+    The texts are longer than `num_draft`, K; a pass has K + 1 rows. At least `positions` positions are compared.
     """
     distances: list[Tensor] = []
     for text in texts:
@@ -79,7 +79,7 @@ def row_check(
 def draw_check(
     method: Method, prompt: Sequence[int], seconds: float, batch_size: int = 256, most: int = 600_000, seed: int = 0
 ) -> DrawCheck:
-    """Draw texts of two tokens for about so many seconds, and test their joint distribution.
+    """Draw texts of two tokens for about `seconds` seconds, and test their joint distribution.
 
     The expected distribution is computed from the model's own rows: the first token's distribution, and the second's
     after each likely first token. The likeliest pairs are cells of their own. All others, and pairs that are expected

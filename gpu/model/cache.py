@@ -66,7 +66,7 @@ class KVCache:
         return self._places[1]
 
     def num_positions(self, num_rows: int) -> int:
-        """Return how many positions a pass over so many rows reads, S."""
+        """Return how many positions a pass over `num_rows` rows reads, S."""
         return self.max_length + num_rows if self.kv_length is None else self.kv_length
 
     def fix(self, kv_length: int | None) -> None:
@@ -137,7 +137,7 @@ class KVCache:
             rising = (rows.diff(dim=1, prepend=length.unsqueeze(1) - 1) > 0) & (rows < self.lengths.unsqueeze(1))
             if not bool((rising | ~used).all()):
                 raise ValueError(
-                    f"rows: found {rows.tolist()}, expected increasing slots from {length.tolist()} to "
+                    f"rows: found {rows.tolist()}, expected increasing positions from {length.tolist()} to "
                     f"{(self.lengths - 1).tolist()}"
                 )
         places = places.clamp(max=self.capacity - 1)

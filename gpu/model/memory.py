@@ -29,7 +29,7 @@ class Memory:
 
 
 def memory_of(config: ModelConfig, dtype: torch.dtype, capacity: int, num_rows: int) -> Memory:
-    """Return the memory of a model: its weights, a cache for one text, and a pass over so many rows."""
+    """Return the memory of a model: its weights, a cache for one text, and a pass over `num_rows` rows."""
     widest = max(2 * config.intermediate_size, config.vocab_size)
     workspace = num_rows * (4 * dtype.itemsize + 16) * widest
     return Memory(weight_bytes(config, dtype), cache_bytes(config, dtype, capacity), workspace)
@@ -41,7 +41,7 @@ def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 def cache_bytes(config: ModelConfig, dtype: torch.dtype, capacity: int, batch_size: int = 1) -> int:
-    """Return the bytes of keys and values of so many positions."""
+    """Return the bytes of keys and values of `capacity` positions."""
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return dtype.itemsize * numbers * capacity * batch_size
 

@@ -70,14 +70,14 @@ def output_distribution(
         method: anything `Enumerable`.
         prompt: token ids.
         ending: where texts end; its length limit bounds the enumeration.
-        num_tokens: use only the first so many tokens, of texts that may continue.
+        num_tokens: use only the first `num_tokens` tokens, of texts that may continue.
         merge: continue only one of the states that have committed the same tokens (or have the same key). This is
             right if the future depends on nothing else, which an unmerged run can show.
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
         untraced: run every execution once more without a trace, as the loop does, and refuse a step for which that
             makes any difference; by default only the first batch of each step is run again.
-        max_executions: refuse more executions, when so many have been run; None: no limit.
+        max_executions: refuse to run more executions; None: no limit.
         batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on
             the other rows; 1 then keeps the executions consistent.
 

@@ -118,14 +118,14 @@ def _check_choices(choices: Sequence[Any] | None, uniforms: npt.NDArray[np.float
         edges = np.concatenate([[0.0], choice.edges])
         if edges[-1] != 1.0 or not np.all(np.diff(edges) >= 0):
             raise ValueError(
-                f"choice at slot {choice.column}: found edges {choice.edges.tolist()}, expected them to grow up to "
+                f"choice at column {choice.column}: found edges {choice.edges.tolist()}, expected them to grow up to "
                 "exactly 1, as `sampling.cell_edges` makes them"
             )
         low, high, uniform = float(edges[choice.outcome]), float(edges[choice.outcome + 1]), uniforms[choice.column]
         if not low <= uniform < high:
             raise ValueError(
-                f"choice at slot {choice.column}: found outcome {choice.outcome}, of the cell [{low}, {high}), for the "
-                f"uniform {uniform}, expected the outcome whose cell holds it"
+                f"choice at column {choice.column}: found outcome {choice.outcome}, of the cell [{low}, {high}), for "
+                f"the uniform {uniform}, expected the outcome whose cell holds it"
             )
         cells.append((low, high))
     return cells

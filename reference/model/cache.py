@@ -67,7 +67,7 @@ class KVCache:
         self._check_length(length)
         if rows.size and (rows[0] < length or rows[-1] >= self.length or np.any(np.diff(rows) <= 0)):
             raise ValueError(
-                f"rows: found {rows.tolist()}, expected increasing slots from {length} to {self.length - 1}"
+                f"rows: found {rows.tolist()}, expected increasing positions from {length} to {self.length - 1}"
             )
         self.length = length + rows.size
         self.keys[:, :, length : self.length] = self.keys[:, :, rows]

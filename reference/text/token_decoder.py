@@ -37,7 +37,7 @@ class TokenDecoder(Decoder):
         strip: int = 0,
         can_write: Callable[[str], bool] = bool,
     ):
-        """Decode by pieces: what each token adds, None for nothing. So many leading spaces of a text are not shown.
+        """Decode by pieces: what each token adds, None for nothing. `strip` leading spaces are not shown.
 
         A run of tokens of one byte each may be decoded as a whole, to U+FFFD for each of them unless all are UTF-8;
         otherwise only invalid bytes become U+FFFD. `can_write` is False for a string that no tokens decode to.

@@ -21,7 +21,7 @@ RECORDING = {  # the only functions that ask whether there is a trace, by file
     "gpu/batch_record.py": {"Packed._choices"},  # reads a record for the host, after the step
 }
 PASSED_TO = {"UniformRow", "step", "generate", "_generate", "Record", "BatchRecord", "Packed", "replace"}
-READERS = {"reference/exactness/enumeration.py"}  # of finished records, which need a trace
+READERS = {"reference/exactness/enumeration.py", "reference/text/trace.py"}  # of finished records, which need a trace
 CHOSEN = ("all three", "penalty and filters", "80 tokens", "ties")
 NAMES = {*(f"table, {name}" for name in CHOSEN), "transformer, sliding window"}
 CASES = [case for case in cases.configurations() if case.name in NAMES]

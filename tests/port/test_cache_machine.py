@@ -302,7 +302,7 @@ def test_the_machine_finds_a_mistake(package, where, mistake, monkeypatch):
         stateful.run_state_machine_as_test(CacheMachine, settings=search)
 
 
-ROWS = "rows: found {}, expected increasing slots from {} to {}"
+ROWS = "rows: found {}, expected increasing positions from {} to {}"
 LENGTH = "length: found {}, expected 0 to {}, the number of cached positions"
 # Calls with which rows of 3 cached positions are refused, by what each package says of one row.
 REFUSED: list[tuple[str, tuple[Any, ...], str, tuple[Any, ...]]] = [

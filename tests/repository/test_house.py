@@ -138,7 +138,7 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
         for name in ("adapter", "free_first", "head", "refinement", "rescoring", "vectors")
     ),
     *(f"reference.drafters.{name}" for name in ("first_of", "ngram", "prompt_lookup", "schedule")),
-    *("reference.text.decoder", "reference.text.token_decoder"),
+    *("reference.text.decoder", "reference.text.token_decoder", "reference.text.trace"),
     *("reference.exactness.chooser", "reference.exactness.unknown_uniform"),  # draws that branch
 }
 
