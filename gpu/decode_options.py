@@ -79,10 +79,7 @@ def parse_candidates(text: str) -> NumCandidates:
         depths = [[int(count) for count in depth.split("+")] for depth in text.split(",")]
     except ValueError:
         raise ValueError(f"found {text!r:.80}, expected numbers, such as 3,2,1 or 3,2+1+0,1") from None
-    try:
-        return check_tree([depth if len(depth) > 1 else depth[0] for depth in depths])
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("num_candidates: ")) from None
+    return check_tree([depth if len(depth) > 1 else depth[0] for depth in depths])
 
 
 def written_candidates(shape: NumCandidates) -> str:

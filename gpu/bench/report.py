@@ -150,19 +150,16 @@ class Comparison:
     def _settings(self) -> dict[str, Any]:
         """Return what was compared, down to the tokens of the prompts, and what is less than was asked for."""
         asked, runs = self.asked, self.runs[PLAIN]
-        found = {"max_new_tokens": len(runs[0][0].tokens), "prompts": len(runs[0])}
-        wanted = {"max_new_tokens": asked["max_new_tokens"], "prompts": len(self.prompts)}
         return {
             "model": self.model.name,
             "fingerprint": self.model.fingerprint,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             **{name: asked[name] for name in ("temperature", "top_k", "top_p", "seed", "quick", "decode")},
-            "max_new_tokens": found["max_new_tokens"],
+            "max_new_tokens": asked["max_new_tokens"],
             "end": "or until the model ends it" if asked["chat"] else "no token ends a text early",
             "repeats": len(runs),
             "enough_repeats": len(runs) >= ENOUGH_REPEATS,
             "partial": self.is_partial,
-            "fewer": {name: [found[name], wanted[name]] for name in found if found[name] < wanted[name]},
             "prompts": {"source": asked["source"], "lengths": list(map(len, self.prompts[: len(runs[0])]))},
             "places": {"source": asked["source"], "count": len(self.places), "uniform_streams": asked["num_streams"]},
             "left_out": dict(self.left_out),
@@ -172,9 +169,6 @@ class Comparison:
 def notes_of(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
     """Return remarks that belong beside the figures."""
     notes = ["partial: this comparison was not finished"] if settings["partial"] else []
-    fewer = ", ".join(f"{name} {found} of {asked}" for name, (found, asked) in settings["fewer"].items())
-    if fewer:
-        notes.append(f"less than was asked for{', to keep to two minutes' * settings['quick']}: {fewer}")
     notes += [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
     if lossy := [row["method"] for row in rows if "lossy_lenience" in row["options"]]:
         notes.append(f"LOSSY, with another distribution than plain decoding: {', '.join(lossy)}")

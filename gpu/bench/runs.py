@@ -20,7 +20,6 @@ from pass_sampling.reference.config import SamplingConfig, check_integer
 from ..generation import generate
 from ..methods import Method
 
-WARMING_TOKENS = 8  # of the texts that warm up under a budget
 MOST_REPEATED = 0.2  # part of a text's 8-grams that may have stood in it before, if the text is to count
 
 
@@ -156,21 +155,16 @@ def run_all(
     seed: int = 0,
     device: torch.device | str = "cpu",
     report: Callable[[int, int, Runs], None] = lambda done, total, runs: None,
-    budget: float | None = None,
     may_end: bool = False,
 ) -> Runs:
     """Let all write after all prompts, several times; return the runs by name, repeat and prompt.
 
-    Each writes once after the first prompt to warm up. Every repeat has uniforms of its own, the same for all. Under a
-    budget of seconds a few tokens warm up, twice; the second time says how long texts can be for one prompt to have all
-    repeats, and there are as many prompts as there is time for.
-
-    After every text `report(done, total, runs)` is called, with the runs of all prompts that are done. A text that
-    `may_end` may be shorter; any other raises RuntimeError.
+    Each writes once after the first prompt to warm up. Every repeat has uniforms of its own, the same for all. After
+    every text `report(done, total, runs)` is called, with the runs of all prompts that are done. A text that `may_end`
+    may be shorter; any other raises RuntimeError.
     """
     check_integer("repeats", repeats, 1, 10**6)
-    began, done = clock(device), 0
-    total = (repeats * len(prompts) + (1 if budget is None else 2)) * len(entries)
+    done, total = 0, (repeats * len(prompts) + 1) * len(entries)
     turns: list[list[dict[str, Run]]] = []  # by prompt and repeat
 
     def so_far() -> Runs:
@@ -178,31 +172,25 @@ def run_all(
         numbers = range(repeats if whole else 0)
         return {each.name: [[prompt[repeat][each.name] for prompt in whole] for repeat in numbers] for each in entries}
 
-    def turn(repeat: int, number: int, length: int) -> dict[str, Run]:
+    def turn(repeat: int, number: int) -> dict[str, Run]:
         nonlocal done
         written = {}
         first = (repeat + number) % len(entries)  # with every turn another one begins
         for entry in (*entries[first:], *entries[:first]):
             started = clock(device)
-            run = entry.write(prompts[number], length, seed, repeat * len(prompts) + number)
+            run = entry.write(prompts[number], max_new_tokens, seed, repeat * len(prompts) + number)
             written[entry.name] = replace(run, seconds=clock(device) - started)
-            if len(run.tokens) > length or (len(run.tokens) < length and not may_end):
-                raise RuntimeError(f"{entry.name} wrote {len(run.tokens)} tokens, expected {length}")
+            if (count := len(run.tokens)) > max_new_tokens or (count < max_new_tokens and not may_end):
+                raise RuntimeError(f"{entry.name} wrote {count} tokens, expected {max_new_tokens}")
             done += 1
             report(done, total, so_far())
         return written
 
-    few = max_new_tokens if budget is None else min(WARMING_TOKENS, max_new_tokens)
-    turn(0, 0, few)
-    if budget is not None:
-        each = sum(run.seconds for run in turn(0, 0, few).values()) / few
-        max_new_tokens = min(max_new_tokens, max(few, int((budget - (clock(device) - began)) / (repeats * each))))
+    turn(0, 0)
     for number in range(len(prompts)):
-        if budget is not None and number > 0 and (clock(device) - began) / number * (number + 1) > budget:
-            break
         turns.append([])
         for repeat in range(1, repeats + 1):
-            turns[-1].append(turn(repeat, number, max_new_tokens))
+            turns[-1].append(turn(repeat, number))
     return so_far()
 
 

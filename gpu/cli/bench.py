@@ -30,7 +30,6 @@ from .console import Bar, Conversation, check_unicode, encode_prompt, print_json
 from .options import read_names
 from .plan import find_plan
 
-QUICK_SECONDS = 60  # of the runs, with --quick
 PROMPT_LENGTH, PREFIX_LENGTH = 96, 128  # tokens
 
 Texts = Sequence[Sequence[int]]
@@ -96,8 +95,8 @@ def run_bench(options: Bench) -> None:
                 bar.show(done, total)
                 found.runs = runs
 
-            repeats, seconds = _size(options, "repeats"), QUICK_SECONDS if options.quick else None
-            found.runs = run_all(entries, prompts, length, repeats, seed, model.device, written, seconds, options.chat)
+            repeats = _size(options, "repeats")
+            found.runs = run_all(entries, prompts, length, repeats, seed, model.device, written, options.chat)
         with Bar("expecting", unit="method") as bar:
             for name, method in methods.items() if places else ():
                 found.expectations[name] = expected_tokens_per_forward(method, places, num_streams, seed)

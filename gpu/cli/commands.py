@@ -267,7 +267,7 @@ class Bench:
     limit: int | None = option(help="questions of each category; default: all")
     max_new_tokens: int | None = option(help=f"length of each text; {_sizes('max_new_tokens')}")
     repeats: int | None = option(help=f"paired runs behind each figure; {_sizes('repeats')}")
-    quick: bool = option(False, "about two minutes, on free cores: as many runs, prompts and tokens as fit into them")
+    quick: bool = option(False, "about two minutes for the bundled model: fewer runs, prompts and tokens")
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 

@@ -153,7 +153,7 @@ class TextOptions:
         help="names of files to hold out, one per line; default: about 5 % of them", metavar="FILE"
     )
     own: bool = option(False, "learn from text that the model writes itself instead", flag="--self")
-    self_tokens: int | None = option(help="how many tokens the model writes for --self; default: 100000")
+    self_tokens: int = option(100_000, "how many tokens the model writes for --self")
     prompts: Path | None = option(
         help="what the model answers for --self: a JSON object on each line, as `pass-sampling bench` reads it; "
         "default: nothing, it begins texts by itself, and with --chat it asks the questions, too",
@@ -165,15 +165,10 @@ class TextOptions:
         """Refuse settings of --self without it, and other text with it."""
         if self.own + bool(self.text) + self.standard_library > 1:
             raise ValueError("found several texts, expected one of --self, --text and --standard-library")
-        check_integer("self_tokens", self.num_tokens, 1, 2**40)
+        check_integer("self_tokens", self.self_tokens, 1, 2**40)
         for name in ("self_tokens", "prompts", "chat"):
-            if getattr(self, name) and not self.own:
+            if getattr(self, name) != getattr(TextOptions, name) and not self.own:
                 raise ValueError(f"{flag_of(name)}: found it without --self, expected both or neither")
-
-    @property
-    def num_tokens(self) -> int:
-        """How many tokens the model writes."""
-        return 100_000 if self.self_tokens is None else self.self_tokens
 
 
 def group(options: Any, only: Sequence[str]) -> Any:

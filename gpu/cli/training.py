@@ -57,8 +57,8 @@ def run_train(options: Train) -> None:
         raise ValueError("--matrix-learning-rate: found it alone, expected --adapter-rank or --head-width with it")
     needed = config.context * (config.batch_size + 1)  # for one step, beside the part that is held out
     needed = max(needed + config.context, math.ceil(needed / (1 - HELD_OUT_PART)))
-    if source.own and source.num_tokens < needed:
-        raise ValueError(f"self_tokens: found {source.num_tokens}, expected at least {needed} for one step")
+    if source.own and source.self_tokens < needed:
+        raise ValueError(f"self_tokens: found {source.self_tokens}, expected at least {needed} for one step")
     texts, target = _read(source), options.target.fetched()
     model = _open(target)
     if source.own:
@@ -242,5 +242,5 @@ def _own_text(
     elif own.chat:
         begin = own_questions(model, *Conversation(tokenizer, folder).around(), seed)
     with Bar("writing", unit="token", quiet=options.json) as bar:
-        sizes, file = (own.num_tokens, length), _own_text_file(options.output)
-        return own_text(model, *sizes, sampling, seed, file, lambda done: bar.show(done, own.num_tokens), begin)
+        sizes, file = (own.self_tokens, length), _own_text_file(options.output)
+        return own_text(model, *sizes, sampling, seed, file, lambda done: bar.show(done, own.self_tokens), begin)

@@ -160,14 +160,12 @@ def train(
     @torch.no_grad()
     def hidden_states(step: int, tokens: Tensor) -> Tensor:
         starts = windows.starts(step).tolist()
+        new: dict[int, Tensor] = {}
         if missing := [i for i, start in enumerate(starts) if start not in states]:
             made = model.hidden(model.embed(tokens[missing]), model.new_cache(config.context, len(missing))).cpu()
             new = {starts[i]: each for i, each in zip(missing, made, strict=True)}
-            found = torch.stack([new[start] if start in new else states[start] for start in starts])
             states.update(new if len(states) < room else {})
-        else:
-            found = torch.stack([states[start] for start in starts])
-        return found.to(model.device)
+        return torch.stack([new[start] if start in new else states[start] for start in starts]).to(model.device)
 
     def learn(step: int) -> Tensor:
         generator = np.random.Generator(np.random.Philox(key=config.seed + 1, counter=step << 64))  # low word: draws

@@ -5,7 +5,6 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,28 +59,6 @@ def test_all_take_turns_at_each_prompt_and_none_always_begins():
     assert {name: [len(repeat) for repeat in written] for name, written in runs.items()} == dict.fromkeys(
         names, [3] * 6
     )
-
-
-@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.2, 1.0, 20.0])
-def test_a_budget_is_kept_by_fewer_prompts_then_shorter_texts(monkeypatch, seconds):
-    """A token takes `seconds`, and a text that is begun is finished."""
-    now, calls, names, prompts = [0.0], [], ("autoregressive", "b"), [[1], [2], [3], [4]]
-    monkeypatch.setattr("pass_sampling.gpu.bench.runs.time", SimpleNamespace(perf_counter=lambda: now[0]))
-
-    def slow(name: str) -> Entry:
-        def write(prompt: Sequence[int], max_new_tokens: int, seed: int, request: int) -> Run:
-            now[0] += seconds * max_new_tokens
-            return fake(name, calls).write(prompt, max_new_tokens, seed, request)
-
-        return Entry(name, write)
-
-    runs = run_all([slow(name) for name in names], prompts, 64, 3, budget=100.0)
-    found = {(len(written), len(written[0]), len(written[0][0].tokens)) for written in runs.values()}
-    expected = {0.01: (3, 4, 64), 0.05: (3, 4, 64), 0.2: (3, 1, 64), 1.0: (3, 1, 11), 20.0: (3, 1, 8)}
-    assert found == {expected[seconds]}
-    assert all(len({len(repeat) for repeat in written}) == 1 for written in runs.values())
-    assert seconds == 20.0 or now[0] <= 100.0
-    assert [prompt for _, prompt, _ in calls[:4]] == [1] * 4  # the first prompt warms up, twice
 
 
 def test_a_text_of_another_length_is_a_bug_and_no_repeat_is_refused():

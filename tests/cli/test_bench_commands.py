@@ -11,6 +11,8 @@ from pass_sampling.gpu.cli.console import Bar
 FIELDS = """method options tokens_per_second spread ratio_to_plain tokens_per_forward positions_per_forward
 accepted_per_position expected_tokens_per_forward repeated_8grams milliseconds_per_pass""".split()
 PEERS = ["transformers", "transformers-prompt-lookup", "transformers-assisted"]
+SHAPE = """machine versions shape dtype gigabytes_per_second weights_gigabytes milliseconds_per_pass times_one_row
+of_the_limit tokens_per_second overhead transformers times_transformers""".split()
 
 
 def arguments(box, *more):
@@ -132,7 +134,7 @@ def test_a_comparison_that_is_stopped_prints_what_there_is(what, stop, prompts, 
         found = read_strictly(printed)
         settings = found["settings"]
         assert settings["partial"] and settings["notes"][0] == "partial: this comparison was not finished"
-        assert len(settings["prompts"]["lengths"]) == prompts and ("prompts" in settings["fewer"]) == (prompts < 2)
+        assert len(settings["prompts"]["lengths"]) == prompts
         assert [row["method"] for row in found["rows"]] == ["autoregressive", "prompt-lookup"]
         told = [row for row in found["rows"] if row["expected_tokens_per_forward"] is not None]
         assert len(told) == expected
@@ -161,3 +163,15 @@ def test_chat_answers_are_compared_by_category(box, capsys, tmp_path):
     out = capsys.readouterr().out
     assert "times plain decoding, and tokens per pass:" in out and "or until the model ends it" in out
     assert run("bench", "--chat") == 2 and "--chat: found it without --prompts" in capsys.readouterr().err
+
+
+def test_the_shape_of_a_model_is_measured_with_every_figure(capsys, monkeypatch):
+    import roofline
+
+    monkeypatch.setattr("sys.argv", ["roofline.py", "--shape", "tiny", "--repeats", "1"])
+    roofline.main()
+    found = read_strictly(capsys.readouterr().out)
+    assert list(found) == SHAPE and found["shape"] == "tiny" and found["dtype"] == "bfloat16"
+    passes = {int(rows): each for rows, each in found["milliseconds_per_pass"].items()}
+    assert list(passes) == [1, 2, 5, 9, 16, 25, 32, 64, 128] and all(each > 0 for each in passes.values())
+    assert found["overhead"] < 1 and 0 < found["of_the_limit"] and found["transformers"].keys() == {"eager"}
