@@ -23,6 +23,7 @@ from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
 
 from .checkpoints import MODEL
 
+RENAMED = {"lookahead": "pass", "lookahead-fused": "pass-one-call"}
 NUM_DRAFT = 4
 LATTICE = 16
 SCHEDULES = ("fixed", "heuristic", "entropy")
@@ -147,6 +148,8 @@ class DecodeOptions:
     )
 
     def __post_init__(self) -> None:
+        if self.method in RENAMED:
+            raise ValueError(f"method: found {self.method!r}, which is called {RENAMED[self.method]!r} now")
         allowed = {"method": method_names(), "verify": ALL_RULES, "schedule": SCHEDULES, "refine": REFINEMENTS}
         for name, values in allowed.items():
             if (found := getattr(self, name)) is not None and found not in values:

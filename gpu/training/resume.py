@@ -32,9 +32,9 @@ def partial_file(output: Path) -> Path:
 
 
 def remove_partial(output: Path) -> None:
-    """Remove the state of a run towards `output`, and what writing it left behind where the run was killed."""
+    """Remove the state of a run towards `output`, its hidden states, and what was left where it was killed."""
     file = partial_file(output)
-    for each in (file, *file.parent.glob(f".{file.name}.*.new")):
+    for each in (file, *file.parent.glob(f".{file.name}.*.new"), *file.parent.glob(f"{output.name}.*.states")):
         each.unlink(missing_ok=True)
 
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Tokens = npt.NDArray[np.int64]
 EVALUATED = 64  # held-out sequences
-KEPT_BYTES = 2**31  # of the model's hidden states, while a head alone learns from them
 WEIGHT_DECAY = 0.01  # of matrices
 WARMUP = 0.05  # the part of the run in which the learning rate rises; then it falls as a cosine
 
@@ -154,25 +153,26 @@ def train(
     run = asdict(config) | {"fingerprint": model.fingerprint, "dtype": str(model.dtype)}
     progress = Progress(path, run, [training.tobytes(), held_out.tobytes()], parts.parameters(), optimizers)
     draft_vocab = torch.from_numpy(most_frequent(training, model.vocab_size, size)).to(model.device) if size else None
-    states: dict[int, Tensor] = {}  # of windows, for a head alone: all that it needs of the model
-    room = KEPT_BYTES // (config.context * model.hidden_size * model.dtype.itemsize)
+    states = hidden_states_file(progress, path, model, config, len(training)) if config.head_alone else None
 
     @torch.no_grad()
-    def hidden_states(step: int, tokens: Tensor) -> Tensor:
-        starts = windows.starts(step).tolist()
-        new: dict[int, Tensor] = {}
-        if missing := [i for i, start in enumerate(starts) if start not in states]:
-            made = model.hidden(model.embed(tokens[missing]), model.new_cache(config.context, len(missing))).cpu()
-            new = {starts[i]: each for i, each in zip(missing, made, strict=True)}
-            states.update(new if len(states) < room else {})
-        return torch.stack([new[start] if start in new else states[start] for start in starts]).to(model.device)
+    def hidden_states(step: int, tokens: Tensor) -> Tensor | None:
+        if states is None:
+            return None
+        places = windows.starts(step) // config.context
+        if len(missing := np.flatnonzero(states[places, 0] == 0)):
+            made = model.hidden(model.embed(tokens[missing]), model.new_cache(config.context, len(missing)))
+            states[places[missing], 1:] = made.cpu().flatten(1).contiguous().view(torch.uint8).numpy()
+            states[places[missing], 0] = 1
+        found: Tensor = torch.from_numpy(states[places, 1:]).view(model.dtype).unflatten(1, (config.context, -1))
+        return found.to(model.device)
 
     def learn(step: int) -> Tensor:
         generator = np.random.Generator(np.random.Philox(key=config.seed + 1, counter=step << 64))  # low word: draws
         places = config.context - config.num_lookahead - 1
         anchors = np.sort(generator.choice(places, min(config.num_anchors, places), replace=False))
         tokens, after = (torch.from_numpy(each).to(model.device) for each in (windows.batch(step), anchors))
-        more = draft_vocab, hidden_states(step, tokens) if config.head_alone else None
+        more = draft_vocab, hidden_states(step, tokens)
         rows = anchored_rows(model, parts.vectors, tokens, after, parts.adapter, parts.head, *more)
         loss = mean_loss(LOSSES[config.loss](rows, config.temperature), config.depth_decay)
         loss.backward()
@@ -201,6 +201,20 @@ def train(
     lookahead.save_pretrained(path)
     remove_partial(path)
     return lookahead
+
+
+def hidden_states_file(
+    progress: Progress, output: Path, model: Trainable, config: TrainConfig, num_tokens: int
+) -> npt.NDArray[np.uint8]:
+    """Open the file of the text's hidden states, all that a head alone needs of the model: computed once, then read.
+
+    Each window has a byte that says whether it is known, then its numbers.
+    """
+    file = progress.file.with_name(f"{output.resolve().name}.{progress.digest[:12]}.states")
+    shape = num_tokens // config.context, 1 + config.context * model.hidden_size * model.dtype.itemsize
+    begun = file.exists() and file.stat().st_size == math.prod(shape)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return np.memmap(file, np.uint8, "r+" if begun else "w+", shape=shape)
 
 
 def base_shapes(model: Trainable) -> dict[str, int]:

@@ -50,6 +50,7 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--lookahead {root}/none": "none is not a folder",
         "--lookahead {root}/others": "trained for the model 'another'",
         "--draft-model {root}/other": "other has another tokenizer than {model}, expected the same",
+        "--method lookahead": "found 'lookahead', which is called 'pass' now",
         "--method beam": "--method: found 'beam', expected one of autoregressive, pass, pass-one-call",
         "--method pass": ("--method pass: found no look-ahead vectors", "--lookahead FOLDER", "pass-sampling train"),
         "--method autoregressive --lookahead {vectors}": "--lookahead: found it with --method autoregressive",

@@ -178,7 +178,7 @@ def test_drafts_are_learnt_and_stored_among_the_most_frequent_tokens(parts: str,
     assert most_frequent(np.array([5, 5, 2, 8]), VOCAB, 2).tolist() == [2, 5]  # the lower id of two as frequent
 
 
-def test_kept_hidden_states_are_those_of_the_model(tmp_path: Path) -> None:
+def test_hidden_states_on_disk_are_those_of_the_model(tmp_path: Path) -> None:
     """So a head alone learns the same with them as without, but for rounding: batches have other heights."""
     learnt = []
     for name, rows in ("kept", anchored_rows), ("computed", lambda *given: anchored_rows(*given[:7])):
