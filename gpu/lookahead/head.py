@@ -70,6 +70,6 @@ class BlockHeads(BlockPart, ArrayPart):
         hidden: Tensor,  # [..., D]
         embedding: Tensor,  # [..., D]
         state: Tensor,  # [..., K, D]
-    ) -> tuple[Tensor, Tensor]:  # [..., D], [..., K, D]
+    ) -> tuple[Tensor, Tensor]:  # [..., D], [..., K-1, D]
         """Return the next draft's refined hidden state and those after it, whatever the token before it is."""
         return state[..., 0, :], state[..., 1:, :]

@@ -119,7 +119,7 @@ class BlockHeads(BlockPart, ArrayPart):
         hidden: Array,  # [D]
         embedding: Array,  # [D]
         state: Array,  # [K, D]
-    ) -> tuple[Array, Array]:  # [D], [K, D]
+    ) -> tuple[Array, Array]:  # [D], [K-1, D]
         """Return the next draft's refined hidden state and those after it, whatever the token before it is."""
         return state[0], state[1:]
 
