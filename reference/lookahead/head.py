@@ -23,17 +23,17 @@ EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden state
 class HeadPart(Part):
     """The matrices of a sampler head, of either package: `first` [F, D], `inner` [F, 2D+F] and `out` [D, F]."""
 
-    kind, reads_drafts = "head", True
+    kind, reads_drafts, first = "head", True, "first"
 
     @property
     def width(self) -> int:
         """F."""
-        return int(self.matrices["first"].shape[0])
+        return int(self.matrices[self.first].shape[0])
 
     @property
     def hidden_size(self) -> int:
         """D."""
-        return int(self.matrices["first"].shape[1])
+        return int(self.matrices[self.first].shape[1])
 
 
 class SamplerHead(HeadPart, ArrayPart):
@@ -72,20 +72,10 @@ class SamplerHead(HeadPart, ArrayPart):
         return hidden + self.matrices["out"] @ state, state
 
 
-class BlockPart(Part):
+class BlockPart(HeadPart):
     """The matrices of block heads, of either package: of head i, `i.first` [F, D] and `i.out` [D, F]."""
 
-    kind, reads_drafts = "block", False
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return int(self.matrices["0.first"].shape[0])
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return int(self.matrices["0.first"].shape[1])
+    kind, reads_drafts, first = "block", False, "0.first"
 
     @property
     def pairs(self) -> list[tuple[Any, Any]]:
