@@ -56,12 +56,7 @@ class NgramModel(NgramTables, Drafter):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> NgramModel:
-        """Read the folder of an n-gram model.
-
-        Raises:
-            FileNotFoundError: the folder or one of its files is missing.
-            ValueError: a file is damaged, or was made for another version of this package.
-        """
+        """Read the folder of an n-gram model; the errors are those of the reference."""
         return cls._read(folder, device=check_device(device))
 
 

@@ -5,37 +5,25 @@ Glossary of shapes: D hidden state, F width of a head, K block heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pass_sampling.reference.lookahead.adapter import random_tensors
-from pass_sampling.reference.lookahead.head import EPSILON, BlockWeights, HeadWeights, block_shapes, tensor_shapes
+from pass_sampling.reference.lookahead.head import EPSILON, BlockPart, HeadPart, block_shapes, tensor_shapes
 
 from ..model.linear import Linear, choices, linear
+from .adapter import ArrayPart
 
 
-@dataclass(frozen=True, eq=False)
-class SamplerHead(HeadWeights):
+class SamplerHead(HeadPart, ArrayPart):
     """A recurrent network on [look-ahead hidden state; embedding of the token before; its own state]."""
-
-    first: Tensor  # [F, D]
-    inner: Tensor  # [F, 2D+F]
-    out: Tensor  # [D, F]
-
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> SamplerHead:
-        """Return the head in a dtype, on a device."""
-        tensors = {name: tensor.to(device, dtype) for name, tensor in self.tensors().items()}
-        return SamplerHead.of(tensors, self.uses_lookahead)
 
     @classmethod
     def random(cls, hidden_size: int, width: int, seed: int) -> SamplerHead:
         """Draw an untrained head that changes what it refines; the same in both packages."""
-        arrays = random_tensors(tensor_shapes(hidden_size, width), seed)
-        return cls.of({name: torch.from_numpy(array) for name, array in arrays.items()})
+        return cls.drawn(tensor_shapes(hidden_size, width), seed)
 
     def start(
         self,
@@ -61,34 +49,27 @@ class SamplerHead(HeadWeights):
         return {name: linear(tensor, None, layouts) for name, tensor in self.tensors().items()}
 
 
-@dataclass(frozen=True, eq=False)
-class BlockHeads(BlockWeights):
+class BlockHeads(BlockPart, ArrayPart):
     """A feed-forward network with a residual for each draft, under the model's own output layer."""
-
-    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> BlockHeads:
-        """Return the heads in a dtype, on a device."""
-        return BlockHeads.of({name: tensor.to(device, dtype) for name, tensor in self.tensors().items()})
 
     @classmethod
     def random(cls, hidden_size: int, width: int, num_heads: int, seed: int) -> BlockHeads:
         """Draw untrained heads that change what they refine; the same in both packages."""
-        arrays = random_tensors(block_shapes(hidden_size, width, num_heads), seed)
-        return cls.of({name: torch.from_numpy(array) for name, array in arrays.items()})
+        return cls.drawn(block_shapes(hidden_size, width, num_heads), seed, uses_lookahead=False)
 
     def start(
         self,
         real_hidden: Tensor,  # [..., D]
     ) -> Tensor:  # [..., K, D]
         """Return the refined hidden states of all drafts."""
-        inner = [functional.silu(functional.linear(real_hidden, first)) for first in self.first]
-        pairs = zip(self.out, inner, strict=True)
-        return torch.stack([real_hidden + functional.linear(each, out) for out, each in pairs], dim=-2)
+        inner = [(functional.silu(functional.linear(real_hidden, first)), out) for first, out in self.pairs]
+        return torch.stack([real_hidden + functional.linear(each, out) for each, out in inner], dim=-2)
 
     def step(
         self,
         hidden: Tensor,  # [..., D]
         embedding: Tensor,  # [..., D]
         state: Tensor,  # [..., K, D]
-    ) -> tuple[Tensor, Tensor]:  # [..., D], [..., K, D]
+    ) -> tuple[Tensor, Tensor]:  # [..., D], [..., K-1, D]
         """Return the next draft's refined hidden state and those after it, whatever the token before it is."""
         return state[..., 0, :], state[..., 1:, :]

@@ -53,7 +53,6 @@ class Rescored(RescoredSettings, Refinement):
 
     drafts: Refinement
     rescorer: Refinement | None
-    are_scores = True
 
     def logits(
         self, model: LanguageModel, hidden: Tensor, tokens: Tensor, memory: Memory, lengths: Tensor

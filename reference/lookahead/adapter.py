@@ -8,7 +8,7 @@ Glossary of shapes: T rows of a pass, R rank, I inputs and O outputs of a linear
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -22,30 +22,43 @@ SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", *HEADS)
 
 
 @dataclass(frozen=True, eq=False)
-class AdapterTerms:
-    """The matrices of all layers, of either package, by layer, site and side: `0.output.down` and `0.output.up`.
+class Part:
+    """Trained matrices by their names, of either package: those of an adapter or of a head."""
 
-    A site is a linear layer, or several of the same rows, which share one term as the port fuses them.
-    """
-
-    matrices: Mapping[str, Any]  # down: [R, I], up: [O, R]
-
-    @property
-    def rank(self) -> int:
-        """R."""
-        return int(self.matrices["0.output.down"].shape[0])
+    matrices: Mapping[str, Any]
+    uses_lookahead: bool = True  # of a head; if not, every draft starts from the last text row's hidden state
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Any]) -> Self:
-        """Return the adapter with these matrices."""
-        return cls(tensors)
+    def of(cls, tensors: Mapping[str, Any], uses_lookahead: bool = True) -> Self:
+        """Return the part with these matrices."""
+        return cls(tensors, uses_lookahead)
 
     def tensors(self) -> dict[str, Any]:
         """Return every matrix by its name."""
         return dict(self.matrices)
 
 
-class Adapter(AdapterTerms):
+class ArrayPart(Part):
+    """A part in arrays of NumPy."""
+
+    def to(self, dtype: npt.DTypeLike) -> Self:
+        """Return the part in a dtype."""
+        return replace(self, matrices={name: matrix.astype(dtype) for name, matrix in self.matrices.items()})
+
+
+class AdapterTerms(Part):
+    """The matrices of all layers, of either package, by layer, site and side: `0.output.down` and `0.output.up`.
+
+    A site is a linear layer, or several of the same rows, which share one term as the port fuses them.
+    """
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return int(self.matrices["0.output.down"].shape[0])
+
+
+class Adapter(AdapterTerms, ArrayPart):
     """A term of rank R that is added to the output y of each linear layer: y + up (down x).
 
     Source: Samragh et al. 2025, "Your LLM Knows the Future" (arXiv 2507.11851), gated LoRA; Hu et al. 2021 (arXiv
@@ -62,10 +75,6 @@ class Adapter(AdapterTerms):
         down, up = (self.matrices[f"{layer}.{site}.{side}"] for side in ("down", "up"))
         found: Array = x @ down.T @ up.T
         return found
-
-    def to(self, dtype: npt.DTypeLike) -> Adapter:
-        """Return the adapter in a dtype."""
-        return Adapter.of({name: tensor.astype(dtype) for name, tensor in self.tensors().items()})
 
     @classmethod
     def random(cls, config: ModelConfig, rank: int, seed: int) -> Adapter:

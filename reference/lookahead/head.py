@@ -10,53 +10,33 @@ Glossary of shapes: D hidden state, F width of a head, K block heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..model.layers import Array
-from .adapter import random_tensors
+from .adapter import ArrayPart, Part, random_tensors
 
-TENSORS = ("first", "inner", "out")
 EPSILON = 1e-6  # of the norm that brings embeddings to the size of hidden states
 
 
-@dataclass(frozen=True, eq=False)
-class HeadWeights:
-    """The matrices of a sampler head, of either package."""
+class HeadPart(Part):
+    """The matrices of a sampler head, of either package: `first` [F, D], `inner` [F, 2D+F] and `out` [D, F]."""
 
-    first: Any  # [F, D]
-    inner: Any  # [F, 2D+F]
-    out: Any  # [D, F]
-    uses_lookahead: bool = True  # if not, every draft starts from the last text row's hidden state
-    kind: ClassVar[str] = "head"
-    reads_drafts: ClassVar[bool] = True
+    kind, reads_drafts, first = "head", True, "first"
 
     @property
     def width(self) -> int:
         """F."""
-        return int(self.first.shape[0])
+        return int(self.matrices[self.first].shape[0])
 
     @property
     def hidden_size(self) -> int:
         """D."""
-        return int(self.first.shape[1])
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Any], uses_lookahead: bool = True) -> Self:
-        """Return the head with these tensors."""
-        return cls(**{name: tensors[name] for name in TENSORS}, uses_lookahead=uses_lookahead)
-
-    def tensors(self) -> dict[str, Any]:
-        """Return every tensor by its name."""
-        return {name: getattr(self, name) for name in TENSORS}
+        return int(self.matrices[self.first].shape[1])
 
 
-@dataclass(frozen=True, eq=False)
-class SamplerHead(HeadWeights):
+class SamplerHead(HeadPart, ArrayPart):
     """A recurrent network on [look-ahead hidden state; embedding of the token before; its own state].
 
     state_0 = first real_hidden, of the last text row
@@ -65,15 +45,6 @@ class SamplerHead(HeadWeights):
 
     Source: Samragh et al. 2025 (arXiv 2507.11851), for a sampler on hidden state and token; the recurrence is ours.
     """
-
-    first: Array  # [F, D]
-    inner: Array  # [F, 2D+F]
-    out: Array  # [D, F]
-
-    def to(self, dtype: npt.DTypeLike) -> SamplerHead:
-        """Return the head in a dtype."""
-        tensors = {name: tensor.astype(dtype) for name, tensor in self.tensors().items()}
-        return SamplerHead.of(tensors, self.uses_lookahead)
 
     @classmethod
     def random(cls, hidden_size: int, width: int, seed: int) -> SamplerHead:
@@ -85,7 +56,8 @@ class SamplerHead(HeadWeights):
         real_hidden: Array,  # [D]
     ) -> Array:  # [F]
         """Return the state before the first draft, from the hidden state of the last text row."""
-        return self.first @ real_hidden
+        state: Array = self.matrices["first"] @ real_hidden
+        return state
 
     def step(
         self,
@@ -95,45 +67,23 @@ class SamplerHead(HeadWeights):
     ) -> tuple[Array, Array]:  # [D], [F]
         """Return a look-ahead row's refined hidden state and the next state, given the token before its own."""
         token = embedding / np.sqrt(np.mean(np.square(embedding)) + EPSILON)
-        inner = self.inner @ np.concatenate([hidden, token, state])
+        inner = self.matrices["inner"] @ np.concatenate([hidden, token, state])
         state = inner / (1.0 + np.exp(-inner))
-        return hidden + self.out @ state, state
+        return hidden + self.matrices["out"] @ state, state
 
 
-@dataclass(frozen=True, eq=False)
-class BlockWeights:
-    """The matrices of block heads, of either package: those of head i are number i."""
+class BlockPart(HeadPart):
+    """The matrices of block heads, of either package: of head i, `i.first` [F, D] and `i.out` [D, F]."""
 
-    first: tuple[Any, ...]  # K of [F, D]
-    out: tuple[Any, ...]  # K of [D, F]
-    kind: ClassVar[str] = "block"
-    uses_lookahead: ClassVar[bool] = False
-    reads_drafts: ClassVar[bool] = False
+    kind, reads_drafts, first = "block", False, "0.first"
 
     @property
-    def width(self) -> int:
-        """F."""
-        return int(self.first[0].shape[0])
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return int(self.first[0].shape[1])
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Any], uses_lookahead: bool = False) -> Self:
-        """Return the heads with these tensors; they never use look-ahead rows."""
-        numbers = range(len(tensors) // 2)
-        return cls(*(tuple(tensors[f"{i}.{name}"] for i in numbers) for name in ("first", "out")))
-
-    def tensors(self) -> dict[str, Any]:
-        """Return every tensor by its name."""
-        pairs = enumerate(zip(self.first, self.out, strict=True))
-        return {f"{i}.{name}": each for i, pair in pairs for name, each in zip(("first", "out"), pair, strict=True)}
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """The two matrices of each head."""
+        return [(self.matrices[f"{i}.first"], self.matrices[f"{i}.out"]) for i in range(len(self.matrices) // 2)]
 
 
-@dataclass(frozen=True, eq=False)
-class BlockHeads(BlockWeights):
+class BlockHeads(BlockPart, ArrayPart):
     """A feed-forward network with a residual for each draft, under the model's own output layer.
 
     refined_i = real_hidden + out_i silu(first_i real_hidden)
@@ -141,30 +91,25 @@ class BlockHeads(BlockWeights):
     Source: Stern et al. 2018 (arXiv 1811.03115), Sec. 6, with SiLU for ReLU, on a frozen model.
     """
 
-    def to(self, dtype: npt.DTypeLike) -> BlockHeads:
-        """Return the heads in a dtype."""
-        return BlockHeads.of({name: tensor.astype(dtype) for name, tensor in self.tensors().items()})
-
     @classmethod
     def random(cls, hidden_size: int, width: int, num_heads: int, seed: int) -> BlockHeads:
         """Draw untrained heads that change what they refine; the same in both packages."""
-        return cls.of(random_tensors(block_shapes(hidden_size, width, num_heads), seed))
+        return cls(random_tensors(block_shapes(hidden_size, width, num_heads), seed), uses_lookahead=False)
 
     def start(
         self,
         real_hidden: Array,  # [D]
     ) -> Array:  # [K, D]
         """Return the refined hidden states of all drafts."""
-        inner = [first @ real_hidden for first in self.first]
-        pairs = zip(self.out, inner, strict=True)
-        return np.stack([real_hidden + out @ (each / (1.0 + np.exp(-each))) for out, each in pairs])
+        inner = [(first @ real_hidden, out) for first, out in self.pairs]
+        return np.stack([real_hidden + out @ (each / (1.0 + np.exp(-each))) for each, out in inner])
 
     def step(
         self,
         hidden: Array,  # [D]
         embedding: Array,  # [D]
         state: Array,  # [K, D]
-    ) -> tuple[Array, Array]:  # [D], [K, D]
+    ) -> tuple[Array, Array]:  # [D], [K-1, D]
         """Return the next draft's refined hidden state and those after it, whatever the token before it is."""
         return state[0], state[1:]
 

@@ -34,21 +34,9 @@ class RefinementFacts:
 
     draft_vocab: Any | None = None  # [N], in the order of their ids; None: all tokens
     are_scores: bool = False  # whether logits are scores to add to others; if not, their log-probabilities are
-
-    @property
-    def reads_drafts(self) -> bool:
-        """Whether a draft's logits depend on the drafts before it."""
-        return False
-
-    @property
-    def uses_lookahead(self) -> bool:
-        """Whether it needs look-ahead rows; if not, it takes the last text row's hidden state in place of each."""
-        return True
-
-    @property
-    def num_memories(self) -> int:
-        """The length of the memory."""
-        return 0
+    reads_drafts: bool = False  # whether a draft's logits depend on the drafts before it
+    uses_lookahead: bool = True  # if not, the last text row's hidden state is in the place of each look-ahead row
+    num_memories: int = 0  # the length of the memory
 
     def check(self, model: Any) -> None:
         """Raise ValueError unless it fits a model."""
@@ -96,26 +84,17 @@ class Unrefined(Refinement):
 
 
 @dataclass(frozen=True, eq=False)
-class HeadSettings:
+class HeadSettings(RefinementFacts):
     """The settings of `HeadRefinement`, of either package."""
 
     head: Any
     draft_vocab: Any = None
+    num_memories = 1  # the head's state
 
-    @property
-    def reads_drafts(self) -> bool:
-        """Whether the head reads them."""
-        return bool(self.head.reads_drafts)
-
-    @property
-    def uses_lookahead(self) -> bool:
-        """Whether the head was trained with look-ahead rows."""
-        return bool(self.head.uses_lookahead)
-
-    @property
-    def num_memories(self) -> int:
-        """One: the head's state."""
-        return 1
+    def __post_init__(self) -> None:
+        """Need what the head needs."""
+        for name in ("reads_drafts", "uses_lookahead"):
+            object.__setattr__(self, name, getattr(self.head, name))
 
     def check(self, model: Any) -> None:
         """Raise ValueError if a model's hidden states have another width."""

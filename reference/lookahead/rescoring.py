@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from ..drafters.ngram import NgramModel
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from ..sampling import Probs, has_distribution
-from .refinement import HeadSettings, Memory, Refinement, Unrefined
+from .refinement import HeadSettings, Memory, Refinement, RefinementFacts, Unrefined
 
 NGRAM_WEIGHT = 0.85  # tuned on held-out text, see docs/beyond.md
 HEAD_WEIGHT = 1.0
@@ -49,38 +49,26 @@ class NgramScores(Refinement):
 
 
 @dataclass(frozen=True, eq=False)
-class RescoredSettings:
+class RescoredSettings(RefinementFacts):
     """The settings of `Rescored`, of either package."""
 
     drafts: Any  # a refinement, whose drafts are rescored
     rescorer: Any  # a refinement, whose logits depend on the drafts before; None: nothing but the lattice
     weight: float = NGRAM_WEIGHT
     width: int | None = None  # C; None: all tokens
-    reads_drafts: ClassVar[bool] = True
+    reads_drafts = are_scores = True
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: the weight or the width is out of range, or only one of the two refinements needs look-ahead
-                rows.
-        """
+        """Raise ValueError for numbers out of range, and if only one of the refinements needs look-ahead rows."""
         if not (isinstance(self.weight, int | float) and math.isfinite(self.weight)):
             raise ValueError(f"weight: found {self.weight!r:.80}, expected a finite number")
         if self.width is not None:
             check_integer("width", self.width, 1, 2**31)
         if isinstance(self.rescorer, HeadSettings) and self.rescorer.uses_lookahead != self.drafts.uses_lookahead:
             raise ValueError("rescorer: found a head for other hidden states, expected one trained alone, for heads")
-
-    @property
-    def uses_lookahead(self) -> bool:
-        """Whether the drafts need look-ahead rows."""
-        return bool(self.drafts.uses_lookahead)
-
-    @property
-    def num_memories(self) -> int:
-        """Those of the drafts, then those of the rescorer."""
-        return int(self.drafts.num_memories + (0 if self.rescorer is None else self.rescorer.num_memories))
+        parts = [each for each in (self.drafts, self.rescorer) if each is not None]
+        object.__setattr__(self, "uses_lookahead", self.drafts.uses_lookahead)
+        object.__setattr__(self, "num_memories", sum(each.num_memories for each in parts))
 
     def check(self, model: Any) -> None:
         """Raise ValueError if a part is of another model, or the lattice is wider than the vocabulary."""
@@ -111,7 +99,6 @@ class Rescored(RescoredSettings, Refinement):
 
     drafts: Refinement
     rescorer: Refinement | None
-    are_scores = True
 
     def logits(
         self, model: LanguageModel, hidden: Array, tokens: Sequence[int], memory: Memory

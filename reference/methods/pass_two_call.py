@@ -65,8 +65,8 @@ class PaSSSettings:
         object.__setattr__(self, "vectors", vectors)
 
     @abstractmethod
-    def _fixed_vectors(self, tokens: list[int]) -> Any:  # [L, D]
-        """Return the embeddings of tokens."""
+    def _fixed_vectors(self, tokens: list[int]) -> Any:
+        """Return the embeddings of L tokens, [L, D]."""
 
     @property
     def named_uniforms(self) -> NamedUniforms:

@@ -44,11 +44,7 @@ class DrafterMethod(Method):
     processor: Processor | None = None
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
-        """Return the state before the first step; see `Method.start`.
-
-        Raises:
-            ValueError: prompt and new tokens do not fit into the drafter's context either.
-        """
+        """Return the state before the first step; raise ValueError for a text beyond the drafter's context as well."""
         state = super().start(prompt, ending)
         check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
         return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity))
@@ -67,12 +63,7 @@ class SpeculativeSampling(DrafterMethod):
     lenience: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the settings and the drafter against the model.
-
-        Raises:
-            ValueError: an unknown rule, settings beyond the vocabulary, a drafter with another vocabulary, a number
-                of drafts below 0, or a lenience outside (0, 1] or with another rule than token.
-        """
+        """Raise ValueError unless the settings and the drafter suit the model, and lenience the rule."""
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
         check_drafter(self.model, self.drafter, self.num_draft)
         check_lenience(self.lenience, self.rule)

@@ -182,7 +182,7 @@ def run(package: str, head: Any, real: np.ndarray, hidden: np.ndarray, embedding
 @given(**sizes)
 def test_it_is_its_equation(package: str, hidden_size: int, width: int, seed: int) -> None:
     head, (real, hidden, embeddings) = head_of(package, hidden_size, width, seed), inputs(hidden_size, seed)
-    first, inner, out = (as_numpy(tensor) for tensor in (head.first, head.inner, head.out))
+    first, inner, out = (as_numpy(tensor) for tensor in head.tensors().values())
     state, expected = first @ real, []
     for row, embedding in zip(hidden, embeddings, strict=True):
         token = embedding / np.sqrt((embedding**2).mean() + EPSILON)

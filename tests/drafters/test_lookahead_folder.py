@@ -82,7 +82,7 @@ def test_vectors_that_cannot_be_used_are_refused(package: str, vectors: Any, mes
 @both_packages
 def test_parts_too_large_for_what_they_are_stored_in_are_refused(package: str) -> None:
     head = module(package, "lookahead.head").SamplerHead.random(24, 5, 0)
-    head.out[0, 0] = 3.4e38  # float32 goes to 3.4028e38, bfloat16 to 3.3895e38
+    head.matrices["out"][0, 0] = 3.4e38  # float32 goes to 3.4028e38, bfloat16 to 3.3895e38
     assert said_of(lambda: replace(trained(package), head=head)) == f"adapter or head {NOT_FINITE}"
 
 

@@ -73,9 +73,8 @@ def nan_becomes_a_token(site: Site) -> None:
         for home in ("methods.base", "methods.speculative"):
             site.wrong(home, "largest_logits", lambda right, logits: site.xp.zeros_like(logits[..., 0]))
         return
-    for home in ("methods.base", "methods.pass_two_call"):
-        site.wrong(home, "has_distribution", lambda right, logits: True)
-        site.wrong(home, "probs_from_logits", lambda right, logits, *rest: right(np.nan_to_num(logits), *rest))
+    site.wrong("methods.base", "has_distribution", lambda right, logits: True)
+    site.wrong("methods.base", "probs_from_logits", lambda right, logits, *rest: right(np.nan_to_num(logits), *rest))
 
 
 @exact("llama.cpp #27972", "records", "log-probabilities of 0", check=checks.log_probabilities_are_the_targets)

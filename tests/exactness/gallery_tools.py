@@ -52,7 +52,7 @@ class Site:
     @property
     def state(self) -> Any:
         """The package's class of states."""
-        return self.module("generation" if self.single else "state").State
+        return self.module("methods.base" if self.single else "state").State
 
     def wrong(self, home: Any, name: str, wrong: Callable[..., Any]) -> None:
         """Replace a function by a wrong one that is handed the right one first, while the mistake is made."""
