@@ -72,9 +72,8 @@ def test_the_examples_of_the_page_on_samplers_print_the_output_below_them(capsys
     page = (README.parent / "docs" / "test-your-sampler.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```\n\n```\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(examples) == page.count("```python") == 3
-    scope: dict[str, Any] = {}
     for program, printed in examples:
-        exec(program, scope)
+        exec(program, {})
         assert capsys.readouterr().out == printed
 
 
