@@ -135,3 +135,10 @@ def test_prompts_with_changed_values_are_read_or_refused(data, tmp_path_factory)
     path = tmp_path_factory.getbasetemp() / "fuzzed_prompts.jsonl"
     path.write_text(json.dumps({"prompt": "a", "turns": ["b", "c"], "category": "d"}))
     fuzz(data, path, lambda: module("gpu", "bench.prompts").read_prompts(path), "--prompts: ")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["candidates", "groups"])
+def test_options_that_are_several_numbers_are_refused_as_one(name):
+    with pytest.raises(ValueError, match=f"^{name}: found True, expected several numbers"):
+        module("gpu", "decode_options").DecodeOptions(**{name: True})
