@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,22 +56,12 @@ def changed(data: st.DataObject, document: Any) -> Any:
     return document
 
 
-def header_of(content: bytes) -> Any:
-    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-
-
-def with_header(content: bytes, header: Any) -> bytes:
-    written = json.dumps(header).encode()
-    return len(written).to_bytes(8, "little") + written + content[8 + int.from_bytes(content[:8], "little") :]
-
-
 def fuzz(data: st.DataObject, path: Path, load: Callable[[], Any], begin: str) -> None:
     """Change one file, load what it belongs to, and put it back."""
     content = path.read_bytes()
-    if path.suffix == ".safetensors":
-        written = with_header(content, changed(data, header_of(content)))
-    else:
-        written = json.dumps(changed(data, json.loads(content))).encode()
+    start = 8 + int.from_bytes(content[:8], "little") if path.suffix == ".safetensors" else 0
+    written = json.dumps(changed(data, json.loads(content[8:start] if start else content))).encode()
+    written = len(written).to_bytes(8, "little") + written + content[start:] if start else written
     try:
         path.write_bytes(written)
         load()
@@ -78,12 +70,6 @@ def fuzz(data: st.DataObject, path: Path, load: Callable[[], Any], begin: str) -
         assert said.startswith(begin) and "expected" in said and "\n" not in said and len(said) < 2000, said
     finally:
         path.write_bytes(content)
-
-
-def settings_of(package: str, folder: Path) -> None:
-    """Load a model, and how it is sampled."""
-    module(package, "checkpoint.load").load_model(folder)
-    module(package, "checkpoint.generation_settings").read_generation_config(folder)
 
 
 FILES = ["config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"]
@@ -99,7 +85,8 @@ def test_a_model_with_changed_values_is_loaded_or_refused(package, name, data, t
         sampled = {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "eos_token_id": [2, 3]}
         config = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, "eos_token_id": 2}
         write_checkpoint(folder, shards=shards, generation_config=sampled, **config)
-    fuzz(data, folder / name, lambda: settings_of(package, folder), str(folder))
+    load, settings = module(package, "checkpoint.load"), module(package, "checkpoint.generation_settings")
+    fuzz(data, folder / name, lambda: (load.load_model(folder), settings.read_generation_config(folder)), str(folder))
 
 
 @both_packages
@@ -135,6 +122,29 @@ def test_prompts_with_changed_values_are_read_or_refused(data, tmp_path_factory)
     path = tmp_path_factory.getbasetemp() / "fuzzed_prompts.jsonl"
     path.write_text(json.dumps({"prompt": "a", "turns": ["b", "c"], "category": "d"}))
     fuzz(data, path, lambda: module("gpu", "bench.prompts").read_prompts(path), "--prompts: ")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@given(data=st.data())
+def test_a_tokenizer_with_changed_values_is_usable_or_refused(name, data, box):
+    load = module("gpu", "training.tokens").load_tokenizer
+    fuzz(data, box.model / name, lambda: load(box.model)("def value", verbose=False), str(box.model))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_whose_mistake_shows_late_is_refused(name, box, tmp_path):
+    """The library panics at the one, and at the other when the tokenizer is used."""
+    folder = tmp_path / "model"
+    shutil.copytree(box.model, folder)
+    found = json.loads((folder / name).read_text())
+    found.get("model", {})["continuing_subword_prefix"] = "x" * 9
+    (folder / name).write_text(json.dumps(found | {"model_max_length": "x"}))
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(str(folder))} holds no tokenizer .*, expected tokenizer.json or"
+    ):
+        module("gpu", "training.tokens").load_tokenizer(folder)
 
 
 @pytest.mark.torch
