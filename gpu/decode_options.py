@@ -157,6 +157,9 @@ class DecodeOptions:
         for name in ("num_draft", "lattice", "paths"):
             if (number := getattr(self, name)) is not None:
                 check_integer(name, number, 1, 2**16)
+        for name in ("candidates", "groups"):
+            if not isinstance(getattr(self, name), tuple | None):
+                raise ValueError(f"{name}: found {getattr(self, name)!r:.80}, expected several numbers")
         for number in self.groups or ():
             check_integer("groups", number, 0, 2**16)
         if self.candidates is not None:

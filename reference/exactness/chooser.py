@@ -22,15 +22,29 @@ class HiddenRandomness(ValueError):
 class Chooser:
     """Makes and records the random choices of one run: first those of a script, then any possible ones."""
 
+    kind: type = object  # of its uniform numbers in an array
+
     def __init__(self, script: Sequence[int] = (), distributions: Sequence[tuple[float, ...]] = ()):
         """Follow a script, whose choices had the given distributions before; then take the first possible outcomes."""
         self.script, self.scripted_distributions = tuple(script), tuple(distributions)
         self.outcomes: list[int] = []
         self.distributions: list[tuple[float, ...]] = []
+        self.intervals: list[list[float]] = []  # of every draw: the uniform numbers that make it fall as it fell
         self.weight = 1.0  # the probability of this run
 
     def choose(self, probs: Sequence[float]) -> int:
-        """Return an outcome of a distribution; raise HiddenRandomness if the run differs from that of its script."""
+        """Draw from a distribution; raise HiddenRandomness if the run differs from that of its script."""
+        outcome = self._decide(probs)
+        low = math.fsum(self.distributions[-1][:outcome])
+        self.intervals.append([low, low + self.distributions[-1][outcome]])
+        return outcome
+
+    def uniform(self) -> Any:
+        """Return a number that is uniform in [0, 1) and not known yet."""
+        self.intervals.append([0.0, 1.0])
+        return Uniform(self._decide, self.intervals[-1])
+
+    def _decide(self, probs: Sequence[float]) -> int:
         place = len(self.outcomes)
         distribution = checked_probs(probs, f"draw {place}")
         if place >= MOST_CHOICES:
@@ -47,10 +61,6 @@ class Chooser:
         self.distributions.append(distribution)
         self.weight *= distribution[outcome]
         return outcome
-
-    def uniform(self) -> Uniform:
-        """Return a number that is uniform in [0, 1) and not known yet."""
-        return Uniform(self.choose)
 
 
 def refused(name: str) -> Callable[..., NoReturn]:

@@ -27,7 +27,7 @@ class BranchingGenerator:
         """Return uniform numbers that are not known yet."""
         if out is not None:
             raise ValueError("numpy.random.random: found `out`, expected none: the numbers are not known yet")
-        return _draws(size, object, self._chooser.uniform)
+        return _draws(size, self._chooser.kind, self._chooser.uniform)
 
     random_sample = ranf = sample = random
 

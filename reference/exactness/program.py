@@ -18,7 +18,7 @@ it becomes a choice between smaller and not smaller, each with its probability.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -54,7 +54,7 @@ def program_distribution(
         program: takes nothing; returns a hashable value, such as the tuple of its tokens, or a pair of that and a
             dictionary of counts, whose expectations are returned as the distribution's `expected`.
         replace: which libraries' calls to replace.
-        max_executions: refuse a larger tree, when so many have been run.
+        max_executions: refuse a larger tree of draws.
         replays: how often each of the first executions is run again, 64 times in all at least.
 
     Raises:
@@ -67,24 +67,15 @@ def program_distribution(
     expected: dict[str, list[float]] = {}
     executions = 0
     replayed: list[tuple[Chooser, Result]] = []
-    todo: list[tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]] = [((), ())]
-    while todo:
-        if executions == max_executions:
-            raise ValueError(f"max_executions: reached {max_executions}, expected fewer executions")
-        chooser = Chooser(*todo.pop())
-        outcome, counts = result = _run(program, replacements, chooser)
+    for chooser, (outcome, counts) in every_execution(program, replacements, max_executions):
         executions += 1
         probs.setdefault(outcome, []).append(chooser.weight)
         for name, count in counts.items():
             expected.setdefault(name, []).append(chooser.weight * count)
-        for place in range(len(chooser.script), len(chooser.outcomes)):
-            for other, prob in enumerate(chooser.distributions[place]):
-                if other != chooser.outcomes[place] and prob > 0:
-                    todo.append(((*chooser.outcomes[:place], other), tuple(chooser.distributions[: place + 1])))
         if executions <= MOST_REPLAYED:
-            replayed.append((chooser, result))
+            replayed.append((chooser, (outcome, counts)))
     for chooser, result in replayed * max(replays, math.ceil(REPLAYS / len(replayed))):
-        _check_same(_run(program, replacements, Chooser(chooser.outcomes, chooser.distributions)), result)
+        _check_same(run_program(program, replacements, Chooser(chooser.outcomes, chooser.distributions)), result)
     distribution = {outcome: math.fsum(weights) for outcome, weights in probs.items()}
     total = math.fsum(distribution.values())
     if abs(total - 1.0) > 1e-9:
@@ -93,7 +84,25 @@ def program_distribution(
     return OutputDistribution(distribution, executions, expected=counted)  # type: ignore[arg-type]  # outcomes need not be tokens
 
 
-def _run(program: Callable[[], Hashable], replacements: Sequence[Replacement], chooser: Chooser) -> Result:
+def every_execution(
+    program: Callable[[], Hashable], replacements: Sequence[Replacement], max_executions: int
+) -> Iterator[tuple[Chooser, Result]]:
+    """Yield the choices and the result of every execution of a program, as `program_distribution` does."""
+    executions = 0
+    todo: list[tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]] = [((), ())]
+    while todo:
+        if executions == max_executions:
+            raise ValueError(f"max_executions: reached {max_executions}, expected fewer executions")
+        chooser = Chooser(*todo.pop())
+        yield chooser, run_program(program, replacements, chooser)
+        executions += 1
+        for place in range(len(chooser.script), len(chooser.outcomes)):
+            for other, prob in enumerate(chooser.distributions[place]):
+                if other != chooser.outcomes[place] and prob > 0:
+                    todo.append(((*chooser.outcomes[:place], other), tuple(chooser.distributions[: place + 1])))
+
+
+def run_program(program: Callable[[], Hashable], replacements: Sequence[Replacement], chooser: Chooser) -> Result:
     """Run the program once with its draws replaced; return its outcome and counts."""
     with ExitStack() as stack:
         for replacement in replacements:

@@ -66,6 +66,17 @@ def test_the_programs_of_the_page_on_methods_print_the_output_below_them(program
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.torch
+def test_the_examples_of_the_page_on_samplers_print_the_output_below_them(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    page = (README.parent / "docs" / "test-your-sampler.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```\n\n```\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(examples) == page.count("```python") == 3
+    for program, printed in examples:
+        exec(program, {})
+        assert capsys.readouterr().out == printed
+
+
 def test_no_damage_of_lenience_on_that_page_is_above_its_bound() -> None:
     figures = re.findall(r"damage ([\d.]+), at most ([\d.]+);", PROGRAMS[1][1])
     assert len(figures) == 4 and all(float(damage) <= float(most) for damage, most in figures)
