@@ -50,8 +50,10 @@ def every_outcome(
 ) -> Iterator[tuple[Any, Any, float]]:
     """Yield the new state, record and weight of every execution of one step from each state.
 
-    A fork puts its uniform near the two ends of the other cell in turn, which reveals edges other than the reported
-    ones. Choices that no script fixes yet get the two ends of [0, 1) in turn.
+    Each choice without a script adds one new script per other cell. The uniforms of new scripts lie near the lower and
+    the upper end of their cells in turn, which reveals edges other than the reported ones. Choices that no script fixes
+    yet get the uniform 0 in every other row of a batch and the largest number below 1 in the rows between; with batch=1
+    they all get 0.
     """
     todo: list[tuple[Any, float, Script, float]] = [(state, weight, (), 0.0) for state, weight in reversed(states)]
     low_end, missed, replayed = True, 0.0, False

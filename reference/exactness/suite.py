@@ -32,7 +32,7 @@ class SuiteRow:
     rule: str | None
     configurations: int
     executions: int
-    steps: int  # most steps in a row
+    steps: int  # steps of the longest text
     largest_deviation: float
     seconds: float  # of one processor
     worst: str  # the configuration with the largest deviation
