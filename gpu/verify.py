@@ -25,7 +25,11 @@ Tokens = Tensor
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction."""
+    """The outcome of one verification.
+
+    `final_token` is a bonus if all drafts were accepted, else a correction. It is meaningless if the last accepted
+    draft ends the text.
+    """
 
     num_accepted: Tensor  # [B]
     final_token: Tensor  # [B]

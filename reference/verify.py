@@ -27,7 +27,11 @@ Tokens = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction."""
+    """The outcome of one verification.
+
+    `final_token` is a bonus if all drafts were accepted, else a correction. It is None if the last accepted draft ends
+    the text.
+    """
 
     num_accepted: int
     final_token: int | None

@@ -72,7 +72,7 @@ def output_distribution(
         ending: where texts end; its length limit bounds the enumeration.
         num_tokens: use only the first `num_tokens` tokens, of texts that may continue.
         merge: continue only one of the states with the same `key`: the new tokens, and whatever else the future depends
-            on (by default nothing). `agrees` then compares the states, if they have it; an unmerged run shows more.
+            on (by default nothing). States that have `agrees` are compared by it; a run with False checks the merging.
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
         untraced: run every execution once more without a trace, as the loop does, and refuse a step for which that

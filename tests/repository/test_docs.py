@@ -33,10 +33,9 @@ def markdown(file: Path) -> str:
 
 
 def anchors(page: str) -> set[str]:
-    """The names by which GitHub links to the headings of a page, and to the anchors that keep old links alive."""
+    """The names by which GitHub links to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
-    named = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    return named | set(re.findall(r'^<a id="([\w-]+)"></a>$', page, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -184,9 +183,9 @@ def stops() -> list[tuple[list[Part], int]]:
 def test_the_evening_has_at_most_1500_lines_and_says_how_many() -> None:
     found = [sum(part.lines for part in parts) for parts, _ in stops()]
     assert len(found) == 8 and sum(found) <= 1500, found
-    assert all(abs(count - said) <= 5 for count, (_, said) in zip(found, stops(), strict=True)), found
+    assert all(abs(count - said) <= 10 for count, (_, said) in zip(found, stops(), strict=True)), found
     (total,) = re.findall(r"about ([\d,]+) lines", read("docs/evening.md"))
-    assert abs(int(total.replace(",", "")) - sum(found)) <= 10, found
+    assert abs(int(total.replace(",", "")) - sum(found)) <= 20, found
 
 
 def test_every_name_of_the_evening_is_in_its_file() -> None:
