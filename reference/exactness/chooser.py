@@ -20,7 +20,7 @@ class HiddenRandomness(ValueError):
 
 
 class Chooser:
-    """Makes and records the random choices of one run: first those of a script, then any possible ones."""
+    """Makes and records the random choices of one run: those of a script, then the first possible outcomes."""
 
     def __init__(self, script: Sequence[int] = (), distributions: Sequence[tuple[float, ...]] = ()):
         """Follow a script, whose choices had the given distributions before; then take the first possible outcomes."""
@@ -54,7 +54,7 @@ class Chooser:
 
 
 def refused(name: str) -> Callable[..., NoReturn]:
-    """Return a function that refuses to draw, in the place of one whose draws cannot be enumerated."""
+    """Return a function that raises ValueError, to replace one whose draws cannot be enumerated."""
 
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
         raise ValueError(

@@ -82,7 +82,7 @@ def output_distribution(
             the other rows; 1 then keeps the executions consistent.
 
     Raises:
-        ValueError: more executions than allowed, or a step that is not what its record says.
+        ValueError: there are more executions than allowed, or a record does not describe its step.
     """
     length = num_tokens if num_tokens is not None else float("inf")
     distribution: dict[TokenTuple, float] = {}

@@ -54,11 +54,11 @@ def program_distribution(
         program: takes nothing; returns a hashable value, such as the tuple of its tokens, or a pair of that and a
             dictionary of counts, whose expectations are returned as the distribution's `expected`.
         replace: which libraries' calls to replace.
-        max_executions: refuse a larger tree, when so many have been run.
-        replays: how often each of the first executions is run again, 64 times in all at least.
+        max_executions: the largest number of executions; a larger tree is refused when this many have run.
+        replays: how often each of the first executions is run again. There are at least 64 repeated runs in all.
 
     Raises:
-        ValueError: the tree is too large, a distribution is no distribution, or `replays` is out of range.
+        ValueError: the tree is too large, probabilities do not sum to 1, or `replays` is out of range.
         HiddenRandomness: the program has randomness of its own.
     """
     check_integer("replays", replays, 1, 10**6)
