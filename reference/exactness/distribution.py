@@ -75,7 +75,7 @@ def output_distribution(
             on (by default nothing). States that have `agrees` are compared by it; a run with False checks the merging.
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
-        untraced: run every execution once more without a trace, as the loop does, and refuse a step for which that
+        untraced: run every execution once more without a trace, as `generate` does, and refuse a step for which that
             makes any difference; by default only the first batch of each step is run again.
         max_executions: refuse to run more executions; None: no limit.
         batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on

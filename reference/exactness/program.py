@@ -54,8 +54,8 @@ def program_distribution(
         program: takes nothing; returns a hashable value, such as the tuple of its tokens, or a pair of that and a
             dictionary of counts, whose expectations are returned as the distribution's `expected`.
         replace: which libraries' calls to replace.
-        max_executions: the largest number of executions; a larger tree is refused when this many have run.
-        replays: how often each of the first executions is run again. There are at least 64 repeated runs in all.
+        max_executions: executions after which the tree is refused as too large.
+        replays: how often each of the first executions is run again, 64 times in all at least.
 
     Raises:
         ValueError: the tree is too large, probabilities do not sum to 1, or `replays` is out of range.

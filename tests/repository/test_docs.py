@@ -218,7 +218,7 @@ ANSWERS = {
     6: [
         "the sum may be 0",
     ],
-    7: ["Draw the bonus token after drafts that were all accepted, if the text goes on there"],
+    7: ["Draw the bonus token after drafts that were all accepted, if the text continues there"],
     8: ["No row of the text attends to a look-ahead row", "state.cache.truncate(len(state.tokens))"],
     9: ["a token for position n+1+i"],
     10: ["not state.ends_with([*before, *tokens])", "Whether there is a draft x[i] at all may depend on"],
