@@ -148,7 +148,7 @@ class DecodeOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.method in RENAMED:
+        if self.method in tuple(RENAMED):
             raise ValueError(f"method: found {self.method!r}, which is called {RENAMED[self.method]!r} now")
         allowed = {"method": method_names(), "verify": ALL_RULES, "schedule": SCHEDULES, "refine": REFINEMENTS}
         for name, values in allowed.items():

@@ -1,8 +1,7 @@
 """The rules of verification: how many drafts are accepted, and which token follows them.
 
-The rules, their proofs and their sources are those of `reference.verify`, for a batch. Rows of the batch may have fewer
-than K drafts: the first `num_draft` count, and the others are ignored. If the last draft ends the text, `has_bonus_row`
-is false, the target has no distribution after it, and the final token after K accepted drafts is meaningless.
+The rules, their proofs and their sources are those of `reference.verify`, for a batch. Each row has `num_draft` drafts,
+and those after them are ignored.
 
 Glossary of shapes: B batch, K drafts, N rows of distributions, V vocabulary. Row i of `target_probs` is the
 distribution of the token after i drafts.
@@ -25,7 +24,10 @@ Tokens = Tensor
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction."""
+    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction.
+
+    If the last draft ends the text and all were accepted, `has_bonus_row` is false, and `final_token` is meaningless.
+    """
 
     num_accepted: Tensor  # [B]
     final_token: Tensor  # [B]
@@ -37,9 +39,9 @@ def accept_probs(
     draft_probs: Probs,  # [B, K, V]
     draft_tokens: Tokens,  # [B, K]
 ) -> Probs:  # [B, K]
-    """Return the probability with which each draft token is accepted, should it be reached.
+    """Return the probability with which each draft token is accepted, once it is reached.
 
-    accept[i] = min(1, target_probs[i, x[i]] / draft_probs[i, x[i]])
+    accept_probs[i] = min(1, target_probs[i, x[i]] / draft_probs[i, x[i]])  (8)
     """
     return (_at(target_probs, draft_tokens) / _at(draft_probs, draft_tokens)).clamp(max=1.0)
 
@@ -56,7 +58,9 @@ def residual_probs(
 ) -> Probs:  # [..., V]
     """Return the distribution of the token that replaces a rejected draft.
 
-    residual = max(0, weight target_probs - draft_probs) / sum(max(0, weight target_probs - draft_probs))
+    residual_probs = max(0, target_probs - draft_probs) / sum(max(0, target_probs - draft_probs))  (9)
+
+    The block rule multiplies `target_probs` by a `weight` (14).
     """
     residual = (weight * target_probs - draft_probs).clamp(min=0.0)
     total = residual.sum(dim=-1, keepdim=True)
@@ -72,7 +76,10 @@ def verify_token(
     has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
-    """Accept drafts one by one until the first rejection, and replace that one from the residual distribution."""
+    """Accept drafts one by one until the first rejection, and replace that one from the residual distribution.
+
+    final_token ~ residual_probs if draft i is the first rejected one, ~ target_probs[K] if none is  (10)
+    """
     accept = accept_probs(target_probs, draft_probs, draft_tokens)
     asked = drafted(draft_tokens, num_draft) & active.unsqueeze(1)
     accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")))
@@ -90,7 +97,10 @@ def verify_block(
     has_bonus_row: Tensor,  # [B]
     active: Tensor,  # [B]
 ) -> Verification:
-    """Keep the longest run of drafts that their joint ratio allows, tried from the longest down."""
+    """Keep the longest run of drafts that their joint ratio allows, tried from the longest down.
+
+    final_token ~ max(0, weights[i] target_probs[i] - draft_probs[i]) / gained[i] after i < K drafts  (14)
+    """
     weights, accept = block_probs(target_probs, draft_probs, draft_tokens, num_draft)
     asked = drafted(draft_tokens, num_draft) & active.unsqueeze(1)
     accepted = draws.accept("accept", accept.masked_fill(~asked, float("nan")), from_last=True)
@@ -110,9 +120,11 @@ def block_probs(
 ) -> tuple[Probs, Probs]:  # [B, K+1], [B, K]
     """Return the weight of every run of drafts, and the probability of keeping it once all longer ones are rejected.
 
-    weight[0] = 1, weight[i+1] = min(1, weight[i] target_probs[i, x[i]] / draft_probs[i, x[i]])
+    weights[0] = 1, weights[i+1] = min(1, weights[i] target_probs[i, x[i]] / draft_probs[i, x[i]])  (11)
 
-    accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
+    gained[i] = sum(max(0, weights[i] target_probs[i] - draft_probs[i]))  (12)
+
+    keep[i] = gained[i] / (gained[i] + 1 - weights[i]) for 0 < i < K, and keep[K] = weights[K]  (13)
     """
     num_tokens = draft_tokens.shape[1]
     target, draft = _at(target_probs, draft_tokens), _at(draft_probs, draft_tokens)
@@ -164,7 +176,7 @@ def verify_match(
 ) -> Verification:
     """Draw each token from the target, and continue while the draw equals the draft.
 
-    accept[i] = target_probs[i, x[i]]
+    token ~ target_probs[i]; accepted if token = x[i], else the final token  (18)
     """
     num_tokens = draft_tokens.shape[1]
     accept = _at(target_probs, draft_tokens)

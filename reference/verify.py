@@ -1,17 +1,17 @@
 """The rules of verification: how many drafts are accepted, and which token follows them.
 
-Every rule takes the drafts `x[0] .. x[K-1]`, the distributions they were drawn from, and the target's distributions
-after the prefix and after each draft. It returns the number of accepted drafts and one final token. Whatever the
-draft distributions are, the emitted tokens are distributed as if each had been drawn from the target. If the last
-draft ends the text, the target has no distribution after it: `target_probs` then has K rows, and no final token is
-drawn after K accepted drafts.
+A rule takes drafts `x[0] .. x[K-1]`, their distributions, and the target's distributions after the prefix and each
+draft. Its tokens are distributed as if each had been drawn from the target, whatever the draft distributions are.
 
-Proof for the token rule: a token x is emitted by acceptance with probability draft(x) min(1, target(x) / draft(x)) =
-min(draft(x), target(x)). A rejection has probability 1 - sum(min(draft, target)) = sum(max(0, target - draft)), which
-is the denominator of the residual. So a correction adds max(0, target(x) - draft(x)), and the sum of both is target(x).
-The same holds at the next position, given the tokens before it.
+Proof for the token rule, at one position and, given the tokens before it, at the next::
+
+    P(x is accepted)        = draft(x) min(1, target(x) / draft(x)) = min(draft(x), target(x))
+    P(rejection)            = 1 - sum(min(draft, target)) = sum(max(0, target - draft))
+    P(x is the correction)  = P(rejection) residual(x) = max(0, target(x) - draft(x))
+    P(x is emitted)         = min(draft(x), target(x)) + max(0, target(x) - draft(x)) = target(x)
 
 Glossary of shapes: K drafts, V vocabulary. Row i of `target_probs` is the distribution of the token after i drafts.
+Numbers such as (8) are those of the equations in `docs/algorithm.md`, which proves the block rule, too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ Tokens = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction."""
+    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction.
+
+    If the last draft ends the text and all were accepted, the target has no row after it, and `final_token` is None.
+    """
 
     num_accepted: int
     final_token: int | None
@@ -42,9 +45,9 @@ def accept_probs(
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
 ) -> Probs:  # [K]
-    """Return the probability with which each draft token is accepted, should it be reached.
+    """Return the probability with which each draft token is accepted, once it is reached.
 
-    accept[i] = min(1, target_probs[i, x[i]] / draft_probs[i, x[i]])
+    accept_probs[i] = min(1, target_probs[i, x[i]] / draft_probs[i, x[i]])  (8)
 
     Raises:
         ValueError: a draft token has probability 0 under its draft distribution, so it was not drawn from it.
@@ -72,10 +75,10 @@ def residual_probs(
 ) -> Probs:  # [V]
     """Return the distribution of the token that replaces a rejected draft.
 
-    residual = max(0, weight target_probs - draft_probs) / sum(max(0, weight target_probs - draft_probs))
+    residual_probs = max(0, target_probs - draft_probs) / sum(max(0, target_probs - draft_probs))  (9)
 
-    The residual of distributions that differ by rounding alone may be 0. A rejection is then itself a rounding event,
-    of probability near 2^-53, and the target's row is returned.
+    The block rule multiplies `target_probs` by a `weight` (14). If target and draft differ by rounding alone, the sum
+    may be 0. A rejection then has a probability of about 2^-53, or 1e-16, and the target's row is returned.
 
     Source: Chen et al. 2023, Eq. 2; Leviathan et al. 2023, Sec. 2.3; with a weight, `block_probs`.
     """
@@ -91,6 +94,8 @@ def verify_token(
     draws: UniformRow,
 ) -> Verification:
     """Accept drafts one by one until the first rejection, and replace that one from the residual distribution.
+
+    final_token ~ residual_probs if draft i is the first rejected one, ~ target_probs[K] if none is  (10)
 
     Source: Chen et al. 2023, Algorithm 2; Leviathan et al. 2023, Algorithm 1.
     """
@@ -109,6 +114,8 @@ def verify_block(
     draws: UniformRow,
 ) -> Verification:
     """Keep the longest run of drafts that their joint ratio allows, tried from the longest down.
+
+    final_token ~ max(0, weights[i] target_probs[i] - draft_probs[i]) / gained[i] after i < K drafts  (14)
 
     On average this accepts at least as many drafts as the token rule, and as many at temperature 0. A run may be kept
     because of its later tokens although the token rule would have rejected an earlier one.
@@ -134,12 +141,15 @@ def block_probs(
 ) -> tuple[Probs, Probs]:  # [K+1], [K]
     """Return the weight of every run of drafts, and the probability of keeping it once all longer ones are rejected.
 
-    weight[0] = 1, weight[i+1] = min(1, weight[i] target_probs[i, x[i]] / draft_probs[i, x[i]])
+    weights[0] = 1, weights[i+1] = min(1, weights[i] target_probs[i, x[i]] / draft_probs[i, x[i]])  (11)
 
-    accept[i] = r / (r + 1 - weight[i]), r = sum(max(0, weight[i] target_probs[i] - draft_probs[i])); weight[K] for K
+    gained[i] = sum(max(0, weights[i] target_probs[i] - draft_probs[i]))  (12)
 
-    The rows after a run of weight 0 are not used. A target row without a distribution (NaN) is replaced by the draft's.
-    Any distribution would do: the tokens before that row do not depend on it, and the text ends there.
+    keep[i] = gained[i] / (gained[i] + 1 - weights[i]) for 0 < i < K, and keep[K] = weights[K]  (13)
+
+    Given the first i drafts, `weights[i]` is the probability that at least these are kept. `keep[i]` is returned at
+    index i-1. The rows after a run of weight 0 are not used. The draft's row replaces a target row without a
+    distribution (NaN). Any distribution would do, because no token before that row depends on it.
 
     Source: Sun et al. 2024 (arXiv 2403.10444), Eqs. 3 and 4.
     """
@@ -167,11 +177,11 @@ def verify_match(
 ) -> Verification:
     """Draw each token from the target, and continue while the draw equals the draft.
 
-    accept[i] = target_probs[i, x[i]]
+    token ~ target_probs[i]; accepted if token = x[i], else the final token  (18)
 
-    Every emitted token is the target's own draw, so the distribution is kept for any draft; the drafts only decide how
-    many rows of the pass are used. The rule needs no draft distributions, and its acceptance is never above the token
-    rule's: it is the baseline for other rules.
+    Every emitted token is drawn from the target, so the output is exact for any draft. The drafts only determine how
+    many rows of the pass are used. The rule needs no draft distributions, and its acceptance is never above that of the
+    token rule. It is the baseline for other rules.
 
     Source: the rule of Stern et al. 2018 (arXiv 1811.03115), Sec. 3, with draws in place of likeliest tokens.
     """
@@ -184,7 +194,7 @@ def verify_match(
 
 
 def _all_accepted(target_probs: Probs, draft_tokens: Tokens, draws: UniformRow, accept: Probs) -> Verification:
-    """Draw the bonus token after drafts that were all accepted, if the text goes on there."""
+    """Draw the bonus token after drafts that were all accepted, if the text continues there."""
     has_bonus_row = len(target_probs) > len(draft_tokens)
     bonus_token = draws.token("final", target_probs[-1]) if has_bonus_row else None
     return Verification(len(draft_tokens), bonus_token, accept)

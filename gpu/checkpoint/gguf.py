@@ -167,11 +167,11 @@ def convert(file: Path, folder: Path) -> None:
             model = kind.from_config(config)
         read: Any = load_gguf_checkpoint  # untyped
         found = read(str(file), return_tensors=True, model_to_load=model, torch_dtype=torch.bfloat16)["tensors"]
+        model.load_state_dict({name: each.bfloat16() for name, each in found.items()}, strict=False, assign=True)
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **at)
     except Exception as error:  # the reader raises anything
         said = f"cannot be read ({reason_of(error)}), expected a whole GGUF file of a supported family"
         raise ValueError(f"{file} {said}") from None
-    model.load_state_dict({name: each.bfloat16() for name, each in found.items()}, strict=False, assign=True)
     model.tie_weights()
     if missing := sorted(name for name, weight in model.named_parameters() if weight.is_meta):
         raise ValueError(f"{file} has no {missing[0]}, expected all tensors of a model")

@@ -1,7 +1,7 @@
 """The configurations of the exact suite: small models with the settings of a target and of its drafts.
 
-Each has at least three tokens, two drafts, a different row after every prefix, and a second drafted step that is
-verified. Where texts are long or tokens many, the settings leave few of them a chance, so that few ways are left.
+Each has at least three tokens, two drafts, a different row after every prefix, and a second step that verifies drafts.
+For long texts and large vocabularies the settings give few tokens a probability above 0, so there are few executions.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ WINDOWED: dict[str, Any] = TINY | {"sliding_window": 3, "query_key_norm": True, 
 def methods_of(package: Any) -> list[tuple[str, str | None]]:
     """Return the pairs of a method and a rule that a package has registered; see `Configuration.method`.
 
-    Speculative sampling is there with every drafter, under the drafter's name; with a tree it is there with one.
-    Blockwise decoding is there as it is, and with its drafts rescored by n-grams or by a sampler head; PaSS in one call
-    with a free drafter before its own drafts.
+    Speculative sampling is listed once per drafter, under the drafter's name, and with trees for one drafter. Blockwise
+    decoding is listed without rescoring, and with its drafts rescored by n-grams or by a sampler head. One-call PaSS is
+    listed alone, and with a free drafter before its own drafts.
     """
     methods, drafters = _room(package, "methods"), _room(package, "drafters").DRAFTERS
     found: list[tuple[str, str | None]] = []
@@ -60,13 +60,13 @@ def _room(package: Any, name: str) -> Any:
 
 
 def penalty(prefix: tuple[int, ...], logits: Any) -> Any:
-    """Lower what has been said before, the more the more often: a processor that depends on the whole prefix."""
+    """Lower the logit of each token by 0.4 per occurrence in the prefix: a processor that depends on all of it."""
     counts = [float(prefix.count(token)) for token in range(len(logits))]
     return logits - 0.4 * (np.array(counts) if isinstance(logits, np.ndarray) else logits.new_tensor(counts))
 
 
 def bigrams(package: Any, vocab_size: int) -> Any:
-    """Return an n-gram model in which each token is followed by two of the others, more often than by the rest."""
+    """Return an n-gram model in which two tokens follow each token more often than the other tokens do."""
     followers = [sorted({(token + 1) % vocab_size, (token + 2) % vocab_size}) for token in range(vocab_size)]
     codes = np.array([150 + 10 * (place % 4) for place in range(sum(map(len, followers)))])
     order = NgramOrder(np.array([len(each) for each in followers]), np.concatenate(followers), codes)
@@ -98,7 +98,7 @@ class Configuration:
     processor: Callable[..., Any] | None = None
 
     def __hash__(self) -> int:
-        """Hash the name, which is a configuration's own; equal are those that are equal throughout."""
+        """Hash the name, which no other configuration has. Equality compares all fields."""
         return hash(self.name)
 
     def model(self, package: Any) -> Any:
@@ -106,7 +106,7 @@ class Configuration:
         return self._model(package, self.seed, self.num_draft)
 
     def _lookahead(self, package: Any, model: Any) -> Any:
-        """Return look-ahead vectors; for a transformer with an adapter and a head, all of them untrained."""
+        """Return untrained look-ahead vectors; those for a transformer have an untrained adapter and head."""
         if self.shape is None:
             return model.lookahead()
         vectors = package.LookAhead.random(self.num_draft, model.hidden_size, seed=7)
@@ -126,7 +126,7 @@ class Configuration:
         return package.Transformer(config, weights)
 
     def method(self, package: Any, name: str, rule: str | None) -> Any:
-        """Return a method over the model, registered under the name or drafting with the drafter of that name."""
+        """Return the method of this name, or speculative sampling with the drafter of this name, over the model."""
         methods, drafters = _room(package, "methods").METHODS, _room(package, "drafters").DRAFTERS
         name, _, rescorer = name.partition("+")
         drafter = name.removesuffix("-tree")
@@ -158,7 +158,7 @@ class Configuration:
         return kind(model=model, sampling=sampling, processor=self.processor, **own)
 
     def _drafter(self, package: Any, name: str) -> Any:
-        """Return a drafter that is not the model; one that is not known is made from the size of the vocabulary."""
+        """Return the drafter of this name. A registered drafter without a case below takes the vocabulary's size."""
         vocab_size = self.shape["vocab_size"] if self.shape else self.vocab_size
         if name == "draft-model":
             return package.ModelDrafter(self._model(package, self.seed + 50, 0))
@@ -169,13 +169,13 @@ class Configuration:
         )
 
     def suited(self, method: str) -> Configuration:
-        """Return the configuration for a method: a head that rescores reads the hidden states of a transformer."""
+        """Return the configuration for a method. For a rescoring head a table becomes a transformer, which it needs."""
         if self.shape is not None or not method.endswith("+head"):
             return self
         return replace(self, name=f"{self.name}, as a transformer", shape=TINY | {"vocab_size": self.vocab_size})
 
     def _refinement(self, package: Any, vectors: Any, model: Any, rescorer: str) -> Any:
-        """Return what refines drafts from look-ahead rows, or None for what belongs to them."""
+        """Return the refinement of drafts from look-ahead rows, or None for the one that belongs to the vectors."""
         if rescorer == "lookup":
             own = _room(package, "lookahead.refinement").refinement_of(vectors, vectors.inputs(model).dtype)
             drafter = self._drafter(package, "lookup-ngram")
@@ -185,7 +185,7 @@ class Configuration:
         return _room(package, "lookahead.rescoring").ngram_refinement(bigrams(package, self.vocab_size))
 
     def _block(self, package: Any, model: Any, vectors: Any, rescorer: str) -> dict[str, Any]:
-        """Return what blockwise decoding drafts from: untrained heads, or in a table its last row as it is."""
+        """Return the settings from which blockwise decoding drafts: untrained heads, or the last row of a table."""
         refinement, rescoring = (_room(package, f"lookahead.{room}") for room in ("refinement", "rescoring"))
         if self.shape is None:
             drafts = head = type("LastRow", (refinement.Unrefined,), {"uses_lookahead": False})()
@@ -202,14 +202,14 @@ class Configuration:
         return {"lookahead": vectors, "refinement": drafts}
 
     def ending(self, package: Any) -> Any:
-        """Return where texts end; stop strings are looked for in a text that is decoded token by token."""
+        """Return the rule that ends texts; stop strings are searched for in text that is decoded token by token."""
         pieces = [Piece(*each) for each in self.pieces]
         decode = TokenDecoder(pieces.__getitem__, in_runs=True) if pieces else None
         return package.Ending(self.max_new_tokens, self.eos_token_ids, self.stop_strings, decode)
 
 
 def configurations(every: bool = True) -> list[Configuration]:
-    """Return the configurations of the suite, for every method and rule: all of them, or those of a minute."""
+    """Return the configurations of the suite: all of them, or those that one minute suffices for."""
     settings: dict[str, dict[str, Any]] = {
         "temperature 1": {},
         "temperature 0.6": {"temperature": 0.6},

@@ -20,7 +20,7 @@ class HiddenRandomness(ValueError):
 
 
 class Chooser:
-    """Makes and records the random choices of one run: first those of a script, then any possible ones."""
+    """Makes and records the random choices of one run: those of a script, then the first possible outcomes."""
 
     kind: type = object  # of its uniform numbers in an array
 
@@ -64,7 +64,7 @@ class Chooser:
 
 
 def refused(name: str) -> Callable[..., NoReturn]:
-    """Return a function that refuses to draw, in the place of one whose draws cannot be enumerated."""
+    """Return a function that raises ValueError, to replace one whose draws cannot be enumerated."""
 
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
         raise ValueError(

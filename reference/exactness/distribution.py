@@ -2,8 +2,8 @@
 
 A step is a pure function of a state and a row of uniforms, and its record contains what each uniform was compared with.
 So all executions of a step follow from one: put a uniform into each other cell of each choice, and run again. The
-probability of an execution is the product of the widths of its uniforms' cells. Only the step itself is involved, no
-model of it.
+probability of an execution is the product of the widths of its uniforms' cells. The step that runs here is the one that
+`generate` runs.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class OutputDistribution(Mapping[TokenTuple, float]):
     """The probability of every token sequence, and the size of the enumeration."""
 
     probs: Mapping[TokenTuple, float]
-    executions: int = 0  # runs of a step to one of its ends
-    steps: int = 0  # most steps in a row
+    executions: int = 0  # executions of one step
+    steps: int = 0  # steps of the longest text
     verified: tuple[int, ...] = ()  # executions of each step, in turn, that verified at least one draft
     expected: Mapping[str, float] = field(default_factory=dict)  # of the counts of a text: passes, drafts, accepted
 
@@ -71,18 +71,18 @@ def output_distribution(
         prompt: token ids.
         ending: where texts end; its length limit bounds the enumeration.
         num_tokens: use only the first `num_tokens` tokens, of texts that may continue.
-        merge: continue only one of the states that have committed the same tokens (or have the same key). This is
-            right if the future depends on nothing else, which an unmerged run can show.
+        merge: continue only one of the states with the same `key`: the new tokens, and whatever else the future depends
+            on (by default nothing). States that have `agrees` are compared by it; a run with False checks the merging.
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
-        untraced: run every execution once more without a trace, as the loop does, and refuse a step for which that
+        untraced: run every execution once more without a trace, as `generate` does, and refuse a step for which that
             makes any difference; by default only the first batch of each step is run again.
         max_executions: refuse to run more executions; None: no limit.
         batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on
             the other rows; 1 then keeps the executions consistent.
 
     Raises:
-        ValueError: more executions than allowed, or a step that is not what its record says.
+        ValueError: there are more executions than allowed, or a record does not describe its step.
     """
     length = num_tokens if num_tokens is not None else float("inf")
     distribution: dict[TokenTuple, float] = {}

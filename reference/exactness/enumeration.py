@@ -20,7 +20,7 @@ COMPARED = ("tokens", "sources", "log_probs", "draft_tokens", "draft_token_probs
 
 
 class Enumerable(Protocol):
-    """What can be enumerated: the methods of both packages, and everything else that steps on a row of uniforms.
+    """The interface that enumeration needs. The methods of both packages have it.
 
     A state has `new_tokens` (the tuple committed so far) and `end` (None until the text has ended). It may have a
     `key`, a hashable value that differs for states with different futures, and `agrees(state)`, whether a state of the
@@ -50,8 +50,10 @@ def every_outcome(
 ) -> Iterator[tuple[Any, Any, float]]:
     """Yield the new state, record and weight of every execution of one step from each state.
 
-    A fork puts its uniform near the two ends of the other cell in turn, which reveals edges other than the reported
-    ones. Choices that no script fixes yet get the two ends of [0, 1) in turn.
+    Each choice without a script adds one new script per other cell. The uniforms of new scripts lie near the lower and
+    the upper end of their cells in turn, which reveals edges other than the reported ones. Choices that no script fixes
+    yet get the uniform 0 in every other row of a batch and the largest number below 1 in the rows between; with batch=1
+    they all get 0.
     """
     todo: list[tuple[Any, float, Script, float]] = [(state, weight, (), 0.0) for state, weight in reversed(states)]
     low_end, missed, replayed = True, 0.0, False

@@ -54,11 +54,11 @@ def program_distribution(
         program: takes nothing; returns a hashable value, such as the tuple of its tokens, or a pair of that and a
             dictionary of counts, whose expectations are returned as the distribution's `expected`.
         replace: which libraries' calls to replace.
-        max_executions: refuse a larger tree of draws.
+        max_executions: executions after which the tree is refused as too large.
         replays: how often each of the first executions is run again, 64 times in all at least.
 
     Raises:
-        ValueError: the tree is too large, a distribution is no distribution, or `replays` is out of range.
+        ValueError: the tree is too large, probabilities do not sum to 1, or `replays` is out of range.
         HiddenRandomness: the program has randomness of its own.
     """
     check_integer("replays", replays, 1, 10**6)

@@ -1,6 +1,6 @@
 """The exact suite: every method and rule of a package, on many small models and settings, against the definition.
 
-It runs on either package, which is handed in as a module: `exact_suite(pass_sampling.gpu)`.
+It takes the packages as modules: `exact_suite([pass_sampling.gpu])`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SuiteRow:
     rule: str | None
     configurations: int
     executions: int
-    steps: int  # most steps in a row
+    steps: int  # steps of the longest text
     largest_deviation: float
     seconds: float  # of one processor
     worst: str  # the configuration with the largest deviation
@@ -55,8 +55,10 @@ def exact_suite(
 ) -> Iterator[SuiteRow]:
     """Enumerate the distribution of every method and rule on every configuration, and yield a row per method and rule.
 
-    By default all methods and configurations; `run` is a `map`, that of a pool of processes for example. Raise
-    ValueError if a configuration does not verify drafts in two steps, or a step is not what its record says.
+    The default is all methods and all configurations. `run` is a `map`, for example that of a pool of processes.
+
+    Raises:
+        ValueError: a configuration does not verify drafts in two steps, or a record does not describe its step.
     """
     cases = configurations() if cases is None else cases
     rows = [(package.__name__, method, rule) for package in packages for method, rule in methods or methods_of(package)]
@@ -90,7 +92,7 @@ def _enumerated(task: Task) -> SuiteRow:
 
 @cache
 def definition(case: Configuration) -> OutputDistribution:
-    """Return the distribution that a configuration's texts should have, in the specification."""
+    """Return the target distribution of a configuration, computed by the specification."""
     model = case.model(import_module("pass_sampling.reference"))
     decode = (lambda tokens: _whole_text(case, (*PROMPT[-1:], *tokens))) if case.pieces else None
     ending = Ending(case.max_new_tokens, case.eos_token_ids, case.stop_strings, decode)
@@ -98,7 +100,7 @@ def definition(case: Configuration) -> OutputDistribution:
 
 
 def _whole_text(case: Configuration, tokens: Sequence[int]) -> str:
-    """Return the text of some tokens by its definition: a run of bytes is U+FFFD for each, unless it is UTF-8."""
+    """Return the text of tokens by its definition: a run of bytes that is not UTF-8 becomes one U+FFFD per byte."""
     text, run = "", b""
     for characters, *data in (*(case.pieces[token] for token in tokens), ("",)):
         if data:

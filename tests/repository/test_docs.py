@@ -1,9 +1,11 @@
 """The pages in docs/: links lead somewhere, programs print what is shown, and the way in is as short as it says."""
 
+import ast
 import contextlib
 import io
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -110,38 +112,142 @@ def test_the_readme_is_short() -> None:
     assert len(read("README.md").splitlines()) <= 150
 
 
-def lines(stop: Path, heading: str) -> int:
-    """The lines of a stop up to a heading, or all: of a notebook those of its cells."""
-    count = 0
-    for kind, source in cells(stop) if stop.suffix == ".ipynb" else [("", stop.read_text(encoding="utf-8"))]:
-        if heading and kind == "markdown" and source.startswith(f"## {heading}"):
-            return count
-        count += len(source.splitlines())
-    assert not heading, f"{stop.name} has no section {heading!r}"
-    return count
+def definition(file: Path, name: str) -> str:
+    """The source of a function or class."""
+    source = file.read_text(encoding="utf-8")
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    (found,) = (node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds) and node.name == name)
+    return ast.get_source_segment(source, found) or ""
 
 
-def stops() -> list[tuple[Path, str]]:
-    """The stops of the evening, and the heading at which each ends."""
-    rows = re.findall(r"^\| \d\. \[.+?\]\((.+?)\)(?:, up to “(.+?)”)? \|", read("docs/evening.md"), re.MULTILINE)
-    return [((ROOT / "docs" / file).resolve(), heading) for file, heading in rows]
+def section(file: Path, heading: str) -> str:
+    """The text of one section of a page or notebook."""
+    _, found, after = f"\n{markdown(file)}\n".partition(f"\n## {heading}\n")
+    assert found, f"{file.name} has no section {heading!r}"
+    return after.partition("\n## ")[0]
 
 
-def test_the_evening_has_at_most_1500_lines() -> None:
-    found = {stop.name: lines(stop, heading) for stop, heading in stops()}
-    assert len(found) == 8 and sum(found.values()) <= 1500, found
+def names(file: Path) -> set[str]:
+    """The functions, classes and variables of a file or of a notebook's code; every word of a page."""
+    if file.suffix == ".md":
+        return set(re.findall(r"\w+", read(f"docs/{file.name}")))
+    sources = (
+        [source for kind, source in cells(file) if kind == "code"]
+        if file.suffix == ".ipynb"
+        else [file.read_text(encoding="utf-8")]
+    )
+    found: set[str] = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute):
+            found.add(ast.unparse(node))
+    return found
 
 
-def test_the_twenty_questions_are_answered_on_the_route() -> None:
+@dataclass(frozen=True)
+class Part:
+    """A file of the route: up to a heading, or one function of it, or all."""
+
+    file: Path
+    heading: str
+    function: str
+
+    @property
+    def lines(self) -> int:
+        """The lines of the part: of a notebook those of its cells."""
+        if self.function:
+            return len(definition(self.file, self.function).splitlines())
+        whole = cells(self.file) if self.file.suffix == ".ipynb" else [("", self.file.read_text(encoding="utf-8"))]
+        found = [line for _, source in whole for line in source.splitlines()]
+        return found.index(f"## {self.heading}") if self.heading else len(found)
+
+
+def stops() -> list[tuple[list[Part], int]]:
+    """The parts of every stop of the evening, and the number of lines that the table says."""
+    rows = re.findall(r"^\| \d\. (.+?) \| (\d+) \| \d+ \|$", read("docs/evening.md"), re.MULTILINE)
+    return [
+        (
+            [
+                Part((ROOT / "docs" / file).resolve(), heading, function)
+                for function, file, heading in re.findall(r"(?:`(\w+)` of )?\[.+?\]\((.+?)\)(?:, up to “(.+?)”)?", row)
+            ],
+            int(said),
+        )
+        for row, said in rows
+    ]
+
+
+def test_the_evening_has_at_most_1500_lines_and_says_how_many() -> None:
+    found = [sum(part.lines for part in parts) for parts, _ in stops()]
+    assert len(found) == 8 and sum(found) <= 1500, found
+    assert all(abs(count - said) <= 10 for count, (_, said) in zip(found, stops(), strict=True)), found
+    (total,) = re.findall(r"about ([\d,]+) lines", read("docs/evening.md"))
+    assert abs(int(total.replace(",", "")) - sum(found)) <= 20, found
+
+
+def test_every_name_of_the_evening_is_in_its_file() -> None:
+    sections = re.split(r"^## ", read("docs/evening.md"), flags=re.MULTILINE)[1:9]
+    named = 0
+    for number, ((parts, _), text) in enumerate(zip(stops(), sections, strict=True), 1):
+        assert text.startswith(f"{number}. ")
+        files = [part.file for part in parts] + [ROOT / file for file in re.findall(r"`(\w+/[\w/]+\.py)`", text)]
+        there = set[str]().union(*map(names, files))
+        for name in re.findall(r"`([\w.]+)`", text):
+            assert name in there, f"stop {number}: {name}"
+            named += 1
+    assert named > 15
+
+
+def test_the_equations_of_the_evening_are_numbered_in_both_packages() -> None:
+    """In the docstrings of the rules: those of the token rule, the block rule but for its proof, and the match rule."""
+    for package in ("reference", "gpu"):
+        numbers = re.findall(r"^    [^\n]*  \((\d+)\)$", read(f"{package}/verify.py"), re.MULTILINE)
+        assert sorted(map(int, numbers)) == [*range(8, 15), 18], package
+
+
+# What the answer to each question holds, in each of the places that questions.md gives.
+ANSWERS = {
+    1: ["The exact token is always kept: by (1) it is already a draw from the target"],
+    2: ["must be the one that was drawn from", "may depend on x[0] … x[i-1] and on nothing later"],
+    3: ["The denominator of the residual *is* the probability of a rejection"],
+    4: ["the chance of acceptance is one minus the total variation"],
+    5: ["the uniform 0 would accept a proposal to which the target gives probability 0"],
+    6: [
+        "the sum may be 0",
+    ],
+    7: ["Draw the bonus token after drafts that were all accepted, if the text continues there"],
+    8: ["No row of the text attends to a look-ahead row", "state.cache.truncate(len(state.tokens))"],
+    9: ["a token for position n+1+i"],
+    10: ["not state.ends_with([*before, *tokens])", "Whether there is a draft x[i] at all may depend on"],
+    11: ["min(len(self.vectors), state.remaining - 2)"],
+    12: ["`2 + num_accepted` tokens for two calls, with two exceptions", "`1 + a` tokens for one call"],
+    13: ["The requirement is conditional on the drafts kept so far"],
+    14: [
+        "the probability that at least i drafts are kept is `weights[i]`",
+        "the probability that at least these are kept",
+    ],
+    15: ["every token of the text is the target's own draw"],
+    16: ["there are finitely many combinations of cells", "one new script per other cell"],
+    17: ["expected the edges that the step decides by"],
+    18: ["the same tokens and the same `key`", "only one of the states with the same `key`"],
+    19: ["taking a wrong row changes nothing", "How many texts does a chi-square test need"],
+    20: ["exact relative to the logits of its own passes"],
+}
+
+
+def test_the_twenty_questions_are_answered_at_their_places_on_the_route() -> None:
     rows = re.findall(r"^\| (\d+) \| .+\? .*\| (.+) \|$", read("docs/questions.md"), re.MULTILINE)
-    assert [number for number, _ in rows] == [str(number) for number in range(1, 21)]
-    route = {stop for stop, _ in stops()}
+    assert [int(number) for number, _ in rows] == [*ANSWERS] == [*range(1, 21)]
+    route = {(part.file, part.function) for parts, _ in stops() for part in parts}
     for number, places in rows:
-        links = re.findall(r"\]\((.+?)\)([^\[]*)", places)
-        assert links, number
-        for file, said in links:
+        texts = []
+        for file, said in re.findall(r"\]\((.+?)\)([^\[]*)", places):
             there = (ROOT / "docs" / file).resolve()
-            headings, functions = re.findall(r"“(.+?)”", said), re.findall(r"`(\w+)`", said)
-            assert there in route and (headings or functions), f"question {number}: {file}"
-            assert all(f"\n## {heading}\n" in markdown(there) for heading in headings), f"question {number}"
-            assert all(f"def {name}(" in there.read_text(encoding="utf-8") for name in functions), f"question {number}"
+            for heading, function in re.findall(r"“(.+?)”|`(\w+)`", said):
+                assert (there, "") in route or (there, function) in route, f"question {number}: {file}"
+                texts.append(section(there, heading) if heading else definition(there, function))
+        for text, answer in zip(texts, ANSWERS[int(number)], strict=True):
+            assert answer in " ".join(text.split()), f"question {number}: {answer}"
