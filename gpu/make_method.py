@@ -185,7 +185,7 @@ def _drafter(options: DecodeOptions, model: Transformer, folder: Path) -> Any:
 
 
 def _lookup(options: DecodeOptions, model: Transformer, folder: Path) -> FirstOf:
-    """Return prompt lookup, then n-grams; `--refine lookup` does without n-grams where there are none."""
+    """Return prompt lookup, then n-grams; `--refine lookup` uses prompt lookup alone if there are no n-grams."""
     lookup = PromptLookup(model.vocab_size, *LOOKUP)
     if options.refine == "lookup" and not _has_ngram(options, folder):
         return FirstOf((lookup,))

@@ -184,7 +184,7 @@ def verify_match(
 
 
 def _all_accepted(target_probs: Probs, draft_tokens: Tokens, draws: UniformRow, accept: Probs) -> Verification:
-    """Draw the bonus token after drafts that were all accepted, if the text goes on there."""
+    """Draw the bonus token after drafts that were all accepted, if the text continues there."""
     has_bonus_row = len(target_probs) > len(draft_tokens)
     bonus_token = draws.token("final", target_probs[-1]) if has_bonus_row else None
     return Verification(len(draft_tokens), bonus_token, accept)

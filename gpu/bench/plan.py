@@ -89,7 +89,7 @@ def predict(
 ) -> list[Prediction]:
     """Return what is expected of plain decoding and of every candidate with its best settings, the fastest first.
 
-    It takes about so many seconds, and longer for a slow model.
+    It takes about `seconds`, and longer for a slow model.
 
     Source: Karnin et al. 2013, "Almost Optimal Exploration in Multi-Armed Bandits", for halving.
     """

@@ -62,9 +62,9 @@ def read_library(names: Sequence[str]) -> dict[str, str]:
 
 
 def pieces(texts: Sequence[str], count: int, length: int) -> list[str]:
-    """Return pieces of texts, about as many from each, long enough for so many tokens.
+    """Return `count` pieces of texts, about as many from each, long enough for `length` tokens.
 
-    They begin with a line, and where they do is spread evenly over the texts.
+    Each begins at the start of a line. The beginnings are spread evenly over the texts.
     """
     size = CHARACTERS_PER_TOKEN * length
     found = []
@@ -77,7 +77,7 @@ def pieces(texts: Sequence[str], count: int, length: int) -> list[str]:
 
 
 def prefixes_of(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """Return about so many prefixes of prompts, each from half of one on to the whole, no prompt left out."""
+    """Return about `count` prefixes of prompts, of half to the whole of each, with no prompt left out."""
     each = -(-count // len(prompts))
     ends = [sorted({max(1, len(prompt) * (each + k) // (2 * each)) for k in range(1, each + 1)}) for prompt in prompts]
     return [list(prompt[:end]) for prompt, places in zip(prompts, ends, strict=True) for end in places]

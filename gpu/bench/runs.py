@@ -45,7 +45,7 @@ class Run:
 Runs = dict[str, list[list[Run]]]
 """What was written, by name, repeat and prompt."""
 Runner = Callable[[Sequence[int], int, int, int], Run]
-"""Continues a prompt by so many tokens, with the randomness of a seed and a request; the time is taken outside."""
+"""Called as `runner(prompt, length, seed, request)`, which continues the prompt by `length` tokens."""
 
 
 def repeated_ngrams(tokens: Sequence[int], size: int = 8) -> float:

@@ -36,7 +36,7 @@ def local_folder(
         place: a path, or as a string `org/name` or `org/name@revision`.
         revision: the branch, tag or commit of a name without one; default: main.
         vectors: whether it is look-ahead vectors, which may lie in a folder of the repository.
-        instead: what to use in place of a name that cannot be fetched, for the sentence that says so.
+        instead: what to use in place of a name that cannot be fetched, for the error message.
     """
     path, named = Path(place), REPOSITORY.fullmatch(place) if isinstance(place, str) else None
     if isinstance(place, str) and place in FETCHED and not os.path.lexists(path):

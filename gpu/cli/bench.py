@@ -215,8 +215,8 @@ def _places(
     """Return prefixes of text that the model did not write."""
     if room < 1:
         raise ValueError(
-            f"num_draft: found {options.decode.num_draft or NUM_DRAFT}, expected fewer drafts: no step of so many fits "
-            "into the model's context"
+            f"num_draft: found {options.decode.num_draft or NUM_DRAFT}, expected fewer: a step with these drafts "
+            "does not fit into the model's context"
         )
     count = _size(options, "num_places")
     if options.prompts is not None:

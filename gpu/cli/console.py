@@ -122,7 +122,7 @@ class Bar:
     def __init__(self, what: str, unit: str = "step", quiet: bool = False):
         self._what, self._unit, self._quiet = what, unit, quiet
         self._bar: Any = None
-        self._first: int | None = None  # where a training goes on
+        self._first: int | None = None  # the step after which a training is resumed
 
     def __enter__(self) -> Bar:
         return self
@@ -147,7 +147,7 @@ class Bar:
             self._first = news["first_step"]
             minutes = news["seconds_per_step"] * (news["num_steps"] - self._first) / 60
             memory = "" if news["memory"] is None else f" and {news['memory'] / 2**30:.1f} GiB of memory"
-            resumed = f", going on after step {self._first}" if self._first else ""
+            resumed = f", resumed after step {self._first}" if self._first else ""
             forecast = f"training will take about {minutes:.1f} minutes{memory}{resumed}\n"
             sys.stderr.write("" if self._quiet else forecast)
         if "step" in news and self._first is not None:
@@ -155,7 +155,7 @@ class Bar:
 
 
 def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt", room: int | None = None) -> list[int]:
-    """Return a prompt's tokens; an empty prompt is the token that texts begin with, where there is one."""
+    """Return a prompt's tokens; an empty prompt is the beginning-of-text token, if the tokenizer has one."""
     tokens = list(tokenizer(text)["input_ids"])
     if not tokens and tokenizer.bos_token_id is not None:
         tokens = [tokenizer.bos_token_id]

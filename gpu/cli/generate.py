@@ -121,7 +121,7 @@ def _figures(result: Generation, method: Method) -> dict[str, Any]:
 
 
 def prompts(stream: TextIO | None) -> Iterator[str]:
-    r"""Yield prompts: lines, until the end or /quit; a line with a \ at its end goes on in the next."""
+    r"""Yield prompts: lines, until the end or /quit; a \ at the end of a line joins the next line to it."""
     text = ""
     while (line := _line(stream, ". " if text else "> ")) is not None:
         if line.endswith("\\"):

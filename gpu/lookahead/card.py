@@ -96,7 +96,7 @@ def _parts(lookahead: Any) -> str:
 
 
 def _measured(training: Mapping[str, Any]) -> str:
-    """Return tables of the expected acceptance in a training record, as far as it has any."""
+    """Return tables of the expected acceptance in a training record, if it has any."""
     held_out: Any = training.get("held_out")
     tables = ""
     for sampling, said in SAMPLINGS.items() if isinstance(held_out, Mapping) else ():

@@ -104,7 +104,7 @@ class OneCall(OneCallSettings, Method):
         return real, Ahead(groups, places, depths)
 
     def _carry(self, state: State, place: Tensor, real: Tensor, ahead: Ahead) -> State:
-        """Keep what the next step drafts from: the group after the last accepted draft, as far as it is useful."""
+        """Keep what the next step drafts from: the useful rows of the group after the last accepted draft."""
         useful, last = torch.minimum(ahead.depths, state.remaining - 1).clamp(min=0), row(real, place).unsqueeze(1)
         if not self.refinement.uses_lookahead:
             rows = last.expand(-1, len(self.vectors) + 1, -1)

@@ -57,7 +57,7 @@ class DraftTree(TreeShape):
 
     @cached_property
     def candidates(self) -> dict[int, Tensor]:
-        """The places after each place of a depth, [N+1, C]; 0 where there are none, or fewer than C."""
+        """The places after each place of a depth, [N+1, C], padded with 0."""
         tables = {}
         for depth, width in enumerate(self.widths):
             table = torch.zeros((len(self.children), width), dtype=torch.int64)

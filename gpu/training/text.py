@@ -117,7 +117,7 @@ def own_text(
 
     A text is a prompt and at most `length` tokens with it, or after it where `begin` gives the prompts of a batch by
     its number. Without them a text begins with the end of text if the model has one, else with a random token. A file
-    keeps the tokens of every batch, so that a run that was killed goes on after them; one that is damaged raises
+    keeps the tokens of every batch, so that the same call resumes a run that was killed. A damaged file raises
     ValueError. `watch` is called with the number of tokens written so far.
     """
     from safetensors.torch import save

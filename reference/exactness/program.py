@@ -54,7 +54,7 @@ def program_distribution(
         program: takes nothing; returns a hashable value, such as the tuple of its tokens, or a pair of that and a
             dictionary of counts, whose expectations are returned as the distribution's `expected`.
         replace: which libraries' calls to replace.
-        max_executions: refuse a larger tree, when so many have been run.
+        max_executions: executions after which the tree is refused as too large.
         replays: how often each of the first executions is run again, 64 times in all at least.
 
     Raises:

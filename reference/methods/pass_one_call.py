@@ -75,7 +75,7 @@ class OneCall(OneCallSettings, Method):
         return hidden[len(pending) - 1 : len(text)], ahead
 
     def _carry(self, state: State, last: Array, group: Array | None) -> State:
-        """Keep what the next step drafts from: the group after the last accepted draft, as far as it is useful."""
+        """Keep what the next step drafts from: the useful rows of the group after the last accepted draft."""
         useful = min(len(self.vectors), state.remaining - 1)
         if not self.refinement.uses_lookahead:
             group = np.repeat(last[None], max(0, useful), axis=0)

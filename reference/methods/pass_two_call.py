@@ -109,7 +109,7 @@ class PaSS(PaSSSettings, Method):
         return state.commit(*verify_drafts(self, self.rule, prefix, record, draws, logits, draft_tokens, draft_probs))
 
     def _draft(self, state: State, exact_token: int, logits: Array, draws: UniformRow) -> tuple[Tokens, Probs, bool]:
-        """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after them."""
+        """Draw the drafts; return them, their distributions, and whether the text continues after them."""
         settings, limit = self.draft_sampling or self.sampling, len(logits)
         return draft_left_to_right(
             self, state, limit, draws, lambda tokens, i: logits[i], settings, before=(exact_token,)
