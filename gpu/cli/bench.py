@@ -215,7 +215,7 @@ def _places(
     """Return prefixes of text that the model did not write."""
     if room < 1:
         raise ValueError(
-            f"num_draft: found {options.decode.num_draft or NUM_DRAFT}, expected fewer: a step with these drafts "
+            f"num_draft: found {options.decode.num_draft or NUM_DRAFT}, expected fewer drafts: a step with these "
             "does not fit into the model's context"
         )
     count = _size(options, "num_places")
