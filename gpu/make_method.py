@@ -63,7 +63,7 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
     found: dict[str, Any] = {"sampling": sampling}
     for each in ("num_draft", "schedule", "lenience"):
         if tree and (value := getattr(options, each)) is not None:
-            raise Unavailable(f"{flag_of(each)}: found {value} with --candidates, a tree, expected it without")
+            raise Unavailable(f"{flag_of(each)}: found {value} with --candidates, expected one of them")
     if rules := rules_of(name):
         found["rule"] = options.verify or rules[0]
         if found["rule"] not in rules:
@@ -150,7 +150,7 @@ def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, 
     if refine in ("head", "lookup") and blockwise:
         raise ValueError(f"--refine: found {refine} with block heads, expected none, ngram or neural")
     if refine == "head" and vectors.head is None:
-        raise ValueError("--refine: found head, and vectors without one, expected none, ngram or another --lookahead")
+        raise ValueError("--refine: found head with vectors without a head, expected none, ngram or other --lookahead")
     parts = vectors if blockwise or refine in (None, "head", "lookup") else replace(vectors, head=None)
     drafts = refinement_of(parts, model.dtype, model.device)
     if refine == "lookup":

@@ -165,7 +165,7 @@ class Plan:
         found = read_json(path)
         prediction, considered = found.get("prediction"), found.get("considered")
         if found.get("format_version") != FORMAT_VERSION or not isinstance(considered, list):
-            raise ValueError(f"{path} is no plan of format_version {FORMAT_VERSION}, expected one")
+            raise ValueError(f"{path} is not a plan of format_version {FORMAT_VERSION}, expected one")
         if not isinstance(prediction, dict) or not all(type(prediction.get(each)) is float for each in FIGURES):
             raise ValueError(f"{path}: found the prediction {prediction!r:.80}, expected {', '.join(sorted(FIGURES))}")
         try:

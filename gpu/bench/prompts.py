@@ -45,7 +45,7 @@ def read_prompts(path: Path) -> list[Question]:
             entry = None
         turns = entry.get("turns", [entry.get("prompt")]) if isinstance(entry, dict) else None
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
-            raise ValueError(f"--prompts: line {number} of {path} is no JSON with a `prompt` or `turns`, expected such")
+            raise ValueError(f"--prompts: line {number} of {path} has no `prompt` or `turns`, expected a JSON object")
         prompts.append(Question(tuple(turns), "multi-turn" if len(turns) > 1 else str(entry.get("category", ""))))
     if not prompts:
         raise ValueError(f"--prompts: {path} holds no prompt, expected an object with a text `prompt` per line")

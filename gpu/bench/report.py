@@ -174,23 +174,23 @@ def notes_of(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
     notes = ["partial: this comparison was not finished"] if settings["partial"] else []
     fewer = ", ".join(f"{name} {found} of {asked}" for name, (found, asked) in settings["fewer"].items())
     if fewer:
-        notes.append(f"less than was asked for{', to keep to two minutes' * settings['quick']}: {fewer}")
+        notes.append(f"less than requested{', to keep to two minutes' * settings['quick']}: {fewer}")
     notes += [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
     if lossy := [row["method"] for row in rows if "lossy_lenience" in row["options"]]:
         notes.append(f"LOSSY, with another distribution than plain decoding: {', '.join(lossy)}")
     if not settings["enough_repeats"]:
-        notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {ENOUGH_REPEATS}")
+        notes.append(f"too few paired runs for a claim: {settings['repeats']}, expected at least {ENOUGH_REPEATS}")
     if any(row["texts_that_count"] < row["texts"] for row in rows):
         left = ", ".join(f"{row['method']} {row['texts_that_count']}" for row in rows)
         notes.append(
-            f"texts with more than {MOST_REPEATED:.0%} repeated 8-grams count for speeds alone, which they flatter; of "
+            f"texts with more than {MOST_REPEATED:.0%} repeated 8-grams count for speeds alone, which they raise; of "
             f"{rows[0]['texts']} texts these are left: {left}"
         )
     slowest, fastest = rows[0]["spread"]
     if fastest > STEADY * slowest:
         notes.append(
             f"unsteady: plain decoding itself was {fastest / slowest:.1f} times as fast in one run as in another, so "
-            "the speeds say little; what is counted and expected does not depend on the machine's other work"
+            "the speeds are uncertain; tokens per pass do not depend on the load of the machine"
         )
     return notes
 
@@ -206,9 +206,9 @@ def table_lines(result: Mapping[str, Any]) -> list[str]:
         f"prompts: {len(prompts['lengths'])} ({prompts['source']}); new tokens: {settings['max_new_tokens']} each, "
         f"{settings['end']}; temperature {settings['temperature']:g}, top-k {settings['top_k']}, top-p "
         f"{settings['top_p']:g}; seed {settings['seed']}",
-        f"paired runs that take turns: {settings['repeats']}, of which the medians; held out: expected at "
-        f"{places['count']} places, {places['uniform_streams']} uniform streams each; repeated: 8-grams of a text "
-        "that came in it before; accepted: by depth",
+        f"medians of {settings['repeats']} paired runs that take turns; held out: expected at "
+        f"{places['count']} places, {places['uniform_streams']} uniform streams each; repeated: share of "
+        "8-grams that occurred earlier in their text; accepted: by depth",
         "",
         f"{'':28}{'tokens':>8}{'lowest to':>12}{'times plain':>14}{'ms per':>8}{'tokens per pass':>24}{'rows per':>10}"
         f"{'drafter':>9}{'re-':>7}",

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 COLOURS = {"exact": "", "accepted": "\033[32m", "correction": "\033[31m", "bonus": "\033[36m"}
 MARKS = {"exact": ("", ""), "accepted": ("[+", "+]"), "correction": ("[~", "~]"), "bonus": ("[*", "*]")}
 LEGEND = {
-    "exact": "drawn from the model's own row",
+    "exact": "drawn from the model before any draft",
     "accepted": "an accepted draft",
-    "correction": "in place of a rejected draft",
-    "bonus": "after drafts that were all accepted",
+    "correction": "replaces a rejected draft",
+    "bonus": "drawn after all drafts were accepted",
 }
 DIM, RESET = "\033[2m", "\033[0m"
 

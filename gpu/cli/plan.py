@@ -75,7 +75,7 @@ def find_plan(
     plain = Autoregressive(model, sampling.config)
     places, candidates = _places(target, plain), _candidates(target, model, sampling, ways)
     check()
-    with Bar("measuring which way of drafting pays here, once", unit="round", quiet=quiet) as bar:
+    with Bar("measuring which way of drafting is fastest, once", unit="round", quiet=quiet) as bar:
         found = predict(plain, candidates, places, report=bar.show)
     rate = next(each.tokens_per_second for each in found if each.options.method == "autoregressive")
     considered = [{"options": each.options.to_json(), **each.figures(rate)} for each in found]

@@ -93,7 +93,7 @@ class LookAhead(TrainedVectors):
         return cls._read(root, read)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a look-ahead folder with a model card; a card that is there already is kept.
+        """Write a look-ahead folder with a model card; a card that exists is kept.
 
         Raises:
             ValueError: the path holds something else, or `training` is no plain JSON.
@@ -110,7 +110,7 @@ class LookAhead(TrainedVectors):
         token: str | None = None,
         commit_message: str = "Upload look-ahead vectors",
     ) -> str:
-        """Upload a look-ahead folder with a model card, and return its address; a card that is there already stays.
+        """Upload a look-ahead folder with a model card, and return its address; a card that exists is kept.
 
         Args:
             repository: as `user/name`; made if there is none.

@@ -22,7 +22,7 @@ Report = Callable[[dict[str, Any]], object]
 def check_output(path: Path, what: str) -> None:
     """Raise ValueError for a path with a file or a folder that is not empty: nothing is overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} is there already, expected a new path for the {what}")
+        raise ValueError(f"{path} already exists, expected a new path for the {what}")
 
 
 def partial_file(output: Path) -> Path:

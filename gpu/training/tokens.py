@@ -72,7 +72,7 @@ def load_tokenizer(folder: Path) -> Any:
         return Kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises anything here
         reason = reason_of(error)
-        raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
+        raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json") from None
 
 
 def encode_texts(

@@ -158,12 +158,12 @@ class NgramTables:
         if self.tokenizer is not None and tokenizer not in (None, self.tokenizer):
             raise ValueError(
                 f"the n-gram model was counted with the tokenizer of {self.base_model!r} ({self.tokenizer[:12]}), this "
-                f"is that of {model.name!r} ({str(tokenizer)[:12]}), expected the same; wrong tokens keep the text "
-                f"exact but make it slow, and dataclasses.replace(ngram, tokenizer=None) uses them all the same"
+                f"is that of {model.name!r} ({str(tokenizer)[:12]}), expected the same; other tokens keep the text "
+                f"exact but make it slow, and dataclasses.replace(ngram, tokenizer=None) skips this check"
             )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the folder of an n-gram model, whole or not at all; one that is there already is replaced.
+        """Write the folder of an n-gram model, whole or not at all; one that exists is replaced.
 
         Raises:
             ValueError: the path holds something else, or `training` is no plain JSON.

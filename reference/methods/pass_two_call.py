@@ -57,7 +57,7 @@ class PaSSSettings:
             vectors = self._fixed_vectors([self.fixed_token] * wanted)
         elif self.lookahead.adapter is not None or self.lookahead.head is not None:
             raise ValueError(
-                "lookahead: found vectors trained with an adapter or a head, which are of no use here, expected "
+                "lookahead: found vectors trained with an adapter or a head, which this method does not use, expected "
                 "PaSSOneCall (pass-one-call), or dataclasses.replace(lookahead, adapter=None, head=None)"
             )
         else:
