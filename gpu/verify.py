@@ -1,8 +1,7 @@
 """The rules of verification: how many drafts are accepted, and which token follows them.
 
-The rules, their proofs and their sources are those of `reference.verify`, for a batch. Rows of the batch may have fewer
-than K drafts: the first `num_draft` count, and the others are ignored. If the last draft ends the text, `has_bonus_row`
-is false, the target has no distribution after it, and the final token after K accepted drafts is meaningless.
+The rules, their proofs and their sources are those of `reference.verify`, for a batch. Each row has `num_draft` drafts,
+and those after them are ignored.
 
 Glossary of shapes: B batch, K drafts, N rows of distributions, V vocabulary. Row i of `target_probs` is the
 distribution of the token after i drafts.
@@ -25,7 +24,10 @@ Tokens = Tensor
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction."""
+    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction.
+
+    If the last draft ends the text and all were accepted, `has_bonus_row` is false, and `final_token` is meaningless.
+    """
 
     num_accepted: Tensor  # [B]
     final_token: Tensor  # [B]
@@ -37,7 +39,7 @@ def accept_probs(
     draft_probs: Probs,  # [B, K, V]
     draft_tokens: Tokens,  # [B, K]
 ) -> Probs:  # [B, K]
-    """Return the probability with which each draft token is accepted, should it be reached.
+    """Return the probability with which each draft token is accepted, once it is reached.
 
     accept[i] = min(1, target_probs[i, x[i]] / draft_probs[i, x[i]])
     """

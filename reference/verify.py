@@ -1,15 +1,14 @@
 """The rules of verification: how many drafts are accepted, and which token follows them.
 
-Every rule takes the drafts `x[0] .. x[K-1]`, the distributions they were drawn from, and the target's distributions
-after the prefix and after each draft. It returns the number of accepted drafts and one final token. Whatever the
-draft distributions are, the emitted tokens are distributed as if each had been drawn from the target. If the last
-draft ends the text, the target has no distribution after it: `target_probs` then has K rows, and no final token is
-drawn after K accepted drafts.
+A rule takes drafts `x[0] .. x[K-1]`, their distributions, and the target's distributions after the prefix and each
+draft. Its tokens are distributed as if each had been drawn from the target, whatever the draft distributions are.
 
-Proof for the token rule: a token x is emitted by acceptance with probability draft(x) min(1, target(x) / draft(x)) =
-min(draft(x), target(x)). A rejection has probability 1 - sum(min(draft, target)) = sum(max(0, target - draft)), which
-is the denominator of the residual. So a correction adds max(0, target(x) - draft(x)), and the sum of both is target(x).
-The same holds at the next position, given the tokens before it.
+Proof for the token rule, at one position and, given the tokens before it, at the next::
+
+    P(x is accepted)        = draft(x) min(1, target(x) / draft(x)) = min(draft(x), target(x))
+    P(rejection)            = 1 - sum(min(draft, target)) = sum(max(0, target - draft))
+    P(x is the correction)  = P(rejection) residual(x) = max(0, target(x) - draft(x))
+    P(x is emitted)         = min(draft(x), target(x)) + max(0, target(x) - draft(x)) = target(x)
 
 Glossary of shapes: K drafts, V vocabulary. Row i of `target_probs` is the distribution of the token after i drafts.
 """
@@ -30,7 +29,10 @@ Tokens = npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction."""
+    """The outcome of one verification; `final_token` is a bonus if all drafts were accepted, else a correction.
+
+    If the last draft ends the text and all were accepted, the target has no row after it, and `final_token` is None.
+    """
 
     num_accepted: int
     final_token: int | None
@@ -42,7 +44,7 @@ def accept_probs(
     draft_probs: Probs,  # [K, V]
     draft_tokens: Tokens,  # [K]
 ) -> Probs:  # [K]
-    """Return the probability with which each draft token is accepted, should it be reached.
+    """Return the probability with which each draft token is accepted, once it is reached.
 
     accept[i] = min(1, target_probs[i, x[i]] / draft_probs[i, x[i]])
 
@@ -169,9 +171,9 @@ def verify_match(
 
     accept[i] = target_probs[i, x[i]]
 
-    Every emitted token is the target's own draw, so the distribution is kept for any draft; the drafts only decide how
-    many rows of the pass are used. The rule needs no draft distributions, and its acceptance is never above the token
-    rule's: it is the baseline for other rules.
+    Every emitted token is drawn from the target, so the output is exact for any draft. The drafts only determine how
+    many rows of the pass are used. The rule needs no draft distributions, and its acceptance is never above that of the
+    token rule. It is the baseline for other rules.
 
     Source: the rule of Stern et al. 2018 (arXiv 1811.03115), Sec. 3, with draws in place of likeliest tokens.
     """

@@ -1,7 +1,7 @@
 """PaSS as published: one call drafts from look-ahead vectors, a second call verifies the drafts.
 
-A draft distribution depends on neither the exact token nor the other drafts. That costs acceptance, not exactness: any
-distribution will do that is fixed before its draft is drawn.
+A draft distribution depends on neither the exact token nor the other drafts. This lowers acceptance, but the output
+stays exact, because each distribution is fixed before its draft is drawn.
 
 Source: Monea, Joulin and Grave 2023, "PaSS: Parallel Speculative Sampling" (arXiv 2311.13581), Sec. 3.
 
@@ -35,7 +35,7 @@ class PaSSSettings:
     """The settings of `PaSS`, of either package.
 
     `lookahead=None` is the paper's baseline: the embedding of `fixed_token` replaces every trained vector.
-    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them.
+    `draft_sampling` replaces the settings for drafts; the output distribution does not depend on it.
     """
 
     model: Any
