@@ -174,7 +174,7 @@ def notes_of(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
     notes = ["partial: this comparison was not finished"] if settings["partial"] else []
     fewer = ", ".join(f"{name} {found} of {asked}" for name, (found, asked) in settings["fewer"].items())
     if fewer:
-        notes.append(f"less than requested{', to keep to two minutes' * settings['quick']}: {fewer}")
+        notes.append(f"less than was asked for{', to keep to two minutes' * settings['quick']}: {fewer}")
     notes += [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
     if lossy := [row["method"] for row in rows if "lossy_lenience" in row["options"]]:
         notes.append(f"LOSSY, with another distribution than plain decoding: {', '.join(lossy)}")

@@ -267,8 +267,8 @@ class Bench:
     chat: bool = option(False, "put prompts into the model's chat template, and let the model end its answers")
     limit: int | None = option(help="questions of each category; default: all")
     max_new_tokens: int | None = option(help=f"length of each text; {_sizes('max_new_tokens')}")
-    repeats: int | None = option(help=f"paired runs for each figure; {_sizes('repeats')}")
-    quick: bool = option(False, "fewer runs, prompts and tokens: about two minutes on idle cores")
+    repeats: int | None = option(help=f"paired runs behind each figure; {_sizes('repeats')}")
+    quick: bool = option(False, "about two minutes for the bundled model: fewer runs, prompts and tokens")
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
