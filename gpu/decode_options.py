@@ -240,7 +240,7 @@ def options_taken(name: str) -> set[str]:
 
 
 def is_bundled(folder: Path) -> bool:
-    """Say whether a path is that of the bundled model, however it is written."""
+    """Return whether a path is that of the bundled model, however it is written."""
     return os.path.realpath(folder) == os.path.realpath(MODEL)
 
 

@@ -43,7 +43,7 @@ LOOKUP = (12, 2)  # the longest and the shortest n-gram of prompt lookup before 
 BUNDLED = dict.fromkeys(("blockwise", "blockwise-paths"), box.BLOCKS)
 BUNDLED |= {"pass": box.LOOKAHEAD, "pass-one-call": box.FUSED}
 BUNDLED |= {"draft_model": box.DRAFT_MODEL, "ngram": box.NGRAM, "rescorer": box.ALONE}
-"""What is bundled to draft from, by option; look-ahead folders by the method that draws on them."""
+"""The bundled sources of drafts, by option; look-ahead folders by the method that draws on them."""
 FOR_SMOLLM2 = dict.fromkeys(("blockwise", "blockwise-paths"), box.SMOLLM2_BLOCKS)
 FOR_SMOLLM2 |= {"pass-one-call": box.SMOLLM2_HEAD, "rescorer": box.SMOLLM2_HEAD, "ngram": box.SMOLLM2_NGRAM}
 """The same for SmolLM2-135M-Instruct."""

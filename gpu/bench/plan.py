@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is expected of a way of decoding."""
+    """The expected speed of a way of decoding."""
 
     options: DecodeOptions
     tokens_per_step: float
@@ -122,7 +122,7 @@ def predict(
 
 
 def _written(method: Method, prefix: Sequence[int], length: int, seed: int) -> npt.NDArray[np.float64]:  # [3]
-    """Return steps, tokens and milliseconds of a text but for its first step, which reads the prompt, and its last."""
+    """Return steps, tokens and milliseconds of a text without its first step, which reads the prompt, and its last."""
     times, counts = [time.perf_counter()], list[int]()
 
     def note(number: int, record: Record) -> None:

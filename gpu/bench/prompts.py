@@ -1,4 +1,4 @@
-"""What methods are compared on: prompts, and places in text that no model wrote."""
+"""The prompts that methods are compared on, and places in text that no model wrote."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOLDEN_RATIO = 0.6180339887498949  # its multiples without their whole parts are
 
 
 class Question(NamedTuple):
-    """What a line of a prompts file holds."""
+    """One line of a prompts file."""
 
     turns: tuple[str, ...]  # of the user, one after another; a `prompt` is one
     category: str = ""

@@ -51,7 +51,7 @@ def rate_of(runs: Sequence[Run]) -> float:
 def row_of(runs: Sequence[Sequence[Run]], plain: Sequence[Sequence[Run]]) -> dict[str, Any]:
     """Return the figures of a method beside plain decoding; what it does not tell, or no text counts for, is None.
 
-    Tokens, passes and acceptance are those of the texts that count; times are those of all, but for
+    Tokens, passes and acceptance are those of the texts that count; times are those of all, except
     `ratio_of_counting_texts`, which compares with plain decoding after the same prompts.
     """
     texts = [run for repeat in runs for run in repeat]
@@ -105,7 +105,7 @@ def by_category(runs: Runs, categories: Sequence[str]) -> dict[str, dict[str, di
 
 @dataclass
 class Comparison:
-    """What was asked for and what there is of it, at the end or where the comparison is stopped."""
+    """The settings and results of a comparison, complete or stopped."""
 
     asked: Mapping[str, Any]  # sampling, sizes, options of drafts, the source of the texts
     model: Transformer

@@ -26,7 +26,7 @@ MOST_REPEATED = 0.2  # part of a text's 8-grams that may have stood in it before
 
 @dataclass(frozen=True)
 class Run:
-    """One text that a method wrote, and what it cost."""
+    """One text that a method wrote, and its cost."""
 
     tokens: tuple[int, ...]
     num_forward_passes: int  # of the target, the prompt's included
@@ -43,7 +43,7 @@ class Run:
 
 
 Runs = dict[str, list[list[Run]]]
-"""What was written, by name, repeat and prompt."""
+"""The texts that were written, by name, repeat and prompt."""
 Runner = Callable[[Sequence[int], int, int, int], Run]
 """Called as `runner(prompt, length, seed, request)`, which continues the prompt by `length` tokens."""
 
@@ -162,7 +162,7 @@ def run_all(
     """Let all write after all prompts, several times; return the runs by name, repeat and prompt.
 
     Each writes once after the first prompt to warm up. Every repeat has uniforms of its own, the same for all. Under a
-    budget of seconds a few tokens warm up, twice; the second time says how long texts can be for one prompt to have all
+    budget of seconds a few tokens warm up, twice; the second time gives the length of texts for one prompt to have all
     repeats, and there are as many prompts as there is time for.
 
     After every text `report(done, total, runs)` is called, with the runs of all prompts that are done. A text that

@@ -1,4 +1,4 @@
-"""What commands show: text in the colour of its origin, a progress bar; and text on its way into tokens."""
+"""The output of commands: coloured text, and a progress bar; and the encoding of prompts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def print_json(result: Any) -> None:
 
 
 def is_colourful(stream: TextIO) -> bool:
-    """Say whether a stream shows colours: a terminal does, unless NO_COLOR is set or TERM is dumb."""
+    """Return whether a stream shows colours: a terminal does, unless NO_COLOR is set or TERM is dumb."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -172,7 +172,7 @@ def _check_room(count: int, room: int | None) -> None:
 
 
 def check_unicode(flag: str, text: str) -> str:
-    """Return a text from the command line, which may have held bytes that are no text."""
+    """Return a text from the command line, after a check that it has no bytes that are not text."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"{flag} is not UTF-8: found {text!a:.80}, expected text")
     return text

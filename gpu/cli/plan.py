@@ -42,7 +42,7 @@ def run_plan(options: commands.Plan) -> None:
 
 
 def read_plan(path: Path, decode: DecodeOptions) -> Plan:
-    """Read the plan in a file; refuse other options that say how to decode."""
+    """Read the plan in a file; refuse other options that select a method."""
     if decode.given:
         raise ValueError(f"--plan: found it with {flag_of(next(iter(decode.given)))}, expected one of them")
     plan = Plan.load(path)

@@ -111,7 +111,7 @@ def _measured(training: Mapping[str, Any]) -> str:
 
 
 def _numbers(found: Any, kind: str) -> list[float]:
-    """Return the rates and the tokens of one row; none where a record from elsewhere says something else."""
+    """Return the rates and the tokens of one row; none if a record from elsewhere has other fields."""
     if not isinstance(found, Mapping):
         return []
     rates, tokens = found.get(f"{kind}acceptance"), found.get(f"{kind}expected_tokens")

@@ -96,7 +96,7 @@ class LookAhead(TrainedVectors):
         """Write a look-ahead folder with a model card; a card that exists is kept.
 
         Raises:
-            ValueError: the path holds something else, or `training` is no plain JSON.
+            ValueError: the path holds something else, or `training` is not plain JSON.
         """
         path = Path(folder)
         self.save(path, None if (path / CARD).is_file() else model_card(self, path.resolve().name))
@@ -114,12 +114,12 @@ class LookAhead(TrainedVectors):
 
         Args:
             repository: as `user/name`; made if there is none.
-            private: whether only its owner sees a new one; default: as the account's settings say.
+            private: whether a new one is private; default: the account's setting.
             token: of an account that may write; default: the one that is logged in.
-            commit_message: what the history says of it.
+            commit_message: the message in the history.
 
         Raises:
-            ValueError: that is no name of a repository, or the Hub does not take it.
+            ValueError: the name is not one of a repository, or the Hub does not take it.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "vectors"

@@ -15,7 +15,7 @@ LOSSES = ("kl", "cross-entropy")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What is trained, on what, for how long."""
+    """The settings of `pass-sampling train`."""
 
     num_lookahead: int = option(4, "how many vectors", metavar="L")
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8, top_k=10))

@@ -86,9 +86,7 @@ def split_texts(
     digests = {name: hashlib.sha256(text.strip().encode()).digest()[:8] for name, text in texts.items()}
     draws = {name: int.from_bytes(digest, "little") / 2**64 for name, digest in digests.items()}
     if len(set(draws.values())) < 2:
-        raise ValueError(
-            f"found {len(texts)} texts, too few to hold any out, expected at least 2 that are no copies of one another"
-        )
+        raise ValueError(f"found {len(texts)} texts, too few to hold any out, expected at least 2 that differ")
     limit = max(fraction, min(draws.values()))  # however few there are, one is held out
     if limit >= max(draws.values()):  # and one is not
         limit = min(draws.values())

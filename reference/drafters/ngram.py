@@ -64,7 +64,7 @@ class NgramOrder:
         return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
 
     def check(self, num_contexts: int, vocab_size: int) -> None:
-        """Refuse arrays that are no level of a tree over a vocabulary.
+        """Refuse arrays that are not a level of a tree over a vocabulary.
 
         Raises:
             ValueError: lengths disagree, tokens are unknown or not sorted, or shares add up to 1 or more.
@@ -166,7 +166,7 @@ class NgramTables:
         """Write the folder of an n-gram model, whole or not at all; one that exists is replaced.
 
         Raises:
-            ValueError: the path holds something else, or `training` is no plain JSON.
+            ValueError: the path holds something else, or `training` is not plain JSON.
         """
         path = Path(folder)
         if path.exists() and not may_replace(path):

@@ -91,7 +91,7 @@ class TrainedVectors:
         A card is the text of its README.md; without one, a README.md that exists is kept.
 
         Raises:
-            ValueError: the path holds something else, or `training` is no plain JSON.
+            ValueError: the path holds something else, or `training` is not plain JSON.
         """
         path = Path(folder)
         if path.exists() and not disk.may_replace(path):

@@ -10,7 +10,7 @@ The last accepted row of the pass is what the heads draft from next, so drafting
 the rule `match`, a step is that of the paper. With other settings the drafts are verified as any others are, so the
 text has the model's distribution.
 
-The paper also trains the model together with its heads, and accepts drafts that are merely near the likeliest token.
+The paper also trains the model together with its heads, and accepts drafts that are only near the likeliest token.
 Here the model is frozen, and every rule is exact.
 
 A block may be rescored (`lookahead.rescoring`): draft by draft, or as a whole by `BlockwisePaths`, which verifies the

@@ -90,7 +90,7 @@ class BlockSettings(OneCallSettings):
         super().__post_init__()
         drafts = getattr(self.refinement, "drafts", self.refinement)
         if drafts.uses_lookahead or drafts.reads_drafts:
-            raise ValueError("lookahead: found parts that are no block heads, expected some for blockwise decoding")
+            raise ValueError("lookahead: found parts without block heads, expected block heads for blockwise decoding")
 
 
 @dataclass(frozen=True, eq=False)
