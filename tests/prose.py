@@ -36,7 +36,7 @@ RETIRED = {  # a pattern, and what to write in its place
     r"(?<!there )(?<!where )(?:is|are) no(?! more| longer| larger| higher| other)": "is not a",
     r"is there already|are there already": "exists",
     r"all the same(?! \w)": "nevertheless",
-    r"anew|once more": "again",
+    r"anew": "again",
     r"(?:stands?|hangs?|lies?)(?! for)": "is",
     r"nothing but|but for": "only, or except",
     r"(?:and )?what (?:it|that|this) costs?|what it cost": "the cost",

@@ -161,12 +161,9 @@ def run_all(
 ) -> Runs:
     """Let all write after all prompts, several times; return the runs by name, repeat and prompt.
 
-    Each writes once after the first prompt to warm up. Every repeat has uniforms of its own, the same for all. Under a
-    budget of seconds a few tokens warm up, twice; the second time gives the length of texts for one prompt to have all
-    repeats, and there are as many prompts as there is time for.
-
-    After every text `report(done, total, runs)` is called, with the runs of all prompts that are done. A text that
-    `may_end` may be shorter; any other raises RuntimeError.
+    Each writes once after the first prompt to warm up. Every repeat has uniforms of its own, the same for all. After
+    every text `report(done, total, runs)` is called, with the runs of all prompts that are done. A text that `may_end`
+    may be shorter; any other raises RuntimeError.
     """
     check_integer("repeats", repeats, 1, 10**6)
     began, done = clock(device), 0

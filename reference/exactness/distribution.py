@@ -75,14 +75,14 @@ def output_distribution(
             right if the future depends on nothing else, which an unmerged run can show.
         probe: run every execution twice more, with each uniform near the lower and near the upper end of its cell,
             and refuse a step for which that makes a difference: it decides by other edges than it reports.
-        untraced: run every execution again without a trace, as the loop does, and refuse a step for which that
+        untraced: run every execution once more without a trace, as `generate` does, and refuse a step for which that
             makes any difference; by default only the first batch of each step is run again.
         max_executions: refuse to run more executions; None: no limit.
         batch: executions to run side by side. In low precision, or with very thin cells, a row's rounding depends on
             the other rows; 1 then keeps the executions consistent.
 
     Raises:
-        ValueError: more executions than allowed, or a step that differs from its record.
+        ValueError: there are more executions than allowed, or a record does not describe its step.
     """
     length = num_tokens if num_tokens is not None else float("inf")
     distribution: dict[TokenTuple, float] = {}

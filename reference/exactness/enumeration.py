@@ -20,7 +20,7 @@ COMPARED = ("tokens", "sources", "log_probs", "draft_tokens", "draft_token_probs
 
 
 class Enumerable(Protocol):
-    """The interface of whatever can be enumerated: the methods of both packages, and others that step on uniforms.
+    """The interface that enumeration needs. The methods of both packages have it.
 
     A state has `new_tokens` (the tuple committed so far) and `end` (None until the text has ended). It may have a
     `key`, a hashable value that differs for states with different futures, and `agrees(state)`, whether a state of the

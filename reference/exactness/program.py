@@ -58,7 +58,7 @@ def program_distribution(
         replays: how often each of the first executions is run again, 64 times in all at least.
 
     Raises:
-        ValueError: the tree is too large, a distribution is not valid, or `replays` is out of range.
+        ValueError: the tree is too large, probabilities do not sum to 1, or `replays` is out of range.
         HiddenRandomness: the program has randomness of its own.
     """
     check_integer("replays", replays, 1, 10**6)

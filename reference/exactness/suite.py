@@ -55,8 +55,10 @@ def exact_suite(
 ) -> Iterator[SuiteRow]:
     """Enumerate the distribution of every method and rule on every configuration, and yield a row per method and rule.
 
-    By default all methods and configurations; `run` is a `map`, that of a pool of processes for example. Raise
-    ValueError if a configuration does not verify drafts in two steps, or a step differs from its record.
+    The default is all methods and all configurations. `run` is a `map`, for example that of a pool of processes.
+
+    Raises:
+        ValueError: a configuration does not verify drafts in two steps, or a record does not describe its step.
     """
     cases = configurations() if cases is None else cases
     rows = [(package.__name__, method, rule) for package in packages for method, rule in methods or methods_of(package)]
