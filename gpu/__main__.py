@@ -24,6 +24,7 @@ EPILOG = """examples:
   pass-sampling train --model FOLDER --text FILES --output VECTORS
                                                        train look-ahead vectors for your model
   pass-sampling bench                                  compare all ways of decoding, and transformers
+
 pass-sampling COMMAND --help describes a command"""
 EXTRA = ("torch", "transformers", "tokenizers", "huggingface_hub", "tqdm")  # what the gpu extra installs
 NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
