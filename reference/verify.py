@@ -1,8 +1,7 @@
 """The rules of verification: how many drafts are accepted, and which token follows them.
 
-A rule takes drafts `x[0] .. x[K-1]`, the distributions they were drawn from, and the target's distributions after the
-prefix and each draft. Its tokens are distributed as if each had been drawn from the target, whatever the draft
-distributions are.
+A rule takes drafts `x[0] .. x[K-1]`, their distributions, and the target's distributions after the prefix and each
+draft. Its tokens are distributed as if each had been drawn from the target, whatever the draft distributions are.
 
 Proof for the token rule, at one position and, given the tokens before it, at the next::
 
