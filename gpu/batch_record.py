@@ -1,4 +1,4 @@
-"""The record of one step of a batch, in tensors, and how the host reads it.
+"""The record of one step of a batch in tensors, and its conversion to a `Record` for each row.
 
 Glossary of shapes: B batch, W tokens that a step can commit, K drafts, I integers and F floats of a whole record.
 """
@@ -22,7 +22,7 @@ EXACT, ACCEPTED, CORRECTION, BONUS = range(len(SOURCES))
 
 @dataclass(frozen=True)
 class Choices:
-    """One random choice in every row of a batch; rows that did not make it are not `active`."""
+    """One random choice in every row of a batch; `active` marks the rows that made it."""
 
     column: int
     edges: Tensor  # [B, outcomes]
@@ -59,7 +59,7 @@ class BatchRecord:
         return self.pack().rows()
 
     def pack(self) -> Packed:
-        """Return all numbers in two tensors, so that the host gets them at once."""
+        """Return all numbers in two tensors, so that few transfers copy them to the host."""
         counters = [getattr(self, name) for name in COUNTERS]
         parents = self.draft_tokens[:, :0] if self.draft_parents is None else self.draft_parents
         per_token = [self.tokens, self.sources, self.draft_tokens, parents]

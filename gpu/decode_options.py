@@ -94,47 +94,47 @@ class DecodeOptions:
 
     method: str | None = option(
         None,
-        f"how to decode, each way exact: {', '.join(method_names())}; default: by a plan, see pass-sampling plan",
+        f"how to decode, each method exact: {', '.join(method_names())}; default: by a plan, see pass-sampling plan",
         metavar="NAME",
     )
     lookahead: Path | None = folder_option("look-ahead vectors for the model")
-    draft_model: Path | None = folder_option("a smaller model over the same vocabulary, which drafts")
+    draft_model: Path | None = folder_option("a smaller model with the same vocabulary, which drafts")
     ngram: Path | None = folder_option("an n-gram model, which drafts")
     num_draft: int | None = option(
         None, f"drafts per verification; default: {NUM_DRAFT}, or one per look-ahead vector", metavar="K"
     )
     candidates: NumCandidates | None = option(
         None,
-        "draft a tree with this many candidates after each draft of a depth: 3,2,1; or with a number for each place "
-        "of a depth: 3,2+1+0,1; default: one draft after another",
+        "draft a tree; 3,2,1: three candidates, two after each of them, one after each of those; 3,2+1+0,1: a number "
+        "for each place of a depth; default: one draft after another",
         metavar="C,C,...",
         type=parse_candidates,
     )
     verify: str | None = option(
         None,
-        "the rule that verifies drafts, all exact: token by token, as a block, or by drawing from the model until a "
-        "draw misses the draft (match); for --candidates: by how they were drawn, without replacement or with, k-seq "
-        "or match; default: token, or without-replacement",
+        "the rule that verifies drafts, each exact: token, block, or match, which draws from the model until a draw "
+        "differs from the draft; with --candidates: without-replacement, with-replacement, k-seq or match; default: "
+        "token, or without-replacement",
         choices=ALL_RULES,
     )
     schedule: str | None = option(
         None,
-        "how many tokens a drafter drafts: always K; two more after a step that accepted all and one fewer after any "
-        "other; or until its distribution is too flat; default: fixed",
+        "how many tokens a drafter drafts; fixed: always K; heuristic: two more after a step that accepted all, one "
+        "fewer after any other; entropy: until its distribution is too flat; default: fixed",
         choices=SCHEDULES,
     )
     refine: str | None = option(
         None,
-        "what makes a draft from look-ahead rows, or of block heads, depend on the drafts before it: nothing, an "
-        "n-gram model, the head trained with the vectors, (neural) that of --rescorer, or (lookup) prompt lookup and "
-        "n-grams where they are sure, else the head; default: the head, if there is one",
+        "how a draft of look-ahead rows or block heads depends on the drafts before it; none; ngram: by an n-gram "
+        "model; head: by the head trained with the vectors; neural: by the head of --rescorer; lookup: prompt lookup "
+        "and n-grams draft if they are sure, else the head; default: head, if there is one",
         choices=REFINEMENTS,
     )
-    rescorer: Path | None = folder_option("what `train --head-alone` made, for --refine neural")
+    rescorer: Path | None = folder_option("a head from `train --head-alone`, for --refine neural")
     lattice: int | None = option(
-        None, f"refine among the N likeliest tokens of each draft; default: {LATTICE} for block heads, else all"
+        None, f"refine only the N likeliest tokens of each draft; default: {LATTICE} for block heads, else all"
     )
-    paths: int | None = option(None, "paths that are verified side by side; default: 4", metavar="P")
+    paths: int | None = option(None, "paths that one pass verifies; default: 4", metavar="P")
     groups: tuple[int, ...] | None = option(
         None,
         "numbers of accepted drafts after which the pass has look-ahead rows; default: after any number",
@@ -143,8 +143,8 @@ class DecodeOptions:
     )
     lenience: float | None = option(
         None,
-        "LOSSY below 1: verify drafts as if they had been only X times as likely, so that more are accepted and no "
-        "token comes out more than 1/X times as often as it should; default: 1, which is exact",
+        "LOSSY below 1: multiply draft probabilities by X in verification, so that more drafts are accepted; no token "
+        "becomes more than 1/X times as likely as in the target; default: 1, which is exact",
     )
 
     def __post_init__(self) -> None:
@@ -181,13 +181,13 @@ class DecodeOptions:
         return replace(self, **folders)
 
     def checked(self, folder: Path) -> DecodeOptions:
-        """Return the options with their method named, for the model in a folder; refuse options it has no use for."""
+        """Return the options with their method named, for the model in a folder; refuse options it does not take."""
         name = self.method or self._wanted(folder)
         for each, value in self.given.items():
             if each != "method" and each not in options_taken(name):
                 takers = [f"--method {other}" for other in method_names() if each in options_taken(other)]
                 what = "it" if isinstance(value, Path) else self.text_of(each)
-                who = f"--method {name}, which has no use for it"
+                who = f"--method {name}, which does not take it"
                 raise ValueError(f"{flag_of(each)}: found {what} with {who}, expected {' or '.join(takers)}")
         return replace(self, method=name)
 
@@ -243,7 +243,7 @@ def options_taken(name: str) -> set[str]:
 
 
 def is_bundled(folder: Path) -> bool:
-    """Say whether a path is that of the bundled model, however it is written."""
+    """Return whether a path is that of the bundled model, however it is written."""
     return os.path.realpath(folder) == os.path.realpath(MODEL)
 
 

@@ -55,9 +55,9 @@ def generate_batch(
     trace: bool = False,
     callback: Callback | None = None,
 ) -> list[Generation]:
-    """Continue many prompts side by side, each at its own pace; prompt i is request i, see `generate`.
+    """Continue many prompts in one batch; prompt i is request i, see `generate`.
 
-    A request fails where the model's logits are not finite. The others are completed before the error is raised.
+    A request fails if the model's logits are not finite. The others are completed before the error is raised.
 
     Raises:
         ValueError: an argument is out of range.
@@ -82,9 +82,9 @@ def _generate(
     trace: bool,
     callback: Callback | None,
 ) -> tuple[list[Generation | None], dict[int, str]]:
-    """Return the texts, and the faults of those that are None: by an engine where it can capture the steps.
+    """Return the texts, and the error messages of those that are None: by an engine if it can capture the steps.
 
-    Else all rows step together. Rows that have ended leave the batch once they are half of it, rows at fault at once.
+    Else all rows step together. Ended rows leave the batch once they are half of it, failed rows immediately.
     """
     if not trace and takes(method, ending):
         return decode_through_engine(method, prompts, requests, ending, seed, callback)
@@ -94,7 +94,7 @@ def _generate(
     rows = list(range(len(prompts)))  # the prompt of each row of the state
     going, faults, step, ahead = set(rows), dict[int, str](), 0, torch.empty(0)
 
-    def read() -> None:  # without a callback all together at the end: between passes Python is slow
+    def read() -> None:  # without a callback only at the end, because Python is slow between passes
         for batch_rows, live, packed in unread:
             for row, record in zip(batch_rows, packed.rows(), strict=True):
                 if row in live:

@@ -1,4 +1,4 @@
-"""What passes between the host and a device: which tensors the host can read, and numbers that a device keeps."""
+"""Transfers between the host and a device: which tensors the host can read, and numbers that a device keeps."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ LOOKUP = (12, 2)  # the longest and the shortest n-gram of prompt lookup before 
 BUNDLED = dict.fromkeys(("blockwise", "blockwise-paths"), box.BLOCKS)
 BUNDLED |= {"pass": box.LOOKAHEAD, "pass-one-call": box.FUSED}
 BUNDLED |= {"draft_model": box.DRAFT_MODEL, "ngram": box.NGRAM, "rescorer": box.ALONE}
-"""What is bundled to draft from, by option; look-ahead folders by the method that draws on them."""
+"""The bundled sources of drafts, by option; look-ahead folders by the method that draws on them."""
 FOR_SMOLLM2 = dict.fromkeys(("blockwise", "blockwise-paths"), box.SMOLLM2_BLOCKS)
 FOR_SMOLLM2 |= {"pass-one-call": box.SMOLLM2_HEAD, "rescorer": box.SMOLLM2_HEAD, "ngram": box.SMOLLM2_NGRAM}
 """The same for SmolLM2-135M-Instruct."""
@@ -63,7 +63,7 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
     found: dict[str, Any] = {"sampling": sampling}
     for each in ("num_draft", "schedule", "lenience"):
         if tree and (value := getattr(options, each)) is not None:
-            raise Unavailable(f"{flag_of(each)}: found {value} with --candidates, a tree, expected it without")
+            raise Unavailable(f"{flag_of(each)}: found {value} with --candidates, expected one of them")
     if rules := rules_of(name):
         found["rule"] = options.verify or rules[0]
         if found["rule"] not in rules:
@@ -150,7 +150,7 @@ def _refinement(options: DecodeOptions, vectors: LookAhead, model: Transformer, 
     if refine in ("head", "lookup") and blockwise:
         raise ValueError(f"--refine: found {refine} with block heads, expected none, ngram or neural")
     if refine == "head" and vectors.head is None:
-        raise ValueError("--refine: found head, and vectors without one, expected none, ngram or another --lookahead")
+        raise ValueError("--refine: found head with vectors without a head, expected none, ngram or other --lookahead")
     parts = vectors if blockwise or refine in (None, "head", "lookup") else replace(vectors, head=None)
     drafts = refinement_of(parts, model.dtype, model.device)
     if refine == "lookup":
@@ -185,7 +185,7 @@ def _drafter(options: DecodeOptions, model: Transformer, folder: Path) -> Any:
 
 
 def _lookup(options: DecodeOptions, model: Transformer, folder: Path) -> FirstOf:
-    """Return prompt lookup, then n-grams; `--refine lookup` does without n-grams where there are none."""
+    """Return prompt lookup, then n-grams; `--refine lookup` uses prompt lookup alone if there are no n-grams."""
     lookup = PromptLookup(model.vocab_size, *LOOKUP)
     if options.refine == "lookup" and not _has_ngram(options, folder):
         return FirstOf((lookup,))

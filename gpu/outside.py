@@ -1,4 +1,4 @@
-"""What is outside this package: the user's folder for what is kept, and the errors of other people's code."""
+"""Outside this package: the user's cache folder, and the errors of other people's code."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def cache_folder(what: str) -> Path:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error says, on one line."""
+    """Return the message of an error, on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

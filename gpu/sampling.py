@@ -26,7 +26,7 @@ Processor = Callable[[tuple[int, ...], Tensor], Tensor]
 def probs_from_logits(
     logits: Tensor,  # [..., V]
     sampling: SamplingConfig,
-    largest: Tensor | None = None,  # [...], `largest_logits` where they are known
+    largest: Tensor | None = None,  # [...], `largest_logits` if known
 ) -> Probs:  # [..., V]
     """Return the distributions that the settings make of rows of logits, in the order temperature, top-k, top-p.
 
@@ -52,8 +52,8 @@ def _scaled(logits: Tensor, largest: Tensor, sampling: SamplingConfig) -> Tensor
 def _top_k_probs(logits: Tensor, compared: Tensor, largest: Tensor, sampling: SamplingConfig) -> Probs:  # [..., V]
     """Keep the k likeliest tokens, and those tied with the last of them.
 
-    On a CPU the kept tokens are picked first: float64 over all V takes as long as a tenth of a pass. Where more are
-    tied than were picked, which only the host can ask, all V are computed.
+    On a CPU the kept tokens are picked first, because float64 over all V takes a tenth of a pass. If more are tied
+    than were picked, all V are computed; on a GPU this check would synchronise.
     """
     k, on_cpu = sampling.top_k, is_on_cpu(logits)
     found, tokens = compared.topk(min(k + TIES, logits.shape[-1]) if on_cpu else k, dim=-1)
@@ -121,17 +121,17 @@ def cell_edges(
     edge[i] = probs[0] + ... + probs[i], and exactly 1 from the last token on whose cell is not empty
     """
     edges = probs.cumsum(dim=-1) if is_on_cpu(probs) else _sum_in_parts(probs)
-    # None is below the last in a row without a distribution: then token 0 is drawn, and ignored.
+    # In a row without a distribution no edge is below the last, so token 0 is drawn, and ignored.
     return torch.where(edges < edges[..., -1:], edges, 1.0).clamp_(max=1.0)
 
 
 def _sum_in_parts(
     probs: Probs,  # [..., V]
 ) -> Probs:  # [..., V]
-    """Return running sums, added up in parts side by side: a GPU's own scan of one row uses one of its processors.
+    """Return running sums, added up in parallel parts; a GPU's own scan of one row uses one of its processors.
 
-    Sums never decrease, which would make cells overlap: within a part they rise, and none is above the sum that the
-    next part begins with.
+    A sum below the one before it would make cells overlap. So within a part sums never decrease, and none is above the
+    sum at the beginning of the next part.
     """
     inner = pad(probs, (0, -probs.shape[-1] % PART)).unflatten(-1, (-1, PART)).cumsum(dim=-1).cummax(dim=-1).values
     ends = inner[..., -1].cumsum(dim=-1).cummax(dim=-1).values  # [..., parts]

@@ -25,7 +25,7 @@ from .model.cache import KVCache, same
 class State:
     """A batch of sequences between two steps; see `reference.methods.base.State`.
 
-    A step needs only tensors on the device. The host is asked for sizes, see `bound_or_max`, and for stop strings.
+    A step reads only tensors on the device. Sizes (see `bound_or_max`) and stop strings are read on the host.
     """
 
     tokens: Tensor  # [B, capacity] prompt, new tokens, then scratch
@@ -60,7 +60,7 @@ class State:
 
     @property
     def key(self) -> tuple[tuple[int, ...], tuple[float, ...], int]:
-        """What the future of two states of one row after one prompt depends on."""
+        """The values that determine the future of a state of one row, given its prompt."""
         return self.new_tokens, tuple(self.pace[0].tolist()), int(self.num_lookahead_hidden)
 
     @property
@@ -231,7 +231,7 @@ PER_ROW = ("tokens", *_COUNTS, "ended", "fault", "pace", "lookahead_hidden")
 
 
 def complaints_of(faults: Sequence[float], positions: Sequence[int]) -> dict[int, str]:
-    """Return what to say of logits that are not finite, by the places of their rows."""
+    """Return the error messages for logits that are not finite, by the places of their rows."""
     said = "logits after position {}: the largest logit is {}, expected a finite number".format
     return {place: said(position, faults[place]) for place, position in enumerate(positions) if faults[place]}
 

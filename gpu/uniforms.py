@@ -1,4 +1,4 @@
-"""The uniforms: the only place where randomness enters; see `reference.uniforms`."""
+"""The uniforms, the only source of randomness; see `reference.uniforms`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .batch_record import Choices
 from .host import constant, is_on_cpu
 from .sampling import Probs, cell_edges, draw, one_hot
 
-STEPS_AHEAD = 32  # whose uniforms are made together: after a pass the generator's code has left the caches
+STEPS_AHEAD = 32  # steps whose uniforms are made at once: a pass evicts the generator's code from the caches
 NamedUniforms = Mapping[str, int]
 """The names of a step's uniforms in order, and the number of each, such as {"exact": 1, "draft": 4}."""
 
@@ -39,7 +39,7 @@ def uniform_streams(
     *,
     device: torch.device | str = "cpu",
 ) -> Tensor:  # [num_steps, B, num_uniforms]
-    """Return the uniforms of some steps, from the first on, as `uniform_stream` of each, but faster."""
+    """Return the uniforms of consecutive steps, as `uniform_stream` of each, but faster."""
     for name, value in (("seed", seed), *(("request", value) for value in requests), ("step", first)):
         check_integer(name, value, 0, 2**64 - 1)
     check_integer("step", int(first) + max(num_steps, 1) - 1, 0, 2**64 - 1)
@@ -127,7 +127,7 @@ class UniformRow:
         name: str,
         active: Tensor,  # [B, K]
     ) -> None:
-        """Mark, once it is known, which draws of a name were needed; the others are no choices of their row."""
+        """Mark which draws of a name were needed, once that is known; the others are removed from the trace."""
         asked = dict(enumerate(active.unbind(1), self._start[name]))
         self._record(
             lambda made: tuple(replace(each, active=each.active & asked.get(each.column, True)) for each in made)

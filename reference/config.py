@@ -40,7 +40,7 @@ def check_integer(name: str, value: object, low: int, high: int) -> int:
 
 
 def _number(value: object) -> float:
-    """Return a number as a float, and NaN for everything that is no finite number."""
+    """Return a number as a float, and NaN for everything that is not a finite number."""
     try:
         number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:
@@ -94,7 +94,7 @@ def check_context(prompt_length: int, max_new_tokens: int, max_positions: int, r
 def check_settings(
     vocab_size: int, sampling: SamplingConfig, draft_sampling: SamplingConfig | None, rule: str, rules: Collection[str]
 ) -> None:
-    """Raise ValueError unless settings fit the vocabulary and the rule is one."""
+    """Raise ValueError unless the settings fit the vocabulary and the rule is one of `rules`."""
     sampling.check(vocab_size)
     if draft_sampling is not None:
         draft_sampling.check(vocab_size)

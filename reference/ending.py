@@ -23,9 +23,9 @@ Criterion = Callable[[Sequence[int]], bool]
 class Ending:
     """The ends of a text: a length, end-of-sequence tokens, stop strings in the decoded new text, a criterion.
 
-    A text ends at the first prefix for which one of them holds. A plain `decode` is given the new tokens alone. A
-    `TokenDecoder` matches stop strings with special tokens as well, and knows the prompt that the text continues.
-    The methods here read all tokens from the first on; `reading` and `written` return values that can be continued.
+    A text ends at the first prefix for which one of them holds. A plain `decode` reads the new tokens alone. A
+    `TokenDecoder` also matches stop strings with special tokens, and reads the prompt that the text continues.
+    `reading` and `written` return values that can be continued. The other methods read all tokens from the first on.
     """
 
     max_new_tokens: int

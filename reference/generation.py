@@ -76,7 +76,7 @@ def generate_batch(
 ) -> list[Generation]:
     """Continue many prompts; prompt i is request i, see `generate` for seeds and `max_new_tokens`.
 
-    A request fails where the model's logits are not finite. The others are completed before the error is raised.
+    A request fails if the model's logits are not finite. The others are completed before the error is raised.
 
     Raises:
         ValueError: an argument is out of range.

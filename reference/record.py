@@ -50,7 +50,7 @@ class Record:
 
     @property
     def draft_depth(self) -> int:
-        """The most drafts in a row."""
+        """The number of drafts on the longest path."""
         depths: list[int] = []
         for parent in self.draft_parents:
             depths.append(depths[parent] + 1 if parent >= 0 else 1)

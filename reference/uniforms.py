@@ -1,4 +1,4 @@
-"""The uniforms: the only place where randomness enters."""
+"""The uniforms, the only source of randomness."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NamedUniforms = Mapping[str, int]
 def uniform_stream(seed: int, request: int, step: int, num_uniforms: int) -> npt.NDArray[np.float64]:  # [num_uniforms]
     """Return the uniforms of one step of one request, in [0, 1), multiples of 2^-53.
 
-    They depend on nothing else, not on the other requests of a batch. No two steps, requests or seeds share a number.
+    They depend on nothing else, such as other requests of a batch. No two steps, requests or seeds share a number.
     A longer row begins with the shorter one.
 
     Raises:
-        ValueError: a number is no integer, is negative or does not fit in 64 bits.
+        ValueError: a number is not an integer, is negative or does not fit in 64 bits.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox), keyed by seed and request,
     with the step in the counter's second word, which the draws of one step never reach.

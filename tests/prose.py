@@ -1,7 +1,7 @@
 """Find the words that this project does not use: `python tests/prose.py` prints each with its place and a better one.
 
 Checked are the documents, the notebooks, and the docstrings and other strings of both packages, without code: text
-between backquotes and blocks. Pages that tell how something was called before are not checked.
+between backquotes and blocks. Pages that name what was renamed are not checked.
 """
 
 import ast
@@ -32,12 +32,28 @@ RETIRED = {  # a pattern, and what to write in its place
     r"at hand": "available",
     r"hosts? (?:looks?|asks?|sees?)": "is read on the CPU",
     r"rows? (?:sees?|looks?) ": "attends to",
-    r"says? so": "what is stated",
+    r"says?": "states, explains, or the fact itself",
+    r"(?<!there )(?<!where )(?:is|are) no(?! more| longer| larger| higher| other)": "is not a",
+    r"is there already|are there already": "exists",
+    r"all the same(?! \w)": "nevertheless",
+    r"anew": "again",
+    r"(?:stands?|hangs?|lies?)(?! for)": "is",
+    r"nothing but|but for": "only, or except",
+    r"(?:and )?what (?:it|that|this) costs?|what it cost": "the cost",
+    r"the very (?!end)\w+": "the",
+    r"merely|simply|obviously|of course": "a sentence without it",
+    r"will do": "is allowed",
+    r"look-ahead tokens?": "look-ahead vector, or row",
+    r"thereby|therein|whereby|wherein|thereof|albeit|lest": "a plain word",
+    r"utili[sz]e[sd]?|leverag(?:e|es|ing)": "use",
+    r"behaviors?|(?<!-)colors?(?!-)|(?:normal|initial|vector|optim|synchron)iz(?:e|es|ed|ing)": "the British spelling",
 }
 ALLOWED = re.compile(r"Amdahl's law")  # where a word is another one
 WORDS = re.compile(
     "|".join(rf"(?P<w{number}>\b(?:{word}))(?!\w)" for number, word in enumerate(RETIRED)), re.IGNORECASE
 )
+# A sentence that begins with "What" and is no question.
+OPENING = re.compile(r"(?:\A|\n\n|(?<=[.!:] ))What(?= [^.?]*\.)")
 CODE = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL)  # and links
 
 
@@ -48,10 +64,12 @@ def findings(text: str) -> Iterator[tuple[int, str, str]]:
         if not ALLOWED.search(prose[max(0, match.start() - 12) : match.end() + 12]):
             better = list(RETIRED.values())[int(str(match.lastgroup)[1:])]
             yield prose.count("\n", 0, match.start()), match[0], better
+    for match in OPENING.finditer(prose):
+        yield prose.count("\n", 0, match.start()), match[0], "the noun; only a question begins with it"
 
 
 def texts() -> Iterator[tuple[str, int, str]]:
-    """Yield every text that is checked: its file, the line where it begins, and what it says."""
+    """Yield every text that is checked: its file, the line where it begins, and the text itself."""
     pages = [
         *ROOT.glob("*.md"),
         *(ROOT / "docs").glob("*.md"),

@@ -24,7 +24,7 @@ MOST_LOGITS = 2**21  # rows times vocabulary that are stepped side by side, for 
 
 
 class Expectation(NamedTuple):
-    """Tokens per pass of the target, in a step after text that stands in the cache."""
+    """Tokens per pass of the target, in a step after text that is in the cache."""
 
     tokens_per_forward: float | None
     standard_error: float | None  # over places; None for a single one, or where there is none
@@ -37,7 +37,7 @@ def expected_tokens(record: Record, rule: str | None) -> float:
 
     tokens = exact + 1 + sum_i i accept[i] prod_(j>i) (1 - accept[j])
 
-    Of a tree, and of a step whose record says nothing of such probabilities, it is the number of tokens that came.
+    Of a tree, and of a step whose record has no such probabilities, it is the number of new tokens.
 
     Source: Leviathan et al. 2023 (arXiv 2211.17192), Eq. 1; block: Sun et al. 2024 (arXiv 2403.10444), Algorithm 2.
     """

@@ -58,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is expected of a way of decoding."""
+    """The expected speed of a way of decoding."""
 
     options: DecodeOptions
     tokens_per_step: float
@@ -89,7 +89,7 @@ def predict(
 ) -> list[Prediction]:
     """Return what is expected of plain decoding and of every candidate with its best settings, the fastest first.
 
-    It takes about so many seconds, and longer for a slow model.
+    It takes about `seconds`, and longer for a slow model.
 
     Source: Karnin et al. 2013, "Almost Optimal Exploration in Multi-Armed Bandits", for halving.
     """
@@ -122,7 +122,7 @@ def predict(
 
 
 def _written(method: Method, prefix: Sequence[int], length: int, seed: int) -> npt.NDArray[np.float64]:  # [3]
-    """Return steps, tokens and milliseconds of a text but for its first step, which reads the prompt, and its last."""
+    """Return steps, tokens and milliseconds of a text without its first step, which reads the prompt, and its last."""
     times, counts = [time.perf_counter()], list[int]()
 
     def note(number: int, record: Record) -> None:
@@ -165,7 +165,7 @@ class Plan:
         found = read_json(path)
         prediction, considered = found.get("prediction"), found.get("considered")
         if found.get("format_version") != FORMAT_VERSION or not isinstance(considered, list):
-            raise ValueError(f"{path} is no plan of format_version {FORMAT_VERSION}, expected one")
+            raise ValueError(f"{path} is not a plan of format_version {FORMAT_VERSION}, expected one")
         if not isinstance(prediction, dict) or not all(type(prediction.get(each)) is float for each in FIGURES):
             raise ValueError(f"{path}: found the prediction {prediction!r:.80}, expected {', '.join(sorted(FIGURES))}")
         try:

@@ -1,4 +1,4 @@
-"""What methods are compared on: prompts, and places in text that no model wrote."""
+"""The prompts that methods are compared on, and places in text that no model wrote."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOLDEN_RATIO = 0.6180339887498949  # its multiples without their whole parts are
 
 
 class Question(NamedTuple):
-    """What a line of a prompts file holds."""
+    """One line of a prompts file."""
 
     turns: tuple[str, ...]  # of the user, one after another; a `prompt` is one
     category: str = ""
@@ -45,7 +45,7 @@ def read_prompts(path: Path) -> list[Question]:
             entry = None
         turns = entry.get("turns", [entry.get("prompt")]) if isinstance(entry, dict) else None
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn for turn in turns):
-            raise ValueError(f"--prompts: line {number} of {path} is no JSON with a `prompt` or `turns`, expected such")
+            raise ValueError(f"--prompts: line {number} of {path} has no `prompt` or `turns`, expected a JSON object")
         prompts.append(Question(tuple(turns), "multi-turn" if len(turns) > 1 else str(entry.get("category", ""))))
     if not prompts:
         raise ValueError(f"--prompts: {path} holds no prompt, expected an object with a text `prompt` per line")
@@ -62,9 +62,9 @@ def read_library(names: Sequence[str]) -> dict[str, str]:
 
 
 def pieces(texts: Sequence[str], count: int, length: int) -> list[str]:
-    """Return pieces of texts, about as many from each, long enough for so many tokens.
+    """Return `count` pieces of texts, about as many from each, long enough for `length` tokens.
 
-    They begin with a line, and where they do is spread evenly over the texts.
+    Each begins at the start of a line. The beginnings are spread evenly over the texts.
     """
     size = CHARACTERS_PER_TOKEN * length
     found = []
@@ -77,7 +77,7 @@ def pieces(texts: Sequence[str], count: int, length: int) -> list[str]:
 
 
 def prefixes_of(prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """Return about so many prefixes of prompts, each from half of one on to the whole, no prompt left out."""
+    """Return about `count` prefixes of prompts, of half to the whole of each, with no prompt left out."""
     each = -(-count // len(prompts))
     ends = [sorted({max(1, len(prompt) * (each + k) // (2 * each)) for k in range(1, each + 1)}) for prompt in prompts]
     return [list(prompt[:end]) for prompt, places in zip(prompts, ends, strict=True) for end in places]

@@ -51,7 +51,7 @@ def rate_of(runs: Sequence[Run]) -> float:
 def row_of(runs: Sequence[Sequence[Run]], plain: Sequence[Sequence[Run]]) -> dict[str, Any]:
     """Return the figures of a method beside plain decoding; what it does not tell, or no text counts for, is None.
 
-    Tokens, passes and acceptance are those of the texts that count; times are those of all, but for
+    Tokens, passes and acceptance are those of the texts that count; times are those of all, except
     `ratio_of_counting_texts`, which compares with plain decoding after the same prompts.
     """
     texts = [run for repeat in runs for run in repeat]
@@ -105,7 +105,7 @@ def by_category(runs: Runs, categories: Sequence[str]) -> dict[str, dict[str, di
 
 @dataclass
 class Comparison:
-    """What was asked for and what there is of it, at the end or where the comparison is stopped."""
+    """The settings and results of a comparison, complete or stopped."""
 
     asked: Mapping[str, Any]  # sampling, sizes, options of drafts, the source of the texts
     model: Transformer
@@ -173,18 +173,18 @@ def notes_of(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
     if lossy := [row["method"] for row in rows if "lossy_lenience" in row["options"]]:
         notes.append(f"LOSSY, with another distribution than plain decoding: {', '.join(lossy)}")
     if not settings["enough_repeats"]:
-        notes.append(f"too few paired runs for a claim: {settings['repeats']}, which takes {ENOUGH_REPEATS}")
+        notes.append(f"too few paired runs for a claim: {settings['repeats']}, expected at least {ENOUGH_REPEATS}")
     if any(row["texts_that_count"] < row["texts"] for row in rows):
         left = ", ".join(f"{row['method']} {row['texts_that_count']}" for row in rows)
         notes.append(
-            f"texts with more than {MOST_REPEATED:.0%} repeated 8-grams count for speeds alone, which they flatter; of "
+            f"texts with more than {MOST_REPEATED:.0%} repeated 8-grams count for speeds alone, which they raise; of "
             f"{rows[0]['texts']} texts these are left: {left}"
         )
     slowest, fastest = rows[0]["spread"]
     if fastest > STEADY * slowest:
         notes.append(
             f"unsteady: plain decoding itself was {fastest / slowest:.1f} times as fast in one run as in another, so "
-            "the speeds say little; what is counted and expected does not depend on the machine's other work"
+            "the speeds are uncertain; tokens per pass do not depend on the load of the machine"
         )
     return notes
 
@@ -200,9 +200,9 @@ def table_lines(result: Mapping[str, Any]) -> list[str]:
         f"prompts: {len(prompts['lengths'])} ({prompts['source']}); new tokens: {settings['max_new_tokens']} each, "
         f"{settings['end']}; temperature {settings['temperature']:g}, top-k {settings['top_k']}, top-p "
         f"{settings['top_p']:g}; seed {settings['seed']}",
-        f"paired runs that take turns: {settings['repeats']}, of which the medians; held out: expected at "
-        f"{places['count']} places, {places['uniform_streams']} uniform streams each; repeated: 8-grams of a text "
-        "that came in it before; accepted: by depth",
+        f"medians of {settings['repeats']} paired runs that take turns; held out: expected at "
+        f"{places['count']} places, {places['uniform_streams']} uniform streams each; repeated: share of "
+        "8-grams that occurred earlier in their text; accepted: by depth",
         "",
         f"{'':28}{'tokens':>8}{'lowest to':>12}{'times plain':>14}{'ms per':>8}{'tokens per pass':>24}{'rows per':>10}"
         f"{'drafter':>9}{'re-':>7}",

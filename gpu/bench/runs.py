@@ -25,7 +25,7 @@ MOST_REPEATED = 0.2  # part of a text's 8-grams that may have stood in it before
 
 @dataclass(frozen=True)
 class Run:
-    """One text that a method wrote, and what it cost."""
+    """One text that a method wrote, and its cost."""
 
     tokens: tuple[int, ...]
     num_forward_passes: int  # of the target, the prompt's included
@@ -42,9 +42,9 @@ class Run:
 
 
 Runs = dict[str, list[list[Run]]]
-"""What was written, by name, repeat and prompt."""
+"""The texts that were written, by name, repeat and prompt."""
 Runner = Callable[[Sequence[int], int, int, int], Run]
-"""Continues a prompt by so many tokens, with the randomness of a seed and a request; the time is taken outside."""
+"""Called as `runner(prompt, length, seed, request)`, which continues the prompt by `length` tokens."""
 
 
 def repeated_ngrams(tokens: Sequence[int], size: int = 8) -> float:

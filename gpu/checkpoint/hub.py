@@ -21,7 +21,7 @@ VECTORS = tuple(f"{folder}{name}" for folder in ("", f"{SHARED}/") for name in (
 
 
 def is_repository(name: str) -> bool:
-    """Say whether a text has the form of a name on the Hub, perhaps with a revision."""
+    """Return whether a text has the form of a name on the Hub, perhaps with a revision."""
     return REPOSITORY.fullmatch(name) is not None
 
 
@@ -35,8 +35,8 @@ def local_folder(
     Args:
         place: a path, or as a string `org/name` or `org/name@revision`.
         revision: the branch, tag or commit of a name without one; default: main.
-        vectors: whether it is look-ahead vectors, which may lie in a folder of the repository.
-        instead: what to use in place of a name that cannot be fetched, for the sentence that says so.
+        vectors: whether it is look-ahead vectors, which may be in a folder of the repository.
+        instead: what to use in place of a name that cannot be fetched, for the error message.
     """
     path, named = Path(place), REPOSITORY.fullmatch(place) if isinstance(place, str) else None
     if isinstance(place, str) and place in FETCHED and not os.path.lexists(path):
@@ -57,7 +57,7 @@ def local_folder(
 
 
 def _snapshot(name: str, revision: str | None, vectors: bool, instead: str) -> Path:
-    """Download a repository; raise an error that says in one sentence why that fails."""
+    """Download a repository; if that fails, raise an error that gives the reason in one sentence."""
     from huggingface_hub import constants, errors, snapshot_download
 
     patterns: dict[str, Any] = {"allow_patterns": list(VECTORS if vectors else WANTED)}

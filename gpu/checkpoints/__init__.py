@@ -1,6 +1,6 @@
 """The checkpoint bundled, a small model of Python code, and what drafts for it and for SmolLM2-135M-Instruct.
 
-README.md beside this file says what they were made from, under which licence, and how good they are.
+README.md in this folder states their sources, licence and quality.
 """
 
 from __future__ import annotations
@@ -37,4 +37,4 @@ QUESTIONS = (
     "Write a Python function that returns the n-th Fibonacci number.",
     "Why is the sky blue?",
 )
-"""What models that were trained for conversations are asked, when a way of decoding is planned."""
+"""Questions for models with a chat template, when a way of decoding is planned."""

@@ -1,4 +1,4 @@
-"""Compare every way of decoding on one checkpoint and one set of prompts, with transformers beside them."""
+"""Compare every way of decoding on one checkpoint and one set of prompts, and transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ def run_bench(options: Bench) -> None:
 def _plan(options: Bench, model: Transformer) -> Plan:
     """Return the plan that takes part; --quick makes none, which takes some seconds, unless it is asked for by name."""
     if not options.decode.is_open:
-        raise Unavailable("flags say how to decode, expected none of them for a plan")
+        raise Unavailable("found options that select a method, expected none for a plan")
     make = not options.quick or options.methods is not None
     plan = find_plan(options.target, model, options.sampling, options.decode, make=make)
     if plan is None:
-        raise Unavailable("found no plan that is kept for this model and machine, expected pass-sampling plan before")
+        raise Unavailable("found no saved plan for this model and machine, expected one from pass-sampling plan")
     return plan
 
 
@@ -214,8 +214,8 @@ def _places(
     """Return prefixes of text that the model did not write."""
     if room < 1:
         raise ValueError(
-            f"num_draft: found {options.decode.num_draft or NUM_DRAFT}, expected fewer drafts: no step of so many fits "
-            "into the model's context"
+            f"num_draft: found {options.decode.num_draft or NUM_DRAFT}, expected fewer drafts: a step with these "
+            "does not fit into the model's context"
         )
     count = _size(options, "num_places")
     if options.prompts is not None:

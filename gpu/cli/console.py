@@ -1,4 +1,4 @@
-"""What commands show: text in the colour of its origin, a progress bar; and text on its way into tokens."""
+"""The output of commands: coloured text, and a progress bar; and the encoding of prompts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 COLOURS = {"exact": "", "accepted": "\033[32m", "correction": "\033[31m", "bonus": "\033[36m"}
 MARKS = {"exact": ("", ""), "accepted": ("[+", "+]"), "correction": ("[~", "~]"), "bonus": ("[*", "*]")}
 LEGEND = {
-    "exact": "drawn from the model's own row",
+    "exact": "drawn from the model before any draft",
     "accepted": "an accepted draft",
-    "correction": "in place of a rejected draft",
-    "bonus": "after drafts that were all accepted",
+    "correction": "replaces a rejected draft",
+    "bonus": "drawn after all drafts were accepted",
 }
 DIM, RESET = "\033[2m", "\033[0m"
 
@@ -33,7 +33,7 @@ def print_json(result: Any) -> None:
 
 
 def is_colourful(stream: TextIO) -> bool:
-    """Say whether a stream shows colours: a terminal does, unless NO_COLOR is set or TERM is dumb."""
+    """Return whether a stream shows colours: a terminal does, unless NO_COLOR is set or TERM is dumb."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -122,7 +122,7 @@ class Bar:
     def __init__(self, what: str, unit: str = "step", quiet: bool = False):
         self._what, self._unit, self._quiet = what, unit, quiet
         self._bar: Any = None
-        self._first: int | None = None  # where a training goes on
+        self._first: int | None = None  # the step after which a training is resumed
 
     def __enter__(self) -> Bar:
         return self
@@ -147,7 +147,7 @@ class Bar:
             self._first = news["first_step"]
             minutes = news["seconds_per_step"] * (news["num_steps"] - self._first) / 60
             memory = "" if news["memory"] is None else f" and {news['memory'] / 2**30:.1f} GiB of memory"
-            resumed = f", going on after step {self._first}" if self._first else ""
+            resumed = f", resumed after step {self._first}" if self._first else ""
             forecast = f"training will take about {minutes:.1f} minutes{memory}{resumed}\n"
             sys.stderr.write("" if self._quiet else forecast)
         if "step" in news and self._first is not None:
@@ -155,7 +155,7 @@ class Bar:
 
 
 def encode_prompt(tokenizer: Any, text: str, origin: str = "--prompt", room: int | None = None) -> list[int]:
-    """Return a prompt's tokens; an empty prompt is the token that texts begin with, where there is one."""
+    """Return a prompt's tokens; an empty prompt is the beginning-of-text token, if the tokenizer has one."""
     tokens = list(tokenizer(text)["input_ids"])
     if not tokens and tokenizer.bos_token_id is not None:
         tokens = [tokenizer.bos_token_id]
@@ -172,7 +172,7 @@ def _check_room(count: int, room: int | None) -> None:
 
 
 def check_unicode(flag: str, text: str) -> str:
-    """Return a text from the command line, which may have held bytes that are no text."""
+    """Return a text from the command line, after a check that it has no bytes that are not text."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"{flag} is not UTF-8: found {text!a:.80}, expected text")
     return text

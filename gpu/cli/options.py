@@ -101,12 +101,12 @@ class ModelOptions:
     dtype: str = option(
         "auto",
         "dtype to compute in: float64, float32, bfloat16 or float16; default: auto, that of the checkpoint, but "
-        "float32 on a CPU that is slow in it",
+        "float32 on a CPU where that is faster",
     )
     weights: str = option(
         "stored",
-        "int8: round the weights to 8 bits, for a CPU whose memory is slow; that is another model, and texts have its "
-        "distribution",
+        "int8 rounds the weights to 8 bits, for a CPU with slow memory; texts then have the distribution of the "
+        "rounded model",
         choices=("stored", "int8"),
     )
     device: str = option("cpu", "device to compute on: cpu, cuda or cuda:N")
@@ -128,7 +128,9 @@ class SamplingOptions:
 
     temperature: float = option(0.8, "0 is greedy, 1 the model's own distribution")
     top_k: int = option(10, "keep the K likeliest tokens only, 0 for all", metavar="K")
-    top_p: float = option(1.0, "keep the likeliest tokens that make up P only; default: 1, all", metavar="P")
+    top_p: float = option(
+        1.0, "keep the likeliest tokens until their probabilities add up to P; default: 1, all", metavar="P"
+    )
     seed: int = option(0, "the same seed, machine and settings give the same result")
 
     def __post_init__(self) -> None:
@@ -148,18 +150,18 @@ class TextOptions:
     text: tuple[Path, ...] = option(
         (), "text to learn from: files, and folders of .py, .txt, .md and .rst files", metavar="PATH"
     )
-    standard_library: bool = option(False, "learn from the source code of the running Python instead")
+    standard_library: bool = option(False, "learn from the source code of Python's standard library instead")
     held_out_list: Path | None = option(
-        help="names of files to hold out, one per line; default: about 5 % of them", metavar="FILE"
+        help="a list of files to hold out, one name per line; default: about 5 % of the files", metavar="FILE"
     )
     own: bool = option(False, "learn from text that the model writes itself instead", flag="--self")
     self_tokens: int = option(100_000, "how many tokens the model writes for --self")
     prompts: Path | None = option(
-        help="what the model answers for --self: a JSON object on each line, as `pass-sampling bench` reads it; "
-        "default: nothing, it begins texts by itself, and with --chat it asks the questions, too",
+        help="prompts that the model continues for --self: a JSON object on each line, as for `pass-sampling bench`; "
+        "default: none, the model begins its own texts, or with --chat writes its own questions",
         metavar="FILE",
     )
-    chat: bool = option(False, "write for --self in the model's chat template")
+    chat: bool = option(False, "with --self, put prompts into the model's chat template")
 
     def __post_init__(self) -> None:
         """Refuse settings of --self without it, and other text with it."""

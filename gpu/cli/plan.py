@@ -42,7 +42,7 @@ def run_plan(options: commands.Plan) -> None:
 
 
 def read_plan(path: Path, decode: DecodeOptions) -> Plan:
-    """Read the plan in a file; refuse other options that say how to decode."""
+    """Read the plan in a file; refuse other options that select a method."""
     if decode.given:
         raise ValueError(f"--plan: found it with {flag_of(next(iter(decode.given)))}, expected one of them")
     plan = Plan.load(path)
@@ -75,7 +75,7 @@ def find_plan(
     plain = Autoregressive(model, sampling.config)
     places, candidates = _places(target, plain), _candidates(target, model, sampling, ways)
     check()
-    with Bar("measuring which way of drafting pays here, once", unit="round", quiet=quiet) as bar:
+    with Bar("measuring which way of drafting is fastest, once", unit="round", quiet=quiet) as bar:
         found = predict(plain, candidates, places, report=bar.show)
     rate = next(each.tokens_per_second for each in found if each.options.method == "autoregressive")
     considered = [{"options": each.options.to_json(), **each.figures(rate)} for each in found]

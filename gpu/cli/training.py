@@ -87,7 +87,7 @@ def run_train(options: Train) -> None:
         for kind, who in rows.items():
             figures = [*found[f"{kind}acceptance"], found[f"{kind}expected_tokens"]]
             print(f"{who:15}" + "".join(f"{value:8.3f}" for value in figures))
-    print("tokens: per pass that verifies and drafts at once, if each draft were accepted independently of the others")
+    print("tokens: per pass that verifies and drafts, if drafts were accepted independently of one another")
     print(f"saved in {options.output}")
 
 
@@ -111,8 +111,8 @@ def run_pretrain(options: Pretrain) -> None:
         print_json({"output": str(options.output), **record})
         return
     print(
-        f"{record['num_parameters'] / 1e6:.1f}M parameters, {record['training_tokens'] / 1e6:.1f}M tokens of text "
-        f"({record['epochs']:g} times)"
+        f"{record['num_parameters'] / 1e6:.1f}M parameters, {record['training_tokens'] / 1e6:.1f}M tokens of text, "
+        f"seen {record['epochs']:g} times"
     )
     print(
         f"held-out loss {record['held_out_loss']:.3f} nats per token of {record['bytes_per_token']:.2f} bytes, "
@@ -140,7 +140,7 @@ def run_ngram(options: Ngram) -> None:
         training = [tokens[:cut] for tokens, cut in zip(training, cuts, strict=True)]
     held = np.concatenate(held_out)
     if len(held) < 2:
-        raise ValueError(f"--text: found {len(held)} tokens to hold out, expected at least 2, so a longer text")
+        raise ValueError(f"--text: found {len(held)} tokens to hold out, expected at least 2, from a longer text")
     ngram = count_ngrams(training, model.vocab_size, options.config, model.name, vocabulary_digest(tokenizer))
     sequences = evenly_spaced(held, min(NGRAM_CONTEXT, model.max_position_embeddings, len(held)), options.num_sequences)
     samplings = [replace(each, top_k=min(each.top_k, model.vocab_size)) for each in SAMPLINGS]
@@ -173,7 +173,7 @@ def _check_new_folder(output: Path, what: str) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".pass-sampling-", dir=above))  # permissions alone do not tell
     except OSError as error:
         reason = error.strerror or error
-        raise ValueError(f"--output: {above} takes no new folder ({reason}), expected one that does") from None
+        raise ValueError(f"--output: {above} is not writable ({reason}), expected a folder that is") from None
 
 
 def _read(options: TextOptions, instead: str = "--text PATH, --standard-library or --self") -> dict[str, str]:

@@ -56,7 +56,7 @@ def _run_suite(options: Verify) -> None:
     else:
         print(
             f"{sums['configurations']} exact distributions by {sums['executions']} executions in {seconds:.0f} s; "
-            f"largest deviation from the target's distribution {deviation:.1e} (1e-12 is asked)"
+            f"largest deviation from the target's distribution {deviation:.1e} (expected at most 1e-12)"
         )
         for title, sentences in (("Covered:", "covered"), ("Not covered:", "not_covered")):
             print(title, *coverage[sentences], sep="\n  ")

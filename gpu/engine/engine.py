@@ -1,7 +1,7 @@
 """The engine: many requests through a few rows; the next request takes the row of a finished text.
 
-A row uses the uniforms of its request, so its text does not depend on the other rows, as far as the model's logits are
-the same numbers. On a GPU the step is captured once, replayed without the host, and read one step late. `generate`
+A row uses the uniforms of its request, so its text does not depend on the other rows if the model's logits are the
+same numbers. On a GPU the step is captured once, replayed without the host, and read one step late. `generate`
 decodes through engines there, which a method keeps: one for each power of two of rows and tokens.
 
 Glossary of shapes: B rows.

@@ -37,7 +37,7 @@ class Request:
 
 @dataclass(eq=False)
 class Row:
-    """What the host knows of a row: its request, its length, its records, and the uniforms of some steps."""
+    """The host's data of a row: its request, its length, its records, and the uniforms of some steps."""
 
     request: Request
     length: int = 0

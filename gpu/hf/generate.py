@@ -53,7 +53,7 @@ STATEFUL = (  # they remember what they were asked, or run another model
 
 @dataclass
 class PassOutput(GenerateDecoderOnlyOutput):
-    """What `generate` returns where `return_dict_in_generate` asks for it, with the record of every row."""
+    """The output of `generate` with `return_dict_in_generate`, and the record of every row."""
 
     generations: tuple[Generation, ...] | None = None
 

@@ -71,7 +71,7 @@ class IdentityBody(torch.nn.Module):
 
 
 class TransformersModel:
-    """What a method needs of a model, over any causal model of transformers whose passes can be undone."""
+    """The interface of a model over any causal model of transformers whose passes can be undone."""
 
     def __init__(self, model: Any):
         """Take a model in eval mode; the first time, short passes find out whether its cache can be rolled back."""
@@ -110,12 +110,12 @@ class TransformersModel:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text, as the model's generation config says."""
+        """Tokens that end a text, from the model's generation config."""
         return self._suggested("eos_token_id")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Strings that end a text, as the model's generation config says."""
+        """Strings that end a text, from the model's generation config."""
         return self._suggested("stop_strings")
 
     def _suggested(self, name: str) -> tuple[Any, ...]:

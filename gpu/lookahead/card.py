@@ -96,7 +96,7 @@ def _parts(lookahead: Any) -> str:
 
 
 def _measured(training: Mapping[str, Any]) -> str:
-    """Return tables of the expected acceptance in a training record, as far as it has any."""
+    """Return tables of the expected acceptance in a training record, if it has any."""
     held_out: Any = training.get("held_out")
     tables = ""
     for sampling, said in SAMPLINGS.items() if isinstance(held_out, Mapping) else ():
@@ -111,7 +111,7 @@ def _measured(training: Mapping[str, Any]) -> str:
 
 
 def _numbers(found: Any, kind: str) -> list[float]:
-    """Return the rates and the tokens of one row; none where a record from elsewhere says something else."""
+    """Return the rates and the tokens of one row; none if a record from elsewhere has other fields."""
     if not isinstance(found, Mapping):
         return []
     rates, tokens = found.get(f"{kind}acceptance"), found.get(f"{kind}expected_tokens")

@@ -21,7 +21,7 @@ from .head import BlockHeads, SamplerHead
 from .vectors import LookAhead
 
 Memory = tuple[Tensor, ...]
-"""What a refinement carries from one draft to the next: tensors with a row for each row of the batch."""
+"""The memory of a refinement from one draft to the next: tensors with a row for each row of the batch."""
 
 
 class Refinement(RefinementFacts):

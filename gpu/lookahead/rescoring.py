@@ -78,5 +78,5 @@ def ngram_refinement(ngram: NgramModel, weight: float = NGRAM_WEIGHT) -> Rescore
 def log_probs(
     logits: Tensor,  # [..., V]
 ) -> Tensor:  # [..., V]
-    """Return the logarithms of the distributions of rows of logits, in float64; NaN where there is none."""
+    """Return the logarithms of the distributions of rows of logits, in float64; NaN if a row has none."""
     return logits.double().log_softmax(dim=-1)

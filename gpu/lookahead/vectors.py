@@ -93,10 +93,10 @@ class LookAhead(TrainedVectors):
         return cls._read(root, read)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a look-ahead folder with a model card; a card that is there already is kept.
+        """Write a look-ahead folder with a model card; a card that exists is kept.
 
         Raises:
-            ValueError: the path holds something else, or `training` is no plain JSON.
+            ValueError: the path holds something else, or `training` is not plain JSON.
         """
         path = Path(folder)
         self.save(path, None if (path / CARD).is_file() else model_card(self, path.resolve().name))
@@ -110,16 +110,16 @@ class LookAhead(TrainedVectors):
         token: str | None = None,
         commit_message: str = "Upload look-ahead vectors",
     ) -> str:
-        """Upload a look-ahead folder with a model card, and return its address; a card that is there already stays.
+        """Upload a look-ahead folder with a model card, and return its address; a card that exists is kept.
 
         Args:
             repository: as `user/name`; made if there is none.
-            private: whether only its owner sees a new one; default: as the account's settings say.
+            private: whether a new one is private; default: the account's setting.
             token: of an account that may write; default: the one that is logged in.
-            commit_message: what the history says of it.
+            commit_message: the message in the history.
 
         Raises:
-            ValueError: that is no name of a repository, or the Hub does not take it.
+            ValueError: the name is not one of a repository, or the Hub does not take it.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "vectors"

@@ -1,4 +1,4 @@
-"""What every decoding method has in common: a model, the settings of the target distribution, a start and a step.
+"""The base of every decoding method: a model, the settings of the target distribution, the start and the step.
 
 Glossary of shapes: B batch, D input vector, D' hidden state, V vocabulary, K drafts, N rows of logits per sequence,
 S capacity.
@@ -48,7 +48,7 @@ class Method(ABC):
 
     @property
     def num_uniforms(self) -> int:
-        """Uniforms that one step is given."""
+        """The number of uniforms of one step."""
         return sum(self.named_uniforms.values())
 
     @property
@@ -58,7 +58,7 @@ class Method(ABC):
 
     @property
     def draft_pending(self) -> int:
-        """Tokens that a drafter has not read after a step, at most: the last draft and the final token."""
+        """The most tokens that a drafter has not read after a step: the last draft and the final token."""
         return 2
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
@@ -79,7 +79,7 @@ class Method(ABC):
         uniforms: Any,  # [len(states), num_uniforms], also of NumPy
         trace: bool = True,
     ) -> list[tuple[State, Record]]:
-        """Step copies of many states of one row each side by side: what the distribution is made from."""
+        """Step copies of many states, of one row each, in one batch; `exactness.output_distribution` uses it."""
         rows = torch.as_tensor(uniforms, device=self.model.device)
         state, record = self.step(State.stack(states), rows, trace)
         state.raise_fault()
@@ -113,7 +113,7 @@ class Method(ABC):
         more: Tokens | None = None,  # [B, ...]
         num_more: int = 0,
     ) -> Tensor:  # [B, N, V]
-        """Return the logits after the committed prefix and its continuations as the processor leaves them."""
+        """Return the logits after the committed prefix and its continuations, changed by the processor."""
         if self.processor is None:
             return logits
         continuations: list[list[int]] = [[]] * len(logits) if more is None else more.tolist()
@@ -137,7 +137,7 @@ class Method(ABC):
     ) -> Tensor:  # [B, K+1, D']
         """Run one pass over the pending tokens of each row, followed by the same vectors in every row.
 
-        Returned are the hidden states of each row's last token and of the vectors, which then leave the cache.
+        Returns the hidden states of each row's last token and of the vectors, which are then removed from the cache.
         """
         depth = 0 if vectors is None else len(vectors)
         hidden = self.feed_drafts(state, state.tokens, depth, vectors)
@@ -153,8 +153,8 @@ class Method(ABC):
     ) -> Tensor:  # [B, K+1, D']
         """Run one pass over the pending tokens of each row, and the K drafts that follow them in `tokens`, or vectors.
 
-        Returned are the hidden states of each row's last token and of the drafts. All rows stay in the cache. Shorter
-        rows are padded at the end, to which no row attends.
+        Returns the hidden states of each row's last token and of the drafts. All rows stay in the cache. Shorter rows
+        are padded at the end, and no row attends to padding.
         """
         inputs = self.model.embed(tokens.gather(1, state.cache.next_positions(state.max_pending + num_draft)))
         if state.max_pending == 1:

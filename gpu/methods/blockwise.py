@@ -98,7 +98,7 @@ class BlockwisePaths(PathSettings, OneCall):
         return TreeDrafts(tree, used, tokens, certain.expand(*tokens.shape, self.model.vocab_size))
 
     def _walk(self, state: State, drafts: TreeDrafts, logits: Tensor, draws: UniformRow) -> tuple[State, Walk]:
-        """Draw token after token from the model, as long as a path goes on with it."""
+        """Draw token after token from the model, while a path continues with the drawn token."""
         shape, going = (len(drafts.tree.num_candidates), self.num_paths), drafts.used[:, 0]
         tokens, used = (each[:, 1:].unflatten(1, shape) for each in (drafts.tokens, drafts.used))
         place, text, path = torch.zeros_like(state.lengths), state.tokens[:, :0], state.tokens[:, :0]

@@ -1,7 +1,6 @@
-"""PaSS in one call per step: the pass that verifies the drafts also looks ahead, after every prefix that may survive.
+"""PaSS in one call per step: the pass that verifies the drafts also computes the look-ahead rows for the next ones.
 
-`OneCall` is this call, for drafts of any shape; `PaSSOneCall` drafts a chain, `tree.PaSSOneCallTree` a tree. See
-`reference.methods.pass_one_call` for the method and its sources.
+The method and its sources are those of `reference.methods.pass_one_call`, for a batch.
 
 Glossary of shapes: B batch, L look-ahead vectors, D' hidden state, R places of the tree, N groups of G rows.
 """
@@ -51,7 +50,7 @@ class Ahead(NamedTuple):
 
 
 class OneCall(OneCallSettings, Method):
-    """A method whose one call per step verifies drafts and looks ahead for the next ones."""
+    """The call of `PaSSOneCall`, which drafts a chain, and of `tree.PaSSOneCallTree`, which drafts a tree."""
 
     model: LanguageModel
     lookahead: LookAhead
@@ -80,7 +79,7 @@ class OneCall(OneCallSettings, Method):
     def _one_call(self, state: State, tree: DraftTree, draft_tokens: Tokens) -> tuple[Tensor, Ahead]:
         """Run the one call, over the pending tokens, the drafts, and groups of look-ahead vectors after them.
 
-        Returns the hidden states [B, R, D'] after each place, the first of which is the last token, and of the groups.
+        Returns the hidden states [B, R, D'] of the places, of which the first is the last token, and of the groups.
         """
         cache, pending, active = state.cache, state.pending.unsqueeze(1), ~state.ended
         depths = (state.remaining - 2).clamp(0, len(self.vectors)) * active  # this step and the next end in a token
@@ -104,7 +103,7 @@ class OneCall(OneCallSettings, Method):
         return real, Ahead(groups, places, depths)
 
     def _carry(self, state: State, place: Tensor, real: Tensor, ahead: Ahead) -> State:
-        """Keep what the next step drafts from: the group after the last accepted draft, as far as it is useful."""
+        """Keep what the next step drafts from: the useful rows of the group after the last accepted draft."""
         useful, last = torch.minimum(ahead.depths, state.remaining - 1).clamp(min=0), row(real, place).unsqueeze(1)
         if not self.refinement.uses_lookahead:
             rows = last.expand(-1, len(self.vectors) + 1, -1)
@@ -117,7 +116,7 @@ class OneCall(OneCallSettings, Method):
         return replace(state, lookahead_hidden=rows, num_lookahead_hidden=useful * survived.any(dim=1))
 
     def _memory(self, state: State) -> Memory:
-        """Return what a refinement remembers before the first draft."""
+        """Return the refinement's memory before the first draft."""
         rows = state.lookahead_hidden
         return self.refinement.start(self.model, rows) if rows.shape[1] > 1 else ()
 

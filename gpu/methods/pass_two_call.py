@@ -66,7 +66,7 @@ class PaSS(PaSSSettings, Method):
     def _draft(
         self, state: State, block: Tokens, logits: Tensor, num_draft: Tensor, active: Tensor, draws: UniformRow
     ) -> tuple[Tokens, Probs, Tensor, Tensor]:
-        """Draw the drafts; return the distributions they were drawn from, how many, and whether the text goes on.
+        """Draw the drafts; return them, their distributions and number, and whether the text continues after them.
 
         The `block` is the exact token, [B, 1], and the logits of the drafts are [B, K, V]. Drafting stops at a row
         without a distribution, and after a draft that ends the text. All drafts are drawn at once, or one by one if a

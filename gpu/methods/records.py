@@ -92,7 +92,7 @@ def add_verification(
     draws: UniformRow,
     active: Tensor,  # [B]
 ) -> BatchRecord:
-    """Add the tokens and counters of one verification pass to the record of a step, not yet its drafts."""
+    """Add the tokens and counters of one verification pass to the record of a step, without its drafts."""
     final = num_accepted.unsqueeze(1)
     final_source = torch.where(is_bonus, BONUS, CORRECTION).unsqueeze(1)
     return replace(
@@ -210,9 +210,9 @@ def verify_greedily(
     active: Tensor,  # [B]
     vocab_size: int,
 ) -> Verification:
-    """Do what any of the rules does where the target's distributions are one-hot: accept drafts as long as they match.
+    """Verify by any rule if the target's distributions are one-hot: accept drafts while they match.
 
-    Acceptances are 0 or 1, and every token is certain, so no row of V numbers is needed but in a trace.
+    Acceptance probabilities are 0 or 1 and every token is certain, so only a trace needs rows of V numbers.
     """
     num_tokens, is_draft = draft_tokens.shape[1], drafted(draft_tokens, num_draft)
     matched = (target[:, :num_tokens] == draft_tokens) & is_draft

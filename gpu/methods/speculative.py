@@ -59,7 +59,7 @@ def draft_left_to_right(
     after a draft that ends the text. All of that is known before the next draft is drawn.
 
     All rows run along until the last one has stopped, and the draws of the others are ignored. On a CPU, and where a
-    schedule or a processor asks the host anyway, every draft first checks whether any row goes on. No limit is above
+    schedule or a processor asks the host anyway, every draft first checks whether any row continues. No limit is above
     `bound`, by default the number of uniforms. Drafts whose logits do not depend on one another, `all_logits(K)` of
     shape `[B, K, V]`, are drawn side by side. Where all is greedy, a draft is its row's likeliest token, which
     `next_best` may know without a row.

@@ -57,7 +57,7 @@ class DraftTree(TreeShape):
 
     @cached_property
     def candidates(self) -> dict[int, Tensor]:
-        """The places after each place of a depth, [N+1, C]; 0 where there are none, or fewer than C."""
+        """The places after each place of a depth, [N+1, C], padded with 0."""
         tables = {}
         for depth, width in enumerate(self.widths):
             table = torch.zeros((len(self.children), width), dtype=torch.int64)
@@ -125,7 +125,7 @@ def draw_tree(
 ) -> tuple[TreeDrafts, Tensor]:  # [B]
     """Draw candidates after place after place: `next_logits(paths, places)` gives the logits after text and paths.
 
-    Returns the drafts with the very distributions that they were drawn from, and the number of logits asked for.
+    Returns the drafts with the distributions that they were drawn from, and the number of logits asked for.
     Nothing follows a draft that ends the text, `limit` drafts, or logits that make no distribution. One place is asked
     for at a time or, `side_by_side`, all places of a depth. Paths are `[B, R, depth]`, and logits `[B, R, V]`.
 

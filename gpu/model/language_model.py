@@ -1,4 +1,4 @@
-"""What a method needs of a model.
+"""The interface of a model, as methods use it.
 
 Glossary of shapes: B batch, T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary, N tokens
 of it.
@@ -18,7 +18,7 @@ from ..model.cache import KVCache
 
 
 class LanguageModel(ModelFacts, Protocol):
-    """What a method needs of a model: `Transformer`, `TableModel` and `TransformersModel` each are one."""
+    """The interface of `Transformer`, `TableModel` and `TransformersModel`."""
 
     @property
     def device(self) -> torch.device:
@@ -26,7 +26,7 @@ class LanguageModel(ModelFacts, Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The dtype that the model computes in."""
 
     def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
         """Return an empty cache."""

@@ -27,7 +27,7 @@ def asked_dtype(dtype: Any) -> torch.dtype | None:
 
 
 def is_int8(weights: str) -> bool:
-    """Say whether weights are to be rounded to 8 bits; raise ValueError for anything but `stored` and `int8`."""
+    """Return whether weights are to be rounded to 8 bits; raise ValueError for anything but `stored` and `int8`."""
     if weights not in WEIGHTS:
         raise ValueError(f"weights: found {weights!r:.80}, expected {' or '.join(WEIGHTS)}")
     return weights == "int8"
@@ -47,7 +47,7 @@ def automatic_dtype(stored: torch.dtype, device: torch.device, size: int = 0) ->
 
 
 def has_bfloat16_units() -> bool:
-    """Say whether this CPU multiplies bfloat16 matrices by units of its own (AVX512-BF16 or AMX)."""
+    """Return whether this CPU multiplies bfloat16 matrices by units of its own (AVX512-BF16 or AMX)."""
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return wide and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 

@@ -58,7 +58,7 @@ class Transformer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The dtype that the model computes in."""
         return self.weights.embedding.dtype
 
     def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:

@@ -238,7 +238,7 @@ def drafter_acceptance(
 
 
 def _places(sequences: npt.NDArray[np.int64], depth: int, device: torch.device) -> Tensor:  # [N]
-    """Return anchors from the first place of a sequence to the last one; raise ValueError where there is none."""
+    """Return anchors from the first place of a sequence to the last one; raise ValueError if it has no room."""
     length = sequences.shape[1]
     if length < depth + 2 or not len(sequences):
         raise ValueError(f"sequences: found {len(sequences)} of {length} tokens, expected some of at least {depth + 2}")

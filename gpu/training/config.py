@@ -1,4 +1,4 @@
-"""What is trained, and how: for each kind of training a frozen dataclass, whose fields are options of its command."""
+"""The settings of each kind of training, as frozen dataclasses; their fields are options of the commands."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ LOSSES = ("kl", "cross-entropy")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What is trained, on what, for how long."""
+    """The settings of `pass-sampling train`."""
 
     num_lookahead: int = option(4, "how many vectors", metavar="L")
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.8, top_k=10))
     adapter_rank: int = option(0, "rank of an adapter at look-ahead rows; default: none", metavar="R")
     head_width: int = option(0, "width of a sampler head; default: none", metavar="F")
     head_alone: bool = option(False, "train a head that drafts without look-ahead rows")
-    block_heads: bool = option(False, "with --head-alone, a head for each draft: blockwise parallel decoding")
-    draft_vocab_size: int = option(0, "draft among the N most frequent tokens of the text; default: among all")
+    block_heads: bool = option(False, "with --head-alone, train one head for each draft (blockwise parallel decoding)")
+    draft_vocab_size: int = option(0, "draft only the N most frequent tokens of the text; default: all")
     loss: str = option(
-        "kl", "towards the model's own distributions; or cross-entropy: on the text, as in the paper", choices=LOSSES
+        "kl", "kl: divergence from the model; cross-entropy: on the text, as in the paper", choices=LOSSES
     )
-    depth_decay: float = option(1.0, "weight of a draft in the loss over that of the draft before it")
+    depth_decay: float = option(1.0, "weight of a draft in the loss, relative to that of the draft before it")
     num_steps: int = option(150, "steps of training", flag="--steps")
     batch_size: int = option(8, "sequences per step")
     context: int = option(256, "tokens per sequence")
-    num_anchors: int = option(64, "places to draft at in each sequence", flag="--anchors")
+    num_anchors: int = option(64, "places in each sequence to draft after", flag="--anchors")
     learning_rate: float = option(0.05, "the largest step size of vectors")
     matrix_learning_rate: float = option(0.003, "the largest step size of adapter and head")
     seed: int = 0
@@ -51,12 +51,12 @@ class TrainConfig:
         if self.depth_decay > 1:
             raise ValueError(f"depth_decay: found {self.depth_decay}, expected at most 1")
         if (size := self.draft_vocab_size) and self.loss == "cross-entropy":
-            raise ValueError(f"draft_vocab_size: found {size} with cross-entropy, expected a loss on distributions")
+            raise ValueError(f"draft_vocab_size: found {size} with cross-entropy, expected the loss kl")
         if self.block_heads and not self.head_alone:
             raise ValueError("block_heads: found them with look-ahead rows, expected head_alone with them")
         if self.head_alone and (self.adapter_rank or not self.head_width):
             found = "with an adapter" if self.adapter_rank else "without a head"
-            raise ValueError(f"head_alone: found it {found}, expected a head and no adapter: there are no such rows")
+            raise ValueError(f"head_alone: found it {found}, expected a head and no adapter")
 
     @property
     def temperature(self) -> float:
@@ -70,7 +70,7 @@ class PretrainConfig:
 
     vocab_size: int = 4096
     hidden_size: int = option(320, "width of the model")
-    intermediate_size: int = option(896, "width of the mlp")
+    intermediate_size: int = option(896, "width of the MLP")
     num_hidden_layers: int = option(6, "layers", flag="--layers")
     num_attention_heads: int = option(5, "query heads", flag="--heads")
     num_key_value_heads: int = option(1, "key and value heads", flag="--kv-heads")
@@ -104,7 +104,7 @@ class NgramConfig:
     min_counts: tuple[int, ...] = option(
         (2,), "leave out rarer n-grams: a number for each order from 2 on, or one; default: 2", flag="--min-count"
     )
-    max_successors: int = option(256, "how many tokens each context proposes at most")
+    max_successors: int = option(256, "tokens that each context proposes at most")
 
     def __post_init__(self) -> None:
         check_integer("order", self.order, 1, MAX_ORDER)

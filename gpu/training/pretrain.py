@@ -96,7 +96,7 @@ def pretrain(
         config: shape and training.
         held_out: the names to keep out of training; default: about 5 %, copies on one side.
         device: cpu or cuda.
-        report: called after every step with what `Progress.run` says.
+        report: called after every step with the news of `Progress.run`.
         teacher: the folder of a model to draft for: the new one takes its tokenizer and learns its distributions.
 
     Returns:

@@ -22,7 +22,7 @@ Report = Callable[[dict[str, Any]], object]
 def check_output(path: Path, what: str) -> None:
     """Raise ValueError for a path with a file or a folder that is not empty: nothing is overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} is there already, expected a new path for the {what}")
+        raise ValueError(f"{path} already exists, expected a new path for the {what}")
 
 
 def partial_file(output: Path) -> Path:
@@ -105,7 +105,7 @@ class Progress:
             state = file.metadata() or {}
         if state.get("digest") != self.digest:
             what = "is an unfinished run with other settings, another model or other text"
-            raise ValueError(f"{self.file} {what}, expected the same ones; remove it to begin anew")
+            raise ValueError(f"{self.file} {what}, expected the same ones; remove it to begin again")
         tensors = load_file(self.file)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -133,7 +133,7 @@ class Progress:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes in use so far: on the device, or of this process; None where the system does not say."""
+    """Return the most bytes in use so far: on the device, or of this process; None if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:

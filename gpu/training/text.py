@@ -86,9 +86,7 @@ def split_texts(
     digests = {name: hashlib.sha256(text.strip().encode()).digest()[:8] for name, text in texts.items()}
     draws = {name: int.from_bytes(digest, "little") / 2**64 for name, digest in digests.items()}
     if len(set(draws.values())) < 2:
-        raise ValueError(
-            f"found {len(texts)} texts, too few to hold any out, expected at least 2 that are no copies of one another"
-        )
+        raise ValueError(f"found {len(texts)} texts, too few to hold any out, expected at least 2 that differ")
     limit = max(fraction, min(draws.values()))  # however few there are, one is held out
     if limit >= max(draws.values()):  # and one is not
         limit = min(draws.values())
@@ -117,7 +115,7 @@ def own_text(
 
     A text is a prompt and at most `length` tokens with it, or after it where `begin` gives the prompts of a batch by
     its number. Without them a text begins with the end of text if the model has one, else with a random token. A file
-    keeps the tokens of every batch, so that a run that was killed goes on after them; one that is damaged raises
+    keeps the tokens of every batch, so that the same call resumes a run that was killed. A damaged file raises
     ValueError. `watch` is called with the number of tokens written so far.
     """
     from safetensors.torch import save

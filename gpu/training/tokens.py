@@ -76,7 +76,7 @@ def load_tokenizer(folder: Path) -> Any:
         return tokenizer
     except Exception as error:  # transformers raises anything here
         reason = reason_of(error)
-        raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json or the like") from None
+        raise ValueError(f"{folder} holds no tokenizer ({reason}), expected tokenizer.json") from None
 
 
 def encode_texts(

@@ -39,7 +39,7 @@ WARMUP = 0.05  # the part of the run in which the learning rate rises; then it f
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What learns, in float32; an adapter or a head may be missing."""
+    """The trained parts, in float32; an adapter or a head may be missing."""
 
     vectors: Tensor  # [L, D]
     adapter: Adapter | None = None
@@ -130,7 +130,7 @@ def train(
         held_out: other text, on which acceptance is measured.
         output: a path at which there is nothing yet, else ValueError is raised.
         config: what to train, and how long.
-        report: called after every step with what `Progress.run` says, at the end with what `compared` finds.
+        report: called after every step with the news of `Progress.run`, at the end with the result of `compared`.
     """
     config = TrainConfig() if config is None else config
     report, path = report or bool, Path(output)
@@ -218,7 +218,7 @@ def hidden_states_file(
 
 
 def base_shapes(model: Trainable) -> dict[str, int]:
-    """Return the sizes that say which model this is, under config.json's names."""
+    """Return the sizes that identify the model, under config.json's names."""
     config: Any = getattr(model, "config", None) or getattr(model, "text_config", None)
     sizes = {name: getattr(config, name, None) for name in SIZES}  # transformers' configs need not name them all
     return {"vocab_size": model.vocab_size} | {name: size for name, size in sizes.items() if type(size) is int}

@@ -116,7 +116,7 @@ def _refuse_other_formats(folder: Path, formats: dict[str, str]) -> None:
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return every tensor of a checkpoint by name, from one safetensors file or all that the index lists.
 
-    Raise FileNotFoundError for missing weights or shards, ValueError for other formats, damage, and an index that lies.
+    Raise FileNotFoundError for missing weights or shards, ValueError for other formats, damage, and a wrong index.
     """
     check_weights(folder)
     if (folder / SINGLE).exists():
@@ -132,13 +132,13 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         for name, tensor in read_header(file_in(folder, shard)).items():
             if weight_map.get(name) != shard:
                 raise ValueError(
-                    f"{tensor.path} holds the tensor {name!r:.80}, expected it only where {INDEX} says: "
+                    f"{tensor.path} holds the tensor {name!r:.80}, expected it only in the file of {INDEX}: "
                     f"{weight_map.get(name)!r:.80}"
                 )
             tensors[name] = tensor
     for name, shard in weight_map.items():
         if name not in tensors:
-            raise ValueError(f"{folder / shard} lacks the tensor {name!r:.80}, expected it there as {INDEX} says")
+            raise ValueError(f"{folder / shard} lacks the tensor {name!r:.80}, expected it there by {INDEX}")
     return tensors
 
 
@@ -213,7 +213,7 @@ def errors_of(place: str | os.PathLike[str], joint: str = ": ") -> Iterator[None
 
 
 def packed_settings(settings: Mapping[str, Any]) -> bytes:
-    """Return the content of a config.json; raise ValueError if its `training` is no plain JSON."""
+    """Return the content of a config.json; raise ValueError if its `training` is not plain JSON."""
     try:
         return (json.dumps(settings, indent=2, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:

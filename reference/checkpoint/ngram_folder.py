@@ -93,7 +93,7 @@ def packed(
 
 
 def array_bytes(vocab_size: int, num_ngrams: Sequence[int]) -> int:
-    """Return the size of the arrays on disk, with so many n-grams of each order from 2 on."""
+    """Return the bytes of the arrays on disk, given the number of n-grams of each order from 2 on."""
     return sum(BYTES[dtype] * shape[0] for dtype, shape in _layout(vocab_size, num_ngrams).values())
 
 
@@ -122,7 +122,7 @@ def _marks(
 ) -> npt.NDArray[np.uint8]:  # [Z]
     """Write numbers in unary, a 0 for each successor and a 1 after each context: P + N bits, in bytes.
 
-    Source: Jacobson 1989, "Space-efficient Static Trees and Graphs", for trees in so many bits.
+    Source: Jacobson 1989, "Space-efficient Static Trees and Graphs", for trees of this size.
     """
     bits = np.zeros(len(num_successors) + int(num_successors.sum()), dtype=np.uint8)
     bits[np.cumsum(num_successors + 1) - 1] = 1

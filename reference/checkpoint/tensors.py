@@ -46,7 +46,7 @@ def check_tensors(
         if tensor.shape != expected[name]:
             raise ValueError(
                 f"{tensor.path}: tensor {name} has shape {list(tensor.shape)}, "
-                f"expected {list(expected[name])} as config.json says"
+                f"expected {list(expected[name])} as in config.json"
             )
         if tensor.dtype not in ITEM_BYTES:
             raise ValueError(

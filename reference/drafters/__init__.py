@@ -1,4 +1,4 @@
-"""What proposes tokens; `DRAFTERS` has all drafters by name.
+"""The drafters; `DRAFTERS` has all drafters by name.
 
 A drafter that is registered here is found by the exact suite, the coupling tests, the benchmark and the command line.
 There it is made from the size of the vocabulary, if it needs no files.

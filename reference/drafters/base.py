@@ -26,7 +26,7 @@ class Drafter(ABC):
     max_position_embeddings: int | None = None  # the longest text it can read; None: any
 
     def new_cache(self, capacity: int) -> KVCache | None:
-        """Return an empty cache for a text of so many tokens, if the drafter needs one."""
+        """Return an empty cache for a text of at most `capacity` tokens, if the drafter needs one."""
         return None
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Several free drafters in turn: the first that is sure of a token proposes it.
 
-Prompt lookup knows what the text repeats, n-grams what texts like it say. A step without a good draft is a plain step,
-which costs less than a pass over drafts that are rejected, so a drafter that is not sure proposes nothing.
+Prompt lookup drafts repetitions of the text, n-grams what similar texts have in common. A step without drafts costs
+less than a pass over drafts that are rejected, so a drafter that is not sure proposes nothing.
 
 Glossary of shapes: V vocabulary.
 """

@@ -64,7 +64,7 @@ class NgramOrder:
         return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
 
     def check(self, num_contexts: int, vocab_size: int) -> None:
-        """Refuse arrays that are no level of a tree over a vocabulary.
+        """Refuse arrays that are not a level of a tree over a vocabulary.
 
         Raises:
             ValueError: lengths disagree, tokens are unknown or not sorted, or shares add up to 1 or more.
@@ -158,15 +158,15 @@ class NgramTables:
         if self.tokenizer is not None and tokenizer not in (None, self.tokenizer):
             raise ValueError(
                 f"the n-gram model was counted with the tokenizer of {self.base_model!r} ({self.tokenizer[:12]}), this "
-                f"is that of {model.name!r} ({str(tokenizer)[:12]}), expected the same; wrong tokens keep the text "
-                f"exact but make it slow, and dataclasses.replace(ngram, tokenizer=None) uses them all the same"
+                f"is that of {model.name!r} ({str(tokenizer)[:12]}), expected the same; other tokens keep the text "
+                f"exact but make it slow, and dataclasses.replace(ngram, tokenizer=None) skips this check"
             )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the folder of an n-gram model, whole or not at all; one that is there already is replaced.
+        """Write the folder of an n-gram model, whole or not at all; one that exists is replaced.
 
         Raises:
-            ValueError: the path holds something else, or `training` is no plain JSON.
+            ValueError: the path holds something else, or `training` is not plain JSON.
         """
         path = Path(folder)
         if path.exists() and not may_replace(path):

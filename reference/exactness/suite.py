@@ -25,7 +25,7 @@ EXACT = 1e-12  # sums of some thousand products of numbers in [0, 1], each wrong
 
 @dataclass(frozen=True)
 class SuiteRow:
-    """What the suite found for one method and rule."""
+    """The result of the suite for one method and rule."""
 
     package: str
     method: str
@@ -134,7 +134,7 @@ def plain_distribution(
 
 
 def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> dict[str, list[str]]:
-    """Say in sentences what the suite covers on these configurations, and what it does not."""
+    """Return sentences that list what the suite covers on these configurations, and what it does not."""
     names = " and ".join(package.__name__.rpartition(".")[2] for package in packages)
     tables = sum(case.shape is None for case in cases)
     covered = [
@@ -143,7 +143,7 @@ def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> 
         f"{len(cases) - tables} random transformers in float64, with texts of up to "
         f"{max(case.max_new_tokens for case in cases)} new tokens: {'; '.join(case.name for case in cases)}.",
         "Every way in which the uniforms of every step can decide, to the end of every text; each execution runs with "
-        "a trace and once more without one, as texts are generated.",
+        "a trace and again without one, as texts are generated.",
     ]
     not_covered = [
         "The loop with its stream of uniforms (generate, generate_batch, the engine), and stop strings: "

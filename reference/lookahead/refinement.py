@@ -20,11 +20,11 @@ from .head import BlockHeads, SamplerHead
 from .vectors import LookAhead
 
 Memory = tuple[npt.NDArray[Any], ...]
-"""What a refinement carries from one draft to the next."""
+"""The memory of a refinement from one draft to the next."""
 
 
 class RefinementFacts:
-    """What both packages know of a refinement besides its numbers.
+    """The facts about a refinement that are not arrays, for both packages.
 
     A small `draft_vocab` makes a draft cheap: its
     logits are those of N rows of the output projection, and no other token is drafted.

@@ -145,7 +145,7 @@ def oracle_lengths(
     lattices: npt.NDArray[np.int64],  # [N, K, C]
     continuations: npt.NDArray[np.int64],  # [N, K]
 ) -> npt.NDArray[np.int64]:  # [N]
-    """Return how many drafts the best path of each lattice gets accepted, if the model goes on like that: the headroom.
+    """Return how many drafts the best path of each lattice gets accepted if the model's text is `continuations`.
 
     Source: Kim et al. 2024, the oracle over the top-k lattice.
     """

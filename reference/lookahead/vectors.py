@@ -74,8 +74,8 @@ class TrainedVectors:
             raise ValueError(
                 f"the look-ahead vectors were trained for the model {self.base_model!r} "
                 f"({self.fingerprint[:12]}), this is {model.name!r} ({str(model.fingerprint)[:12]}), "
-                f"expected the same; wrong vectors keep the text exact but make it slow, and "
-                f"dataclasses.replace(lookahead, fingerprint=None) uses them all the same"
+                f"expected the same; other vectors keep the text exact but make it slow, and "
+                f"dataclasses.replace(lookahead, fingerprint=None) skips this check"
             )
 
     def _checked_number(self, model: Any, num_lookahead: int | None) -> int:
@@ -86,12 +86,12 @@ class TrainedVectors:
         return wanted
 
     def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
-        """Write a look-ahead folder, whole or not at all; one that is there already is replaced.
+        """Write a look-ahead folder, whole or not at all; one that exists is replaced.
 
-        A card is the text of its README.md; without one, a README.md that is there already is kept.
+        A card is the text of its README.md; without one, a README.md that exists is kept.
 
         Raises:
-            ValueError: the path holds something else, or `training` is no plain JSON.
+            ValueError: the path holds something else, or `training` is not plain JSON.
         """
         path = Path(folder)
         if path.exists() and not disk.may_replace(path):

@@ -1,4 +1,4 @@
-"""What every decoding method has in common: the state of a sequence, a start, a step, the verification of a chain.
+"""The base of every decoding method: the state of a sequence, the start, the step, and the verification of a chain.
 
 Glossary of shapes: L look-ahead vectors, D' hidden state, V vocabulary, K drafts, N rows of logits, R of them that
 verification reached.
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 class State:
     """One sequence between two steps: the committed tokens, and the cache of all but the last of them.
 
-    A step never changes a cached row below `cached`, so it is a pure function of state and uniforms. Its results and
-    its scratch share the one cache, so `copy` a state to continue it twice. A drafter's cache only saves work: it may
-    hold any prefix.
+    A step never changes a cached row below `cached`, so it is a pure function of state and uniforms. The new state
+    shares the cache, so `copy` a state to continue it twice. A drafter's cache only saves work: it may hold any prefix.
     """
 
     tokens: tuple[int, ...]  # prompt and new tokens
@@ -54,7 +53,7 @@ class State:
 
     @property
     def key(self) -> tuple[tuple[int, ...], tuple[float, ...], bool]:
-        """What the future of two states after one prompt depends on."""
+        """The values that determine the future of a state, given its prompt."""
         return self.new_tokens, self.pace, self.lookahead_hidden is not None
 
     @property
@@ -132,7 +131,7 @@ class Method(ABC):
 
     @property
     def num_uniforms(self) -> int:
-        """Uniforms that one step is given."""
+        """The number of uniforms of one step."""
         return sum(self.named_uniforms.values())
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
@@ -156,7 +155,7 @@ class Method(ABC):
         prefix: Sequence[int],
         logits: Array,  # [V]
     ) -> Array:  # [V]
-        """Return the logits after `prefix` as the processor, which gets and returns float64, leaves them."""
+        """Return the logits after `prefix`, changed by the processor, which takes and returns float64."""
         if self.processor is None:
             return logits
         processed = np.asarray(self.processor(tuple(prefix), logits.astype(np.float64)), dtype=np.float64)
@@ -173,7 +172,7 @@ class Method(ABC):
         """Return the distribution of the token after `prefix`: processor, then settings (default: the target's).
 
         Raises:
-            NotFiniteError: there is none; the message gives the position of the prefix's end.
+            NotFiniteError: the logits make no distribution; the message gives the position of the last token.
         """
         where = f"logits after position {len(prefix) - 1}"
         return probs_from_logits(self.process(prefix, logits), sampling or self.sampling, where)
@@ -186,8 +185,8 @@ class Method(ABC):
     ) -> Probs:  # [N, V]
         """Return the target's distributions after a prefix and after the first N-1 of the drafts that follow it.
 
-        A row without a distribution is NaN. That is no error before verification has reached it, since plain decoding
-        might never have come there; `verify_drafts` decides.
+        A row without a distribution is NaN. It is an error only if verification reaches it, which `verify_drafts`
+        checks: plain decoding might never have reached that prefix.
         """
         probs = np.full(logits.shape, np.nan)
         for i, row in enumerate(logits):
@@ -202,7 +201,7 @@ class Drafts(NamedTuple):
 
     tokens: Tokens  # [K]
     probs: Probs  # [K, V], the very distributions that the tokens were drawn from
-    has_bonus_row: bool  # whether the text goes on after the last
+    has_bonus_row: bool  # whether the text continues after the last
     num_asked: int  # distributions asked for
 
 
@@ -251,8 +250,7 @@ def verify_drafts(
 ) -> tuple[Record, int]:
     """Verify a chain of drafts by the target's logits after `prefix` and after each draft.
 
-    Returned are the whole record of the step, and the length of what the cache may keep: the prefix and the accepted
-    drafts.
+    Returns the whole record of the step, and the length that the cache may keep: the prefix and the accepted drafts.
 
     Raises:
         NotFiniteError: verification reached a row of logits that has no distribution.

@@ -10,7 +10,7 @@ The last accepted row of the pass is what the heads draft from next, so drafting
 the rule `match`, a step is that of the paper. With other settings the drafts are verified as any others are, so the
 text has the model's distribution.
 
-The paper also trains the model together with its heads, and accepts drafts that are merely near the likeliest token.
+The paper also trains the model together with its heads, and accepts drafts that are only near the likeliest token.
 Here the model is frozen, and every rule is exact.
 
 A block may be rescored (`lookahead.rescoring`): draft by draft, or as a whole by `BlockwisePaths`, which verifies the
@@ -54,8 +54,8 @@ class BlockwisePaths(PathSettings, OneCall):
 
     A path's score is the sum of its drafts' scores, see `Rescored`, which depend on the path. The paths are found by a
     beam of as many: exactly the best ones where nothing rescores the block and none of them ends the text. Nothing is
-    drawn to draft, so the one rule is `match`: each token is the model's own draw, and goes on along the paths that
-    continue with it.
+    drawn to draft, so the one rule is `match`: each token is the model's own draw, and the paths that continue with it
+    remain.
 
     Source: Kim et al. 2024 (arXiv 2404.09221), for p-best rescoring and its control without a model of language.
     """
@@ -107,7 +107,7 @@ class BlockwisePaths(PathSettings, OneCall):
         return np.round(found / STEP) * STEP, memory
 
     def _walk(self, state: State, drafts: TreeDrafts, logits: dict[int, Array], draws: UniformRow) -> Walk:
-        """Draw token after token from the model, as long as a path goes on with it."""
+        """Draw token after token from the model, while a path continues with the drawn token."""
         accept = np.full(drafts.tokens.size, np.nan)
         path: list[int] = []
         log_probs: list[float] = []

@@ -1,8 +1,7 @@
-"""PaSS in one call per step: the pass that verifies the drafts also looks ahead, after every prefix that may survive.
+"""PaSS in one call per step: the pass that verifies the drafts also computes the look-ahead rows for the next ones.
 
-A group of look-ahead rows follows the last token and every draft. It attends to the text up to there, and no row
-attends to it. The next drafts come from the group after the last accepted draft, so no call is spent on drafting.
-`OneCall` is this call, for drafts of any shape; `PaSSOneCall` drafts a chain, `tree.PaSSOneCallTree` a tree.
+A group of look-ahead rows follows the last token and each draft, and no row outside of the group attends to it. The
+next drafts come from the group after the last accepted draft.
 
 Source: Monea et al. 2023 (arXiv 2311.13581) for the look-ahead rows; Stern et al. 2018 (arXiv 1811.03115), Sec. 4, for
 the merged pass; Lin et al. 2024 (arXiv 2401.12522) for groups after every draft.
@@ -35,7 +34,7 @@ from .tree_shape import DraftTree, layout
 
 
 class OneCall(OneCallSettings, Method):
-    """A method whose one call per step verifies drafts and looks ahead for the next ones."""
+    """The call of `PaSSOneCall`, which drafts a chain, and of `tree.PaSSOneCallTree`, which drafts a tree."""
 
     model: LanguageModel
     lookahead: LookAhead
@@ -59,8 +58,8 @@ class OneCall(OneCallSettings, Method):
     def _one_call(self, state: State, places: list[int], draft_tokens: Tokens) -> tuple[Array, dict[int, Array]]:
         """Run the one call, over the pending tokens, the drafts, and groups of look-ahead vectors after them.
 
-        Returns the hidden states [R, D'] after each of the `places`, the first of which is the last token, and of the
-        group after a place, if it has one.
+        Returns the hidden states [R, D'] of the `places`, of which the first is the last token. Also returns those of
+        the group after each place that has one.
         """
         pending = state.pending
         text = [*pending, *draft_tokens.tolist()]
@@ -75,7 +74,7 @@ class OneCall(OneCallSettings, Method):
         return hidden[len(pending) - 1 : len(text)], ahead
 
     def _carry(self, state: State, last: Array, group: Array | None) -> State:
-        """Keep what the next step drafts from: the group after the last accepted draft, as far as it is useful."""
+        """Keep what the next step drafts from: the useful rows of the group after the last accepted draft."""
         useful = min(len(self.vectors), state.remaining - 1)
         if not self.refinement.uses_lookahead:
             group = np.repeat(last[None], max(0, useful), axis=0)
@@ -85,7 +84,7 @@ class OneCall(OneCallSettings, Method):
     def _drafting(self, state: State) -> tuple[int, Callable[[tuple[int, ...], int], Array]]:
         """Return how many drafts the kept rows allow, and the function that gives the logits after text and path.
 
-        The function takes the tokens, and the place to which they lead. The refinement's memory follows each path.
+        The function takes the tokens of a path, and its place. Each path has its own memory of the refinement.
         """
         rows = np.zeros((1, 0)) if state.lookahead_hidden is None else state.lookahead_hidden
         memories = {-1: self.refinement.start(self.model, rows) if len(rows) > 1 else ()}
@@ -124,5 +123,5 @@ class PaSSOneCall(OneCall, ChainSettings):
         record = drafting_record(num_pending - 1 + sum(map(len, ahead.values())), 0)
         verified = verify_drafts(self, self.rule, prefix, record, draws, logits, draft_tokens, draft_probs)
         last = verified[0].num_accepted
-        state, record = state.commit(*verified)  # rejected drafts and look-ahead rows leave no trace
+        state, record = state.commit(*verified)  # drops rejected drafts and look-ahead rows
         return self._carry(state, real[last], ahead.get(last)), record

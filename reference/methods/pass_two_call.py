@@ -1,7 +1,7 @@
 """PaSS as published: one call drafts from look-ahead vectors, a second call verifies the drafts.
 
-A draft distribution depends on neither the exact token nor the other drafts. That costs acceptance, not exactness: any
-distribution will do that is fixed before its draft is drawn.
+A draft distribution depends on neither the exact token nor the other drafts. This lowers acceptance, but the output
+stays exact, because each distribution is fixed before its draft is drawn.
 
 Source: Monea, Joulin and Grave 2023, "PaSS: Parallel Speculative Sampling" (arXiv 2311.13581), Sec. 3.
 
@@ -35,7 +35,7 @@ class PaSSSettings:
     """The settings of `PaSS`, of either package.
 
     `lookahead=None` is the paper's baseline: the embedding of `fixed_token` replaces every trained vector.
-    `draft_sampling` gives the drafts settings of their own; the text's distribution does not depend on them.
+    `draft_sampling` replaces the settings for drafts; the output distribution does not depend on it.
     """
 
     model: Any
@@ -57,7 +57,7 @@ class PaSSSettings:
             vectors = self._fixed_vectors([self.fixed_token] * wanted)
         elif self.lookahead.adapter is not None or self.lookahead.head is not None:
             raise ValueError(
-                "lookahead: found vectors trained with an adapter or a head, which are of no use here, expected "
+                "lookahead: found vectors trained with an adapter or a head, which this method does not use, expected "
                 "PaSSOneCall (pass-one-call), or dataclasses.replace(lookahead, adapter=None, head=None)"
             )
         else:
@@ -109,7 +109,7 @@ class PaSS(PaSSSettings, Method):
         return state.commit(*verify_drafts(self, self.rule, prefix, record, draws, logits, draft_tokens, draft_probs))
 
     def _draft(self, state: State, exact_token: int, logits: Array, draws: UniformRow) -> tuple[Tokens, Probs, bool]:
-        """Draw the drafts; return the distributions they were drawn from, and whether the text goes on after them."""
+        """Draw the drafts; return them, their distributions, and whether the text continues after them."""
         settings, limit = self.draft_sampling or self.sampling, len(logits)
         return draft_left_to_right(
             self, state, limit, draws, lambda tokens, i: logits[i], settings, before=(exact_token,)

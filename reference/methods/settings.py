@@ -60,7 +60,7 @@ class OneCallSettings:
         return self.lookahead.inputs(self.model, self.num_vectors)
 
     def has_group(self, num_accepted: int) -> bool:
-        """Return whether a group of look-ahead rows follows so many accepted drafts."""
+        """Return whether a group of look-ahead rows follows this number of accepted drafts."""
         return self.refinement.uses_lookahead and (self.groups is None or num_accepted in self.groups)
 
 
@@ -90,7 +90,7 @@ class BlockSettings(OneCallSettings):
         super().__post_init__()
         drafts = getattr(self.refinement, "drafts", self.refinement)
         if drafts.uses_lookahead or drafts.reads_drafts:
-            raise ValueError("lookahead: found parts that are no block heads, expected some for blockwise decoding")
+            raise ValueError("lookahead: found parts without block heads, expected block heads for blockwise decoding")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class PathSettings(BlockSettings):
     rules: ClassVar[Collection[str]] = ("match",)
 
     def __post_init__(self) -> None:
-        """Check the settings, and that the lattice has so many paths."""
+        """Check the settings, and that the lattice has at least `num_paths` paths."""
         super().__post_init__()
         check_integer("num_paths", self.num_paths, 1, 2**16)
         width, depth = getattr(self.refinement, "width", None) or self.model.vocab_size, self.depth

@@ -53,7 +53,7 @@ def draw_candidates(
     index: int = 0,
     replacement: bool = False,
 ) -> tuple[Tokens, Probs]:  # [C], [C, V]
-    """Draw candidates with the uniforms from `draft[index]` on; return the very distributions they were drawn from.
+    """Draw candidates with the uniforms from `draft[index]` on; return the distributions they were drawn from.
 
     candidate_probs[0] = the distribution of the logits; candidate_probs[c+1] = candidate_probs[c] without token c,
     renormalised

@@ -142,7 +142,7 @@ def draw_tree(
 ) -> tuple[TreeDrafts, int]:
     """Draw candidates after place after place: `next_logits(tokens, place)` gives the logits after text and path.
 
-    Returns the drafts with the very distributions that they were drawn from, and the number of logits asked for.
+    Returns the drafts with the distributions that they were drawn from, and the number of logits asked for.
     Nothing follows a draft that ends the text, `limit` drafts, or logits that make no distribution.
     """
     used, num_asked = np.arange(tree.num_drafts + 1) == 0, 0

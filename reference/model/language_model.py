@@ -1,4 +1,4 @@
-"""What a method needs of a model.
+"""The interface of a model, as methods use it.
 
 Glossary of shapes: T rows of a pass, D input vector, D' hidden state (for a table, V), V vocabulary.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ModelFacts(Protocol):
-    """What both packages know of a model besides its numbers."""
+    """The facts about a model that are not arrays, for both packages."""
 
     @property
     def vocab_size(self) -> int:
@@ -49,7 +49,7 @@ class ModelFacts(Protocol):
 
 
 class LanguageModel(ModelFacts, Protocol):
-    """What a method needs of a model: `Transformer` and `TableModel` both are one."""
+    """The interface of `Transformer` and `TableModel`."""
 
     def new_cache(self, capacity: int = 16) -> KVCache:
         """Return an empty cache."""

@@ -19,7 +19,7 @@ from .decoder import UNFINISHED, Decoder, Stops, first_stop
 
 
 class Piece(NamedTuple):
-    """What a token adds to a text: characters, or bytes that form characters together with their neighbours."""
+    """The addition of a token to a text: characters, or bytes that form characters together with their neighbours."""
 
     text: str = ""
     data: bytes | None = None  # then there is no `text`
@@ -91,7 +91,7 @@ class Mark(NamedTuple):
         return Mark(whole[:cut], visible[:cut], strip, cut is not None)
 
     def show(self, num_kept: int) -> tuple[str, Mark]:
-        """Return the visible text but for the last characters, and what is left."""
+        """Return the visible text without the last characters, and the rest."""
         cut = len(self.text) - num_kept
         shown = "".join(compress(self.text[:cut], self.visible))
         return shown, self._replace(text=self.text[cut:], visible=self.visible[cut:])

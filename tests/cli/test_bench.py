@@ -187,8 +187,8 @@ BAD_PROMPTS = {
     "def main():": "line 1 of",
     '{"prompt": "a"}\n{"prompt": "b"': "line 2 of",
     '{"prompt": "a"}\n{"text": "b"}': "line 2 of",
-    '{"prompt": ""}': "is no JSON with a `prompt`",
-    "[" * 100_000: "is no JSON",
+    '{"prompt": ""}': "has no `prompt` or `turns`",
+    "[" * 100_000: "expected a JSON object",
 }
 
 

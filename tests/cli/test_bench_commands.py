@@ -73,7 +73,7 @@ def test_what_cannot_run_on_the_checkpoint_is_left_out_with_the_reason(box, caps
     assert [row["method"] for row in found["rows"]] == [*ours, "transformers", "transformers-prompt-lookup"]
     flags = {"pass": "--lookahead", "pass-one-call": "--lookahead", "draft-model": "--draft-model"}
     flags |= {"ngram": "--ngram", "lookup-ngram": "--ngram"}
-    said = {"planned": "no plan that is kept"} | {name: f"expected {flag} FOLDER" for name, flag in flags.items()}
+    said = {"planned": "no saved plan"} | {name: f"expected {flag} FOLDER" for name, flag in flags.items()}
     said |= dict.fromkeys(("blockwise", "blockwise-paths"), "expected --lookahead FOLDER")
     said |= {"transformers-assisted": "expected --draft-model FOLDER"}
     left_out = found["settings"]["left_out"]

@@ -203,7 +203,7 @@ def test_the_demo_reports_all_methods_in_json_but_pass_for_vectors_with_a_head(b
 
 def test_the_demo_shows_the_same_text_in_marks_on_a_pipe_and_in_colours_on_a_terminal(box, capsys, monkeypatch):
     assert demo(box, "--repeats", 1) == 0
-    marked = capsys.readouterr().out.split("\nThe same distribution")[0].split("\n", 1)[1]
+    marked = capsys.readouterr().out.split("\nDecoders that sample")[0].split("\n", 1)[1]
     assert MARK.search(marked) and not COLOUR.search(marked)
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
@@ -211,7 +211,7 @@ def test_the_demo_shows_the_same_text_in_marks_on_a_pipe_and_in_colours_on_a_ter
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", terminal)
         assert demo(box, "--repeats", 1) == 0
-    coloured = terminal.getvalue().split("\nThe same distribution")[0].split("\n", 1)[1]
+    coloured = terminal.getvalue().split("\nDecoders that sample")[0].split("\n", 1)[1]
     assert COLOUR.search(coloured) and COLOUR.sub("", coloured) == MARK.sub("", marked)
 
 

@@ -36,14 +36,14 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
     "": {
         "": ("pass-sampling: ", "COMMAND"),
         "dance": ("pass-sampling: ", "'dance'", "'generate'"),
-        "generate": "found 0 of --prompt and --interactive, expected one",
+        "generate": "found neither --prompt nor --interactive, expected one of them",
         "demo --model {model}": "--lookahead FOLDER",
         "train --model {model} --text {text}": "--output",
         f"train --model {{model}} {LEARN}": ("--text", "--standard-library", "--self"),
     },
     GENERATE: {
         "'--unknown\nflag'": "--unknown flag",
-        "--interactive": "found 2 of --prompt and --interactive, expected one",
+        "--interactive": "found both --prompt and --interactive, expected one of them",
         "--model {root}/bare": ("bare holds no tokenizer", "expected"),
         "--model {root}/damaged": "model.safetensors is damaged",
         "--model {root}/no-bos --prompt ''": "--prompt is empty",
@@ -60,9 +60,9 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--candidates 2,x": "--candidates: found '2,x', expected numbers, such as 3,2,1 or 3,2+1+0,1",
         "--groups 0,x": "--groups: found '0,x', expected numbers with commas between",
         f"{TREE} --verify block": "--verify: found block for a tree of candidates, expected one of without-re",
-        f"{TREE} --lenience 0.5": "--lenience: found 0.5 with --candidates, a tree, expected it without",
+        f"{TREE} --lenience 0.5": "--lenience: found 0.5 with --candidates, expected one of them",
         "--method prompt-lookup --verify k-seq": "--verify: found k-seq for drafts without --candidates, expected one",
-        "--lookahead {vectors} --refine head": "--refine: found head, and vectors without one, expected none, ngram or",
+        "--lookahead {vectors} --refine head": "--refine: found head with vectors without a head, expected none",
         "--lookahead {vectors} --refine ngram": "found no n-gram model for",
         "--lookahead {root}/headed --method pass": "expected --method pass-one-call for them",
         "--plan {root}/none.json": "none.json is not a file, expected a plan",
@@ -86,7 +86,7 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--model {root}/no-bos --prompt=": "--prompt is empty",
     },
     TRAIN: {
-        "--output {vectors}": "vectors is there already",
+        "--output {vectors}": "vectors already exists",
         "--model {root}/bare": "bare holds no tokenizer",
         "--text {root}/latin-1": "latin-1 holds no text",
         "--text {root}/short.txt": ("the text has", "expected at least 48 for batches of 2 windows of 16"),
@@ -107,7 +107,7 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--prompts {root}/two.jsonl --chat": "--chat: found no chat template",
     },
     NGRAM: {
-        "--output {vectors}": "vectors is there already",
+        "--output {vectors}": "vectors already exists",
         "--model {root}/bare": "bare holds no tokenizer",
         "--text {root}/short.txt": ("--text: found", "to hold out", "a longer text"),
         "--held-out-list {root}/nothing": "held_out names 0 of the 12 texts",
@@ -116,7 +116,7 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--min-count 2 2": ("--min-count: found 2 numbers", "or 3"),
     },
     PRETRAIN: {
-        "--output {vectors}": "vectors is there already",
+        "--output {vectors}": "vectors already exists",
         "--held-out-list {root}/none": ("none cannot be used", "No such file"),
         "--held-out-list {root}/nothing": "held_out names 0 of the 12 texts",
         "--text {root}/short.txt": "held_out names 0 of the 1 texts",
@@ -235,7 +235,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_training(box, cap
 
     monkeypatch.setattr("tempfile.mkdtemp", mkdtemp)
     for command in (TRAIN, PRETRAIN):
-        assert "takes no new folder (Permission denied)" in refused(command, box, capsys)
+        assert "is not writable (Permission denied)" in refused(command, box, capsys)
 
 
 def test_pretrain_with_compile_needs_a_compiler(box, capsys, monkeypatch):

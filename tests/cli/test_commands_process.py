@@ -39,7 +39,7 @@ print(statuses)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=buffered())
     assert done.stdout.splitlines()[-1] == str([0] * (1 + len(COMMANDS)) + [2, 2]) and done.stderr.count("\n") == 2
-    assert done.stdout.count("usage: ") == 1 + len(COMMANDS) and "to begin with:" in done.stdout
+    assert done.stdout.count("usage: ") == 1 + len(COMMANDS) and "examples:" in done.stdout
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def test_ctrl_c_ends_an_interactive_text_and_then_the_program(box, tmp_path):
         process.stdin.flush()
         assert process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        assert process.stderr.readline() == b"stopped; Ctrl-C once more leaves\n"
+        assert process.stderr.readline() == b"stopped; press Ctrl-C again to leave\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
         assert process.stderr.read() == b""

@@ -130,5 +130,5 @@ def test_every_turn_reads_those_before(box, capsys, monkeypatch):
     out, err = generate(capsys, "--model", box.chat, "--interactive", "--chat")
     answers = out.split("\n")
     assert read[:2] == ["<u>a\n<a>", f"<u>a\n<a>{answers[0]}\n<u>no\n<a>"]
-    assert len(read) == 7 and "the context is full: forgot the 1 oldest exchanges\n" in err
+    assert len(read) == 7 and "the context is full: removed the 1 oldest exchanges\n" in err
     assert all(text.endswith(f"<u>{message}\n<a>") for text, message in zip(read[2:], "bcccc", strict=True))

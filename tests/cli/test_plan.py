@@ -222,7 +222,7 @@ def test_a_tree_is_written_as_it_is_read():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format_version": 1}, "is no plan of format_version 3, expected one"),
+        ({"format_version": 1}, "is not a plan of format_version 3, expected one"),
         ({"options": 3}, "found the options 3, expected some of method"),
         ({"options": {"temperature": 0.5}}, "found the options {'temperature': 0.5}, expected some of method"),
         ({"options": {"verify": "guess"}}, "verify: found 'guess', expected one of token, block, match"),

@@ -129,7 +129,7 @@ def test_repetition_and_confidence_are_those_of_the_paper() -> None:
         ({"paths": 126}, r"^num_paths: found 126, expected at most 125, as 3 drafts of 5$"),
         ({"paths": 28, "width": 3}, r"^num_paths: found 28, expected at most 27, as 3 drafts of 3$"),
         ({"head": True}, r"^rescorer: found a head for other hidden states, expected one trained alone, for heads$"),
-        ({"rows": True}, r"^lookahead: found parts that are no block heads, expected some for blockwise decoding$"),
+        ({"rows": True}, r"^lookahead: found parts without block heads, expected block heads for blockwise decoding$"),
         ({"vocab_size": 6}, r"^the n-gram model has vocab_size 6, expected 5 as in the model"),
         ({"hidden_size": 4}, r"^the sampler head reads hidden states of width 4, expected 8$"),
     ],

@@ -142,7 +142,7 @@ def bonus_from_the_row_before(site: Site, target: Any, draft: Any, tokens: Any, 
 
 @defect(COMMON, Site.wrong_rows)
 def draft_distributions_shifted(site: Site, target: Any, draft: Any, tokens: Any, count: Any, last: Any) -> Any:
-    """Each draft is judged by its neighbour's draft distribution."""
+    """Each draft is verified with its neighbour's draft distribution."""
     row = site.xp.arange(tokens.shape[-1])
     before = site.xp.where(row == 0, count - 1, row - 1)
     return target, site.take(draft, site.xp.where(row < count, before, row))

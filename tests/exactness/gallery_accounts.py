@@ -39,7 +39,7 @@ def _is_lookahead(model: Any, inputs: Any) -> Any:
     "vLLM #26498", partial(moved_positions, 1), check=checks.drafts_come_from_the_distribution_after_prefix_and_vectors
 )
 def draft_positions_moved(site: Site, model: Any, inputs: Any, positions: Any) -> Any:
-    """Look-ahead rows stand one position late: drafts are worse, the text is not."""
+    """Look-ahead rows are one position late: drafts are worse, the text is not."""
     return positions + _is_lookahead(model, inputs)
 
 
@@ -122,7 +122,7 @@ def shown_too_early(site: Site) -> None:
 
 @exact("vLLM #57941, exllamav2 #274", check=checks.positions_stay_below_the_limit)
 def drafts_past_the_limit(site: Site) -> None:
-    """Look-ahead rows stand at positions that the model does not have."""
+    """Look-ahead rows are at positions that the model does not have."""
     state = site.state
     remaining, asked = state.remaining.fget, []
 

@@ -41,7 +41,7 @@ def uniform_used_twice(site: Site, right: Any, self: Any, name: str, probs: Any,
     distribution="exact",
 )
 def accepted_at_equality(site: Site, right: Any, self: Any, column: str, chance: Any, *rest: Any) -> Any:
-    """A draft is accepted if the uniform is at most the ratio: at 0, one that the target never says."""
+    """A draft is accepted if the uniform is at most the ratio: at 0, one that the target never draws."""
     one = 1.0 if site.single else site.xp.ones_like(chance)
     return right(self, column, site.xp.nextafter(chance, one), *rest)  # u <= a is u < the number after a
 

@@ -39,7 +39,7 @@ after_first_cut, after_second_cut = partial(after_cut, 1), partial(after_cut, 2)
 
 @defect("mlx-examples #149", after_second_cut, merge=False)
 def rejected_draft_in_the_cache(site: Site, arrays: Any, old: int, new: int) -> None:
-    """The rollback is off by one: a rejected draft's row stands where an accepted token's should."""
+    """The rollback is off by one: a rejected draft's row is where an accepted token's should be."""
     arrays[:, :, new - 1] = arrays[:, :, new] * 1
 
 

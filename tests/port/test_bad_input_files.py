@@ -154,7 +154,7 @@ GENERATIONS = [
 ONE = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 NORM = "model.norm.weight"
 BIAS = "model.layers.0.self_attn.q_proj.bias"
-ONLY, SAYS = "expected only those of config.json", "as config.json says"
+ONLY, SAYS = "expected only those of config.json", "as in config.json"
 LACKS = " lacks the tensor {}, expected all {} tensors of config.json"
 SINGLE: list[tuple[Damage, str]] = [
     (text(""), f"/{CONFIG} {JSON.replace('*', 'Expecting value: line 1 column 1 (char 0)')}"),
@@ -200,15 +200,15 @@ SHARDED: list[tuple[Damage, str]] = [
     ),
     (
         weight_map(lambda files: files | {"phantom": FIRST}),
-        f"/{FIRST} lacks the tensor 'phantom', expected it there as {INDEX} says",
+        f"/{FIRST} lacks the tensor 'phantom', expected it there by {INDEX}",
     ),
     (
         weight_map(lambda files: files | {EMBEDDING: SECOND}),
-        f"/{FIRST} holds the tensor '{EMBEDDING}', expected it only where {INDEX} says: '{SECOND}'",
+        f"/{FIRST} holds the tensor '{EMBEDDING}', expected it only in the file of {INDEX}: '{SECOND}'",
     ),
     (
         tensors({EMBEDDING: ones(23, 24)}, SECOND),
-        f"/{SECOND} holds the tensor '{EMBEDDING}', expected it only where {INDEX} says: '{FIRST}'",
+        f"/{SECOND} holds the tensor '{EMBEDDING}', expected it only in the file of {INDEX}: '{FIRST}'",
     ),
 ]
 

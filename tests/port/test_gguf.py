@@ -155,7 +155,7 @@ def test_a_fetched_model_is_a_name_like_any_other(wheel, cache, capsys):
     assert run(*argv) == 0 and [path.name for path in cache.iterdir()] == [fetched_folder("tiny").name]
     capsys.readouterr()
     assert run("fetch", "tiny") == 0  # asks nobody
-    assert capsys.readouterr().out.startswith(f"{fetched_folder('tiny')} is there already\n")
+    assert capsys.readouterr().out.startswith(f"{fetched_folder('tiny')} exists already\n")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "other file", "no network"])

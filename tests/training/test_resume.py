@@ -184,6 +184,6 @@ def test_an_output_that_is_taken_is_refused_and_not_touched(taken: str, trainer:
     else:
         LookAhead.random(2, 24, 0).save(output)
     before, what = contents(tmp_path), "model" if trainer == "base model" else "look-ahead vectors"
-    with pytest.raises(ValueError, match=rf"out is there already, expected a new path for the {what}$"):
+    with pytest.raises(ValueError, match=rf"out already exists, expected a new path for the {what}$"):
         TRAINERS[trainer](output)
     assert contents(tmp_path) == before
