@@ -90,7 +90,7 @@ def encode_texts(
 
 @contextmanager
 def _panics_as_errors() -> Iterator[None]:
-    """Raise RuntimeError for a panic in the tokenizers library, which is no Exception."""
+    """Raise RuntimeError for a panic in the tokenizers library, which is not an Exception."""
     try:
         yield
     except BaseException as error:

@@ -208,7 +208,7 @@ def hidden_states_file(
 ) -> npt.NDArray[np.uint8]:  # [N, ...]
     """Open the file of the text's hidden states, all that a head alone needs of the model: computed once, then read.
 
-    Each window has a byte that says whether it is known, then its numbers.
+    Each window has a byte that is 1 if the window is known, then its numbers.
     """
     file = progress.file.with_name(f"{output.resolve().name}.{progress.digest[:12]}.states")
     shape = num_tokens // config.context, 1 + config.context * model.hidden_size * model.dtype.itemsize

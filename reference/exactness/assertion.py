@@ -96,7 +96,7 @@ def assert_exact(
     Raises:
         NotExact: the message names the event that is most wrong, its two probabilities, the shortest tokens that show
             a mistake, and the uniforms of a run that shows it.
-        ValueError: the program cannot be enumerated, or the target is no distribution.
+        ValueError: the program cannot be enumerated, or the target is not a distribution.
     """
     replacements = tuple(replace)
     found = program_distribution(program, replacements, max_executions)

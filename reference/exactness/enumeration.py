@@ -50,7 +50,7 @@ def every_outcome(
 ) -> Iterator[tuple[Any, Any, float]]:
     """Yield the new state, record and weight of every execution of one step from each state.
 
-    Each choice without a script adds one new script per other cell. The uniforms of new scripts lie near the lower and
+    Each choice without a script adds one new script per other cell. The uniforms of new scripts are near the lower and
     the upper end of their cells in turn, which reveals edges other than the reported ones. Choices that no script fixes
     yet get the uniform 0 in every other row of a batch and the largest number below 1 in the rows between; with batch=1
     they all get 0.
