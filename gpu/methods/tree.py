@@ -15,12 +15,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import check_settings
-from pass_sampling.reference.methods.checks import check_drafter
 from pass_sampling.reference.methods.settings import TreeSettings
 from pass_sampling.reference.methods.tree_shape import check_tree
 
 from ..batch_record import BatchRecord
+from ..drafters.base import Drafter
 from ..host import constant
 from ..state import State
 from ..uniforms import UniformRow
@@ -28,7 +27,6 @@ from ..verify import Tokens
 from .pass_one_call import Ahead, OneCall
 from .records import drafting_record
 from .speculative import DrafterMethod
-from .tree_rules import RULES
 from .tree_shape import DraftTree, TreeDrafts, draw_tree, rows_of_pass, tree_record, walk_tree
 
 
@@ -36,11 +34,7 @@ from .tree_shape import DraftTree, TreeDrafts, draw_tree, rows_of_pass, tree_rec
 class SpeculativeTree(TreeSettings, DrafterMethod):
     """Draft a tree with a drafter, then verify it; see the reference."""
 
-    def __post_init__(self) -> None:
-        """Raise ValueError unless the settings, the drafter and the tree suit the model."""
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
-        check_drafter(self.model, self.drafter, 0)
-        check_tree(self.num_candidates)
+    drafter: Drafter
 
     @cached_property
     def tree(self) -> DraftTree:
@@ -98,8 +92,6 @@ class SpeculativeTree(TreeSettings, DrafterMethod):
 @dataclass(frozen=True, eq=False)
 class PaSSOneCallTree(TreeSettings, OneCall):
     """Draft a tree from rows of the step before, verify it and look ahead in one pass; see the reference."""
-
-    rules = RULES
 
     @cached_property
     def tree(self) -> DraftTree:

@@ -205,7 +205,7 @@ def train(
 
 def hidden_states_file(
     progress: Progress, output: Path, model: Trainable, config: TrainConfig, num_tokens: int
-) -> npt.NDArray[np.uint8]:
+) -> npt.NDArray[np.uint8]:  # [windows, 1 + bytes of each]
     """Open the file of the text's hidden states, all that a head alone needs of the model: computed once, then read.
 
     Each window has a byte that says whether it is known, then its numbers.

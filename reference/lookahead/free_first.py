@@ -11,48 +11,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from ..drafters.base import Drafter
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
-from .refinement import Memory, Refinement
+from .refinement import Memory, Refinement, RefinementFacts
 from .rescoring import log_probs
 
 
 @dataclass(frozen=True, eq=False)
-class FreeFirstSettings:
+class FreeFirstSettings(RefinementFacts):
     """The settings of `FreeFirst`, of either package."""
 
     drafter: Any  # free; its logits are -inf everywhere where it is not sure, see `FirstOf`
     drafts: Any  # a refinement
     least: float = 0.2  # probability of the refinement's likeliest token, from which on it drafts
-    reads_drafts: ClassVar[bool] = True
+    reads_drafts = True
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: the drafter runs a model, the refinement rescores, or the probability is none.
-        """
+        """Refuse a drafter that runs a model, a refinement that rescores, and a probability that is none."""
         if self.drafts.are_scores:
             raise ValueError("drafts: found rescored drafts, expected a head or look-ahead rows as they are")
         if self.drafter.passes_per_draft:
             raise ValueError(f"drafter: found {self.drafter.name!r}, which runs a model, expected a free one")
         if not 0 < self.least <= 1:
             raise ValueError(f"least: found {self.least!r:.80}, expected a number above 0 and at most 1")
-
-    @property
-    def uses_lookahead(self) -> bool:
-        """Whether the refinement needs look-ahead rows."""
-        return bool(self.drafts.uses_lookahead)
-
-    @property
-    def num_memories(self) -> int:
-        """The refinement's."""
-        return int(self.drafts.num_memories)
+        for name in ("uses_lookahead", "num_memories"):
+            object.__setattr__(self, name, getattr(self.drafts, name))
 
     def check(self, model: Any) -> None:
         """Raise ValueError if the refinement or the drafter is of another model."""
