@@ -155,9 +155,14 @@ class State:
         if largest.numel() == 0 or (is_on_cpu(largest) and all(map(math.isfinite, largest.flatten().tolist()))):
             return self  # a list is quicker than a comparison of tensors
         faulty = used & ~largest.isfinite()
-        first = faulty.long().argmax(dim=1, keepdim=True)
-        new, position = faulty.any(dim=1) & (self.fault == 0), self.lengths + (num_more - 1) + first.squeeze(1)
-        fault = torch.where(new, largest.gather(1, first).squeeze(1).double(), self.fault)
+        if largest.shape[1] == 1:
+            new, value, position = faulty[:, 0], largest[:, 0], self.lengths + (num_more - 1)
+        else:
+            first = faulty.long().argmax(dim=1, keepdim=True)
+            new, value = faulty.any(dim=1), largest.gather(1, first).squeeze(1)
+            position = self.lengths + (num_more - 1) + first.squeeze(1)
+        new = new & (self.fault == 0)
+        fault = torch.where(new, value.double(), self.fault)
         return replace(self, fault=fault, fault_position=torch.where(new, position, self.fault_position))
 
     def complaints(self) -> dict[int, str]:

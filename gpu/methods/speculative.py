@@ -70,10 +70,11 @@ def draft_left_to_right(
     most = bound_or_max(state, limit, draws.room("draft") if bound is None else bound)
     step_by_step = wanted is not None or method.processor is not None
     looks, greedy = step_by_step or is_on_cpu(limit), method.sampling.temperature == sampling.temperature == 0
-    before = state.tokens[:, :0] if before is None else before
-    going, text, num_before = limit > 0, state.followed_by(before), before.shape[1]
+    going = has_room = limit > 0
+    num_before = 0 if before is None else before.shape[1]
+    text = state.tokens.clone() if before is None else state.followed_by(before)
     nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
-    tokens, distributions, valid = [before], [nothing], []
+    tokens, distributions, valid = [text[:, :0] if before is None else before], [nothing], []
 
     def add(logits: Tensor | None, best: Tokens | None, start: int) -> None:
         if logits is None or best is not None:
@@ -114,12 +115,15 @@ def draft_left_to_right(
             going = going & ~ends
         going = going & (limit > depth + 1)
     block, probs = torch.cat(tokens, dim=1), None if greedy else torch.cat(distributions, dim=1)
-    drafts = block[:, num_before:]
+    drafts = block if before is None else block[:, num_before:]
     if not valid:
         return Drafts(drafts, probs, limit == 0, limit, limit)
     can = torch.minimum(limit, count_leading_true(torch.cat(valid, dim=1)))
-    num_kept, ended = state.num_kept(block, num_before + can)
-    num_draft = num_kept - num_before
+    if before is None:
+        num_draft, ended = state.num_kept(block, can)
+    else:  # a row without room is not asked about
+        num_kept, ended = state.num_kept(block, can + num_before * has_room)
+        num_draft = num_kept - num_before * has_room
     draws.restrict("draft", drafted(drafts, num_draft))
     num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))
     return Drafts(drafts, probs, ~ended, num_asked, num_draft)

@@ -39,11 +39,15 @@ SHARE = 0.5  # of the free memory, which copies of the weights may take
 
 
 class Layout(NamedTuple):
-    """How a weight is copied, if it is, how rows are multiplied by it, and how large the copy is beside the weight."""
+    """How a weight is copied, how rows are multiplied by it, and how large the copy is beside the weight."""
 
-    make: Callable[[Tensor], Any]
+    make: Callable[[Tensor], Any]  # None: no copy
     apply: Callable[[Tensor, Any, Tensor | None], Tensor]
     size: float
+
+
+def _no_copy(weight: Tensor) -> None:
+    """Keep no copy."""
 
 
 def _packed(weight: Tensor) -> Any:
@@ -90,9 +94,9 @@ def _times_int8(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
 
 
 LAYOUTS = {
-    "plain": Layout(lambda weight: weight, functional.linear, 0),
+    "plain": Layout(_no_copy, functional.linear, 0),
     "packed": Layout(_packed, _times_packed, 1),
-    "without-onednn": Layout(lambda weight: weight, _times_without_onednn, 0),  # one row of bfloat16: reads least
+    "without-onednn": Layout(_no_copy, _times_without_onednn, 0),  # one row of bfloat16: it asks least of the memory
     "float32": Layout(_packed_in_float32, _times_float32, 2),  # rows of bfloat16 on a CPU without units for it
     "int8": Layout(quantised, _times_int8, 0.5),  # of a model whose weights are rounded to int8, see `linears_of`
 }
@@ -115,7 +119,7 @@ class Linear:
             num_rows = x.numel() // x.shape[-1]
             for most, layout, copy in self.layouts:
                 if num_rows <= most:
-                    return LAYOUTS[layout].apply(x, copy, self.bias)
+                    return LAYOUTS[layout].apply(x, self.weight if copy is None else copy, self.bias)
         return functional.linear(x, self.weight, self.bias)
 
 
@@ -141,8 +145,7 @@ def linear(
         if int8:
             rounded = quantised(weight.bfloat16())
             weight.copy_(rounded[0] * rounded[1].unsqueeze(1))
-        made = {name: LAYOUTS[name].make for name in layouts if name != "int8" or rounded is None}
-        copies = {"int8": rounded} | {name: make(weight) for name, make in made.items()}
+        copies = {name: rounded if name == "int8" else LAYOUTS[name].make(weight) for name in dict.fromkeys(layouts)}
     return Linear(weight, bias, tuple((most, name, copies[name]) for most, name in zip(BANDS, layouts, strict=False)))
 
 
@@ -230,7 +233,7 @@ def measured(weights: Sequence[Tensor], names: Sequence[str]) -> tuple[str, ...]
         layout = LAYOUTS[name]
         with contextlib.suppress(AttributeError, RuntimeError):  # another PyTorch, or a CPU without such units
             made = [layout.make(weight) for weight in sample]
-            layout.apply(sample[0][:1], made[0], None)
+            layout.apply(sample[0][:1], sample[0] if made[0] is None else made[0], None)
             copies[name] = made
     found = []
     for num_rows in BANDS.values():
@@ -239,8 +242,8 @@ def measured(weights: Sequence[Tensor], names: Sequence[str]) -> tuple[str, ...]
         for _ in range(3):
             for name, made in copies.items():
                 apply, started = LAYOUTS[name].apply, time.perf_counter()
-                for x, copy in zip(inputs, made, strict=True):
-                    apply(x, copy, None)
+                for x, weight, copy in zip(inputs, sample, made, strict=True):
+                    apply(x, weight if copy is None else copy, None)
                 times[name].append(time.perf_counter() - started)
         best = min(times, key=lambda name: min(times[name]))
         found.append(best if min(times[best]) < 0.95 * min(times["plain"]) else "plain")  # less is noise, and a copy
