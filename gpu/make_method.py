@@ -52,9 +52,7 @@ FOR_SMOLLM2 |= {"pass-one-call": box.SMOLLM2_HEAD, "rescorer": box.SMOLLM2_HEAD,
 def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingConfig, folder: Path) -> Method:
     """Make the method that the options name, for a model that was loaded from a folder.
 
-    Raises:
-        Unavailable: what it drafts from was neither given nor is bundled, or does not suit it.
-        ValueError: the options do not go together.
+    Raise Unavailable if what it drafts from is missing or does not suit it, ValueError for options that contradict.
     """
     assert options.method is not None
     tree = options.candidates is not None
@@ -93,11 +91,7 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
 
 
 def folders_of(options: DecodeOptions, model: Path) -> dict[str, Path]:
-    """Return the folders that the method of the options drafts from, by option, given or bundled.
-
-    Raises:
-        Unavailable: there is none where one is needed.
-    """
+    """Return the folders that a method drafts from, by option, given or bundled; raise Unavailable without one."""
     assert options.method is not None
     needed = {FOLDERS.get(options.method)} | ({"lookahead"} & options_taken(options.method))
     needed |= {name for name, refine in {"ngram": "ngram", "rescorer": "neural"}.items() if options.refine == refine}

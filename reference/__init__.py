@@ -32,42 +32,10 @@ from .model.weights import Weights
 from .record import Choice, Generation, NotFiniteError, Record
 from .sampling import probs_from_logits
 
-__all__ = [
-    "Adapter",
-    "Autoregressive",
-    "Choice",
-    "Drafter",
-    "Ending",
-    "EntropyBound",
-    "FirstOf",
-    "Generation",
-    "Heuristic",
-    "LanguageModel",
-    "LookAhead",
-    "Method",
-    "ModelConfig",
-    "ModelDrafter",
-    "NgramModel",
-    "NotFiniteError",
-    "PaSS",
-    "PaSSOneCall",
-    "PaSSOneCallTree",
-    "PromptLookup",
-    "Record",
-    "RopeScaling",
-    "SamplerHead",
-    "SamplingConfig",
-    "Schedule",
-    "SpeculativeSampling",
-    "SpeculativeTree",
-    "TableModel",
-    "Transformer",
-    "Weights",
-    "generate",
-    "generate_batch",
-    "load_model",
-    "probs_from_logits",
-    "read_config",
-    "read_generation_config",
-    "read_weights",
-]
+__all__ = ["load_model", "read_config", "read_generation_config", "read_weights"]
+__all__ += ["Drafter", "EntropyBound", "FirstOf", "Heuristic", "ModelDrafter", "NgramModel", "PromptLookup", "Schedule"]
+__all__ += ["Adapter", "LookAhead", "SamplerHead", "generate", "generate_batch"]
+__all__ += ["Autoregressive", "LanguageModel", "Method", "PaSS", "PaSSOneCall", "PaSSOneCallTree"]
+__all__ += ["SpeculativeSampling", "SpeculativeTree"]
+__all__ += ["ModelConfig", "RopeScaling", "TableModel", "Transformer", "Weights"]
+__all__ += ["Choice", "Ending", "Generation", "NotFiniteError", "Record", "SamplingConfig", "probs_from_logits"]

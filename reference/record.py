@@ -49,12 +49,17 @@ class Record:
     choices: tuple[Choice, ...] | None = field(default=None, compare=False)  # whole distributions, when traced
 
     @property
+    def draft_depths(self) -> tuple[int, ...]:  # [K]
+        """How many drafts lead to each, itself included."""
+        depths: list[int] = []
+        for parent in self.draft_parents or range(-1, len(self.draft_tokens) - 1):
+            depths.append(depths[parent] + 1 if parent >= 0 else 1)
+        return tuple(depths)
+
+    @property
     def draft_depth(self) -> int:
         """The number of drafts on the longest path."""
-        depths: list[int] = []
-        for parent in self.draft_parents:
-            depths.append(depths[parent] + 1 if parent >= 0 else 1)
-        return max(depths, default=len(self.draft_tokens))
+        return max(self.draft_depths, default=0)
 
     def cut(self, count: int) -> Record:
         """Return the record with only the first `count` tokens committed; all drafts still count."""

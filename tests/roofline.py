@@ -18,7 +18,7 @@ from pass_sampling.gpu.bench.report import machine, versions
 from pass_sampling.gpu.bench.runs import clock
 from pass_sampling.gpu.generation import generate
 from pass_sampling.gpu.methods import Autoregressive
-from pass_sampling.gpu.model.memory import check_memory, memory_of, tensors_of
+from pass_sampling.gpu.model.memory import cache_bytes, check_memory, tensors_of, weight_bytes
 from pass_sampling.gpu.model.precision import check_device
 from pass_sampling.gpu.model.transformer import Transformer
 from pass_sampling.gpu.model.weights import allocate
@@ -70,8 +70,9 @@ def measure_shape(
     one row; `overhead` is the part of a token of plain decoding that is not such a pass. Raise ValueError if it does
     not fit into the memory that is free.
     """
-    needed = memory_of(config, dtype, CONTEXT + 2 * max(ROWS), CONTEXT)
-    check_memory(needed, device)
+    workspace = CONTEXT * (4 * dtype.itemsize + 16) * max(2 * config.intermediate_size, config.vocab_size)
+    needed = {"weights": weight_bytes(config, dtype), "cache": cache_bytes(config, dtype, CONTEXT + 2 * max(ROWS))}
+    check_memory(device, **needed, workspace=workspace)
     speed = bandwidth(device, min(2**30, 64 * needed.weights))
     model = random_model(config, dtype, device)
     passes = _passes(model, repeats)

@@ -10,22 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pass_sampling.reference.checkpoint import tensors as disk
 from pass_sampling.reference.checkpoint.folder import StoredTensor, name_of, open_folder, stored_tensors
 from pass_sampling.reference.checkpoint.generation_settings import read_generation_config
 from pass_sampling.reference.checkpoint.model_settings import read_config
-from pass_sampling.reference.checkpoint.tensors import (
-    CHUNK_BYTES,
-    DTYPES,
-    TIED,
-    check_tensors,
-    chunks,
-    fingerprint_of,
-    not_finite,
-    not_tied,
-)
 from pass_sampling.reference.model.config import ModelConfig
 
-from ..model.memory import Memory, check_memory, weight_bytes
+from ..model.memory import check_memory, weight_bytes
 from ..model.precision import asked_dtype, automatic_dtype, check_device, check_dtype, is_int8
 from ..model.weights import Weights, allocate, destination, weight_table
 from .hub import local_folder
@@ -84,28 +75,28 @@ def read_weights(
     root = open_folder(folder)
     stored = stored_tensors(root)
     shapes = {entry.name: entry.shape for entry in weight_table(config)}
-    check_tensors(root, stored, shapes, config)
+    disk.check_tensors(root, stored, shapes, config)
     if dtype is None:
-        kept = check_dtype(DTYPES[stored[EMBEDDING].dtype])
+        kept = check_dtype(disk.DTYPES[stored[EMBEDDING].dtype])
         dtype = automatic_dtype(kept, device, weight_bytes(config, kept))
-    check_memory(Memory(weights=weight_bytes(config, dtype)), device)
+    check_memory(device, weights=weight_bytes(config, dtype))
     weights = allocate(config, dtype, device)
     for entry in weight_table(config):
         filled = destination(weights, entry)
-        for first, rows in chunks(entry.name, stored[entry.name], "pt", CHUNK_BYTES):
+        for first, rows in disk.chunks(entry.name, stored[entry.name], "pt"):
             chunk = slice(first, first + len(rows))
             place = filled[chunk] if filled.ndim == rows.ndim else filled[:, chunk]  # a norm, for every head
             place.copy_(_converted(rows, dtype, entry.name, stored[entry.name]))
-    if config.tie_word_embeddings and TIED in stored:
-        for first, rows in chunks(TIED, stored[TIED], "pt", CHUNK_BYTES):
+    if config.tie_word_embeddings and disk.TIED in stored:
+        for first, rows in disk.chunks(disk.TIED, stored[disk.TIED], "pt"):
             if not torch.equal(rows.to(dtype), weights.output[first : first + len(rows)].cpu()):
-                raise not_tied(stored[TIED])
-    return weights, fingerprint_of(stored, shapes)
+                raise disk.not_tied(stored[disk.TIED])
+    return weights, disk.fingerprint_of(stored, shapes)
 
 
 def _converted(rows: torch.Tensor, dtype: torch.dtype, name: str, tensor: StoredTensor) -> torch.Tensor:  # [R, ...]
     """Return the rows in another dtype, all of them finite."""
     converted = rows.to(dtype)
     if not converted.isfinite().all():
-        raise not_finite(name, tensor, str(dtype).removeprefix("torch."), bool(rows.isfinite().all()))
+        raise disk.not_finite(name, tensor, str(dtype).removeprefix("torch."), bool(rows.isfinite().all()))
     return converted

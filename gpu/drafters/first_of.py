@@ -24,16 +24,14 @@ class FirstOf(FirstOfSettings, Drafter):
 
     def logits(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> Tensor:
         """Return the logits of the first drafter that is sure; -inf everywhere, if none is."""
-        found = taken = None
+        found = torch.full((len(tokens), self.vocab_size), -torch.inf, dtype=torch.float64, device=tokens.device)
+        taken = torch.zeros_like(lengths, dtype=torch.bool).unsqueeze(1)
         for drafter in self.drafters:
             rows = drafter.logits(tokens, None, lengths, max_pending)
-            sure = rows.amax(dim=1, keepdim=True) >= math.log(self.least)
-            rows = rows.masked_fill(~sure, -torch.inf)
-            found = rows if found is None or taken is None else torch.where(taken, found, rows)
-            taken = sure if taken is None else taken | sure
+            sure = ~taken & (rows.amax(dim=1, keepdim=True) >= math.log(self.least))
+            found, taken = torch.where(sure, rows.double(), found), taken | sure
             if is_on_cpu(taken) and bool(taken.all()):
                 break
-        assert found is not None
         return found
 
     def best(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> tuple[Tensor, Tensor]:

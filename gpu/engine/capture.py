@@ -102,8 +102,7 @@ class Captured:
     ) -> Packed:
         """Run one step of texts of at most `longest` tokens, and return its record, which the next one overwrites.
 
-        Raises:
-            CaptureError: the step cannot be captured with this number of cache positions.
+        Raise CaptureError if the step cannot be captured with this number of cache positions.
         """
         kv_length = self.kv_length(longest)
         if kv_length not in self.graphs:

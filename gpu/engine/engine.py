@@ -89,9 +89,8 @@ class Engine:
         of a request, as soon as the host has read it. The next `run` continues texts that are not finished when the
         iteration stops or an error is raised.
 
-        Raises:
-            ValueError: a prompt is empty, too long or holds no tokens; or the engine is closed.
-            NotFiniteError: the logits of a request, which is named and given up, are not finite.
+        Raise ValueError for a prompt that is empty, too long or of no tokens, and after `close`; NotFiniteError for a
+        request with logits that are not finite, which is given up.
         """
         waiting = iter(requests)
         while True:
@@ -237,8 +236,7 @@ def decode_through_engine(
 ) -> tuple[list[Generation | None], dict[int, str]]:
     """Return the texts, and the faults of those that are None, by place; requests name the uniforms.
 
-    Raises:
-        ValueError: a prompt is empty, too long or holds no tokens; nothing is decoded then.
+    Raise ValueError, before anything is decoded, for a prompt that is empty, too long or of no tokens.
     """
     for prompt in prompts:
         room = method.model.max_position_embeddings

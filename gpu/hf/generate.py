@@ -117,16 +117,15 @@ def pass_generate(
         num_lookahead: how many of the vectors to use; default: all.
         streamer: given the new tokens; `generate` itself does not pass it on, see `generate_with_pass`.
 
-    Raises:
-        ValueError: something is asked for that would not be exact, or the vectors are another model's.
+    Raise ValueError for what would not be exact, and for vectors of another model.
     """
     check_model(model)
     _check_generation(generation_config, logits_processor or [])
     num_padding = _paddings(input_ids, model_kwargs)
-    held, room = model_kwargs.get("past_key_values"), input_ids.shape[1] - num_padding[0]
-    num_cached = _check_cache(held, len(input_ids))
-    if num_cached >= room:
-        raise ValueError(f"past_key_values: found {num_cached} positions of {room} tokens, expected fewer")
+    cache = model_kwargs.get("past_key_values")  # `generate` has made an empty one, if it was given none
+    if cache is not None and (type(cache) is not DynamicCache or cache.offloading or cache.get_seq_length()):
+        given = f"{type(cache).__name__} of {cache.get_seq_length()} positions"
+        raise ValueError(f"past_key_values: found a {given}, expected an empty DynamicCache on the device, or none")
     if streamer is not None and len(input_ids) > 1:
         raise ValueError(f"streamer: found one with {len(input_ids)} rows, expected it with one")
     longest = generation_config.max_length
@@ -150,12 +149,11 @@ def pass_generate(
         beyond = len(method.vectors) if kind is PaSSOneCall else 0
         check_rope(adapted.text_config, len(prompt), ending.max_new_tokens, beyond)
 
-    texts, cache = [], None
+    texts = []
     for place, (prompt, padding, ending) in enumerate(zip(prompts, num_padding, endings, strict=True)):
         hook = processor_hook(logits_processor or [], input_ids, place, padding, adapted.dtype)
-        cache = DynamicCache(config=adapted.text_config) if held is None or len(input_ids) > 1 else held
-        text, cache = _write(replace(method, processor=hook), prompt, ending, cache, num_cached, streamer)
-        texts.append(text)
+        cache = DynamicCache(config=adapted.text_config)
+        texts.append(_write(replace(method, processor=hook), prompt, ending, cache, streamer))
     if streamer is not None:
         streamer.end()
 
@@ -164,24 +162,17 @@ def pass_generate(
     sequences = torch.cat([input_ids, new], dim=1)
     if not generation_config.return_dict_in_generate:
         return sequences
-    return PassOutput(
-        sequences=sequences,  # type: ignore[arg-type]
-        past_key_values=cache if len(input_ids) == 1 else None,
-        generations=tuple(texts),
-    )
+    return PassOutput(sequences=sequences, generations=tuple(texts))  # type: ignore[arg-type]
 
 
-def _write(
-    method: Method, prompt: Sequence[int], ending: Ending, cache: Any, num_cached: int, streamer: Any
-) -> tuple[Generation, Any]:
-    """Continue a prompt after what a cache holds of it; return the text, and the cache of all but its last token.
+def _write(method: Method, prompt: Sequence[int], ending: Ending, cache: Any, streamer: Any) -> Generation:
+    """Continue a prompt with an empty cache, which may keep less than `TransformersModel.new_cache`.
 
     The uniforms are drawn from PyTorch's default generator, in float64; greedy decoding draws none.
     """
     state = method.start(prompt, ending)
-    lengths = torch.full_like(state.lengths, num_cached)
-    caches = RowCaches([RowCache(cache, num_cached)], lengths, state.cache.capacity)
-    state = replace(state, cache=caches, cached=caches.lengths, max_pending=len(prompt) - num_cached)
+    caches = RowCaches([RowCache(cache)], state.cache.lengths, state.cache.capacity)
+    state = replace(state, cache=caches, cached=caches.lengths)
     records: list[Record] = []
     while not bool(state.ended):
         uniforms = torch.full((1, method.num_uniforms), 0.5, dtype=torch.float64)
@@ -192,8 +183,7 @@ def _write(
         for token in records[-1].tokens if streamer is not None else ():
             streamer.put(torch.tensor([token]))
     tokens = tuple(token for record in records for token in record.tokens)
-    text = Generation(tuple(prompt), tokens, ending.reason(tokens) or "length", tuple(records))
-    return text, caches.rows[0].release(min(int(caches.lengths), len(prompt) + len(tokens) - 1))
+    return Generation(tuple(prompt), tokens, ending.reason(tokens) or "length", tuple(records))
 
 
 def untrained_lookahead(model: Any, num_lookahead: int, seed: int = 0) -> LookAhead:
@@ -241,19 +231,6 @@ def _check_generation(config: Any, processors: Sequence[Any]) -> None:
     for processor in processors:
         if (name := type(processor).__name__) in STATEFUL:
             raise ValueError(f"logits_processor: found {name}, expected a function of the prefix and its logits alone")
-
-
-def _check_cache(cache: Any, batch_size: int) -> int:
-    """Return how many positions a given cache holds; raise ValueError for one of several rows or of another kind."""
-    if cache is None:
-        return 0
-    if type(cache) is not DynamicCache or cache.offloading:
-        kind = "an offloaded one" if type(cache) is DynamicCache else f"a {type(cache).__name__}"
-        raise ValueError(f"past_key_values: found {kind}, expected a DynamicCache, or none")
-    held = int(cache.get_seq_length())
-    if held and batch_size > 1:
-        raise ValueError(f"past_key_values: found {held} positions of {batch_size} rows, expected those of one row")
-    return held
 
 
 def _paddings(input_ids: Tensor, named: dict[str, Any]) -> list[int]:  # input_ids [B, T]

@@ -25,9 +25,9 @@ class RowCache:
     can be undone, but none before it.
     """
 
-    def __init__(self, cache: Any, held: int = 0):
-        self.cache, self.held = cache, held
-        self._before = held  # what it held before the last pass
+    def __init__(self, cache: Any):
+        self.cache = cache
+        self.held = self._before = 0  # positions, now and before the last pass
         for layer in cache.layers:
             if hasattr(layer, "activate_past_recording"):
                 layer.activate_past_recording()
@@ -47,14 +47,6 @@ class RowCache:
         """Count the rows that a pass has just added."""
         self._before = self.held
         self.held += num_rows
-
-    def release(self, length: int) -> Any:
-        """Return the cache cut to `length`, as `generate` returns it: without a memory of what was dropped."""
-        self.settle(length)
-        for layer in self.cache.layers:
-            if hasattr(layer, "record_past"):
-                layer.record_past = False
-        return self.cache
 
     def agrees(self, other: RowCache, length: int) -> bool:
         """Return whether two caches are equal, up to rounding, in what both still hold of `length` positions."""

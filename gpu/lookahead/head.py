@@ -45,8 +45,8 @@ class SamplerHead(HeadPart, ArrayPart):
 
     @cached_property
     def _linears(self) -> dict[str, Linear]:
-        (layouts,) = choices([list(self.tensors().values())])
-        return {name: linear(tensor, None, layouts) for name, tensor in self.tensors().items()}
+        (layouts,) = choices([list(self.matrices.values())])
+        return {name: linear(tensor, None, layouts) for name, tensor in self.matrices.items()}
 
 
 class BlockHeads(BlockPart, ArrayPart):

@@ -80,9 +80,7 @@ class LookAhead(TrainedVectors):
     ) -> LookAhead:
         """Read a look-ahead folder, or one on the Hub: as a string `org/name`, perhaps at a revision.
 
-        Raises:
-            FileNotFoundError: the folder or one of its files is missing, or cannot be fetched.
-            ValueError: a file is damaged, or was made for another version of this package.
+        Raise FileNotFoundError for a missing file, ValueError for one that is damaged or of another version.
         """
         device = check_device(device)
         root = open_folder(local_folder(folder, revision, vectors=True))
@@ -93,11 +91,7 @@ class LookAhead(TrainedVectors):
         return cls._read(root, read)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a look-ahead folder with a model card; a card that exists is kept.
-
-        Raises:
-            ValueError: the path holds something else, or `training` is not plain JSON.
-        """
+        """Write a look-ahead folder with a model card, see `save`; a card that exists is kept."""
         path = Path(folder)
         self.save(path, None if (path / CARD).is_file() else model_card(self, path.resolve().name))
 
@@ -118,8 +112,7 @@ class LookAhead(TrainedVectors):
             token: of an account that may write; default: the one that is logged in.
             commit_message: the message in the history.
 
-        Raises:
-            ValueError: the name is not one of a repository, or the Hub does not take it.
+        Raise ValueError if that is not the name of a repository, or the Hub does not take it.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "vectors"

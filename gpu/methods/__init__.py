@@ -15,20 +15,8 @@ from .pass_two_call import PaSS
 from .speculative import SpeculativeSampling
 from .tree import PaSSOneCallTree, SpeculativeTree
 
-__all__ = [
-    "METHODS",
-    "Autoregressive",
-    "Blockwise",
-    "BlockwisePaths",
-    "LanguageModel",
-    "Method",
-    "PaSS",
-    "PaSSOneCall",
-    "PaSSOneCallTree",
-    "SpeculativeSampling",
-    "SpeculativeTree",
-    "rules_of",
-]
+__all__ = ["METHODS", "Autoregressive", "Blockwise", "BlockwisePaths", "LanguageModel", "Method", "PaSS", "PaSSOneCall"]
+__all__ += ["PaSSOneCallTree", "SpeculativeSampling", "SpeculativeTree", "rules_of"]
 
 METHODS: dict[str, type[Method]] = {
     "autoregressive": Autoregressive,

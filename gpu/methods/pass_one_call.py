@@ -8,10 +8,9 @@ Glossary of shapes: B batch, L look-ahead vectors, D' hidden state, R places of 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from ..lookahead.vectors import LookAhead
 from ..model.language_model import LanguageModel
 from ..state import State, bound_or_max
 from ..uniforms import UniformRow
-from ..verify import RULES, Tokens, row
+from ..verify import Tokens, row
 from .base import Method
 from .records import drafting_record, verify_drafts
 from .speculative import draft_left_to_right
@@ -55,7 +54,6 @@ class OneCall(OneCallSettings, Method):
     model: LanguageModel
     lookahead: LookAhead
     refinement: Refinement
-    rules: ClassVar[Collection[str]] = RULES
 
     @property
     @abstractmethod
@@ -152,7 +150,7 @@ class PaSSOneCall(OneCall, ChainSettings):
         settings, bound = self.draft_sampling or self.sampling, rows.shape[1] - 1  # no rows before the first pass
         apart = None if refinement.reads_drafts else all_logits
         draft_tokens, draft_probs, has_bonus_row, _, num_draft = draft_left_to_right(
-            self, state, state.num_lookahead_hidden, draws, next_logits, settings, None, bound, apart, next_best
+            self, state, state.num_lookahead_hidden, draws, next_logits, settings, None, None, bound, apart, next_best
         )
         real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
         num_ahead = ahead.num_rows(torch.arange(real.shape[1], device=real.device) <= num_draft.unsqueeze(1))

@@ -16,11 +16,12 @@ from ..batch_record import BatchRecord
 from ..lookahead.vectors import LookAhead
 from ..model.language_model import LanguageModel
 from ..sampling import Probs
-from ..state import State, bound_or_max, count_leading_true, may_any
+from ..state import State, bound_or_max, may_any
 from ..uniforms import UniformRow
-from ..verify import Tokens, drafted
+from ..verify import Tokens
 from .base import Method
 from .records import draw_exact, verify_drafts
+from .speculative import draft_left_to_right
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class PaSS(PaSSSettings, Method):
         active = active & ~state.ends_with(exact_token) & largest.isfinite()
         if not may_any(state, active):
             return state.commit(record)
-        drafts = self._draft(state, exact_token, logits[:, 1:], num_draft, active, draws)
+        drafts = self._draft(state, exact_token, logits[:, 1:], num_draft * active, draws)
 
         # Call 2: the exact token and the drafts; row i holds the target's distribution after i drafts.
         block = torch.cat([exact_token, drafts[0]], dim=1)
@@ -64,31 +65,18 @@ class PaSS(PaSSSettings, Method):
         return state.commit(record, state.lengths + (1 + verification.num_accepted) * active)
 
     def _draft(
-        self, state: State, block: Tokens, logits: Tensor, num_draft: Tensor, active: Tensor, draws: UniformRow
-    ) -> tuple[Tokens, Probs, Tensor, Tensor]:
-        """Draw the drafts; return them, their distributions and number, and whether the text continues after them.
-
-        The `block` is the exact token, [B, 1], and the logits of the drafts are [B, K, V]. Drafting stops at a row
-        without a distribution, and after a draft that ends the text. All drafts are drawn at once, or one by one if a
-        processor makes a draft's distribution depend on the drafts before it.
-        """
-        depth = logits.shape[1]
-        at_once = 1 if depth == 0 or self.processor is not None else depth
-        has_bonus_row = torch.ones_like(active)
-        distributions = [logits.new_zeros((len(logits), 0, logits.shape[2]), dtype=torch.float64)]
-        for start in range(0, depth, at_once):
-            rows = logits[:, start : start + at_once]
-            wanted = drafted(logits[:, :, 0], num_draft)[:, start : start + at_once] & active.unsqueeze(1)
-            probs, largest = self.chain_probs(state, rows, wanted, block, 1 + start, self.draft_sampling)
-            has_distribution = count_leading_true(largest.isfinite())
-            num_draft = torch.where(
-                has_distribution < rows.shape[1], torch.minimum(num_draft, start + has_distribution), num_draft
-            )
-            tokens = draws.tokens("draft", probs, start)
-            block = torch.cat([block, tokens], dim=1)
-            kept, ended = state.num_kept(block, (num_draft + 1).clamp(max=block.shape[1]) * active)
-            num_draft = torch.where(ended, torch.minimum(num_draft, kept - 1), num_draft)
-            has_bonus_row = ~(ended & (num_draft == kept - 1))
-            distributions.append(probs)
-        draws.restrict("draft", drafted(block[:, 1:], num_draft) & active.unsqueeze(1))
-        return block[:, 1:], torch.cat(distributions, dim=1), num_draft, has_bonus_row
+        self, state: State, exact_token: Tokens, logits: Tensor, limit: Tensor, draws: UniformRow
+    ) -> tuple[Tokens, Probs | None, Tensor, Tensor]:
+        """Draw the drafts, all at once unless a processor reads those before; return what `verify_drafts` takes."""
+        settings = self.draft_sampling or self.sampling
+        tokens, probs, has_bonus_row, _, num_draft = draft_left_to_right(
+            self,
+            state,
+            limit,
+            draws,
+            lambda tokens, lengths, i: logits[:, i],
+            settings,
+            before=exact_token,
+            all_logits=lambda most: logits[:, :most],
+        )
+        return tokens, probs, num_draft, has_bonus_row

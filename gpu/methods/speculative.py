@@ -2,7 +2,7 @@
 
 The function `draft_left_to_right` draws a chain for other methods as well. Sources in `reference.methods.speculative`.
 
-Glossary of shapes: B batch, K drafts, S capacity, V vocabulary.
+Glossary of shapes: B batch, K drafts, W tokens before them, S capacity, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import SamplingConfig, check_settings
+from pass_sampling.reference.config import SamplingConfig
 from pass_sampling.reference.ending import Ending
-from pass_sampling.reference.methods.checks import check_drafter, check_drafter_context, check_lenience
+from pass_sampling.reference.methods.settings import DrafterSettings, SpeculativeSettings
 
 from ..batch_record import BatchRecord
 from ..drafters.base import Drafter
 from ..drafters.schedule import Schedule
 from ..host import is_on_cpu
 from ..model.language_model import LanguageModel
-from ..sampling import Probs, Processor, largest_logits, likeliest, probs_from_logits
+from ..sampling import Probs, largest_logits, likeliest, probs_from_logits
 from ..state import State, bound_or_max, count_leading_true, may_any
-from ..uniforms import NamedUniforms, UniformRow
-from ..verify import RULES, Tokens, drafted
+from ..uniforms import UniformRow
+from ..verify import Tokens, drafted
 from .base import Method
 from .records import drafting_record, verify_drafts
 
@@ -49,14 +49,16 @@ def draft_left_to_right(
     next_logits: Callable[[Tokens, Tensor, int], Tensor],
     sampling: SamplingConfig,
     wanted: Callable[[int, Tensor], Tensor] | None = None,
+    before: Tokens | None = None,  # [B, W]
     bound: int | None = None,
     all_logits: Callable[[int], Tensor] | None = None,
     next_best: Callable[[Tokens, Tensor, int], tuple[Tensor, Tensor]] | None = None,
 ) -> Drafts:
     """Draw drafts one by one: `next_logits(tokens, lengths, i)` gives the logits of draft i after the text so far.
 
-    Drafting stops at the limit, where the logits make no distribution, where the draft is not `wanted(i, logits)`, and
-    after a draft that ends the text. All of that is known before the next draft is drawn.
+    The tokens `before` have been drawn in this step already, and the drafts follow them. Drafting stops at the limit,
+    where the logits make no distribution, where the draft is not `wanted(i, logits)`, and after a draft that ends the
+    text. All of that is known before the next draft is drawn.
 
     All rows run along until the last one has stopped, and the draws of the others are ignored. On a CPU, and where a
     schedule or a processor asks the host anyway, every draft first checks whether any row continues. No limit is above
@@ -68,9 +70,11 @@ def draft_left_to_right(
     most = bound_or_max(state, limit, draws.room("draft") if bound is None else bound)
     step_by_step = wanted is not None or method.processor is not None
     looks, greedy = step_by_step or is_on_cpu(limit), method.sampling.temperature == sampling.temperature == 0
-    going, text = limit > 0, state.tokens.clone()
+    going = has_room = limit > 0
+    num_before = 0 if before is None else before.shape[1]
+    text = state.tokens.clone() if before is None else state.followed_by(before)
     nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
-    tokens, distributions, valid = [text[:, :0]], [nothing], []
+    tokens, distributions, valid = [text[:, :0] if before is None else before], [nothing], []
 
     def add(logits: Tensor | None, best: Tokens | None, start: int) -> None:
         if logits is None or best is not None:
@@ -89,13 +93,14 @@ def draft_left_to_right(
         add(logits, best, 0)
         most = 0
     while len(tokens) <= most and (not looks or may_any(state, going)):
-        depth, lengths, logits = len(tokens) - 1, state.lengths + (len(tokens) - 1), None
+        depth, logits = len(tokens) - 1, None
+        lengths = state.lengths + (num_before + depth)
         if greedy and next_best is not None and not step_by_step:
             best, largest = (each.unsqueeze(1) for each in next_best(text, lengths, depth))
         else:
             logits = next_logits(text, lengths, depth).unsqueeze(1)
             if method.processor is not None:
-                logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), depth)
+                logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), num_before + depth)
             best, largest = likeliest(logits) if greedy else (None, largest_logits(logits))
         valid.append(largest.isfinite())
         if wanted is not None and logits is not None:
@@ -106,72 +111,44 @@ def draft_left_to_right(
         add(logits, best, depth)
         text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:
-            ends = state.num_kept(torch.cat(tokens, dim=1), (depth + 1) * going)[1]
+            ends = state.num_kept(torch.cat(tokens, dim=1), (num_before + depth + 1) * going)[1]
             going = going & ~ends
         going = going & (limit > depth + 1)
     block, probs = torch.cat(tokens, dim=1), None if greedy else torch.cat(distributions, dim=1)
+    drafts = block if before is None else block[:, num_before:]
     if not valid:
-        return Drafts(block, probs, limit == 0, limit, limit)
+        return Drafts(drafts, probs, limit == 0, limit, limit)
     can = torch.minimum(limit, count_leading_true(torch.cat(valid, dim=1)))
-    num_draft, ended = state.num_kept(block, can)
-    draws.restrict("draft", drafted(block, num_draft))
+    if before is None:
+        num_draft, ended = state.num_kept(block, can)
+    else:  # a row without room is not asked about
+        num_kept, ended = state.num_kept(block, can + num_before * has_room)
+        num_draft = num_kept - num_before * has_room
+    draws.restrict("draft", drafted(drafts, num_draft))
     num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))
-    return Drafts(block, probs, ~ended, num_asked, num_draft)
+    return Drafts(drafts, probs, ~ended, num_asked, num_draft)
 
 
-@dataclass(frozen=True, eq=False)
-class DrafterMethod(Method):
-    """A method whose drafts come from a drafter.
-
-    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend.
-    """
+class DrafterMethod(DrafterSettings, Method):
+    """A method whose drafts come from a drafter."""
 
     model: LanguageModel
     drafter: Drafter
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    draft_sampling: SamplingConfig | None = None
-    rule: str = "token"
-    processor: Processor | None = None
 
     def start_batch(self, prompts: Sequence[Sequence[int]], ending: Ending) -> State:
-        """Return the state before the first step; see `Method.start_batch`.
-
-        Raises:
-            ValueError: a prompt and its new tokens do not fit into the drafter's context either.
-        """
+        """Return the state before the first step; raise ValueError for a text beyond the drafter's context as well."""
         state = super().start_batch(prompts, ending)
         for prompt in prompts:
-            check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
+            self._check_context(len(prompt), ending.max_new_tokens)
         return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity, len(prompts)))
 
 
 @dataclass(frozen=True, eq=False)
-class SpeculativeSampling(DrafterMethod):
-    """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
+class SpeculativeSampling(DrafterMethod, SpeculativeSettings):
+    """Draft at most K tokens, as many as a schedule wants, then verify them with the target; see the reference."""
 
-    A `lenience` below 1 is lossy: it multiplies the draft probabilities in verification, so that a token's probability
-    is at most 1 / lenience times the target's.
-    """
-
-    num_draft: int = 4  # K
+    drafter: Drafter
     schedule: Schedule = field(default_factory=Schedule)
-    lenience: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the settings and the drafter against the model.
-
-        Raises:
-            ValueError: an unknown rule, settings beyond the vocabulary, a drafter with another vocabulary, a number
-                of drafts below 0, or a lenience outside (0, 1] or with another rule than token.
-        """
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
-        check_drafter(self.model, self.drafter, self.num_draft)
-        check_lenience(self.lenience, self.rule)
-
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """A draw and an acceptance per draft, and the final draw."""
-        return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
 
     @property
     def scratch(self) -> int:

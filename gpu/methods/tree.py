@@ -3,7 +3,7 @@
 The drafts come from a drafter (`SpeculativeTree`), or from look-ahead rows of the pass before (`PaSSOneCallTree`). See
 `reference.methods.tree` for the sources.
 
-Glossary of shapes: B batch, L look-ahead vectors, N drafts of the tree, D' hidden state.
+Glossary of shapes: B batch, L look-ahead vectors, N drafts of the tree.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.config import check_settings
-from pass_sampling.reference.methods.checks import check_drafter
 from pass_sampling.reference.methods.settings import TreeSettings
 from pass_sampling.reference.methods.tree_shape import check_tree
 
 from ..batch_record import BatchRecord
+from ..drafters.base import Drafter
 from ..host import constant
 from ..state import State
 from ..uniforms import UniformRow
 from ..verify import Tokens
-from .pass_one_call import Ahead, OneCall
+from .pass_one_call import OneCall
 from .records import drafting_record
 from .speculative import DrafterMethod
-from .tree_rules import RULES
 from .tree_shape import DraftTree, TreeDrafts, draw_tree, rows_of_pass, tree_record, walk_tree
 
 
@@ -36,11 +34,7 @@ from .tree_shape import DraftTree, TreeDrafts, draw_tree, rows_of_pass, tree_rec
 class SpeculativeTree(TreeSettings, DrafterMethod):
     """Draft a tree with a drafter, then verify it; see the reference."""
 
-    def __post_init__(self) -> None:
-        """Raise ValueError unless the settings, the drafter and the tree suit the model."""
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
-        check_drafter(self.model, self.drafter, 0)
-        check_tree(self.num_candidates)
+    drafter: Drafter
 
     @cached_property
     def tree(self) -> DraftTree:
@@ -59,26 +53,18 @@ class SpeculativeTree(TreeSettings, DrafterMethod):
 
     def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: a tree of drafts, one pass of the target, 1 + accepted tokens."""
-        draws, active = UniformRow(uniforms, self.named_uniforms, trace), ~state.ended
-        record, drafts, real = self.propose(state, draws)
-        state, walk = walk_tree(self, state, drafts, self.model.logits(real), draws, self.rule)
-        state.cache.keep(state.lengths.unsqueeze(1) + walk.path - 1, state.lengths, walk.num_accepted)
-        state, record = state.commit(tree_record(record, drafts, walk, draws, active))
-        return replace(state, draft_pending=walk.path.shape[1] + 1), record
-
-    def propose(self, state: State, draws: UniformRow) -> tuple[BatchRecord, TreeDrafts, Tensor]:  # [B, N+1, D']
-        """Draft a tree and run one pass over the pending tokens and the drafts.
-
-        Returns the record so far, the drafts, and the hidden states after each place of their tree.
-        """
-        pending, active = state.pending, ~state.ended
+        draws, pending, active = UniformRow(uniforms, self.named_uniforms, trace), state.pending, ~state.ended
         drafts, num_asked = self._draft(state, draws)
         record = drafting_record(pending - 1, num_asked * self.drafter.passes_per_draft, active)
         cache_positions = state.cache.next_positions(state.max_pending + drafts.tree.num_drafts)
         inputs = self.model.embed(state.followed_by(drafts.tokens[:, 1:]).gather(1, cache_positions))
         hidden = self.model.hidden(inputs, state.cache, *rows_of_pass(state, drafts.tree))
         rows = torch.arange(len(inputs), device=cache_positions.device).unsqueeze(1)
-        return record, drafts, hidden[rows, pending.unsqueeze(1) - 1 + drafts.tree.order]
+        real = hidden[rows, pending.unsqueeze(1) - 1 + drafts.tree.order]
+        state, walk = walk_tree(self, state, drafts, self.model.logits(real), draws, self.rule)
+        state.cache.keep(state.lengths.unsqueeze(1) + walk.path - 1, state.lengths, walk.num_accepted)
+        state, record = state.commit(tree_record(record, drafts, walk, draws, active))
+        return replace(state, draft_pending=walk.path.shape[1] + 1), record
 
     def _draft(self, state: State, draws: UniformRow) -> tuple[TreeDrafts, Tensor]:
         """Draw the tree; return it, and the number of distributions asked for."""
@@ -99,8 +85,6 @@ class SpeculativeTree(TreeSettings, DrafterMethod):
 class PaSSOneCallTree(TreeSettings, OneCall):
     """Draft a tree from rows of the step before, verify it and look ahead in one pass; see the reference."""
 
-    rules = RULES
-
     @cached_property
     def tree(self) -> DraftTree:
         """The shape of the drafts; see `check_tree`."""
@@ -113,26 +97,17 @@ class PaSSOneCallTree(TreeSettings, OneCall):
 
     def step(self, state: State, uniforms: Tensor, trace: bool = False) -> tuple[State, BatchRecord]:
         """Run one step: a tree of drafts from rows of the pass before, one pass that verifies it and looks ahead."""
-        draws, active = UniformRow(uniforms, self.named_uniforms, trace), ~state.ended
-        record, drafts, real, ahead = self.propose(state, draws)
+        draws, pending, active = UniformRow(uniforms, self.named_uniforms, trace), state.pending, ~state.ended
+        limit, settings = state.num_lookahead_hidden, self.draft_sampling or self.sampling
+        tree = self.tree if state.lookahead_hidden.shape[1] > 1 else self.tree.cut(0)  # no rows before the first pass
+        next_logits = self._next_logits(state)
+        drafts, _ = draw_tree(self, state, tree, limit, draws, next_logits, settings, self.rule, side_by_side=True)
+        real, ahead = self._one_call(state, drafts.tree, drafts.tokens[:, 1:])
+        record = drafting_record(pending - 1 + ahead.num_rows(drafts.used), None, active)
         state, walk = walk_tree(self, state, drafts, self.model.logits(real), draws, self.rule)
         state.cache.keep(state.lengths.unsqueeze(1) + walk.path - 1, state.lengths, walk.num_accepted)
         state, record = state.commit(tree_record(record, drafts, walk, draws, active))
         return self._carry(state, walk.place, real, ahead), record
-
-    def propose(self, state: State, draws: UniformRow) -> tuple[BatchRecord, TreeDrafts, Tensor, Ahead]:  # [B, N+1, D']
-        """Draft a tree and run the one call.
-
-        Returns the record so far, the drafts, the hidden states after each place of their tree, and the groups.
-        """
-        pending, active = state.pending, ~state.ended
-        limit, settings = state.num_lookahead_hidden, self.draft_sampling or self.sampling
-        next_logits = self._next_logits(state)
-        tree = self.tree if state.lookahead_hidden.shape[1] > 1 else self.tree.cut(0)  # no rows before the first pass
-        drafts, _ = draw_tree(self, state, tree, limit, draws, next_logits, settings, self.rule, side_by_side=True)
-        real, ahead = self._one_call(state, drafts.tree, drafts.tokens[:, 1:])
-        num_positions = pending - 1 + ahead.num_rows(drafts.used)
-        return drafting_record(num_positions, None, active), drafts, real, ahead
 
     def _next_logits(self, state: State) -> Callable[[Tokens, range], Tensor]:
         """Return the function that gives the logits after paths; what a refinement remembers follows each path."""

@@ -101,8 +101,7 @@ class KVCache:
     ) -> None:
         """Drop every position at or beyond each row's `length`: rejected drafts, look-ahead rows, padding.
 
-        Raises:
-            ValueError: a length is negative or more than what is cached; checked on the CPU alone.
+        On the CPU, a length that is negative or more than what is cached raises ValueError.
         """
         if self._is_on_cpu and self.kv_length is None:
             before, after = self.lengths.tolist(), length.tolist()  # quicker than to compare tensors
@@ -122,11 +121,8 @@ class KVCache:
     ) -> None:
         """Keep the first `length` positions, and after them only the given ones: the rollback of a tree of drafts.
 
-        The first `count` positions of each row are used, by default all.
-
-        Raises:
-            ValueError: the positions do not increase, or are not all cached after the first `length`; checked on the
-                CPU alone.
+        The first `count` positions of each row are used, by default all. On the CPU, positions that do not increase, or
+        are not all cached after the first `length`, raise ValueError.
         """
         length = torch.zeros_like(self.lengths) + length
         count = torch.full_like(self.lengths, rows.shape[1]) if count is None else count

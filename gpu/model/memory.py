@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -12,27 +11,6 @@ from pass_sampling.reference.model.config import ModelConfig
 from .weights import Weights, allocate
 
 ALWAYS_FREE = 2**26  # bytes: for less the system is not asked
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that something needs."""
-
-    weights: int = 0
-    cache: int = 0
-    workspace: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.weights + self.cache + self.workspace
-
-
-def memory_of(config: ModelConfig, dtype: torch.dtype, capacity: int, num_rows: int) -> Memory:
-    """Return the memory of a model: its weights, a cache for one text, and a pass over `num_rows` rows."""
-    widest = max(2 * config.intermediate_size, config.vocab_size)
-    workspace = num_rows * (4 * dtype.itemsize + 16) * widest
-    return Memory(weight_bytes(config, dtype), cache_bytes(config, dtype, capacity), workspace)
 
 
 def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -51,15 +29,13 @@ def pass_bytes(config: ModelConfig, dtype: torch.dtype, num_rows: int) -> int:
     return dtype.itemsize * 4 * config.intermediate_size * num_rows
 
 
-def check_memory(needed: Memory, device: torch.device) -> None:
-    """Raise ValueError if less is free."""
-    free = None if needed.total < ALWAYS_FREE else free_memory(device)
-    if free is not None and needed.total > free:
-        gigabytes = {each.name: getattr(needed, each.name) / 1e9 for each in fields(Memory)}
-        parts = ", ".join(f"{amount:.1f} of {name}" for name, amount in gigabytes.items() if amount)
-        raise ValueError(
-            f"memory: found {free / 1e9:.1f} GB free on {device}, expected {needed.total / 1e9:.1f}: {parts}"
-        )
+def check_memory(device: torch.device, **needed: int) -> None:
+    """Raise ValueError if less is free than so many bytes: of weights, of a cache, of workspace."""
+    total = sum(needed.values())
+    free = None if total < ALWAYS_FREE else free_memory(device)
+    if free is not None and total > free:
+        parts = ", ".join(f"{amount / 1e9:.1f} of {name}" for name, amount in needed.items() if amount)
+        raise ValueError(f"memory: found {free / 1e9:.1f} GB free on {device}, expected {total / 1e9:.1f}: {parts}")
 
 
 def tensors_of(weights: Weights) -> list[torch.Tensor]:

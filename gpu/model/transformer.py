@@ -16,7 +16,7 @@ from .cache import KVCache
 from .layers import attention, attention_apart, rms_norm, rope_frequencies, rope_tables, rotate, rotation, swiglu
 from .linear import linears_of, rows_of
 from .masks import Masks
-from .memory import Memory, cache_bytes, check_memory, pass_bytes
+from .memory import cache_bytes, check_memory, pass_bytes
 from .weights import LayerWeights, Weights
 
 LONG = 512  # rows of a pass whose memory is worth asking for
@@ -63,7 +63,7 @@ class Transformer:
 
     def new_cache(self, capacity: int = 16, batch_size: int = 1) -> KVCache:
         """Return an empty cache of this model's shape; raise ValueError if it does not fit into the free memory."""
-        check_memory(Memory(cache=cache_bytes(self.config, self.dtype, capacity, batch_size)), self.device)
+        check_memory(self.device, cache=cache_bytes(self.config, self.dtype, capacity, batch_size))
         if self.device.type == "cuda":
             capacity = -(-capacity // 16) * 16  # else every layer pads its mask
         if capacity > len(self._tables[0]):
@@ -93,8 +93,8 @@ class Transformer:
         the pass is run again with `attention_apart`.
         """
         if inputs.shape[1] > LONG:
-            needed = pass_bytes(self.config, self.dtype, inputs.shape[0] * inputs.shape[1])
-            check_memory(Memory(workspace=needed), self.device)
+            num_rows = inputs.shape[0] * inputs.shape[1]
+            check_memory(self.device, workspace=pass_bytes(self.config, self.dtype, num_rows))
         cache_positions = cache.next_positions(inputs.shape[1])
         rotations = self._rotations(cache_positions, positions, cache.kv_length is not None)
         rotary = cache_positions if positions is None else positions

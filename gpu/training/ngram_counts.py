@@ -47,10 +47,7 @@ def count_ngrams(
 
     Below the longest n-grams, a count is the number of different tokens before the n-gram, not of its occurrences.
     Three discounts for each order follow from these counts in closed form. An n-gram that is left out has the share 0,
-    and the rest goes to the shorter contexts.
-
-    Raises:
-        ValueError: there is no token, or one that is not in the vocabulary.
+    and the rest goes to the shorter contexts. Raise ValueError without a token, or for one beyond the vocabulary.
 
     Source: Kneser and Ney 1995, "Improved Backing-off for M-gram Language Modeling"; Chen and Goodman 1999, "An
     Empirical Study of Smoothing Techniques for Language Modeling", Sec. 3, for interpolation and three discounts.

@@ -1,6 +1,7 @@
 """Train look-ahead vectors for a frozen model, and an adapter and a sampler head with them: all that PaSS trains.
 
-Glossary of shapes: L look-ahead vectors, D model, N tokens of the training text, M of the held-out one.
+Glossary of shapes: L look-ahead vectors, D model, N tokens of the training text, M of the held-out one,
+W windows, Z bytes of a window's hidden states.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Parts:
     def matrices(self) -> dict[str, Tensor]:
         """Return the parameters of adapter and head by name."""
         parts = [(ADAPTER, self.adapter), (HEAD, self.head)]
-        return {begin + name: each for begin, part in parts if part for name, each in part.tensors().items()}
+        return {begin + name: each for begin, part in parts if part for name, each in part.matrices.items()}
 
     def parameters(self) -> dict[str, Tensor]:
         """Return all that learns, by name: not the vectors if the head drafts without them."""
@@ -66,16 +67,16 @@ def first_parts(model: Trainable, config: TrainConfig) -> Parts:
     adapter = head = None
     if config.adapter_rank:
         sizes = model.config  # type: ignore[union-attr]  # `train` refuses models without one
-        tensors = Adapter.random(sizes, config.adapter_rank, config.seed).to(torch.float32, model.device).tensors()
-        adapter = Adapter.of({name: _learning(each * (not name.endswith(".up"))) for name, each in tensors.items()})
+        tensors = Adapter.random(sizes, config.adapter_rank, config.seed).to(torch.float32, model.device).matrices
+        adapter = Adapter({name: _learning(each * (not name.endswith(".up"))) for name, each in tensors.items()})
     if config.head_width:
         sizes = model.hidden_size, config.head_width
         drawn: SamplerHead | BlockHeads = SamplerHead.random(*sizes, config.seed)
         if config.block_heads:
             drawn = BlockHeads.random(*sizes, config.num_lookahead, config.seed)
         drawn = drawn.to(torch.float32, model.device)
-        first = {name: _learning(each * (not name.endswith("out"))) for name, each in drawn.tensors().items()}
-        head = type(drawn).of(first, not config.head_alone)
+        first = {name: _learning(each * (not name.endswith("out"))) for name, each in drawn.matrices.items()}
+        head = type(drawn)(first, not config.head_alone)
     return Parts(_learning(first_vectors(model, config.num_lookahead, config.seed)), adapter, head)
 
 
@@ -205,7 +206,7 @@ def train(
 
 def hidden_states_file(
     progress: Progress, output: Path, model: Trainable, config: TrainConfig, num_tokens: int
-) -> npt.NDArray[np.uint8]:  # [N, ...]
+) -> npt.NDArray[np.uint8]:  # [W, 1+Z]
     """Open the file of the text's hidden states, all that a head alone needs of the model: computed once, then read.
 
     Each window has a byte that is 1 if the window is known, then its numbers.

@@ -19,7 +19,7 @@ from ..model.weights import Array, Weights, allocate, check_dtype, destination, 
 from .folder import StoredTensor, name_of, open_folder, stored_tensors
 from .generation_settings import read_generation_config
 from .model_settings import read_config
-from .tensors import CHUNK_BYTES, TIED, check_tensors, chunks, fingerprint_of, not_finite, not_tied
+from .tensors import TIED, check_tensors, chunks, fingerprint_of, not_finite, not_tied
 
 if TYPE_CHECKING:
     from ..model.transformer import Transformer
@@ -34,9 +34,7 @@ def load_model(folder: str | os.PathLike[str], dtype: Any = None) -> Transformer
         folder: config.json, model.safetensors or its shards, and perhaps generation_config.json.
         dtype: float64 or float32, as a NumPy dtype or by name; None means float64.
 
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing.
-        ValueError: a file is damaged, absurd or unsupported, or does not match the others.
+    Raise FileNotFoundError for a missing file, ValueError for one that is damaged, absurd or unsupported.
     """
     from ..model.transformer import Transformer
 
@@ -61,10 +59,10 @@ def read_weights(folder: str | os.PathLike[str], config: ModelConfig, dtype: Any
     weights = allocate(config, dtype)
     for entry in weight_table(config):
         filled = destination(weights, entry)
-        for first, rows in chunks(entry.name, stored[entry.name], "numpy", CHUNK_BYTES):
+        for first, rows in chunks(entry.name, stored[entry.name], "numpy"):
             filled[first : first + len(rows)] = _converted(rows, dtype, entry.name, stored[entry.name])
     if config.tie_word_embeddings and TIED in stored:
-        for first, rows in chunks(TIED, stored[TIED], "numpy", CHUNK_BYTES):
+        for first, rows in chunks(TIED, stored[TIED], "numpy"):
             if not np.array_equal(rows.astype(dtype), weights.output[first : first + len(rows)]):
                 raise not_tied(stored[TIED])
     return weights, fingerprint_of(stored, shapes)

@@ -14,20 +14,7 @@ from ..lookahead.adapter import SIZES
 from ..lookahead.adapter import tensor_shapes as adapter_shapes
 from ..lookahead.head import block_shapes
 from ..lookahead.head import tensor_shapes as head_shapes
-from .folder import (
-    DIGEST,
-    FLAG,
-    OBJECT,
-    TEXT,
-    Field,
-    Layout,
-    check_fields,
-    check_format,
-    check_layout,
-    has_only,
-    integer,
-    read_header,
-)
+from . import folder
 
 CONFIG, VECTORS, TENSOR = "config.json", "model.safetensors", "lookahead_embeddings"
 DRAFT_VOCAB = "draft_vocab"  # a tensor that need not be there
@@ -46,32 +33,32 @@ def _is_head(refine: Any) -> bool:
 
 
 FIELDS = {
-    "adapter_rank": integer(0, 2**16),
-    "refine": Field(
+    "adapter_rank": folder.integer(0, 2**16),
+    "refine": folder.Field(
         lambda value: value is None or (_has_keys(value, "kind", "width", "alone") and _is_head(value)),
         "null, or a head with its width and whether alone",
     ),
-    "num_lookahead": integer(0, 2**16),
-    "hidden_size": integer(1, 2**20),
-    "sampling": Field(
+    "num_lookahead": folder.integer(0, 2**16),
+    "hidden_size": folder.integer(1, 2**20),
+    "sampling": folder.Field(
         lambda value: value is None or _has_keys(value, "temperature", "top_k", "top_p"),
         "an object with temperature, top_k and top_p, or null",
     ),
-    "base_model": Field(
+    "base_model": folder.Field(
         lambda value: _has_keys(value, "name", "shapes", "fingerprint"), "an object with name, shapes and fingerprint"
     ),
-    "training": OBJECT,
+    "training": folder.OBJECT,
 }
-HEAD_FIELDS = {"width": integer(1, 2**16), "alone": FLAG}
+HEAD_FIELDS = {"width": folder.integer(1, 2**16), "alone": folder.FLAG}
 BASE_FIELDS = {
-    "name": TEXT,
-    "shapes": Field(
+    "name": folder.TEXT,
+    "shapes": folder.Field(
         lambda value: isinstance(value, dict) and all(type(size) is int for size in value.values()),
         "an object of integers",
     ),
 }
 # The sizes that the shapes of an adapter follow from.
-SIZE_FIELDS = {name: integer(1, 2**12 if name == "num_hidden_layers" else 2**20) for name in SIZES}
+SIZE_FIELDS = {name: folder.integer(1, 2**12 if name == "num_hidden_layers" else 2**20) for name in SIZES}
 
 
 def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
@@ -82,8 +69,8 @@ def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArr
     import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 once it is imported)
     from safetensors import safe_open
 
-    header = {name: (tensor.dtype, tensor.shape) for name, tensor in read_header(path).items()}
-    check_layout(path, header, _layout(header, settings))
+    header = {name: (tensor.dtype, tensor.shape) for name, tensor in folder.read_header(path).items()}
+    folder.check_layout(path, header, _layout(header, settings))
     with safe_open(path, framework="numpy") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}
     return {name: array.astype(np.int64 if name == DRAFT_VOCAB else np.float32) for name, array in found.items()}
@@ -91,12 +78,12 @@ def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArr
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of LookAhead that config.json holds; raise ValueError unless all of it is valid."""
-    check_format(settings, FIXED, FIELDS, "a look-ahead folder")
+    folder.check_format(settings, FIXED, FIELDS, "a look-ahead folder")
     base, sampling = settings["base_model"], settings["sampling"]
-    check_fields(settings["refine"] or {}, HEAD_FIELDS if settings["refine"] else {}, "refine ")
-    check_fields(base, {"fingerprint": DIGEST})
-    check_fields(base, BASE_FIELDS, "base_model ")
-    check_fields(base["shapes"], SIZE_FIELDS if settings["adapter_rank"] else {}, "base_model shapes ")
+    folder.check_fields(settings["refine"] or {}, HEAD_FIELDS if settings["refine"] else {}, "refine ")
+    folder.check_fields(base, {"fingerprint": folder.DIGEST})
+    folder.check_fields(base, BASE_FIELDS, "base_model ")
+    folder.check_fields(base["shapes"], SIZE_FIELDS if settings["adapter_rank"] else {}, "base_model shapes ")
     return {
         "base_model": base["name"],
         "base_shapes": base["shapes"],
@@ -106,10 +93,10 @@ def read_details(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _layout(found: Mapping[str, Layout], settings: Mapping[str, Any]) -> dict[str, Layout]:
+def _layout(found: Mapping[str, folder.Layout], settings: Mapping[str, Any]) -> dict[str, folder.Layout]:
     """Return the tensors that config.json describes; a draft vocabulary has as many tokens as are found."""
     rank, refine, width = settings["adapter_rank"], settings["refine"], settings["hidden_size"]
-    expected: dict[str, Layout] = {TENSOR: ("F32", (settings["num_lookahead"], width))}
+    expected: dict[str, folder.Layout] = {TENSOR: ("F32", (settings["num_lookahead"], width))}
     if rank:
         named = adapter_shapes(settings["base_model"]["shapes"], rank).items()
         expected |= {ADAPTER + name: ("BF16", shape) for name, shape in named}
@@ -125,7 +112,7 @@ def _layout(found: Mapping[str, Layout], settings: Mapping[str, Any]) -> dict[st
 
 def may_replace(path: Path) -> bool:
     """Return whether a path is a look-ahead folder, perhaps with a card, or an empty folder."""
-    return has_only(path, {CONFIG, VECTORS, CARD}, FIXED)
+    return folder.has_only(path, {CONFIG, VECTORS, CARD}, FIXED)
 
 
 def bfloat16() -> np.dtype[Any]:

@@ -17,41 +17,28 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import check_integer
-from .folder import (
-    DIGEST,
-    OBJECT,
-    TEXT,
-    Field,
-    Layout,
-    check_format,
-    check_layout,
-    errors_of,
-    has_only,
-    integer,
-    read_header,
-)
+from . import folder
 
 CONFIG, ARRAYS, UNIGRAM = "config.json", "model.safetensors", "unigram"
 # The format that this version reads; other values were written by a version with more features.
 FIXED = {"format_version": 1, "model_type": "ngram", "share": "code^2 / 65536"}
 MAX_ORDER, MAX_VOCAB_SIZE = 4, 2**20  # so that three tokens make a number of 63 bits
 FIELDS = {
-    "vocab_size": integer(1, MAX_VOCAB_SIZE),
-    "num_ngrams": Field(
+    "vocab_size": folder.integer(1, MAX_VOCAB_SIZE),
+    "num_ngrams": folder.Field(
         lambda value: isinstance(value, list) and len(value) < MAX_ORDER, f"a list of at most {MAX_ORDER - 1} numbers"
     ),
-    "base_model": TEXT,
-    "tokenizer": DIGEST,
-    "training": OBJECT,
+    "base_model": folder.TEXT,
+    "tokenizer": folder.DIGEST,
+    "training": folder.OBJECT,
 }
-BYTES = {"F32": 4, "I32": 4, "U16": 2, "U8": 1}
 
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]  # of an order: successors, tokens, codes
 
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of NgramModel that config.json holds; raise ValueError unless all of it is valid."""
-    check_format(settings, FIXED, FIELDS, "the folder of an n-gram model")
+    folder.check_format(settings, FIXED, FIELDS, "the folder of an n-gram model")
     for count in settings["num_ngrams"]:
         check_integer("num_ngrams", count, 0, 2**31 - 1)
     return {name: settings[name] for name in ("base_model", "tokenizer", "training")}
@@ -63,15 +50,15 @@ def read_arrays(
     """Return the unigram's weights, and successors, tokens and codes of each order; raise ValueError for others."""
     from safetensors import safe_open
 
-    found = {name: (tensor.dtype, tensor.shape) for name, tensor in read_header(path).items()}
-    check_layout(path, found, _layout(vocab_size, num_ngrams))
+    found = {name: (tensor.dtype, tensor.shape) for name, tensor in folder.read_header(path).items()}
+    folder.check_layout(path, found, _layout(vocab_size, num_ngrams))
     orders = []
     with safe_open(path, framework="numpy") as file:
         for order, (contexts, count) in enumerate(_sizes(vocab_size, num_ngrams), start=2):
             marks, tokens, codes = (
                 file.get_tensor(f"order_{order}.{name}") for name in ("contexts", "tokens", "codes")
             )
-            with errors_of(f"{path}: order_{order}", "."):
+            with folder.errors_of(f"{path}: order_{order}", "."):
                 orders.append((_num_successors(marks, contexts, count), tokens, codes))
         unigram: npt.NDArray[np.float32] = file.get_tensor(UNIGRAM)
     return unigram, orders
@@ -92,19 +79,14 @@ def packed(
     return save(tensors)
 
 
-def array_bytes(vocab_size: int, num_ngrams: Sequence[int]) -> int:
-    """Return the bytes of the arrays on disk, given the number of n-grams of each order from 2 on."""
-    return sum(BYTES[dtype] * shape[0] for dtype, shape in _layout(vocab_size, num_ngrams).values())
-
-
 def may_replace(path: Path) -> bool:
     """Return whether a path is the folder of an n-gram model, or an empty folder."""
-    return has_only(path, {CONFIG, ARRAYS}, FIXED)
+    return folder.has_only(path, {CONFIG, ARRAYS}, FIXED)
 
 
-def _layout(vocab_size: int, num_ngrams: Sequence[int]) -> dict[str, Layout]:
+def _layout(vocab_size: int, num_ngrams: Sequence[int]) -> dict[str, folder.Layout]:
     """Return the dtype and shape of every tensor by name."""
-    layout: dict[str, Layout] = {UNIGRAM: ("F32", (vocab_size,))}
+    layout: dict[str, folder.Layout] = {UNIGRAM: ("F32", (vocab_size,))}
     for order, (contexts, count) in enumerate(_sizes(vocab_size, num_ngrams), start=2):
         layout[f"order_{order}.contexts"] = ("U8", ((contexts + count + 7) // 8,))
         layout[f"order_{order}.tokens"] = ("U16" if vocab_size <= 2**16 else "I32", (count,))

@@ -54,7 +54,7 @@ def check_tensors(
             )
 
 
-def chunks(name: str, tensor: StoredTensor, framework: str, chunk_bytes: int) -> Iterator[tuple[int, Any]]:  # [R, ...]
+def chunks(name: str, tensor: StoredTensor, framework: str) -> Iterator[tuple[int, Any]]:  # [R, ...]
     """Yield a tensor some rows at a time, in "numpy" or "pt", each chunk with the number of its first row.
 
     The file is opened again for every chunk: it is mapped into memory, and pages once read would stay.
@@ -63,7 +63,7 @@ def chunks(name: str, tensor: StoredTensor, framework: str, chunk_bytes: int) ->
     from safetensors import safe_open
 
     num_rows, row_bytes = tensor.shape[0], ITEM_BYTES[tensor.dtype] * math.prod(tensor.shape[1:])
-    step = max(1, chunk_bytes // row_bytes)
+    step = max(1, CHUNK_BYTES // row_bytes)
     for first in range(0, num_rows, step):
         with safe_open(tensor.path, framework=framework) as file:
             rows = file.get_slice(name)[first : min(first + step, num_rows)]
@@ -77,7 +77,7 @@ def fingerprint_of(stored: Mapping[str, StoredTensor], shapes: Mapping[str, tupl
     """
     digest = hashlib.sha256()
     for name, shape in sorted(shapes.items()):
-        _, rows = next(chunks(name, stored[name], "numpy", CHUNK_BYTES))
+        _, rows = next(chunks(name, stored[name], "numpy"))
         with np.errstate(over="ignore"):
             digest.update(f"{name} {list(shape)}\n".encode() + rows.reshape(-1)[:16].astype("<f4").tobytes())
     return digest.hexdigest()

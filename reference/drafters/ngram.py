@@ -64,11 +64,7 @@ class NgramOrder:
         return np.asarray(running[self.offsets[1:]] - running[self.offsets[:-1]])
 
     def check(self, num_contexts: int, vocab_size: int) -> None:
-        """Refuse arrays that are not a level of a tree over a vocabulary.
-
-        Raises:
-            ValueError: lengths disagree, tokens are unknown or not sorted, or shares add up to 1 or more.
-        """
+        """Raise ValueError if lengths disagree, tokens are unknown or not sorted, or shares add up to 1 or more."""
         contexts, count = len(self.num_successors), len(self.tokens)
         total = int(self.num_successors.sum())
         if contexts != num_contexts or total != count or (self.num_successors < 0).any():
@@ -145,11 +141,7 @@ class NgramTables:
         return len(self.orders) + 1
 
     def check(self, model: Any, tokenizer: str | None = None) -> None:
-        """Refuse a model whose tokens mean something else; `tokenizer` is the digest of its tokenizer's vocabulary.
-
-        Raises:
-            ValueError: the vocabularies have different sizes, or the digests differ.
-        """
+        """Raise ValueError for a vocabulary of another size, or another `tokenizer`, the digest of its vocabulary."""
         if self.vocab_size != model.vocab_size:
             raise ValueError(
                 f"the n-gram model has vocab_size {self.vocab_size}, "
@@ -165,8 +157,7 @@ class NgramTables:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the folder of an n-gram model, whole or not at all; one that exists is replaced.
 
-        Raises:
-            ValueError: the path holds something else, or `training` is not plain JSON.
+        Raise ValueError if the path holds something else, or `training` is not plain JSON.
         """
         path = Path(folder)
         if path.exists() and not may_replace(path):
@@ -229,10 +220,5 @@ class NgramModel(NgramTables, Drafter):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> NgramModel:
-        """Read the folder of an n-gram model.
-
-        Raises:
-            FileNotFoundError: the folder or one of its files is missing.
-            ValueError: a file is damaged, or was made for another version of this package.
-        """
+        """Read a folder; raise FileNotFoundError for a missing file, ValueError for a damaged or another version's."""
         return cls._read(folder)

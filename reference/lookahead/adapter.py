@@ -28,15 +28,6 @@ class Part:
     matrices: Mapping[str, Any]
     uses_lookahead: bool = True  # of a head; if not, every draft starts from the last text row's hidden state
 
-    @classmethod
-    def of(cls, tensors: Mapping[str, Any], uses_lookahead: bool = True) -> Self:
-        """Return the part with these matrices."""
-        return cls(tensors, uses_lookahead)
-
-    def tensors(self) -> dict[str, Any]:
-        """Return every matrix by its name."""
-        return dict(self.matrices)
-
 
 class ArrayPart(Part):
     """A part in arrays of NumPy."""
@@ -79,7 +70,7 @@ class Adapter(AdapterTerms, ArrayPart):
     @classmethod
     def random(cls, config: ModelConfig, rank: int, seed: int) -> Adapter:
         """Draw an untrained adapter that changes its rows; the same in both packages."""
-        return cls.of(random_tensors(tensor_shapes(sizes_of(config), rank), seed))
+        return cls(random_tensors(tensor_shapes(sizes_of(config), rank), seed))
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, npt.NDArray[np.float32]]:

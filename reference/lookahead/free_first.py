@@ -32,11 +32,7 @@ class FreeFirstSettings(RefinementFacts):
     reads_drafts = True
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ValueError: the drafter runs a model, the refinement rescores, or the probability is none.
-        """
+        """Refuse a drafter that runs a model, a refinement that rescores, and a probability that is none."""
         if self.drafts.are_scores:
             raise ValueError("drafts: found rescored drafts, expected a head or look-ahead rows as they are")
         if self.drafter.passes_per_draft:

@@ -49,7 +49,7 @@ class SamplerHead(HeadPart, ArrayPart):
     @classmethod
     def random(cls, hidden_size: int, width: int, seed: int) -> SamplerHead:
         """Draw an untrained head that changes what it refines; the same in both packages."""
-        return cls.of(random_tensors(tensor_shapes(hidden_size, width), seed))
+        return cls(random_tensors(tensor_shapes(hidden_size, width), seed))
 
     def start(
         self,

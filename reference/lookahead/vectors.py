@@ -46,13 +46,7 @@ class TrainedVectors:
         return int(self.vectors.shape[1])
 
     def check(self, model: Any) -> None:
-        """Refuse a model that the vectors were not trained for.
-
-        Vectors without a fingerprint fit every model of their width.
-
-        Raises:
-            ValueError: the widths differ, or the fingerprints.
-        """
+        """Raise ValueError for a model of another width or fingerprint; without one they fit every model."""
         if self.hidden_size != model.hidden_size:
             raise ValueError(
                 f"the look-ahead vectors have hidden_size {self.hidden_size}, "
@@ -66,7 +60,7 @@ class TrainedVectors:
         if self.adapter is not None:
             config = getattr(model, "config", None)
             expected = {} if config is None else tensor_shapes(sizes_of(config), self.adapter.rank)
-            if {name: tuple(each.shape) for name, each in self.adapter.tensors().items()} != expected:
+            if {name: tuple(each.shape) for name, each in self.adapter.matrices.items()} != expected:
                 raise ValueError(
                     f"the look-ahead adapter has the shapes of another model, expected those of {model.name!r}"
                 )
@@ -88,10 +82,8 @@ class TrainedVectors:
     def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
         """Write a look-ahead folder, whole or not at all; one that exists is replaced.
 
-        A card is the text of its README.md; without one, a README.md that exists is kept.
-
-        Raises:
-            ValueError: the path holds something else, or `training` is not plain JSON.
+        A card is the text of its README.md; without one, a README.md that exists is kept. Raise ValueError if
+        the path holds something else, or `training` is not plain JSON.
         """
         path = Path(folder)
         if path.exists() and not disk.may_replace(path):
@@ -118,7 +110,7 @@ class TrainedVectors:
     def _parts(self) -> dict[str, Any]:
         """Return the tensors of adapter and head under the names that they are stored by."""
         parts = [(disk.ADAPTER, self.adapter), (disk.HEAD, self.head)]
-        return {begin + name: each for begin, part in parts if part for name, each in part.tensors().items()}
+        return {begin + name: each for begin, part in parts if part for name, each in part.matrices.items()}
 
     @classmethod
     def _read(cls, root: Path, tensors_of: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]]) -> Self:
@@ -133,9 +125,9 @@ class TrainedVectors:
             {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
             for begin in (disk.ADAPTER, disk.HEAD)
         )
-        details["adapter"] = cls.kinds[0].of(adapter) if adapter else None
+        details["adapter"] = cls.kinds[0](adapter) if adapter else None
         refine = settings["refine"]
-        details["head"] = cls.kinds[1][refine["kind"]].of(head, not refine["alone"]) if head else None
+        details["head"] = cls.kinds[1][refine["kind"]](head, not refine["alone"]) if head else None
         details["draft_vocab"] = tensors.get(disk.DRAFT_VOCAB)
         with errors_of(path):
             return cls(tensors[disk.TENSOR], **details)
@@ -194,8 +186,7 @@ class LookAhead(TrainedVectors):
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Array:  # [L, D]
         """Return the first `num_lookahead` vectors (default: all) as input vectors of a model, in its dtype.
 
-        Raises:
-            ValueError: they were trained for another one, are fewer, or too large for the dtype.
+        Raise ValueError if they were trained for another one, are fewer, or too large for the dtype.
         """
         wanted = self._checked_number(model, num_lookahead)
         with np.errstate(over="ignore"):
@@ -215,10 +206,5 @@ class LookAhead(TrainedVectors):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> LookAhead:
-        """Read a look-ahead folder.
-
-        Raises:
-            FileNotFoundError: the folder or one of its files is missing.
-            ValueError: a file is damaged, or was made for another version of this package.
-        """
+        """Read a folder; raise FileNotFoundError for a missing file, ValueError for a damaged or another version's."""
         return cls._read(open_folder(folder), disk.read_tensors)

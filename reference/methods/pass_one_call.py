@@ -12,10 +12,9 @@ Glossary of shapes: L look-ahead vectors, D' hidden state, R places in use.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from ..record import Record
 from ..uniforms import UniformRow
-from ..verify import RULES, Tokens
+from ..verify import Tokens
 from .base import Method, State, draft_left_to_right, drafting_record, verify_drafts
 from .settings import ChainSettings, OneCallSettings
 from .tree_shape import DraftTree, layout
@@ -39,7 +38,6 @@ class OneCall(OneCallSettings, Method):
     model: LanguageModel
     lookahead: LookAhead
     refinement: Refinement
-    rules: ClassVar[Collection[str]] = RULES
 
     @property
     @abstractmethod

@@ -11,8 +11,9 @@ Glossary of shapes: L look-ahead vectors, N of them fed in this step, K drafts, 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,10 +48,11 @@ class PaSSSettings:
     num_lookahead: int | None = None  # L; default: all vectors, or 4 fixed tokens
     fixed_token: int = 0
     vectors: Any = field(init=False, repr=False)  # [L, D]
+    rules: ClassVar[Collection[str]] = RULES
 
     def __post_init__(self) -> None:
         """Raise ValueError unless the settings, the rule and the vectors fit the model."""
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, self.rules)
         if self.lookahead is None:
             wanted = check_integer("num_lookahead", 4 if self.num_lookahead is None else self.num_lookahead, 0, 2**16)
             check_token("fixed_token", self.fixed_token, self.model.vocab_size)

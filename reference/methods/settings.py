@@ -1,4 +1,4 @@
-"""The settings of the methods that draft by look-ahead rows, by heads, or a tree, of either package, and their checks.
+"""The settings of the methods that draft by a drafter, look-ahead rows or heads, of either package, and their checks.
 
 Glossary of shapes: L look-ahead vectors, D input vector.
 """
@@ -11,9 +11,64 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
-from ..config import SamplingConfig, check_integer, check_settings
+from ..config import SamplingConfig, check_context, check_integer, check_settings
 from ..uniforms import NamedUniforms
-from .tree_shape import NumCandidates, TreeShape
+from ..verify import RULES
+from . import tree_rules
+from .tree_shape import NumCandidates, TreeShape, check_tree
+
+
+@dataclass(frozen=True, eq=False)
+class DrafterSettings:
+    """The settings of a method whose drafts come from a drafter.
+
+    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend.
+    """
+
+    model: Any
+    drafter: Any
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    draft_sampling: SamplingConfig | None = None
+    rule: str = "token"
+    processor: Any = None
+    rules: ClassVar[Collection[str]] = RULES
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless the settings and the drafter suit the model."""
+        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, self.rules)
+        if (found := self.drafter.vocab_size) != (expected := self.model.vocab_size):
+            raise ValueError(
+                f"drafter: found {self.drafter.name!r} with a vocabulary of {found}, expected {expected} as in the "
+                f"model {self.model.name!r}"
+            )
+
+    def _check_context(self, prompt_length: int, max_new_tokens: int) -> None:
+        """Raise ValueError unless prompt and new tokens fit into the drafter's context, if it has one."""
+        if (longest := self.drafter.max_position_embeddings) is not None:
+            check_context(prompt_length, max_new_tokens, longest, f"the drafter {self.drafter.name!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class SpeculativeSettings(DrafterSettings):
+    """The settings of `SpeculativeSampling`."""
+
+    num_draft: int = 4  # K
+    schedule: Any = None  # a package's own
+    lenience: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings; lenience must be a number in (0, 1], and 1 for another rule than token."""
+        check_integer("num_draft", self.num_draft, 0, 2**16)
+        super().__post_init__()
+        if not 0 < self.lenience <= 1:
+            raise ValueError(f"lenience: found {self.lenience!r:.80}, expected a number above 0 and at most 1")
+        if self.lenience < 1 and self.rule != "token":
+            raise ValueError(f"lenience: found {self.lenience} with the rule {self.rule!r}, expected the rule 'token'")
+
+    @property
+    def named_uniforms(self) -> NamedUniforms:
+        """A draw and an acceptance per draft, and the final draw."""
+        return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +88,7 @@ class OneCallSettings:
     processor: Any = None
     refinement: Any = None  # that of the folder
     groups: tuple[int, ...] | None = None
-    rules: ClassVar[Collection[str]]
+    rules: ClassVar[Collection[str]] = RULES
 
     def __post_init__(self) -> None:
         """Make what was trained ready; raise ValueError unless it suits the model, and all settings one another."""
@@ -133,6 +188,12 @@ class TreeSettings:
 
     rule: str = "without-replacement"
     num_candidates: NumCandidates = (2, 2, 1)
+    rules: ClassVar[Collection[str]] = tree_rules.RULES
+
+    def __post_init__(self) -> None:
+        """Check the settings, and that the numbers of candidates make a tree."""
+        super().__post_init__()  # type: ignore[misc]  # of the method's other settings
+        check_tree(self.num_candidates)
 
     @property
     @abstractmethod

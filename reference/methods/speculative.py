@@ -15,63 +15,40 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..config import SamplingConfig, check_settings
 from ..drafters.base import Drafter
 from ..drafters.schedule import Schedule
 from ..ending import Ending
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from ..record import Record
-from ..sampling import Processor
-from ..uniforms import NamedUniforms, UniformRow
-from ..verify import RULES
+from ..uniforms import UniformRow
 from .base import Drafts, Method, State, draft_left_to_right, drafting_record, verify_drafts
-from .checks import check_drafter, check_drafter_context, check_lenience
+from .settings import DrafterSettings, SpeculativeSettings
 
 
-@dataclass(frozen=True, eq=False)
-class DrafterMethod(Method):
-    """A method whose drafts come from a drafter.
-
-    `draft_sampling` sets the drafts' own sampling, on which the text's distribution does not depend.
-    """
+class DrafterMethod(DrafterSettings, Method):
+    """A method whose drafts come from a drafter."""
 
     model: LanguageModel
     drafter: Drafter
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    draft_sampling: SamplingConfig | None = None
-    rule: str = "token"
-    processor: Processor | None = None
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
         """Return the state before the first step; raise ValueError for a text beyond the drafter's context as well."""
         state = super().start(prompt, ending)
-        check_drafter_context(self.drafter, len(prompt), ending.max_new_tokens)
+        self._check_context(len(prompt), ending.max_new_tokens)
         return replace(state, draft_cache=self.drafter.new_cache(state.cache.capacity))
 
 
 @dataclass(frozen=True, eq=False)
-class SpeculativeSampling(DrafterMethod):
+class SpeculativeSampling(DrafterMethod, SpeculativeSettings):
     """Draft at most K tokens, as many as a schedule wants, then verify them with the target.
 
     A `lenience` below 1 is lossy: it multiplies the draft probabilities in verification, so that a token's probability
     is at most 1 / lenience times the target's.
     """
 
-    num_draft: int = 4  # K
+    drafter: Drafter
     schedule: Schedule = field(default_factory=Schedule)
-    lenience: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Raise ValueError unless the settings and the drafter suit the model, and lenience the rule."""
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
-        check_drafter(self.model, self.drafter, self.num_draft)
-        check_lenience(self.lenience, self.rule)
-
-    @property
-    def named_uniforms(self) -> NamedUniforms:
-        """A draw and an acceptance per draft, and the final draw."""
-        return {"draft": self.num_draft, "accept": self.num_draft, "final": 1}
 
     def start(self, prompt: Sequence[int], ending: Ending) -> State:
         """Return the state before the first step, with the first pace; see `DrafterMethod.start`."""

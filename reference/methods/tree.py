@@ -20,16 +20,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ..config import check_settings
+from ..drafters.base import Drafter
 from ..model.layers import Array
 from ..record import Record
 from ..uniforms import UniformRow
 from .base import State, drafting_record
-from .checks import check_drafter
 from .pass_one_call import OneCall
 from .settings import TreeSettings
 from .speculative import DrafterMethod
-from .tree_rules import RULES
 from .tree_shape import DraftTree, TreeDrafts, Walk, check_tree, draw_tree, layout, tree_record, walk_tree
 
 
@@ -41,11 +39,7 @@ class SpeculativeTree(TreeSettings, DrafterMethod):
     distribution.
     """
 
-    def __post_init__(self) -> None:
-        """Raise ValueError unless the settings, the drafter and the tree suit the model."""
-        check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, RULES)
-        check_drafter(self.model, self.drafter, 0)
-        check_tree(self.num_candidates)
+    drafter: Drafter
 
     @cached_property
     def tree(self) -> DraftTree:
@@ -80,8 +74,6 @@ class PaSSOneCallTree(TreeSettings, OneCall):
 
     The tree has at most as many depths as there are look-ahead vectors, and uses one vector per depth.
     """
-
-    rules = RULES
 
     @cached_property
     def tree(self) -> DraftTree:

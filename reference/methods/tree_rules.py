@@ -60,10 +60,7 @@ def draw_candidates(
 
     At temperature 0 a distribution is one-hot, so the next candidate is the likeliest of the other tokens, the limit of
     small temperatures. There are fewer candidates where no token is left. With replacement, all come from the first
-    distribution.
-
-    Raises:
-        ValueError: the logits have no distribution, see `probs_from_logits`.
+    distribution. Logits without a distribution raise ValueError.
     """
     kept = probs_from_logits(logits, sampling) > 0
     left = logits if sampling.temperature == 0 else np.where(kept, logits, -np.inf)

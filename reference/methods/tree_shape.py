@@ -224,8 +224,7 @@ def walk_tree(
 def check_tree(num_candidates: Sequence[int | Sequence[int]], num_lookahead: int | None = None) -> NumCandidates:
     """Return the numbers of candidates per depth.
 
-    Raises:
-        ValueError: they make no tree of at most 2^16 drafts, or one with more depths than look-ahead vectors.
+    Raise ValueError if they make no tree of at most 2^16 drafts, or one with more depths than look-ahead vectors.
     """
     checked: list[int | tuple[int, ...]] = []
     level, num_drafts = 1, 0

@@ -42,8 +42,7 @@ class Traced:
 def trace_page(decodings: Sequence[Traced], decode: Decode | None = None) -> str:
     """Return the HTML page of one decoding, or of several of one prompt; without `decode` it shows token ids.
 
-    Raises:
-        ValueError: there is no decoding, the prompts differ, or a record has no choices.
+    Raise ValueError if there is no decoding, the prompts differ, or a record has no choices.
     """
     if (count := len({each.generation.prompt for each in decodings})) != 1:
         raise ValueError(f"decodings: found {count} prompts, expected one or more decodings of one prompt")
@@ -103,9 +102,7 @@ class _Step:
     def content(self) -> dict[str, Any]:
         """Return what the page shows of the step."""
         parents = self.record.draft_parents or range(-1, len(self.record.draft_tokens) - 1)
-        depths: list[int] = []  # how many drafts lead to each draft, itself included
-        for parent in parents:
-            depths.append(depths[parent] + 1 if parent >= 0 else 1)
+        depths = self.record.draft_depths
         return {
             "tokens": list(map(self.number, self.record.tokens)),
             "sources": [source[0] for source in self.record.sources],

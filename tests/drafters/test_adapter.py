@@ -38,7 +38,7 @@ def adapter_of(model: Passes, rank: int, seed: int, scale: float = 1.0) -> Any:
     """Return a random adapter in a model's dtype; every matrix is scaled."""
     home = module("gpu" if model.port else "reference", "lookahead.adapter")
     drawn = home.Adapter.random(model.model.config, rank, seed)
-    scaled = home.Adapter.of({name: scale * tensor for name, tensor in drawn.tensors().items()})
+    scaled = home.Adapter({name: scale * tensor for name, tensor in drawn.matrices.items()})
     return scaled.to(model.model.weights.embedding.dtype)
 
 
@@ -100,10 +100,10 @@ def test_both_packages_compute_the_same(settings: dict[str, Any], rank: int, see
 def merged(model: Any, adapter: Any) -> Any:
     """Return a model of the port whose own matrices hold the terms of an adapter."""
     layers = list(model.weights.layers)
-    for name, up in adapter.tensors().items():
+    for name, up in adapter.matrices.items():
         layer, site, side = name.split(".")
         if side == "up":
-            changed = getattr(layers[int(layer)], site) + up @ adapter.tensors()[f"{layer}.{site}.down"]
+            changed = getattr(layers[int(layer)], site) + up @ adapter.matrices[f"{layer}.{site}.down"]
             layers[int(layer)] = dataclasses.replace(layers[int(layer)], **{site: changed})
     return type(model)(model.config, dataclasses.replace(model.weights, layers=tuple(layers)))
 
@@ -182,7 +182,7 @@ def run(package: str, head: Any, real: np.ndarray, hidden: np.ndarray, embedding
 @given(**sizes)
 def test_it_is_its_equation(package: str, hidden_size: int, width: int, seed: int) -> None:
     head, (real, hidden, embeddings) = head_of(package, hidden_size, width, seed), inputs(hidden_size, seed)
-    first, inner, out = (as_numpy(tensor) for tensor in head.tensors().values())
+    first, inner, out = (as_numpy(tensor) for tensor in head.matrices.values())
     state, expected = first @ real, []
     for row, embedding in zip(hidden, embeddings, strict=True):
         token = embedding / np.sqrt((embedding**2).mean() + EPSILON)

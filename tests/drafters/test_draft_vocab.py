@@ -55,8 +55,8 @@ def test_every_draft_has_the_distribution_of_the_head_along_its_own_path(pkg, to
     method, model = restricted(pkg, tokens, parts, shape), target_of(reference, "transformer", vocab_size=11)
     head = None
     if parts != "vectors":
-        weights = method.refinement.head.tensors().items()
-        head = reference.SamplerHead.of({name: as_numpy(each) for name, each in weights})
+        weights = method.refinement.head.matrices.items()
+        head = reference.SamplerHead({name: as_numpy(each) for name, each in weights})
     kept = list(range(11) if tokens is None else tokens)
     state, num_drafts = method.start(PROMPT, pkg.Ending(60)), 0
     for number in range(9):

@@ -127,9 +127,9 @@ def test_a_term_of_another_shape_is_refused(package: str, name: str, shape: tupl
     model = module(package, "checkpoint.load").load_model(write_checkpoint(tmp_path / "model"))
     lookahead = replace(trained(package), fingerprint=None)
     lookahead.check(model)
-    terms = lookahead.adapter.tensors()
+    terms = lookahead.adapter.matrices
     terms[name] = np.ones(shape, np.float32) if package == "reference" else __import__("torch").ones(shape)
-    other = replace(lookahead, adapter=type(lookahead.adapter).of(terms))
+    other = replace(lookahead, adapter=type(lookahead.adapter)(terms))
     assert said_of(other.check, model) == f"{OTHER_SHAPES} 'model'"
 
 

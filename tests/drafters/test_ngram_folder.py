@@ -77,15 +77,6 @@ def test_a_large_vocabulary_is_looked_up_in_the_port_as_well(tmp_path: Path) -> 
         assert np.abs(as_numpy(row) - ours.logits(text, None)).max() < 1e-13
 
 
-@both_packages
-def test_the_size_is_known_beforehand(package: str, tmp_path: Path) -> None:
-    model = counted(package, 1, 4)
-    model.save(tmp_path)
-    size = sum(array.nbytes for array in load_file(tmp_path / ARRAYS).values())
-    counts = [len(order.tokens) for order in model.orders]
-    assert module(package, "checkpoint.ngram_folder").array_bytes(6, counts) == size
-
-
 # What is refused: damage to a folder of three tokens and two n-grams, and the sentence.
 KEYS = "format_version, model_type, share, vocab_size, num_ngrams, base_model, tokenizer, training"
 KEYS = f"is missing or unknown, expected exactly {KEYS}"

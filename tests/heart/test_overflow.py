@@ -75,7 +75,7 @@ def vectors_of(pkg: Any, model: Any, kind: str = "", feed: tuple[float, ...] = (
     if kind != "adapter":
         return replace(found, vectors=vectors)
     adapter = pkg.Adapter.random(model.config, 2, 8)
-    for name, matrix in adapter.tensors().items():
+    for name, matrix in adapter.matrices.items():
         if name.endswith((".output.up", ".down.up")):
             matrix[[FEED, BAN]] = 0.0
     return replace(found, vectors=vectors, adapter=adapter)

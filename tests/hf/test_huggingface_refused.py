@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from generation_settings import OTHER_VALUES, settings_of
-from hf_models import VOCAB, config_of, greedy, padded, prompts, shared, tiny, with_pass
+from hf_models import VOCAB, config_of, greedy, prompts, shared, tiny, with_pass
 from pass_sampling.gpu import Adapter, LookAhead, ModelConfig, TransformersModel, generate_with_pass, pass_generate
 from pass_sampling.gpu.hf.model_checks import check_masks, check_rope
 from pass_sampling.gpu.hf.rows import RowCache
@@ -150,7 +150,7 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
 def filled_cache() -> Any:
     model, cache = tiny("llama"), DynamicCache(config=shared("llama").config)
     with torch.no_grad():
-        model(prompts(2, 3), past_key_values=cache)
+        model(prompts(1, 3), past_key_values=cache)
     return cache
 
 
@@ -187,8 +187,8 @@ CALLS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [  # values that a
         for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
     ],
     ("use_cache: found False, expected True", write, {"use_cache": False}),
-    ("past_key_values: found a StaticCache, expected a DynamicCache", write, {"cache_implementation": "static"}),
-    ("past_key_values: found 3 positions of 2 rows", write, {"inputs": padded(2), "past_key_values": filled_cache}),
+    ("past_key_values: found a StaticCache of 0 positions", write, {"cache_implementation": "static"}),
+    ("past_key_values: found a DynamicCache of 3 positions", write, {"past_key_values": filled_cache}),
     ("max_new_tokens: found a prompt of 5 tokens and 60 new ones, expected at most 64", write, {"max_new_tokens": 60}),
     ("inputs_embeds: found a Tensor, expected a prompt of tokens alone", write, {"inputs": EMBEDDED}),
     ("attention_mask: found zeros after a token, expected padding in front", write, {"inputs": PADDED_AFTER}),

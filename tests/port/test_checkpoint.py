@@ -61,7 +61,7 @@ def test_every_stored_dtype_reads_as_every_requested_one(package, stored, dtype,
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 200, 10**9])
 def test_chunks_of_any_size_fit_together(package, chunk_bytes, tmp_path, monkeypatch):
     write_checkpoint(tmp_path, model_type="qwen3")
-    monkeypatch.setattr(module(package, "checkpoint.load"), "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(module("reference", "checkpoint.tensors"), "CHUNK_BYTES", chunk_bytes)
     weights, fingerprint = read(package, tmp_path, "float64")
     random = flat(Weights.random(tiny_config("qwen3"), 0, np.float32))
     assert all(np.array_equal(array, random[name]) for name, array in flat(weights).items())

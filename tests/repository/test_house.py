@@ -119,7 +119,7 @@ def test_no_file_mentions_a_place_on_somebodys_machine() -> None:
 
 
 SHARED = {  # what the port imports of the reference: nothing that computes with logits
-    *("reference.config", "reference.record", "reference.ending", "reference.model.config", "reference.methods.checks"),
+    *("reference.config", "reference.record", "reference.ending", "reference.model.config"),
     *(
         f"reference.checkpoint.{name}"
         for name in ("folder", "generation_settings", "lookahead_folder", "model_settings", "ngram_folder", "tensors")

@@ -112,7 +112,7 @@ def test_training_sees_the_distributions_that_the_running_step_drafts_from(parts
     model = passes("gpu", kind).model
     lookahead = with_parts("gpu", model, parts, 3, seed)
     for method in (PaSSOneCall, PaSS) if parts == "vectors" else (PaSSOneCall,):
-        assert check_drafts(model, lookahead, method, prompt, seed) > 6
+        assert check_drafts(model, lookahead, method, prompt, seed) >= 6  # all accepted: fewer steps
 
 
 def leaves_of(parts: Parts) -> dict[str, torch.Tensor]:

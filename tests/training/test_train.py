@@ -57,7 +57,7 @@ def all_bits(lookahead: Any) -> dict[str, bytes]:
     """Return everything that was trained, as bytes."""
     found = {"vectors": lookahead.vectors}
     for part in (lookahead.adapter, lookahead.head):
-        found |= part.tensors() if part else {}
+        found |= part.matrices if part else {}
     return {name: as_numpy(tensor).tobytes() for name, tensor in found.items()}
 
 
@@ -185,7 +185,7 @@ def test_hidden_states_on_disk_are_those_of_the_model(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(of_look_ahead, "anchored_rows", rows)
             learnt.append(TRAINERS["head alone"](tmp_path / name, num_steps=30))
-    kept, computed = (each.head.tensors() for each in learnt)
+    kept, computed = (each.head.matrices for each in learnt)
     for name, tensor in kept.items():
         assert torch.allclose(tensor, computed[name], rtol=2**-7, atol=1e-4) and bool(tensor.any())
     assert sorted(os.listdir(tmp_path)) == ["computed", "kept"]
