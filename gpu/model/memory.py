@@ -30,7 +30,7 @@ def pass_bytes(config: ModelConfig, dtype: torch.dtype, num_rows: int) -> int:
 
 
 def check_memory(device: torch.device, **needed: int) -> None:
-    """Raise ValueError if less is free than so many bytes: of weights, of a cache, of workspace."""
+    """Raise ValueError if less is free than the given number of bytes: of weights, of a cache, of workspace."""
     total = sum(needed.values())
     free = None if total < ALWAYS_FREE else free_memory(device)
     if free is not None and total > free:
