@@ -73,18 +73,18 @@ def measure_shape(
     workspace = CONTEXT * (4 * dtype.itemsize + 16) * max(2 * config.intermediate_size, config.vocab_size)
     needed = {"weights": weight_bytes(config, dtype), "cache": cache_bytes(config, dtype, CONTEXT + 2 * max(ROWS))}
     check_memory(device, **needed, workspace=workspace)
-    speed = bandwidth(device, min(2**30, 64 * needed.weights))
+    speed = bandwidth(device, min(2**30, 64 * needed["weights"]))
     model = random_model(config, dtype, device)
     passes = _passes(model, repeats)
     tokens = _plain(model, repeats)
-    read = needed.weights - (0 if config.tie_word_embeddings else model.weights.embedding.nbytes)
-    read += needed.cache * CONTEXT // (CONTEXT + 2 * max(ROWS))
+    read = needed["weights"] - (0 if config.tie_word_embeddings else model.weights.embedding.nbytes)
+    read += needed["cache"] * CONTEXT // (CONTEXT + 2 * max(ROWS))
     del model  # the next one takes as much room
     peers = _peers(config, dtype, device, repeats)
     one = passes[1] / 1000
     return {
         "gigabytes_per_second": speed / 1e9,
-        "weights_gigabytes": needed.weights / 1e9,
+        "weights_gigabytes": needed["weights"] / 1e9,
         "milliseconds_per_pass": passes,
         "times_one_row": {rows: each / passes[1] for rows, each in passes.items()},
         "of_the_limit": read / speed / one,
