@@ -28,7 +28,7 @@ class FreeFirstSettings(RefinementFacts):
 
     drafter: Any  # free; its logits are -inf everywhere where it is not sure, see `FirstOf`
     drafts: Any  # a refinement
-    least: float = 0.2  # probability of the refinement's likeliest token, from which on it drafts
+    least: float = 0.5  # probability of the refinement's likeliest token, from which on it drafts
     reads_drafts = True
 
     def __post_init__(self) -> None:
