@@ -141,9 +141,7 @@ def test_a_tokenizer_whose_mistake_shows_late_is_refused(name, box, tmp_path):
     found = json.loads((folder / name).read_text())
     found.get("model", {})["continuing_subword_prefix"] = "x" * 9
     (folder / name).write_text(json.dumps(found | {"model_max_length": "x"}))
-    with pytest.raises(
-        ValueError, match=f"^{re.escape(str(folder))} holds no tokenizer .*, expected tokenizer.json"
-    ):
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder))} holds no tokenizer .*, expected tokenizer.json"):
         module("gpu", "training.tokens").load_tokenizer(folder)
 
 
