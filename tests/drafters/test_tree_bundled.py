@@ -116,7 +116,7 @@ def test_the_best_trees_of_candidates_from_look_ahead_rows() -> None:
     rates = rates_of(records, len(shape))
     for depth, found in enumerate(rates):
         print(f"after {depth} drafts", *(f"{rate:.3f}" for rate in found))
-        assert 0.4 < found[0] < 0.9 and all(rate < 0.3 for rate in found[1:])
+        assert 0.5 < found[0] < 0.8 and all(rate < 0.25 for rate in found[1:])
     mean = float(np.mean([len(record.tokens) for record in records]))
     assert tree_tokens(rates, shape) == pytest.approx(mean, rel=0.1), "as if depths were independent"
     for num_drafts in (6, 10, 16, 24, 40):

@@ -87,7 +87,7 @@ def check_drafts(
     before. The distributions that drafts were drawn from are traced, as edges of cells, and so are the target's
     probabilities of the drafts."""
     sampling, count, text = SamplingConfig(0.7), 0, list(prompt)
-    for record in generate(kind(model, lookahead, sampling), prompt, 12, (), seed=seed, trace=True).records:
+    for record in generate(kind(model, lookahead, sampling), prompt, 13, (), seed=seed, trace=True).records:
         drafts, drawn = list(record.draft_tokens), [np.diff(each.edges, prepend=0.0) for each in record.choices]
         known = [*text, *(record.tokens[:1] if kind is PaSS else ())]
         if drafts:
@@ -112,7 +112,7 @@ def test_training_sees_the_distributions_that_the_running_step_drafts_from(parts
     model = passes("gpu", kind).model
     lookahead = with_parts("gpu", model, parts, 3, seed)
     for method in (PaSSOneCall, PaSS) if parts == "vectors" else (PaSSOneCall,):
-        assert check_drafts(model, lookahead, method, prompt, seed) >= 6  # all accepted: fewer steps
+        assert check_drafts(model, lookahead, method, prompt, seed) > 6
 
 
 def leaves_of(parts: Parts) -> dict[str, torch.Tensor]:
