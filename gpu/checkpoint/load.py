@@ -17,7 +17,7 @@ from pass_sampling.reference.checkpoint.model_settings import read_config
 from pass_sampling.reference.model.config import ModelConfig
 
 from ..model.memory import check_memory, weight_bytes
-from ..model.precision import asked_dtype, automatic_dtype, check_device, check_dtype, is_int8
+from ..model.precision import asked_dtype, automatic_dtype, check_device, check_dtype
 from ..model.weights import Weights, allocate, destination, weight_table
 from .hub import local_folder
 
@@ -34,7 +34,6 @@ def load_model(
     dtype: Any = None,
     device: torch.device | str = "cpu",
     revision: str | None = None,
-    weights: str = "stored",
 ) -> Transformer:
     """Read a model from a folder in Hugging Face's format, or from the Hub.
 
@@ -45,23 +44,19 @@ def load_model(
             that is slow in 16 bits, see `automatic_dtype`.
         device: cpu, or cuda with or without a number.
         revision: branch, tag or commit of a name on the Hub; default: main.
-        weights: `stored`, or `int8`: the matrices are rounded to 8 bits with a scale per output. That is another model,
-            faster where a CPU's memory is what a pass waits for; default dtype: bfloat16.
 
     Raise FileNotFoundError if a file is missing or cannot be fetched, ValueError if one is damaged, absurd or
     unsupported, or does not match the others, or if the device is not there.
     """
     from ..model.transformer import Transformer
 
-    device, dtype, int8 = check_device(device), asked_dtype(dtype), is_int8(weights)
-    if int8 and dtype is None:
-        dtype = torch.bfloat16
+    device, dtype = check_device(device), asked_dtype(dtype)
     folder = local_folder(folder, revision)
     config = read_config(folder)
     settings = read_generation_config(folder)
     tensors, fingerprint = read_weights(folder, config, dtype, device)
-    name = name_of(open_folder(folder)) + (" in int8" if int8 else "")
-    return Transformer(config, tensors, settings.eos_token_ids, fingerprint, name, settings.stop_strings, int8)
+    name = name_of(open_folder(folder))
+    return Transformer(config, tensors, settings.eos_token_ids, fingerprint, name, settings.stop_strings)
 
 
 def read_weights(
@@ -77,8 +72,7 @@ def read_weights(
     shapes = {entry.name: entry.shape for entry in weight_table(config)}
     disk.check_tensors(root, stored, shapes, config)
     if dtype is None:
-        kept = check_dtype(disk.DTYPES[stored[EMBEDDING].dtype])
-        dtype = automatic_dtype(kept, device, weight_bytes(config, kept))
+        dtype = automatic_dtype(check_dtype(disk.DTYPES[stored[EMBEDDING].dtype]), device)
     check_memory(device, weights=weight_bytes(config, dtype))
     weights = allocate(config, dtype, device)
     for entry in weight_table(config):

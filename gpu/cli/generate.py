@@ -85,7 +85,7 @@ def run_generate(options: Generate) -> None:
     is_traced = options.trace is not None
     result = _written(method, prompt, ending, sampling.seed, shown=not options.json, trace=is_traced)
     seconds = time.perf_counter() - started
-    dtype = str(model.dtype).removeprefix("torch.") + (", weights in int8" if model.int8 else "")
+    dtype = str(model.dtype).removeprefix("torch.")
     if options.trace is not None:
         write_trace(options.trace, method, how, result, ending, sampling.seed)
     if options.json:

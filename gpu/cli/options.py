@@ -101,13 +101,7 @@ class ModelOptions:
     dtype: str = option(
         "auto",
         "dtype to compute in: float64, float32, bfloat16 or float16; default: auto, that of the checkpoint, but "
-        "float32 on a CPU where that is faster",
-    )
-    weights: str = option(
-        "stored",
-        "int8 rounds the weights to 8 bits, for a CPU with slow memory; texts then have the distribution of the "
-        "rounded model",
-        choices=("stored", "int8"),
+        "float32 on a CPU without units for it",
     )
     device: str = option("cpu", "device to compute on: cpu, cuda or cuda:N")
 
@@ -119,7 +113,7 @@ class ModelOptions:
         """Load the model, from a folder."""
         from ..checkpoint.load import load_model
 
-        return load_model(self.model, self.dtype, self.device, weights=self.weights)
+        return load_model(self.model, self.dtype, self.device)
 
 
 @dataclass(frozen=True)

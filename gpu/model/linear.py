@@ -11,6 +11,7 @@ Glossary of shapes: I inputs and O outputs of a layer.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -39,15 +40,10 @@ SHARE = 0.5  # of the free memory, which copies of the weights may take
 
 
 class Layout(NamedTuple):
-    """How a weight is copied, how rows are multiplied by it, and how large the copy is beside the weight."""
+    """How a weight is copied, and how rows are multiplied by it."""
 
-    make: Callable[[Tensor], Any]  # None: no copy
     apply: Callable[[Tensor, Any, Tensor | None], Tensor]
-    size: float
-
-
-def _no_copy(weight: Tensor) -> None:
-    """Keep no copy."""
+    make: Callable[[Tensor], Any] | None = None  # None: no copy; otherwise one that is at most as large
 
 
 def _packed(weight: Tensor) -> Any:
@@ -68,37 +64,31 @@ def _times_without_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
         torch._C._set_mkldnn_enabled(True)
 
 
-def _packed_in_float32(weight: Tensor) -> Any:
-    if weight.dtype != torch.bfloat16:
-        raise RuntimeError("this layout is that of weights in bfloat16")
-    return _packed(weight.float())
+def _in_float16(weight: Tensor) -> Any:
+    """Return a weight in the layout of FBGEMM: it is read in float16, and multiplied in float32."""
+    return torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
 
 
-def _times_float32(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    return _times_packed(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+def _times_float16(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    found: Tensor = torch.ops.quantized.linear_dynamic_fp16(x.float(), weight)
+    return (found if bias is None else found + bias).to(x.dtype)
 
 
-def quantised(
-    weight: Tensor,  # [O, I]
-) -> tuple[Tensor, Tensor]:  # [O, I], [O]
-    """Round a weight to int8: one scale per output, the largest of its weights over 127, in the weight's dtype."""
-    if weight.dtype != torch.bfloat16:
-        raise RuntimeError("this layout is that of weights in bfloat16")
-    scales = weight.abs().amax(dim=1) / 127
-    return (weight.float() / scales.float().clamp(min=1e-30).unsqueeze(1)).round().clamp(-127, 127).char(), scales
+def is_in_float16(weight: Tensor) -> bool:
+    """Return whether float16 holds a weight up to a rounding to 24 bits, relative to its largest number.
 
-
-def _times_int8(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch._weight_int8pack_mm(x.flatten(0, -2), *weight).unflatten(0, x.shape[:-1])
-    return found if bias is None else found + bias
+    It holds what was stored in bfloat16, also if that was widened to float32 since: it has more digits, and is less
+    exact only below 2^-17.
+    """
+    wide, largest = weight.float(), functools.partial(torch.linalg.vector_norm, ord=torch.inf)
+    return bool(largest(wide.half().float().sub_(wide)) <= 2.0**-24 * largest(wide))  # not where one overflows
 
 
 LAYOUTS = {
-    "plain": Layout(_no_copy, functional.linear, 0),
-    "packed": Layout(_packed, _times_packed, 1),
-    "without-onednn": Layout(_no_copy, _times_without_onednn, 0),  # one row of bfloat16: it asks least of the memory
-    "float32": Layout(_packed_in_float32, _times_float32, 2),  # rows of bfloat16 on a CPU without units for it
-    "int8": Layout(quantised, _times_int8, 0.5),  # of a model whose weights are rounded to int8, see `linears_of`
+    "plain": Layout(functional.linear),
+    "packed": Layout(_times_packed, _packed),
+    "without-onednn": Layout(_times_without_onednn),  # one row of bfloat16: it asks least of the memory
+    "float16": Layout(_times_float16, _in_float16),  # if `is_in_float16`: it asks half of the memory that float32 does
 }
 
 
@@ -108,7 +98,7 @@ class Linear:
 
     weight: Tensor  # [O, I]
     bias: Tensor | None = None  # [O]
-    layouts: tuple[tuple[int, str, Any], ...] = ()  # most rows, layout, copy; the fewest rows first
+    layouts: tuple[tuple[int, str, Any], ...] = ()  # most rows, layout, the weight in it; the fewest rows first
 
     def __call__(
         self,
@@ -119,7 +109,7 @@ class Linear:
             num_rows = x.numel() // x.shape[-1]
             for most, layout, copy in self.layouts:
                 if num_rows <= most:
-                    return LAYOUTS[layout].apply(x, self.weight if copy is None else copy, self.bias)
+                    return LAYOUTS[layout].apply(x, copy, self.bias)
         return functional.linear(x, self.weight, self.bias)
 
 
@@ -137,32 +127,27 @@ def linear(
     weight: Tensor,  # [O, I]
     bias: Tensor | None,  # [O]
     layouts: Sequence[str],
-    int8: bool = False,
 ) -> Linear:
-    """Return a linear layer with a layout for each band, or with none; with `int8`, the weight is rounded in place."""
+    """Return a linear layer with a layout for each band, or with none."""
     with torch.no_grad():
-        rounded = None
-        if int8:
-            rounded = quantised(weight.bfloat16())
-            weight.copy_(rounded[0] * rounded[1].unsqueeze(1))
-        copies = {name: rounded if name == "int8" else LAYOUTS[name].make(weight) for name in dict.fromkeys(layouts)}
+        copies = {name: _copy(name, weight) for name in dict.fromkeys(layouts)}
     return Linear(weight, bias, tuple((most, name, copies[name]) for most, name in zip(BANDS, layouts, strict=False)))
 
 
-def linears_of(weights: Weights, int8: bool = False) -> tuple[tuple[LayerLinears, ...], Linear]:
-    """Return the linear layers of every layer, and the output projection.
+def _copy(name: str, weight: Tensor) -> Any:
+    make = LAYOUTS[name].make
+    return weight if make is None else make(weight)
 
-    With `int8`, all of them are rounded in place to 8 bits and a scale per output: another model, of which a CPU reads
-    half as much. Its embedding is rounded, too, where the output projection is the same matrix.
-    """
-    groups = [[each for layer in weights.layers for each in matrices(layer)], [weights.output]]
-    inside, projection = choices(groups, int8)
+
+def linears_of(weights: Weights) -> tuple[tuple[LayerLinears, ...], Linear]:
+    """Return the linear layers of every layer, and the output projection."""
+    inside, projection = choices([[each for layer in weights.layers for each in matrices(layer)], [weights.output]])
 
     def layer_of(layer: LayerWeights) -> LayerLinears:
         biases = layer.query_key_value_bias, layer.output_bias, None, None
-        return LayerLinears(*(linear(*each, inside, int8) for each in zip(matrices(layer), biases, strict=True)))
+        return LayerLinears(*(linear(*each, inside) for each in zip(matrices(layer), biases, strict=True)))
 
-    return tuple(map(layer_of, weights.layers)), linear(weights.output, None, projection, int8)
+    return tuple(map(layer_of, weights.layers)), linear(weights.output, None, projection)
 
 
 def rows_of(
@@ -180,25 +165,25 @@ def matrices(layer: LayerWeights) -> tuple[Tensor, ...]:  # [O, I], each with si
     return layer.query_key_value, layer.output, layer.gate_up, layer.down
 
 
-def choices(groups: Sequence[Sequence[Tensor]], int8: bool = False) -> list[tuple[str, ...]]:
+def choices(groups: Sequence[Sequence[Tensor]]) -> list[tuple[str, ...]]:
     """Return a layout by band for each group of weights, or none: measured once for this machine, then kept."""
     every = [matrix for group in groups for matrix in group]
     can_gain = every[0].device.type == "cpu" and every[0].dtype in (torch.float32, torch.bfloat16)
     if not can_gain or any(matrix.requires_grad for matrix in every) or sum(each.nbytes for each in every) < SMALL:
         return [()] * len(groups)
     shapes = [sorted({tuple(matrix.shape) for matrix in group}) for group in groups]
-    path = cache_folder("layouts") / f"{_machine(str(every[0].dtype), shapes, int8)}.json"
+    names = [name for name in LAYOUTS if name != "float16" or all(map(is_in_float16, every))]
+    path = cache_folder("layouts") / f"{_machine(str(every[0].dtype), shapes, names)}.json"
     found = _kept(path, len(groups))
     if found is None:
-        names = [name for name in LAYOUTS if int8 or name != "int8"]
         found = [measured(group, names) for group in groups]
         with contextlib.suppress(OSError):  # a choice that cannot be kept is made again
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps(found))
     free = free_memory(every[0].device)
     copies = sum(
-        sum(LAYOUTS[name].size for name in {*names}) * matrix.nbytes
-        for group, names in zip(groups, found, strict=True)
+        sum(LAYOUTS[name].make is not None for name in {*layouts}) * matrix.nbytes
+        for group, layouts in zip(groups, found, strict=True)
         for matrix in group
     )
     return found if free is None or copies <= SHARE * free else [()] * len(groups)
@@ -230,10 +215,9 @@ def measured(weights: Sequence[Tensor], names: Sequence[str]) -> tuple[str, ...]
             sample.append(weight)
     copies: dict[str, list[Any]] = {}
     for name in names:
-        layout = LAYOUTS[name]
         with contextlib.suppress(AttributeError, RuntimeError):  # another PyTorch, or a CPU without such units
-            made = [layout.make(weight) for weight in sample]
-            layout.apply(sample[0][:1], sample[0] if made[0] is None else made[0], None)
+            made = [_copy(name, weight) for weight in sample]
+            LAYOUTS[name].apply(sample[0][:1], made[0], None)
             copies[name] = made
     found = []
     for num_rows in BANDS.values():
@@ -241,9 +225,9 @@ def measured(weights: Sequence[Tensor], names: Sequence[str]) -> tuple[str, ...]
         quickest = {name: [float("inf")] * len(sample) for name in copies}  # of each weight: other work delays few
         for _ in range(4):
             for name, made in copies.items():
-                for i, (x, weight, copy) in enumerate(zip(inputs, sample, made, strict=True)):
+                for i, (x, copy) in enumerate(zip(inputs, made, strict=True)):
                     started = time.perf_counter()
-                    LAYOUTS[name].apply(x, weight if copy is None else copy, None)
+                    LAYOUTS[name].apply(x, copy, None)
                     quickest[name][i] = min(quickest[name][i], time.perf_counter() - started)
         times = {name: sum(each) for name, each in quickest.items()}
         best = min(times, key=lambda name: times[name])

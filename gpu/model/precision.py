@@ -8,9 +8,6 @@ from typing import Any
 
 import torch
 
-WEIGHTS = ("stored", "int8")
-LARGE = 2**26  # bytes of weights that caches do not hold
-
 
 def check_dtype(dtype: Any) -> torch.dtype:
     """Return the torch dtype, given as one or by name; raise ValueError if no model can be loaded in it."""
@@ -26,24 +23,15 @@ def asked_dtype(dtype: Any) -> torch.dtype | None:
     return None if dtype is None or str(dtype) == "auto" else check_dtype(dtype)
 
 
-def is_int8(weights: str) -> bool:
-    """Return whether weights are to be rounded to 8 bits; raise ValueError for anything but `stored` and `int8`."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights: found {weights!r:.80}, expected {' or '.join(WEIGHTS)}")
-    return weights == "int8"
-
-
-def automatic_dtype(stored: torch.dtype, device: torch.device, size: int = 0) -> torch.dtype:
+def automatic_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the dtype to compute in where none is asked for: the stored one, if the device is fast in it.
 
-    A CPU without units for bfloat16 takes three times as long for five rows as for one, and less in float32. But one
-    row takes half as long as in float32, since half as much is read. So for weights of a `size` in bytes that no cache
-    holds, whose rows have layouts of their own (see `linear`), bfloat16 is chosen there, too.
+    A CPU without units for bfloat16 computes in float32, but still reads in 16 bits the weights that were stored in
+    bfloat16, see `linear`.
     """
     if device.type == "cuda" or stored in (torch.float64, torch.float32):
         return stored
-    vectors = size >= LARGE and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    return torch.bfloat16 if stored == torch.bfloat16 and (has_bfloat16_units() or vectors) else torch.float32
+    return torch.bfloat16 if stored == torch.bfloat16 and has_bfloat16_units() else torch.float32
 
 
 def has_bfloat16_units() -> bool:

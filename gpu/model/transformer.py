@@ -36,10 +36,9 @@ class Transformer:
         fingerprint: str | None = None,
         name: str = "",
         stop_strings: tuple[str, ...] = (),
-        int8: bool = False,
     ):
-        """Keep the weights, rounded in place for `int8`; `fingerprint` and `name` identify their checkpoint."""
-        self.config, self.weights, self.int8 = config, weights, int8
+        """Keep the weights; `fingerprint` and `name` identify their checkpoint."""
+        self.config, self.weights = config, weights
         self.eos_token_ids, self.stop_strings = eos_token_ids, stop_strings
         self.fingerprint, self.name = fingerprint, name
         self.vocab_size, self.hidden_size = config.vocab_size, config.hidden_size
@@ -48,7 +47,7 @@ class Transformer:
             torch.backends.cuda.enable_cudnn_sdp(False)
         self._frequencies = rope_frequencies(config).to(self.device)
         self._tables = self._rotation(torch.arange(0, device=self.device))
-        self._linears, self._output = linears_of(weights, int8)
+        self._linears, self._output = linears_of(weights)
         self._some = WeakTensorKeyDictionary()  # linear layers to the logits of some tokens, by their tensor
 
     @property
