@@ -12,7 +12,7 @@ import pytest
 
 import pass_sampling.gpu as port
 from pass_sampling.gpu.engine.engine import Engine, Request
-from test_engine import method_of
+from test_engine import ENDING, LONG, alone, method_of, requests_of, same_records
 
 NUM_CASES, LONGEST = 60, 12
 ENDS = {"stop_strings": ("a", "eb"), "decode": lambda tokens: "".join("abcde"[token] for token in tokens)}
@@ -83,3 +83,34 @@ def test_no_request_is_lost_and_memory_is_flat(num_requests: int) -> None:
     assert found == Counter(cases)
     for one in zip(*used[2:], strict=True):
         assert max(one) <= 1.02 * min(one), used
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="an engine keeps the caches of a step that raised")
+@pytest.mark.parametrize("kind", ["plain", "lookahead", "fused head", "draft model", "tree"])
+def test_an_engine_repeats_a_step_that_raised(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any pass of a step of all rows: the next run continues, and every text is the one that it has alone."""
+    method, left, num_raised = method_of(kind), [0], 0
+    hidden, expected = method.model.hidden, alone(method, LONG[:3])
+
+    def raises(*arguments: Any, **options: Any) -> Any:
+        left[0] -= 1
+        found = hidden(*arguments, **options)
+        if left[0] == 0:
+            raise MemoryError
+        return found
+
+    monkeypatch.setattr(method.model, "hidden", raises)
+    for number in range(1, 5):
+        engine, found, requests = Engine(method, ENDING, 3, 20, seed=3), {}, requests_of(LONG[:3])
+        for place in range(3):
+            engine._admit(place, next(requests))
+        left[0] = number
+        try:
+            for request, text in engine.run(requests):
+                found[request] = text
+        except MemoryError:
+            num_raised += 1
+        found |= dict(engine.run(requests))
+        for request, text in enumerate(expected):
+            same_records(found[request], text)
+    assert num_raised > 1
