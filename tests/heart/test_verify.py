@@ -182,6 +182,14 @@ def test_a_draft_that_cannot_have_been_drawn_is_refused_by_the_reference(rule: s
     assert str(error.value) == f"draft_probs: found 0 at draft token {place}, expected a distribution it came from"
 
 
+@each_rule
+def test_no_token_follows_accepted_drafts_of_which_the_last_ends_the_text(rule: str) -> None:
+    half = np.full((1, 2), 0.5)
+    draws = REFERENCE.module("uniforms").UniformRow(np.zeros(2), {"accept": 1, "final": 1})
+    found = REFERENCE.module("verify").RULES[rule](half, half, np.array([0]), draws)
+    assert (found.num_accepted, found.final_token, draws.choices) == (1, None, None)
+
+
 # Batches: rows that drafted fewer, that have ended, or whose last draft ends the text.
 @st.composite
 def batches(draw: Any, num_rows: int, num_draft: int, vocab_size: int) -> list[Array]:
