@@ -263,6 +263,12 @@ def test_a_step_that_raises_leaves_the_prefix_in_the_cache(
         assert number > 1
 
 
+def test_four_embeddings_of_token_0_draft_where_there_are_no_vectors(pkg: Any) -> None:
+    model = transformer(pkg, seed=2)
+    found, expected = pkg.PaSS(model, None), pkg.PaSS(model, None, num_lookahead=4, fixed_token=0)
+    assert found.num_uniforms == 10 and found.vectors.tolist() == expected.vectors.tolist()
+
+
 @pytest.mark.torch
 def test_vectors_that_do_not_fit_the_dtype_are_refused() -> None:
     import torch
