@@ -247,11 +247,11 @@ def is_bundled(folder: Path) -> bool:
     return os.path.realpath(folder) == os.path.realpath(MODEL)
 
 
-def local(folder: Path, name: str, revision: str | None = None) -> Path:
+def local(folder: Path, name: str) -> Path:
     """Return the folder that a path or a name on the Hub stands for; see `checkpoint.hub.local_folder`."""
     from .checkpoint.hub import local_folder
 
-    return local_folder(folder.as_posix(), revision, name == "lookahead", f"{flag_of(name)} FOLDER")
+    return local_folder(folder.as_posix(), name == "lookahead", f"{flag_of(name)} FOLDER")
 
 
 def shown(folder: Path) -> str:

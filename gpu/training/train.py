@@ -199,7 +199,7 @@ def train(
         "settings": {name: value for name, value in asdict(config).items() if name != "sampling"},
     }
     lookahead = replace(lookahead, training=record)
-    lookahead.save_pretrained(path)
+    lookahead.save(path)
     remove_partial(path)
     return lookahead
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint import lookahead_folder as disk
-from ..checkpoint.folder import errors_of, file_in, open_folder, packed_settings, read_json, replace_folder
+from ..checkpoint.folder import errors_of, read_folder, save_folder
 from ..config import SamplingConfig, check_integer
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
@@ -79,29 +78,22 @@ class TrainedVectors:
         self.check(model)
         return wanted
 
-    def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a look-ahead folder, whole or not at all; one that exists is replaced.
 
-        A card is the text of its README.md; without one, a README.md that exists is kept. Raise ValueError if
-        the path holds something else, or `training` is not plain JSON.
+        Raise ValueError if the path holds something else, or `training` is not plain JSON.
         """
-        path = Path(folder)
-        if path.exists() and not disk.may_replace(path):
-            raise ValueError(f"{path} holds something else, expected a new path or a look-ahead folder")
-        settings = disk.FIXED | {
+        head = self.head
+        settings = {
             "adapter_rank": 0 if self.adapter is None else self.adapter.rank,
-            "refine": self.head
-            and {"kind": self.head.kind, "width": self.head.width, "alone": not self.head.uses_lookahead},
+            "refine": head and {"kind": head.kind, "width": head.width, "alone": not head.uses_lookahead},
             "num_lookahead": self.num_lookahead,
             "hidden_size": self.hidden_size,
             "sampling": None if self.sampling is None else asdict(self.sampling),
             "base_model": {"name": self.base_model, "shapes": dict(self.base_shapes), "fingerprint": self.fingerprint},
             "training": dict(self.training),
         }
-        files = {disk.VECTORS: self._packed(), disk.CONFIG: packed_settings(settings)}
-        if card is not None or (path / disk.CARD).is_file():
-            files[disk.CARD] = (path / disk.CARD).read_bytes() if card is None else card.encode()
-        replace_folder(path, files)
+        save_folder(folder, disk.FOLDER, disk.FIXED, settings, self._packed())
 
     def _packed(self) -> bytes:
         """Return the content of model.safetensors."""
@@ -113,14 +105,10 @@ class TrainedVectors:
         return {begin + name: each for begin, part in parts if part for name, each in part.matrices.items()}
 
     @classmethod
-    def _read(cls, root: Path, tensors_of: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]]) -> Self:
-        """Read a look-ahead folder; `tensors_of(path, settings)` reads its tensors."""
-        path = file_in(root, disk.CONFIG)
-        settings = read_json(path)
-        with errors_of(path):
-            details = disk.read_details(settings)
-        path = file_in(root, disk.VECTORS)
-        tensors = tensors_of(path, settings)
+    def _read(cls, folder: str | os.PathLike[str], convert: Callable[[Any], Any]) -> Self:
+        """Read a look-ahead folder; `convert` makes a package's own tensors of arrays."""
+        settings, details, path = read_folder(folder, disk.read_details)
+        tensors = {name: convert(array) for name, array in disk.read_tensors(path, settings).items()}
         adapter, head = (
             {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
             for begin in (disk.ADAPTER, disk.HEAD)
@@ -207,4 +195,4 @@ class LookAhead(TrainedVectors):
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> LookAhead:
         """Read a folder; raise FileNotFoundError for a missing file, ValueError for a damaged or another version's."""
-        return cls._read(open_folder(folder), disk.read_tensors)
+        return cls._read(folder, np.asarray)

@@ -24,7 +24,7 @@ from hf_models import VOCAB, config_of, greedy, prompts, shared, tiny, with_pass
 from pass_sampling.gpu import Adapter, LookAhead, ModelConfig, TransformersModel, generate_with_pass, pass_generate
 from pass_sampling.gpu.hf.model_checks import check_masks, check_rope
 from pass_sampling.gpu.hf.rows import RowCache
-from pass_sampling.reference.checkpoint.generation_settings import APPLIED, OTHERS
+from pass_sampling.reference.checkpoint.generation_settings import APPLIED, OTHERS, SAMPLING
 from tokenizer_kinds import tokenizer_of
 
 VECTORS = LookAhead.random(3, 16, seed=0)
@@ -293,7 +293,7 @@ def test_a_setting_of_the_folder_does_what_it_does_in_generate_or_is_refused(nam
 @quietly
 def test_what_the_folders_readers_pass_over_changes_no_text(model: Any) -> None:
     plain = outcome(model, {})
-    no_text = {*settings_of()} - {*APPLIED, *OTHERS, "max_length", "max_new_tokens"}
+    no_text = {*settings_of()} - {*APPLIED, *SAMPLING, *OTHERS, "max_length", "max_new_tokens"}
     passed_over = {name: OTHER_VALUES[name][1] for name in no_text} | OTHERS
     found = {name: outcome(model, {name: value}) for name, value in passed_over.items()}
     refused = {name for name, text in found.items() if isinstance(text, Exception)}
