@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +23,18 @@ Report = Callable[[dict[str, Any]], object]
 
 
 def check_output(path: Path, what: str) -> None:
-    """Raise ValueError for a path with a file or a folder that is not empty: nothing is overwritten."""
+    """Raise ValueError for a path that is taken or cannot be written, before hours are spent on its contents."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} already exists, expected a new path for the {what}")
+    partial = partial_file(path)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(partial.with_name(f".{partial.name}.new"))  # the longest name that will be written
+    above = next(folder for folder in partial.parents if os.path.lexists(folder))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".pass-sampling-", dir=above))  # permissions alone do not tell
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{path}: {above} is not writable ({reason}), expected a folder that is") from None
 
 
 def partial_file(output: Path) -> Path:
