@@ -19,11 +19,6 @@ UNWANTED = ("*/*", "consolidated*")  # other formats of the same model, in folde
 VECTORS = ("config.json", "model.safetensors")
 
 
-def is_repository(name: str) -> bool:
-    """Return whether a text has the form of a name on the Hub, perhaps with a revision."""
-    return REPOSITORY.fullmatch(name) is not None
-
-
 def local_folder(place: str | os.PathLike[str], vectors: bool = False, instead: str = "a folder") -> Path:
     """Return the folder that a path or a name on the Hub stands for; a path at which there is something wins.
 

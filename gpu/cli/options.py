@@ -158,7 +158,6 @@ class TextOptions:
     chat: bool = option(False, "with --self, put prompts into the model's chat template")
 
     def __post_init__(self) -> None:
-        """Refuse settings of --self without it, and other text with it."""
         if self.own + bool(self.text) + self.standard_library > 1:
             raise ValueError("found several texts, expected one of --self, --text and --standard-library")
         check_integer("self_tokens", self.self_tokens, 1, 2**40)

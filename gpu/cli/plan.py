@@ -41,16 +41,6 @@ def run_plan(options: commands.Plan) -> None:
         _print(plan)
 
 
-def read_plan(path: Path, decode: DecodeOptions) -> Plan:
-    """Read the plan in a file; refuse other options that select a method."""
-    if decode.given:
-        raise ValueError(f"--plan: found it with {flag_of(next(iter(decode.given)))}, expected one of them")
-    plan = Plan.load(path)
-    if plan.options.method is None:
-        raise ValueError(f"{path}: found a plan without a method, expected one of {', '.join(method_names())}")
-    return plan
-
-
 def find_plan(
     target: ModelOptions,
     model: Transformer,

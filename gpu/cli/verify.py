@@ -73,7 +73,7 @@ def _check_model(options: Verify, target: ModelOptions) -> None:
 
     sampling, seed, model = options.tested.config, options.tested.seed, target.load()
     folder = options.lookahead or (LOOKAHEAD if is_bundled(target.model) else None)
-    lookahead = LookAhead.random(4, model.hidden_size, seed, model.device)
+    lookahead = LookAhead.random(4, model.hidden_size, seed)
     if folder is not None:
         lookahead = LookAhead.load(folder, model.device)
     length = min(128, model.max_position_embeddings)

@@ -26,7 +26,7 @@ from transformers.utils.generic import ModelOutput
 
 from pass_sampling.reference.checkpoint.folder import name_of
 
-from ..checkpoint.hub import is_repository
+from ..checkpoint.hub import REPOSITORY
 from ..lookahead.adapter import Adapter
 from ..model.cache import KVCache
 from ..outside import reason_of
@@ -104,7 +104,7 @@ class TransformersModel:
     def name(self) -> str:
         """The last part of the path that the model was loaded from, or its class."""
         path = str(getattr(self.model.config, "_name_or_path", "") or "")
-        if is_repository(path) and not Path(path).exists():
+        if REPOSITORY.fullmatch(path) and not Path(path).exists():
             return path
         return name_of(Path(path)) if path else type(self.model).__name__
 

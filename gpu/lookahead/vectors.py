@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pass_sampling.reference.checkpoint.lookahead_folder import DRAFT_VOCAB, TENSOR
-from pass_sampling.reference.lookahead.vectors import TrainedVectors, check_draft_vocab, random_vectors
+from pass_sampling.reference.lookahead.vectors import TrainedVectors, check_draft_vocab
 
 from ..checkpoint.hub import local_folder
 from ..model.language_model import LanguageModel
@@ -44,12 +44,6 @@ class LookAhead(TrainedVectors):
             object.__setattr__(self, name, stored)
         if not all(bool(tensor.isfinite().all()) for tensor in self._parts().values()):
             raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
-
-    @classmethod
-    def random(cls, num_lookahead: int, hidden_size: int, seed: int, device: torch.device | str = "cpu") -> LookAhead:
-        """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
-        vectors = torch.from_numpy(random_vectors(num_lookahead, hidden_size, seed))
-        return cls(vectors.to(check_device(device)))
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Tensor:  # [L, D]
         """Return the first `num_lookahead` vectors (default: all) as input vectors of a model; see the reference."""

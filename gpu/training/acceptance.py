@@ -277,7 +277,7 @@ def compared(
     """
     depth, named = lookahead.num_lookahead, {"": sampling} | SAMPLINGS
     samplings, vectors = list(named.values()), lookahead.vectors.to(model.device)
-    small = LookAhead.random(depth, model.hidden_size, seed, model.device).vectors
+    small = LookAhead.random(depth, model.hidden_size, seed).vectors.to(model.device)
     parts = lookahead.adapter, lookahead.head, lookahead.draft_vocab
     found = {
         "": acceptance_of(model, vectors, sequences, samplings, *parts),

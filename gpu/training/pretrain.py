@@ -191,7 +191,7 @@ def _run(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         return loss
 
-    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report, model.device)
+    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report)
     return round(float(notes["seconds"]))
 
 

@@ -179,7 +179,7 @@ def train(
         loss.backward()
         return loss
 
-    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report, model.device)
+    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report)
     with torch.no_grad():  # rounded as it will be stored, before it is measured
         names = (model.name, base_shapes(model), model.fingerprint, config.sampling)
         others: Any = {"adapter": parts.adapter, "head": parts.head, "draft_vocab": draft_vocab}

@@ -80,7 +80,6 @@ def packed(
 
 
 def _layout(vocab_size: int, num_ngrams: Sequence[int]) -> dict[str, folder.Layout]:
-    """Return the dtype and shape of every tensor by name."""
     layout: dict[str, folder.Layout] = {UNIGRAM: ("F32", (vocab_size,))}
     for order, (contexts, count) in enumerate(_sizes(vocab_size, num_ngrams), start=2):
         layout[f"order_{order}.contexts"] = ("U8", ((contexts + count + 7) // 8,))

@@ -40,7 +40,6 @@ class NgramOrder:
     codes: npt.NDArray[np.integer]  # [N], code^2 / 65536 is its share of the context's probability
 
     def __post_init__(self) -> None:
-        """Hold each array in one type, on the host."""
         for name, dtype in (("num_successors", np.int64), ("tokens", np.int32), ("codes", np.uint8)):
             object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(dtype))
 
@@ -110,7 +109,6 @@ class NgramTables:
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless the tables make a distribution and a tree."""
         with np.errstate(over="ignore"):
             unigram = np.array(self.unigram, dtype=np.float32)
         unigram.flags.writeable = False

@@ -35,7 +35,6 @@ class Event:
     expected: float
 
     def __str__(self) -> str:
-        """Name the event, and give both probabilities and their difference."""
         name = f"the outcome {self.outcome!r}" if self.is_whole else f"an outcome that begins with {self.outcome!r}"
         return f"{name} has probability {self.prob:.6g}, expected {self.expected:.6g} ({self.difference:+.3g})"
 

@@ -34,6 +34,14 @@ class TrainedVectors:
     draft_vocab: Any = None  # [N], the tokens that drafts are among, in the order of their ids; None: all
     kinds: ClassVar[tuple[Any, Mapping[str, Any]]]  # the package's class of adapters, and those of heads by kind
 
+    @classmethod
+    def random(cls, num_lookahead: int, hidden_size: int, seed: int) -> Self:
+        """Draw untrained vectors of the size of ordinary embeddings; raise ValueError for numbers out of range."""
+        check_integer("num_lookahead", num_lookahead, 0, 2**16)
+        check_integer("hidden_size", hidden_size, 1, 2**20)
+        check_integer("seed", seed, 0, 2**64 - 1)
+        return cls(0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size)))
+
     @property
     def num_lookahead(self) -> int:
         """Return how many vectors there are, L."""
@@ -121,15 +129,6 @@ class TrainedVectors:
             return cls(tensors[disk.TENSOR], **details)
 
 
-def random_vectors(num_lookahead: int, hidden_size: int, seed: int) -> npt.NDArray[np.float32]:  # [L, D]
-    """Draw untrained vectors; raise ValueError for numbers out of range."""
-    check_integer("num_lookahead", num_lookahead, 0, 2**16)
-    check_integer("hidden_size", hidden_size, 1, 2**20)
-    check_integer("seed", seed, 0, 2**64 - 1)
-    numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
-    return numbers.astype(np.float32)
-
-
 def check_draft_vocab(tokens: Any) -> npt.NDArray[np.int64]:  # [N]
     """Return the tokens of a draft vocabulary; raise ValueError unless they are token ids in ascending order."""
     found = np.asarray(tokens)
@@ -165,11 +164,6 @@ class LookAhead(TrainedVectors):
             object.__setattr__(self, name, part and part.to(disk.bfloat16()).to(np.float32))
         if not all(np.isfinite(array).all() for array in self._parts().values()):
             raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
-
-    @classmethod
-    def random(cls, num_lookahead: int, hidden_size: int, seed: int) -> LookAhead:
-        """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
-        return cls(random_vectors(num_lookahead, hidden_size, seed))
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Array:  # [L, D]
         """Return the first `num_lookahead` vectors (default: all) as input vectors of a model, in its dtype.
