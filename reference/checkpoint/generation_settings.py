@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .folder import errors_of, file_in, open_folder, read_json
+from .folder import Field, errors_of, file_in, open_folder, read_json
 
 Settings = dict[str, Any]
 
@@ -29,6 +28,10 @@ OTHERS: Settings = {
     **dict.fromkeys(("bad_words_ids", "force_words_ids", "forced_bos_token_id", "forced_eos_token_id"), None),
     **dict.fromkeys(("exponential_decay_length_penalty", "sequence_bias", "constraints"), None),
 }
+
+
+TOKEN_IDS = Field(lambda value: type(value) is int and 0 <= value < 2**31, "token ids of at least 0")
+TEXTS = Field(lambda value: isinstance(value, str) and value != "", "a text, or several, none of them empty")
 
 
 class GenerationSettings(NamedTuple):
@@ -60,24 +63,14 @@ def read_generation_config(folder: str | os.PathLike[str]) -> GenerationSettings
     with errors_of(path):
         eos = settings.get("eos_token_id")
         eos = fallback.get("eos_token_id") if eos is None else eos
-        stops = settings.get("stop_strings")
         return GenerationSettings(
-            _listed("eos_token_id", eos, _is_token_id, "token ids of at least 0"),
-            _listed("stop_strings", stops, _is_text, "a text, or several, none of them empty"),
+            _listed("eos_token_id", eos, TOKEN_IDS), _listed("stop_strings", settings.get("stop_strings"), TEXTS)
         )
 
 
-def _listed(name: str, value: Any, is_valid: Callable[[Any], bool], expected: str) -> tuple[Any, ...]:
+def _listed(name: str, value: Any, field: Field) -> tuple[Any, ...]:
     """Return one value, or several in a list, or none for null."""
     values = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(map(is_valid, values)):
-        raise ValueError(f"{name}: found {value!r:.80}, expected {expected}")
+    if not all(map(field.is_valid, values)):
+        raise ValueError(f"{name}: found {value!r:.80}, expected {field.expected}")
     return tuple(values)
-
-
-def _is_token_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
