@@ -30,10 +30,6 @@ class LookAhead(TrainedVectors):
     def __post_init__(self) -> None:
         """Hold the vectors in float32, and the other parts as they are stored."""
         vectors = torch.as_tensor(self.vectors).detach().to(torch.float32, copy=True)
-        if vectors.ndim != 2 or vectors.shape[1] == 0:
-            raise ValueError(f"vectors has shape {list(vectors.shape)}, expected [num_lookahead, hidden_size]")
-        if not bool(vectors.isfinite().all()):
-            raise ValueError("vectors holds NaN or infinity, expected finite numbers")
         object.__setattr__(self, "vectors", vectors)
         if self.draft_vocab is not None:
             tokens = check_draft_vocab(torch.as_tensor(self.draft_vocab).cpu().numpy())
@@ -42,8 +38,7 @@ class LookAhead(TrainedVectors):
             part = getattr(self, name)
             stored = part and part.to(torch.bfloat16, vectors.device).to(torch.float32, vectors.device)
             object.__setattr__(self, name, stored)
-        if not all(bool(tensor.isfinite().all()) for tensor in self._parts().values()):
-            raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
+        self._check_numbers()
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Tensor:  # [L, D]
         """Return the first `num_lookahead` vectors (default: all) as input vectors of a model; see the reference."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -79,6 +80,14 @@ class TrainedVectors:
                 f"dataclasses.replace(lookahead, fingerprint=None) skips this check"
             )
 
+    def _check_numbers(self) -> None:
+        """Raise ValueError unless the vectors have two axes, and they and the other parts are finite."""
+        if self.vectors.ndim != 2 or self.vectors.shape[1] == 0:
+            raise ValueError(f"vectors has shape {list(self.vectors.shape)}, expected [num_lookahead, hidden_size]")
+        for what, arrays in (("vectors", [self.vectors]), ("adapter or head", self._parts().values())):
+            if not all(bool((abs(array) < math.inf).all()) for array in arrays):
+                raise ValueError(f"{what} holds NaN or infinity, expected finite numbers")
+
     def _checked_number(self, model: Any, num_lookahead: int | None) -> int:
         """Return how many vectors are wanted of a model that they were trained for."""
         wanted = self.num_lookahead if num_lookahead is None else num_lookahead
@@ -151,10 +160,6 @@ class LookAhead(TrainedVectors):
         """Hold the vectors in float32, and the other parts as they are stored."""
         with np.errstate(over="ignore"):
             vectors = np.array(self.vectors, dtype=np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] == 0:
-            raise ValueError(f"vectors has shape {list(vectors.shape)}, expected [num_lookahead, hidden_size]")
-        if not np.isfinite(vectors).all():
-            raise ValueError("vectors holds NaN or infinity, expected finite numbers")
         vectors.flags.writeable = False
         object.__setattr__(self, "vectors", vectors)
         if self.draft_vocab is not None:
@@ -162,8 +167,7 @@ class LookAhead(TrainedVectors):
         for name in ("adapter", "head"):
             part = getattr(self, name)
             object.__setattr__(self, name, part and part.to(disk.bfloat16()).to(np.float32))
-        if not all(np.isfinite(array).all() for array in self._parts().values()):
-            raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
+        self._check_numbers()
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Array:  # [L, D]
         """Return the first `num_lookahead` vectors (default: all) as input vectors of a model, in its dtype.
