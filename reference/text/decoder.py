@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
-
-if TYPE_CHECKING:
-    from .token_decoder import TokenText
+from typing import Protocol
 
 Decode = Callable[[Sequence[int]], str]
 """Turns the new tokens of a text into the text."""
@@ -16,9 +13,23 @@ Stops = tuple[str, ...]
 UNFINISHED = "\ufffd"  # what decoders show for bytes that are no character
 
 
-Text: TypeAlias = "WholeText | TokenText"
-"""The beginning of a text, a value that can be continued more than once. `news` is what the last tokens have added and
-no later token changes; `rest` is the text after all news, up to the first stop string, if it ends here."""
+class Text(Protocol):
+    """The beginning of a text: a value that can be continued more than once."""
+
+    @property
+    def news(self) -> str:
+        """The text that the last tokens have added and no later token changes."""
+
+    @property
+    def rest(self) -> str:
+        """The text after all news, up to the first stop string, if it ends here."""
+
+    @property
+    def has_stop(self) -> bool:
+        """Whether the text contains a stop string that ends in it."""
+
+    def after(self, tokens: Sequence[int]) -> Text:
+        """Return the text after some more tokens."""
 
 
 class Decoder:
