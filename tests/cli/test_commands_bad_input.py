@@ -65,7 +65,7 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
             "--accept-top-k: found 2 with --candidates, expected one of them"
         ),
         "--method pass-one-call --lookahead {vectors} --temperature 0.5 --accept-top-k 2": (
-            "accept_top_k: found 2 with temperature 0.5, expected temperature 0"
+            "--accept-top-k: found 2 with temperature 0.5, expected temperature 0"
         ),
         "--method prompt-lookup --verify k-seq": "--verify: found k-seq for drafts without --candidates, expected one",
         "--lookahead {vectors} --refine head": "--refine: found head with vectors without a head, expected none",
