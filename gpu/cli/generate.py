@@ -78,7 +78,8 @@ def run_generate(options: Generate) -> None:
     except Unavailable as error:
         raise ValueError(f"--method {decode.method}: {error}") from None
     how = f"{decode.method}{', planned' if plan else ''}"
-    how += f", LOSSY: lenience {decode.lenience:g}" if (decode.lenience or 1) < 1 else ""
+    lossy = [(name[6:], value) for name, value in described(method).items() if name.startswith("lossy_")]
+    how += "".join(f", LOSSY: {name.replace('_', '-')} {value:g}" for name, value in lossy)
     if options.interactive:
         _talk(method, how, tokenizer, ending, conversation, sampling.seed)
         return

@@ -155,9 +155,9 @@ class PaSSOneCall(OneCall, ChainSettings):
         real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
         num_ahead = ahead.num_rows(torch.arange(real.shape[1], device=real.device) <= num_draft.unsqueeze(1))
         record = drafting_record(pending - 1 + num_ahead, None, active)
-        drafts = draft_tokens, draft_probs, num_draft, has_bonus_row
+        drafts = draft_tokens, draft_probs, num_draft, has_bonus_row, active
         state, record, verification = verify_drafts(
-            self, self.rule, state, record, draws, self.model.logits(real), *drafts, active
+            self, self.rule, state, record, draws, self.model.logits(real), *drafts, accept_top_k=self.accept_top_k
         )
         valid_length = state.lengths + verification.num_accepted  # neither rejected drafts nor look-ahead rows
         state, record = state.commit(record, valid_length)

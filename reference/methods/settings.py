@@ -122,6 +122,15 @@ class ChainSettings(OneCallSettings):
     """The settings of a method that drafts one token per look-ahead vector."""
 
     num_lookahead: int | None = None  # L; default: all vectors
+    accept_top_k: int = 1  # above 1 lossy
+
+    def __post_init__(self) -> None:
+        """Check the settings; drafts below the likeliest token may be accepted only if decoding is greedy."""
+        super().__post_init__()
+        check_integer("accept_top_k", self.accept_top_k, 1, self.model.vocab_size)
+        if self.accept_top_k > 1 and self.sampling.temperature > 0:
+            found = f"{self.accept_top_k} with temperature {self.sampling.temperature:g}"
+            raise ValueError(f"accept_top_k: found {found}, expected temperature 0")
 
     @property
     def num_vectors(self) -> int | None:

@@ -96,13 +96,27 @@ def test_a_method_runs_as_asked_and_its_greedy_text_is_that_of_plain_decoding(fl
         assert found["num_draft_tokens"] > 0
 
 
-def test_lenience_is_labelled_lossy_wherever_it_is_reported(box, capsys):
-    flags = ["--draft-model", box.draft, "--max-new-tokens", 12]
-    assert generate(box, capsys, *flags, "--lenience", 0.5)["options"]["lossy_lenience"] == 0.5
-    for lenience in (0.5, 1):
-        assert run("generate", "--model", box.model, "--prompt", "def", *flags, "--lenience", lenience) == 0
-        label = ", LOSSY: lenience 0.5" if lenience < 1 else ""
-        assert capsys.readouterr().err.endswith(f"method draft-model{label}\n")
+@pytest.mark.parametrize(
+    ("method", "option", "value"), [("draft-model", "lenience", 0.5), ("pass-one-call", "accept-top-k", 3)]
+)
+def test_lossy_verification_is_labelled_wherever_it_is_reported(method, option, value, box, capsys):
+    drafts = ["--draft-model", box.draft] if method == "draft-model" else ["--lookahead", box.vectors]
+    flags = [
+        "--method",
+        method,
+        *drafts,
+        "--temperature",
+        0 if option == "accept-top-k" else 0.8,
+        "--max-new-tokens",
+        12,
+    ]
+    key = "lossy_" + option.replace("-", "_")
+    assert generate(box, capsys, *flags, f"--{option}", value)["options"][key] == value
+    for given in (value, 1):
+        assert run("generate", "--model", box.model, "--prompt", "def", *flags, f"--{option}", given) == 0
+        label = f", LOSSY: {option} {given}" if given != 1 else ""
+        assert capsys.readouterr().err.endswith(f"method {method}{label}\n")
+    assert key not in generate(box, capsys, *flags, f"--{option}", 1)["options"]
 
 
 @pytest.mark.parametrize("more", [["--prompt", "def"], ["--prompt", "日", "--lookahead", "vectors"]])
