@@ -12,9 +12,10 @@ import pytest
 
 import pass_sampling.reference as reference
 from folders import module
-from models import PACKAGES, exact_target, package
+from models import exact_target, package
 from pass_sampling.reference.exactness.cases import TINY, WINDOWED
 from pass_sampling.reference.exactness.distribution import output_distribution
+from trees import is_port
 
 VOCAB = 5
 SHAPES = {"full": TINY | {"hidden_size": 16, "vocab_size": VOCAB}}
@@ -23,15 +24,6 @@ LARGEST = {"float64": 1e308, "float16": 6e4}  # a product with what the token fe
 SQUARE = {"float64": 1e200, "float16": 3e2}  # and the product of two such
 WHERE = ("hidden", "keys", "values")
 FEED, BAN = 0, 1  # the channel of the token that overflows, and one of the same size in every token
-
-
-@pytest.fixture(params=PACKAGES)
-def pkg(request: pytest.FixtureRequest) -> Any:
-    return package(request.param)
-
-
-def is_port(pkg: Any) -> bool:
-    return bool(pkg.__name__.endswith("gpu"))
 
 
 def overflowing(
