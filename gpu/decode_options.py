@@ -18,6 +18,7 @@ from typing import Any
 from pass_sampling.reference.checkpoint.folder import name_of
 from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.drafters import DRAFTERS
+from pass_sampling.reference.drafters.schedule import SCHEDULES
 from pass_sampling.reference.methods import METHODS, rules_of
 from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
 
@@ -26,7 +27,6 @@ from .checkpoints import MODEL
 RENAMED = {"lookahead": "pass", "lookahead-fused": "pass-one-call"}
 NUM_DRAFT = 4
 LATTICE = 16
-SCHEDULES = ("fixed", "heuristic", "entropy")
 REFINEMENTS = ("none", "ngram", "head", "neural", "lookup")
 SOURCES = {"lookahead": "look-ahead vectors", "draft_model": "draft model", "ngram": "n-gram model"}
 SOURCES |= {"rescorer": "sampler head"}
@@ -247,11 +247,11 @@ def is_bundled(folder: Path) -> bool:
     return os.path.realpath(folder) == os.path.realpath(MODEL)
 
 
-def local(folder: Path, name: str, revision: str | None = None) -> Path:
+def local(folder: Path, name: str) -> Path:
     """Return the folder that a path or a name on the Hub stands for; see `checkpoint.hub.local_folder`."""
     from .checkpoint.hub import local_folder
 
-    return local_folder(folder.as_posix(), revision, name == "lookahead", f"{flag_of(name)} FOLDER")
+    return local_folder(folder.as_posix(), name == "lookahead", f"{flag_of(name)} FOLDER")
 
 
 def shown(folder: Path) -> str:

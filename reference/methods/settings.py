@@ -34,7 +34,6 @@ class DrafterSettings:
     rules: ClassVar[Collection[str]] = RULES
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless the settings and the drafter suit the model."""
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, self.rules)
         if (found := self.drafter.vocab_size) != (expected := self.model.vocab_size):
             raise ValueError(
@@ -57,7 +56,6 @@ class SpeculativeSettings(DrafterSettings):
     lenience: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the settings; lenience must be a number in (0, 1], and 1 for another rule than token."""
         check_integer("num_draft", self.num_draft, 0, 2**16)
         super().__post_init__()
         if not 0 < self.lenience <= 1:
@@ -141,7 +139,6 @@ class BlockSettings(OneCallSettings):
     """The settings of a method that drafts by block heads: they use no look-ahead rows, nor the drafts before."""
 
     def __post_init__(self) -> None:
-        """Check the settings, and that what drafts is a block of heads, rescored or not."""
         super().__post_init__()
         drafts = getattr(self.refinement, "drafts", self.refinement)
         if drafts.uses_lookahead or drafts.reads_drafts:
@@ -157,7 +154,6 @@ class PathSettings(BlockSettings):
     rules: ClassVar[Collection[str]] = ("match",)
 
     def __post_init__(self) -> None:
-        """Check the settings, and that the lattice has at least `num_paths` paths."""
         super().__post_init__()
         check_integer("num_paths", self.num_paths, 1, 2**16)
         width, depth = getattr(self.refinement, "width", None) or self.model.vocab_size, self.depth
@@ -191,7 +187,6 @@ class TreeSettings:
     rules: ClassVar[Collection[str]] = tree_rules.RULES
 
     def __post_init__(self) -> None:
-        """Check the settings, and that the numbers of candidates make a tree."""
         super().__post_init__()  # type: ignore[misc]  # of the method's other settings
         check_tree(self.num_candidates)
 
