@@ -61,6 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in LONG:
             item.add_marker("check")
+    # The longest first: a worker without work takes tests from the end of another's list, where the short ones are.
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in (*LONG, "suite", "gallery"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -79,6 +81,14 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> object:
     from console import build_box
 
     return build_box(tmp_path_factory.mktemp("box"))
+
+
+@pytest.fixture(params=("reference", "gpu"))
+def pkg(request: pytest.FixtureRequest) -> object:
+    """Run a test on both packages: one of them."""
+    from models import package
+
+    return package(request.param)
 
 
 def _has_cuda() -> bool:

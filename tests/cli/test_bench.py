@@ -13,7 +13,7 @@ import torch
 import pass_sampling.gpu as port
 from folders import tiny_config, write_checkpoint
 from models import lookahead, table, transformer
-from pass_sampling.gpu.bench.expectation import expected_tokens, expected_tokens_per_forward
+from pass_sampling.gpu.bench.expectation import expected_tokens
 from pass_sampling.gpu.bench.prompts import Question, read_prompts
 from pass_sampling.gpu.bench.report import row_of
 from pass_sampling.gpu.bench.runs import Entry, Run, load_peer, peer_writer, repeated_ngrams, run_all
@@ -22,7 +22,6 @@ from pass_sampling.gpu.methods import PaSSOneCall
 from pass_sampling.gpu.methods.pass_one_call import OneCall
 from pass_sampling.reference.exactness.enumeration import every_outcome
 
-PROMPT = (1, 0)
 RULES = ("token", "block", "match")
 
 
@@ -129,12 +128,6 @@ def test_the_expectation_over_acceptances_has_the_exact_mean_and_does_not_depend
             key = (record.tokens[: record.sources.count("exact")], drawn)
             by_drafts.setdefault(key, set()).add(round(expected_tokens(record, rule), 9))
         assert all(len(values) == 1 for values in by_drafts.values())
-
-
-def test_plain_decoding_yields_exactly_one_token_per_pass():
-    model = transformer(port, 3)
-    found = expected_tokens_per_forward(port.Autoregressive(model), [PROMPT, (2, 1, 1, 0)], 3)
-    assert (found.tokens_per_forward, found.standard_error) == (1.0, 0.0)
 
 
 @pytest.fixture(scope="module")

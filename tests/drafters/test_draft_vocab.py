@@ -17,7 +17,8 @@ from models import table, transformer
 from trees import EXACT, PROMPT, array_of, assert_batches_agree, assert_exact, is_port, method_of, step, target_of
 
 SHAPES = (None, (1, 1), (2, 1), (2, (2, 1), 1))
-each_part = pytest.mark.parametrize("parts", ["vectors", "adapter and head", "head alone"])
+SOME_PARTS = ("vectors", "adapter and head", "head alone")
+each_part = pytest.mark.parametrize("parts", SOME_PARTS)
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
@@ -32,9 +33,18 @@ def restricted(
     return replace(method, lookahead=replace(method.lookahead, draft_vocab=tokens), refinement=None)
 
 
-@pytest.mark.parametrize("tokens", [(1,), (0, 2)])
-@each_part
-@pytest.mark.parametrize(("shape", "rule"), [(None, "token"), (None, "block"), ((2,), "without-replacement")], ids=str)
+RULES = [(None, "token"), (None, "block"), ((2,), "without-replacement")]
+OF_3_TOKENS = [
+    (((1,), (0, 2))[(i + j) % 2], parts, *rule) for i, parts in enumerate(SOME_PARTS) for j, rule in enumerate(RULES)
+]
+OF_11_TOKENS = [
+    (((4,), (0, 2, 3, 10), None)[(i + j) % 3], parts, shape)
+    for i, parts in enumerate(SOME_PARTS)
+    for j, shape in enumerate(SHAPES)
+]
+
+
+@pytest.mark.parametrize(("tokens", "parts", "shape", "rule"), OF_3_TOKENS)
 def test_the_distribution_is_the_targets(pkg: Any, tokens: Any, parts: str, shape: Any, rule: str) -> None:
     method = restricted(pkg, tokens, parts, shape, vocab_size=3, rule=rule)
     assert_exact(pkg, method, {"max_new_tokens": 4}, "transformer")
@@ -47,9 +57,7 @@ def test_a_draft_vocabulary_of_all_tokens_changes_nothing(pkg: Any, parts: str, 
     assert_same(*(pkg.generate(method, PROMPT, 40, (), seed=2, trace=True) for method in methods))
 
 
-@pytest.mark.parametrize("tokens", [(4,), (0, 2, 3, 10), None])
-@each_part
-@each_shape
+@pytest.mark.parametrize(("tokens", "parts", "shape"), OF_11_TOKENS)
 def test_every_draft_has_the_distribution_of_the_head_along_its_own_path(pkg, tokens, parts, shape):
     """Among the draft vocabulary, by the specification's model; the head starts anew at every path."""
     method, model = restricted(pkg, tokens, parts, shape), target_of(reference, "transformer", vocab_size=11)
@@ -89,7 +97,7 @@ def test_every_draft_has_the_distribution_of_the_head_along_its_own_path(pkg, to
 @given(
     tokens=st.sampled_from([(3,), (0, 7), (1, 2, 5, 8, 9), tuple(range(11))]),
     shape=st.sampled_from(SHAPES),
-    parts=st.sampled_from(["vectors", "adapter and head", "head alone"]),
+    parts=st.sampled_from(SOME_PARTS),
     sampling=st.sampled_from([{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.8}]),
     prompts=st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=6), min_size=1, max_size=4),
     seed=st.integers(0, 2**32),

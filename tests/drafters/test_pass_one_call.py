@@ -1,5 +1,6 @@
 """Methods of one call per step: their distribution, what their rows attend to, and what they leave in the cache."""
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -28,16 +29,19 @@ each_part = pytest.mark.parametrize("parts", PARTS)
 TOP_2 = {"draft_sampling": {"top_k": 2}}  # keeps an enumeration small; the target chooses among three tokens
 
 
-@pytest.mark.parametrize(("name", "rule"), RULES)
-@pytest.mark.parametrize("parts", [*PARTS, "n-grams"])
+def in_turn(values: Iterable[Any]) -> list[tuple[str, str, Any]]:
+    """Pair each value with both methods; the rules of the chain take turns."""
+    return [(*RULES[place], value) for number, value in enumerate(values) for place in (number % 2, 2)]
+
+
+@pytest.mark.parametrize(("name", "rule", "parts"), in_turn([*PARTS, "n-grams"]))
 def test_the_distribution_is_the_targets_whatever_drafts_are_made_of(pkg, name, rule, parts):
     """It does not depend on the state of the head, rotary positions, or the mask of tree and groups."""
     method = method_of(pkg, name, "transformer", (2, 1), parts, rule=rule, **TOP_2)
     assert_exact(pkg, method, {"max_new_tokens": 4}, "transformer")
 
 
-@pytest.mark.parametrize(("name", "rule"), RULES)
-@pytest.mark.parametrize("groups", [(), (0,), (1,), (0, 2), (2, 1, 0)])
+@pytest.mark.parametrize(("name", "rule", "groups"), in_turn([(), (0,), (1,), (0, 2), (2, 1, 0)]))
 def test_the_distribution_is_the_targets_wherever_groups_are(pkg, name, rule, groups):
     method = method_of(pkg, name, shape=(2, 1), rule=rule, groups=groups, **TOP_2)
     distribution = assert_exact(pkg, method, {"max_new_tokens": 5}, verified_steps=0)

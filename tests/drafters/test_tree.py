@@ -33,7 +33,8 @@ from trees import (
 
 each_tree = pytest.mark.parametrize("name", TREES)
 each_rule = pytest.mark.parametrize("rule", RULES)
-each_main_rule = pytest.mark.parametrize("rule", ["without-replacement", "k-seq", "match"])
+MAIN_RULES = ("without-replacement", "k-seq", "match")
+each_main_rule = pytest.mark.parametrize("rule", MAIN_RULES)
 TOP_2 = {"draft_sampling": {"top_k": 2}}  # keeps an enumeration small; the target chooses among three tokens
 
 
@@ -54,6 +55,15 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+# Every case with every tree and, over both trees, with every rule.
+COVERING = [
+    (name, MAIN_RULES[(i + j + k) % 3], case)
+    for i, case in enumerate(CASES)
+    for j in (0, 1)
+    for k, name in enumerate(TREES)
+]
+
+
 def decode(tokens: Any) -> str:
     return "".join("abc"[token] for token in tokens)
 
@@ -66,9 +76,7 @@ def case_of(pkg: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str
     return method_of(pkg, name, **options), ending | {"decode": decode}
 
 
-@each_tree
-@each_main_rule
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("name", "rule", "case"), COVERING)
 def test_the_distribution_is_the_targets(pkg: Any, name: str, rule: str, case: str) -> None:
     method, ending = case_of(pkg, name, {"rule": rule, **CASES[case]})
     distribution = assert_exact(pkg, method, ending, CASES[case].get("kind", "table"))

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +17,17 @@ from pass_sampling.reference.exactness import cases, suite
 CASES, BRIEF = cases.configurations(), cases.configurations(every=False)
 SOME = BRIEF[::3]
 REST = [case for case in CASES if case not in SOME]
-PAIRS = [  # blocks that are rescored are left to make check
-    pytest.param(*pair, marks=[pytest.mark.check] * ("+" in pair[0])) for pair in cases.methods_of(reference)
+PAIRS = cases.methods_of(reference)
+METHODS, RULES = (list(dict.fromkeys(each)) for each in zip(*PAIRS, strict=True))
+PARAMS = [  # blocks that are rescored are left to make check
+    pytest.param(*pair, marks=[pytest.mark.check] * ("+" in pair[0])) for pair in PAIRS
 ]
+
+
+def share_of_the_rest(name: str, method: str, rule: str | None) -> list[cases.Configuration]:
+    """Return a third of the other configurations; `verify`, run whole by make check-all, enumerates every triple."""
+    own_rules = [each for other, each in PAIRS if other == method]
+    return REST[(PACKAGES.index(name) + METHODS.index(method) + own_rules.index(rule)) % 3 :: 3]
 
 
 def test_there_are_different_configurations_of_the_promised_size() -> None:
@@ -38,11 +45,24 @@ def test_a_configuration_has_a_different_row_after_every_prefix(case: cases.Conf
     assert len({np.round(row, 9).tobytes() for row in rows}) == len(prefixes)
 
 
-@pytest.mark.parametrize("some", [SOME, pytest.param(REST, marks=pytest.mark.check)], ids=["some", "rest"])
+def test_every_method_and_every_rule_meet_every_configuration() -> None:
+    """A method with all its rules and rescorers in each package, a rule with all its methods in either package."""
+    met = {
+        (side, case.name)
+        for name in PACKAGES
+        for method, rule in PAIRS
+        for case in share_of_the_rest(name, method, rule)
+        for side in (f"{name} {method.partition('+')[0]}", rule)
+    }
+    sides = [f"{name} {method}" for name in PACKAGES for method in METHODS[1:] if "+" not in method]
+    assert METHODS[0] == "autoregressive" and met >= {(side, case.name) for side in sides + RULES[1:] for case in REST}
+
+
+@pytest.mark.parametrize("part", ["some", pytest.param("rest", marks=pytest.mark.check)])
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize(("method", "rule"), PAIRS)
-def test_every_method_and_rule_is_exact(name: str, method: str, rule: str | None, some: list[Any]) -> None:
-    some = some[:14] if "+" in method else some  # with those of the other part 20; verify --all runs all
+@pytest.mark.parametrize(("method", "rule"), PARAMS)
+def test_every_method_and_rule_is_exact(name: str, method: str, rule: str | None, part: str) -> None:
+    some = SOME if part == "some" else share_of_the_rest(name, method, rule)
     (row,) = suite.exact_suite([package(name)], [(method, rule)], some)
     assert row.configurations == len(some) and row.package == name
     assert row.largest_deviation <= suite.EXACT

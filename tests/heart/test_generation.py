@@ -35,11 +35,6 @@ def methods(pkg: Any, model: Any, sampling: Any) -> list[Any]:
     ]
 
 
-@pytest.fixture(params=PACKAGES)
-def pkg(request: pytest.FixtureRequest) -> Any:
-    return package(request.param)
-
-
 @pytest.mark.parametrize("name", PACKAGES)
 @given(
     max_new_tokens=st.integers(1, 14),
@@ -143,8 +138,8 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
         "the max_position_embeddings of the model",
     ),
     ({"seed": -1}, "seed: found -1, expected an integer from 0 to 18446744073709551615"),
-    ({"request": 2**64}, "request: found 18446744073709551616, expected an integer from 0"),
-    ({"stop_strings": ("a",)}, "stop_strings: found no decode function"),
+    ({"request": 2**64}, "request: found 18446744073709551616, expected an integer from 0 to 18446744073709551615"),
+    ({"stop_strings": ("a",)}, "stop_strings: found no decode function, expected one that turns tokens into text"),
 ]
 BAD_METHODS: list[tuple[dict[str, Any], str]] = [
     ({"rule": "typical"}, "rule: found 'typical', expected one of block, match, token"),
@@ -159,11 +154,12 @@ BAD_METHODS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("options", "message"), [*BAD_REQUESTS, *BAD_METHODS])
 def test_bad_requests_and_methods_are_refused_in_one_sentence(pkg: Any, options: dict[str, Any], message: str) -> None:
     model = table(pkg)
-    with pytest.raises(ValueError, match=f"^{message}"):
+    with pytest.raises(ValueError) as error:
         if (options, message) in BAD_METHODS:
             pkg.PaSS(model, **{"lookahead": model.lookahead(), **options})
         else:
             pkg.generate(pkg.Autoregressive(model), **{"prompt": [0], "max_new_tokens": 5, **options})
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -183,7 +179,9 @@ def test_logits_without_a_distribution_are_refused_with_their_position(pkg: Any,
         pkg.PaSS(model, model.lookahead(), processor=ruin, rule="match"),
     ):
         for seed in range(8):
-            with pytest.raises(ValueError, match=f"^logits after position 5: the largest logit is {value},"):
+            with pytest.raises(
+                ValueError, match=f"^logits after position 5: the largest logit is {value}, expected a finite number$"
+            ):
                 pkg.generate(method, [0, 1], 20, seed=seed)
 
 

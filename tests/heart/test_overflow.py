@@ -12,9 +12,10 @@ import pytest
 
 import pass_sampling.reference as reference
 from folders import module
-from models import PACKAGES, exact_target, package
+from models import exact_target, package
 from pass_sampling.reference.exactness.cases import TINY, WINDOWED
 from pass_sampling.reference.exactness.distribution import output_distribution
+from trees import is_port
 
 VOCAB = 5
 SHAPES = {"full": TINY | {"hidden_size": 16, "vocab_size": VOCAB}}
@@ -23,15 +24,6 @@ LARGEST = {"float64": 1e308, "float16": 6e4}  # a product with what the token fe
 SQUARE = {"float64": 1e200, "float16": 3e2}  # and the product of two such
 WHERE = ("hidden", "keys", "values")
 FEED, BAN = 0, 1  # the channel of the token that overflows, and one of the same size in every token
-
-
-@pytest.fixture(params=PACKAGES)
-def pkg(request: pytest.FixtureRequest) -> Any:
-    return package(request.param)
-
-
-def is_port(pkg: Any) -> bool:
-    return bool(pkg.__name__.endswith("gpu"))
 
 
 def overflowing(
@@ -85,7 +77,12 @@ CHAINS, TREES = ("token", "block", "match"), ("without-replacement", "k-seq", "m
 METHODS = [("two calls", rule) for rule in CHAINS] + [("one call", rule) for rule in CHAINS]
 METHODS += [("adapter", "token")] + [("draft model", rule) for rule in CHAINS]
 METHODS += [(kind, rule) for kind in ("tree", "tree in one call") for rule in TREES]
-each_method = pytest.mark.parametrize(("kind", "rule"), METHODS, ids=[f"{kind}, {rule}" for kind, rule in METHODS])
+FAULTS = [("hidden", "float64"), ("keys", "float64"), ("values", "float64"), ("hidden", "float16")]
+# Two faults each, and the others with the next rule, so that every kind meets all of them.
+REJECTED = [(*method, *fault) for number, method in enumerate(METHODS) for fault in FAULTS[number % 2 :: 2]]
+REJECTED += [("adapter", "token", *fault) for fault in FAULTS[1::2]]
+KINDS = ("plain", "two calls", "one call", "draft model")
+PLACES = [(where, kind, (i + j) % 2) for i, where in enumerate(WHERE) for j, kind in enumerate(KINDS)]
 
 
 def method_of(
@@ -128,9 +125,8 @@ def courses_alone(pkg: Any, method: Any, prompts: list[list[int]], **options: An
     return found, faults
 
 
-@each_method
-@pytest.mark.parametrize(("where", "dtype"), [*((where, "float64") for where in WHERE), ("hidden", "float16")])
-def test_a_rejected_draft_that_overflows_is_as_any_rejected_draft(pkg, where, dtype, kind, rule):
+@pytest.mark.parametrize(("kind", "rule", "where", "dtype"), REJECTED)
+def test_a_rejected_draft_that_overflows_is_as_any_rejected_draft(pkg, kind, rule, where, dtype):
     """The target never draws the token, the drafts do: texts are those of the twin, alone and side by side."""
     token, prompts, texts = VOCAB - 1, [[2], [0, 3, 1, 2, 1]], {}
     for name in (None, where):
@@ -159,9 +155,7 @@ def test_look_ahead_rows_that_overflow_leave_the_distribution_as_it_is(pkg, kind
     assert distribution.expected["num_draft_tokens"] > 0 if feed[1] else distribution.expected["num_draft_tokens"] == 0
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", ["plain", "two calls", "one call", "draft model"])
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(("where", "kind", "shape"), [(*place, ["full", "window"][n]) for *place, n in PLACES])
 def test_a_request_at_fault_is_named_and_the_others_are_spared(pkg: Any, where: str, kind: str, shape: str) -> None:
     """Where the text itself draws the token. Shorter prompts are padded with it: token 0."""
     method = method_of(pkg, kind, "token", overflowing(pkg, 0, where, shape=shape, ban=1.0), top_k=0)
@@ -180,9 +174,7 @@ def test_a_request_at_fault_is_named_and_the_others_are_spared(pkg: Any, where: 
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("replays", [False, True])
-@pytest.mark.parametrize("kind", ["plain", "two calls", "one call", "draft model"])
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(("where", "kind", "replays"), [(*place, bool(n)) for *place, n in PLACES])
 def test_requests_of_an_engine_are_as_alone_whatever_came_before(where: str, kind: str, replays: bool) -> None:
     """Texts draw the token, or draft it and go on; rows are taken over beside longer texts; captured steps too."""
     from pass_sampling.gpu.engine.engine import Engine

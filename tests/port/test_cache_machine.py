@@ -252,15 +252,22 @@ def held(cached: Any) -> list[np.ndarray]:
     return [as_numpy(part).copy() for part in (cached.keys, cached.values, lengths)]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("device", ["cpu", "lengths unknown", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", "float64"), ("cpu", "float32"), ("cpu", "bfloat16"), ("cpu", "float16"), ("lengths unknown", "float64")]
+    + [pytest.param("cuda", dtype, marks=pytest.mark.gpu) for dtype in ("float64", "float32", "bfloat16", "float16")],
+)
 def test_after_every_step_the_next_row_is_that_of_the_committed_tokens(device, dtype, monkeypatch):
-    """On a CPU; on one that is treated like a device, whose lengths the host does not read; and on a device."""
+    """On a CPU; on one that is treated like a device, whose lengths the host does not read; and on a device.
+
+    Float64 is compared with the truth. Of other dtypes no more is asked than that scratch is not read.
+    """
     if device == "lengths unknown":
         monkeypatch.setattr(KVCache, "_is_on_cpu", False)
         device = "cpu"
+    examples = settings().max_examples // (1 if dtype == "float64" else 3)
     machine = type("Machine", (CacheMachine,), {"device": device, "dtype": dtype})
-    stateful.run_state_machine_as_test(machine, settings=settings(stateful_step_count=12))
+    stateful.run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=12))
 
 
 # Mistakes that the machine must find. Each takes the right function and its package, and returns a wrong one.

@@ -197,16 +197,10 @@ def test_everything_else_imports_the_packages_by_their_installed_names() -> None
 
 
 @pytest.mark.parametrize("package", FOLDERS)
-def test_importing_a_package_is_quick_and_loads_no_torch(package: str) -> None:
-    code = f"""
-import sys, time
-start = time.process_time()  # other work does not count
-import pass_sampling.{package}
-print(time.process_time() - start, *[name for name in ("torch", "transformers", "safetensors") if name in sys.modules])
-"""
-    command = [sys.executable, "-c", code]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
-    assert [loaded for _, *loaded in runs] == [[], [], []]
+def test_importing_a_package_loads_no_torch(package: str) -> None:
+    heavy = ("torch", "transformers", "safetensors")
+    code = f"import sys, pass_sampling.{package}; print(*[name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 ARRAY_TYPES = {"Array", "Probs", "Tokens", "Mask", "Codes", "Inputs", "Tensor", "NDArray"}

@@ -131,34 +131,10 @@ def test_dataclasses_have_the_same_fields_and_defaults(home: str) -> None:
             assert described[0] == described[1][: len(described[0])], name
 
 
-def table(package: str) -> Any:
-    return module(package, "model.table").TableModel(vocab_size=4, num_lookahead=2)
-
-
-def pass_(package: str, model: Any = None, vectors: Any = ..., **settings: Any) -> Any:
-    model = table(package) if model is None else model
+def pass_(package: str, vectors: Any = ..., **settings: Any) -> Any:
+    model = module(package, "model.table").TableModel(vocab_size=4, num_lookahead=2)
     vectors = model.lookahead() if vectors is ... else vectors
     return module(package, "methods.pass_two_call").PaSS(model, vectors, **settings)
-
-
-def generate(package: str, prompt: Any = (1, 2), limit: Any = 3, **settings: Any) -> Any:
-    return module(package, "generation").generate(pass_(package, **settings), prompt, limit)
-
-
-def vectors(package: str, *shape: int, fill: float = 0.0) -> Any:
-    rows: Any = np.full(shape, fill, dtype=np.float32)
-    rows = rows if package == "reference" else pytest.importorskip("torch").from_numpy(rows)
-    return module(package, "lookahead.vectors").LookAhead(rows, base_model="other", fingerprint="f" * 64)
-
-
-def another_model(package: str) -> Any:
-    model = table(package)
-    model.fingerprint, model.name = "e" * 64, "this"
-    return model
-
-
-def logits_of(value: float, after: int = 0) -> Callable[..., Any]:
-    return lambda prefix, logits: logits if len(prefix) < after else logits * 0 + value
 
 
 def step(package: str, num_uniforms: int) -> Any:
@@ -166,24 +142,15 @@ def step(package: str, num_uniforms: int) -> Any:
     return method.run([method.start([1, 2], Ending(4))], np.full((1, num_uniforms), 0.5))
 
 
-BAD_CALLS: dict[str, Callable[[str], Any]] = {
-    "top-k above the vocabulary": lambda p: pass_(p, sampling=SamplingConfig(1.0, 5)),
+def random_vectors(package: str, num_lookahead: int, hidden_size: int) -> Any:
+    return module(package, "lookahead.vectors").LookAhead.random(num_lookahead, hidden_size, 0)
+
+
+BAD_CALLS: dict[str, Callable[[str], Any]] = {  # beside those of heart/test_generation.py and of folders
     "top-k above the vocabulary, draft": lambda p: pass_(p, draft_sampling=SamplingConfig(1.0, 5)),
-    "rule": lambda p: pass_(p, rule="typical"),
-    "look-ahead below 0": lambda p: pass_(p, num_lookahead=-1),
-    "look-ahead beyond the vectors": lambda p: pass_(p, num_lookahead=3),
-    "fixed token": lambda p: pass_(p, vectors=None, fixed_token=4),
-    "vectors of another width": lambda p: pass_(p, vectors=vectors(p, 2, 9)),
-    "vectors of another model": lambda p: pass_(p, model=another_model(p), vectors=vectors(p, 2, 6)),
-    "vectors with one axis": lambda p: vectors(p, 4),
-    "vectors that are not finite": lambda p: vectors(p, 2, 3, fill=float("inf")),
-    "random vectors without width": lambda p: module(p, "lookahead.vectors").LookAhead.random(1, 0, 0),
-    "token above the vocabulary": lambda p: generate(p, (1, 4)),
-    "prompt and tokens over the context": lambda p: generate(p, (1, 2), 63),
+    "vectors of another width": lambda p: pass_(p, vectors=random_vectors(p, 2, 9)),
+    "random vectors without width": lambda p: random_vectors(p, 1, 0),
     "one prompt of many": lambda p: module(p, "generation").generate_batch(pass_(p), [[1], []], 3),
-    "logits NaN": lambda p: generate(p, (1, 2), 5, processor=logits_of(float("nan"), 4)),
-    "logits +inf": lambda p: generate(p, (1, 2), 5, processor=logits_of(float("inf"))),
-    "logits -inf": lambda p: generate(p, (1, 2), 5, rule="match", processor=logits_of(-float("inf"))),
     "a uniform too many": lambda p: step(p, 7),
     "a uniform too few": lambda p: step(p, 5),
 }
