@@ -34,14 +34,26 @@ def on_meta(value: Any) -> Any:
         return copy.deepcopy(value)
 
 
+FUSED = (torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.rms_norm.default)
+
+
 class OneDevice(TorchDispatchMode):
-    """Refuses tensors of another device, and counts the operations that compute something."""
+    """Refuses tensors of another device, and counts the operations that compute something.
+
+    Operations that PyTorch composes of others, such as `isfinite`, count as these, but for those with a kernel on a
+    GPU.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in FUSED:
+            with self:
+                found = func.decompose(*args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
         found = func(*args, **(kwargs or {}))
         for each in tree_leaves((args, kwargs, found)):
             assert not isinstance(each, Tensor) or each.is_meta, f"{func}: a tensor on {each.device}"
