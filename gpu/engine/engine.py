@@ -70,7 +70,7 @@ class Engine:
         """Give the memory of rows and graphs back; the engine can decode nothing more."""
         self._captured, self._is_closed = None, True
         self._rows = [None] * len(self._rows)
-        del self._state
+        vars(self).pop("_state", None)  # it may be closed already
 
     @torch.inference_mode()
     def clear(self) -> None:

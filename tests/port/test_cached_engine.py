@@ -98,6 +98,7 @@ def test_engines_die_with_their_method_or_when_they_are_closed(engines: None) ->
     port.generate_batch(method, PROMPTS, 9, (2,), ())
     (engine,) = vars(method)["_engines"].values()
     close_engines(method)
+    engine.close()  # once more changes nothing
     assert not vars(method)["_engines"]
     with pytest.raises(ValueError, match=r"^the engine is closed, expected a new one$"):
         list(engine.run([port.Request(0, (1,))]))
