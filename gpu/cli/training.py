@@ -23,7 +23,7 @@ from ..bench.prompts import read_prompts
 from ..checkpoint.load import read_config
 from ..checkpoints import HELD_OUT
 from ..decode_options import is_bundled
-from ..model.precision import check_device, has_bfloat16_units
+from ..model.precision import check_device
 from ..training.acceptance import drafter_acceptance
 from ..training.config import TrainConfig
 from ..training.ngram_counts import count_ngrams
@@ -187,15 +187,11 @@ def _read(options: TextOptions, instead: str = "--text PATH, --standard-library 
 
 def _open(target: ModelOptions) -> Trainable:
     """Load the model, by transformers where it is of none of this package's families."""
-    if target.dtype == "auto" and target.device == "cpu" and not has_bfloat16_units():
-        target = replace(target, dtype="float32")  # passes over many rows, and gradients, have no layout of their own
     if read_json(file_in(open_folder(target.model), "config.json")).get("model_type") in tuple(FAMILIES):
         return target.load()
     from ..hf.model import TransformersModel  # which loads much of transformers
     from ..hf.model_checks import load_with_transformers
 
-    if target.weights != "stored":
-        raise ValueError(f"--weights: found {target.weights} with a model that transformers runs, expected stored")
     return TransformersModel(load_with_transformers(target.model, target.dtype, target.device))
 
 

@@ -57,6 +57,12 @@ class _BodyOutput(ModelOutput):
     router_logits: Any = None
 
 
+def _whole(parameter: Tensor) -> Tensor:
+    """Return a parameter, also if other devices hold parts of it."""
+    found: Tensor = getattr(parameter, "full_tensor", lambda: parameter)()
+    return found.detach()
+
+
 class IdentityBody(torch.nn.Module):
     """A body that returns its input vectors as its hidden states."""
 
@@ -128,7 +134,7 @@ class TransformersModel:
         if self.model not in _FINGERPRINTS:
             lines = [
                 f"{name} {list(each.shape)}\n".encode()
-                + each.detach().reshape(-1)[:16].float().cpu().numpy().astype("<f4").tobytes()
+                + _whole(each).reshape(-1)[:16].float().cpu().numpy().astype("<f4").tobytes()
                 for name, each in sorted(self.model.named_parameters())
             ]
             _FINGERPRINTS[self.model] = hashlib.sha256(b"".join(lines)).hexdigest()

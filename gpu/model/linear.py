@@ -74,7 +74,9 @@ def _times_float16(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     return (found if bias is None else found + bias).to(x.dtype)
 
 
-def is_in_float16(weight: Tensor) -> bool:
+def is_in_float16(
+    weight: Tensor,  # [O, I]
+) -> bool:
     """Return whether float16 holds a weight up to a rounding to 24 bits, relative to its largest number.
 
     It holds what was stored in bfloat16, also if that was widened to float32 since: it has more digits, and is less

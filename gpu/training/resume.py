@@ -1,4 +1,8 @@
-"""A training run that survives being killed: its whole state in one file, replaced now and then in a single move."""
+"""A training run that survives being killed: its whole state in one file, replaced now and then in a single move.
+
+Processes that torchrun has started may train together: each computes the gradients of its part of a batch, their mean
+moves all of them alike, and the first one writes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from pass_sampling.reference.checkpoint.folder import read_header, replace_file
 
@@ -36,6 +40,19 @@ def remove_partial(output: Path) -> None:
     file = partial_file(output)
     for each in (file, *file.parent.glob(f".{file.name}.*.new"), *file.parent.glob(f"{output.name}.*.states")):
         each.unlink(missing_ok=True)
+
+
+def process() -> tuple[int, int]:
+    """Return the number of this process and how many train together: 0 and 1 without a process group."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def wait_for_all() -> None:
+    """Wait until every process that trains has come here."""
+    if process()[1] > 1:
+        distributed.barrier()
 
 
 class Progress:
@@ -75,7 +92,7 @@ class Progress:
         first, notes = self._restore()
         started = time.monotonic() - float(notes.get("seconds", 0.0))
         for step in range(first, num_steps):
-            began, loss = time.monotonic(), learn(step).item()
+            began, loss = time.monotonic(), self._averaged(learn(step)).item()
             if not math.isfinite(loss):
                 raise ValueError(f"the loss at step {step + 1} is {loss}, expected a number; lower learning_rate")
             for optimizer in self.optimizers:
@@ -92,6 +109,15 @@ class Progress:
             if step + 1 == num_steps or time.monotonic() - self._saved_at >= self.every:
                 self._save(step + 1, notes)
         return notes
+
+    def _averaged(self, loss: Tensor) -> Tensor:
+        """Replace the gradients by their mean over the processes; return the mean loss."""
+        count, loss = process()[1], loss.detach()
+        for each in (loss, *(each.grad for each in self.parameters.values() if each.grad is not None)):
+            if count > 1:
+                distributed.all_reduce(each)
+                each /= count
+        return loss
 
     def _restore(self) -> tuple[int, dict[str, Any]]:
         """Return the steps done, 0 if none was, and the notes."""
@@ -122,6 +148,8 @@ class Progress:
     def _save(self, steps: int, notes: Mapping[str, Any]) -> None:
         from safetensors.torch import save
 
+        if process()[0]:
+            return
         tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.parameters.items()}
         for i, optimizer in enumerate(self.optimizers):
             for number, moments in optimizer.state_dict()["state"].items():

@@ -25,7 +25,7 @@ from ..lookahead.vectors import LookAhead
 from ..model.transformer import Transformer
 from .acceptance import LOSSES, anchored_rows, compared, mean_loss
 from .config import TrainConfig
-from .resume import Progress, Report, check_output, remove_partial
+from .resume import Progress, Report, check_output, process, remove_partial, wait_for_all
 from .tokens import Windows, check_tokens, evenly_spaced
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ def train(
 ) -> LookAhead:
     """Train look-ahead vectors for a frozen model, and what else is asked for, and save a look-ahead folder.
 
-    The same call resumes a run that was killed: until it has ended, its state is in a file next to the output.
+    The same call resumes a run that was killed: until it has ended, its state is in a file next to the output. In a
+    process group (see `torch.distributed`) every process makes this call, and takes its part of each batch.
 
     Args:
         model: frozen; nothing of it changes. One of transformers is in a `TransformersModel`, without an adapter.
@@ -144,6 +145,10 @@ def train(
     size = config.draft_vocab_size
     if size > model.vocab_size:
         raise ValueError(f"draft_vocab_size: found {size}, expected at most {model.vocab_size}, the vocabulary")
+    rank, count = process()
+    if config.batch_size % count:
+        raise ValueError(f"batch_size: found {config.batch_size}, expected a multiple of {count}, the processes")
+    mine = slice(rank, None, count)  # of each batch
     windows = Windows(training, config.context, config.batch_size, config.seed, moved=not config.head_alone)
     sequences = evenly_spaced(held_out, config.context, EVALUATED)
     check_tokens("training", training, model.vocab_size)
@@ -155,12 +160,13 @@ def train(
     progress = Progress(path, run, [training.tobytes(), held_out.tobytes()], parts.parameters(), optimizers)
     draft_vocab = torch.from_numpy(most_frequent(training, model.vocab_size, size)).to(model.device) if size else None
     states = hidden_states_file(progress, path, model, config, len(training)) if config.head_alone else None
+    wait_for_all()  # the first process may be the first to save
 
     @torch.no_grad()
     def hidden_states(step: int, tokens: Tensor) -> Tensor | None:
         if states is None:
             return None
-        places = windows.starts(step) // config.context
+        places = windows.starts(step)[mine] // config.context
         if len(missing := np.flatnonzero(states[places, 0] == 0)):
             made = model.hidden(model.embed(tokens[missing]), model.new_cache(config.context, len(missing)))
             states[places[missing], 1:] = made.cpu().flatten(1).contiguous().view(torch.uint8).numpy()
@@ -172,7 +178,7 @@ def train(
         generator = np.random.Generator(np.random.Philox(key=config.seed + 1, counter=step << 64))  # low word: draws
         places = config.context - config.num_lookahead - 1
         anchors = np.sort(generator.choice(places, min(config.num_anchors, places), replace=False))
-        tokens, after = (torch.from_numpy(each).to(model.device) for each in (windows.batch(step), anchors))
+        tokens, after = (torch.from_numpy(each).to(model.device) for each in (windows.batch(step)[mine], anchors))
         more = draft_vocab, hidden_states(step, tokens)
         rows = anchored_rows(model, parts.vectors, tokens, after, parts.adapter, parts.head, *more)
         loss = mean_loss(LOSSES[config.loss](rows, config.temperature), config.depth_decay)
@@ -199,8 +205,10 @@ def train(
         "settings": {name: value for name, value in asdict(config).items() if name != "sampling"},
     }
     lookahead = replace(lookahead, training=record)
-    lookahead.save_pretrained(path)
-    remove_partial(path)
+    if rank == 0:
+        lookahead.save_pretrained(path)
+        remove_partial(path)
+    wait_for_all()
     return lookahead
 
 
@@ -211,7 +219,9 @@ def hidden_states_file(
 
     Each window has a byte that is 1 if the window is known, then its numbers.
     """
-    file = progress.file.with_name(f"{output.resolve().name}.{progress.digest[:12]}.states")
+    rank, count = process()
+    part = f".{rank}-of-{count}" if count > 1 else ""
+    file = progress.file.with_name(f"{output.resolve().name}.{progress.digest[:12]}{part}.states")
     shape = num_tokens // config.context, 1 + config.context * model.hidden_size * model.dtype.itemsize
     begun = file.exists() and file.stat().st_size == math.prod(shape)
     file.parent.mkdir(parents=True, exist_ok=True)
