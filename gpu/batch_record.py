@@ -15,7 +15,7 @@ from torch import Tensor
 from pass_sampling.reference.record import Choice, Record
 
 COUNTERS = (
-    *("count", "num_draft", "num_accepted", "is_bonus"),
+    *("count", "num_draft", "num_accepted", "final_place", "is_bonus"),
     *("num_forward_passes", "num_positions", "num_draft_passes"),
 )
 
@@ -46,6 +46,7 @@ class BatchRecord:
     accept_probs: Tensor  # [B, K]
     num_draft: Tensor  # [B]
     num_accepted: Tensor  # [B]
+    final_place: Tensor  # [B], how many drafts are committed before the final token: sources do not trust the counters
     is_bonus: Tensor  # [B], 1 where the token after the accepted drafts follows all of them, else 0
     num_forward_passes: Tensor  # [B]
     num_positions: Tensor  # [B]
@@ -89,8 +90,9 @@ class Packed:
         floats = _columns(self.floats, (width, depth, depth, depth))
         for b, row in enumerate(zip(*integers, *floats, strict=True)):
             counters, tokens, drafts, parents, log_probs, draft_probs, target_probs, accept_probs = row
-            count, num_draft, num_accepted, is_bonus, num_passes, num_positions, num_draft_passes = counters
-            sources = ("exact",) * self.num_exact + ("accepted",) * num_accepted
+            count, num_draft, num_accepted, final_place, is_bonus, *passes = counters
+            num_passes, num_positions, num_draft_passes = passes
+            sources = ("exact",) * self.num_exact + ("accepted",) * final_place
             records.append(
                 Record(
                     tokens=tuple(tokens[:count]),
