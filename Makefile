@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-chat test test-docs check check-all docs notebooks checkpoint
+.PHONY: help demo demo-chat test test-docs check check-all mutants docs notebooks checkpoint
 
 # The first interpreter that runs, is neither too old nor too new, and can make environments.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
@@ -47,6 +47,10 @@ check: $(READY) ## Check format, style, words and types, then run the tests.
 
 check-all: $(READY_DOCS) ## Run everything, also the slow tests and the notebooks: hours, before a release.
 	$(BIN) -m pytest -m "" $(WORKERS) $(ARGS)
+
+mutants: $(READY) ## Change one thing in the heart at a time; a test must fail: hours. Run it again to resume it.
+	mkdir -p build
+	$(BIN) tests/mutation.py --results build/mutants.jsonl $(ARGS)
 
 test-docs: $(READY_DOCS) ## Run the notebooks and compare what they print with what is stored in them.
 	$(BIN) -m pytest -m docs $(ARGS)

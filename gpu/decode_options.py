@@ -18,6 +18,7 @@ from typing import Any
 from pass_sampling.reference.checkpoint.folder import name_of
 from pass_sampling.reference.config import check_integer
 from pass_sampling.reference.drafters import DRAFTERS
+from pass_sampling.reference.drafters.schedule import SCHEDULES
 from pass_sampling.reference.methods import METHODS, rules_of
 from pass_sampling.reference.methods.tree_shape import NumCandidates, check_tree
 
@@ -26,7 +27,6 @@ from .checkpoints import MODEL
 RENAMED = {"lookahead": "pass", "lookahead-fused": "pass-one-call"}
 NUM_DRAFT = 4
 LATTICE = 16
-SCHEDULES = ("fixed", "heuristic", "entropy")
 REFINEMENTS = ("none", "ngram", "head", "neural", "lookup")
 SOURCES = {"lookahead": "look-ahead vectors", "draft_model": "draft model", "ngram": "n-gram model"}
 SOURCES |= {"rescorer": "sampler head"}
@@ -34,7 +34,7 @@ SOURCES |= {"rescorer": "sampler head"}
 FOLDERS = {"draft-model": "draft_model", "ngram": "ngram", "lookup-ngram": "ngram"}
 """Drafters that are read from a folder, and its option."""
 FIELDS = {  # the fields of methods that an option sets
-    **{name: {name} for name in ("lookahead", "schedule", "groups", "lenience")},
+    **{name: {name} for name in ("lookahead", "schedule", "groups", "lenience", "accept_top_k")},
     **{name: {"refinement"} for name in ("ngram", "refine", "rescorer", "lattice")},
     **{"num_draft": {"num_draft", "num_lookahead"}, "verify": {"rule"}, "paths": {"num_paths"}},
 }
@@ -146,6 +146,11 @@ class DecodeOptions:
         "LOSSY below 1: multiply draft probabilities by X in verification, so that more drafts are accepted; no token "
         "becomes more than 1/X times as likely as in the target; default: 1, which is exact",
     )
+    accept_top_k: int | None = option(
+        None,
+        "LOSSY above 1, with temperature 0: accept a draft that is among the model's N likeliest tokens; default: 1, "
+        "which is exact",
+    )
 
     def __post_init__(self) -> None:
         if self.method in tuple(RENAMED):
@@ -154,7 +159,7 @@ class DecodeOptions:
         for name, values in allowed.items():
             if (found := getattr(self, name)) is not None and found not in values:
                 raise ValueError(f"{name}: found {found!r:.80}, expected one of {', '.join(values)}")
-        for name in ("num_draft", "lattice", "paths"):
+        for name in ("num_draft", "lattice", "paths", "accept_top_k"):
             if (number := getattr(self, name)) is not None:
                 check_integer(name, number, 1, 2**16)
         for name in ("candidates", "groups"):
@@ -247,11 +252,11 @@ def is_bundled(folder: Path) -> bool:
     return os.path.realpath(folder) == os.path.realpath(MODEL)
 
 
-def local(folder: Path, name: str, revision: str | None = None) -> Path:
+def local(folder: Path, name: str) -> Path:
     """Return the folder that a path or a name on the Hub stands for; see `checkpoint.hub.local_folder`."""
     from .checkpoint.hub import local_folder
 
-    return local_folder(folder.as_posix(), revision, name == "lookahead", f"{flag_of(name)} FOLDER")
+    return local_folder(folder.as_posix(), name == "lookahead", f"{flag_of(name)} FOLDER")
 
 
 def shown(folder: Path) -> str:

@@ -59,7 +59,7 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
     name = registered(options.method, tree)
     kind, settings = METHODS[name], {each.name for each in fields(METHODS[name])}  # type: ignore[arg-type]
     found: dict[str, Any] = {"sampling": sampling}
-    for each in ("num_draft", "schedule", "lenience"):
+    for each in ("num_draft", "schedule", "lenience", "accept_top_k"):
         if tree and (value := getattr(options, each)) is not None:
             raise Unavailable(f"{flag_of(each)}: found {value} with --candidates, expected one of them")
     if rules := rules_of(name):
@@ -77,7 +77,8 @@ def make_method(options: DecodeOptions, model: Transformer, sampling: SamplingCo
         found["num_draft"] = options.num_draft or NUM_DRAFT
     if "schedule" in settings:
         found["schedule"] = SCHEDULES[options.schedule or "fixed"]()
-    for each, name in (("paths", "num_paths"), ("groups", "groups"), ("lenience", "lenience")):
+    kept = {"paths": "num_paths"} | {name: name for name in ("groups", "lenience", "accept_top_k")}
+    for each, name in kept.items():
         if name in settings and each in options.given:
             found[name] = options.given[each]
     method: Method = kind(model, **found)  # type: ignore[call-arg]
@@ -225,4 +226,5 @@ def described(method: Method) -> Mapping[str, Any]:
         found["groups"] = list(settings["groups"])
     if type(settings.get("schedule", Schedule())) is not Schedule:
         found["schedule"] = type(settings["schedule"]).__name__
-    return found if settings.get("lenience", 1) == 1 else found | {"lossy_lenience": settings["lenience"]}
+    lossy = {name: settings.get(name, 1) for name in ("lenience", "accept_top_k")}
+    return found | {f"lossy_{name}": value for name, value in lossy.items() if value != 1}

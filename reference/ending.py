@@ -39,7 +39,7 @@ class Ending:
 
         Raises:
             ValueError: max_new_tokens is not a positive integer, an end-of-sequence token no integer, a stop string
-                empty or one that the decoder never writes, or there is no decoder for stop strings.
+                empty or with an unfinished character, or there is no decoder for stop strings.
         """
         limit, eos, stops = self.max_new_tokens, self.eos_token_ids, self.stop_strings
         if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:

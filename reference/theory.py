@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
 from .config import check_integer
 from .methods.tree_rules import RULES, k_seq_division
@@ -294,7 +294,16 @@ def best_tree(accept_rates: Sequence[Sequence[float]], num_rows: int, rows_behin
             raise ValueError(f"accept_rates: found {rate!r:.80}, expected numbers from 0 to 1")
     groups = [check_integer("rows_behind", rows, 0, MOST_DRAFTS) for rows in rows_behind]
     costs = [1 + sum(groups[d + 1 : d + 2]) for d in range(len(accept_rates))]  # of a draft after d others
-    spent = _spent(accept_rates, num_rows, costs)
+
+    @cache
+    def best(d: int, c: int, n: int) -> tuple[float, int]:
+        """Return best[d, c, n] and its m; m is -1 where it is best to stop."""
+        if d == len(costs) or c == len(accept_rates[d]):
+            return 0.0, -1
+        rate, left = accept_rates[d][c], n - costs[d]
+        found = [rate * (1.0 + best(d + 1, 0, m)[0]) + best(d, c + 1, left - m)[0] for m in range(left + 1)]
+        return (max(found), found.index(max(found))) if any(found) else (0.0, -1)
+
     shape: list[int | tuple[int, ...]] = []
     level = [num_rows]  # of each place, how many rows the drafts after it may take
     for d, cost in enumerate(costs):
@@ -302,7 +311,7 @@ def best_tree(accept_rates: Sequence[Sequence[float]], num_rows: int, rows_behin
         below: list[int] = []
         for left in level:
             rank = 0
-            while (inside := int(spent[d, rank][left])) >= 0:
+            while (inside := best(d, rank, left)[1]) >= 0:
                 below.append(inside)
                 left, rank = left - cost - inside, rank + 1
             counts.append(rank)
@@ -311,21 +320,3 @@ def best_tree(accept_rates: Sequence[Sequence[float]], num_rows: int, rows_behin
         shape.append(counts[0] if len(set(counts)) == 1 else tuple(counts))
         level = below
     return tuple(shape)
-
-
-def _spent(
-    accept_rates: Sequence[Sequence[float]], num_rows: int, costs: list[int]
-) -> dict[tuple[int, int], npt.NDArray[np.integer]]:
-    """Return the m of `best_tree` for every depth, rank and number of rows; -1 where it is best to stop."""
-    spent: dict[tuple[int, int], npt.NDArray[np.integer]] = {}
-    below = np.zeros(num_rows + 1)
-    for d, cost in reversed(list(enumerate(costs))):
-        best, spent[d, len(accept_rates[d])] = np.zeros(num_rows + 1), np.full(num_rows + 1, -1)
-        for c in range(len(accept_rates[d]) - 1, -1, -1):
-            others, best, spent[d, c] = best, np.zeros(num_rows + 1), np.full(num_rows + 1, -1)
-            for n in range(cost, num_rows + 1):
-                found = accept_rates[d][c] * (1.0 + below[: n - cost + 1]) + others[n - cost :: -1]
-                if found.max() > 0:
-                    best[n], spent[d, c][n] = found.max(), found.argmax()
-        below = best
-    return spent

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pass_sampling.reference.checkpoint.folder import read_json, replace_file
+from pass_sampling.reference.checkpoint.folder import errors_of, read_json, replace_file
 from pass_sampling.reference.record import Record
 
-from ..decode_options import DecodeOptions
+from ..decode_options import DecodeOptions, method_names
 from ..generation import generate
 from ..methods import Method
 from .prompts import context_of
@@ -168,7 +168,8 @@ class Plan:
             raise ValueError(f"{path} is not a plan of format_version {FORMAT_VERSION}, expected one")
         if not isinstance(prediction, dict) or not all(type(prediction.get(each)) is float for each in FIGURES):
             raise ValueError(f"{path}: found the prediction {prediction!r:.80}, expected {', '.join(sorted(FIGURES))}")
-        try:
-            return Plan(DecodeOptions.from_json(found.get("options")), prediction, considered)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        with errors_of(path):
+            options = DecodeOptions.from_json(found.get("options"))
+            if options.method is None:
+                raise ValueError(f"found a plan without a method, expected one of {', '.join(method_names())}")
+        return Plan(options, prediction, considered)

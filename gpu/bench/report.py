@@ -170,7 +170,7 @@ def notes_of(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
     """Return remarks that belong beside the figures."""
     notes = ["partial: this comparison was not finished"] if settings["partial"] else []
     notes += [f"{name} is left out: {reason}" for name, reason in settings["left_out"].items()]
-    if lossy := [row["method"] for row in rows if "lossy_lenience" in row["options"]]:
+    if lossy := [row["method"] for row in rows if any(name.startswith("lossy_") for name in row["options"])]:
         notes.append(f"LOSSY, with another distribution than plain decoding: {', '.join(lossy)}")
     if not settings["enough_repeats"]:
         notes.append(f"too few paired runs for a claim: {settings['repeats']}, expected at least {ENOUGH_REPEATS}")

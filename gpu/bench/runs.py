@@ -6,7 +6,6 @@ to turn. A speed is a ratio to plain decoding within one run over all prompts, a
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -192,10 +191,3 @@ def run_all(
         for repeat in range(1, repeats + 1):
             turns[-1].append(turn(repeat, number))
     return so_far()
-
-
-def spare_threads(device: str) -> None:
-    """Compute on the cores that are free, unless OMP_NUM_THREADS is set: on busy cores threads wait for one another."""
-    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
-        free = (os.cpu_count() or 1) - round(os.getloadavg()[0])
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), free)))

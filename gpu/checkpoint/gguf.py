@@ -22,6 +22,7 @@ from pass_sampling.reference.checkpoint.model_settings import FAMILIES
 from ..outside import cache_folder, reason_of
 
 SIZES = ("block_count", "embedding_length", "feed_forward_length")
+EXPECTED = "expected a whole GGUF file of a supported family"
 ROOM = 4  # times the size of a GGUF file that its conversion may need
 
 
@@ -108,10 +109,7 @@ def _check_sizes(file: Path) -> None:
         layers = {name.split(".")[1] for name in shapes if name.startswith("blk.")}
         found = len(layers), shapes["token_embd.weight"][0], shapes["blk.0.ffn_gate.weight"][1]
     except Exception as error:  # the reader raises anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(
-            f"{file} cannot be read ({reason}), expected a whole GGUF file of a supported family"
-        ) from None
+        raise ValueError(f"{file} cannot be read ({reason_of(error)}), {EXPECTED}") from None
     for (name, size), of_tensors in zip(stated.items(), found, strict=True):
         if size != of_tensors:
             raise ValueError(f"{file}: {name}: found {size!r:.80}, expected {of_tensors}, as the tensors have it")
@@ -170,8 +168,7 @@ def convert(file: Path, folder: Path) -> None:
         model.load_state_dict({name: each.bfloat16() for name, each in found.items()}, strict=False, assign=True)
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **at)
     except Exception as error:  # the reader raises anything
-        said = f"cannot be read ({reason_of(error)}), expected a whole GGUF file of a supported family"
-        raise ValueError(f"{file} {said}") from None
+        raise ValueError(f"{file} cannot be read ({reason_of(error)}), {EXPECTED}") from None
     model.tie_weights()
     if missing := sorted(name for name, weight in model.named_parameters() if weight.is_meta):
         raise ValueError(f"{file} has no {missing[0]}, expected all tensors of a model")

@@ -1,4 +1,4 @@
-"""Names on the Hub: download `org/name` into a folder by huggingface_hub and its cache, and upload a folder.
+"""Names on the Hub: download `org/name` into a folder by huggingface_hub and its cache.
 
 Only weights in safetensors, JSON and the files of tokenizers are fetched: no file that runs code when opened.
 """
@@ -16,26 +16,17 @@ from .gguf import FETCHED, converted, fetched_folder
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)  # org/name@revision
 WANTED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 UNWANTED = ("*/*", "consolidated*")  # other formats of the same model, in folders or next to it
-SHARED = "lookahead"  # where a repository with code keeps its vectors
-VECTORS = tuple(f"{folder}{name}" for folder in ("", f"{SHARED}/") for name in ("config.json", "model.safetensors"))
+VECTORS = ("config.json", "model.safetensors")
 
 
-def is_repository(name: str) -> bool:
-    """Return whether a text has the form of a name on the Hub, perhaps with a revision."""
-    return REPOSITORY.fullmatch(name) is not None
-
-
-def local_folder(
-    place: str | os.PathLike[str], revision: str | None = None, vectors: bool = False, instead: str = "a folder"
-) -> Path:
+def local_folder(place: str | os.PathLike[str], vectors: bool = False, instead: str = "a folder") -> Path:
     """Return the folder that a path or a name on the Hub stands for; a path at which there is something wins.
 
     Offline mode, caches and tokens are huggingface_hub's: HF_HUB_OFFLINE, HF_HOME, HF_HUB_CACHE, HF_TOKEN.
 
     Args:
-        place: a path, or as a string `org/name` or `org/name@revision`.
-        revision: the branch, tag or commit of a name without one; default: main.
-        vectors: whether it is look-ahead vectors, which may be in a folder of the repository.
+        place: a path, or as a string `org/name` or `org/name@revision`: a branch, a tag or a commit.
+        vectors: whether it is look-ahead vectors, of which no other file is fetched.
         instead: what to use in place of a name that cannot be fetched, for the error message.
     """
     path, named = Path(place), REPOSITORY.fullmatch(place) if isinstance(place, str) else None
@@ -43,17 +34,11 @@ def local_folder(
         path = fetched_folder(place)
         if not path.is_dir():
             raise FileNotFoundError(f"{place} is not on this machine, expected `pass-sampling fetch {place}` before")
-    if named is None or os.path.lexists(path):
-        if revision is not None:
-            raise ValueError(f"revision: found {revision!r:.80} with the folder {path}, expected a name on the Hub")
-    else:
-        if revision is not None and named[2] is not None:
-            raise ValueError(f"revision: found {revision!r:.80} beside {named[0]}, expected one revision")
-        path = _snapshot(named[1], revision or named[2], vectors, instead)
+    if named is not None and not os.path.lexists(path):
+        path = _snapshot(named[1], named[2], vectors, instead)
     if not vectors and path.is_dir() and any(path.glob("*.gguf")) and not any(path.glob("model*.safetensors")):
         return converted(path)
-    inside = path / SHARED
-    return inside if vectors and inside.is_dir() and not (path / "config.json").exists() else path
+    return path
 
 
 def _snapshot(name: str, revision: str | None, vectors: bool, instead: str) -> Path:
@@ -81,25 +66,3 @@ def _snapshot(name: str, revision: str | None, vectors: bool, instead: str) -> P
         said = next(said for kind, said in sentences.items() if isinstance(error, kind))
         name += "" if revision is None else f" at the revision {revision!r:.80}"
         raise FileNotFoundError(f"{name}: found {said}, or {instead}") from None
-
-
-def upload_folder(folder: Path, repository: str, private: bool | None, token: str | None, message: str) -> str:
-    """Upload a folder to the Hub, into a repository that is made if there is none, and return its address.
-
-    A README.md in the repository stays: it may have been edited since. Raise ValueError if the Hub does not take it.
-    """
-    if not is_repository(repository) or "@" in repository:
-        raise ValueError(f"repository: found {repository!r:.80}, expected user/name")
-    from huggingface_hub import HfApi
-
-    api: Any = HfApi(token=token)
-    try:
-        url = api.create_repo(repository, private=private, exist_ok=True)
-        kept = ["README.md"] if api.file_exists(repository, "README.md") else None
-        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=message, ignore_patterns=kept)
-    except Exception as error:  # of the network, of the Hub
-        needed = "a network, a token (hf auth login) and your own repository"
-        raise ValueError(
-            f"{repository}: found that it cannot be uploaded ({reason_of(error)}), expected {needed}"
-        ) from None
-    return str(url)

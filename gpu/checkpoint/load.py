@@ -29,21 +29,15 @@ __all__ = ["load_model", "read_config", "read_generation_config", "read_weights"
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def load_model(
-    folder: str | os.PathLike[str],
-    dtype: Any = None,
-    device: torch.device | str = "cpu",
-    revision: str | None = None,
-) -> Transformer:
+def load_model(folder: str | os.PathLike[str], dtype: Any = None, device: torch.device | str = "cpu") -> Transformer:
     """Read a model from a folder in Hugging Face's format, or from the Hub.
 
     Args:
         folder: config.json, model.safetensors or its shards, and perhaps generation_config.json; or as a string
-            `org/name`, which is fetched if there is no folder of that name.
+            `org/name` or `org/name@revision`, which is fetched if there is no folder of that name.
         dtype: as a torch dtype or by name; default: the dtype in which the embedding is stored, but float32 on a CPU
             that is slow in 16 bits, see `automatic_dtype`.
         device: cpu, or cuda with or without a number.
-        revision: branch, tag or commit of a name on the Hub; default: main.
 
     Raise FileNotFoundError if a file is missing or cannot be fetched, ValueError if one is damaged, absurd or
     unsupported, or does not match the others, or if the device is not there.
@@ -51,7 +45,7 @@ def load_model(
     from ..model.transformer import Transformer
 
     device, dtype = check_device(device), asked_dtype(dtype)
-    folder = local_folder(folder, revision)
+    folder = local_folder(folder)
     config = read_config(folder)
     settings = read_generation_config(folder)
     tensors, fingerprint = read_weights(folder, config, dtype, device)

@@ -16,7 +16,7 @@ from ..bench.expectation import expected_tokens_per_forward, most_new_tokens
 from ..bench.plan import Plan
 from ..bench.prompts import Question, context_of, pieces, prefixes_of, read_library, read_prompts
 from ..bench.report import Comparison, table_lines
-from ..bench.runs import Baseline, Entry, Runs, load_peer, method_writer, peer_writer, run_all, spare_threads
+from ..bench.runs import Baseline, Entry, Runs, load_peer, method_writer, peer_writer, run_all
 from ..checkpoints import HELD_OUT, PROMPTS
 from ..decode_options import NUM_DRAFT, DecodeOptions, Unavailable, flag_of, options_taken
 from ..generation import generate
@@ -74,8 +74,6 @@ def run_bench(options: Bench) -> None:
     options = replace(options, target=options.target.fetched(), decode=options.decode.fetched())
     model, tokenizer = options.target.load(), load_tokenizer(options.target.model)
     prompts, categories = _prompts(options, model, tokenizer, questions)
-    if options.quick:
-        spare_threads(model.device.type)  # before anything is timed
     entries, reasons, plan = _entries(options, model, names)
     length, methods = _size(options, "max_new_tokens"), {each.name: each.method for each in entries if each.method}
     for method in methods.values():

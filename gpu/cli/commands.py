@@ -131,6 +131,9 @@ class Generate:
             raise ValueError(f"found {found} --interactive, expected one of them")
         if self.system is not None and not self.chat:
             raise ValueError("--system: found it without --chat, expected both or neither")
+        if self.plan is not None and self.decode.given:
+            other = flag_of(next(iter(self.decode.given)))
+            raise ValueError(f"--plan: found it with {other}, expected one of them")
         if self.interactive and self.json:
             raise ValueError("--json: found it with --interactive, expected one of them")
         if self.interactive and self.trace is not None:
@@ -158,8 +161,8 @@ class Train:
     transformers runs models of other kinds than Llama, Mistral, Qwen2 and Qwen3, without an adapter. Their vectors are
     for transformers' generate, see docs/huggingface.md.
 
-    Minutes and memory are stated after the second step. Run the same command again to resume a run that was killed. At
-    the end the expected acceptance on held-out text is measured, also for untrained vectors.
+    Run the same command again to resume a run that was killed. At the end the expected acceptance on held-out text is
+    measured, also for untrained vectors.
     """
 
     output: Path = output_option("vectors")
@@ -299,7 +302,6 @@ class Verify:
     json: bool = json_option()
 
     def __post_init__(self) -> None:
-        """Refuse options that would be ignored."""
         given = {name: getattr(self, name) for name in ("lookahead", "seconds")}
         for mine, plain in ((self.target, ModelOptions()), (self.tested, SamplingOptions(1.0, 0))):
             given |= {name: value != getattr(plain, name) for name, value in vars(mine).items()}

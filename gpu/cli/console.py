@@ -122,7 +122,7 @@ class Bar:
     def __init__(self, what: str, unit: str = "step", quiet: bool = False):
         self._what, self._unit, self._quiet = what, unit, quiet
         self._bar: Any = None
-        self._first: int | None = None  # the step after which a training is resumed
+        self._first = 0  # the step after which a training is resumed
 
     def __enter__(self) -> Bar:
         return self
@@ -137,20 +137,14 @@ class Bar:
             from tqdm import tqdm
 
             about: Any = {"desc": self._what, "unit": self._unit, "disable": self._quiet, "dynamic_ncols": True}
-            self._bar = tqdm(total=total, initial=self._first or 0, **about)
+            self._bar = tqdm(total=total, initial=self._first, **about)
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def learn(self, news: dict[str, Any]) -> None:
-        """Show a step of training; what it all will take, which is known after the second one, comes first."""
-        if "seconds_per_step" in news:
-            self._first = news["first_step"]
-            minutes = news["seconds_per_step"] * (news["num_steps"] - self._first) / 60
-            memory = "" if news["memory"] is None else f" and {news['memory'] / 2**30:.1f} GiB of memory"
-            resumed = f", resumed after step {self._first}" if self._first else ""
-            forecast = f"training will take about {minutes:.1f} minutes{memory}{resumed}\n"
-            sys.stderr.write("" if self._quiet else forecast)
-        if "step" in news and self._first is not None:
+        """Show a step of training, which may have been resumed."""
+        if "step" in news:
+            self._first = news["step"] - 1 if self._bar is None else self._first
             self.show(news["step"], news["num_steps"], loss=f"{news['loss']:.3f}")
 
 

@@ -18,6 +18,7 @@ from pass_sampling.reference.config import check_context, check_prompt
 from pass_sampling.reference.ending import Ending
 from pass_sampling.reference.record import Generation, Record
 
+from ..bench.plan import Plan
 from ..bench.prompts import context_of
 from ..bench.report import rate_of
 from ..bench.runs import Entry, method_writer, run_all
@@ -33,7 +34,7 @@ from ..training.tokens import load_tokenizer
 from .commands import Demo, Fetch, Generate
 from .console import Conversation, SourceStream, check_unicode, dimmed, encode_prompt, legend, print_json
 from .options import ModelOptions
-from .plan import find_plan, read_plan
+from .plan import find_plan
 from .trace import write_trace
 
 QUIT = "/quit"
@@ -64,7 +65,7 @@ def run_generate(options: Generate) -> None:
     ending = Ending(options.max_new_tokens, model.eos_token_ids, stops, decoder_of(tokenizer))
     decode, sampling, plan = options.decode.fetched(), options.sampling, None
     if options.plan is not None:
-        plan = read_plan(options.plan, decode)
+        plan = Plan.load(options.plan)
     elif decode.is_open:
         check = partial(Autoregressive(model, sampling.config).start, prompt, ending)
         pays = options.interactive or options.max_new_tokens >= ENOUGH_TOKENS
@@ -77,7 +78,8 @@ def run_generate(options: Generate) -> None:
     except Unavailable as error:
         raise ValueError(f"--method {decode.method}: {error}") from None
     how = f"{decode.method}{', planned' if plan else ''}"
-    how += f", LOSSY: lenience {decode.lenience:g}" if (decode.lenience or 1) < 1 else ""
+    lossy = [(name[6:], value) for name, value in described(method).items() if name.startswith("lossy_")]
+    how += "".join(f", LOSSY: {name.replace('_', '-')} {value:g}" for name, value in lossy)
     if options.interactive:
         _talk(method, how, tokenizer, ending, conversation, sampling.seed)
         return

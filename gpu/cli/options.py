@@ -93,11 +93,11 @@ class ModelOptions:
 
     model: Path = option(
         MODEL,
-        "a Hugging Face folder (Llama, Mistral, Qwen2, Qwen3), or org/name on the Hub; default: the bundled model",
+        "a Hugging Face folder (Llama, Mistral, Qwen2, Qwen3), or org/name[@revision] on the Hub; default: the bundled "
+        "model",
         metavar="FOLDER",
         type=place,
     )
-    revision: str | None = option(help="branch, tag or commit of --model org/name; default: main", metavar="NAME")
     dtype: str = option(
         "auto",
         "dtype to compute in: float64, float32, bfloat16 or float16; default: auto, that of the checkpoint, but "
@@ -107,7 +107,7 @@ class ModelOptions:
 
     def fetched(self) -> ModelOptions:
         """Return the options with a local folder in the place of a name on the Hub."""
-        return replace(self, model=local(self.model, "model", self.revision), revision=None)
+        return replace(self, model=local(self.model, "model"))
 
     def load(self) -> Transformer:
         """Load the model, from a folder."""
@@ -158,7 +158,6 @@ class TextOptions:
     chat: bool = option(False, "with --self, put prompts into the model's chat template")
 
     def __post_init__(self) -> None:
-        """Refuse settings of --self without it, and other text with it."""
         if self.own + bool(self.text) + self.standard_library > 1:
             raise ValueError("found several texts, expected one of --self, --text and --standard-library")
         check_integer("self_tokens", self.self_tokens, 1, 2**40)

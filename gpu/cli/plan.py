@@ -41,16 +41,6 @@ def run_plan(options: commands.Plan) -> None:
         _print(plan)
 
 
-def read_plan(path: Path, decode: DecodeOptions) -> Plan:
-    """Read the plan in a file; refuse other options that select a method."""
-    if decode.given:
-        raise ValueError(f"--plan: found it with {flag_of(next(iter(decode.given)))}, expected one of them")
-    plan = Plan.load(path)
-    if plan.options.method is None:
-        raise ValueError(f"{path}: found a plan without a method, expected one of {', '.join(method_names())}")
-    return plan
-
-
 def find_plan(
     target: ModelOptions,
     model: Transformer,
@@ -143,13 +133,10 @@ def _digest(model: Transformer, sampling: SamplingOptions, ways: Sequence[Decode
     """Return a digest of all that a plan depends on: model, folders, sampling, machine."""
     settings: list[Any] = [repr(model.config), model.fingerprint, str(model.dtype), asdict(sampling.config), versions()]
     settings += [machine(model.device) | {"load": 0}, [way.method for way in ways]]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for folder in (path for way in ways for path in way.given.values() if isinstance(path, Path)):
         for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
-            digest.update(f"{folder.name} {path.name} {path.stat().st_size}".encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:32]
+            settings.append([str(path), path.stat().st_size, path.stat().st_mtime_ns])
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _print(plan: Plan) -> None:

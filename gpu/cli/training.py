@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +26,7 @@ from ..training.acceptance import drafter_acceptance
 from ..training.config import TrainConfig
 from ..training.ngram_counts import count_ngrams
 from ..training.pretrain import SAMPLINGS, acceptance_record, pretrain
-from ..training.resume import check_output, partial_file
+from ..training.resume import check_output
 from ..training.text import in_turn, own_questions, own_text, read_texts, split_texts, standard_library
 from ..training.tokens import encode_texts, evenly_spaced, load_tokenizer, vocabulary_digest
 from ..training.train import train
@@ -48,7 +46,7 @@ HELD_OUT_FILES = 20  # with fewer files than this, the end of the text is held o
 
 def run_train(options: Train) -> None:
     """Read or write the text, train, print the acceptance."""
-    _check_new_folder(options.output, "look-ahead vectors")
+    check_output(options.output, "look-ahead vectors")
     config, source, plain = options.config, options.texts, TrainConfig
     if config.head_alone and config.learning_rate != plain.learning_rate:
         raise ValueError("--learning-rate: found it with --head-alone, expected --matrix-learning-rate")
@@ -93,7 +91,7 @@ def run_train(options: Train) -> None:
 
 def run_pretrain(options: Pretrain) -> None:
     """Read, train, print."""
-    _check_new_folder(options.output, "model")
+    check_output(options.output, "model")
     config, teacher, listed = options.config, options.teacher, options.texts.held_out_list
     if teacher is not None and not teacher.is_dir():
         raise ValueError(f"--teacher: {teacher} is not a folder, expected a Hugging Face folder")
@@ -123,7 +121,7 @@ def run_pretrain(options: Pretrain) -> None:
 
 def run_ngram(options: Ngram) -> None:
     """Read, count, measure, save, print."""
-    _check_new_folder(options.output, "n-gram model")
+    check_output(options.output, "n-gram model")
     check_integer("num_sequences", options.num_sequences, 1, 2**31)
     texts, target, source = _read(options.texts), options.target.fetched(), options.texts
     model, tokenizer = target.load(), load_tokenizer(target.model)
@@ -160,20 +158,6 @@ def run_ngram(options: Ngram) -> None:
         print(f"{order:5}{kept:14,}{distinct:13,}{least}".rstrip())
     print(f"{size / 1e6:.2f} MB, {size / sum(num_ngrams):.1f} bytes per n-gram")
     print(*acceptance_lines(acceptance), f"saved in {options.output}", sep="\n")
-
-
-def _check_new_folder(output: Path, what: str) -> None:
-    """Refuse an output path that is taken or cannot be written, before hours are spent on its contents."""
-    check_output(output, what)
-    partial = partial_file(output)
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.lstat(partial.with_name(f".{partial.name}.new"))  # the longest name that will be written
-    above = next(folder for folder in partial.parents if os.path.lexists(folder))
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".pass-sampling-", dir=above))  # permissions alone do not tell
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"--output: {above} is not writable ({reason}), expected a folder that is") from None
 
 
 def _read(options: TextOptions, instead: str = "--text PATH, --standard-library or --self") -> dict[str, str]:

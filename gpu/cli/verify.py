@@ -47,19 +47,17 @@ def _run_suite(options: Verify) -> None:
             if not options.json:
                 counts = row.configurations, row.executions, row.steps, f"{row.largest_deviation:.1e}"
                 print(line.format(row.package, row.method, row.rule or "-", *counts), flush=True)
-    coverage, seconds = suite.coverage(packages, cases), time.perf_counter() - started
+    seconds = time.perf_counter() - started
     sums = {name: sum(row[name] for row in rows) for name in ("configurations", "executions")}
     worst = max(rows, key=lambda row: float(row["largest_deviation"]))
     deviation = worst["largest_deviation"]
     if options.json:
-        print_json({**sums, "largest_deviation": deviation, "seconds": seconds, "rows": rows, **coverage})
+        print_json({**sums, "largest_deviation": deviation, "seconds": seconds, "rows": rows})
     else:
         print(
             f"{sums['configurations']} exact distributions by {sums['executions']} executions in {seconds:.0f} s; "
             f"largest deviation from the target's distribution {deviation:.1e} (expected at most 1e-12)"
         )
-        for title, sentences in (("Covered:", "covered"), ("Not covered:", "not_covered")):
-            print(title, *coverage[sentences], sep="\n  ")
     if not deviation <= suite.EXACT:
         raise ValueError(
             f"{worst['package']} {worst['method']}: the distribution deviates by {deviation:.1e} on "
@@ -75,7 +73,7 @@ def _check_model(options: Verify, target: ModelOptions) -> None:
 
     sampling, seed, model = options.tested.config, options.tested.seed, target.load()
     folder = options.lookahead or (LOOKAHEAD if is_bundled(target.model) else None)
-    lookahead = LookAhead.random(4, model.hidden_size, seed, model.device)
+    lookahead = LookAhead.random(4, model.hidden_size, seed)
     if folder is not None:
         lookahead = LookAhead.load(folder, model.device)
     length = min(128, model.max_position_embeddings)

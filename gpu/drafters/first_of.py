@@ -1,7 +1,4 @@
-"""Several free drafters in turn: the first that is sure of a token proposes it; see `reference.drafters.first_of`.
-
-Glossary of shapes: B batch, S capacity, V vocabulary.
-"""
+"""Several free drafters in turn: the first that is sure of a token proposes it; see `reference.drafters.first_of`."""
 
 from __future__ import annotations
 

@@ -35,12 +35,6 @@ class NgramModel(NgramTables, Drafter):
 
     device: torch.device | str = "cpu"
 
-    def __post_init__(self) -> None:
-        """Hold the tables on the host; see `NgramTables`."""
-        if isinstance(self.unigram, Tensor):
-            object.__setattr__(self, "unigram", self.unigram.numpy(force=True))
-        super().__post_init__()
-
     def logits(self, tokens: Tensor, cache: KVCache | None, lengths: Tensor, max_pending: int) -> Tensor:
         """Return the logarithm of the distribution after the first `lengths` tokens of each row."""
         return self._index.logits(tokens, lengths)

@@ -1,6 +1,6 @@
 """Prompt lookup: the drafter proposes what followed an earlier occurrence of the text's last tokens.
 
-Glossary of shapes: B batch, S capacity, V vocabulary.
+Glossary of shapes: B batch, S capacity.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The text's distribution is exact relative to the logits that verification comput
 these logits from those of one token at a time, and a test of the distribution of the first tokens of many texts drawn
 with the seeded uniform stream.
 
-Glossary of shapes: N places, K rows after each, V vocabulary, R texts.
+Glossary of shapes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from ..sampling import probs_from_logits
 FALSE_ALARM, MISS = 1e-9, 1e-6
 CELLS = 63  # the likeliest outcomes, each a cell of its own; all others together are one more
 LEAST = 100.0  # expected draws of a cell
-IMPOSSIBLE = 1e-15  # the probability that 600,000 draws give such an outcome is below FALSE_ALARM
+MOST = 600_000  # draws
+IMPOSSIBLE = 1e-15  # the probability that so many draws give such an outcome is below FALSE_ALARM
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def row_check(
 
 
 def draw_check(
-    method: Method, prompt: Sequence[int], seconds: float, batch_size: int = 256, most: int = 600_000, seed: int = 0
+    method: Method, prompt: Sequence[int], seconds: float, batch_size: int = 256, seed: int = 0
 ) -> DrawCheck:
     """Draw texts of two tokens for about `seconds` seconds, and test their joint distribution.
 
@@ -92,7 +93,7 @@ def draw_check(
     cells = _likeliest_pairs(method, prompt)
     counts = dict.fromkeys(cells, 0)
     drawn, started, batch = 0, time.monotonic(), 0
-    while drawn < most and (drawn == 0 or time.monotonic() - started < seconds):
+    while drawn < MOST and (drawn == 0 or time.monotonic() - started < seconds):
         for result in generate_batch(
             method, [prompt] * batch_size, 3, eos_token_ids=(), stop_strings=(), seed=seed + batch
         ):

@@ -4,7 +4,7 @@ The steps are this package's own, over any causal model whose cache can be rolle
 processors and stopping criteria are asked about every prefix, drafts included: one row at a time, with the padding in
 front of it, in a batch in which every row is that one, as some know rows by their place.
 
-Glossary of shapes: B rows, T tokens of a row, padding included, T' tokens with the new ones, V vocabulary.
+Glossary of shapes: B rows, T tokens of a row, padding included, T' tokens with the new ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from ..training.train import first_vectors
 from .model import TransformersModel
 from .model_checks import check_model, check_rope
 from .rows import RowCache, RowCaches
-from .text_decoder import decoder_of
 
 IGNORED = {"logits_to_keep", "use_cache", "attention_mask", "position_ids", "past_key_values", "cache_position"}
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -70,7 +69,7 @@ def generate_with_pass(
     """Call `model.generate` with `pass_generate`, and hand on what it would lose: the streamer, and stop strings.
 
     Everything else is as in `generate`; see `pass_generate` for `fused` and `num_lookahead`. An assistant raises
-    ValueError, and stop strings without a tokenizer or that no tokens decode to.
+    ValueError, and stop strings without a tokenizer.
     """
     if named.get("assistant_model") is not None:
         raise ValueError("assistant_model: found one, expected none: the model drafts for itself")
@@ -81,7 +80,6 @@ def generate_with_pass(
     if stop_strings is not None:
         if tokenizer is None:
             raise ValueError("tokenizer: found None with stop_strings, expected the model's tokenizer")
-        decoder_of(tokenizer).check_stops((stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings))
         given = named.pop("stopping_criteria", None) or []
         named["stopping_criteria"] = StoppingCriteriaList([*given, StopStringCriteria(tokenizer, stop_strings)])
     if streamer is not None:  # `generate` shows it the prompt, and nothing else

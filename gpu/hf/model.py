@@ -26,7 +26,7 @@ from transformers.utils.generic import ModelOutput
 
 from pass_sampling.reference.checkpoint.folder import name_of
 
-from ..checkpoint.hub import is_repository
+from ..checkpoint.hub import REPOSITORY
 from ..lookahead.adapter import Adapter
 from ..model.cache import KVCache
 from ..outside import reason_of
@@ -93,6 +93,8 @@ class TransformersModel:
         self.vocab_size, self.hidden_size = map(int, self._embedding.weight.shape)
         longest = getattr(self.text_config, "max_position_embeddings", None)  # some models have no limit
         self.max_position_embeddings = longest if isinstance(longest, int) and longest > 0 else NO_LIMIT
+        self.eos_token_ids: tuple[int, ...] = _several(model.generation_config, "eos_token_id")
+        self.stop_strings: tuple[str, ...] = _several(model.generation_config, "stop_strings")
         self._takes_masks = False
         _probe(self, "a rolled-back cache", _rolled_back)
 
@@ -110,23 +112,9 @@ class TransformersModel:
     def name(self) -> str:
         """The last part of the path that the model was loaded from, or its class."""
         path = str(getattr(self.model.config, "_name_or_path", "") or "")
-        if is_repository(path) and not Path(path).exists():
+        if REPOSITORY.fullmatch(path) and not Path(path).exists():
             return path
         return name_of(Path(path)) if path else type(self.model).__name__
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a text, from the model's generation config."""
-        return self._suggested("eos_token_id")
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """Strings that end a text, from the model's generation config."""
-        return self._suggested("stop_strings")
-
-    def _suggested(self, name: str) -> tuple[Any, ...]:
-        found = getattr(self.model.generation_config, name, None)
-        return () if found is None else (found,) if isinstance(found, int | str) else tuple(found)
 
     @property
     def fingerprint(self) -> str:
@@ -230,6 +218,11 @@ class TransformersModel:
                 return module(**named)
         frozen = {name: each.detach() for name, each in module.named_parameters()}
         return functional_call(module, frozen, (), named)
+
+
+def _several(config: Any, name: str) -> tuple[Any, ...]:
+    found = getattr(config, name, None)
+    return () if found is None else (found,) if isinstance(found, int | str) else tuple(found)
 
 
 def _probe(model: TransformersModel, what: str, passes: Callable[[TransformersModel, Tensor], Any]) -> None:

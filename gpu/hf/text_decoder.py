@@ -34,7 +34,7 @@ def decoder_of(tokenizer: Any) -> Decoder:
         steps = _steps(backend.decoder)
         types = "".join(f"{step['type']} " for step in steps)
         if BYTE_LEVEL.fullmatch(types) or (BY_TOKEN.fullmatch(types) and ("Strip" not in types or STRIP in steps)):
-            return _token_decoder(backend, types, steps)
+            return _token_decoder(backend, types)
 
     def decode(tokens: Any, skips: bool = True) -> str:
         return str(tokenizer.decode(tokens, skip_special_tokens=skips, clean_up_tokenization_spaces=False))
@@ -55,7 +55,7 @@ def _steps(decoder: Any) -> list[dict[str, Any]]:
     return states
 
 
-def _token_decoder(backend: Any, types: str, steps: list[dict[str, Any]]) -> TokenDecoder:
+def _token_decoder(backend: Any, types: str) -> TokenDecoder:
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     is_byte_level, strip = "ByteLevel" in types, int("Strip" in types)
 
@@ -76,19 +76,4 @@ def _token_decoder(backend: Any, types: str, steps: list[dict[str, Any]]) -> Tok
         once, twice = (backend.decode([int(token)] * n, skip_special_tokens=False) for n in (1, 2))
         return Piece(twice[len(once) :], first=None if strip else once, is_special=is_special)
 
-    @cache
-    def alphabet() -> tuple[set[str], set[int]]:
-        """Return a superset of the characters of tokens that are not bytes, and the bytes of the others."""
-        names = backend.get_vocab(with_added_tokens=True)
-        data = [data for name in names if (data := data_of(name)) is not None]
-        characters = set() if is_byte_level else {" ", "'"}.union(*names, *(step.get("content", "") for step in steps))
-        return characters, set(b"".join(data))
-
-    def can_write(text: str) -> bool:
-        characters, data = alphabet()
-        codes = [each.encode(errors="ignore") for each in text]  # a surrogate has none
-        return all(
-            each in characters or (code and data.issuperset(code)) for each, code in zip(text, codes, strict=True)
-        )
-
-    return TokenDecoder(piece, "ByteFallback" in types, strip, can_write)
+    return TokenDecoder(piece, "ByteFallback" in types, strip)

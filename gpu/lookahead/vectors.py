@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pass_sampling.reference.checkpoint.folder import open_folder
-from pass_sampling.reference.checkpoint.lookahead_folder import CARD, DRAFT_VOCAB, TENSOR, read_tensors
-from pass_sampling.reference.lookahead.vectors import TrainedVectors, check_draft_vocab, random_vectors
+from pass_sampling.reference.checkpoint.lookahead_folder import DRAFT_VOCAB, TENSOR
+from pass_sampling.reference.lookahead.vectors import TrainedVectors, check_draft_vocab
 
-from ..checkpoint.hub import local_folder, upload_folder
+from ..checkpoint.hub import local_folder
 from ..model.language_model import LanguageModel
 from ..model.precision import check_device
 from .adapter import Adapter
-from .card import model_card
 from .head import BlockHeads, SamplerHead
 
 
@@ -36,10 +30,6 @@ class LookAhead(TrainedVectors):
     def __post_init__(self) -> None:
         """Hold the vectors in float32, and the other parts as they are stored."""
         vectors = torch.as_tensor(self.vectors).detach().to(torch.float32, copy=True)
-        if vectors.ndim != 2 or vectors.shape[1] == 0:
-            raise ValueError(f"vectors has shape {list(vectors.shape)}, expected [num_lookahead, hidden_size]")
-        if not bool(vectors.isfinite().all()):
-            raise ValueError("vectors holds NaN or infinity, expected finite numbers")
         object.__setattr__(self, "vectors", vectors)
         if self.draft_vocab is not None:
             tokens = check_draft_vocab(torch.as_tensor(self.draft_vocab).cpu().numpy())
@@ -48,14 +38,7 @@ class LookAhead(TrainedVectors):
             part = getattr(self, name)
             stored = part and part.to(torch.bfloat16, vectors.device).to(torch.float32, vectors.device)
             object.__setattr__(self, name, stored)
-        if not all(bool(tensor.isfinite().all()) for tensor in self._parts().values()):
-            raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
-
-    @classmethod
-    def random(cls, num_lookahead: int, hidden_size: int, seed: int, device: torch.device | str = "cpu") -> LookAhead:
-        """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
-        vectors = torch.from_numpy(random_vectors(num_lookahead, hidden_size, seed))
-        return cls(vectors.to(check_device(device)))
+        self._check_numbers()
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Tensor:  # [L, D]
         """Return the first `num_lookahead` vectors (default: all) as input vectors of a model; see the reference."""
@@ -75,46 +58,10 @@ class LookAhead(TrainedVectors):
         return save({**tensors, TENSOR: self.vectors.detach().cpu().contiguous()})
 
     @classmethod
-    def load(
-        cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu", revision: str | None = None
-    ) -> LookAhead:
-        """Read a look-ahead folder, or one on the Hub: as a string `org/name`, perhaps at a revision.
+    def load(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> LookAhead:
+        """Read a look-ahead folder, or one on the Hub: as a string `org/name` or `org/name@revision`.
 
         Raise FileNotFoundError for a missing file, ValueError for one that is damaged or of another version.
         """
         device = check_device(device)
-        root = open_folder(local_folder(folder, revision, vectors=True))
-
-        def read(path: Path, settings: Mapping[str, Any]) -> dict[str, Tensor]:
-            return {name: torch.from_numpy(array).to(device) for name, array in read_tensors(path, settings).items()}
-
-        return cls._read(root, read)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write a look-ahead folder with a model card, see `save`; a card that exists is kept."""
-        path = Path(folder)
-        self.save(path, None if (path / CARD).is_file() else model_card(self, path.resolve().name))
-
-    from_pretrained = load  # the name that is usual there
-
-    def push_to_hub(
-        self,
-        repository: str,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str = "Upload look-ahead vectors",
-    ) -> str:
-        """Upload a look-ahead folder with a model card, and return its address; a card that exists is kept.
-
-        Args:
-            repository: as `user/name`; made if there is none.
-            private: whether a new one is private; default: the account's setting.
-            token: of an account that may write; default: the one that is logged in.
-            commit_message: the message in the history.
-
-        Raise ValueError if that is not the name of a repository, or the Hub does not take it.
-        """
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "vectors"
-            self.save(folder, model_card(self, repository))
-            return upload_folder(folder, repository, private, token, commit_message)
+        return cls._read(local_folder(folder, vectors=True), lambda array: torch.from_numpy(array).to(device))

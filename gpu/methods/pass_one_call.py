@@ -162,9 +162,9 @@ class PaSSOneCall(OneCall, ChainSettings):
         real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
         num_ahead = (ahead.anchors <= num_draft.unsqueeze(1)).sum(dim=1) * ahead.depths
         record = drafting_record(pending - 1 + num_ahead, None, active)
-        drafts = draft_tokens, draft_probs, num_draft, has_bonus_row
+        drafts = draft_tokens, draft_probs, num_draft, has_bonus_row, active
         state, record, verification = verify_drafts(
-            self, self.rule, state, record, draws, self.model.logits(real), *drafts, active
+            self, self.rule, state, record, draws, self.model.logits(real), *drafts, accept_top_k=self.accept_top_k
         )
         valid_length = state.lengths + verification.num_accepted  # neither rejected drafts nor look-ahead rows
         state, record = state.commit(record, valid_length)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..batch_record import BatchRecord
-from ..sampling import Probs, likeliest
+from ..sampling import Probs, compared_logits, likeliest
 from ..state import State, count_leading_true
 from ..uniforms import UniformRow
 from ..verify import RULES, Tokens, Verification, drafted
@@ -161,6 +161,7 @@ def verify_drafts(
     active: Tensor,  # [B]
     exact_token: Tokens | None = None,  # [B, 1], before the drafts
     lenience: float = 1.0,
+    accept_top_k: int = 1,
 ) -> tuple[State, BatchRecord, Verification]:
     """Verify drafts by a rule; return the state with its faults, the whole record, and the verification."""
     block = draft_tokens if exact_token is None else torch.cat([exact_token, draft_tokens], dim=1)
@@ -174,7 +175,10 @@ def verify_drafts(
         draft_token_probs = draft_probs.gather(-1, drafts).squeeze(-1)
     target_probs = None
     if method.sampling.temperature == 0:
-        target, largest = likeliest(method.process(state, logits, used, block, num_more))
+        processed = method.process(state, logits, used, block, num_more)
+        target, largest = likeliest(processed)
+        if accept_top_k > 1:
+            target = _relaxed(target, processed, draft_tokens, accept_top_k)
         rest = draws, num_draft, has_bonus_row, active, logits.shape[-1]
         verification = verify_greedily(target, draft_tokens, rule, *rest)
         target_token_probs = (target[:, :num_tokens] == draft_tokens).double()
@@ -196,6 +200,21 @@ def verify_drafts(
         record, verified, log_probs, *drafts_of, verification, draws, num_draft, has_bonus_row, active
     )
     return state, record, verification
+
+
+def _relaxed(
+    target: Tokens,  # [B, K+1], the likeliest tokens of the target
+    logits: Tensor,  # [B, K+1, V]
+    draft_tokens: Tokens,  # [B, K]
+    count: int,
+) -> Tokens:  # [B, K+1]
+    """Put each draft among the `count` likeliest tokens in the place of the likeliest."""
+    (_, num_tokens), drafts = draft_tokens.shape, draft_tokens.unsqueeze(-1)
+    compared = compared_logits(logits[:, :num_tokens])
+    own = compared.gather(-1, drafts)
+    is_before = (compared > own) | ((compared == own) & (torch.arange(logits.shape[-1], device=own.device) < drafts))
+    is_near = (own.squeeze(-1) > float("-inf")) & (is_before.sum(dim=-1) < count)
+    return torch.cat([torch.where(is_near, draft_tokens, target[:, :num_tokens]), target[:, num_tokens:]], dim=1)
 
 
 def verify_greedily(

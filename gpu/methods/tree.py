@@ -2,8 +2,6 @@
 
 The drafts come from a drafter (`SpeculativeTree`), or from look-ahead rows of the pass before (`PaSSOneCallTree`). See
 `reference.methods.tree` for the sources.
-
-Glossary of shapes: B batch, L look-ahead vectors, N drafts of the tree.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pass_sampling.reference.config import SamplingConfig
+from pass_sampling.reference.theory import expected_tokens
 
 from ..drafters.base import Drafter
 from ..lookahead.adapter import Adapter
@@ -263,20 +264,6 @@ def shared_mass(
     return torch.minimum(*probs).sum(dim=-1)
 
 
-def expected_tokens(
-    acceptance: Tensor,  # [L]
-) -> float:
-    """Return about how many tokens a pass yields that verifies L drafts, the correction or bonus token included.
-
-    tokens = 1 + a_1 + a_1 a_2 + ... + a_1 ... a_L
-
-    The number is approximate: it takes acceptance at one depth to be independent of the next.
-
-    Source: Leviathan et al. 2023, Eq. 1, with a rate for each depth.
-    """
-    return 1.0 + float(acceptance.cumprod(dim=0).sum())
-
-
 def compared(
     model: Trainable,
     lookahead: LookAhead,
@@ -290,7 +277,7 @@ def compared(
     """
     depth, named = lookahead.num_lookahead, {"": sampling} | SAMPLINGS
     samplings, vectors = list(named.values()), lookahead.vectors.to(model.device)
-    small = LookAhead.random(depth, model.hidden_size, seed, model.device).vectors
+    small = LookAhead.random(depth, model.hidden_size, seed).vectors.to(model.device)
     parts = lookahead.adapter, lookahead.head, lookahead.draft_vocab
     found = {
         "": acceptance_of(model, vectors, sequences, samplings, *parts),
@@ -302,10 +289,10 @@ def compared(
         place = record.setdefault(name, {}) if name else record
         for kind, rates in found.items():
             place[f"{kind}acceptance"] = [round(float(rate), 4) for rate in rates[i]]
-            place[f"{kind}expected_tokens"] = round(expected_tokens(rates[i]), 4)
+            place[f"{kind}expected_tokens"] = round(expected_tokens(rates[i].numpy(), depth), 4)
     return record
 
 
-def fixed_token_vectors(model: Trainable, num_lookahead: int, token: int = 0) -> Tensor:  # [L, D]
+def fixed_token_vectors(model: Trainable, num_lookahead: int) -> Tensor:  # [L, D]
     """Return the paper's untrained baseline: one token's embedding in the place of every look-ahead vector."""
-    return model.embed([[token] * num_lookahead])[0]
+    return model.embed([[0] * num_lookahead])[0]

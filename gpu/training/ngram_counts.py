@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pass_sampling.reference.checkpoint.ngram_folder import MAX_VOCAB_SIZE
 from pass_sampling.reference.config import check_integer
@@ -69,7 +68,7 @@ def count_ngrams(
         "distinct": [len(grams.tokens) for grams in levels],
         "discounts": [[round(value, 4) for value in each] for each in discounts],
     }
-    unigram = torch.from_numpy(shares[0] + (1.0 - shares[0].sum()) / vocab_size)
+    unigram = shares[0] + (1.0 - shares[0].sum()) / vocab_size
     return NgramModel(unigram, orders, base_model, tokenizer, training)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pass_sampling.reference.checkpoint.folder import file_in, replace_folder
+from pass_sampling.reference.checkpoint.model_settings import SIZES
 from pass_sampling.reference.config import SamplingConfig
 
 from ..checkpoint.gguf import saved_files
@@ -191,7 +192,7 @@ def _run(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         return loss
 
-    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report, model.device)
+    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report)
     return round(float(notes["seconds"]))
 
 
@@ -200,12 +201,7 @@ def new_model(config: PretrainConfig, end: int) -> LlamaForCausalLM:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
+        **{name: getattr(config, name) for name in (*SIZES, "num_key_value_heads")},
         head_dim=config.hidden_size // config.num_attention_heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,

@@ -6,10 +6,12 @@ moves all of them alike, and the first one writes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-import sys
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,12 +23,22 @@ from torch import Tensor, distributed
 from pass_sampling.reference.checkpoint.folder import read_header, replace_file
 
 Report = Callable[[dict[str, Any]], object]
+EVERY = 20.0  # seconds
 
 
 def check_output(path: Path, what: str) -> None:
-    """Raise ValueError for a path with a file or a folder that is not empty: nothing is overwritten."""
+    """Raise ValueError for a path that is taken or cannot be written, before hours are spent on its contents."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} already exists, expected a new path for the {what}")
+    partial = partial_file(path)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(partial.with_name(f".{partial.name}.new"))  # the longest name that will be written
+    above = next(folder for folder in partial.parents if os.path.lexists(folder))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".pass-sampling-", dir=above))  # permissions alone do not tell
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{path}: {above} is not writable ({reason}), expected a folder that is") from None
 
 
 def partial_file(output: Path) -> Path:
@@ -65,13 +77,12 @@ class Progress:
         texts: Sequence[bytes],
         parameters: Mapping[str, Tensor],
         optimizers: Sequence[torch.optim.Optimizer],
-        every: float = 20.0,
     ):
-        """Describe a run by all that it depends on; its state is written at most once in `every` seconds."""
+        """Describe a run by all that it depends on; its state is written at most once in EVERY seconds."""
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for text in texts:
             digest.update(hashlib.sha256(text).digest())
-        self.file, self.digest, self.every = partial_file(output), digest.hexdigest(), every
+        self.file, self.digest = partial_file(output), digest.hexdigest()
         self.parameters, self.optimizers = parameters, optimizers
         self._saved_at = time.monotonic()
 
@@ -81,18 +92,16 @@ class Progress:
         learn: Callable[[int], Tensor],
         rate: Callable[[int], float],
         report: Report,
-        device: torch.device,
     ) -> dict[str, Any]:
         """Take the steps that remain, report and save after each; return the last loss and the seconds.
 
         `learn` computes a step's loss and its gradients, `rate` is the part of the learning rate. A report has `step`,
-        `num_steps` and `loss`; the second one, as the first step warms up, `first_step`, `seconds_per_step` and
-        `memory`, too. Raise ValueError if the file is damaged or another run's, or the loss is not finite.
+        `num_steps` and `loss`. Raise ValueError if the file is damaged or another run's, or the loss is not finite.
         """
         first, notes = self._restore()
         started = time.monotonic() - float(notes.get("seconds", 0.0))
         for step in range(first, num_steps):
-            began, loss = time.monotonic(), self._averaged(learn(step)).item()
+            loss = self._averaged(learn(step)).item()
             if not math.isfinite(loss):
                 raise ValueError(f"the loss at step {step + 1} is {loss}, expected a number; lower learning_rate")
             for optimizer in self.optimizers:
@@ -100,13 +109,9 @@ class Progress:
                     group["lr"] = rate(step) * optimizer.defaults["lr"]
                 optimizer.step()
                 optimizer.zero_grad()
-            news: dict[str, Any] = {"step": step + 1, "num_steps": num_steps, "loss": loss}
-            if step == first + 1:
-                seconds = time.monotonic() - began
-                news |= {"first_step": first, "seconds_per_step": seconds, "memory": peak_memory(device)}
-            report(news)
+            report({"step": step + 1, "num_steps": num_steps, "loss": loss})
             notes = {"seconds": time.monotonic() - started, "loss": loss}
-            if step + 1 == num_steps or time.monotonic() - self._saved_at >= self.every:
+            if step + 1 == num_steps or time.monotonic() - self._saved_at >= EVERY:
                 self._save(step + 1, notes)
         return notes
 
@@ -158,15 +163,3 @@ class Progress:
         state = {"digest": self.digest, "steps": str(steps), "notes": json.dumps(dict(notes))}
         replace_file(self.file, save(tensors, metadata=state))
         self._saved_at = time.monotonic()
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Return the most bytes in use so far: on the device, or of this process; None if the system does not report it."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -185,7 +185,7 @@ def train(
         loss.backward()
         return loss
 
-    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report, model.device)
+    notes = progress.run(config.num_steps, learn, lambda step: schedule(step, config), report)
     with torch.no_grad():  # rounded as it will be stored, before it is measured
         names = (model.name, base_shapes(model), model.fingerprint, config.sampling)
         others: Any = {"adapter": parts.adapter, "head": parts.head, "draft_vocab": draft_vocab}
@@ -206,7 +206,7 @@ def train(
     }
     lookahead = replace(lookahead, training=record)
     if rank == 0:
-        lookahead.save_pretrained(path)
+        lookahead.save(path)
         remove_partial(path)
     wait_for_all()
     return lookahead

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +67,8 @@ def file_in(folder: Path, name: str) -> Path:
     """Return the path of a file in the folder itself; raise FileNotFoundError if there is none.
 
     The name must be plain. A link may not lead out of the folder, except in the hub cache, where
-    `snapshots/<revision>/<name>`, or `snapshots/<revision>/<folder>/<name>`, is a link into the `blobs` folder beside
-    `snapshots`. A folder of another kind is refused by what it is.
+    `snapshots/<revision>/<name>` is a link into the `blobs` folder beside `snapshots`. A folder of another kind is
+    refused by what it is.
     """
     if name in ("", ".", "..") or not name.isprintable() or any(character in name for character in "/\\:"):
         raise ValueError(f"{folder}: the file name {name!r:.80} is not plain, expected a name without a path")
@@ -78,7 +78,7 @@ def file_in(folder: Path, name: str) -> Path:
             _refuse_other_formats(folder, FORMATS | TOKENIZERS)
         raise FileNotFoundError(f"{path} is missing, expected a file")
     home, real = folder.resolve(), path.resolve()
-    roots = [home, *(above.parent / "blobs" for above in home.parents[:2] if above.name == "snapshots")]
+    roots = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(real.is_relative_to(root) for root in roots):
         raise ValueError(f"{path} is a link that leads to {real}, expected a file in the folder")
     return path
@@ -192,17 +192,6 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return parsed
 
 
-def has_only(path: Path, names: set[str], keys: Iterable[str]) -> bool:
-    """Return whether a path is an empty folder, or one with no other files and a config.json that has some keys."""
-    if not path.is_dir():
-        return False
-    found = {entry.name for entry in path.iterdir()}
-    try:
-        return not found or (found <= names and set(keys) <= set(read_json(path / CONFIG)))
-    except (OSError, ValueError):
-        return False
-
-
 @contextlib.contextmanager
 def errors_of(place: str | os.PathLike[str], joint: str = ": ") -> Iterator[None]:
     """Begin the message of a ValueError with the place of what is wrong, such as a file."""
@@ -210,14 +199,6 @@ def errors_of(place: str | os.PathLike[str], joint: str = ": ") -> Iterator[None
         yield
     except ValueError as error:
         raise ValueError(f"{place}{joint}{error}") from None
-
-
-def packed_settings(settings: Mapping[str, Any]) -> bytes:
-    """Return the content of a config.json; raise ValueError if its `training` is not plain JSON."""
-    try:
-        return (json.dumps(settings, indent=2, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -276,7 +257,48 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-# --- Fields of JSON objects that describe folders ---
+# --- Folders of config.json and model.safetensors that keep what drafts ---
+
+
+def save_folder(
+    folder: str | os.PathLike[str], what: str, fixed: Mapping[str, Any], settings: Mapping[str, Any], weights: bytes
+) -> None:
+    """Write such a folder, whole or not at all; one with the same `fixed` settings is replaced.
+
+    Raise ValueError if the path holds something else than `what`, or `training` is not plain JSON.
+    """
+    path = Path(folder)
+    if path.exists() and not _may_replace(path, fixed):
+        raise ValueError(f"{path} holds something else, expected a new path or {what}")
+    try:
+        packed = json.dumps({**fixed, **settings}, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"training is not plain JSON ({error}), expected text, finite numbers and such") from None
+    replace_folder(path, {SINGLE: weights, CONFIG: packed.encode()})
+
+
+def _may_replace(path: Path, fixed: Mapping[str, Any]) -> bool:
+    """Return whether a path is an empty folder, or one of such a kind and with no other files."""
+    try:
+        found = {entry.name for entry in path.iterdir()}
+        return not found or (found <= {CONFIG, SINGLE} and fixed.keys() <= read_json(path / CONFIG).keys())
+    except (OSError, ValueError):
+        return False
+
+
+def read_folder(
+    folder: str | os.PathLike[str], read_details: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Return the settings of such a folder, what `read_details` makes of them after its checks, and the weights' file.
+
+    Raise FileNotFoundError for a missing file, ValueError for a damaged one or another version's.
+    """
+    root = open_folder(folder)
+    path = file_in(root, CONFIG)
+    settings = read_json(path)
+    with errors_of(path):
+        details = read_details(settings)
+    return settings, details, file_in(root, SINGLE)
 
 
 class Field(NamedTuple):

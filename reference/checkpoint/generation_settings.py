@@ -1,4 +1,4 @@
-"""A Hugging Face folder's generation_config.json: where a text ends, and how `generate` would sample.
+"""A Hugging Face folder's generation_config.json: where a text ends. The sampling is the caller's.
 
 Source: transformers 5.23, generation/configuration_utils.py; a key that is absent means what it means there.
 """
@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..config import SamplingConfig
-from .folder import errors_of, file_in, open_folder, read_json
+from .folder import Field, errors_of, file_in, open_folder, read_json
 
 Settings = dict[str, Any]
 
-APPLIED = ("do_sample", "temperature", "top_k", "top_p", "eos_token_id", "stop_strings")
+APPLIED = ("eos_token_id", "stop_strings")
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p")
 # Settings that change a text and are not applied, with the value, beside null, that changes nothing.
 OTHERS: Settings = {
     **dict.fromkeys(("min_length", "min_new_tokens", "min_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha"), 0),
@@ -31,24 +30,26 @@ OTHERS: Settings = {
 }
 
 
+TOKEN_IDS = Field(lambda value: type(value) is int and 0 <= value < 2**31, "token ids of at least 0")
+TEXTS = Field(lambda value: isinstance(value, str) and value != "", "a text, or several, none of them empty")
+
+
 class GenerationSettings(NamedTuple):
-    """How `generate` of transformers decodes by default."""
+    """Where `generate` of transformers ends a text by default."""
 
     eos_token_ids: tuple[int, ...]
-    sampling: SamplingConfig
     stop_strings: tuple[str, ...]
 
 
 def read_generation_config(folder: str | os.PathLike[str]) -> GenerationSettings:
-    """Return where a text ends and how it is sampled if `generate` of transformers is told nothing else.
+    """Return where a text ends if `generate` of transformers is told nothing else.
 
-    Settings come from generation_config.json or, where that is missing, from config.json. Unless `do_sample`
-    is true this is greedy decoding; with it, an absent top_k means 50, and one above the vocabulary means no
-    limit. The log names settings that change the text and are not applied, such as a repetition penalty.
+    Settings come from generation_config.json or, where that is missing, from config.json. The log names settings that
+    change the text and are not applied, such as a repetition penalty.
 
     Raises:
         FileNotFoundError: there is no such folder, or no config.json in it.
-        ValueError: a file is damaged, or a value is none that sampling allows.
+        ValueError: a file or a value is damaged.
     """
     root = open_folder(folder)
     path = file_in(root, "config.json")
@@ -62,42 +63,14 @@ def read_generation_config(folder: str | os.PathLike[str]) -> GenerationSettings
     with errors_of(path):
         eos = settings.get("eos_token_id")
         eos = fallback.get("eos_token_id") if eos is None else eos
-        stops = settings.get("stop_strings")
         return GenerationSettings(
-            _listed("eos_token_id", eos, _is_token_id, "token ids of at least 0"),
-            _sampling(settings, fallback),
-            _listed("stop_strings", stops, _is_text, "a text, or several, none of them empty"),
+            _listed("eos_token_id", eos, TOKEN_IDS), _listed("stop_strings", settings.get("stop_strings"), TEXTS)
         )
 
 
-def _listed(name: str, value: Any, is_valid: Callable[[Any], bool], expected: str) -> tuple[Any, ...]:
+def _listed(name: str, value: Any, field: Field) -> tuple[Any, ...]:
     """Return one value, or several in a list, or none for null."""
     values = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(map(is_valid, values)):
-        raise ValueError(f"{name}: found {value!r:.80}, expected {expected}")
+    if not all(map(field.is_valid, values)):
+        raise ValueError(f"{name}: found {value!r:.80}, expected {field.expected}")
     return tuple(values)
-
-
-def _is_token_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**31
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _sampling(settings: Settings, config: Settings) -> SamplingConfig:
-    sample = settings.get("do_sample")
-    if sample not in (None, True, False):
-        raise ValueError(f"do_sample: found {sample!r:.80}, expected true or false")
-    if not sample:
-        return SamplingConfig(temperature=0.0)
-
-    def value(name: str, absent: float) -> Any:
-        return absent if settings.get(name) is None else settings[name]
-
-    sampling = SamplingConfig(value("temperature", 1.0), value("top_k", 50), value("top_p", 1.0))
-    vocab_size = config.get("vocab_size")
-    if type(vocab_size) is int and sampling.top_k >= vocab_size:
-        return SamplingConfig(sampling.temperature, 0, sampling.top_p)
-    return sampling

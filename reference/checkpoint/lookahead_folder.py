@@ -16,9 +16,8 @@ from ..lookahead.head import block_shapes
 from ..lookahead.head import tensor_shapes as head_shapes
 from . import folder
 
-CONFIG, VECTORS, TENSOR = "config.json", "model.safetensors", "lookahead_embeddings"
+FOLDER, TENSOR = "a look-ahead folder", "lookahead_embeddings"
 DRAFT_VOCAB = "draft_vocab"  # a tensor that need not be there
-CARD = "README.md"  # the user's, kept beside the others
 ADAPTER, HEAD = "adapter.", "head."  # the beginnings of the names of their tensors
 # The format that this version reads; other values were written by a version with more features.
 FIXED = {"format_version": 1, "embedding_space": "inputs_embeds"}
@@ -78,7 +77,7 @@ def read_tensors(path: Path, settings: Mapping[str, Any]) -> dict[str, npt.NDArr
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of LookAhead that config.json holds; raise ValueError unless all of it is valid."""
-    folder.check_format(settings, FIXED, FIELDS, "a look-ahead folder")
+    folder.check_format(settings, FIXED, FIELDS, FOLDER)
     base, sampling = settings["base_model"], settings["sampling"]
     folder.check_fields(settings["refine"] or {}, HEAD_FIELDS if settings["refine"] else {}, "refine ")
     folder.check_fields(base, {"fingerprint": folder.DIGEST})
@@ -108,11 +107,6 @@ def _layout(found: Mapping[str, folder.Layout], settings: Mapping[str, Any]) -> 
     if DRAFT_VOCAB in found:
         expected[DRAFT_VOCAB] = ("I32", (*found[DRAFT_VOCAB][1][:1],) or (1,))
     return expected
-
-
-def may_replace(path: Path) -> bool:
-    """Return whether a path is a look-ahead folder, perhaps with a card, or an empty folder."""
-    return folder.has_only(path, {CONFIG, VECTORS, CARD}, FIXED)
 
 
 def bfloat16() -> np.dtype[Any]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..config import check_integer
 from . import folder
 
-CONFIG, ARRAYS, UNIGRAM = "config.json", "model.safetensors", "unigram"
+FOLDER, UNIGRAM = "the folder of an n-gram model", "unigram"
 # The format that this version reads; other values were written by a version with more features.
 FIXED = {"format_version": 1, "model_type": "ngram", "share": "code^2 / 65536"}
 MAX_ORDER, MAX_VOCAB_SIZE = 4, 2**20  # so that three tokens make a number of 63 bits
@@ -38,7 +38,7 @@ Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]  # of an or
 
 def read_details(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of NgramModel that config.json holds; raise ValueError unless all of it is valid."""
-    folder.check_format(settings, FIXED, FIELDS, "the folder of an n-gram model")
+    folder.check_format(settings, FIXED, FIELDS, FOLDER)
     for count in settings["num_ngrams"]:
         check_integer("num_ngrams", count, 0, 2**31 - 1)
     return {name: settings[name] for name in ("base_model", "tokenizer", "training")}
@@ -79,13 +79,7 @@ def packed(
     return save(tensors)
 
 
-def may_replace(path: Path) -> bool:
-    """Return whether a path is the folder of an n-gram model, or an empty folder."""
-    return folder.has_only(path, {CONFIG, ARRAYS}, FIXED)
-
-
 def _layout(vocab_size: int, num_ngrams: Sequence[int]) -> dict[str, folder.Layout]:
-    """Return the dtype and shape of every tensor by name."""
     layout: dict[str, folder.Layout] = {UNIGRAM: ("F32", (vocab_size,))}
     for order, (contexts, count) in enumerate(_sizes(vocab_size, num_ngrams), start=2):
         layout[f"order_{order}.contexts"] = ("U8", ((contexts + count + 7) // 8,))

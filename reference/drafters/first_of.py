@@ -2,8 +2,6 @@
 
 Prompt lookup drafts repetitions of the text, n-grams what similar texts have in common. A step without drafts costs
 less than a pass over drafts that are rejected, so a drafter that is not sure proposes nothing.
-
-Glossary of shapes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ class FirstOfSettings:
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Refuse drafters that are not free, or not over one vocabulary, and a probability that is none."""
         name, sizes = ", then ".join(each.name for each in self.drafters), {each.vocab_size for each in self.drafters}
         if len(sizes) != 1 or any(drafter.passes_per_draft for drafter in self.drafters):
             raise ValueError(f"drafters: found {name or 'none'!r}, expected free ones over one vocabulary")

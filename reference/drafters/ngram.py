@@ -11,14 +11,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint.folder import errors_of, file_in, open_folder, packed_settings, read_json, replace_folder
-from ..checkpoint.ngram_folder import ARRAYS, CONFIG, FIXED, MAX_ORDER, may_replace, packed, read_arrays, read_details
+from ..checkpoint.folder import errors_of, read_folder, save_folder
+from ..checkpoint.ngram_folder import FIXED, FOLDER, MAX_ORDER, packed, read_arrays, read_details
 from ..model.cache import KVCache
 from ..model.layers import Array
 from ..sampling import Probs
@@ -41,7 +40,6 @@ class NgramOrder:
     codes: npt.NDArray[np.integer]  # [N], code^2 / 65536 is its share of the context's probability
 
     def __post_init__(self) -> None:
-        """Hold each array in one type, on the host."""
         for name, dtype in (("num_successors", np.int64), ("tokens", np.int32), ("codes", np.uint8)):
             object.__setattr__(self, name, np.asarray(getattr(self, name)).astype(dtype))
 
@@ -111,7 +109,6 @@ class NgramTables:
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless the tables make a distribution and a tree."""
         with np.errstate(over="ignore"):
             unigram = np.array(self.unigram, dtype=np.float32)
         unigram.flags.writeable = False
@@ -159,10 +156,7 @@ class NgramTables:
 
         Raise ValueError if the path holds something else, or `training` is not plain JSON.
         """
-        path = Path(folder)
-        if path.exists() and not may_replace(path):
-            raise ValueError(f"{path} holds something else, expected a new path or the folder of an n-gram model")
-        settings = FIXED | {
+        settings = {
             "vocab_size": self.vocab_size,
             "num_ngrams": [len(order.tokens) for order in self.orders],
             "base_model": self.base_model,
@@ -170,18 +164,12 @@ class NgramTables:
             "training": dict(self.training),
         }
         orders = [(order.num_successors, order.tokens, order.codes) for order in self.orders]
-        arrays = packed(self.unigram, orders)
-        replace_folder(path, {ARRAYS: arrays, CONFIG: packed_settings(settings)})
+        save_folder(folder, FOLDER, FIXED, settings, packed(self.unigram, orders))
 
     @classmethod
     def _read(cls, folder: str | os.PathLike[str], **more: Any) -> Self:
         """Read the folder of an n-gram model; a package may have more fields."""
-        root = open_folder(folder)
-        path = file_in(root, CONFIG)
-        settings = read_json(path)
-        with errors_of(path):
-            details = read_details(settings)
-        path = file_in(root, ARRAYS)
+        settings, details, path = read_folder(folder, read_details)
         unigram, orders = read_arrays(path, settings["vocab_size"], settings["num_ngrams"])
         with errors_of(path):
             return cls(unigram, tuple(NgramOrder(*arrays) for arrays in orders), **details, **more)

@@ -1,7 +1,4 @@
-"""Prompt lookup: the drafter proposes what followed an earlier occurrence of the text's last tokens.
-
-Glossary of shapes: V vocabulary.
-"""
+"""Prompt lookup: the drafter proposes what followed an earlier occurrence of the text's last tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +23,6 @@ class LookupSettings:
     name = "prompt lookup"
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         check_integer("vocab_size", self.vocab_size, 1, 2**31)
         check_integer("max_ngram", self.max_ngram, 1, 2**16)
         check_integer("min_ngram", self.min_ngram, 1, self.max_ngram)

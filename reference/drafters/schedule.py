@@ -55,7 +55,6 @@ class HeuristicSettings:
     initial: int = 5
 
     def __post_init__(self) -> None:
-        """Check the number."""
         check_integer("initial", self.initial, 1, 2**16)
 
     def start(self, num_draft: int) -> tuple[float, ...]:
@@ -92,7 +91,6 @@ class EntropySettings:
     adapts = True
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for name, value in vars(self).items():
             if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
                 raise ValueError(f"{name}: found {value!r:.80}, expected a number from 0 to 1")

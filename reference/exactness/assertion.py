@@ -35,7 +35,6 @@ class Event:
     expected: float
 
     def __str__(self) -> str:
-        """Name the event, and give both probabilities and their difference."""
         name = f"the outcome {self.outcome!r}" if self.is_whole else f"an outcome that begins with {self.outcome!r}"
         return f"{name} has probability {self.prob:.6g}, expected {self.expected:.6g} ({self.difference:+.3g})"
 
@@ -112,7 +111,7 @@ def assert_exact(
     level = next(level for level in levels if worst in level)
     shown = worst if worst.difference > 0 else max(level, key=lambda event: event.difference)
     runs = every_execution(program, replacements, max_executions)
-    chooser, (outcome, _) = max(runs, key=lambda run: (shown.matched(run[1][0]), run[0].weight))
+    chooser, outcome = max(runs, key=lambda run: (shown.matched(run[1]), run[0].weight))
     uniforms = [_inside(*interval) for interval in chooser.intervals]
     distance = OutputDistribution(probs).total_variation(expected)
     lines = [
@@ -141,7 +140,7 @@ def replay(
         ValueError: the program makes more or fewer draws than there are numbers, or cannot be enumerated.
     """
     chooser = _Replayed(uniforms)
-    outcome = run_program(program, tuple(replace), chooser)[0]
+    outcome = run_program(program, tuple(replace), chooser)
     if chooser.taken < len(uniforms):
         raise ValueError(f"uniforms: found {len(uniforms)}, expected {chooser.taken}, one for each draw")
     return outcome

@@ -55,7 +55,6 @@ def methods_of(package: Any) -> list[tuple[str, str | None]]:
 
 
 def _room(package: Any, name: str) -> Any:
-    """Return a module of a package."""
     return import_module(f"{package.__name__}.{name}")
 
 

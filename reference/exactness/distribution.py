@@ -30,15 +30,12 @@ class OutputDistribution(Mapping[TokenTuple, float]):
     expected: Mapping[str, float] = field(default_factory=dict)  # of the counts of a text: passes, drafts, accepted
 
     def __getitem__(self, tokens: TokenTuple) -> float:
-        """Return the probability of a possible sequence."""
         return self.probs[tokens]
 
     def __iter__(self) -> Iterator[TokenTuple]:
-        """Iterate over the possible sequences."""
         return iter(self.probs)
 
     def __len__(self) -> int:
-        """Count the possible sequences."""
         return len(self.probs)
 
     def largest_deviation(self, other: Mapping[TokenTuple, float]) -> float:

@@ -151,7 +151,6 @@ def _course(state: Any, record: Any) -> tuple[Any, ...]:
 
 
 def _made(choices: Sequence[Any]) -> list[tuple[int, int]]:
-    """Return the columns and outcomes of choices."""
     return [(choice.column, choice.outcome) for choice in choices]
 
 

@@ -20,7 +20,6 @@ class BranchingGenerator:
     """Replaces a generator of `numpy.random`, and its functions, by draws that branch."""
 
     def __init__(self, chooser: Chooser):
-        """Hand every draw to a chooser."""
         self._chooser = chooser
 
     def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
@@ -134,7 +133,6 @@ class BranchingRandom:
     """Replaces `random.Random`, and the functions of `random`."""
 
     def __init__(self, chooser: Chooser):
-        """Hand every draw to a chooser."""
         generator = BranchingGenerator(chooser)
         self.random, self.uniform, self.seed = chooser.uniform, generator.uniform, generator.seed
         self._chooser, self._generator = chooser, generator

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any
 
 from ..config import check_integer
 from .chooser import EXPECTED, Chooser, HiddenRandomness
@@ -29,7 +28,6 @@ from .numpy_draws import numpy_random
 
 __all__ = ["HiddenRandomness", "numpy_random", "program_distribution"]
 
-Result = tuple[Hashable, dict[str, float]]  # an outcome, and counts
 Replacement = Callable[[Chooser], AbstractContextManager[None]]
 """Replaces the drawing calls of one library by branching ones, as a context: `numpy_random`, `torch_random`."""
 
@@ -51,8 +49,7 @@ def program_distribution(
     replaced calls draw as if their seed were random: the result is the distribution over seeds.
 
     Args:
-        program: takes nothing; returns a hashable value, such as the tuple of its tokens, or a pair of that and a
-            dictionary of counts, whose expectations are returned as the distribution's `expected`.
+        program: takes nothing; returns a hashable value, such as the tuple of its tokens.
         replace: which libraries' calls to replace.
         max_executions: executions after which the tree is refused as too large.
         replays: how often each of the first executions is run again, 64 times in all at least.
@@ -64,30 +61,23 @@ def program_distribution(
     check_integer("replays", replays, 1, 10**6)
     replacements = tuple(replace)
     probs: dict[Hashable, list[float]] = {}
-    expected: dict[str, list[float]] = {}
     executions = 0
-    replayed: list[tuple[Chooser, Result]] = []
-    for chooser, (outcome, counts) in every_execution(program, replacements, max_executions):
+    replayed: list[tuple[Chooser, Hashable]] = []
+    for chooser, outcome in every_execution(program, replacements, max_executions):
         executions += 1
         probs.setdefault(outcome, []).append(chooser.weight)
-        for name, count in counts.items():
-            expected.setdefault(name, []).append(chooser.weight * count)
         if executions <= MOST_REPLAYED:
-            replayed.append((chooser, (outcome, counts)))
-    for chooser, result in replayed * max(replays, math.ceil(REPLAYS / len(replayed))):
-        _check_same(run_program(program, replacements, Chooser(chooser.outcomes, chooser.distributions)), result)
+            replayed.append((chooser, outcome))
+    for chooser, outcome in replayed * max(replays, math.ceil(REPLAYS / len(replayed))):
+        _check_same(run_program(program, replacements, Chooser(chooser.outcomes, chooser.distributions)), outcome)
     distribution = {outcome: math.fsum(weights) for outcome, weights in probs.items()}
-    total = math.fsum(distribution.values())
-    if abs(total - 1.0) > 1e-9:
-        raise ValueError(f"program: found a total probability of {total}, expected 1")
-    counted = {name: math.fsum(terms) for name, terms in expected.items()}
-    return OutputDistribution(distribution, executions, expected=counted)  # type: ignore[arg-type]  # outcomes need not be tokens
+    return OutputDistribution(distribution, executions)  # type: ignore[arg-type]  # outcomes need not be tokens
 
 
 def every_execution(
     program: Callable[[], Hashable], replacements: Sequence[Replacement], max_executions: int
-) -> Iterator[tuple[Chooser, Result]]:
-    """Yield the choices and the result of every execution of a program, as `program_distribution` does."""
+) -> Iterator[tuple[Chooser, Hashable]]:
+    """Yield the choices and the outcome of every execution of a program."""
     executions = 0
     todo: list[tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]] = [((), ())]
     while todo:
@@ -102,19 +92,16 @@ def every_execution(
                     todo.append(((*chooser.outcomes[:place], other), tuple(chooser.distributions[: place + 1])))
 
 
-def run_program(program: Callable[[], Hashable], replacements: Sequence[Replacement], chooser: Chooser) -> Result:
-    """Run the program once with its draws replaced; return its outcome and counts."""
+def run_program(program: Callable[[], Hashable], replacements: Sequence[Replacement], chooser: Chooser) -> Hashable:
+    """Run the program once with its draws replaced; return its outcome."""
     with ExitStack() as stack:
         for replacement in replacements:
             stack.enter_context(replacement(chooser))
-        outcome: Any = program()
+        outcome = program()
     if len(chooser.outcomes) < len(chooser.script):
         raise HiddenRandomness(
             f"draws: found {len(chooser.outcomes)}, and {len(chooser.script)} in a run with the same draws, {EXPECTED}"
         )
-    counts: dict[str, Any] = {}
-    if isinstance(outcome, tuple) and len(outcome) == 2 and isinstance(outcome[1], dict):
-        outcome, counts = outcome
     try:
         hash(outcome)
     except TypeError:
@@ -122,19 +109,19 @@ def run_program(program: Callable[[], Hashable], replacements: Sequence[Replacem
             f"program: found it return {type(outcome).__name__} {outcome!r:.80}, expected something hashable, such as "
             "a tuple of numbers"
         ) from None
-    return outcome, {name: float(count) for name, count in counts.items()}
+    return outcome
 
 
-def _check_same(again: Result, before: Result) -> None:
-    """Raise HiddenRandomness if the results of two runs with the same draws differ."""
+def _check_same(again: Hashable, before: Hashable) -> None:
+    """Raise HiddenRandomness if the outcomes of two runs with the same draws differ."""
     try:
         same = bool(again == before)
-        plain = not same or hash(again[0]) == hash(before[0])
+        plain = not same or hash(again) == hash(before)
     except (RuntimeError, ValueError):  # arrays, which are compared element by element
         plain = False
     if not plain:
         raise ValueError(
-            f"program: found it return {before[0]!r:.80}, which is told apart by identity, expected plain values, such "
+            f"program: found it return {before!r:.80}, which is told apart by identity, expected plain values, such "
             "as a tuple of numbers"
         )
     if not same:

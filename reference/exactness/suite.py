@@ -131,28 +131,3 @@ def plain_distribution(
         return method.probs(prefix, model.logits(hidden[-1]))
 
     return target_distribution(next_probs, ending, num_tokens)
-
-
-def coverage(packages: Sequence[ModuleType], cases: Sequence[Configuration]) -> dict[str, list[str]]:
-    """Return sentences that list what the suite covers on these configurations, and what it does not."""
-    names = " and ".join(package.__name__.rpartition(".")[2] for package in packages)
-    tables = sum(case.shape is None for case in cases)
-    covered = [
-        f"The {len(methods_of(packages[0]))} pairs of a method and a rule above, in {names}.",
-        f"{len(cases)} configurations: {tables} tables, each with another row after every prefix, and "
-        f"{len(cases) - tables} random transformers in float64, with texts of up to "
-        f"{max(case.max_new_tokens for case in cases)} new tokens: {'; '.join(case.name for case in cases)}.",
-        "Every way in which the uniforms of every step can decide, to the end of every text; each execution runs with "
-        "a trace and again without one, as texts are generated.",
-    ]
-    not_covered = [
-        "The loop with its stream of uniforms (generate, generate_batch, the engine), and stop strings: "
-        "tests/exactness/test_end_to_end.py draws texts from them and tests their frequencies.",
-        "Longer texts, larger vocabularies and trained weights.",
-        "Rounding in float32, bfloat16 and float16, by which a row's distribution depends on the rows of its pass: "
-        "`pass-sampling verify --model FOLDER` measures it.",
-        "CUDA kernels and captured graphs.",
-    ]
-    left_out = len(configurations()) - len(cases)
-    not_covered += [f"{left_out} more configurations: `pass-sampling verify --all` runs them."] if left_out else []
-    return {"covered": covered, "not_covered": not_covered}

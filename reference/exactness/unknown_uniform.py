@@ -71,7 +71,6 @@ class Uniform:
         return cell
 
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        """Apply a function of NumPy element by element."""
         if method != "__call__":
             raise ValueError(f"numpy.{function.__name__}: found a uniform number in its {method}, expected none")
         boxed = [_boxed(each) if isinstance(each, Uniform) else each for each in inputs]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ..checkpoint import lookahead_folder as disk
-from ..checkpoint.folder import errors_of, file_in, open_folder, packed_settings, read_json, replace_folder
+from ..checkpoint.folder import errors_of, read_folder, save_folder
 from ..config import SamplingConfig, check_integer
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
@@ -34,6 +34,14 @@ class TrainedVectors:
     head: Any = None  # the network that conditions drafts on one another
     draft_vocab: Any = None  # [N], the tokens that drafts are among, in the order of their ids; None: all
     kinds: ClassVar[tuple[Any, Mapping[str, Any]]]  # the package's class of adapters, and those of heads by kind
+
+    @classmethod
+    def random(cls, num_lookahead: int, hidden_size: int, seed: int) -> Self:
+        """Draw untrained vectors of the size of ordinary embeddings; raise ValueError for numbers out of range."""
+        check_integer("num_lookahead", num_lookahead, 0, 2**16)
+        check_integer("hidden_size", hidden_size, 1, 2**20)
+        check_integer("seed", seed, 0, 2**64 - 1)
+        return cls(0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size)))
 
     @property
     def num_lookahead(self) -> int:
@@ -72,6 +80,14 @@ class TrainedVectors:
                 f"dataclasses.replace(lookahead, fingerprint=None) skips this check"
             )
 
+    def _check_numbers(self) -> None:
+        """Raise ValueError unless the vectors have two axes, and they and the other parts are finite."""
+        if self.vectors.ndim != 2 or self.vectors.shape[1] == 0:
+            raise ValueError(f"vectors has shape {list(self.vectors.shape)}, expected [num_lookahead, hidden_size]")
+        for what, arrays in (("vectors", [self.vectors]), ("adapter or head", self._parts().values())):
+            if not all(bool((abs(array) < math.inf).all()) for array in arrays):
+                raise ValueError(f"{what} holds NaN or infinity, expected finite numbers")
+
     def _checked_number(self, model: Any, num_lookahead: int | None) -> int:
         """Return how many vectors are wanted of a model that they were trained for."""
         wanted = self.num_lookahead if num_lookahead is None else num_lookahead
@@ -79,29 +95,22 @@ class TrainedVectors:
         self.check(model)
         return wanted
 
-    def save(self, folder: str | os.PathLike[str], card: str | None = None) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a look-ahead folder, whole or not at all; one that exists is replaced.
 
-        A card is the text of its README.md; without one, a README.md that exists is kept. Raise ValueError if
-        the path holds something else, or `training` is not plain JSON.
+        Raise ValueError if the path holds something else, or `training` is not plain JSON.
         """
-        path = Path(folder)
-        if path.exists() and not disk.may_replace(path):
-            raise ValueError(f"{path} holds something else, expected a new path or a look-ahead folder")
-        settings = disk.FIXED | {
+        head = self.head
+        settings = {
             "adapter_rank": 0 if self.adapter is None else self.adapter.rank,
-            "refine": self.head
-            and {"kind": self.head.kind, "width": self.head.width, "alone": not self.head.uses_lookahead},
+            "refine": head and {"kind": head.kind, "width": head.width, "alone": not head.uses_lookahead},
             "num_lookahead": self.num_lookahead,
             "hidden_size": self.hidden_size,
             "sampling": None if self.sampling is None else asdict(self.sampling),
             "base_model": {"name": self.base_model, "shapes": dict(self.base_shapes), "fingerprint": self.fingerprint},
             "training": dict(self.training),
         }
-        files = {disk.VECTORS: self._packed(), disk.CONFIG: packed_settings(settings)}
-        if card is not None or (path / disk.CARD).is_file():
-            files[disk.CARD] = (path / disk.CARD).read_bytes() if card is None else card.encode()
-        replace_folder(path, files)
+        save_folder(folder, disk.FOLDER, disk.FIXED, settings, self._packed())
 
     def _packed(self) -> bytes:
         """Return the content of model.safetensors."""
@@ -113,14 +122,10 @@ class TrainedVectors:
         return {begin + name: each for begin, part in parts if part for name, each in part.matrices.items()}
 
     @classmethod
-    def _read(cls, root: Path, tensors_of: Callable[[Path, Mapping[str, Any]], Mapping[str, Any]]) -> Self:
-        """Read a look-ahead folder; `tensors_of(path, settings)` reads its tensors."""
-        path = file_in(root, disk.CONFIG)
-        settings = read_json(path)
-        with errors_of(path):
-            details = disk.read_details(settings)
-        path = file_in(root, disk.VECTORS)
-        tensors = tensors_of(path, settings)
+    def _read(cls, folder: str | os.PathLike[str], convert: Callable[[Any], Any]) -> Self:
+        """Read a look-ahead folder; `convert` makes a package's own tensors of arrays."""
+        settings, details, path = read_folder(folder, disk.read_details)
+        tensors = {name: convert(array) for name, array in disk.read_tensors(path, settings).items()}
         adapter, head = (
             {name.removeprefix(begin): each for name, each in tensors.items() if name.startswith(begin)}
             for begin in (disk.ADAPTER, disk.HEAD)
@@ -131,15 +136,6 @@ class TrainedVectors:
         details["draft_vocab"] = tensors.get(disk.DRAFT_VOCAB)
         with errors_of(path):
             return cls(tensors[disk.TENSOR], **details)
-
-
-def random_vectors(num_lookahead: int, hidden_size: int, seed: int) -> npt.NDArray[np.float32]:  # [L, D]
-    """Draw untrained vectors; raise ValueError for numbers out of range."""
-    check_integer("num_lookahead", num_lookahead, 0, 2**16)
-    check_integer("hidden_size", hidden_size, 1, 2**20)
-    check_integer("seed", seed, 0, 2**64 - 1)
-    numbers = 0.02 * np.random.default_rng(seed).standard_normal((num_lookahead, hidden_size))
-    return numbers.astype(np.float32)
 
 
 def check_draft_vocab(tokens: Any) -> npt.NDArray[np.int64]:  # [N]
@@ -164,10 +160,6 @@ class LookAhead(TrainedVectors):
         """Hold the vectors in float32, and the other parts as they are stored."""
         with np.errstate(over="ignore"):
             vectors = np.array(self.vectors, dtype=np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] == 0:
-            raise ValueError(f"vectors has shape {list(vectors.shape)}, expected [num_lookahead, hidden_size]")
-        if not np.isfinite(vectors).all():
-            raise ValueError("vectors holds NaN or infinity, expected finite numbers")
         vectors.flags.writeable = False
         object.__setattr__(self, "vectors", vectors)
         if self.draft_vocab is not None:
@@ -175,13 +167,7 @@ class LookAhead(TrainedVectors):
         for name in ("adapter", "head"):
             part = getattr(self, name)
             object.__setattr__(self, name, part and part.to(disk.bfloat16()).to(np.float32))
-        if not all(np.isfinite(array).all() for array in self._parts().values()):
-            raise ValueError("adapter or head holds NaN or infinity, expected finite numbers")
-
-    @classmethod
-    def random(cls, num_lookahead: int, hidden_size: int, seed: int) -> LookAhead:
-        """Draw untrained vectors of the size of ordinary embeddings; the same in both packages."""
-        return cls(random_vectors(num_lookahead, hidden_size, seed))
+        self._check_numbers()
 
     def inputs(self, model: LanguageModel, num_lookahead: int | None = None) -> Array:  # [L, D]
         """Return the first `num_lookahead` vectors (default: all) as input vectors of a model, in its dtype.
@@ -207,4 +193,4 @@ class LookAhead(TrainedVectors):
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> LookAhead:
         """Read a folder; raise FileNotFoundError for a missing file, ValueError for a damaged or another version's."""
-        return cls._read(open_folder(folder), disk.read_tensors)
+        return cls._read(folder, np.asarray)

@@ -10,8 +10,8 @@ The last accepted row of the pass is what the heads draft from next, so drafting
 the rule `match`, a step is that of the paper. With other settings the drafts are verified as any others are, so the
 text has the model's distribution.
 
-The paper also trains the model together with its heads, and accepts drafts that are only near the likeliest token.
-Here the model is frozen, and every rule is exact.
+The paper also trains the model together with its heads; here the model is frozen. Its top-k acceptance is the option
+`accept_top_k`; without it every rule is exact.
 
 A block may be rescored (`lookahead.rescoring`): draft by draft, or as a whole by `BlockwisePaths`, which verifies the
 best few paths through the block's lattice side by side.

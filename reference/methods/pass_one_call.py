@@ -12,7 +12,7 @@ Glossary of shapes: L look-ahead vectors, D' hidden state, R places in use.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -25,6 +25,7 @@ from ..lookahead.vectors import LookAhead
 from ..model.language_model import LanguageModel
 from ..model.layers import Array
 from ..record import Record
+from ..sampling import Probs, compared_logits, one_hot
 from ..uniforms import UniformRow
 from ..verify import Tokens
 from .base import Method, State, draft_left_to_right, drafting_record, verify_drafts
@@ -97,12 +98,27 @@ class OneCall(OneCallSettings, Method):
 
 @dataclass(frozen=True, eq=False)
 class PaSSOneCall(OneCall, ChainSettings):
-    """Verify the drafts of the step before and draft the next ones in the same pass; 1 + accepted tokens per call."""
+    """Verify the drafts of the step before and draft the next ones in the same pass; 1 + accepted tokens per call.
+
+    An `accept_top_k` above 1 is lossy and greedy: it accepts a draft among the k likeliest tokens of the model.
+
+    Source: Stern et al. 2018 (arXiv 1811.03115), Sec. 5.1, for top-k acceptance.
+    """
 
     @cached_property
     def tree(self) -> DraftTree:
         """A chain: one draft per vector."""
         return DraftTree((1,) * len(self.vectors))
+
+    def chain_probs(self, prefix: Sequence[int], draft_tokens: Tokens, logits: Array) -> Probs:
+        """Return the target's distributions; a draft among the `accept_top_k` likeliest tokens becomes certain."""
+        probs = super().chain_probs(prefix, draft_tokens, logits)
+        for i, token in enumerate(draft_tokens.tolist() if self.accept_top_k > 1 else ()):
+            row = compared_logits(self.process((*prefix, *draft_tokens[:i].tolist()), logits[i]))
+            is_before = (row > row[token]) | ((row == row[token]) & (np.arange(row.size) < token))
+            if not np.isnan(probs[i, 0]) and row[token] > -np.inf and is_before.sum() < self.accept_top_k:
+                probs[i] = one_hot(token, row.size)
+        return probs
 
     def step(self, state: State, uniforms: npt.NDArray[np.float64], trace: bool = False) -> tuple[State, Record]:
         """Run one step: K drafts from rows of the pass before, one pass that verifies them and looks ahead."""

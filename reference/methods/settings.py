@@ -34,7 +34,6 @@ class DrafterSettings:
     rules: ClassVar[Collection[str]] = RULES
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless the settings and the drafter suit the model."""
         check_settings(self.model.vocab_size, self.sampling, self.draft_sampling, self.rule, self.rules)
         if (found := self.drafter.vocab_size) != (expected := self.model.vocab_size):
             raise ValueError(
@@ -57,7 +56,6 @@ class SpeculativeSettings(DrafterSettings):
     lenience: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the settings; lenience must be a number in (0, 1], and 1 for another rule than token."""
         check_integer("num_draft", self.num_draft, 0, 2**16)
         super().__post_init__()
         if not 0 < self.lenience <= 1:
@@ -124,6 +122,15 @@ class ChainSettings(OneCallSettings):
     """The settings of a method that drafts one token per look-ahead vector."""
 
     num_lookahead: int | None = None  # L; default: all vectors
+    accept_top_k: int = 1  # above 1 lossy
+
+    def __post_init__(self) -> None:
+        """Check the settings; drafts below the likeliest token may be accepted only if decoding is greedy."""
+        super().__post_init__()
+        check_integer("accept_top_k", self.accept_top_k, 1, self.model.vocab_size)
+        if self.accept_top_k > 1 and self.sampling.temperature > 0:
+            found = f"{self.accept_top_k} with temperature {self.sampling.temperature:g}"
+            raise ValueError(f"accept_top_k: found {found}, expected temperature 0")
 
     @property
     def num_vectors(self) -> int | None:
@@ -141,7 +148,6 @@ class BlockSettings(OneCallSettings):
     """The settings of a method that drafts by block heads: they use no look-ahead rows, nor the drafts before."""
 
     def __post_init__(self) -> None:
-        """Check the settings, and that what drafts is a block of heads, rescored or not."""
         super().__post_init__()
         drafts = getattr(self.refinement, "drafts", self.refinement)
         if drafts.uses_lookahead or drafts.reads_drafts:
@@ -157,7 +163,6 @@ class PathSettings(BlockSettings):
     rules: ClassVar[Collection[str]] = ("match",)
 
     def __post_init__(self) -> None:
-        """Check the settings, and that the lattice has at least `num_paths` paths."""
         super().__post_init__()
         check_integer("num_paths", self.num_paths, 1, 2**16)
         width, depth = getattr(self.refinement, "width", None) or self.model.vocab_size, self.depth
@@ -191,7 +196,6 @@ class TreeSettings:
     rules: ClassVar[Collection[str]] = tree_rules.RULES
 
     def __post_init__(self) -> None:
-        """Check the settings, and that the numbers of candidates make a tree."""
         super().__post_init__()  # type: ignore[misc]  # of the method's other settings
         check_tree(self.num_candidates)
 

@@ -48,7 +48,7 @@ class Decoder:
         return self._decode(tokens)
 
     def check_stops(self, stops: Stops) -> None:
-        """Raise ValueError for a stop string that no tokens decode to, or that is an unfinished character."""
+        """Raise ValueError for a stop string with an unfinished character."""
         if any(UNFINISHED in stop for stop in stops):
             raise ValueError(
                 f"stop_strings: found {stops!r}, expected none with U+FFFD, which is an unfinished character"

@@ -30,31 +30,18 @@ class Piece(NamedTuple):
 class TokenDecoder(Decoder):
     """A decoder whose text is the sum of what its tokens add."""
 
-    def __init__(
-        self,
-        piece: Callable[[int], Piece | None],
-        in_runs: bool = False,
-        strip: int = 0,
-        can_write: Callable[[str], bool] = bool,
-    ):
+    def __init__(self, piece: Callable[[int], Piece | None], in_runs: bool = False, strip: int = 0):
         """Decode by pieces: what each token adds, None for nothing. `strip` leading spaces are not shown.
 
         A run of tokens of one byte each may be decoded as a whole, to U+FFFD for each of them unless all are UTF-8;
-        otherwise only invalid bytes become U+FFFD. `can_write` is False for a string that no tokens decode to.
+        otherwise only invalid bytes become U+FFFD.
         """
-        self.piece, self.in_runs, self.strip, self.can_write = piece, in_runs, strip, can_write
+        self.piece, self.in_runs, self.strip = piece, in_runs, strip
 
     def __call__(self, tokens: Sequence[int]) -> str:
         """Return the text of some tokens."""
         text = self.start().after(tokens)
         return text.news + text.rest
-
-    def check_stops(self, stops: Stops) -> None:
-        """Raise ValueError for a stop string that no tokens decode to, or that is an unfinished character."""
-        super().check_stops(stops)
-        for stop in stops:
-            if not self.can_write(stop):
-                raise ValueError(f"stop_strings: found {stop!r}, expected text that the tokenizer can decode to")
 
     def start(self, stops: Stops = (), prompt: Sequence[int] = ()) -> TokenText:
         """Return the text of no new tokens after a prompt.

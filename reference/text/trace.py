@@ -73,7 +73,8 @@ def _run(traced: Traced, decode: Decode, numbers: dict[int, int], num_top: int) 
         start += len(record.tokens)
     counts = ("num_forward_passes", "num_draft_passes", "num_draft_tokens", "num_accepted_tokens")
     found = {"name": traced.name, "rule": getattr(traced.method, "rule", None), "seed": traced.seed, "steps": steps}
-    found |= {"sampling": asdict(traced.method.sampling), "lenience": getattr(traced.method, "lenience", 1.0)}
+    is_lossy = any(getattr(traced.method, name, 1) != 1 for name in ("lenience", "accept_top_k"))
+    found |= {"sampling": asdict(traced.method.sampling), "lossy": is_lossy}
     found["pieces"] = pieces(generation, decode)
     return found | {name: getattr(generation, name) for name in counts}
 

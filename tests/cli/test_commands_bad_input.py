@@ -61,6 +61,12 @@ REFUSED: dict[str, dict[str, str | tuple[str, ...]]] = {
         "--groups 0,x": "--groups: found '0,x', expected numbers with commas between",
         f"{TREE} --verify block": "--verify: found block for a tree of candidates, expected one of without-re",
         f"{TREE} --lenience 0.5": "--lenience: found 0.5 with --candidates, expected one of them",
+        "--method pass-one-call --lookahead {vectors} --candidates 2,2,1 --temperature 0.5 --accept-top-k 2": (
+            "--accept-top-k: found 2 with --candidates, expected one of them"
+        ),
+        "--method pass-one-call --lookahead {vectors} --temperature 0.5 --accept-top-k 2": (
+            "--accept-top-k: found 2 with temperature 0.5, expected temperature 0"
+        ),
         "--method prompt-lookup --verify k-seq": "--verify: found k-seq for drafts without --candidates, expected one",
         "--lookahead {vectors} --refine head": "--refine: found head with vectors without a head, expected none",
         "--lookahead {vectors} --refine ngram": "found no n-gram model for",

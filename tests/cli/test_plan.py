@@ -146,15 +146,15 @@ PREDICTED = dict.fromkeys(FIGURES, 1.5)
 VALUES = {  # a value of every option
     **{"lookahead": VECTORS, "draft_model": FOLDER, "ngram": FOLDER, "num_draft": 3, "candidates": (3, (2, 1, 0))},
     **{"verify": "block", "schedule": "entropy", "refine": "head", "groups": (0, 3)},
-    **{"lenience": 0.5, "rescorer": FOLDER, "lattice": 8, "paths": 2},
+    **{"lenience": 0.5, "accept_top_k": 3, "rescorer": FOLDER, "lattice": 8, "paths": 2},
 }
 DRAFTER = {"candidates", "lenience", "num_draft", "schedule", "verify"}
 REFINED = {"lookahead", "verify", "groups", "ngram", "refine", "rescorer", "lattice"}
 TAKEN = {
     "autoregressive": set(),
     "pass": {"lookahead", "num_draft", "verify"},
-    "pass-one-call": REFINED | {"num_draft", "candidates"},
-    "blockwise": REFINED | {"num_draft"},
+    "pass-one-call": REFINED | {"num_draft", "candidates", "accept_top_k"},
+    "blockwise": REFINED | {"num_draft", "accept_top_k"},
     "blockwise-paths": REFINED | {"paths"},
     "draft-model": DRAFTER | {"draft_model"},
     "prompt-lookup": DRAFTER,

@@ -11,7 +11,6 @@ from lookaheads import PARTS
 from models import table, transformer
 from trees import (
     PROMPT,
-    array_of,
     assert_exact,
     assert_states_may_be_merged,
     checked_steps,
@@ -47,7 +46,7 @@ def test_the_distribution_is_the_targets_wherever_groups_are(pkg, name, rule, gr
 
 @pytest.mark.parametrize("weight", [0.0, 0.7, -2.0])
 def test_an_ngram_model_may_refine_with_any_weight(pkg: Any, weight: float) -> None:
-    ngrams, unigram = home(pkg, "drafters.ngram"), array_of(pkg, np.array([0.2, 0.5, 0.3], np.float32))
+    ngrams, unigram = home(pkg, "drafters.ngram"), np.array([0.2, 0.5, 0.3], np.float32)
     refine = home(pkg, "lookahead.rescoring").ngram_refinement(ngrams.NgramModel(unigram), weight)
     with pytest.raises(ValueError, match=r"^the n-gram model has vocab_size 3, expected 4 as in the model"):
         method_of(pkg, "pass-one-call", model=table(pkg, vocab_size=4), refinement=refine)

@@ -142,16 +142,6 @@ def test_probabilities_in_float32_are_normalised_as_numpy_does() -> None:
         program_distribution(lambda: np.random.choice(3, p=distribution.astype(np.float64)))
 
 
-def test_expected_counts_are_averaged_over_the_distribution() -> None:
-    def program() -> Any:
-        flips = (random.random() < 0.25, random.random() < 0.5)
-        return flips[0], {"heads": sum(flips), "flips": 2} | ({"rare": 1} if all(flips) else {})
-
-    distribution = program_distribution(program)
-    assert dict(distribution.probs) == {True: 0.25, False: 0.75}
-    assert distribution.expected == {"heads": 0.75, "flips": 2.0, "rare": 0.125}
-
-
 @given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=6))
 def test_comparing_one_number_again_narrows_its_interval(limits: list[float]) -> None:
     distribution = distribution_of(lambda: (lambda u: tuple(u < limit for limit in limits))(random.random()))

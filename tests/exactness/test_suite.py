@@ -82,7 +82,6 @@ def test_verify_needs_no_torch_for_the_specification() -> None:
     assert found["configurations"] == len(cases.methods_of(reference))
     assert found["largest_deviation"] <= 1e-12 and found["executions"] > 1000
     assert {row["package"] for row in found["rows"]} == {"reference"}
-    assert any("CUDA" in sentence for sentence in found["not_covered"])
 
 
 @pytest.mark.torch
@@ -90,10 +89,8 @@ def test_verify_needs_no_torch_for_the_specification() -> None:
     "num_cases", [pytest.param(1, marks=pytest.mark.check), pytest.param(len(CASES), marks=pytest.mark.slow)]
 )
 def test_verify_prints_a_row_per_package_method_and_rule_of_both(num_cases: int) -> None:
-    table, _, covers = verify(num_cases=num_cases).partition("Covered:\n")
-    lines = table.splitlines()
+    lines = verify(num_cases=num_cases).splitlines()
     assert [line.split()[:3] for line in lines[1:-1]] == [
         [name, method, rule or "-"] for name in PACKAGES for method, rule in cases.methods_of(reference)
     ]
     assert f"{2 * len(cases.methods_of(reference)) * num_cases} exact distributions" in lines[-1]
-    assert f"{num_cases} configurations: " in covers and "Not covered:\n" in covers

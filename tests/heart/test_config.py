@@ -164,52 +164,6 @@ def test_config_json_means_what_transformers_says(settings: dict[str, Any], tmp_
             assert ours.window(layer) == getattr(model.model.layers[layer].self_attn, "sliding_window", None)
 
 
-GENERATION: list[dict[str, Any]] = [
-    {},
-    {"do_sample": False, "temperature": 0.7},
-    {"do_sample": True},
-    {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
-    {"do_sample": True, "top_k": 0, "top_p": 0.5},
-    {"do_sample": True, "top_k": 20, "top_p": 0.8, "temperature": 0.7},
-    {"do_sample": True, "top_k": 1000},
-    {"do_sample": True, "top_k": None, "temperature": None, "top_p": None},
-    {"eos_token_id": 3},
-    {"eos_token_id": [3, 5]},
-]
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("inside_config", [False, True], ids=["generation_config.json", "config.json"])
-@pytest.mark.parametrize("settings", GENERATION, ids=str)
-@pytest.mark.parametrize("vocab_size", [40, 60])
-def test_generation_settings_mean_what_transformers_says(settings, inside_config, vocab_size, tmp_path):
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.generation import GenerationConfig
-
-    config = BASE | {"model_type": "llama", "vocab_size": vocab_size}
-    if inside_config:
-        write_json(tmp_path / "config.json", config | settings)
-        theirs = GenerationConfig.from_pretrained(tmp_path, "config.json", _from_model_config=True)
-    else:
-        write_json(tmp_path / "config.json", config)
-        write_json(tmp_path / "generation_config.json", settings)
-        theirs = GenerationConfig.from_pretrained(tmp_path)
-    eos_token_ids, sampling, _ = read_generation_config(tmp_path)
-
-    eos = theirs.eos_token_id
-    assert eos_token_ids == (() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,))
-    defaults = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path)).generation_config
-    effective = defaults._get_default_generation_params() | {
-        name: value for name, value in theirs.to_dict().items() if value is not None
-    }
-    if not effective["do_sample"]:
-        assert sampling == SamplingConfig(temperature=0.0)
-        return
-    top_k = effective["top_k"] if effective["top_k"] < vocab_size else 0
-    expected = (effective["temperature"], top_k, effective["top_p"])
-    assert (sampling.temperature, sampling.top_k, sampling.top_p) == expected
-
-
 def test_end_ids_fall_back_to_config_json(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", config_json(tiny_config()) | {"eos_token_id": [4, 6]})
     assert read_generation_config(tmp_path)[0] == (4, 6)
@@ -249,7 +203,7 @@ def test_every_setting_of_the_library_is_applied_named_or_changes_no_text(name, 
         found, said = read(**beside | {setting: value})
         assert (found != read(**beside)[0]) == (setting in home.APPLIED), setting
         assert said == ([f"{tmp_path / name}: not applied: {setting}"] if setting in home.OTHERS else []), setting
-    assert {*home.APPLIED, *home.OTHERS} <= set(settings_of())
+    assert {*home.APPLIED, *home.SAMPLING, *home.OTHERS} <= set(settings_of())
 
 
 def test_stop_strings_are_read_beside_the_end_ids(tmp_path: Path) -> None:

@@ -227,6 +227,48 @@ def test_a_state_is_not_continued_twice_without_a_copy(pkg: Any) -> None:
         assert after.new_tokens == again.new_tokens and after.agrees(again)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["before the pass", "after the pass"])
+def test_a_step_that_raises_leaves_the_prefix_in_the_cache(
+    pkg: Any, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any of its passes: cut to the prefix, the cache is that of a fresh pass, and a copy of the state continues."""
+    model, left = transformer(pkg, seed=2), [0]
+    hidden = model.hidden
+
+    def raises(*arguments: Any, **options: Any) -> Any:
+        left[0] -= 1
+        found = hidden(*arguments, **options) if late or left[0] else None
+        if left[0] == 0:
+            raise MemoryError
+        return found
+
+    monkeypatch.setattr(model, "hidden", raises)
+    for method in methods(pkg, model, pkg.SamplingConfig()):
+        uniforms = np.full((1, method.num_uniforms), 0.4)
+        row = uniforms[0] if pkg.__name__.endswith("reference") else __import__("torch").tensor(uniforms)
+        state, _ = method.step(method.start([0, 1], pkg.Ending(9)), row)
+        fresh, _ = method.step(method.start([0, 1, *state.new_tokens], pkg.Ending(9)), row)  # reads the whole prefix
+        expected, _ = method.step(state.copy(), row)
+        for number in range(1, 9):
+            failing, left[0] = state.copy(), number
+            try:
+                method.step(failing, row)
+                left[0] = 0
+                break
+            except MemoryError:
+                failing.keep(failing.cached)
+                assert failing.cache.agrees(fresh.cache)
+                found, _ = method.step(state.copy(), row)
+                assert found.new_tokens == expected.new_tokens and found.agrees(expected)
+        assert number > 1
+
+
+def test_four_embeddings_of_token_0_draft_where_there_are_no_vectors(pkg: Any) -> None:
+    model = transformer(pkg, seed=2)
+    found, expected = pkg.PaSS(model, None), pkg.PaSS(model, None, num_lookahead=4, fixed_token=0)
+    assert found.num_uniforms == 10 and found.vectors.tolist() == expected.vectors.tolist()
+
+
 @pytest.mark.torch
 def test_vectors_that_do_not_fit_the_dtype_are_refused() -> None:
     import torch

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from adapters import CUDA, PORT, REFERENCE, Port, each_impl, each_port
+from adapters import CUDA, PORT, REFERENCE, Port, Reference, each_impl, each_port
 from strategies import (
     LARGEST_UNIFORM,
     TEMPERATURES,
@@ -80,6 +80,11 @@ def by_definition(logits: Array, temperature: float = 1.0, top_k: int = 0, top_p
 @example((np.log([0.4, 0.3, 0.2, 0.1]), {"top_k": 2, "top_p": 0.5}), None)  # 0.4 of what top-k has left is enough
 @example((np.array([0.0, 4e-10]), {"top_p": 1e-300}), None)  # probabilities that only the logits tell apart
 @example((np.array([0.0, 4e-280, 1e300]), {"temperature": 0.0}), None)  # these, only float64
+@example((np.array([0.0, 0.4 * 2.0**-40]), {"temperature": 0.0}), None)  # equal: multiples of 2^-40 are compared
+@example((np.array([0.0, 0.6 * 2.0**-40]), {"temperature": 0.0}), None)
+@example((np.array([2.0**50, 2.0**51]), {"temperature": 0.0}), None)
+@example((np.array([2.0**128, 1.5 * 2.0**128]), {"temperature": 0.0}), None)  # both are infinite in float32, and equal
+@example((np.array([0.0, 1e-30], dtype=np.float32), {"temperature": 0.0}), None)  # compared as they are
 @example((np.array([0.0, 5.0, 3.0]), {"temperature": 1e300, "top_p": 0.5}), None)
 @example((np.array([-1.7e308, 1.7e308]), {}), None)
 @example((np.array([0.0, 1.0], dtype=np.float32), {}), 5e-324)
@@ -126,6 +131,19 @@ def test_top_p_is_exact_where_a_set_reaches_it_exactly(impl, weights, data):
     assert set(np.flatnonzero(probs)) == set(order[:count])
 
 
+@each_impl
+def test_a_mass_that_is_below_top_p_by_the_tolerance_has_reached_it(impl: Reference) -> None:
+    for beyond, count in ((0.0, 1), (2.0**-24, 1), (2.0**-24 + 2.0**-50, 2)):
+        assert np.count_nonzero(impl.probs(np.zeros(2), top_p=0.5 + beyond)) == count
+
+
+@each_impl
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 100, 1999, 2000]))
+def test_top_k_of_a_large_vocabulary_are_its_k_largest(impl: Reference, seed: int, top_k: int) -> None:
+    logits = np.random.default_rng(seed).permutation(2000) / 256
+    assert set(np.flatnonzero(impl.probs(logits, top_k=top_k))) == set(np.argsort(-logits)[:top_k])
+
+
 @pytest.mark.torch
 @given(st.integers(0, 2**32), st.integers(2, 60), st.data())
 def test_a_distribution_is_that_of_the_transformers_library(seed: int, size: int, data: st.DataObject) -> None:
@@ -167,10 +185,10 @@ FAULTS = [([0.0, np.nan], "nan"), ([np.inf, 0.0], "inf"), ([np.nan, np.inf], "na
 @pytest.mark.parametrize("logits, found", FAULTS, ids=str)
 def test_logits_without_a_distribution_are_refused_by_the_reference(logits, found, settings, dtype):
     function, sampling = REFERENCE.module("sampling").probs_from_logits, REFERENCE.sampling(**settings)
-    for where in ("logits", "logits after position 3"):
+    for where in ([], ["logits after position 3"]):
         with pytest.raises(ValueError) as error:
-            function(np.array(logits, dtype=dtype), sampling, where)
-        assert str(error.value) == f"{where}: the largest logit is {found}, expected a finite number"
+            function(np.array(logits, dtype=dtype), sampling, *where)
+        assert str(error.value) == f"{(where or ['logits'])[0]}: the largest logit is {found}, expected a finite number"
 
 
 @each_port

@@ -128,6 +128,28 @@ def test_a_uniform_serves_one_decision(impl: Reference, first: str, second: str)
 
 
 @each_impl
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_uniform_that_a_name_does_not_have_is_refused(impl: Reference, index: int) -> None:
+    with pytest.raises(RuntimeError) as error:
+        Row(impl, ROW, SLOTS).token("draft", [0.5, 0.5], index)
+    assert str(error.value) == f"uniform draft[{index}] is not among its 2 uniforms"
+
+
+@each_impl
+def test_by_default_the_first_uniform_of_a_name_serves_and_nothing_is_traced(impl: Reference) -> None:
+    uniforms, half, chance = ROW, np.full(2, 0.5), 0.5
+    if isinstance(impl, Port):
+        uniforms, half, chance = (impl.tensor(np.array([each])) for each in (uniforms, half, [chance]))
+    draws = impl.module("uniforms").UniformRow(uniforms, SLOTS)
+    draws.token("draft", half)
+    draws.accept("accept", chance)
+    assert draws.choices is None
+    for name in ("draft", "accept"):
+        with pytest.raises(RuntimeError, match=rf"^uniform {name}\[0\] would serve two decisions$"):
+            draws.accept(name, chance, 0)
+
+
+@each_impl
 @pytest.mark.parametrize(
     ("row", "message"),
     [

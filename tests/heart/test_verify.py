@@ -1,5 +1,6 @@
 """The rules of verification: one block's tokens have the target's distribution, by every rule, in both packages."""
 
+from fractions import Fraction
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -181,6 +182,14 @@ def test_a_draft_that_cannot_have_been_drawn_is_refused_by_the_reference(rule: s
     assert str(error.value) == f"draft_probs: found 0 at draft token {place}, expected a distribution it came from"
 
 
+@each_rule
+def test_no_token_follows_accepted_drafts_of_which_the_last_ends_the_text(rule: str) -> None:
+    half = np.full((1, 2), 0.5)
+    draws = REFERENCE.module("uniforms").UniformRow(np.zeros(2), {"accept": 1, "final": 1})
+    found = REFERENCE.module("verify").RULES[rule](half, half, np.array([0]), draws)
+    assert (found.num_accepted, found.final_token, draws.choices) == (1, None, None)
+
+
 # Batches: rows that drafted fewer, that have ended, or whose last draft ends the text.
 @st.composite
 def batches(draw: Any, num_rows: int, num_draft: int, vocab_size: int) -> list[Array]:
@@ -252,3 +261,22 @@ def test_the_block_rule_takes_the_drafts_row_where_the_target_has_none(impl, bat
         impl.verify("block", rows, draft, tokens, row) for rows in (without, target)
     )
     assert np.array_equal(accept, same_accept) and np.array_equal(accepted, same_accepted)
+
+
+@each_impl
+@given(batches(1, 3, 3))
+def test_a_run_of_drafts_is_kept_with_the_probability_of_equations_11_to_13(
+    impl: Reference, batch: list[Array]
+) -> None:
+    """In exact fractions, where the denominator is not so small that rounding of 2^-53 would show."""
+    _, _, accept = impl.verify("block", *batch)
+    (target, draft), tokens = ([[[*map(Fraction, row)] for row in side[0].tolist()] for side in batch[:2]], batch[2][0])
+    weight = Fraction(1)
+    for i, token in enumerate(tokens):
+        weight = min(Fraction(1), weight * target[i][token] / draft[i][token])
+        following = zip(target[i + 1], draft[i + 1], strict=True) if i + 1 < len(tokens) else ()
+        gained = sum((max(Fraction(0), weight * t - d) for t, d in following), Fraction(0))
+        if i + 1 == len(tokens):
+            assert accept[0, i] == pytest.approx(float(weight), abs=1e-14)
+        elif gained + 1 - weight > 1e-3:
+            assert accept[0, i] == pytest.approx(float(gained / (gained + 1 - weight)), abs=1e-12)

@@ -47,7 +47,7 @@ def test_a_model_in_two_parts_writes_the_text_of_one(tmp_path: Path) -> None:
     model = TransformersModel(AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto").eval())
     lookahead = untrained_lookahead(model.model, 3)
     vectors = LookAhead(lookahead.vectors, model.name, {"vocab_size": 64, "hidden_size": 32}, model.fingerprint)
-    vectors.save_pretrained(tmp_path / "vectors")
+    vectors.save(tmp_path / "vectors")
     method = PaSSOneCall(model, vectors, SamplingConfig(temperature=0.8))
     alone = generate(method, [1, 5, 9], max_new_tokens=20, seed=0)
     found = in_two_processes(WRITE, tmp_path, tmp_path / "model", tmp_path / "vectors")

@@ -71,8 +71,7 @@ def methods(package: str, configuration: Configuration) -> list[Any]:
         (np.eye(1, 2 * model.vocab_size, dtype=int)[0], [1], [200]),
     )
     order = module(package, "drafters.ngram").NgramOrder
-    tables = tuple(order(*(tensor(package, array) for array in arrays)) for arrays in orders)
-    ngram = home.NgramModel(tensor(package, np.ones(model.vocab_size, np.float32)), tables)
+    ngram = home.NgramModel(np.ones(model.vocab_size, np.float32), tuple(order(*arrays) for arrays in orders))
     found += [home.PaSS(model, None, num_lookahead=2), home.SpeculativeSampling(model, ngram)]
     if configuration.shape is not None:
         head = home.SamplerHead.random(model.hidden_size, 6, 0).to(model.weights.embedding.dtype)

@@ -139,6 +139,7 @@ SHARED = {  # what the port imports of the reference: nothing that computes with
     ),
     *(f"reference.drafters.{name}" for name in ("first_of", "ngram", "prompt_lookup", "schedule")),
     *("reference.text.decoder", "reference.text.token_decoder", "reference.text.trace"),
+    "reference.theory",  # formulas of rates
     *("reference.exactness.chooser", "reference.exactness.unknown_uniform"),  # draws that branch
 }
 

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "methods.base.verify_drafts": "methods.records",
     "methods.base.draft_left_to_right": "methods.speculative",
     "methods.base.Drafts": "methods.speculative",
+    "methods.pass_one_call.PaSSOneCall.chain_probs": "methods.records, where greedy verification needs no rows",
     "methods.base.Method.probs": "one prefix after another",
     "drafters.ngram.NgramOrder": "the reference's",
     "methods.tree_shape.NumCandidates": "the reference's",

@@ -17,7 +17,8 @@ SERIES = sorted(notebooks.FOLDER.glob("*.ipynb"))
 assert SERIES
 MOST_KILOBYTES = 900
 INSTALLED = {"numpy", "torch", "transformers", "matplotlib", "pass_sampling"}
-INSTALLED |= {"math", "time", "collections", "itertools", "dataclasses", "statistics", "tempfile", "pathlib", "html"}
+INSTALLED |= {"collections", "dataclasses", "html", "importlib", "itertools", "math", "pathlib", "statistics"}
+INSTALLED |= {"tempfile", "time"}
 
 
 @pytest.mark.parametrize("path", SERIES, ids=lambda path: path.stem)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from folders import edit_json, tiny_config, write_checkpoint
@@ -46,7 +47,6 @@ class Box(NamedTuple):
 
 def build_box(root: Path) -> Box:
     """Write a random model, a tokenizer trained on random words, random drafters, and those words."""
-    import torch
 
     from pass_sampling.gpu import LookAhead, NgramModel, SamplerHead
     from pass_sampling.gpu.training.tokens import train_tokenizer
@@ -67,7 +67,7 @@ def build_box(root: Path) -> Box:
     write_checkpoint(box.draft, replace(config, num_hidden_layers=1), seed=1)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(box.model / name, box.draft / name)
-    NgramModel(torch.arange(1.0, 301.0)).save(box.ngram)
+    NgramModel(np.arange(1.0, 301.0)).save(box.ngram)
     prompts = [{"prompt": "def value list of the index"}, {"prompt": "café return"}]
     box.prompts.write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
     shutil.copytree(box.model, box.chat)

@@ -35,13 +35,8 @@ class Tables:
 
     def model(self, name: str, **fields: Any) -> Any:
         """Return the model of a package that holds them."""
-        home, array = module(name, "drafters.ngram"), np.asarray
-        if name == "gpu":
-            import torch
-
-            array = torch.as_tensor
-        orders = tuple(home.NgramOrder(*map(array, arrays)) for arrays in self.orders)
-        return home.NgramModel(array(self.unigram), orders, **fields)
+        home = module(name, "drafters.ngram")
+        return home.NgramModel(self.unigram, tuple(home.NgramOrder(*arrays) for arrays in self.orders), **fields)
 
 
 def random_tables(vocab_size: int, order: int, seed: int, density: float = 0.6) -> Tables:

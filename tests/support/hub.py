@@ -9,19 +9,19 @@ from typing import Any
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def write_cached(cache: Path, name: str, folder: Path, under: str = "", refs: tuple[str, ...] = ("main",)) -> Path:
+def write_cached(cache: Path, name: str, folder: Path, refs: tuple[str, ...] = ("main",)) -> Path:
     """Put a folder into the cache as a repository: blobs, links to them in a snapshot, refs; return the snapshot."""
     home = cache / f"models--{name.replace('/', '--')}"
     snapshot = home / "snapshots" / COMMIT
     (home / "blobs").mkdir(parents=True, exist_ok=True)
-    (snapshot / under).mkdir(parents=True, exist_ok=True)
+    snapshot.mkdir(parents=True, exist_ok=True)
     for ref in refs:
         (home / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
         (home / "refs" / ref).write_text(COMMIT)
     for path in folder.iterdir():
         blob = home / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
         shutil.copyfile(path, blob)
-        place = snapshot / under / path.name
+        place = snapshot / path.name
         try:
             place.symlink_to(os.path.relpath(blob, place.parent))
         except OSError:  # Windows, where not everybody may: then huggingface_hub copies as well

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial, partialmethod
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ from folders import tiny_config, write_checkpoint
 from lookaheads import PARTS
 from pass_sampling.gpu import SamplingConfig, Transformer, load_model
 from pass_sampling.gpu.training.pretrain import PretrainConfig, pretrain
-from pass_sampling.gpu.training.resume import Progress
 from pass_sampling.gpu.training.train import TrainConfig, train
 
 ROOT = tempfile.TemporaryDirectory(prefix="pass-sampling-training-", ignore_cleanup_errors=True)
@@ -131,7 +130,7 @@ class Interrupted(BaseException):
 def saving_every_step() -> Iterator[None]:
     """Save the state of a run after every step instead of every 20 seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Progress, "__init__", partialmethod(Progress.__init__, every=0.0))
+        patch.setattr("pass_sampling.gpu.training.resume.EVERY", 0.0)
         yield
 
 

@@ -68,14 +68,17 @@ with saving_every_step():
 
 
 @OF_BOTH_KINDS
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(trainer: str, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    kill_at_random(KILLED, Path(__file__).parents[1] / "support", trainer, output, most=NUM_STEPS)
-    if not output.exists():  # else it was killed just after the end
-        TRAINERS[trainer](output)
-        left = [name for name in os.listdir(tmp_path) if not re.fullmatch(r"\.out\.[0-9a-f]{16}\.new", name)]
-        assert left == ["out"], "something is left of the killed run, but for what saving.py warns of"
-    assert (output / WEIGHTS).read_bytes() == uninterrupted(trainer)
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(times: int, trainer: str, tmp_path: Path) -> None:
+    """Within a step, while its state is saved or while the result is: every step is saved as soon as it is printed."""
+    for home in (tmp_path / str(number) for number in range(times)):
+        output = home / "out"
+        kill_at_random(KILLED, Path(__file__).parents[1] / "support", trainer, output, most=NUM_STEPS)
+        if not output.exists():  # else it was killed just after the end
+            TRAINERS[trainer](output)
+            left = [name for name in os.listdir(home) if not re.fullmatch(r"\.out\.[0-9a-f]{16}\.new", name)]
+            assert left == ["out"], "something is left of the killed run, but for what saving.py warns of"
+        assert (output / WEIGHTS).read_bytes() == uninterrupted(trainer)
 
 
 def another_teacher() -> Path:
@@ -160,6 +163,25 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
     assert steps_of(trainer, tmp_path / "out") == list(range(done + 1, NUM_STEPS + 1))
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == uninterrupted(trainer)
     assert os.listdir(tmp_path) == ["out"]
+
+
+@OF_BOTH_KINDS
+@pytest.mark.parametrize("free", [0, 1000, 10_000])
+def test_a_disk_that_is_full_in_the_middle_of_a_file_leaves_the_last_state(free, trainer, tmp_path):
+    """Files may have so many bytes, which the system enforces: a state has more."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    interrupt(trainer, tmp_path / "out", 3)
+    before, limits = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert len(before[STATE][1]) > free
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, limits[1]))
+    try:
+        with saving_every_step(), pytest.raises(OSError, match="File too large"):
+            TRAINERS[trainer](tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert contents(tmp_path) == before
+    TRAINERS[trainer](tmp_path / "out")
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == uninterrupted(trainer)
 
 
 @OF_BOTH_KINDS
