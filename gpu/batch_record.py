@@ -5,19 +5,19 @@ Glossary of shapes: B batch, W tokens that a step can commit, K drafts, I intege
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from pass_sampling.reference.record import Choice, Record
 
-SOURCES = ("exact", "accepted", "correction", "bonus")
 COUNTERS = (
-    *("count", "num_draft", "num_accepted", "final_token"),
+    *("count", "num_draft", "num_accepted", "final_place", "is_bonus"),
     *("num_forward_passes", "num_positions", "num_draft_passes"),
 )
-EXACT, ACCEPTED, CORRECTION, BONUS = range(len(SOURCES))
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class BatchRecord:
     """
 
     tokens: Tensor  # [B, W]
-    sources: Tensor  # [B, W] index into SOURCES
     log_probs: Tensor  # [B, W]
     count: Tensor  # [B]
     draft_tokens: Tensor  # [B, K]
@@ -47,10 +46,12 @@ class BatchRecord:
     accept_probs: Tensor  # [B, K]
     num_draft: Tensor  # [B]
     num_accepted: Tensor  # [B]
-    final_token: Tensor  # [B], or -1 where nothing was verified
+    final_place: Tensor  # [B], how many drafts are committed before the final token: sources do not trust the counters
+    is_bonus: Tensor  # [B], 1 where the token after the accepted drafts follows all of them, else 0
     num_forward_passes: Tensor  # [B]
     num_positions: Tensor  # [B]
     num_draft_passes: Tensor  # [B]
+    num_exact: int = 0  # tokens before the drafts
     choices: tuple[Choices, ...] | None = None
     draft_parents: Tensor | None = None  # [B, K], of a tree
 
@@ -58,46 +59,44 @@ class BatchRecord:
         """Read the record of every row, with one transfer of integers and one of floats."""
         return self.pack().rows()
 
-    def pack(self) -> Packed:
-        """Return all numbers in two tensors, so that few transfers copy them to the host."""
-        counters = [getattr(self, name) for name in COUNTERS]
+    def pack(self, more: Sequence[Tensor] = (), more_floats: Sequence[Tensor] = ()) -> Packed:
+        """Return all numbers, and more of each row, in two tensors, so that few transfers copy them to the host."""
+        counters = [getattr(self, name).unsqueeze(1) for name in COUNTERS]
         parents = self.draft_tokens[:, :0] if self.draft_parents is None else self.draft_parents
-        per_token = [self.tokens, self.sources, self.draft_tokens, parents]
-        integers = torch.cat([torch.stack(counters, dim=1), *per_token], dim=1)
+        per_token = [self.tokens, self.draft_tokens, parents]
+        integers = torch.cat([*counters, *per_token, *(each.unsqueeze(1) for each in more)], dim=1)
         per_draft = [self.draft_token_probs, self.target_token_probs, self.accept_probs]
-        floats = torch.cat([self.log_probs, *per_draft], dim=1)
+        floats = torch.cat([self.log_probs, *per_draft, *(each.unsqueeze(1) for each in more_floats)], dim=1)
         widths = self.tokens.shape[1], self.draft_tokens.shape[1], parents.shape[1]
-        return Packed(integers, floats, *widths, self.choices)
+        return Packed(integers, floats, *widths, self.num_exact, self.choices)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The numbers of a batch's records in two tensors."""
+    """The numbers of a batch's records in two tensors, which may have more columns."""
 
     integers: Tensor  # [B, I]
     floats: Tensor  # [B, F]
     width: int  # W
     depth: int  # K
     num_parents: int  # K of a tree, else 0
+    num_exact: int
     choices: tuple[Choices, ...] | None
-
-    def pack(self) -> Packed:
-        """Return itself."""
-        return self
 
     def rows(self) -> list[Record]:
         """Read the record of every row."""
         records, width, depth = [], self.width, self.depth
-        widths = len(COUNTERS), width, width, depth, self.num_parents
-        integers = (part.tolist() for part in self.integers.split(widths, dim=1))
-        floats = (part.tolist() for part in self.floats.split((width, depth, depth, depth), dim=1))
+        integers = _columns(self.integers, (len(COUNTERS), width, depth, self.num_parents))
+        floats = _columns(self.floats, (width, depth, depth, depth))
         for b, row in enumerate(zip(*integers, *floats, strict=True)):
-            counters, tokens, sources, drafts, parents, log_probs, draft_probs, target_probs, accept_probs = row
-            count, num_draft, num_accepted, final_token, num_passes, num_positions, num_draft_passes = counters
+            counters, tokens, drafts, parents, log_probs, draft_probs, target_probs, accept_probs = row
+            count, num_draft, num_accepted, final_place, is_bonus, *passes = counters
+            num_passes, num_positions, num_draft_passes = passes
+            sources = ("exact",) * self.num_exact + ("accepted",) * final_place
             records.append(
                 Record(
                     tokens=tuple(tokens[:count]),
-                    sources=tuple(SOURCES[source] for source in sources[:count]),
+                    sources=(*sources, "bonus" if is_bonus else "correction")[:count],
                     log_probs=tuple(log_probs[:count]),
                     draft_tokens=tuple(drafts[:num_draft]),
                     draft_token_probs=tuple(draft_probs[:num_draft]),
@@ -105,7 +104,7 @@ class Packed:
                     accept_probs=tuple(accept_probs[:num_draft]),
                     draft_parents=tuple(parents[:num_draft]),
                     num_accepted=num_accepted,
-                    final_token=None if final_token < 0 else final_token,
+                    final_token=tokens[count - 1] if count > len(sources) else None,
                     num_forward_passes=num_passes,
                     num_positions=num_positions,
                     num_draft_passes=num_draft_passes,
@@ -123,3 +122,9 @@ class Packed:
             for choice in self.choices
             if bool(choice.active[b])
         )
+
+
+def _columns(numbers: Tensor, widths: Sequence[int]) -> list[list[list[int | float]]]:
+    """Return the rows of some columns after others, by the widths of these groups."""
+    ends = accumulate(widths)
+    return [numbers[:, end - width : end].tolist() for end, width in zip(ends, widths, strict=True)]

@@ -34,13 +34,12 @@ def probs_from_logits(
     """
     if sampling.temperature == 0:
         return one_hot(likeliest(logits)[0], logits.shape[-1])
-    compared = compared_logits(logits)
     largest = (largest_logits(logits) if largest is None else largest).unsqueeze(-1)
     if 0 < sampling.top_k < logits.shape[-1]:
-        probs = _top_k_probs(logits, compared, largest, sampling)
+        probs = _top_k_probs(logits, compared_logits(logits), largest, sampling)
     else:
         probs = _scaled(logits, largest, sampling).softmax(dim=-1)
-    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, compared, sampling.top_p)
+    return probs if sampling.top_p >= 1 else _restrict_to_top_p(probs, compared_logits(logits), sampling.top_p)
 
 
 def _scaled(logits: Tensor, largest: Tensor, sampling: SamplingConfig) -> Tensor:
@@ -122,7 +121,7 @@ def cell_edges(
     """
     edges = probs.cumsum(dim=-1) if is_on_cpu(probs) else _sum_in_parts(probs)
     # In a row without a distribution no edge is below the last, so token 0 is drawn, and ignored.
-    return torch.where(edges < edges[..., -1:], edges, 1.0).clamp_(max=1.0)
+    return torch.where(edges < edges[..., -1:].clamp(max=1.0), edges, 1.0)
 
 
 def _sum_in_parts(

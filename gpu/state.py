@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pass_sampling.reference.ending import Ending, Reading
 from pass_sampling.reference.record import NotFiniteError
@@ -85,7 +86,7 @@ class State:
         tokens: Tensor,  # [B, W]
     ) -> Tensor:  # [B, capacity]
         """Return all rows' tokens with some more in the scratch after the committed ones."""
-        places = self.lengths.unsqueeze(1) + torch.arange(tokens.shape[1], device=tokens.device)
+        places = self.lengths.unsqueeze(1) + self.cache.order(tokens.shape[1])
         return self.tokens.scatter(1, places, tokens)
 
     def ends_with(
@@ -95,14 +96,6 @@ class State:
         """Return the rows whose text would end within some more tokens, without those that have ended."""
         return self.num_kept(tokens, tokens.shape[1] * ~self.ended)[1]
 
-    def keep(
-        self,
-        lengths: Tensor,  # [B]
-    ) -> None:
-        """Cut the caches to the first `lengths` tokens of each row: the rollback of rejected drafts."""
-        for cache in self.caches:
-            cache.truncate(torch.minimum(cache.lengths, lengths))
-
     def commit(
         self,
         record: BatchRecord,
@@ -110,15 +103,18 @@ class State:
     ) -> tuple[State, BatchRecord]:
         """Append a step's tokens one by one until one of them ends the text; drop the others.
 
-        The record and the caches are cut to the committed prefix. `valid_length` is the length of the caches before
-        rejected drafts and look-ahead rows, if there are any.
+        The record is cut to them. The caches are cut to `valid_length`, which is before rejected drafts and look-ahead
+        rows, if there are any; it is within the committed prefix, since no draft follows one that ends the text.
         """
         count, ended = self.num_kept(record.tokens, record.count)
         tokens = self.followed_by(record.tokens)
         lengths = self.lengths + count
         blocks = _blocks(record.tokens, count) if self.readings else ()
         readings = tuple(reading.after(block) for reading, block in zip(self.readings, blocks, strict=True))
-        self.keep(lengths if valid_length is None else torch.minimum(lengths, valid_length))
+        if valid_length is not None:
+            self.cache.truncate(valid_length)
+            if self.draft_cache is not None:  # which may be shorter
+                self.draft_cache.truncate(torch.minimum(self.draft_cache.lengths, valid_length))
         state = replace(
             self,
             readings=readings,
@@ -129,8 +125,7 @@ class State:
             max_pending=1,
             draft_pending=2,
         )
-        final_token = torch.where(count == record.count, record.final_token, -1)
-        return state, replace(record, count=count, final_token=final_token)
+        return state, replace(record, count=count)
 
     def agrees(self, other: State) -> bool:
         """Return whether two states of one row have the same future: equal tokens and, up to rounding, cached rows."""
@@ -150,8 +145,12 @@ class State:
     ) -> State:
         """Keep the first used row of logits that has no distribution.
 
-        Row i follows the committed prefix and `num_more` + i more tokens.
+        Row i follows the committed prefix and `num_more` + i more tokens. In fixed shapes it only makes
+        `cache.doubt` not finite: such a row is run again, eagerly.
         """
+        if _is_fixed(self):
+            self.cache.doubt = self.cache.doubt + largest.masked_fill(~used, 0.0).sum(dim=1)
+            return self
         if largest.numel() == 0 or (is_on_cpu(largest) and all(map(math.isfinite, largest.flatten().tolist()))):
             return self  # a list is quicker than a comparison of tensors
         faulty = used & ~largest.isfinite()
@@ -217,12 +216,11 @@ class State:
             kept = [reading.first(block) for reading, block in blocks]
             counts = torch.tensor([number for number, _ in kept], device=count.device)
             return counts, torch.tensor([reason is not None for _, reason in kept], device=count.device)
-        is_eos = tokens == self.eos if len(self.eos) == 1 else (tokens.unsqueeze(2) == self.eos).any(dim=2)
+        is_no_eos = tokens != self.eos if len(self.eos) == 1 else (tokens.unsqueeze(2) != self.eos).all(dim=2)
+        goes_on = is_no_eos & (self.remaining.unsqueeze(1) > self.cache.order(tokens.shape[1] + 1)[1:])
         if tokens.shape[1] == 1:
-            first = (~(is_eos[:, 0] | (self.remaining <= 1))).long()
-        else:
-            order = torch.arange(tokens.shape[1], device=tokens.device)
-            first = count_leading_true(~(is_eos | (order + 1 >= self.remaining.unsqueeze(1))))
+            return count, goes_on[:, 0] < count
+        first = count_leading_true(goes_on)
         return torch.minimum(count, first + 1), first < count
 
 
@@ -240,9 +238,7 @@ def count_leading_true(
     flags: Tensor,  # [B, W]
 ) -> Tensor:  # [B]
     """Count the leading True values of each row."""
-    width = flags.shape[1]
-    order = torch.arange(width, device=flags.device)
-    return torch.where(flags, width, order).amin(dim=1) if width else flags.sum(dim=1)
+    return pad(flags, (0, 1)).view(torch.uint8).argmin(dim=1)  # of the first that is false
 
 
 def _blocks(tokens: Tensor, count: Tensor) -> list[list[int]]:

@@ -125,13 +125,15 @@ class UniformRow:
     def restrict(
         self,
         name: str,
-        active: Tensor,  # [B, K]
+        count: Tensor,  # [B]
     ) -> None:
-        """Mark which draws of a name were needed, once that is known; the others are removed from the trace."""
-        asked = dict(enumerate(active.unbind(1), self._start[name]))
-        self._record(
-            lambda made: tuple(replace(each, active=each.active & asked.get(each.column, True)) for each in made)
-        )
+        """Mark the first `count` draws of a name as needed, once that is known; the trace loses its others."""
+        start, end = self._start[name], self._start[name] + self._named[name]
+
+        def is_needed(column: int) -> Tensor | bool:
+            return (column - start < count) if start <= column < end else True
+
+        self._record(lambda made: tuple(replace(each, active=each.active & is_needed(each.column)) for each in made))
 
     def accept(
         self,

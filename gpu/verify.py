@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .host import constant
 from .sampling import Probs
 from .state import count_leading_true
 from .uniforms import UniformRow
@@ -62,7 +63,8 @@ def residual_probs(
 
     The block rule multiplies `target_probs` by a `weight` (14).
     """
-    residual = (weight * target_probs - draft_probs).clamp(min=0.0)
+    weighted = target_probs if isinstance(weight, float) and weight == 1 else weight * target_probs
+    residual = (weighted - draft_probs).clamp(min=0.0)
     total = residual.sum(dim=-1, keepdim=True)
     return torch.where(total > 0, residual / total, target_probs)
 
@@ -200,7 +202,7 @@ def drafted(
     num_draft: Tensor,  # [B]
 ) -> Tensor:  # [B, K]
     """Return which places of a padded block of drafts hold a draft."""
-    return torch.arange(draft_tokens.shape[1], device=draft_tokens.device) < num_draft.unsqueeze(1)
+    return constant(tuple(range(draft_tokens.shape[1])), draft_tokens.device) < num_draft.unsqueeze(1)
 
 
 def row(

@@ -24,6 +24,7 @@ from ..batch_record import Packed
 from ..methods.base import Method
 from ..methods.pass_one_call import OneCall
 from ..state import PER_ROW, State
+from .rows import packed
 
 log = logging.getLogger(__name__)
 LEAST_KV_LENGTH = 256  # cache positions
@@ -56,18 +57,17 @@ class Frozen:
         for each in caches:
             each.fix(self.kv_length)
         after, record = self.method.step(self.state, uniforms)
-        held = after.fault != 0
         for each in caches:
-            held = held | each.spoilt
+            self.state.fault.add_(each.doubt * 0.0)  # 0 or NaN
+        held = self.state.fault != 0
+        for each, length in zip(caches, lengths, strict=True):  # first, as they may be the state's own lengths
+            torch.where(held, length, each.lengths, out=length)
+            each.lengths = length
         for name in PER_ROW:
             place, new = getattr(self.state, name), getattr(after, name)
             if new is not place:
                 torch.where(held.view(-1, *[1] * (place.ndim - 1)), place, new, out=place)
-        self.state.fault.masked_fill_(held, float("nan"))
-        for each, length in zip(caches, lengths, strict=True):
-            torch.where(held, length, each.lengths, out=length)
-            each.lengths = length
-        return record.pack()
+        return packed(record, self.state)
 
 
 @functools.cache
@@ -93,7 +93,7 @@ class Captured:
     make: Callable[[Callable[[], Packed]], tuple[Launch, Packed]] = graph_of
     least_kv_length: int = LEAST_KV_LENGTH
     graphs: dict[int, tuple[Launch, Tensor, Packed]] = field(default_factory=dict)
-    held: list[Any] = field(default_factory=list)  # tensors that graphs read and others may free: tables of rotations
+    held: list[Any] = field(default_factory=list)  # tensors that graphs read and others may free: rotations
 
     def replay(
         self,
@@ -145,7 +145,7 @@ class Captured:
             for cache in caches:
                 cache.fix(None)
         models = [self.method.model, getattr(getattr(self.method, "drafter", None), "model", None)]
-        self.held += [getattr(model, "_tables", None) for model in models]
+        self.held += [getattr(model, "_table", None) for model in models]
         return launch, buffer, record
 
 

@@ -28,7 +28,7 @@ from ..model.transformer import Transformer
 from ..state import State
 from ..uniforms import STEPS_AHEAD, uniform_streams
 from .capture import Captured, CaptureError, capture, why_not
-from .rows import Callback, InFlightStep, Request, Row, empty_rows, free_row, generation_of, put_row
+from .rows import Callback, InFlightStep, Request, Row, empty_rows, free_row, generation_of, packed, put_row
 
 MOST_ROWS = 64  # more texts take turns
 LEAST_LENGTH = 256  # tokens of a prompt, and new ones
@@ -70,7 +70,7 @@ class Engine:
         """Give the memory of rows and graphs back; the engine can decode nothing more."""
         self._captured, self._is_closed = None, True
         self._rows = [None] * len(self._rows)
-        del self._state
+        vars(self).pop("_state", None)  # it may be closed already
 
     @torch.inference_mode()
     def clear(self) -> None:
@@ -137,7 +137,7 @@ class Engine:
     def _run_alone(self, place: int, row: Row, state: State) -> None:
         """Run one step of a request alone; put it into the row unless its text ends there."""
         state, batch = self.method.step(state, self._uniforms(row).unsqueeze(0).to(self.method.model.device))
-        ((record, row.length, ended, fault),) = InFlightStep.of([row], batch, state).read()
+        ((record, row.length, ended, fault),) = InFlightStep.of([row], packed(batch, state)).read()
         if self._take(row, record, ended, fault):
             self._free(place)
         else:
@@ -157,14 +157,14 @@ class Engine:
             self._state = self._state if self._captured is None else self._captured.state
         if self._captured is not None:
             try:
-                return [InFlightStep.of(list(self._rows), self._captured.replay(uniforms, longest), self._state)]
+                return [InFlightStep.of(list(self._rows), self._captured.replay(uniforms, longest), replayed=True)]
             except CaptureError:
                 self._captured, self._captures = None, False
                 return []
         self._state, batch = self.method.step(self._state, uniforms)
         for cache in self._state.caches:
             cache.measure()
-        return [InFlightStep.of(list(self._rows), batch, self._state)]
+        return [InFlightStep.of(list(self._rows), packed(batch, self._state))]
 
     def _read(self, underway: InFlightStep) -> None:
         """Read the records of a step, and free the rows whose text has ended."""

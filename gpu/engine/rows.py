@@ -51,37 +51,39 @@ class InFlightStep:
     """The records of a step, their rows, and the flags of the state after it: two tensors, on their way to the host."""
 
     rows: list[Row | None]
-    packed: Packed  # its tensors have more columns: ended, length and position of the fault; and the fault
+    packed: Packed  # see `packed`
     arrived: Any  # a CUDA event, or None on the CPU
     replayed: bool  # by a step in fixed shapes, after which a row with a fault is run again
 
     @staticmethod
-    def of(rows: list[Row | None], batch: BatchRecord | Packed, state: State) -> InFlightStep:
+    def of(rows: list[Row | None], packed: Packed, replayed: bool = False) -> InFlightStep:
         """Begin to copy the results of a step, which the next one may overwrite, without waiting for the device."""
-        packed, arrived = batch.pack(), None
-        flags = torch.stack([state.ended.long(), state.lengths, state.fault_position], dim=1)
-        integers = torch.cat([packed.integers, flags], dim=1)
-        floats = torch.cat([packed.floats, state.fault.unsqueeze(1)], dim=1)
-        if integers.device.type == "cuda":
-            integers, floats = _sent(integers), _sent(floats)
+        sent, arrived = replace(packed, integers=_sent(packed.integers), floats=_sent(packed.floats)), None
+        if packed.integers.device.type == "cuda":
             arrived = torch.cuda.Event()
             arrived.record()
-        return InFlightStep(rows, replace(packed, integers=integers, floats=floats), arrived, isinstance(batch, Packed))
+        return InFlightStep(rows, sent, arrived, replayed)
 
     def read(self) -> list[tuple[Record, int, bool, str | None]]:
         """Wait for the copies; return the record, the length, the end and the fault of every row."""
         if self.arrived is not None:
             self.arrived.synchronize()
         integers, floats = self.packed.integers, self.packed.floats
-        records = replace(self.packed, integers=integers[:, :-3], floats=floats[:, :-1]).rows()
+        records = self.packed.rows()
         ended, lengths, positions = integers[:, -3:].unbind(1)
         faults = complaints_of(floats[:, -1].tolist(), positions.tolist())
         said = map(faults.get, range(len(records)))
         return list(zip(records, lengths.tolist(), ended.bool().tolist(), said, strict=True))
 
 
+def packed(record: BatchRecord, state: State) -> Packed:
+    """Pack a record with four more columns about the state after it: ended, length, fault and position of the fault."""
+    return record.pack((state.ended.long(), state.lengths, state.fault_position), (state.fault,))
+
+
 def _sent(tensor: Tensor) -> Tensor:  # [B, ...]
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+    pinned = tensor.device.type == "cuda"
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned).copy_(tensor, non_blocking=True)
 
 
 def generation_of(prompt: Sequence[int], records: Sequence[Record], ending: Ending) -> Generation:

@@ -79,13 +79,14 @@ class OneCall(OneCallSettings, Method):
 
         Returns the hidden states [B, R, D'] of the places, of which the first is the last token, and of the groups.
         """
-        cache, pending, active = state.cache, state.pending.unsqueeze(1), ~state.ended
+        cache, active = state.cache, ~state.ended
+        last = None if state.max_pending == 1 else state.pending.unsqueeze(1) - 1
         depths = (state.remaining - 2).clamp(0, len(self.vectors)) * active  # this step and the next end in a token
         depth = bound_or_max(state, depths, len(self.vectors))
         num_tokens = state.max_pending + tree.num_drafts
         levels = [level for number, level in enumerate(tree.levels) if depth and self.has_group(number)]
         anchors = tuple(place for level in levels for place in level)
-        places = constant(anchors, pending.device)
+        places = constant(anchors, depths.device)
         if not anchors and tree.num_drafts < len(tree.levels):  # a chain of drafts, and nothing else
             real = self.feed_drafts(state, state.followed_by(draft_tokens), tree.num_drafts)
             return real, Ahead(real[:, :0, None], places, depths)
@@ -95,8 +96,10 @@ class OneCall(OneCallSettings, Method):
         adapted = {} if self.adapter is None else {"adapter": self.adapter, "num_adapted": ahead.shape[1]}
         positions, visible = rows_of_pass(state, tree, anchors, depth)
         hidden = self.model.hidden(torch.cat([inputs, ahead], dim=1), cache, positions, visible, **adapted)
-        rows = torch.arange(len(inputs), device=inputs.device).unsqueeze(1)
-        real = hidden[rows, pending - 1 + tree.order]
+        real = hidden[:, :num_tokens]
+        if last is not None:
+            rows = torch.arange(len(inputs), device=inputs.device).unsqueeze(1)
+            real = hidden[rows, last + tree.order]
         groups = hidden[:, num_tokens:].unflatten(1, (len(anchors), depth)) if anchors else hidden[:, :0, None]
         return real, Ahead(groups, places, depths)
 
@@ -108,10 +111,14 @@ class OneCall(OneCallSettings, Method):
             return replace(state, lookahead_hidden=rows, num_lookahead_hidden=useful)
         if not len(ahead.anchors):
             return replace(state, num_lookahead_hidden=torch.zeros_like(useful))
-        survived = place.unsqueeze(1) == ahead.anchors  # [B, ...]
-        group = ahead.hidden[torch.arange(len(real), device=place.device), survived.long().argmax(dim=1)]
-        rows = pad(torch.cat([last, group], dim=1), (0, 0, 0, len(self.vectors) - group.shape[1]))
-        return replace(state, lookahead_hidden=rows, num_lookahead_hidden=useful * survived.any(dim=1))
+        if len(ahead.anchors) < real.shape[1]:  # else a group follows every place
+            survived = place.unsqueeze(1) == ahead.anchors  # [B, N]
+            place, useful = survived.long().argmax(dim=1), useful * survived.any(dim=1)
+        group = row(ahead.hidden.flatten(2), place).view(-1, *ahead.hidden.shape[2:])
+        rows = torch.cat([last, group], dim=1)
+        if missing := len(self.vectors) - group.shape[1]:
+            rows = pad(rows, (0, 0, 0, missing))
+        return replace(state, lookahead_hidden=rows, num_lookahead_hidden=useful)
 
     def _memory(self, state: State) -> Memory:
         """Return the refinement's memory before the first draft."""
@@ -149,11 +156,11 @@ class PaSSOneCall(OneCall, ChainSettings):
 
         settings, bound = self.draft_sampling or self.sampling, rows.shape[1] - 1  # no rows before the first pass
         apart = None if refinement.reads_drafts else all_logits
-        draft_tokens, draft_probs, has_bonus_row, _, num_draft = draft_left_to_right(
+        draft_tokens, draft_probs, has_bonus_row, num_draft = draft_left_to_right(
             self, state, state.num_lookahead_hidden, draws, next_logits, settings, None, None, bound, apart, next_best
         )
         real, ahead = self._one_call(state, self.tree.cut(draft_tokens.shape[1]), draft_tokens)
-        num_ahead = ahead.num_rows(torch.arange(real.shape[1], device=real.device) <= num_draft.unsqueeze(1))
+        num_ahead = (ahead.anchors <= num_draft.unsqueeze(1)).sum(dim=1) * ahead.depths
         record = drafting_record(pending - 1 + num_ahead, None, active)
         drafts = draft_tokens, draft_probs, num_draft, has_bonus_row, active
         state, record, verification = verify_drafts(

@@ -69,7 +69,7 @@ class PaSS(PaSSSettings, Method):
     ) -> tuple[Tokens, Probs | None, Tensor, Tensor]:
         """Draw the drafts, all at once unless a processor reads those before; return what `verify_drafts` takes."""
         settings = self.draft_sampling or self.sampling
-        tokens, probs, has_bonus_row, _, num_draft = draft_left_to_right(
+        tokens, probs, has_bonus_row, num_draft = draft_left_to_right(
             self,
             state,
             limit,

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..batch_record import ACCEPTED, BONUS, CORRECTION, EXACT, BatchRecord
+from ..batch_record import BatchRecord
 from ..sampling import Probs, compared_logits, likeliest
 from ..state import State, count_leading_true
 from ..uniforms import UniformRow
@@ -25,10 +25,9 @@ def drafting_record(
 ) -> BatchRecord:
     """Begin the record of a step that drafts before any pass of the target."""
     none, no_tokens = torch.zeros_like(num_positions), num_positions[:, None][:, :0]
-    no_probs = no_tokens.double()
+    no_probs = no_tokens.view(torch.float64)
     return BatchRecord(
         tokens=no_tokens,
-        sources=no_tokens,
         log_probs=no_probs,
         count=none,
         draft_tokens=no_tokens,
@@ -37,7 +36,8 @@ def drafting_record(
         accept_probs=no_probs,
         num_draft=none,
         num_accepted=none,
-        final_token=none - 1,
+        final_place=none,
+        is_bonus=none,
         num_forward_passes=none,
         num_positions=num_positions * active,
         num_draft_passes=none if num_draft_passes is None else num_draft_passes * active,
@@ -59,7 +59,8 @@ def verified_record(
 ) -> BatchRecord:
     """Add one verification pass to the record of a step, in the active rows."""
     num_accepted = verification.num_accepted
-    has_final, is_bonus = active & (has_bonus_row | (num_accepted < num_draft)), num_accepted == num_draft
+    is_bonus = num_accepted == num_draft
+    has_final = active & (has_bonus_row | ~is_bonus)
     return replace(
         add_verification(
             record, verified, log_probs, num_accepted, has_final, is_bonus, num_draft * active, draws, active
@@ -93,29 +94,27 @@ def add_verification(
     active: Tensor,  # [B]
 ) -> BatchRecord:
     """Add the tokens and counters of one verification pass to the record of a step, without its drafts."""
-    final = num_accepted.unsqueeze(1)
-    final_source = torch.where(is_bonus, BONUS, CORRECTION).unsqueeze(1)
     return replace(
         record,
-        tokens=_joined(record.tokens, block),
-        sources=_joined(record.sources, torch.full_like(block, ACCEPTED).scatter(1, final, final_source)),
-        log_probs=_joined(record.log_probs, log_probs),
+        tokens=joined(record.tokens, block),
+        log_probs=joined(record.log_probs, log_probs),
         count=record.count + num_accepted + has_final,
         num_draft=num_draft,
         num_accepted=num_accepted,
-        final_token=torch.where(has_final, block.gather(1, final).squeeze(1), -1),
+        final_place=num_accepted,
+        is_bonus=is_bonus.long(),
         num_forward_passes=record.num_forward_passes + active,
         num_positions=record.num_positions + num_draft + active,
         choices=draws.choices,
     )
 
 
-def _joined(
-    before: Tensor,  # [B, W]
-    more: Tensor,  # [B, N]
-) -> Tensor:  # [B, W+N]
-    """Append columns."""
-    return torch.cat([before, more], dim=1) if before.shape[1] else more
+def joined(
+    *parts: Tensor,  # [B, N, ...]
+) -> Tensor:  # [B, W, ...]
+    """Concatenate along the second axis; a part that is the only one with columns is not copied."""
+    filled = [part for part in parts if part.shape[1]] or parts[:1]
+    return filled[0] if len(filled) == 1 else torch.cat(filled, dim=1)
 
 
 def draw_exact(
@@ -139,10 +138,10 @@ def draw_exact(
     record = replace(
         drafting_record(num_positions, None, active),
         tokens=token,
-        sources=torch.full_like(token, EXACT),
         log_probs=log_probs,
         count=(once := active.long()),
         num_forward_passes=once,
+        num_exact=1,
         choices=draws.choices,
     )
     return state.note_fault(largest, 0, wanted), record, largest[:, 0]
@@ -168,7 +167,7 @@ def verify_drafts(
     block = draft_tokens if exact_token is None else torch.cat([exact_token, draft_tokens], dim=1)
     num_tokens, drafts = draft_tokens.shape[1], draft_tokens.unsqueeze(-1)
     num_more = block.shape[1] - num_tokens
-    rows = torch.arange(logits.shape[1], device=logits.device)
+    rows = state.cache.order(logits.shape[1])
     used = (rows < (num_draft + has_bonus_row).unsqueeze(1)) & active.unsqueeze(1)
     if draft_probs is None:
         draft_token_probs = torch.ones_like(draft_tokens, dtype=torch.float64)
@@ -191,7 +190,6 @@ def verify_drafts(
         target_token_probs = target_probs[:, :num_tokens].gather(-1, drafts).squeeze(-1)
     state = state.note_fault(largest, num_more, used & (rows <= verification.num_accepted.unsqueeze(1)))
 
-    verification = replace(verification, num_accepted=verification.num_accepted * active)
     verified = with_final(draft_tokens, verification.final_token, verification.num_accepted)
     if target_probs is None:
         log_probs = torch.zeros_like(verified, dtype=torch.float64)
@@ -234,10 +232,10 @@ def verify_greedily(
     Acceptance probabilities are 0 or 1 and every token is certain, so only a trace needs rows of V numbers.
     """
     num_tokens, is_draft = draft_tokens.shape[1], drafted(draft_tokens, num_draft)
-    matched = (target[:, :num_tokens] == draft_tokens) & is_draft
+    reached = is_draft & active.unsqueeze(1)
+    matched = (target[:, :num_tokens] == draft_tokens) & reached
     num_accepted = count_leading_true(matched)
     accept = matched.double()
-    reached = is_draft & active.unsqueeze(1)
     if rule == "match":
         asked = torch.arange(num_tokens, device=target.device) <= num_accepted.unsqueeze(1)
         draws.certain("accept", target[:, :num_tokens], vocab_size, active=reached & asked)

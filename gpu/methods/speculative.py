@@ -26,9 +26,9 @@ from ..model.language_model import LanguageModel
 from ..sampling import Probs, largest_logits, likeliest, probs_from_logits
 from ..state import State, bound_or_max, count_leading_true, may_any
 from ..uniforms import UniformRow
-from ..verify import Tokens, drafted
+from ..verify import Tokens
 from .base import Method
-from .records import drafting_record, verify_drafts
+from .records import drafting_record, joined, verify_drafts
 
 
 class Drafts(NamedTuple):
@@ -37,7 +37,6 @@ class Drafts(NamedTuple):
     tokens: Tokens  # [B, K]
     probs: Probs | None  # [B, K, V], the very distributions that the tokens were drawn from; None: one-hot
     has_bonus_row: Tensor  # [B], whether the text goes on after the last
-    num_asked: Tensor  # [B], distributions asked for
     num_draft: Tensor  # [B]
 
 
@@ -72,16 +71,16 @@ def draft_left_to_right(
     looks, greedy = step_by_step or is_on_cpu(limit), method.sampling.temperature == sampling.temperature == 0
     going = has_room = limit > 0
     num_before = 0 if before is None else before.shape[1]
-    text = state.tokens.clone() if before is None else state.followed_by(before)
-    nothing = text[:, :0, None].double().expand(-1, -1, method.model.vocab_size)
+    text = state.tokens if before is None else state.followed_by(before)
+    nothing = text[:, :0, None].view(torch.float64).expand(-1, -1, method.model.vocab_size)
     tokens, distributions, valid = [text[:, :0] if before is None else before], [nothing], []
 
-    def add(logits: Tensor | None, best: Tokens | None, start: int) -> None:
+    def add(logits: Tensor | None, best: Tokens | None, largest: Tensor, start: int) -> None:
         if logits is None or best is not None:
             assert best is not None
             draws.certain("draft", best, method.model.vocab_size, start)
         else:
-            distributions.append(probs_from_logits(logits, sampling))
+            distributions.append(probs_from_logits(logits, sampling, largest))
             best = draws.tokens("draft", distributions[-1], start)
         tokens.append(best)
 
@@ -90,8 +89,10 @@ def draft_left_to_right(
         logits = all_logits(most)
         best, largest = likeliest(logits) if greedy else (None, largest_logits(logits))
         valid.append(largest.isfinite())
-        add(logits, best, 0)
+        add(logits, best, largest, 0)
         most = 0
+    if most:
+        text = text.clone()  # drafts are written to it
     while len(tokens) <= most and (not looks or may_any(state, going)):
         depth, logits = len(tokens) - 1, None
         lengths = state.lengths + (num_before + depth)
@@ -100,7 +101,7 @@ def draft_left_to_right(
         else:
             logits = next_logits(text, lengths, depth).unsqueeze(1)
             if method.processor is not None:
-                logits = method.process(state, logits, going.unsqueeze(1), torch.cat(tokens, dim=1), num_before + depth)
+                logits = method.process(state, logits, going.unsqueeze(1), joined(*tokens), num_before + depth)
             best, largest = likeliest(logits) if greedy else (None, largest_logits(logits))
         valid.append(largest.isfinite())
         if wanted is not None and logits is not None:
@@ -108,25 +109,24 @@ def draft_left_to_right(
         going = going & valid[-1][:, 0]
         if looks and not may_any(state, going):
             break
-        add(logits, best, depth)
+        add(logits, best, largest, depth)
         text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:
-            ends = state.num_kept(torch.cat(tokens, dim=1), (num_before + depth + 1) * going)[1]
+            ends = state.num_kept(joined(*tokens), (num_before + depth + 1) * going)[1]
             going = going & ~ends
         going = going & (limit > depth + 1)
-    block, probs = torch.cat(tokens, dim=1), None if greedy else torch.cat(distributions, dim=1)
+    block, probs = joined(*tokens), None if greedy else joined(*distributions)
     drafts = block if before is None else block[:, num_before:]
     if not valid:
-        return Drafts(drafts, probs, limit == 0, limit, limit)
-    can = torch.minimum(limit, count_leading_true(torch.cat(valid, dim=1)))
+        return Drafts(drafts, probs, limit == 0, limit)
+    can = torch.minimum(limit, count_leading_true(joined(*valid)))
     if before is None:
         num_draft, ended = state.num_kept(block, can)
     else:  # a row without room is not asked about
         num_kept, ended = state.num_kept(block, can + num_before * has_room)
         num_draft = num_kept - num_before * has_room
-    draws.restrict("draft", drafted(drafts, num_draft))
-    num_asked = torch.where(ended, num_draft, torch.minimum(limit, can + 1))
-    return Drafts(drafts, probs, ~ended, num_asked, num_draft)
+    draws.restrict("draft", num_draft)
+    return Drafts(drafts, probs, ~ended, num_draft)
 
 
 class DrafterMethod(DrafterSettings, Method):
@@ -169,7 +169,10 @@ class SpeculativeSampling(DrafterMethod, SpeculativeSettings):
         """Run one step: K drafts, one pass of the target, 1 + accepted tokens."""
         draws = UniformRow(uniforms, self.named_uniforms, trace)
         pending, active = state.pending, ~state.ended
-        draft_tokens, draft_probs, has_bonus_row, num_asked, num_draft = self._draft(state, draws)
+        room = state.remaining - 1  # a final token comes as well
+        limit = torch.minimum(self.schedule.limit(state.pace, self.num_draft), room)
+        draft_tokens, draft_probs, has_bonus_row, num_draft = self._draft(state, draws, limit)
+        num_asked = torch.minimum(limit, num_draft + has_bonus_row)  # one more than there are, unless nothing follows
         record = drafting_record(pending - 1, num_asked * self.drafter.passes_per_draft, active)
 
         # Row i holds the target's distribution after i drafts.
@@ -184,8 +187,8 @@ class SpeculativeSampling(DrafterMethod, SpeculativeSettings):
             state = replace(state, pace=torch.where(active.unsqueeze(1), pace, state.pace))
         return state.commit(record, state.lengths + verification.num_accepted)
 
-    def _draft(self, state: State, draws: UniformRow) -> Drafts:
-        """Draft as many tokens as the schedule wants; a final token comes as well."""
+    def _draft(self, state: State, draws: UniformRow, limit: Tensor) -> Drafts:
+        """Draft as many tokens as the schedule wants, at most `limit`."""
 
         def next_logits(tokens: Tokens, lengths: Tensor, depth: int) -> Tensor:
             return self.drafter.logits(tokens, state.draft_cache, lengths, 1 if depth else state.draft_pending)
@@ -197,6 +200,5 @@ class SpeculativeSampling(DrafterMethod, SpeculativeSettings):
         def wanted(depth: int, logits: Tensor) -> Tensor:
             return self.schedule.continues(state.pace, depth, logits)
 
-        limit = torch.minimum(self.schedule.limit(state.pace, self.num_draft), state.remaining - 1)
         settings, asked = self.draft_sampling or self.sampling, wanted if self.schedule.adapts else None
         return draft_left_to_right(self, state, limit, draws, next_logits, settings, asked, next_best=next_best)

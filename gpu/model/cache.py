@@ -23,8 +23,8 @@ class KVCache:
     bound is exact. On a device a `truncate` leaves it loose, and the lengths are read back only when it has run out.
 
     With a fixed `kv_length` every pass reads that many positions and the host reads nothing, since the shapes of a
-    captured step must not depend on the values of its tensors. `spoilt` marks the rows of the batch for which such a
-    pass was not finite.
+    captured step must not depend on the values of its tensors. `doubt` is then a number for each row of the batch that
+    is finite if all of its passes and logits were.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
         self.max_length, self.equal_lengths = 0, True
         self.kv_length: int | None = None
-        self.spoilt = self.lengths < 0  # [B]
+        self.doubt: Tensor | float = 0.0  # [B]
+        self._order = torch.arange(capacity, device=device)
         self._rows = torch.arange(batch_size, device=device).unsqueeze(1)  # [B, 1]
         self._layers = torch.arange(num_layers, device=device).unsqueeze(1)  # [layers, 1]
         self._places: tuple[Tensor, Tensor] | None = None
@@ -61,9 +62,15 @@ class KVCache:
         if self.kv_length is None and self.max_length + num_rows > self.capacity:
             raise ValueError(f"capacity: found {self.capacity}, expected at least {self.max_length + num_rows}")
         if self._places is None or self._places[0] is not self.lengths or self._places[1].shape[1] != num_rows:
-            order = torch.arange(num_rows, device=self.lengths.device)
-            self._places = self.lengths, self.lengths.unsqueeze(1) + order  # used by a step and by its pass
+            places = self.lengths.unsqueeze(1) + self.order(num_rows)
+            self._places = self.lengths, places  # used by a step and by its pass
         return self._places[1]
+
+    def order(self, count: int) -> Tensor:  # [count]
+        """Return the first positions in turn, of a tensor that is kept."""
+        if count > len(self._order):
+            self._order = torch.arange(count, device=self._order.device)
+        return self._order[:count]
 
     def num_positions(self, num_rows: int) -> int:
         """Return how many positions a pass over `num_rows` rows reads, S."""
@@ -71,7 +78,7 @@ class KVCache:
 
     def fix(self, kv_length: int | None) -> None:
         """Let every pass read that many positions, which no row may exceed; None: as many as are cached."""
-        self.kv_length, self.equal_lengths, self.spoilt = kv_length, False, torch.zeros_like(self.spoilt)
+        self.kv_length, self.equal_lengths, self.doubt = kv_length, False, 0.0
         self.measure()
 
     def write(
@@ -178,7 +185,7 @@ class KVCache:
     def _like(self, keys: Tensor, values: Tensor, lengths: Tensor) -> KVCache:
         """Return a cache of other rows, with what the host knows of this one."""
         twin = copy(self)
-        twin.keys, twin.values, twin.lengths, twin._places, twin.spoilt = keys, values, lengths, None, lengths < 0
+        twin.keys, twin.values, twin.lengths, twin._places, twin.doubt = keys, values, lengths, None, 0.0
         twin._rows = torch.arange(len(lengths), device=lengths.device).unsqueeze(1)
         if twin._is_on_cpu:
             twin.measure()

@@ -34,7 +34,7 @@ class Masks:
         """
         self._cache_positions, self._positions = cache_positions, positions
         self._visible, self._dtype, self._num_heads = visible, dtype, num_heads
-        self._lengths = cache.lengths
+        self._lengths, self._order = cache.lengths, cache.order
         self._num_positions = cache.num_positions(cache_positions.shape[1])
         self._sees_all = visible is None and cache_positions.shape[1] == 1 and cache.equal_lengths
         self._causal = visible is None and cache.max_length == 0 and cache.kv_length is None
@@ -64,15 +64,16 @@ class Masks:
     ) -> bool:
         """Return whether a masked key or value that is not finite may have changed a row of a pass.
 
-        Such a change makes the row NaN, so a finite pass is right. In fixed shapes the host reads nothing, and the rows
-        of the batch are marked in `cache.spoilt`.
+        Such a change makes the row NaN, so a finite pass is right. In fixed shapes the host reads nothing, but
+        `cache.doubt` is then not finite for that row of the batch.
         """
         if not (self._built or self._causal):
             return False
+        wide = torch.promote_types(hidden.dtype, torch.float32)
         if cache.kv_length is not None:
-            cache.spoilt = cache.spoilt | ~hidden.isfinite().flatten(1).all(dim=1)
+            cache.doubt = cache.doubt + hidden.sum(dim=(1, 2), dtype=wide)
             return False
-        return not math.isfinite(hidden.sum(dtype=torch.promote_types(hidden.dtype, torch.float32)).item())
+        return not math.isfinite(hidden.sum(dtype=wide).item())
 
     def _last_columns(self) -> Tensor:  # [B, 1, T, S]
         """Return the mask after equally many cached positions in every row, to all of which its rows attend."""
@@ -86,22 +87,21 @@ class Masks:
 
     def _additive(self, in_sight: Tensor) -> Tensor:  # [B, 1, T, S]
         """Return 0 where a row attends to a position, and -inf elsewhere."""
-        return torch.where(in_sight, 0.0, float("-inf")).to(self._dtype).unsqueeze(1)
+        return in_sight.to(self._dtype).log().unsqueeze(1)
 
     def _in_sight(self, window: int | None) -> Tensor:  # [B, T, S]
         """Return which positions each row attends to."""
         batch_size, num_rows = self._cache_positions.shape
-        places = torch.arange(self._num_positions, device=self._cache_positions.device)  # [S]
+        places = self._order(self._num_positions)
         if self._visible is None:
             in_sight = places <= self._cache_positions.unsqueeze(2)
         elif self._visible.shape[-1] != num_rows:
             in_sight = self._visible.expand(batch_size, -1, -1)
         else:
+            before_and_after = functional.pad(functional.pad(self._visible, (1, 0), value=True), (0, 1))
             row = places - self._lengths.unsqueeze(1)  # [B, S]: the row of the pass at each position
-            inside = (row >= 0) & (row < num_rows)
-            column = row.clamp(0, num_rows - 1).unsqueeze(1).expand(-1, num_rows, -1)
-            seen = self._visible.expand(batch_size, -1, -1).gather(2, column)
-            in_sight = (row < 0).unsqueeze(1) | (inside.unsqueeze(1) & seen)
+            column = (row + 1).clamp(0, num_rows + 1).unsqueeze(1).expand(-1, num_rows, -1)
+            in_sight = before_and_after.expand(batch_size, -1, -1).gather(2, column)
         if window is None:
             return in_sight
         rotary = places.expand(batch_size, -1).scatter(1, self._cache_positions, self._positions)  # [B, S]

@@ -46,7 +46,7 @@ class Transformer:
         if self.device.type == "cuda":  # it plans anew for every shape, and steps change theirs
             torch.backends.cuda.enable_cudnn_sdp(False)
         self._frequencies = rope_frequencies(config).to(self.device)
-        self._tables = self._rotation(torch.arange(0, device=self.device))
+        self._table = self._rotation(torch.arange(0, device=self.device))  # [positions, 2, E]
         self._linears, self._output = linears_of(weights)
         self._some = WeakTensorKeyDictionary()  # linear layers to the logits of some tokens, by their tensor
 
@@ -65,8 +65,8 @@ class Transformer:
         check_memory(self.device, cache=cache_bytes(self.config, self.dtype, capacity, batch_size))
         if self.device.type == "cuda":
             capacity = -(-capacity // 16) * 16  # else every layer pads its mask
-        if capacity > len(self._tables[0]):
-            self._tables = self._rotation(torch.arange(capacity, device=self.device))
+        if capacity > len(self._table):
+            self._table = self._rotation(torch.arange(capacity, device=self.device))
         shape = self.config.num_hidden_layers, self.config.num_key_value_heads, self.config.head_dim
         return KVCache(*shape, self.dtype, capacity, batch_size, self.device)
 
@@ -95,8 +95,8 @@ class Transformer:
             num_rows = inputs.shape[0] * inputs.shape[1]
             check_memory(self.device, workspace=pass_bytes(self.config, self.dtype, num_rows))
         cache_positions = cache.next_positions(inputs.shape[1])
-        rotations = self._rotations(cache_positions, positions, cache.kv_length is not None)
         rotary = cache_positions if positions is None else positions
+        rotations = self._rotations(rotary, positions is None or cache.kv_length is not None)  # never beyond the cache
         share = self.config.num_attention_heads // self.config.num_key_value_heads
         masks = Masks(cache, cache_positions, rotary, visible, inputs.dtype, share)
 
@@ -182,18 +182,11 @@ class Transformer:
         queries, keys = rotate(rotated, kept, exchanged).split([num_heads, num_groups], dim=1)
         return queries, keys, values
 
-    def _rotations(self, cache_positions: Tensor, positions: Tensor | None, fixed: bool) -> list[Tensor]:
-        """Return the rotations of the heads of every row: looked up if the host knows the positions, else computed.
+    def _rotations(self, places: Tensor, known: bool) -> tuple[Tensor, ...]:  # [B, 1, T, E], [B, 1, T, E]
+        """Return the rotations of the heads of every row: looked up if the places are known to be in the table."""
+        known = known or (is_on_cpu(places) and int(places.max()) < len(self._table))
+        return (self._table[places] if known else self._rotation(places)).unsqueeze(1).unbind(3)
 
-        In a step of fixed shapes they are looked up, too: rows beyond the capacity of the cache mean nothing.
-        """
-        places = cache_positions if positions is None else positions
-        if fixed and positions is not None:
-            places = places.clamp(max=len(self._tables[0]) - 1)
-        if positions is None or fixed or (is_on_cpu(places) and int(places.max()) < len(self._tables[0])):
-            return [table[places].unsqueeze(1) for table in self._tables]
-        return [each.unsqueeze(1) for each in self._rotation(places)]
-
-    def _rotation(self, positions: Tensor) -> list[Tensor]:
+    def _rotation(self, positions: Tensor) -> Tensor:  # [..., 2, E]
         """Return the rotations of heads at some positions, rounded once to the model's dtype."""
-        return [each.to(self.dtype) for each in rotation(*rope_tables(self._frequencies, positions))]
+        return torch.stack(rotation(*rope_tables(self._frequencies, positions)), dim=-2).to(self.dtype)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 import pass_sampling.gpu as port
 import pass_sampling.reference as reference
@@ -208,22 +209,26 @@ def test_replayed_steps_see_as_much_as_the_longest_text_needs(kind: str, window:
     assert len(engine._captured.graphs) > 1
 
 
-@pytest.mark.parametrize("late", [0, 2, None])
-def test_where_capture_fails_the_step_runs_eagerly_from_where_it_was(late, caplog):
-    """At the first length, at a later one, or on a CPU: with one warning, and the same texts."""
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+FORBIDDEN = RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+
+@pytest.mark.parametrize("late, error", [(0, FORBIDDEN), (2, FORBIDDEN), (2, NO_MEMORY), (None, None)])
+def test_where_capture_fails_the_step_runs_eagerly_from_where_it_was(late, error, caplog):
+    """At the first length, at a later one, without memory for a graph, or on a CPU: one warning, and the same texts."""
     method, made = method_of("fused head"), iter(range(100))
 
     def fails(run: Callable[[], Any]) -> Any:
         if next(made) >= late:
             run()
-            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+            raise error
         return replayed(run)
 
     with caplog.at_level(logging.WARNING):
         if late is None:
             engine, reason = Engine(method, ENDING, 2, 20, seed=3, captures=True), "it runs on cpu, not on a GPU"
         else:
-            engine, reason = captured_engine(method, ENDING, fails), "operation not permitted when stream is capturing"
+            engine, reason = captured_engine(method, ENDING, fails), str(error).partition("\n")[0]
         found = dict(engine.run(requests_of(LONG)))
     assert [record.getMessage() for record in caplog.records] == [EAGERLY + reason]
     all_as_alone(found, method, LONG)
@@ -249,6 +254,18 @@ def test_whoever_leaves_early_finds_everything_when_coming_back(captures: bool) 
         except KeyError:
             continue
     all_as_alone(found, method, LONG)
+
+
+def test_a_model_of_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pass_sampling.gpu.hf.rows import RowCaches  # loads transformers
+
+    method = method_of("plain")
+    with monkeypatch.context() as patch:
+        made = lambda capacity, num_rows: RowCaches([], torch.zeros(num_rows, dtype=torch.int64), capacity)  # noqa: E731
+        patch.setattr(method.model, "new_cache", made)
+        with pytest.raises(ValueError, match=r"^method: found a model of transformers, expected this package's own, "):
+            Engine(method, ENDING, 2, 4)
+    all_as_alone(dict(Engine(method, ENDING, 2, 4, seed=3).run(requests_of(PROMPTS))), method, PROMPTS)
 
 
 def test_what_does_not_fit_is_refused() -> None:
