@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class Engine:
         self._captured: Captured | None = None
         self._late: deque[InFlightStep] = deque()
         self._outbox: deque[tuple[int, Record | Generation | ValueError]] = deque()
+        self._again: Request | None = None  # one whose first step raised an error
         self._is_closed = False
 
     def close(self) -> None:
@@ -77,6 +79,7 @@ class Engine:
         """Give up all requests: after an error or an interruption, the next run begins with empty rows."""
         self._late.clear()
         self._outbox.clear()
+        self._again = None
         for place, row in enumerate(self._rows):
             if row is not None:
                 self._free(place)
@@ -92,7 +95,7 @@ class Engine:
         Raise ValueError for a prompt that is empty, too long or of no tokens, and after `close`; NotFiniteError for a
         request with logits that are not finite, which is given up.
         """
-        waiting = iter(requests)
+        waiting = chain([] if self._again is None else [self._again], requests)
         while True:
             if self._is_closed:
                 raise ValueError("the engine is closed, expected a new one")
@@ -131,8 +134,12 @@ class Engine:
         if len(request.prompt) > self._longest:
             found, most = len(request.prompt), self._longest
             raise ValueError(f"prompt: found {found} tokens, expected at most {most}, longest_prompt")
+        self._again = None
+        state = self.method.start(request.prompt, request.ending or self.ending)
+        self._again = request
         with self._on_device():
-            self._run_alone(place, Row(request), self.method.start(request.prompt, request.ending or self.ending))
+            self._run_alone(place, Row(request), state)
+        self._again = None
 
     def _run_alone(self, place: int, row: Row, state: State) -> None:
         """Run one step of a request alone; put it into the row unless its text ends there."""
@@ -161,7 +168,14 @@ class Engine:
             except CaptureError:
                 self._captured, self._captures = None, False
                 return []
-        self._state, batch = self.method.step(self._state, uniforms)
+        before = [cache.lengths for cache in self._state.caches]
+        try:
+            self._state, batch = self.method.step(self._state, uniforms)
+        except BaseException:  # the next run repeats the step, with the same uniforms
+            for cache, lengths in zip(self._state.caches, before, strict=True):
+                cache.truncate(lengths)
+            self._state = replace(self._state, cached=self._state.cache.lengths)
+            raise
         for cache in self._state.caches:
             cache.measure()
         return [InFlightStep.of(list(self._rows), packed(batch, self._state))]

@@ -14,6 +14,7 @@ BLOCKS = [
     for number, block in enumerate(
         re.findall(r"^```python\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     )
+    if not block.startswith('"""torchrun')  # which tests/port/test_several_devices.py runs
 ]
 
 
