@@ -96,8 +96,8 @@ def add_verification(
     """Add the tokens and counters of one verification pass to the record of a step, without its drafts."""
     return replace(
         record,
-        tokens=joined(record.tokens, block),
-        log_probs=joined(record.log_probs, log_probs),
+        tokens=joined([record.tokens, block]),
+        log_probs=joined([record.log_probs, log_probs]),
         count=record.count + num_accepted + has_final,
         num_draft=num_draft,
         num_accepted=num_accepted,
@@ -110,7 +110,7 @@ def add_verification(
 
 
 def joined(
-    *parts: Tensor,  # [B, N, ...]
+    parts: list[Tensor],  # [B, N, ...]
 ) -> Tensor:  # [B, W, ...]
     """Concatenate along the second axis; a part that is the only one with columns is not copied."""
     filled = [part for part in parts if part.shape[1]] or parts[:1]

@@ -101,7 +101,7 @@ def draft_left_to_right(
         else:
             logits = next_logits(text, lengths, depth).unsqueeze(1)
             if method.processor is not None:
-                logits = method.process(state, logits, going.unsqueeze(1), joined(*tokens), num_before + depth)
+                logits = method.process(state, logits, going.unsqueeze(1), joined(tokens), num_before + depth)
             best, largest = likeliest(logits) if greedy else (None, largest_logits(logits))
         valid.append(largest.isfinite())
         if wanted is not None and logits is not None:
@@ -112,14 +112,14 @@ def draft_left_to_right(
         add(logits, best, largest, depth)
         text.scatter_(1, lengths.unsqueeze(1), tokens[-1])
         if step_by_step:
-            ends = state.num_kept(joined(*tokens), (num_before + depth + 1) * going)[1]
+            ends = state.num_kept(joined(tokens), (num_before + depth + 1) * going)[1]
             going = going & ~ends
         going = going & (limit > depth + 1)
-    block, probs = joined(*tokens), None if greedy else joined(*distributions)
+    block, probs = joined(tokens), None if greedy else joined(distributions)
     drafts = block if before is None else block[:, num_before:]
     if not valid:
         return Drafts(drafts, probs, limit == 0, limit)
-    can = torch.minimum(limit, count_leading_true(joined(*valid)))
+    can = torch.minimum(limit, count_leading_true(joined(valid)))
     if before is None:
         num_draft, ended = state.num_kept(block, can)
     else:  # a row without room is not asked about
