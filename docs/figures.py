@@ -133,6 +133,9 @@ def results() -> tuple[list[str], list[tuple[str, list[tuple[float, float] | Non
     return head[1:], found
 
 
+SPAN = 1.5  # the speed at which a bar has its full length
+
+
 def gain(theme: dict[str, str]) -> str:
     """Draw the speed of each way of decoding over plain decoding, with its tokens per pass."""
     settings, rows = results()
@@ -150,10 +153,10 @@ def gain(theme: dict[str, str]) -> str:
                 continue
             speed, tokens = found
             colour = "accepted" if speed > 1.03 else "correction" if speed < 0.97 else "bar"
-            drawing.bar(x, y, scale * speed / 1.2, 18, colour)
-            drawing.text(x + scale * max(speed, 1) / 1.2 + 8, y + 14, f"{speed:.2f}", "ink", "start")
+            drawing.bar(x, y, scale * speed / SPAN, 18, colour)
+            drawing.text(x + scale * max(speed, 1) / SPAN + 8, y + 14, f"{speed:.2f}", "ink", "start")
             drawing.text(x, y + 31, f"{tokens:.2f} tokens per pass", "soft", "start")
-        drawing.line(x + scale / 1.2, 30, x + scale / 1.2, height)
+        drawing.line(x + scale / SPAN, 30, x + scale / SPAN, height)
     drawing.text(left, height + 20, "Speed over plain decoding, which is 1.00.", "soft", "start")
     return drawing.svg()
 

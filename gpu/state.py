@@ -96,6 +96,14 @@ class State:
         """Return the rows whose text would end within some more tokens, without those that have ended."""
         return self.num_kept(tokens, tokens.shape[1] * ~self.ended)[1]
 
+    def keep(
+        self,
+        lengths: Tensor,  # [B]
+    ) -> None:
+        """Cut the caches to the first `lengths` tokens of each row: the rollback of a step that raised an error."""
+        for cache in self.caches:
+            cache.truncate(torch.minimum(cache.lengths, lengths))
+
     def commit(
         self,
         record: BatchRecord,

@@ -168,12 +168,10 @@ class Engine:
             except CaptureError:
                 self._captured, self._captures = None, False
                 return []
-        before = [cache.lengths for cache in self._state.caches]
         try:
             self._state, batch = self.method.step(self._state, uniforms)
         except BaseException:  # the next run repeats the step, with the same uniforms
-            for cache, lengths in zip(self._state.caches, before, strict=True):
-                cache.truncate(lengths)
+            self._state.keep(self._state.cached)
             self._state = replace(self._state, cached=self._state.cache.lengths)
             raise
         for cache in self._state.caches:

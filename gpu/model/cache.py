@@ -44,7 +44,7 @@ class KVCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # [B]
         self.max_length, self.equal_lengths = 0, True
         self.kv_length: int | None = None
-        self.doubt: Tensor | float = 0.0  # [B]
+        self.doubt: Tensor | float = 0.0  # of each row of the batch, once a pass has run
         self._order = torch.arange(capacity, device=device)
         self._rows = torch.arange(batch_size, device=device).unsqueeze(1)  # [B, 1]
         self._layers = torch.arange(num_layers, device=device).unsqueeze(1)  # [layers, 1]

@@ -46,7 +46,7 @@ class Transformer:
         if self.device.type == "cuda":  # it plans anew for every shape, and steps change theirs
             torch.backends.cuda.enable_cudnn_sdp(False)
         self._frequencies = rope_frequencies(config).to(self.device)
-        self._table = self._rotation(torch.arange(0, device=self.device))  # [positions, 2, E]
+        self._table = self._rotation(torch.arange(0, device=self.device))  # by positions
         self._linears, self._output = linears_of(weights)
         self._some = WeakTensorKeyDictionary()  # linear layers to the logits of some tokens, by their tensor
 

@@ -117,6 +117,7 @@ def exercise(package: str) -> None:
         for rule in module(package, "methods.tree_rules").RULES:
             theory.candidate_acceptance(rows[0, 0], rows[0, 1], 2, rule)
         theory.best_tree([[0.5, 0.25]], 4)
+    state.keep(state.cached)
     cache = state.cache.copy()
     cache.advance(3)
     cache.keep(tensor(package, [0, 2] if package == "reference" else [[0, 2]]))

@@ -17,6 +17,7 @@ import pass_sampling.reference as reference
 from pass_sampling.gpu.checkpoints import DRAFT_MODEL, FUSED, HELD_OUT, LOOKAHEAD, MODEL, NGRAM
 from pass_sampling.gpu.cli.generate import PROMPTS
 from pass_sampling.gpu.cli.options import read_names
+from pass_sampling.gpu.model.precision import automatic_dtype
 from pass_sampling.gpu.training.acceptance import acceptance_of, fixed_token_vectors
 from pass_sampling.gpu.training.text import standard_library
 from pass_sampling.gpu.training.tokens import encode_texts, evenly_spaced
@@ -63,7 +64,8 @@ def test_everything_bundled_goes_into_the_wheel() -> None:
 def test_transformers_opens_it_and_computes_the_same_logits(folder: Path) -> None:
     opened = AutoModelForCausalLM.from_pretrained(str(folder))
     assert opened.config.vocab_size == 4096 and type(opened).__name__ == "LlamaForCausalLM"
-    assert port.load_model(folder).dtype is torch.bfloat16
+    assert opened.dtype is torch.bfloat16
+    assert port.load_model(folder).dtype is automatic_dtype(opened.dtype, torch.device("cpu"))
     peer = hf_float64.load(folder)
     ours = reference.load_model(folder, dtype="float64")
     port_model = port.load_model(folder, dtype="float64")
