@@ -49,11 +49,9 @@ def test_no_request_is_lost_and_memory_is_flat(num_requests: int) -> None:
 
     cases = draw.integers(-1, NUM_CASES, num_requests).tolist()  # -1: a prompt that is too long
     ending = port.Ending(13, (3,), **ENDS)
-    requests = iter(
-        [
-            Request(case, [0] * (LONGEST + 1) if case < 0 else prompts[case], port.Ending(limits[case], (3,), **ENDS))
-            for case in cases
-        ]
+    requests = (  # not a list, whose memory would be freed at the end
+        Request(case, [0] * (LONGEST + 1) if case < 0 else prompts[case], port.Ending(limits[case], (3,), **ENDS))
+        for case in cases
     )
     engine = Engine(method, ending, 5, LONGEST, seed=3)
     found: Counter[int] = Counter()
