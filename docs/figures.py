@@ -155,7 +155,7 @@ def gain(theme: dict[str, str]) -> str:
             colour = "accepted" if speed > 1.03 else "correction" if speed < 0.97 else "bar"
             drawing.bar(x, y, scale * speed / SPAN, 18, colour)
             drawing.text(x + scale * max(speed, 1) / SPAN + 8, y + 14, f"{speed:.2f}", "ink", "start")
-            drawing.text(x, y + 31, f"{tokens:.2f} tokens per pass", "soft", "start")
+            drawing.text(x, y + 31, f"{tokens:.2f} tokens/pass", "soft", "start")
         drawing.line(x + scale / SPAN, 30, x + scale / SPAN, height)
     drawing.text(left, height + 20, "Speed over plain decoding, which is 1.00.", "soft", "start")
     return drawing.svg()
